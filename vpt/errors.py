@@ -1,0 +1,60 @@
+"""Every error that a user can cause, as one tree.
+
+A message is one sentence or two that say what is wrong, where, and how to mend it. The command line prints it
+without a traceback and exits with a non-zero status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class VPTError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ConfigError(VPTError):
+    """A configuration contradicts itself, the data, or a checkpoint."""
+
+
+class DataError(VPTError):
+    """A dataset is missing, incomplete or unreadable."""
+
+
+class WeightsError(VPTError):
+    """Backbone weights cannot be found, downloaded or loaded."""
+
+
+class UnsupportedBackboneError(VPTError):
+    """A delta was asked for on a backbone whose structure is not known to give the exact function."""
+
+
+class DeltaFileError(VPTError):
+    """A delta file is unreadable, incomplete, or belongs to another backbone."""
+
+
+class DivergedError(VPTError):
+    """Training produced a loss that is not finite."""
+
+
+class UnknownNameError(VPTError):
+    """A name is not in a table; the message suggests the nearest one."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        """Builds the message.
+
+        Args:
+            kind: What the name stands for, e.g. ``"backbone"``.
+            name: The name that was asked for.
+            known: All names that exist.
+        """
+        names = list(known)
+        close = get_close_matches(name, names, n=1, cutoff=0.4)
+        if close:
+            hint = f"did you mean {close[0]!r}?"
+        elif len(names) <= 20:
+            hint = f"known are {', '.join(names)}."
+        else:
+            hint = f"{len(names)} names are known."
+        super().__init__(f"Unknown {kind} {name!r}: {hint}")
