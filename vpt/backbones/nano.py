@@ -33,7 +33,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def vit_nano_patch8_64(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """Builds the 2.7 M parameter ViT with 64-pixel input and patches of 8.
 

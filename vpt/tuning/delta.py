@@ -1,0 +1,111 @@
+"""`Delta`: what is trained on top of a frozen backbone, as a composition of named parts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import nn
+
+from vpt.backbones.factory import Backbone
+from vpt.errors import ConfigError, UnknownNameError
+from vpt.tuning.part import DeltaPart
+from vpt.tuning.prompts import Prompt
+
+DELTAS: dict[str, type[DeltaPart]] = {"prompt": Prompt}
+"""Every delta by the name that configurations use."""
+
+
+class Delta(nn.Module):
+    """An ordered composition of deltas on one backbone.
+
+    Attributes:
+        specs: The plain dicts it was built from.
+        parts: The deltas, in order.
+    """
+
+    def __init__(self, backbone: Backbone, specs: Sequence[dict[str, Any]]) -> None:
+        """Builds the parts; `attach` puts them on.
+
+        Args:
+            backbone: The backbone that the delta is for.
+            specs: One dict per part: ``name`` and the arguments of the class of that name in `DELTAS`.
+
+        Raises:
+            UnknownNameError: A name or an argument does not exist.
+            ConfigError: An argument is missing or out of range.
+            UnsupportedBackboneError: The backbone cannot take one of the parts.
+        """
+        super().__init__()
+        self.specs = [dict(spec) for spec in specs]
+        self.parts = nn.ModuleList(_build(backbone, spec) for spec in self.specs)
+
+    def _all(self) -> list[DeltaPart]:
+        return [cast("DeltaPart", part) for part in self.parts]
+
+    def attach(self) -> None:
+        """Puts every part on the backbone."""
+        for part in self._all():
+            part.attach()
+
+    def detach(self) -> None:
+        """Takes every part off again; the backbone is bit for bit what it was."""
+        for part in reversed(self._all()):
+            part.detach()
+
+    @property
+    def strength(self) -> float:
+        """α in [0, 1] of all parts: 1 is the tuned model exactly, 0 the bare backbone exactly."""
+        return self._all()[0].strength
+
+    def set_strength(self, alpha: float) -> None:
+        """Sets the strength of every part.
+
+        Args:
+            alpha: 1 for the tuned model, 0 for the backbone, between them log α is added to the attention logits of
+                prompt keys (scaling the prompts themselves would do nothing: the norm removes it).
+
+        Raises:
+            ConfigError: α lies outside [0, 1].
+        """
+        for part in self._all():
+            part.strength = alpha
+
+
+def attach(backbone: Backbone, specs: Sequence[dict[str, Any]]) -> Delta:
+    """Puts a delta on a backbone.
+
+    Args:
+        backbone: A backbone from `create_backbone`.
+        specs: One dict per part, e.g. ``[{"name": "prompt", "num_tokens": 10, "deep": True}]``.
+
+    Returns:
+        The handle: its parameters are the trained ones, `detach()` restores the backbone bit for bit.
+
+    Raises:
+        UnknownNameError: A name or an argument does not exist.
+        ConfigError: An argument is missing or out of range.
+        UnsupportedBackboneError: The backbone cannot take one of the parts.
+    """
+    if not specs:
+        raise ConfigError('An empty delta changes nothing: give at least one part, e.g. {"name": "prompt"}.')
+    delta = Delta(backbone, specs)
+    delta.attach()
+    return delta
+
+
+def _build(backbone: Backbone, spec: dict[str, Any]) -> DeltaPart:
+    arguments = dict(spec)
+    name = str(arguments.pop("name", ""))
+    if name not in DELTAS:
+        raise UnknownNameError("delta", name, DELTAS)
+    signature = inspect.signature(DELTAS[name].__init__)
+    known = [parameter for parameter in signature.parameters if parameter not in ("self", "backbone")]
+    for key in arguments:
+        if key not in known:
+            raise UnknownNameError(f"argument of delta {name!r}", key, known)
+    missing = [key for key in known if signature.parameters[key].default is inspect.Parameter.empty]
+    if absent := [key for key in missing if key not in arguments]:
+        raise ConfigError(f"Delta {name!r} needs {', '.join(absent)}.")
+    return DELTAS[name](backbone, **arguments)  # type: ignore[call-arg]  # checked against the signature above

@@ -1,0 +1,40 @@
+"""What every delta is made of: a module of trained tensors that can be put on a backbone and taken off again."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+from vpt.errors import ConfigError
+
+
+class DeltaPart(nn.Module, ABC):
+    """One kind of change to a frozen backbone.
+
+    Its parameters belong to it, never to the backbone; the constructor takes the backbone only to read sizes from it.
+    """
+
+    def __init__(self) -> None:
+        """Starts at full strength, attached to nothing."""
+        super().__init__()
+        self._strength = 1.0
+
+    @abstractmethod
+    def attach(self) -> None:
+        """Puts the change on the backbone."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Takes the change off; the backbone is bit for bit what it was."""
+
+    @property
+    def strength(self) -> float:
+        """α in [0, 1]: 1 is the tuned model exactly, 0 the bare backbone exactly."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, alpha: float) -> None:
+        if not 0.0 <= alpha <= 1.0:
+            raise ConfigError(f"The strength of a delta lies between 0 (backbone) and 1 (tuned), got {alpha}.")
+        self._strength = float(alpha)
