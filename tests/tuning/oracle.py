@@ -37,8 +37,8 @@ def concatenated_features(
     if model.attn_pool is not None:
         x = model.attn_pool(x if model.pool_include_prefix else x[:, model.num_prefix_tokens :])
     elif hasattr(model, "dist_token"):
-        x = (x[:, 0] + x[:, 1]) / 2
-        return x
+        both: Tensor = (x[:, 0] + x[:, 1]) / 2
+        return both
     elif model.global_pool == "avg":
         x = x[:, model.num_prefix_tokens :].mean(dim=1)
     else:

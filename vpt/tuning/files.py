@@ -1,0 +1,161 @@
+"""Delta files: everything that training changed, complete, in one safetensors file that refuses the wrong backbone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vpt.backbones.factory import Backbone, create_backbone
+from vpt.errors import DeltaFileError
+from vpt.tuning.model import TunedModel
+
+FORMAT = "vpt-delta/1"
+
+
+def save_delta(path: str | Path, model: TunedModel) -> Path:
+    """Writes trained tensors, head, class names, preprocessing and the backbone's identity.
+
+    Args:
+        path: Ends in ``.safetensors``; parent folders are made. Written beside and renamed, never half.
+        model: A trained model.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {
+        "format": FORMAT,
+        "backbone": identity(model),
+        "specs": [] if model.delta is None else model.delta.specs,
+        "class_names": model.class_names,
+        "preset": model.preset,
+        "info": model.info,
+    }
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.trained().items()}
+    partial = path.with_name(path.name + ".part")
+    save_file(tensors, partial, metadata={"vpt": json.dumps(header, sort_keys=True)})
+    partial.replace(path)
+    return path
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Reads what a delta file says about itself, without its tensors.
+
+    Args:
+        path: A delta file.
+
+    Returns:
+        ``format``, ``backbone`` (name, weights, weights_id, fingerprint, image_size, normalization), ``specs``,
+        ``class_names``, ``preset`` and ``info``.
+
+    Raises:
+        DeltaFileError: The file is missing, not safetensors, not a delta file, or of a newer format.
+    """
+    return _read(Path(path))[0]
+
+
+def load(path: str | Path, weights: str | None = None) -> TunedModel:
+    """Rebuilds a model from a delta file.
+
+    Args:
+        path: A delta file.
+        weights: Where the backbone's weights are on this machine; None for where they were at training time.
+
+    Returns:
+        The model in eval mode, all parameters frozen.
+
+    Raises:
+        DeltaFileError: The file is not a delta file, is incomplete, or belongs to other backbone weights.
+        WeightsError: The backbone's weights cannot be found.
+    """
+    header, tensors = _read(Path(path))
+    recorded = header["backbone"]
+    backbone = create_backbone(
+        recorded["name"], weights or recorded["weights"], recorded["image_size"], recorded["normalization"]
+    )
+    check_fingerprint(str(path), recorded, backbone)
+    model = TunedModel(backbone, len(header["class_names"]), header["specs"], header["class_names"], header["preset"])
+    model.info = header["info"]
+    fill(model, tensors, str(path))
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def check_fingerprint(what: str, recorded: Mapping[str, Any], backbone: Backbone) -> None:
+    """Refuses trained tensors on another backbone than they were trained on.
+
+    Args:
+        what: The file, for the message.
+        recorded: Its backbone's ``weights_id`` and ``fingerprint``.
+        backbone: The backbone at hand.
+
+    Raises:
+        DeltaFileError: The fingerprints differ.
+    """
+    if recorded["fingerprint"] != backbone.fingerprint:
+        raise DeltaFileError(
+            f"{what} was trained on {recorded['weights_id']} (fingerprint {recorded['fingerprint'][:12]}), but the "
+            f"weights given are {backbone.weights_id} (fingerprint {backbone.fingerprint[:12]}): give the weights it "
+            "was trained on."
+        )
+
+
+def fill(model: TunedModel, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Copies trained tensors into a model, by name and shape.
+
+    Args:
+        model: The model to fill.
+        tensors: Delta and head at least; or the whole model after full fine-tuning.
+        what: Where the tensors come from, for the message.
+
+    Raises:
+        DeltaFileError: A tensor is missing, unknown, or of another shape; the model is then unchanged.
+    """
+    state = model.state_dict()
+    needed = {key for key in state if key.startswith(("delta.", "head."))}
+    if missing := sorted(needed - tensors.keys()):
+        raise DeltaFileError(f"{what} is incomplete: {', '.join(missing)} missing.")
+    for key, tensor in tensors.items():
+        if key not in state:
+            raise DeltaFileError(f"{what} holds {key!r}, which this model does not have.")
+        if state[key].shape != tensor.shape:
+            raise DeltaFileError(f"{what} holds {key!r} of {tuple(tensor.shape)}, expected {tuple(state[key].shape)}.")
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            state[key].copy_(tensor)
+
+
+def identity(model: TunedModel) -> dict[str, Any]:
+    """What makes a backbone the one that a delta was trained on.
+
+    Args:
+        model: A model.
+
+    Returns:
+        Plain values: name, weights, weights_id, fingerprint, image_size, normalization.
+    """
+    keys = ("name", "weights", "weights_id", "fingerprint", "image_size", "normalization")
+    return {key: getattr(model.backbone, key) for key in keys}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise DeltaFileError(f"No delta file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
+        header = json.loads(metadata["vpt"])
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise DeltaFileError(f"{path} is not a delta file: `vpt fit` writes one as delta.safetensors.") from error
+    if header.get("format") != FORMAT:
+        raise DeltaFileError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}.")
+    return header, tensors

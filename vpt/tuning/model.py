@@ -1,0 +1,140 @@
+"""`TunedModel`: a backbone, what was trained on it, and a head; images in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vpt.backbones.factory import Backbone
+from vpt.errors import ConfigError
+from vpt.tuning.delta import Delta, attach
+
+
+class TunedModel(nn.Module):
+    """A classifier made of a frozen backbone, an optional delta and a linear head.
+
+    Attributes:
+        backbone: The image encoder.
+        delta: What is trained on it, or None for a bare backbone.
+        head: (num_classes, num_features) linear layer.
+        class_names: One per class.
+        preset: The preprocessing that the model expects, as a plain dict.
+        info: Anything worth keeping with the model: plain JSON values.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        specs: Sequence[dict[str, Any]] = (),
+        class_names: Sequence[str] | None = None,
+        preset: dict[str, Any] | None = None,
+    ) -> None:
+        """Attaches the delta and draws a small random head with zero bias.
+
+        Args:
+            backbone: From `create_backbone`; from now on it belongs to this model.
+            num_classes: At least 1.
+            specs: The delta, as for `attach`; empty for none.
+            class_names: One per class; None for "0", "1", ...
+            preset: The preprocessing, as a plain dict.
+
+        Raises:
+            ConfigError: The number of classes is not positive or differs from the number of names.
+        """
+        super().__init__()
+        if num_classes < 1:
+            raise ConfigError(f"num_classes must be at least 1, got {num_classes}.")
+        self.backbone = backbone
+        self.delta: Delta | None = attach(backbone, specs) if specs else None
+        self.head = nn.Linear(
+            backbone.num_features, num_classes, dtype=backbone.mean.dtype, device=backbone.mean.device
+        )
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+        self.class_names = [str(index) for index in range(num_classes)] if class_names is None else list(class_names)
+        if len(self.class_names) != num_classes:
+            raise ConfigError(f"{len(self.class_names)} class names were given for {num_classes} classes.")
+        self.preset = dict(preset or {})
+        self.info: dict[str, Any] = {}
+        self._anchor: tuple[Tensor, Tensor] | None = None
+        self._strength = 1.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classifies images.
+
+        Args:
+            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
+
+        Returns:
+            Logits, (B, num_classes).
+        """
+        return self.classify(self.backbone(images))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Applies the head, interpolated towards the anchor by the strength.
+
+        Args:
+            features: (B, num_features).
+
+        Returns:
+            Logits, (B, num_classes).
+        """
+        if self._anchor is None or self._strength == 1.0:
+            return cast("Tensor", self.head(features))
+        weight = torch.lerp(self._anchor[0], self.head.weight, self._strength)
+        bias = torch.lerp(self._anchor[1], self.head.bias, self._strength)
+        return nn.functional.linear(features, weight, bias)
+
+    def set_anchor(self, head: nn.Linear) -> None:
+        """Gives the head that belongs to the bare backbone, e.g. a linear probe, so that strength moves both.
+
+        Args:
+            head: Of the shape of this model's own head.
+
+        Raises:
+            ConfigError: The shapes differ.
+        """
+        if head.weight.shape != self.head.weight.shape:
+            raise ConfigError(
+                f"The anchor head is {tuple(head.weight.shape)}, the tuned head {tuple(self.head.weight.shape)}: "
+                "both must be trained on the same backbone and classes."
+            )
+        like = self.head.weight
+        self._anchor = (head.weight.detach().to(like).clone(), head.bias.detach().to(like).clone())
+
+    @property
+    def strength(self) -> float:
+        """α in [0, 1] of the delta and of the head's interpolation towards its anchor."""
+        return self._strength
+
+    def set_strength(self, alpha: float) -> None:
+        """Moves between the bare backbone and the tuned model (WiSE-FT, Wortsman et al., CVPR 2022, as a gate).
+
+        Args:
+            alpha: 1 for the tuned model, 0 for the backbone with the anchor head (or the tuned head without one).
+
+        Raises:
+            ConfigError: α lies outside [0, 1].
+        """
+        if not 0.0 <= alpha <= 1.0:
+            raise ConfigError(f"The strength lies between 0 (backbone) and 1 (tuned), got {alpha}.")
+        if self.delta is not None:
+            self.delta.set_strength(alpha)
+        self._strength = float(alpha)
+
+    def trained(self) -> dict[str, Tensor]:
+        """The tensors that training changes: name to tensor, sharing memory with the model."""
+        return {key: parameter for key, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """Counts parameters.
+
+        Returns:
+            Trainable and total.
+        """
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return trainable, sum(p.numel() for p in self.parameters())
