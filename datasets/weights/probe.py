@@ -1,0 +1,77 @@
+"""Linear probes of the shipped weights, of random ones, and of the teacher: prints the table of the README.
+
+Usage: ``VPT_DATA=... python datasets/weights/probe.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import timm
+import torch
+from rich.progress import track
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sources import TASKS, cls_features, plain_images, teacher
+from timm.models import VisionTransformer
+from torch import Tensor
+
+import vpt.backbones.nano  # noqa: F401 - registers the model with timm
+
+STRENGTHS = tuple(10.0**power for power in np.arange(-5.0, 1.5, 0.5))
+Split = tuple[Tensor, list[int]]
+
+
+def accuracy(train: Split, test: Split, strength: float) -> float:
+    """Top-1 accuracy of logistic regression on standardised features; ``strength`` is the inverse of the L2 weight."""
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+    classifier.fit(train[0].numpy(), train[1])
+    return float(classifier.score(test[0].numpy(), test[1]))
+
+
+def probe(model: VisionTransformer, task: str, size: int) -> tuple[float, float]:
+    """Trains on 1,000 images with the strength that scored best on val200 after training on train800.
+
+    Returns:
+        Test accuracy and the chosen strength.
+    """
+    splits: dict[str, Split] = {}
+    for name in ("train800", "val200", "train800val200", "test"):
+        images, labels = plain_images(task, name, size)
+        splits[name] = cls_features(model, images), labels
+    best = max(STRENGTHS, key=lambda strength: accuracy(splits["train800"], splits["val200"], strength))
+    return accuracy(splits["train800val200"], splits["test"], best), best
+
+
+def nano(seed: int | None) -> VisionTransformer:
+    """The shipped model, or the same architecture at random init when a seed is given."""
+    torch.manual_seed(seed or 0)
+    return timm.create_model("vit_nano_patch8_64", pretrained=seed is None).eval()
+
+
+def _row(builders: Sequence[Callable[[], VisionTransformer]], size: int) -> str:
+    """One table row: mean over ``builders`` of the accuracy on each task, with the chosen strengths."""
+    cells = []
+    for task in TASKS:
+        scores, strengths = zip(*(probe(build(), task, size) for build in builders), strict=True)
+        spread = f" ± {np.std(scores):.3f}" if len(scores) > 1 else ""
+        cells.append(f"{np.mean(scores):.3f}{spread} (C {', '.join(f'{c:.0e}' for c in strengths)})")
+    return " | ".join(cells)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows: dict[str, tuple[list[Callable[[], VisionTransformer]], int]] = {
+        "vit_nano_patch8_64, shipped, 64 px": ([lambda: nano(None)], 64),
+        "vit_nano_patch8_64, random init (3), 64 px": ([lambda s=s: nano(s) for s in range(3)], 64),  # type: ignore[misc]
+        "teacher ViT-Ti/16, 64 px": ([lambda: teacher(64)], 64),
+        "teacher ViT-Ti/16, 224 px": ([lambda: teacher(224)], 224),
+    }
+    lines = [f"| {name} | {_row(*row)} |" for name, row in track(rows.items(), "probing")]
+    print(f"| backbone | {' | '.join(f'{task} test' for task in TASKS)} |\n|---|---|---|", *lines, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
