@@ -1,0 +1,177 @@
+"""Two tasks that need no download: scikit-learn's handwritten digits and generated shapes.
+
+Their splits are part of the task and do not depend on the seed of the run, which only orders the training images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vpt.data.cards import load_card
+from vpt.data.module import ImageDataModule, Split
+from vpt.data.presets import Preset, get_preset
+from vpt.data.shapes import SHAPES, draw, latents
+from vpt.errors import UnknownNameError
+
+_SPLIT_SEED = 0
+Positions = Mapping[str, NDArray[np.intp]]
+
+
+class DigitsDataModule(ImageDataModule):
+    """The 1,797 handwritten digits of scikit-learn as a VTAB-style task: 800 / 200 / 797, stratified.
+
+    The originals have 8×8 pixels and 17 grey levels; the preset enlarges them (``"square"``: PIL's bicubic).
+    """
+
+    def __init__(
+        self,
+        train: str = "train800val200",
+        val: str = "val200",
+        test: str = "test",
+        preset: str = "square",
+        image_size: int = 64,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        augment: str = "none",
+    ) -> None:
+        """Loads and splits the digits.
+
+        Args:
+            train: ``"train800"`` or ``"train800val200"``.
+            val: List to validate on.
+            test: List to test on.
+            preset: Name of the preprocessing.
+            image_size: Side of the square images in pixels.
+            batch_size: Images in a batch.
+            num_workers: Loader processes.
+            seed: Seed of order and augmentation of the training images; the splits are fixed.
+            augment: ``"none"``, ``"flip"`` or ``"crop_flip"``.
+
+        Raises:
+            UnknownNameError: A list, preset or augmentation is unknown.
+            ConfigError: A number is out of range.
+        """
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        labels = digits.target.astype(np.int64)
+        chosen = get_preset(preset)
+
+        def split(stem: str, positions: NDArray[np.intp]) -> Split:
+            pixels = partial(_enlarge, grey[positions], chosen, image_size)
+            return _split("digits", stem, positions, labels[positions], grey[positions], pixels)
+
+        splits = _choose(_stratified(labels), {"train": train, "val": val, "test": test}, split)
+        names = [str(digit) for digit in range(10)]
+        card = load_card("digits")
+        super().__init__("digits", names, splits, preset, image_size, batch_size, num_workers, seed, augment, card)
+
+
+class ShapesDataModule(ImageDataModule):
+    """Generated white shapes on black in the manner of dSprites: 800 / 200 / 1,000, no image twice.
+
+    Labels as in VTAB: 16 bins of the x position or of the orientation, or the three shapes. A square turned by 90°
+    and an ellipse turned by 180° are the same image, so that no method can exceed (¼ + ½ + 1)/3 = 58 % on
+    orientation.
+    """
+
+    def __init__(
+        self,
+        label: str = "x_position",
+        train: str = "train800val200",
+        val: str = "val200",
+        test: str = "test",
+        preset: str = "square",
+        image_size: int = 64,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        augment: str = "none",
+    ) -> None:
+        """Chooses the shapes; they are drawn, at the size that is asked for, when a split is.
+
+        Args:
+            label: ``"x_position"``, ``"orientation"`` or ``"shape"``.
+            train: ``"train800"`` or ``"train800val200"``.
+            val: List to validate on.
+            test: List to test on.
+            preset: Name of the preprocessing; images are drawn at the final size, only its normalization counts.
+            image_size: Side of the square images in pixels.
+            batch_size: Images in a batch.
+            num_workers: Loader processes.
+            seed: Seed of order and augmentation of the training images; the images are fixed.
+            augment: ``"none"``, ``"flip"`` or ``"crop_flip"``; the last two change position and orientation.
+
+        Raises:
+            UnknownNameError: The label, a list, preset or augmentation is unknown.
+            ConfigError: A number is out of range.
+        """
+        table = latents(2000, seed=_SPLIT_SEED)
+        kinds = {
+            "x_position": (table["x"] // 2, [f"x bin {bin_}" for bin_ in range(16)]),
+            "orientation": ((table["orientation"] / 2.5).astype(np.int64), [f"angle bin {bin_}" for bin_ in range(16)]),
+            "shape": (table["shape"], list(SHAPES)),
+        }
+        if label not in kinds:
+            raise UnknownNameError("label of the shapes", label, kinds)
+        labels, names = kinds[label]
+        rows = np.stack(list(table.values()), axis=1)
+
+        def split(stem: str, positions: NDArray[np.intp]) -> Split:
+            chosen = {key: values[positions] for key, values in table.items()}
+            pixels = partial(draw, chosen, image_size)
+            return _split("shapes", stem, positions, labels[positions].astype(np.int64), rows[positions], pixels)
+
+        parts = np.split(np.arange(2000, dtype=np.intp), [800, 1000])
+        positions = {"train800": parts[0], "val200": parts[1], "train800val200": np.arange(1000), "test": parts[2]}
+        splits = _choose(positions, {"train": train, "val": val, "test": test}, split)
+        name, card = f"shapes_{label}", load_card("shapes")
+        super().__init__(name, names, splits, preset, image_size, batch_size, num_workers, seed, augment, card)
+
+
+def _stratified(labels: NDArray[np.int64]) -> Positions:
+    """Splits 1,797 digits into 800 / 200 / 797 with equal shares of each class."""
+    from sklearn.model_selection import train_test_split
+
+    everything = np.arange(len(labels), dtype=np.intp)
+    fitted, test = train_test_split(everything, train_size=1000, stratify=labels, random_state=_SPLIT_SEED)
+    train, val = train_test_split(fitted, train_size=800, stratify=labels[fitted], random_state=_SPLIT_SEED)
+    return {"train800": train, "val200": val, "train800val200": np.concatenate([train, val]), "test": test}
+
+
+def _choose(
+    lists: Positions, chosen: Mapping[str, str], split: Callable[[str, NDArray[np.intp]], Split]
+) -> dict[str, Split]:
+    """Makes the chosen lists into splits."""
+    for stem in chosen.values():
+        if stem not in lists:
+            raise UnknownNameError("list", stem, lists)
+    return {name: split(stem, lists[stem]) for name, stem in chosen.items()}
+
+
+def _split(
+    task: str,
+    stem: str,
+    positions: NDArray[np.intp],
+    labels: NDArray[np.int64],
+    content: NDArray[Any],
+    pixels: Callable[[], NDArray[np.uint8]],
+) -> Split:
+    """Describes a split of a task without files; the fingerprint covers what the images are made of."""
+    fingerprint = hashlib.sha256(content.tobytes() + labels.tobytes()).hexdigest()
+    return Split(f"{task}/{stem}", [f"{task}/{position:04d}" for position in positions], labels, fingerprint, pixels)
+
+
+def _enlarge(grey: NDArray[np.uint8], preset: Preset, image_size: int) -> NDArray[np.uint8]:
+    """Takes uint8 (N, H, W) to uint8 (N, 3, image_size, image_size) by a preset."""
+    images = [preset(Image.fromarray(image).convert("RGB"), image_size) for image in grey]
+    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))

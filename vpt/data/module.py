@@ -1,0 +1,259 @@
+"""The base of all data modules: named splits in, loaders of uint8 batches out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import distributed
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from vpt.data.cards import Card
+from vpt.data.presets import Augmentation, get_preset
+from vpt.errors import ConfigError, UnknownNameError
+
+Batch = dict[str, Any]
+_STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+
+
+@dataclass(frozen=True)
+class Split:
+    """One list of labelled images whose pixels are made on demand.
+
+    Attributes:
+        source: Where it comes from, relative to the root, e.g. ``"caltech101/test.txt"``.
+        paths: Name of each image.
+        labels: int64 (N,).
+        fingerprint: sha256 of the list, hexadecimal.
+        pixels: Returns uint8 (N, 3, image_size, image_size).
+    """
+
+    source: str
+    paths: Sequence[str]
+    labels: NDArray[np.int64]
+    fingerprint: str
+    pixels: Callable[[], NDArray[np.uint8]]
+
+
+class ImageDataset(Dataset[Batch]):
+    """The images of one split, decoded.
+
+    ``dataset[i]`` is ``{"image": uint8 tensor (3, H, W), "label": int, "index": i}``. An item may also be asked for
+    as ``(epoch, i)``, which is how :class:`EpochSampler` tells the epoch to the augmentation in any worker.
+    """
+
+    def __init__(self, split: Split, augmentation: Augmentation | None = None) -> None:
+        """Decodes the split.
+
+        Args:
+            split: What to read.
+            augmentation: Applied to items asked for with an epoch; None for none.
+        """
+        self.paths = split.paths
+        self.labels = split.labels
+        self.images = split.pixels()
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Batch:
+        epoch, index = item if isinstance(item, tuple) else (None, item)
+        image = np.array(self.images[index])  # a copy: the map is read-only, tensors are not
+        if self.augmentation is not None and epoch is not None:
+            changed = self.augmentation(np.ascontiguousarray(image.transpose(1, 2, 0)), epoch, index)
+            image = np.ascontiguousarray(changed.transpose(2, 0, 1))
+        return {"image": torch.from_numpy(image), "label": int(self.labels[index]), "index": index}
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Shuffles by (seed, epoch) alone and yields ``(epoch, index)``.
+
+    A resumed run therefore sees the order that it would have seen. Lightning calls ``set_epoch`` on any sampler that
+    has it, and leaves a ``DistributedSampler`` as it is on several devices.
+    """
+
+    def __init__(self, dataset: ImageDataset, seed: int) -> None:
+        """Prepares the order.
+
+        Args:
+            dataset: What is shuffled.
+            seed: Seed of the run, ≥ 0.
+        """
+        parallel = distributed.is_available() and distributed.is_initialized()
+        replicas, rank = (distributed.get_world_size(), distributed.get_rank()) if parallel else (1, 0)
+        # The parent seeds with seed + epoch: unspread, seed 1 would be seed 0 one epoch later.
+        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        super().__init__(dataset, num_replicas=replicas, rank=rank, seed=spread)
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Labelled images in named splits; a subclass says which.
+
+    Batches are ``{"image": uint8 (B, 3, H, W), "label": int64 (B,), "index": int64 (B,)}`` where ``index`` is the
+    position in the list of that split. Nothing is decoded before a split is asked for.
+
+    Attributes:
+        name: Name of the task.
+        class_names: One name a class.
+        num_classes: Their number.
+        image_size: Side of the square images in pixels.
+        preset: How images were resized.
+        normalization: What the backbone has to apply (``preset.normalization``).
+        batch_size: Images in a batch.
+        augmented: False if the training images are a constant of their index.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        class_names: Sequence[str],
+        splits: Mapping[str, Split],
+        preset: str,
+        image_size: int,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        augment: str,
+        card: Card | None,
+    ) -> None:
+        """Keeps the description; reads no image.
+
+        Args:
+            name: Name of the task.
+            class_names: One name a class.
+            splits: ``"train"``, ``"val"``, ``"test"``, then the shifts.
+            preset: Name of the preprocessing.
+            image_size: Side of the square images in pixels.
+            batch_size: Images in a batch.
+            num_workers: Loader processes; 0 loads in the main process, which is fastest without augmentation.
+            seed: Seed of order and augmentation of the training images, ≥ 0.
+            augment: Name of the training augmentation.
+            card: The dataset's card, where one exists.
+
+        Raises:
+            ConfigError: A number is out of range.
+            UnknownNameError: Preset or augmentation is unknown.
+        """
+        super().__init__()
+        for flag, value, least in (
+            ("image_size", image_size, 1),
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"{flag} is {value}; it must be at least {least}.")
+        self.name = name
+        self.class_names = list(class_names)
+        self.num_classes = len(self.class_names)
+        self.image_size = image_size
+        self.preset = get_preset(preset)
+        self.normalization = self.preset.normalization
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.augmentation = Augmentation(augment, seed)
+        self.augmented = augment != "none"
+        self.card = card
+        self._splits = dict(splits)
+        self._datasets: dict[str, ImageDataset] = {}
+
+    def shift_names(self) -> list[str]:
+        """Returns the names of the extra test lists."""
+        return [name for name in self._splits if name not in {"train", "val", "test"}]
+
+    def split(self, name: str) -> ImageDataset:
+        """Returns a split, decoded on first use.
+
+        Args:
+            name: ``"train"``, ``"val"``, ``"test"`` or a shift's name.
+
+        Raises:
+            UnknownNameError: There is no such split.
+            DataError: An image is missing or damaged.
+        """
+        if name not in self._splits:
+            raise UnknownNameError(f"split of {self.name}", name, self._splits)
+        if name not in self._datasets:
+            augmentation = self.augmentation if name == "train" and self.augmented else None
+            self._datasets[name] = ImageDataset(self._splits[name], augmentation)
+        return self._datasets[name]
+
+    def describe(self) -> dict[str, Any]:
+        """Says which data these are, in plain values for JSON.
+
+        ``complete`` is True if every list has the official number of images, False if one has not, None if no card
+        states the numbers. ``shared_with_train`` counts the images of a split that are trained on.
+        """
+        counts = {name: len(split.labels) for name, split in self._splits.items()}
+        sizes = self.card.sizes if self.card else {}
+        official = {name: sizes[key] for name, split in self._splits.items() if (key := _stem(split.source)) in sizes}
+        trained = set(self._splits["train"].paths)
+        text = "\n".join(f"{name} {split.fingerprint}" for name, split in self._splits.items())
+        return {
+            "name": self.name,
+            "preset": self.preset.name,
+            "image_size": self.image_size,
+            "num_classes": self.num_classes,
+            "augment": self.augmentation.name,
+            "seed": self.seed,
+            "lists": {name: split.source for name, split in self._splits.items()},
+            "counts": counts,
+            "official_counts": official,
+            "complete": all(counts[name] == size for name, size in official.items()) if official else None,
+            "shared_with_train": {
+                name: sum(path in trained for path in split.paths)
+                for name, split in self._splits.items()
+                if name != "train"
+            },
+            "fingerprint": hashlib.sha256(text.encode()).hexdigest(),
+        }
+
+    def setup(self, stage: str) -> None:
+        """Decodes what a stage needs (Lightning's hook).
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+        """
+        for name in _STAGE_SPLITS[stage]:
+            self.split(name)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Returns the training images, shuffled by (seed, epoch); the last batch may be smaller."""
+        return self._loader("train", EpochSampler(self.split("train"), self.seed))
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Returns the validation images in list order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Returns the test images in list order."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Returns the test images in list order."""
+        return self._loader("test")
+
+    def _loader(self, name: str, sampler: EpochSampler | None = None) -> DataLoader[Batch]:
+        return DataLoader(
+            self.split(name),
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _stem(source: str) -> str:
+    return source.rsplit("/", 1)[-1].removesuffix(".txt")

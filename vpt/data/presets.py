@@ -1,0 +1,223 @@
+"""Named preprocessing, and training augmentation that depends on nothing but (seed, epoch, index).
+
+The field uses incompatible pipelines under one name, and accuracy moves by up to 15 points between them: a preset is
+therefore part of every number and travels in the delta file. What comes out is always uint8; mean and standard
+deviation are applied by the backbone, which reads :attr:`Preset.normalization`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vpt.errors import ConfigError, UnknownNameError
+
+AUGMENTATIONS = ("none", "flip", "crop_flip")
+RESIZE_RULES = ("square", "shorter_crop")
+INTERPOLATIONS = ("bilinear_legacy", "bilinear", "bicubic")
+NORMALIZATIONS = ("imagenet", "inception", "weights", "none")
+_PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One way from an image of any size to ``image_size`` × ``image_size`` pixels.
+
+    Attributes:
+        name: Name in :data:`PRESETS`.
+        resize: ``"square"`` ignores the aspect ratio; ``"shorter_crop"`` scales the shorter side to
+            ``image_size / crop_fraction`` and cuts the centre.
+        interpolation: ``"bilinear"`` and ``"bicubic"`` are PIL's, with antialiasing; ``"bilinear_legacy"`` is
+            TensorFlow 1's (:func:`resize_bilinear_legacy`).
+        normalization: What the backbone has to apply: ``"imagenet"`` or ``"inception"`` statistics, those of the
+            ``"weights"`` in use, or ``"none"`` for plain [0, 1].
+        crop_fraction: Share of the scaled shorter side that the crop keeps, in (0, 1]; unused by ``"square"``.
+    """
+
+    name: str
+    resize: str
+    interpolation: str
+    normalization: str
+    crop_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        for kind, value, known in (
+            ("resize rule", self.resize, RESIZE_RULES),
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+            ("normalization", self.normalization, NORMALIZATIONS),
+        ):
+            if value not in known:
+                raise UnknownNameError(kind, value, known)
+        if not 0 < self.crop_fraction <= 1:
+            raise ConfigError(f"Preset {self.name!r} has crop_fraction {self.crop_fraction}; it must lie in (0, 1].")
+
+    def __call__(self, image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+        """Resizes one RGB image.
+
+        Args:
+            image: RGB image of any size.
+            image_size: Side of the result in pixels.
+
+        Returns:
+            uint8 (image_size, image_size, 3).
+        """
+        if self.resize == "square":
+            return _resize(image, image_size, image_size, self.interpolation)
+        # timm rounds the scaled side down, torchvision truncates the longer side and rounds the crop's corner.
+        shorter = math.floor(image_size / self.crop_fraction)
+        scale = shorter / min(image.size)
+        width, height = (max(shorter, int(side * scale)) for side in image.size)
+        scaled = _resize(image, width, height, self.interpolation)
+        top, left = round((height - image_size) / 2), round((width - image_size) / 2)
+        return np.ascontiguousarray(scaled[top : top + image_size, left : left + image_size])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the preset as plain strings and numbers, for delta files."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preset:
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigError: A field is missing or unknown.
+        """
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"Not the description of a preset: {dict(values)!r} ({error}).") from error
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        # KMnP/vpt and Adapter+ resize in TensorFlow 1 and differ in mean and standard deviation only.
+        Preset("vpt", "square", "bilinear_legacy", "imagenet"),
+        Preset("adapter_plus", "square", "bilinear_legacy", "inception"),
+        # NOAH, FacT, Convpass and SPT read one dump of JPEG files through torchvision.
+        Preset("noah", "square", "bicubic", "imagenet"),
+        # timm's evaluation of the AugReg and most other ViT weights.
+        Preset("timm", "shorter_crop", "bicubic", "weights", crop_fraction=0.9),
+        # The default of our configs, see :func:`get_preset`.
+        Preset("square", "square", "bicubic", "weights"),
+    )
+}
+
+
+def get_preset(name: str) -> Preset:
+    """Looks a preset up.
+
+    ``"square"`` is the default of the configs: like every VTAB pipeline it keeps the whole image (a centre crop can
+    cut the object off, which counts on tasks about position and size), it resizes with antialiasing, as the weights
+    saw their training images, and it normalises with the statistics that the weights were trained with. It is no
+    paper's pipeline: to compare with a published number take that paper's preset.
+
+    Args:
+        name: A key of :data:`PRESETS`.
+
+    Raises:
+        UnknownNameError: There is no such preset.
+    """
+    if name not in PRESETS:
+        raise UnknownNameError("preset", name, PRESETS)
+    return PRESETS[name]
+
+
+def resize_bilinear_legacy(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
+    """Resizes as ``tf.image.resize_bilinear`` of TensorFlow 1 does by default, in float32 as its kernel.
+
+    Source position = target position × scale: no half-pixel centres, no antialiasing. The order of operations is the
+    kernel's too (columns first, then rows).
+
+    Args:
+        image: (H, W, C) in any range.
+        height: Rows of the result.
+        width: Columns of the result.
+
+    Returns:
+        float32 (height, width, C) in the range of the input.
+    """
+
+    def taps(size: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+        position = np.arange(target, dtype=np.float32) * (np.float32(size) / np.float32(target))
+        lower = np.floor(position)
+        first = lower.astype(np.intp)
+        return first, np.minimum(first + 1, size - 1), position - lower
+
+    y0, y1, dy = taps(image.shape[0], height)
+    x0, x1, dx = taps(image.shape[1], width)
+    source = image.astype(np.float32)
+    left, right = source[:, x0], source[:, x1]
+    columns = left + (right - left) * dx[None, :, None]
+    top, bottom = columns[y0], columns[y1]
+    result: NDArray[np.float32] = top + (bottom - top) * dy[:, None, None]
+    return result
+
+
+def _resize(image: Image.Image, width: int, height: int, interpolation: str) -> NDArray[np.uint8]:
+    if interpolation == "bilinear_legacy":
+        # The reference keeps the fractions; uint8 costs at most half a grey level and a quarter of the memory.
+        return np.rint(resize_bilinear_legacy(np.asarray(image), height, width)).astype(np.uint8)
+    return np.asarray(image.resize((width, height), _PIL_FILTERS[interpolation]))
+
+
+class Augmentation:
+    """A random change of a training image that is a pure function of the image and (seed, epoch, index).
+
+    Any number of workers and any order of loading therefore give equal pixels. It acts on the resized image:
+    ``"crop_flip"`` cuts from ``image_size`` pixels and enlarges, which costs detail and lets the decoded image be
+    cached.
+    """
+
+    def __init__(self, name: str, seed: int) -> None:
+        """Names the change.
+
+        Args:
+            name: ``"none"``, ``"flip"`` (mirrored with probability ½) or ``"crop_flip"`` (a crop of 8-100 % of the
+                area at aspect ratios ¾ to 4/3, then ``"flip"``).
+            seed: Seed of the run, ≥ 0.
+
+        Raises:
+            UnknownNameError: There is no such augmentation.
+        """
+        if name not in AUGMENTATIONS:
+            raise UnknownNameError("augmentation", name, AUGMENTATIONS)
+        self.name = name
+        self.seed = seed
+
+    def __call__(self, image: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
+        """Changes one image.
+
+        Args:
+            image: uint8 (H, W, 3).
+            epoch: Counted from 0.
+            index: Position of the image in its list.
+
+        Returns:
+            uint8 (H, W, 3).
+        """
+        if self.name == "none":
+            return image
+        A = import_albumentations()  # noqa: N806
+        changes = [A.HorizontalFlip(p=0.5)]
+        if self.name == "crop_flip":
+            changes.insert(0, A.RandomResizedCrop(size=image.shape[:2], scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)))
+        # A Compose gives other pixels on its second call, so each image gets its own.
+        seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
+        changed: NDArray[np.uint8] = A.Compose(changes, seed=seed)(image=image)["image"]
+        return changed
+
+
+def import_albumentations() -> Any:
+    """Imports albumentations late (it takes a second or more) and without its look-up of newer versions."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    return albumentations
