@@ -38,6 +38,7 @@ def save_delta(path: str | Path, model: TunedModel) -> Path:
         "class_names": model.class_names,
         "preset": model.preset,
         "info": model.info,
+        "tensors": sorted(model.trained()),
     }
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.trained().items()}
     partial = path.with_name(path.name + ".part")
@@ -153,9 +154,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
-        header = json.loads(metadata["vpt"])
+        header: dict[str, Any] = json.loads(metadata["vpt"])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise DeltaFileError(f"{path} is not a delta file: `vpt fit` writes one as delta.safetensors.") from error
     if header.get("format") != FORMAT:
         raise DeltaFileError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}.")
+    if absent := sorted(set(header["tensors"]) - tensors.keys()):
+        raise DeltaFileError(f"{path} is incomplete: {', '.join(absent)} missing.")
     return header, tensors

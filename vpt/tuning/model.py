@@ -128,7 +128,10 @@ class TunedModel(nn.Module):
 
     def trained(self) -> dict[str, Tensor]:
         """The tensors that training changes: name to tensor, sharing memory with the model."""
-        return {key: parameter for key, parameter in self.named_parameters() if parameter.requires_grad}
+        tensors: dict[str, Tensor] = {key: p for key, p in self.named_parameters() if p.requires_grad}
+        if not self.backbone.frozen:  # batch-norm statistics move too
+            tensors |= {key: t for key, t in self.state_dict(keep_vars=True).items() if key.startswith("backbone.")}
+        return tensors
 
     def parameter_counts(self) -> tuple[int, int]:
         """Counts parameters.

@@ -1,0 +1,286 @@
+"""The LightningModule that every classification task is: cross-entropy, metrics, schedule, small checkpoints."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from vpt.backbones import create_backbone
+from vpt.errors import ConfigError, DivergedError, UnknownNameError
+from vpt.tuning.files import check_fingerprint, fill, identity
+from vpt.tuning.model import TunedModel
+
+Batch = dict[str, Tensor]
+
+
+class ClassificationTask(L.LightningModule):
+    """A frozen or trained backbone with a linear head, trained with cross-entropy.
+
+    Metrics are logged as ``train/loss``, ``{val,test}/loss``, ``{val,test}/acc`` (top-1) and
+    ``{val,test}/mean_per_class``. A batch is a dict of ``image`` uint8 (B, 3, H, W), ``label`` int64 (B,) and
+    ``index`` int64 (B,).
+
+    Attributes:
+        model: The `TunedModel` that is trained.
+        test_confusion: (classes, classes) confusion matrix of the test set, rows are true classes.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        weights: str = "pretrained",
+        num_classes: int | None = None,
+        image_size: int | None = None,
+        normalization: str | None = None,
+        optimizer: Literal["sgd", "adamw"] = "adamw",
+        base_lr: float = 0.01,
+        weight_decay: float = 1e-4,
+        momentum: float = 0.9,
+        warmup: float = 0.1,
+    ) -> None:
+        """Builds backbone, delta and head. Only plain values, so that checkpoints load with ``weights_only=True``.
+
+        Args:
+            backbone: timm's name, e.g. ``vit_base_patch16_224.orig_in21k``, or ``vit_nano_patch8_64``.
+            weights: ``pretrained`` (shipped, else the timm hub), ``random`` or a path to a local file.
+            num_classes: From the data when left out on the command line.
+            image_size: Pixels; None for the backbone's own.
+            normalization: ``weights`` (the weights' own statistics; also None), ``imagenet``, ``inception``, ``none``.
+            optimizer: SGD with momentum, or AdamW.
+            base_lr: The learning rate at batch 256; the one used is base_lr · global batch / 256.
+            weight_decay: On tensors of two or more dimensions (prompts and weights, not biases and norms).
+            momentum: Of SGD.
+            warmup: Share of all steps in which the rate rises linearly, in [0, 1); then it falls by a cosine to 0.
+
+        Raises:
+            ConfigError: A value is out of range, or num_classes is missing.
+            UnknownNameError: A name does not exist.
+            WeightsError: The weights cannot be found.
+        """
+        super().__init__()
+        self.save_hyperparameters()
+        if num_classes is None:
+            raise ConfigError("num_classes is not known: give it, or run `vpt` with a data module that has classes.")
+        if optimizer not in ("sgd", "adamw"):
+            raise UnknownNameError("optimizer", optimizer, ("sgd", "adamw"))
+        if not 0.0 <= warmup < 1.0 or base_lr <= 0.0 or weight_decay < 0.0:
+            raise ConfigError(
+                "warmup lies in [0, 1), base_lr is positive and weight_decay is not negative, "
+                f"got {warmup}, {base_lr} and {weight_decay}."
+            )
+        encoder = create_backbone(backbone, weights, image_size, normalization or "weights")
+        self.model = TunedModel(encoder, num_classes, self.specs())
+        self.strict_loading = False  # checkpoints hold trained tensors only; completeness is checked on load
+        self._metrics(num_classes)
+        self._finite: Tensor | None = None
+
+    def specs(self) -> list[dict[str, Any]]:
+        """The delta that the task trains, as for `vpt.attach`; empty for none."""
+        return []
+
+    def _metrics(self, num_classes: int) -> None:
+        metrics = MetricCollection(
+            {
+                "acc": MulticlassAccuracy(num_classes, average="micro"),
+                "mean_per_class": MulticlassAccuracy(num_classes, average="macro"),
+            },
+            compute_groups=[["acc"], ["mean_per_class"]],
+        )
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self.test_confusion = MulticlassConfusionMatrix(num_classes)
+
+    def setup(self, stage: str) -> None:
+        """Takes class names and preprocessing from the data module and checks that both sides agree.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            ConfigError: Number of classes or image size differ between data and model.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, "class_names"):
+            return
+        for what, theirs, ours in (
+            ("num_classes", data.num_classes, self.model.head.out_features),
+            ("image_size", data.image_size, self.model.backbone.image_size),
+        ):
+            if theirs != ours:
+                raise ConfigError(f"The data has {what} {theirs}, the model {ours}: they must agree.")
+        self.model.class_names = list(data.class_names)
+        self.model.preset = data.preset.to_dict()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classifies images.
+
+        Args:
+            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
+
+        Returns:
+            Logits, (B, num_classes).
+        """
+        return cast("Tensor", self.model(images))
+
+    def logits(self, batch: Batch, split: str) -> Tensor:
+        """Logits of a batch; a task that can keep features overrides it.
+
+        Args:
+            batch: A batch.
+            split: ``train``, ``val`` or ``test``.
+
+        Returns:
+            (B, num_classes).
+        """
+        return cast("Tensor", self(batch["image"]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy of a batch.
+
+        Args:
+            batch: A batch.
+            batch_idx: Its position in the epoch.
+
+        Returns:
+            The mean loss, a scalar.
+
+        Raises:
+            DivergedError: The loss of this or an earlier batch is not finite.
+        """
+        loss = nn.functional.cross_entropy(self.logits(batch, "train"), batch["label"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
+        finite = loss.detach().isfinite()
+        self._finite = finite if self._finite is None else self._finite & finite
+        if loss.device.type == "cpu" or batch_idx % 50 == 0:  # elsewhere looking at a number stops the device
+            self._check_finite()
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Stops before a checkpoint of a diverged model is written."""
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        if self._finite is not None and not bool(self._finite):
+            raise DivergedError(
+                f"The loss is not finite in epoch {self.current_epoch} (counted from 0): lower base_lr "
+                f"({self.hparams['base_lr']}). The checkpoint of the last whole epoch is kept."
+            )
+
+    def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
+        logits = self.logits(batch, split)
+        loss = nn.functional.cross_entropy(logits, batch["label"])
+        self.log(f"{split}/loss", loss, batch_size=len(batch["label"]), on_step=False, on_epoch=True, sync_dist=True)
+        metrics.update(logits, batch["label"])
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
+        return logits
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Updates the validation metrics.
+
+        Args:
+            batch: A batch.
+            batch_idx: Its position.
+        """
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Updates the test metrics and the confusion matrix.
+
+        Args:
+            batch: A batch.
+            batch_idx: Its position.
+        """
+        logits = self._evaluate(batch, "test", self.test_metrics)
+        self.test_confusion.update(logits, batch["label"])
+
+    def on_test_epoch_start(self) -> None:
+        """Starts a new confusion matrix; it is kept after the test for figures."""
+        self.test_confusion.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """Predicts a batch.
+
+        Args:
+            batch: A batch; labels are not needed.
+            batch_idx: Its position.
+
+        Returns:
+            ``index`` (B,) and ``logits`` (B, num_classes).
+        """
+        return {"index": batch["index"], "logits": self(batch["image"])}
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Builds the optimiser and the schedule per step.
+
+        Returns:
+            What Lightning expects.
+        """
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        rate = self.hparams["base_lr"] * self._global_batch() / 256
+        decay, momentum = self.hparams["weight_decay"], self.hparams["momentum"]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer: torch.optim.Optimizer
+        if self.hparams["optimizer"] == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=rate)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, steps, self.hparams["warmup"])
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _global_batch(self) -> int:
+        batch = getattr(self.trainer.train_dataloader, "batch_size", None)
+        if batch is None:
+            raise ConfigError("The training loader has no batch_size, from which the learning rate is computed.")
+        return int(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps trained tensors only, and the identity of the backbone they belong to.
+
+        Args:
+            checkpoint: Lightning's checkpoint, changed in place.
+        """
+        checkpoint["state_dict"] = {f"model.{key}": tensor for key, tensor in self.model.trained().items()}
+        checkpoint["backbone"] = identity(self.model)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks that a checkpoint is complete and belongs to this backbone.
+
+        Args:
+            checkpoint: Lightning's checkpoint.
+
+        Raises:
+            DeltaFileError: It is incomplete or was trained on other weights.
+        """
+        check_fingerprint("The checkpoint", checkpoint["backbone"], self.model.backbone)
+        tensors = {key.removeprefix("model."): tensor for key, tensor in checkpoint["state_dict"].items()}
+        fill(self.model, tensors, "The checkpoint")
+
+
+def warmup_cosine(step: int, steps: int, warmup: float) -> float:
+    """The factor on the learning rate: linear warm-up, then a cosine to zero.
+
+    Args:
+        step: Steps done so far, from 0.
+        steps: All steps, at least 1.
+        warmup: Share of them that warm up, in [0, 1).
+
+    Returns:
+        A factor in (0, 1]; the first step of a warm-up of w steps gets 1/w, not 0.
+    """
+    rising = math.ceil(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))

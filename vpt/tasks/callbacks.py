@@ -1,0 +1,159 @@
+"""What every run leaves behind: `run.json`, the record of what was done, and `delta.safetensors`, what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+import vpt
+from vpt.tasks.base import ClassificationTask
+from vpt.tuning.files import identity, save_delta
+
+RUN_FILE = "run.json"
+DELTA_FILE = "delta.safetensors"
+
+
+def run_folder(trainer: L.Trainer) -> Path | None:
+    """The folder that a run's files belong to.
+
+    Args:
+        trainer: With or without logger.
+
+    Returns:
+        The folder of the checkpoint that is being evaluated, if that is a run's; else the logger's; None without.
+    """
+    if trainer.ckpt_path is not None and trainer.state.fn != "fit":
+        for folder in Path(trainer.ckpt_path).resolve().parents[:2]:
+            if (folder / RUN_FILE).is_file():
+                return folder
+    if trainer.logger is None or trainer.log_dir is None:
+        return None
+    return Path(trainer.log_dir)
+
+
+class RunRecord(L.Callback):
+    """Keeps `run.json` up to date: the protocol of every number that the run prints."""
+
+    def __init__(self) -> None:
+        """Starts the clock."""
+        self._start = time.monotonic()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Counts parameters, prints them, and writes the protocol before anything is trained.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        self._start = time.monotonic()
+        self._update(trainer, pl_module, {"status": "running"})
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Adds the last epoch's metrics.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        done = trainer.state.status != "interrupted" and trainer.current_epoch >= (trainer.max_epochs or 0)
+        self._update(
+            trainer,
+            pl_module,
+            {
+                "status": "finished" if done else "stopped",
+                "epochs": trainer.current_epoch,
+                "seconds": round(time.monotonic() - self._start, 1),
+                "metrics": _metrics(trainer),
+            },
+        )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Adds the metrics of a validation that is a run of its own.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        if trainer.state.fn == "validate":
+            self._update(trainer, pl_module, {"metrics": _metrics(trainer)})
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Adds the test metrics.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        self._update(trainer, pl_module, {"metrics": _metrics(trainer)})
+
+    def _update(self, trainer: L.Trainer, task: L.LightningModule, news: dict[str, Any]) -> None:
+        folder = run_folder(trainer)
+        if folder is None or not trainer.is_global_zero or not isinstance(task, ClassificationTask):
+            return
+        path = folder / RUN_FILE
+        record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        if not record or trainer.state.fn == "fit":
+            record |= protocol(trainer, task)
+        metrics = record.get("metrics", {}) | news.pop("metrics", {})
+        record |= news | {"metrics": metrics}
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(RUN_FILE + ".part")
+        part.write_text(json.dumps(record, indent=2) + "\n")
+        part.replace(path)
+
+
+class DeltaWriter(L.Callback):
+    """Writes `delta.safetensors` when training ends: the last epoch, never a chosen one."""
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the file.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        folder = run_folder(trainer)
+        if folder is None or not trainer.is_global_zero or not isinstance(pl_module, ClassificationTask):
+            return
+        pl_module.model.info = protocol(trainer, pl_module) | {"metrics": _metrics(trainer)}
+        save_delta(folder / DELTA_FILE, pl_module.model)
+
+
+def protocol(trainer: L.Trainer, task: ClassificationTask) -> dict[str, Any]:
+    """Everything that a number of this run depends on.
+
+    Args:
+        trainer: The trainer.
+        task: The task.
+
+    Returns:
+        Plain JSON values: task, hyperparameters, seed, data (preset, counts, fingerprint), backbone, parameters,
+        epoch rule and versions.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    trainable, total = task.model.parameter_counts()
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return {
+        "task": type(task).__name__,
+        "hyperparameters": dict(task.hparams),
+        "seed": None if seed is None else int(seed),
+        "max_epochs": trainer.max_epochs,
+        "precision": str(trainer.precision),
+        "epoch_rule": "last",
+        "data": data.describe() if hasattr(data, "describe") else None,
+        "backbone": identity(task.model),
+        "parameters": {"trainable": trainable, "total": total},
+        "versions": {name: version(name) for name in ("torch", "lightning", "timm", "torchvision", "torchmetrics")}
+        | {"vpt": vpt.__version__, "python": platform.python_version()},
+    }
+
+
+def _metrics(trainer: L.Trainer) -> dict[str, float]:
+    return {key: float(value) for key, value in trainer.callback_metrics.items()}
