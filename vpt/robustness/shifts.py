@@ -1,0 +1,112 @@
+"""Which test sets there are: the clean test split, the data module's shifted lists, and corruptions of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vpt.data import ImageDataModule
+from vpt.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from vpt.errors import ConfigError
+
+CLEAN, SHIFT = "clean", "shift"
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """One set of test images.
+
+    Attributes:
+        split: The list it is made of: ``"test"`` or a shift's name.
+        kind: ``"clean"``, ``"shift"`` (a list of its own), or the name of a corruption of the test list.
+        severity: 1 (weak) to 5 (strong) of a corruption, else None.
+    """
+
+    split: str
+    kind: str
+    severity: int | None = None
+
+    @property
+    def name(self) -> str:
+        """``"clean"``, the shift's name, or e.g. ``"jpeg-3"``."""
+        if self.severity is not None:
+            return f"{self.kind}-{self.severity}"
+        return CLEAN if self.kind == CLEAN else self.split
+
+    def variant(self, images: Tensor, index: NDArray[np.int64]) -> Tensor:
+        """Makes this set's images out of those of its list.
+
+        Args:
+            images: uint8 (B, 3, H, W).
+            index: int64 (B,), positions in the list; they seed the noise.
+
+        Returns:
+            uint8 (B, 3, H, W), the same pixels whatever else is in the batch.
+        """
+        if self.severity is None:
+            return images
+        rows = images.permute(0, 2, 3, 1).contiguous().numpy()
+        changed = [corrupt(row, self.kind, self.severity, int(i)) for row, i in zip(rows, index, strict=True)]
+        return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).contiguous()
+
+
+def evaluation_sets(data: ImageDataModule, severities: Sequence[int] = SEVERITIES) -> list[EvaluationSet]:
+    """Lists the test sets of a data module.
+
+    Args:
+        data: Whose test split and shifts are used.
+        severities: Of each corruption; empty for no corruptions.
+
+    Returns:
+        Clean first, then shifts, then corruptions by kind and severity.
+
+    Raises:
+        ConfigError: A severity does not exist or occurs twice, or a shift has the name of another set.
+    """
+    if not set(severities) <= set(SEVERITIES) or len(set(severities)) < len(severities):
+        raise ConfigError(f"Severities are distinct numbers out of 1, 2, 3, 4, 5, got {list(severities)}.")
+    sets = [EvaluationSet("test", CLEAN)]
+    sets += [EvaluationSet(name, SHIFT) for name in data.shift_names()]
+    sets += [EvaluationSet("test", kind, severity) for kind in CORRUPTIONS for severity in sorted(severities)]
+    names = [item.name for item in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"The list shift_{name} has the name of another test set: rename it.")
+    return sets
+
+
+def subset(labels: NDArray[np.int64], max_images: int | None, seed: int) -> NDArray[np.int64]:
+    """Draws images of a list, of every class about the same share.
+
+    Args:
+        labels: int64 (N,).
+        max_images: At least 1; None for all.
+        seed: Of the draw.
+
+    Returns:
+        int64 (min(N, max_images),) ascending positions. Class sizes are proportional to those of the list, rounded
+        by largest remainders.
+
+    Raises:
+        ConfigError: max_images is less than 1.
+    """
+    if max_images is not None and max_images < 1:
+        raise ConfigError(f"max_images must be at least 1, got {max_images}.")
+    if max_images is None or max_images >= len(labels):
+        return np.arange(len(labels))
+    classes, sizes = np.unique(labels, return_counts=True)
+    shares = sizes * max_images / len(labels)
+    counts = np.floor(shares).astype(np.int64)
+    remainders = np.argsort(counts - shares, kind="stable")
+    counts[remainders[: max_images - counts.sum()]] += 1
+    generator = np.random.default_rng(seed)
+    drawn = [
+        generator.choice(np.flatnonzero(labels == label), size=count, replace=False)
+        for label, count in zip(classes, counts, strict=True)
+    ]
+    return np.sort(np.concatenate(drawn))
