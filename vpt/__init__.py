@@ -1,3 +1,63 @@
-"""Visual prompt tuning of pretrained vision transformers, and how far to trust the result."""
+"""Visual prompt tuning of pretrained vision transformers, and how far to trust the result.
+
+The names below are imported when they are first used, so that ``import vpt`` and ``vpt --help`` do not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from vpt.errors import VPTError
+
+if TYPE_CHECKING:
+    from vpt.backbones import Backbone, create_backbone
+    from vpt.data import DigitsDataModule, ImageDataModule, ShapesDataModule, VTABDataModule
+    from vpt.tasks import FineTuning, LinearProbe, PromptTuning
+    from vpt.tuning import attach
+    from vpt.tuning.files import load, save_delta
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Backbone",
+    "DigitsDataModule",
+    "FineTuning",
+    "ImageDataModule",
+    "LinearProbe",
+    "PromptTuning",
+    "ShapesDataModule",
+    "VPTError",
+    "VTABDataModule",
+    "__version__",
+    "attach",
+    "create_backbone",
+    "load",
+    "save_delta",
+]
+
+_HOMES = {
+    "Backbone": "vpt.backbones",
+    "DigitsDataModule": "vpt.data",
+    "FineTuning": "vpt.tasks",
+    "ImageDataModule": "vpt.data",
+    "LinearProbe": "vpt.tasks",
+    "PromptTuning": "vpt.tasks",
+    "ShapesDataModule": "vpt.data",
+    "VTABDataModule": "vpt.data",
+    "attach": "vpt.tuning",
+    "create_backbone": "vpt.backbones",
+    "load": "vpt.tuning.files",
+    "save_delta": "vpt.tuning.files",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vpt' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """Lists the public names, imported or not."""
+    return sorted(__all__)

@@ -1,0 +1,77 @@
+"""The command line: finds the command by name, runs it, and turns an error that a user caused into one line.
+
+Nothing here imports torch, so that ``vpt --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import vpt
+from vpt.errors import UnknownNameError, VPTError
+
+# name -> (module with run(args) -> None, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "fit": ("vpt.cli.lightning", "train a prompt or another delta from a config; writes a run folder"),
+    "validate": ("vpt.cli.lightning", "measure a checkpoint on the validation split"),
+    "test": ("vpt.cli.lightning", "measure a checkpoint on the test split"),
+    "predict": ("vpt.cli.lightning", "write the predicted class of every test image to predictions.csv"),
+    "robustness": ("vpt.cli.robustness", "measure a delta in and out of distribution, prompt strength 0 to 1"),
+    "attention": ("vpt.cli.attention", "draw what the CLS token attends to, without and with the prompts"),
+}
+
+_HELP = """usage: vpt COMMAND [options]
+
+{about}
+
+{commands}
+
+  vpt COMMAND --help     options of one command
+  vpt --version          version of this package
+
+example: vpt fit -c configs/demo.yaml -c configs/method/vpt_deep.yaml --trainer.max_epochs 5"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: Arguments without the program's name; ``None`` takes those of the process.
+
+    Returns:
+        Exit status: 0 done, 1 the input was wrong (one line on stderr says what), 130 interrupted.
+    """
+    args = sys.argv[1:] if argv is None else list(argv)
+    try:
+        _dispatch(args)
+    except VPTError as error:
+        print(f"vpt: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("vpt: error: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        # Lightning turns Ctrl+C into SystemExit(1) once it has shut down; argparse leaves --help with SystemExit(0).
+        return 130 if isinstance(stop.__context__, KeyboardInterrupt) else int(stop.code or 0)
+    return 0
+
+
+def _dispatch(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        commands = "\n".join(f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items())
+        print(_HELP.format(about=vpt.__doc__.splitlines()[0], commands=commands))
+    elif args[0] in ("-V", "--version"):
+        print(f"vpt {vpt.__version__}")
+    elif args[0] in COMMANDS:
+        import_module(COMMANDS[args[0]][0]).run(args)
+    else:
+        raise UnknownNameError("command", args[0], COMMANDS)
+
+
+def _one_line(error: VPTError) -> str:
+    # A data loader's worker process hands the error over as a whole traceback that ends in "Class: message".
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())

@@ -1,0 +1,169 @@
+"""``vpt fit|validate|test|predict``: Lightning's command line with the rules of :mod:`vpt.cli.rules`."""
+
+from __future__ import annotations
+
+from argparse import ArgumentError
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import vpt.data
+import vpt.tasks
+from vpt.backbones import input_size
+from vpt.cli import rules
+from vpt.cli.messages import explain
+from vpt.cli.quiet import hush
+from vpt.data import ImageDataModule
+from vpt.errors import ConfigError
+from vpt.tasks import ClassificationTask, DeltaWriter, RunRecord
+from vpt.tasks.predictions import PredictionWriter
+
+FROM_DATA = ("num_classes", "image_size", "normalization")
+_LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")  # words that Lightning resolves itself
+
+
+class VPTCLI(LightningCLI):
+    """LightningCLI that fills the model in from the data and refuses what would be settled silently.
+
+    Attributes:
+        given: What files and flags say, section by section, without defaults.
+        hyperparameters: Those of the checkpoint, empty without one.
+    """
+
+    given: dict[str, Any]
+    hyperparameters: dict[str, Any]
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Offers Lightning's four commands without ``--weights_only``: checkpoints are never unpickled."""
+        return {name: skip | {"weights_only"} for name, skip in LightningCLI.subcommands().items()}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses and keeps apart what the user gave.
+
+        Args:
+            parser: The parser of all commands.
+            args: Command line, a list of strings.
+
+        Raises:
+            ConfigError: A value was lost between overlays, or contradicts the checkpoint.
+        """
+        self.config = parser.parse_args(args)
+        command = self.config.subcommand
+        self.given = parser.parse_args(args, defaults=False)[command].as_dict()
+        config = self.config[command]
+        for name in ("model", "data"):
+            rules.check_nothing_lost(name, args, self.given.get(name), config[name].init_args)
+        self.hyperparameters = _hyperparameters(command, config.ckpt_path, bool(config.trainer.fast_dev_run))
+        rules.check_checkpoint(self.given.get("model"), self.hyperparameters, str(config.ckpt_path))
+
+    def before_instantiate_classes(self) -> None:
+        """Fills in number of classes, image size and normalisation, so that the saved config is explicit.
+
+        Raises:
+            ConfigError: The user or a checkpoint says something else than the data.
+            DataError: The data cannot be found.
+        """
+        config = self.config[self.subcommand]
+        given = rules.init_args(self.given.get("model"))
+        for key in rules.FREE_OF_CHECKPOINT & given.keys():
+            config.model.init_args[key] = given[key]  # Lightning has put the checkpoint's in its place
+        fixed = rules.init_args({"init_args": self.hyperparameters}) | given
+        if "image_size" not in rules.init_args(self.given.get("data")):
+            config.data.init_args.image_size = fixed.get("image_size") or input_size(config.model.init_args.backbone)
+        data: ImageDataModule = instantiate_class((), config.data.as_dict())
+        for key in FROM_DATA:
+            config.model.init_args[key] = rules.settle(key, fixed, getattr(data, key), f"the data {data.name!r}")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Adds this package's logger and callbacks wherever the user has not decided otherwise.
+
+        Args:
+            **kwargs: Trainer arguments that win over the config.
+
+        Returns:
+            The trainer.
+        """
+        config = self.config[self.subcommand]
+        if self.subcommand != "fit":
+            self.save_config_callback = None  # what is evaluated keeps the config that it was trained with
+        if config.trainer.barebones:
+            return super().instantiate_trainer(**kwargs)
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir), config.ckpt_path)
+        callbacks: list[L.Callback] = [RunRecord(), DeltaWriter(), PredictionWriter()]
+        if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
+            # Only last.ckpt: which epoch is reported is part of the protocol, and validation does not choose it.
+            callbacks.append(ModelCheckpoint(save_last=True, save_top_k=0))
+        self.trainer_defaults["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    def _logger(self, root: Path, checkpoint: str | None) -> TensorBoardLogger:
+        """A new run folder; or, for a checkpoint that is evaluated, the one that it lies in."""
+        if self.subcommand != "fit" and checkpoint is not None:
+            folder = Path(checkpoint).resolve().parent.parent
+            if (folder / "config.yaml").is_file():
+                return TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False)
+        name = f"{self.datamodule.name}/{_method(self.model)}"
+        return TensorBoardLogger(root, name=name, default_hp_metric=False)
+
+
+def run(args: list[str]) -> None:
+    """Runs one of the four commands.
+
+    Args:
+        args: The command line, beginning with the command.
+
+    Raises:
+        VPTError: The user's input is wrong.
+    """
+    hush()
+    quiet_parser = {name: {"exit_on_error": False} for name in VPTCLI.subcommands()}
+    try:
+        VPTCLI(
+            ClassificationTask,
+            ImageDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},  # a version folder is new, or the user named it
+            trainer_defaults={"default_root_dir": "runs", "log_every_n_steps": 10},
+            parser_kwargs={"prog": "vpt", "exit_on_error": False, **quiet_parser},
+            args=args,
+        )
+    except ArgumentError as error:
+        raise explain(str(error), [*vpt.tasks.__all__, *vpt.data.__all__]) from None
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
+
+
+def _hyperparameters(command: str, path: str | None, trying: bool) -> dict[str, Any]:
+    """Reads a checkpoint's hyperparameters; refuses to measure a model that nobody trained."""
+    if path is None:
+        if command != "fit" and not trying:
+            raise ConfigError(f"vpt {command} needs a trained model: give --ckpt_path RUN/checkpoints/last.ckpt.")
+        return {}
+    if path.partition(":")[0] in _LIGHTNING_CHECKPOINTS:
+        return {}
+    if not Path(path).is_file():
+        raise ConfigError(f"No checkpoint {path}: a run keeps its last epoch in checkpoints/last.ckpt.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the bytes lead to
+        raise ConfigError(f"{path} is not a checkpoint that torch can load safely ({type(error).__name__}).") from error
+    return {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if key != "_instantiator"}
+
+
+def _method(model: Any) -> str:
+    """Names a task's method as in the tables of the field."""
+    name = type(model).__name__
+    if name == "PromptTuning":
+        return "vpt_deep" if model.hparams["deep"] else "vpt_shallow"
+    return {"LinearProbe": "linear", "FineTuning": "full"}.get(name, name.lower())

@@ -1,0 +1,128 @@
+"""What a configuration may not do silently: lose a value, contradict the data, or contradict a checkpoint.
+
+jsonargparse and Lightning settle each of these by letting one side win without a word (lightning #21455). The rules
+work on plain mappings: ``given`` is one section (``model`` or ``data``) of what the user wrote in files and flags,
+``{"class_path": ..., "init_args": {...}}``, without defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vpt.errors import ConfigError
+
+Section = Mapping[str, Any]
+
+# The file may lie elsewhere on this machine; the fingerprint in the checkpoint guards what is in it.
+FREE_OF_CHECKPOINT = {"weights"}
+
+
+def init_args(section: Section | None) -> dict[str, Any]:
+    """Returns the values of a section that are not null.
+
+    Args:
+        section: A section, or None for one that is absent.
+    """
+    args = (section or {}).get("init_args") or {}
+    return {key: value for key, value in args.items() if value is not None}
+
+
+def check_nothing_lost(name: str, args: list[str], given: Section | None, accepted: Section) -> None:
+    """Refuses overlays that dropped a key which the class that is left accepts.
+
+    Keys that only an overlaid class knew go with it; any other key that was written must still be there.
+
+    Args:
+        name: ``"model"`` or ``"data"``.
+        args: The command line.
+        given: The section as parsed from that command line.
+        accepted: The ``init_args`` of the section with all defaults.
+
+    Raises:
+        ConfigError: A key was written and has no effect.
+    """
+    kept = (given or {}).get("init_args") or {}
+    lost = {key: source for key, source in _written(name, args) if key in accepted and key not in kept}
+    for key, source in lost.items():
+        raise ConfigError(
+            f"{name}.{key} was set by {source} and lost when {name}.class_path changed and changed back: "
+            f"repeat {name}.{key} after the last class_path."
+        )
+
+
+def check_checkpoint(given: Section | None, checkpoint: Mapping[str, Any], path: str) -> None:
+    """Refuses values of the user that differ from the hyperparameters that a checkpoint was trained with.
+
+    Args:
+        given: The ``model`` section.
+        checkpoint: ``hyper_parameters`` of the checkpoint; Lightning keeps the class under ``_class_path``.
+        path: The checkpoint, for the message.
+
+    Raises:
+        ConfigError: Class or value differ; ``weights`` may.
+    """
+    mine = init_args(given)
+    theirs = {key: value for key, value in checkpoint.items() if key not in FREE_OF_CHECKPOINT}
+    if given and "class_path" in given:
+        mine["_class_path"] = given["class_path"]
+    for key in mine.keys() & theirs.keys():
+        if mine[key] != theirs[key]:
+            name = "model" if key == "_class_path" else f"model.{key}"
+            raise ConfigError(
+                f"{name} is {mine[key]!r}, but {path} was trained with {theirs[key]!r}: leave {name} out, or train anew."
+            )
+
+
+def settle(key: str, fixed: Mapping[str, Any], truth: Any, source: str) -> Any:
+    """Takes a value of the model from the data, unless it is fixed already, which must then agree.
+
+    Args:
+        key: Name of the model's hyperparameter.
+        fixed: What the user or a checkpoint says.
+        truth: What the data say.
+        source: Name of the data, for the message.
+
+    Returns:
+        The value.
+
+    Raises:
+        ConfigError: The two differ.
+    """
+    if key in fixed and fixed[key] != truth:
+        raise ConfigError(
+            f"model.{key} is {fixed[key]!r}, but {source} has {truth!r}: leave model.{key} out, it comes from the data."
+        )
+    return truth
+
+
+def _written(name: str, args: list[str]) -> Iterator[tuple[str, str]]:
+    """Yields (key, where it was written) of one section, in order, from the config files and flags of a command."""
+    for flag, value in _options(args):
+        if flag in ("-c", "--config"):
+            section = _mapping(value).get(name)
+        elif flag == f"--{name}":
+            section = _mapping(value)
+        elif flag.startswith(f"--{name}."):
+            section = {flag.removeprefix(f"--{name}.").removeprefix("init_args."): value}
+        else:
+            continue
+        if isinstance(section, Mapping):
+            for key in {**section, **(section.get("init_args") or {})}:
+                yield str(key), value if flag in ("-c", "--config", f"--{name}") else flag
+
+
+def _options(args: list[str]) -> Iterator[tuple[str, str]]:
+    for position, arg in enumerate(args):
+        if arg.startswith("-"):
+            flag, equals, value = arg.partition("=")
+            yield flag, value if equals else " ".join(args[position + 1 : position + 2])
+
+
+def _mapping(text: str) -> Mapping[str, Any]:
+    """Reads a file name or inline YAML; anything but a mapping, such as a class name, is empty."""
+    content = yaml.safe_load(Path(text).read_text(encoding="utf-8") if Path(text).is_file() else text)
+    return content if isinstance(content, Mapping) else {}
