@@ -22,7 +22,6 @@ from rich.progress import track
 
 from vpt.data.images import ImageList
 from vpt.data.presets import Preset
-from vpt.errors import DataError
 
 _FORMAT = 1  # raised when the same key would mean other pixels
 _SHOW_PROGRESS_ABOVE = 300  # images; fewer take a second or two
@@ -76,8 +75,7 @@ def _key(images: ImageList, preset: Preset, image_size: int) -> str:
         try:
             status = (images.folder / name).stat()
         except OSError as error:
-            images.decode(position)  # words the error
-            raise DataError(f"{images.folder / name} cannot be read ({error}).") from error
+            raise images.fault(position, error) from error
         digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vpt.errors import DataError
 
@@ -48,28 +48,23 @@ class ImageList:
             )
 
     def decode(self, position: int) -> Image.Image:
-        """Decodes one image.
+        """Decodes one image to RGB.
 
         Args:
             position: 0..N-1.
 
-        Returns:
-            The image in RGB.
-
         Raises:
-            DataError: The file is missing, truncated or not an image; names list file, line and path.
+            DataError: The file is missing, truncated or not an image.
         """
-        path = self.folder / self.paths[position]
         try:
-            return decode_rgb(path)
+            return _decode(self.folder / self.paths[position])
         except Exception as error:  # PIL raises a dozen unrelated types on damaged files.
-            where = f"{self.file}, line {self.lines[position]}"
-            if not path.is_file():
-                raise DataError(f"{where}: image {path} does not exist; restore it or remove the line.") from error
-            reason = str(error).rstrip(".")
-            raise DataError(
-                f"{where}: {path} cannot be decoded ({reason}); replace the file or remove the line."
-            ) from error
+            raise self.fault(position, error) from error
+
+    def fault(self, position: int, error: Exception) -> DataError:
+        """Returns the error for an image that cannot be read; it names list file, line and path."""
+        fault = _fault(self.folder / self.paths[position], error)
+        return DataError(f"{self.file}, line {self.lines[position]}: {fault}; restore the file or remove the line.")
 
 
 def read_list(file: Path, folder: Path) -> ImageList:
@@ -115,14 +110,29 @@ def decode_rgb(path: Path) -> Image.Image:
         path: An image file.
 
     Raises:
-        OSError: The file is missing or truncated; damaged files can raise other types too.
+        DataError: The file is missing, truncated or not an image.
     """
+    try:
+        return _decode(path)
+    except Exception as error:  # PIL raises a dozen unrelated types on damaged files.
+        raise DataError(f"{_fault(path, error)}.") from error
+
+
+def _fault(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{path} does not exist"
+    if isinstance(error, UnidentifiedImageError):
+        return f"{path} is not an image"
+    return f"{path} cannot be decoded ({str(error).rstrip('.')})"
+
+
+def _decode(path: Path) -> Image.Image:
     with Image.open(path) as image:
         image.load()
         upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):  # I;16, I;16B and I hold 16-bit samples, which PIL would clip at 255.
         samples = np.asarray(upright).astype(np.float64)
-        scale = 257.0 if samples.max(initial=0) > 255 else 1.0
+        scale = 257.0 if samples.max() > 255 else 1.0
         upright = Image.fromarray(np.rint(samples / scale).clip(0, 255).astype(np.uint8))
     if upright.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in upright.info:
         colours = upright.convert("RGBA")

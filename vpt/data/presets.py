@@ -72,8 +72,7 @@ class Preset:
             return _resize(image, image_size, image_size, self.interpolation)
         # timm rounds the scaled side down, torchvision truncates the longer side and rounds the crop's corner.
         shorter = math.floor(image_size / self.crop_fraction)
-        scale = shorter / min(image.size)
-        width, height = (max(shorter, int(side * scale)) for side in image.size)
+        width, height = (int(shorter * side / min(image.size)) for side in image.size)
         scaled = _resize(image, width, height, self.interpolation)
         top, left = round((height - image_size) / 2), round((width - image_size) / 2)
         return np.ascontiguousarray(scaled[top : top + image_size, left : left + image_size])

@@ -11,24 +11,28 @@ from PIL import Image, ImageDraw
 
 SHAPES = ("square", "ellipse", "heart")
 _GRID = {"shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
+_PERIODS = np.array([10, 20, 40])  # orientations after which a square, an ellipse, a heart looks the same
 _OVERSAMPLING = 4
 Latents = Mapping[str, NDArray[np.int64]]
 
 
 def latents(count: int, seed: int) -> dict[str, NDArray[np.int64]]:
-    """Draws distinct points of the grid.
+    """Draws points of the grid whose images all differ.
 
     Args:
-        count: Number of points, at most 737,280.
+        count: Number of points, at most 50,000.
         seed: Seed of the draw.
 
     Returns:
         ``shape`` in 0..2 (:data:`SHAPES`), ``scale`` in 0..5, ``orientation`` in 0..39 (steps of 9°), ``x`` and
         ``y`` in 0..31, each int64 (count,).
     """
-    points = np.random.default_rng(seed).choice(math.prod(_GRID.values()), size=count, replace=False)
-    values = np.unravel_index(points, tuple(_GRID.values()))
-    return {name: value.astype(np.int64) for name, value in zip(_GRID, values, strict=True)}
+    sides = tuple(_GRID.values())
+    points = np.stack(np.unravel_index(np.random.default_rng(seed).permutation(math.prod(sides))[: 2 * count], sides))
+    images = points.copy()
+    images[2] %= _PERIODS[images[0]]
+    first = np.sort(np.unique(images, axis=1, return_index=True)[1])[:count]
+    return {name: values[first].astype(np.int64) for name, values in zip(_GRID, points, strict=True)}
 
 
 def draw(points: Latents, image_size: int) -> NDArray[np.uint8]:

@@ -77,7 +77,11 @@ class VTABDataModule(ImageDataModule):
         folder = (Path(root) if root is not None else default_root()).expanduser() / task
         files = {"train": folder / f"{train}.txt", "val": folder / f"{val}.txt", "test": folder / f"{test}.txt"}
         _check_tree(folder, files)
-        files |= {file.stem.removeprefix("shift_"): file for file in sorted(folder.glob("shift_*.txt"))}
+        for file in sorted(folder.glob("shift_*.txt")):
+            shift = file.stem.removeprefix("shift_")
+            if shift in files:
+                raise DataError(f"{file}: a shift cannot be called {shift!r}, that is a split; rename the list.")
+            files[shift] = file
         lists = {name: read_list(file, folder) for name, file in files.items()}
         card = load_card(task)
         class_names = _class_names(folder, card, lists["train"])

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import vpt.data.cards as cards
+from vpt.data.cards import load_card
+
+NAMES = sorted(file.stem for file in Path(cards.__file__).parent.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_card_is_whole(name: str) -> None:
+    card = load_card(name)
+    assert card is not None
+    assert card.name == name
+    assert {"train800", "val200", "train800val200", "test"} <= set(card.sizes)
+    assert all(isinstance(value, int) for value in card.sizes.values())
+    assert all(isinstance(value, str) for value in card.class_names)
+    assert all((card.title, card.licence, card.source, card.citation))
+    assert all({"method", "backbone", "accuracy", "source"} <= set(row) for row in card.published)
+
+
+def test_caltech101_has_the_official_sizes_and_the_published_number() -> None:
+    card = load_card("caltech101")
+    assert card is not None
+    assert (card.num_classes, card.sizes["test"]) == (102, 6084)
+    assert [row["accuracy"] for row in card.published if row["method"] == "vpt_deep"] == [90.8]
+
+
+@pytest.mark.parametrize("name", ["", "nothing", "../presets"])
+def test_unknown_dataset_has_no_card(name: str) -> None:
+    assert load_card(name) is None

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision import transforms as T  # type: ignore[import-untyped]
+
+from vpt.data.presets import PRESETS, Augmentation, Preset, get_preset, resize_bilinear_legacy
+from vpt.errors import ConfigError, UnknownNameError
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def legacy_by_loops(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float64]:
+    """The definition, pixel by pixel in float64."""
+    result = np.zeros((height, width, image.shape[2]))
+    for row in range(height):
+        for column in range(width):
+            y, x = row * image.shape[0] / height, column * image.shape[1] / width
+            y0, x0 = int(y), int(x)
+            y1, x1 = min(y0 + 1, image.shape[0] - 1), min(x0 + 1, image.shape[1] - 1)
+            for weight, source in (
+                ((1 - y + y0) * (1 - x + x0), image[y0, x0]),
+                ((1 - y + y0) * (x - x0), image[y0, x1]),
+                ((y - y0) * (1 - x + x0), image[y1, x0]),
+                ((y - y0) * (x - x0), image[y1, x1]),
+            ):
+                result[row, column] += weight * source
+    return result
+
+
+# The first three are the fixtures of TensorFlow's own kernel test for align_corners=false.
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        ((2, 2), (3, 3), [3, 5, 6, 7, 9, 10, 9, 11, 12]),
+        ((2, 2), (4, 4), [3, 4.5, 6, 6, 6, 7.5, 9, 9, 9, 10.5, 12, 12, 9, 10.5, 12, 12]),
+        ((4, 4), (3, 3), [3, 7, 11, 19, 23, 27, 35, 39, 43]),
+        ((2, 2), (1, 1), [3]),
+    ],
+)
+def test_legacy_bilinear_gives_tensorflow_1_values(
+    source: tuple[int, int], target: tuple[int, int], expected: list[float]
+) -> None:
+    image = np.arange(1, 1 + source[0] * source[1], dtype=np.uint8).reshape(*source, 1)
+    np.testing.assert_allclose(3 * resize_bilinear_legacy(image, *target).ravel(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (37, 23), (12, 61)])
+def test_legacy_bilinear_follows_its_definition(size: tuple[int, int]) -> None:
+    image = np.asarray(picture(*size))
+    np.testing.assert_allclose(resize_bilinear_legacy(image, 24, 31), legacy_by_loops(image, 24, 31), atol=1e-3)
+
+
+def test_legacy_bilinear_is_another_resize_than_pil() -> None:
+    image = picture(96, 64)
+    legacy = PRESETS["vpt"](image, 32).astype(float)
+    pil = Preset("", "square", "bilinear", "none")(image, 32).astype(float)
+    assert abs(legacy - pil).mean() > 10
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 333), (224, 224), (31, 57)])
+def test_timm_preset_is_torchvision_resize_and_centre_crop(size: tuple[int, int]) -> None:
+    image = picture(*size)
+    reference = T.Compose([T.Resize(248, T.InterpolationMode.BICUBIC), T.CenterCrop(224)])(image)
+    np.testing.assert_array_equal(PRESETS["timm"](image, 224), np.asarray(reference))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("size", [(1, 1), (500, 3), (64, 64)])
+def test_every_preset_gives_a_uint8_square_from_any_size(name: str, size: tuple[int, int]) -> None:
+    result = PRESETS[name](picture(*size), 40)
+    assert result.shape == (40, 40, 3)
+    assert result.dtype == np.uint8
+
+
+def test_square_presets_keep_an_image_that_has_the_size_already() -> None:
+    image = picture(48, 48)
+    for name in ("vpt", "adapter_plus", "noah", "square"):
+        np.testing.assert_array_equal(PRESETS[name](image, 48), np.asarray(image))
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=str)
+def test_preset_survives_its_dict(preset: Preset) -> None:
+    values = preset.to_dict()
+    assert all(type(value) in {str, float} for value in values.values())
+    assert Preset.from_dict(values) == preset
+
+
+def test_malformed_preset_is_refused() -> None:
+    with pytest.raises(ConfigError, match="description of a preset"):
+        Preset.from_dict({"name": "x"})
+    with pytest.raises(UnknownNameError, match="did you mean 'bicubic'"):
+        Preset("x", "square", "bicubik", "none")
+    with pytest.raises(ConfigError, match="crop_fraction 0"):
+        Preset("x", "shorter_crop", "bicubic", "none", crop_fraction=0)
+
+
+def test_unknown_names_suggest_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'adapter_plus'"):
+        get_preset("adapterplus")
+    with pytest.raises(UnknownNameError, match="did you mean 'crop_flip'"):
+        Augmentation("cropflip", 0)
+
+
+@pytest.mark.parametrize("name", ["flip", "crop_flip"])
+def test_augmentation_depends_on_seed_epoch_and_index_alone(name: str) -> None:
+    image = np.asarray(picture(32, 32))
+    keys = [(seed, epoch, index) for seed in range(2) for epoch in range(2) for index in range(8)]
+    first = {key: Augmentation(name, key[0])(image, *key[1:]) for key in keys}
+    for key in reversed(keys):
+        np.testing.assert_array_equal(Augmentation(name, key[0])(image, *key[1:]), first[key])
+    distinct = {pixels.tobytes() for pixels in first.values()}
+    assert len(distinct) == (2 if name == "flip" else len(keys))
+    assert all(pixels.shape == image.shape and pixels.dtype == np.uint8 for pixels in first.values())
+
+
+def test_no_augmentation_is_the_image_itself() -> None:
+    image = np.asarray(picture(8, 8))
+    np.testing.assert_array_equal(Augmentation("none", 0)(image, 1, 2), image)
