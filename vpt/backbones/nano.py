@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import checkpoint_filter_fn
 
 WEIGHTS = Path(__file__).parent / "shipped" / "vit_nano_patch8_64.safetensors"
 
@@ -45,4 +46,11 @@ def vit_nano_patch8_64(pretrained: bool = False, **kwargs: Any) -> VisionTransfo
         The model; its inputs are normalised with mean 0.5 and standard deviation 0.5.
     """
     architecture = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3, **kwargs}
-    return build_model_with_cfg(VisionTransformer, "vit_nano_patch8_64", pretrained, **architecture)
+    # The filter resamples the position embedding when `img_size` is not 64.
+    return build_model_with_cfg(
+        VisionTransformer,
+        "vit_nano_patch8_64",
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        **architecture,
+    )
