@@ -1,0 +1,158 @@
+"""One style for all figures, and the figures that need no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vpt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ACCENT, NEUTRAL = "#c2410c", "#4b5563"
+SEQUENTIAL, DIVERGING = "magma", "RdBu_r"
+_ANNOTATED = 20  # classes; above, counts in cells are too small to read and the commonest confusions are listed
+_LISTED = 15
+_STYLE: Any = {
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": NEUTRAL,
+    "axes.labelcolor": NEUTRAL,
+    "xtick.color": NEUTRAL,
+    "ytick.color": NEUTRAL,
+    "figure.facecolor": "white",
+    "image.interpolation": "nearest",
+    "svg.hashsalt": "vpt",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The settings that all figures share; draw and save within it."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def save_figure(figure: Figure, out: Path) -> Path:
+    """Writes a figure.
+
+    Args:
+        figure: What to write.
+        out: Its suffix chooses the kind: ``.png`` (160 dots per inch), ``.svg`` or ``.pdf``; folders are made.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: The suffix is none of these.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"Figures are written as .png, .svg or .pdf, not as {out.name!r}.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with style():
+        figure.savefig(out, dpi=160)
+    return out
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """Draws a figure into an array, without pyplot and its state.
+
+    Args:
+        figure: What to draw.
+
+    Returns:
+        uint8 (H, W, 3) at 100 dots per inch.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with style():
+        figure.set_dpi(100)
+        canvas = cast("Any", FigureCanvasAgg(figure))
+        canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
+    """Draws a confusion matrix: shares of each true class in colour; counts, or the commonest confusions, in words.
+
+    Args:
+        matrix: (classes, classes) counts, rows are true classes.
+        class_names: One per class.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ConfigError: The matrix is not square, or does not fit the names.
+    """
+    from matplotlib.figure import Figure
+
+    classes = len(class_names)
+    if matrix.shape != (classes, classes):
+        raise ConfigError(f"A confusion matrix of shape {matrix.shape} does not fit {classes} class names.")
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = matrix / np.maximum(totals, 1)
+    few = classes <= _ANNOTATED
+    side = max(4.0, 0.45 * classes) if few else max(8.0, 0.105 * classes)
+    with style():
+        figure = Figure(figsize=(side + 2.2 + (0.0 if few else 3.2), side + 1.4), layout="constrained")
+        grid = figure.add_gridspec(1, 1 if few else 2, width_ratios=[1] if few else [side, 3.2])
+        axes = figure.add_subplot(grid[0])
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        _name_classes(axes, class_names, 9.0 if few else 5.5)
+        n = int(matrix.sum())
+        axes.set_title(f"Confusion matrix: {np.trace(matrix) / max(n, 1):.1%} of {n:,} images right", loc="left")
+        bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.02)
+        bar.set_label("share of the true class")
+        bar.outline.set_visible(False)
+        if few:
+            _write_counts(axes, matrix, shares)
+        else:
+            _list_confusions(figure.add_subplot(grid[1]), matrix, class_names)
+    return figure
+
+
+def _name_classes(axes: Axes, class_names: Sequence[str], size: float) -> None:
+    positions = range(len(class_names))
+    axes.set_xticks(positions, [_short(name) for name in class_names], rotation=90, fontsize=size)
+    axes.set_yticks(positions, [_short(name) for name in class_names], fontsize=size)
+    axes.tick_params(length=0)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+
+
+def _short(name: str, limit: int = 22) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def _write_counts(axes: Axes, matrix: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8)
+
+
+def _list_confusions(axes: Axes, matrix: NDArray[np.int64], class_names: Sequence[str]) -> None:
+    wrong = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_LISTED]
+    pairs = [(int(flat) // len(wrong), int(flat) % len(wrong)) for flat in order]
+    lines = [
+        f"{wrong[true, guess]:>4}  {_short(class_names[true])} → {_short(class_names[guess])}"
+        for true, guess in pairs
+        if wrong[true, guess] > 0
+    ]
+    axes.set_axis_off()
+    axes.set_title("Commonest confusions (true → predicted)", loc="left")
+    axes.text(0, 0.985, "\n".join(lines) or "none", va="top", fontsize=9, linespacing=1.6, transform=axes.transAxes)
