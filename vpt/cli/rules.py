@@ -73,7 +73,7 @@ def check_checkpoint(given: Section | None, checkpoint: Mapping[str, Any], path:
         if mine[key] != theirs[key]:
             name = "model" if key == "_class_path" else f"model.{key}"
             raise ConfigError(
-                f"{name} is {mine[key]!r}, but {path} was trained with {theirs[key]!r}: leave {name} out, or train anew."
+                f"{name} is {mine[key]!r}, but {path} was trained with {theirs[key]!r}: leave {name} out or train anew."
             )
 
 

@@ -1,0 +1,80 @@
+"""What the commands beside Lightning's share: a parser that reports in one line, and a run's data from its config."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vpt.cli.messages import explain
+from vpt.errors import ConfigError
+
+if TYPE_CHECKING:  # imported when used: --help does not wait for torch
+    from vpt.data import ImageDataModule
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are the user's, in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the usage.
+
+        Args:
+            message: What is wrong.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(f"{message} (see {self.prog} --help).")
+
+
+def delta_data(delta: Path, config: Path | None = None, overrides: Sequence[str] = ()) -> ImageDataModule:
+    """Builds the data module that belongs to a delta file.
+
+    Args:
+        delta: A delta file; its image size is used unless the config or an override names one.
+        config: A config file with a ``data`` section; None for the ``config.yaml`` of the run that wrote the delta.
+        overrides: Flags such as ``--data.root FOLDER`` or ``--data.batch_size=8``.
+
+    Returns:
+        The data module.
+
+    Raises:
+        ConfigError: The config is missing or has no data section, or a flag is wrong.
+        DeltaFileError: The delta file cannot be read.
+        DataError: The data cannot be found.
+    """
+    import jsonargparse
+
+    import vpt.data
+    from vpt.tuning.files import read_header
+
+    size = read_header(delta)["backbone"]["image_size"]
+    section = _data_section(config or delta.parent / "config.yaml")
+    if (section.get("init_args") or {}).get("image_size") is None:
+        overrides = ["--data.image_size", str(size), *overrides]
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(vpt.data.ImageDataModule, "data", required=True)
+    try:
+        parsed = parser.parse_args(["--data", json.dumps(section), *overrides])
+    except argparse.ArgumentError as error:
+        raise explain(str(error), vpt.data.__all__) from None
+    data: ImageDataModule = parser.instantiate_classes(parsed).data
+    return data
+
+
+def _data_section(file: Path) -> dict[str, Any]:
+    import yaml
+
+    if not file.is_file():
+        raise ConfigError(f"No config {file}: name one with a data section, for instance --data configs/demo.yaml.")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML ({' '.join(str(error).split())}).") from error
+    section = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(section, dict):
+        raise ConfigError(f"{file} has no data section.")
+    return section
