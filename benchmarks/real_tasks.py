@@ -1,0 +1,162 @@
+"""Four ways to adapt ViT-Ti/16, on real images: the accuracy table of the README.
+
+    python -m benchmarks.real_tasks --root $VPT_DATA
+
+For each task and method the learning rate is chosen by the last-epoch accuracy on val200 after training on train800
+(ties: the smaller rate); the method is then trained on train800val200 with three seeds, and the test split is read
+once per seed, after the last epoch. Every finished trial is kept as one JSON file, so an interrupted run continues
+where it stopped and a finished one only prints its table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from vpt.data import VTABDataModule
+from vpt.data.vtab import default_root
+from vpt.tasks import ClassificationTask, FineTuning, LinearProbe, PromptTuning
+
+BACKBONE = "vit_tiny_patch16_224"
+WEIGHTS = "weights/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
+TASKS = ("signdigits10", "caltech101")
+SEEDS = (42, 44, 82)
+BATCH = 10
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: the rates are AdamW's at batch 10."""
+
+    title: str
+    task: type[ClassificationTask]
+    epochs: int
+    rates: tuple[float, ...]
+    options: dict[str, Any]
+
+
+METHODS = {
+    "linear": Method("linear probe", LinearProbe, 20, (3e-4, 1e-3, 3e-3, 1e-2), {}),
+    "deep": Method("VPT-deep, 10 tokens", PromptTuning, 4, (1e-3, 2e-3, 4e-3), {"num_tokens": 10}),
+    "shallow": Method("VPT-shallow, 10 tokens", PromptTuning, 4, (1e-3, 2e-3, 4e-3), {"num_tokens": 10, "deep": False}),
+    "full": Method("full fine-tuning", FineTuning, 4, (3e-5, 1e-4, 3e-4), {}),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run."""
+
+    data: str
+    method: str
+    train: str
+    rate: float
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Where its result is kept."""
+        return f"{self.data}-{self.method}-{self.train}-{self.rate:g}-{self.seed}.json"
+
+
+def run(trial: Trial, root: Path, weights: Path, out: Path) -> dict[str, Any]:
+    """Trains one trial, or reads its result if it is there."""
+    path = out / trial.file
+    if path.is_file():
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
+    method = METHODS[trial.method]
+    L.seed_everything(trial.seed, verbose=False)
+    data = VTABDataModule(
+        trial.data,
+        root=str(root),
+        train=trial.train,
+        preset="square",
+        image_size=224,
+        batch_size=BATCH,
+        seed=trial.seed,
+    )
+    task = method.task(
+        backbone=BACKBONE,
+        weights=str(weights),
+        num_classes=data.num_classes,
+        optimizer="adamw",
+        base_lr=trial.rate * 256 / BATCH,
+        weight_decay=1e-4,
+        **method.options,
+    )
+    trainer = L.Trainer(
+        max_epochs=method.epochs,
+        accelerator="auto",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        limit_val_batches=1.0 if trial.train == "train800" else 0,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=method.epochs,
+    )
+    start = time.monotonic()
+    trainer.fit(task, datamodule=data)
+    result = asdict(trial) | {"epochs": method.epochs, "batch": BATCH, "seconds": round(time.monotonic() - start, 1)}
+    if trial.train == "train800":
+        result["val"] = float(trainer.callback_metrics["val/acc"])
+    else:
+        trainer.test(task, datamodule=data, verbose=False)
+        result |= {"test": float(trainer.callback_metrics["test/acc"]), "n": data.describe()["counts"]["test"]}
+    result |= {"trainable": task.model.parameter_counts()[0], "threads": torch.get_num_threads()}
+    out.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result))
+    part.replace(path)
+    return result
+
+
+def row(data: str, name: str, root: Path, weights: Path, out: Path) -> str:
+    """Selects, trains and tests one method on one task; returns its row of the table."""
+    method = METHODS[name]
+    trials = [run(Trial(data, name, "train800", rate, SEEDS[0]), root, weights, out) for rate in method.rates]
+    best = max(trials, key=lambda trial: (trial["val"], -trial["rate"]))
+    finals = [run(Trial(data, name, "train800val200", best["rate"], seed), root, weights, out) for seed in SEEDS]
+    tests = [100 * final["test"] for final in finals]
+    minutes = statistics.mean(final["seconds"] for final in finals) / 60
+    return (
+        f"| {data} | {method.title} | {finals[0]['trainable']:,} | {method.epochs} | {best['rate']:g} "
+        f"| {100 * best['val']:.1f} | **{statistics.mean(tests):.1f} ± {statistics.stdev(tests):.1f}** "
+        f"| {finals[0]['n']:,} | {minutes:.1f} |"
+    )
+
+
+def main() -> None:
+    """Runs what is missing and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(default_root()))
+    parser.add_argument("--weights", type=Path, help=f"default: ROOT/{WEIGHTS}")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/real_tasks"))
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    weights = args.weights or args.root / WEIGHTS
+    print("| task | method | trained | epochs | rate | val200 | test, mean ± std of 3 seeds | n | minutes |")
+    print("|---|---|--:|--:|--:|--:|--:|--:|--:|", flush=True)
+    for data in args.tasks:
+        for name in args.methods:
+            print(row(data, name, args.root, weights, args.out), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Tasks train what they say, and only that; their checkpoints are small and resume to the same numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from vpt.data import DigitsDataModule
+from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
+from vpt.tasks import ClassificationTask, DeltaWriter, FineTuning, LinearProbe, PromptTuning, RunRecord
+from vpt.tasks.base import warmup_cosine
+from vpt.tuning import load
+
+BASE: dict[str, Any] = {"backbone": "vit_nano_patch8_64", "num_classes": 10, "base_lr": 0.02}
+
+
+def data(**options: Any) -> DigitsDataModule:
+    defaults: dict[str, Any] = {"batch_size": 8, "train": "train800"}
+    return DigitsDataModule(**defaults | options)
+
+
+def trainer(folder: Path | None = None, epochs: int = 2, batches: int = 3, **options: Any) -> L.Trainer:
+    logger = TensorBoardLogger(folder, name="run", version="0") if folder else False
+    return L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        limit_train_batches=batches,
+        limit_val_batches=4,
+        limit_test_batches=2,
+        logger=logger,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in options.get("callbacks", [])),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        **options,
+    )
+
+
+def snapshot(task: ClassificationTask) -> dict[str, torch.Tensor]:
+    return {key: tensor.clone() for key, tensor in task.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", [PromptTuning, LinearProbe, FineTuning])
+def test_what_trains_moves_and_nothing_else(kind: type[ClassificationTask]) -> None:
+    L.seed_everything(0)
+    task = kind(**BASE)
+    trained = set(task.model.trained())
+    before = snapshot(task)
+    trainer(batches=4).fit(task, datamodule=data())
+    moved = {key for key, tensor in task.model.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert moved == trained
+    frozen = kind is not FineTuning
+    assert task.model.backbone.frozen == frozen
+    if frozen:
+        assert not any(key.startswith("backbone.") for key in trained)
+        task.train()
+        assert not any(module.training for module in task.model.backbone.model.modules())
+
+
+def test_prompts_learn_digits_better_than_chance() -> None:
+    L.seed_everything(0)
+    task = PromptTuning(**BASE | {"base_lr": 0.1})
+    run = trainer(epochs=1, batches=30)
+    run.fit(task, datamodule=data())
+    assert float(run.callback_metrics["val/acc"]) > 0.3
+
+
+def test_weight_decay_and_learning_rate_reach_the_optimiser() -> None:
+    task = PromptTuning(**BASE | {"weight_decay": 0.3, "warmup": 0.0})
+    run = trainer(epochs=1, batches=1, accumulate_grad_batches=2)
+    run.fit(task, datamodule=data())
+    decayed, plain = run.optimizers[0].param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+    assert decayed["initial_lr"] == pytest.approx(0.02 * 8 * 2 / 256)
+    assert [p.shape for p in plain["params"]] == [(10,)]
+    assert {tuple(p.shape) for p in decayed["params"]} == {(6, 10, 192), (10, 192)}
+
+
+def test_sgd_is_sgd_with_momentum() -> None:
+    task = LinearProbe(**BASE | {"optimizer": "sgd", "momentum": 0.7})
+    run = trainer(epochs=1, batches=1)
+    run.fit(task, datamodule=data())
+    assert isinstance(run.optimizers[0], torch.optim.SGD)
+    assert run.optimizers[0].param_groups[0]["momentum"] == 0.7
+
+
+def test_schedule_rises_linearly_and_falls_by_a_cosine() -> None:
+    factors = [warmup_cosine(step, 100, 0.1) for step in range(101)]
+    assert factors[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[100] == pytest.approx(0.0)
+    assert warmup_cosine(0, 10, 0.0) == 1.0
+
+
+def test_the_linear_probe_passes_each_image_through_the_backbone_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = LinearProbe(**BASE)
+    seen: list[int] = []
+    forward = task.model.backbone.forward
+
+    def count(images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        return forward(images)
+
+    monkeypatch.setattr(task.model.backbone, "forward", count)
+    run = trainer(epochs=3, batches=100)
+    run.fit(task, datamodule=data())
+    assert sum(seen) == 800 + 32  # all training images, four validation batches
+
+
+def test_kept_features_train_the_same_head_as_fresh_ones() -> None:
+    heads = []
+    for keep in (True, False):
+        L.seed_everything(0)
+        task, module = LinearProbe(**BASE), data()
+        if not keep:
+            module.augmented = True  # pretend, so that nothing is kept
+        trainer(epochs=2, batches=5).fit(task, datamodule=module)
+        heads.append(task.model.head.weight.detach().clone())
+    torch.testing.assert_close(heads[0], heads[1], rtol=1e-4, atol=1e-5)
+
+
+def checkpointed(folder: Path, epochs: int) -> tuple[PromptTuning, Path]:
+    L.seed_everything(0)
+    task = PromptTuning(**BASE | {"dropout": 0.1})
+    run = trainer(folder, epochs=epochs, callbacks=[ModelCheckpoint(dirpath=folder, save_last=True)])
+    run.fit(task, datamodule=data())
+    return task, folder / "last.ckpt"
+
+
+def test_checkpoints_hold_trained_tensors_only_and_load_without_pickle(tmp_path: Path) -> None:
+    task, path = checkpointed(tmp_path, 1)
+    checkpoint = torch.load(path, weights_only=True)
+    assert sorted(checkpoint["state_dict"]) == [
+        "model.delta.parts.0.tokens",
+        "model.head.bias",
+        "model.head.weight",
+    ]
+    loaded = PromptTuning.load_from_checkpoint(path, weights_only=True)
+    assert all(torch.equal(loaded.model.trained()[k], v) for k, v in task.model.trained().items())
+
+
+def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    whole = PromptTuning(**BASE)
+    trainer(epochs=3).fit(whole, datamodule=data())
+
+    class Stop(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                raise RuntimeError("killed")
+
+    L.seed_everything(0)
+    first = trainer(epochs=3, callbacks=[ModelCheckpoint(dirpath=tmp_path, save_last=True), Stop()])
+    with pytest.raises(RuntimeError, match="killed"):
+        first.fit(PromptTuning(**BASE), datamodule=data())
+    L.seed_everything(1)
+    resumed = PromptTuning(**BASE)
+    trainer(epochs=3).fit(resumed, datamodule=data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    for key, tensor in whole.model.trained().items():
+        assert torch.equal(resumed.model.trained()[key], tensor), key
+
+
+def test_a_checkpoint_of_other_weights_or_with_a_hole_is_refused(tmp_path: Path) -> None:
+    _, path = checkpointed(tmp_path, 1)
+    with pytest.raises(DeltaFileError, match="was trained on vpt/vit_nano_patch8_64"):
+        PromptTuning.load_from_checkpoint(path, weights="random", weights_only=True)
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["state_dict"]["model.head.bias"]
+    torch.save(checkpoint, path)
+    with pytest.raises(DeltaFileError, match=r"head\.bias missing"):
+        PromptTuning.load_from_checkpoint(path, weights_only=True)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    class Break(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.current_epoch == 1:
+                pl_module.model.head.bias.data.fill_(float("nan"))
+
+    task = PromptTuning(**BASE)
+    run = trainer(tmp_path, callbacks=[ModelCheckpoint(dirpath=tmp_path, save_last=True), Break()])
+    with pytest.raises(DivergedError, match=r"epoch 1 .*lower base_lr \(0.02\)"):
+        run.fit(task, datamodule=data())
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert kept["epoch"] == 0
+    assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
+
+
+def test_a_run_leaves_its_record_and_its_delta(tmp_path: Path) -> None:
+    L.seed_everything(7)
+    task = PromptTuning(**BASE)
+    run = trainer(tmp_path, epochs=1, callbacks=[RunRecord(), DeltaWriter()])
+    run.fit(task, datamodule=data())
+    run.test(task, datamodule=data(), verbose=False)
+    folder = tmp_path / "run" / "0"
+    record = json.loads((folder / "run.json").read_text())
+    assert record["task"] == "PromptTuning"
+    assert record["seed"] == 7
+    assert record["hyperparameters"]["num_tokens"] == 10
+    assert record["backbone"]["weights_id"] == "vpt/vit_nano_patch8_64"
+    assert record["data"]["counts"]["test"] == 797
+    assert record["epoch_rule"] == "last"
+    assert record["parameters"]["trainable"] == 6 * 10 * 192 + 10 * 193
+    assert {"val/acc", "test/acc", "test/mean_per_class"} <= record["metrics"].keys()
+    model = load(folder / "delta.safetensors")
+    batch = next(iter(run.datamodule.test_dataloader()))  # type: ignore[attr-defined]
+    torch.testing.assert_close(model(batch["image"]), task.eval()(batch["image"]))
+    assert model.class_names == list("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_classes": None}, ConfigError, "num_classes is not known"),
+        ({"optimizer": "adam"}, UnknownNameError, "did you mean 'adamw'"),
+        ({"base_lr": 0.0}, ConfigError, "base_lr is positive"),
+        ({"warmup": 1.0}, ConfigError, "warmup lies in"),
+        ({"backbone": "vit_nano_patch8"}, UnknownNameError, "vit_nano_patch8_64"),
+        ({"normalization": "imagnet"}, UnknownNameError, "did you mean 'imagenet'"),
+    ],
+)
+def test_bad_hyperparameters_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        PromptTuning(**BASE | options)
+
+
+def test_data_and_model_must_agree_on_classes() -> None:
+    with pytest.raises(ConfigError, match="The data has num_classes 10, the model 7"):
+        trainer().fit(PromptTuning(**BASE | {"num_classes": 7}), datamodule=data())

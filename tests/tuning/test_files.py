@@ -1,0 +1,147 @@
+"""A delta file is complete, small, and refuses the wrong backbone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from vpt.backbones import create_backbone
+from vpt.errors import ConfigError, DeltaFileError, UnknownNameError, WeightsError
+from vpt.tuning import TunedModel, load, save_delta
+from vpt.tuning.files import read_header
+
+NANO = "vit_nano_patch8_64"
+PROMPT = {"name": "prompt", "num_tokens": 4}
+IMAGES = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def model() -> TunedModel:
+    tuned = TunedModel(create_backbone(NANO), 3, [PROMPT], ["cat", "dog", "fish"], {"name": "square"})
+    with torch.no_grad():
+        for tensor in tuned.trained().values():
+            tensor.normal_()
+    return tuned.eval()
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    tuned = model()
+    tuned.info = {"seed": 3}
+    loaded = load(save_delta(tmp_path / "delta.safetensors", tuned))
+    assert torch.equal(loaded(IMAGES), tuned(IMAGES))
+    assert loaded.class_names == ["cat", "dog", "fish"]
+    assert (loaded.preset, loaded.info) == ({"name": "square"}, {"seed": 3})
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_only_trained_tensors_are_in_the_file(tmp_path: Path) -> None:
+    tensors = load_file(save_delta(tmp_path / "delta.safetensors", model()))
+    assert sorted(tensors) == ["delta.parts.0.tokens", "head.bias", "head.weight"]
+
+
+def test_ten_deep_prompts_and_102_classes_on_vit_tiny_take_less_than_400_kb(tmp_path: Path) -> None:
+    tuned = TunedModel(create_backbone("vit_tiny_patch16_224", "random"), 102, [{"name": "prompt", "num_tokens": 10}])
+    path = save_delta(tmp_path / "delta.safetensors", tuned)
+    assert path.stat().st_size < 400_000
+    assert sum(t.numel() for t in load_file(path).values()) == 12 * 10 * 192 + 102 * 193
+
+
+def test_a_fully_tuned_backbone_comes_back_whole(tmp_path: Path) -> None:
+    images = torch.rand(2, 3, 224, 224)
+    weights = tmp_path / "resnet.safetensors"
+    save_file(create_backbone("resnet18", "random").model.state_dict(), weights)
+    start = TunedModel(create_backbone("resnet18", str(weights)), 3)
+    start.backbone.unfreeze()
+    with torch.no_grad():
+        for parameter in start.parameters():
+            parameter.add_(0.01)
+    start.train()
+    start(images)  # moves the batch-norm statistics
+    start.eval()
+    loaded = load(save_delta(tmp_path / "full.safetensors", start))
+    assert torch.equal(loaded(images), start(images))
+
+
+def test_another_backbone_of_equal_shape_is_refused_by_name(tmp_path: Path) -> None:
+    path = save_delta(tmp_path / "delta.safetensors", model())
+    other = tmp_path / "other.safetensors"
+    save_file(timm.create_model(NANO).state_dict(), other)
+    with pytest.raises(DeltaFileError, match=r"was trained on vpt/vit_nano_patch8_64 .* file:other.safetensors"):
+        load(path, weights=str(other))
+
+
+def test_what_is_not_a_delta_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeltaFileError, match="No delta file"):
+        load(tmp_path / "none.safetensors")
+    text = tmp_path / "text.safetensors"
+    text.write_text("hello")
+    with pytest.raises(DeltaFileError, match="not a delta file"):
+        load(text)
+    plain = tmp_path / "plain.safetensors"
+    save_file({"x": torch.zeros(1)}, plain)
+    with pytest.raises(DeltaFileError, match="not a delta file"):
+        load(plain)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(save_delta(tmp_path / "delta.safetensors", model()).read_bytes()[:-100])
+    with pytest.raises(DeltaFileError, match="not a delta file"):
+        load(cut)
+
+
+def test_a_file_without_its_head_is_refused(tmp_path: Path) -> None:
+    path = save_delta(tmp_path / "delta.safetensors", model())
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    del tensors["head.bias"]
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(DeltaFileError, match=r"incomplete: head\.bias missing"):
+        load(path)
+    header = json.loads(metadata["vpt"])
+    header["format"] = "vpt-delta/9"
+    save_file(tensors, path, metadata={"vpt": json.dumps(header)})
+    with pytest.raises(DeltaFileError, match="format 'vpt-delta/9'"):
+        read_header(path)
+
+
+def test_weights_that_have_moved_are_asked_for(tmp_path: Path) -> None:
+    weights = tmp_path / "here.safetensors"
+    save_file(timm.create_model(NANO).state_dict(), weights)
+    tuned = TunedModel(create_backbone(NANO, str(weights)), 3, [PROMPT])
+    path = save_delta(tmp_path / "delta.safetensors", tuned)
+    moved = weights.rename(tmp_path / "there.safetensors")
+    with pytest.raises(WeightsError, match="No weights file"):
+        load(path)
+    assert torch.equal(load(path, weights=str(moved))(IMAGES), tuned.eval()(IMAGES))
+
+
+def test_strength_moves_delta_and_head_together() -> None:
+    tuned = model()
+    anchor = torch.nn.Linear(192, 3)
+    tuned.set_anchor(anchor)
+    at_one = tuned(IMAGES)
+    bare = create_backbone(NANO)
+    tuned.set_strength(0.0)
+    assert torch.equal(tuned(IMAGES), anchor(bare(IMAGES)))
+    tuned.set_strength(0.5)
+    features = tuned.backbone(IMAGES)
+    expected = 0.5 * anchor(features) + 0.5 * tuned.head(features)
+    torch.testing.assert_close(tuned(IMAGES), expected)
+    tuned.set_strength(1.0)
+    assert torch.equal(tuned(IMAGES), at_one)
+
+
+def test_wrong_counts_are_refused() -> None:
+    with pytest.raises(ConfigError, match="2 class names were given for 3"):
+        TunedModel(create_backbone(NANO, "random"), 3, [], ["a", "b"])
+    with pytest.raises(ConfigError, match="at least 1"):
+        TunedModel(create_backbone(NANO, "random"), 0)
+    with pytest.raises(ConfigError, match="anchor head"):
+        model().set_anchor(torch.nn.Linear(192, 4))
+    with pytest.raises(UnknownNameError, match="prompt"):
+        TunedModel(create_backbone(NANO, "random"), 3, [{"name": "prmpt"}])
