@@ -44,7 +44,8 @@ def linear(folder: Path) -> Path:
 def measure(
     delta: Path, out: Path, alphas: Sequence[float] = ALPHAS, data: ImageDataModule | None = None, **changes: Any
 ) -> RobustnessResult:
-    return run(delta, data or task(), alphas, out, **({"severities": (2,), "batch_size": 4} | changes))
+    arguments: dict[str, Any] = {"severities": (2,), "batch_size": 4} | changes
+    return run(delta, data or task(), alphas, out, **arguments)
 
 
 def contents(out: Path) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def test_a_protocol_says_what_the_number_depends_on_and_no_path(prompts: Path, t
     assert protocol["head"] == "tuned"
     assert len(protocol["backbone"]["fingerprint"]) == 64
     assert "torch" in protocol["versions"]
-    assert str(prompts.parent) not in json.dumps(protocol | {"backbone": {**protocol["backbone"], "weights_id": ""}})
+    assert str(prompts.parent) not in json.dumps(protocol)
 
 
 def test_the_ends_are_the_bare_and_the_tuned_model(prompts: Path, tmp_path: Path) -> None:
@@ -168,8 +169,10 @@ def test_finished_records_are_not_computed_again(
 
 def test_records_of_another_delta_are_not_reused(prompts: Path, folder: Path, tmp_path: Path) -> None:
     other = write_delta(folder / "other.safetensors", PROMPTS, seed=7)
-    before = measure(prompts, tmp_path) and contents(tmp_path)
-    after = measure(other, tmp_path) and contents(tmp_path)
+    measure(prompts, tmp_path)
+    before = contents(tmp_path)
+    measure(other, tmp_path)
+    after = contents(tmp_path)
     name = "clean-alpha-1.0.parquet"
     assert not np.allclose(before[name].logits, after[name].logits)
 

@@ -24,4 +24,4 @@ def test_mean_per_class_counts_only_classes_that_occur() -> None:
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (20, 20, 0.8389, 1.0)],
 )
 def test_wilson_gives_the_published_intervals(hits: int, n: int, low: float, high: float) -> None:
-    assert wilson(hits, n) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    assert list(wilson(hits, n)) == pytest.approx([low, high], abs=5e-5)

@@ -68,7 +68,7 @@ def run(
     _check_numbers(alphas, batch_size)
     sets = evaluation_sets(data, severities)
     model = load(delta, weights)
-    _check_data(delta, model, data)
+    check_data(delta, model, data)
     if anchor is not None:
         if model.delta is None:
             raise ConfigError(f"{delta} holds no prompts, so an anchor has nothing to be interpolated with.")
@@ -99,8 +99,17 @@ def _check_numbers(alphas: Sequence[float], batch_size: int) -> None:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
 
 
-def _check_data(delta: Path, model: TunedModel, data: ImageDataModule) -> None:
-    """Refuses data that the delta was not trained for."""
+def check_data(delta: Path, model: TunedModel, data: ImageDataModule) -> None:
+    """Refuses data that a delta was not trained for.
+
+    Args:
+        delta: Its file, for the message.
+        model: The model in it.
+        data: What it is to be used on.
+
+    Raises:
+        ConfigError: Classes, image size or preset differ.
+    """
     ours, theirs = model.class_names, data.class_names
     if len(ours) != len(theirs):
         raise ConfigError(f"{delta} has {len(ours)} classes, {data.name} has {len(theirs)}: give its own task.")

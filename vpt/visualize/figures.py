@@ -98,6 +98,7 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
     Raises:
         ConfigError: The matrix is not square, or does not fit the names.
     """
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     classes = len(class_names)
@@ -108,14 +109,14 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
     few = classes <= _ANNOTATED
     side = max(4.0, 0.45 * classes) if few else max(8.0, 0.105 * classes)
     with style():
-        figure = Figure(figsize=(side + 2.2 + (0.0 if few else 3.2), side + 1.4), layout="constrained")
-        grid = figure.add_gridspec(1, 1 if few else 2, width_ratios=[1] if few else [side, 3.2])
+        figure = Figure(figsize=(side + (2.2 if few else 4.9), side + (1.4 if few else 2.0)), layout="constrained")
+        grid = figure.add_gridspec(1, 1 if few else 2, width_ratios=[1] if few else [side, 2.6])
         axes = figure.add_subplot(grid[0])
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # the root brings out rare confusions
         _name_classes(axes, class_names, 9.0 if few else 5.5)
         n = int(matrix.sum())
         axes.set_title(f"Confusion matrix: {np.trace(matrix) / max(n, 1):.1%} of {n:,} images right", loc="left")
-        bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.02)
+        bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.02, ticks=[0, 0.05, 0.2, 0.5, 1], format="{x:.0%}")
         bar.set_label("share of the true class")
         bar.outline.set_visible(False)
         if few:
@@ -127,20 +128,29 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
 
 def _name_classes(axes: Axes, class_names: Sequence[str], size: float) -> None:
     positions = range(len(class_names))
-    axes.set_xticks(positions, [_short(name) for name in class_names], rotation=90, fontsize=size)
-    axes.set_yticks(positions, [_short(name) for name in class_names], fontsize=size)
+    axes.set_xticks(positions, [short(name) for name in class_names], rotation=90, fontsize=size)
+    axes.set_yticks(positions, [short(name) for name in class_names], fontsize=size)
     axes.tick_params(length=0)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
 
 
-def _short(name: str, limit: int = 22) -> str:
+def short(name: str, limit: int = 20) -> str:
+    """Cuts a long name.
+
+    Args:
+        name: Any.
+        limit: Characters that fit.
+
+    Returns:
+        At most so many characters, the last an ellipsis if any were cut.
+    """
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 def _write_counts(axes: Axes, matrix: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
     for row, column in zip(*np.nonzero(matrix), strict=True):
-        colour = "white" if shares[row, column] > 0.5 else "black"
+        colour = "white" if shares[row, column] > 0.35 else "black"
         axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8)
 
 
@@ -149,10 +159,11 @@ def _list_confusions(axes: Axes, matrix: NDArray[np.int64], class_names: Sequenc
     order = np.argsort(-wrong, axis=None, kind="stable")[:_LISTED]
     pairs = [(int(flat) // len(wrong), int(flat) % len(wrong)) for flat in order]
     lines = [
-        f"{wrong[true, guess]:>4}  {_short(class_names[true])} → {_short(class_names[guess])}"
+        f"{wrong[true, guess]:>4}  {short(class_names[true])} → {short(class_names[guess])}"
         for true, guess in pairs
         if wrong[true, guess] > 0
     ]
     axes.set_axis_off()
-    axes.set_title("Commonest confusions (true → predicted)", loc="left")
-    axes.text(0, 0.985, "\n".join(lines) or "none", va="top", fontsize=9, linespacing=1.6, transform=axes.transAxes)
+    axes.text(0, 0.96, "Commonest confusions", va="bottom", fontsize=10, fontweight="bold", transform=axes.transAxes)
+    text = "\n".join(["true → predicted", *lines] if lines else ["none"])
+    axes.text(0, 0.95, text, va="top", fontsize=9, linespacing=1.6, transform=axes.transAxes)

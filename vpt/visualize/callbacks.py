@@ -1,0 +1,76 @@
+"""Figures of a run, drawn when training and testing end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from vpt.data import ImageDataModule
+from vpt.tasks import ClassificationTask
+from vpt.tasks.callbacks import run_folder
+from vpt.visualize.attention import sample_images
+from vpt.visualize.figures import confusion_figure, pixels, save_figure
+from vpt.visualize.measure import has_prompts
+from vpt.visualize.panels import draw_attention
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class FigureLogger(L.Callback):
+    """Writes ``figures/attention.png`` after training and ``figures/confusion.png`` after testing.
+
+    Both also go to TensorBoard where it is the logger. Does nothing in ``fast_dev_run`` and without a logger.
+    """
+
+    def __init__(self, num_images: int = 4) -> None:
+        """Keeps the number.
+
+        Args:
+            num_images: Validation images in the attention figure, at least 1.
+        """
+        self.num_images = num_images
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws what the prompts changed on validation images; nothing for a model without prompts.
+
+        Args:
+            trainer: With an `ImageDataModule`.
+            pl_module: The task.
+        """
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(pl_module, ClassificationTask) or not isinstance(data, ImageDataModule):
+            return
+        if _wanted(trainer) and has_prompts(pl_module.model):
+            images, labels = sample_images(data.split("val"), self.num_images)
+            _keep(trainer, "attention", draw_attention(pl_module.model, images, labels))
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws the confusion matrix that the task has counted.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        if not isinstance(pl_module, ClassificationTask):
+            return
+        matrix = pl_module.test_confusion.compute().cpu().numpy()  # on every process: it gathers
+        if _wanted(trainer):
+            _keep(trainer, "confusion", confusion_figure(matrix, pl_module.model.class_names))
+
+
+def _wanted(trainer: L.Trainer) -> bool:
+    fast: int | bool = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by a connector
+    return trainer.is_global_zero and not fast and run_folder(trainer) is not None
+
+
+def _keep(trainer: L.Trainer, name: str, figure: Figure) -> None:
+    folder = run_folder(trainer)
+    if folder is None:
+        return
+    save_figure(figure, folder / "figures" / f"{name}.png")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(f"figures/{name}", pixels(figure), trainer.global_step, dataformats="HWC")

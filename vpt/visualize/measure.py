@@ -1,0 +1,96 @@
+"""How a model's attention changes with its prompts, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vpt.backbones import class_attention
+from vpt.errors import ConfigError
+from vpt.tuning import TunedModel
+from vpt.tuning.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class PromptAttention:
+    """Attention of the class token (of the mean patch where there is none) with and without prompts.
+
+    Attributes:
+        without: (B, rows, columns), last block at strength 0, mean over heads, relative to uniform: 1 everywhere if
+            all patches got the same.
+        with_prompts: The same at strength 1.
+        share: (layers, B, heads) in [0, 1], the part of each layer's attention that prompts take at strength 1.
+        uniform: (layers,), what that part would be if all tokens, prompts included, got the same.
+        guesses: Most likely class and its probability at strength 0 and 1 for each image: two lists of (class, p).
+    """
+
+    without: NDArray[np.float32]
+    with_prompts: NDArray[np.float32]
+    share: NDArray[np.float32]
+    uniform: NDArray[np.float32]
+    guesses: tuple[list[tuple[int, float]], list[tuple[int, float]]]
+
+
+def has_prompts(model: TunedModel) -> bool:
+    """Says whether a model has prompts.
+
+    Args:
+        model: Any.
+
+    Returns:
+        Whether any part of its delta is a `Prompt`.
+    """
+    return model.delta is not None and any(isinstance(part, Prompt) for part in model.delta.parts)
+
+
+@torch.inference_mode()
+def measure_attention(model: TunedModel, images: Tensor) -> PromptAttention:
+    """Runs images through a model at strength 0 and 1; mode and strength are put back afterwards.
+
+    Args:
+        model: With prompts.
+        images: uint8 (B, 3, H, W).
+
+    Returns:
+        Maps, shares and predictions.
+
+    Raises:
+        ConfigError: The model has no prompts.
+        UnsupportedBackboneError: The backbone's attention cannot be read.
+    """
+    if not has_prompts(model):
+        raise ConfigError("The model has no prompts, so there is nothing to compare.")
+    images = images.to(model.head.weight.device)
+    mode, strength = model.training, model.strength
+    layers, guesses = [], []
+    model.eval()
+    try:
+        for alpha in (0.0, 1.0):
+            model.set_strength(alpha)
+            layers.append(class_attention(model.backbone, images))
+            chances, classes = model(images).softmax(dim=1).max(dim=1)
+            guesses.append(list(zip(classes.tolist(), chances.tolist(), strict=True)))
+    finally:
+        model.set_strength(strength)
+        model.train(mode)
+    maps = [_relative(layer[-1].patches, model.backbone.layout.grid) for layer in layers]
+    tokens = [(layer.prompts.shape[2], layer.prefix.shape[2] + layer.patches.shape[2]) for layer in layers[1]]
+    return PromptAttention(
+        without=maps[0],
+        with_prompts=maps[1],
+        share=torch.stack([layer.prompts.sum(dim=2) for layer in layers[1]]).float().cpu().numpy(),
+        uniform=np.array([prompts / (prompts + others) for prompts, others in tokens], dtype=np.float32),
+        guesses=(guesses[0], guesses[1]),
+    )
+
+
+def _relative(patches: Tensor, grid: tuple[int, int]) -> NDArray[np.float32]:
+    """Mean over heads, over the mean over patches: (B, heads, N) to (B, rows, columns)."""
+    attention = patches.float().mean(dim=1)
+    relative = attention / attention.mean(dim=1, keepdim=True)
+    maps: NDArray[np.float32] = relative.reshape(-1, *grid).cpu().numpy()
+    return maps

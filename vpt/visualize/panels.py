@@ -1,0 +1,116 @@
+"""The attention figure: a row per image, and the prompts' share of attention in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vpt.tuning import TunedModel
+from vpt.visualize.figures import ACCENT, DIVERGING, NEUTRAL, SEQUENTIAL, short, style
+from vpt.visualize.measure import PromptAttention, measure_attention
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def draw_attention(model: TunedModel, images: Tensor, labels: Tensor | None) -> Figure:
+    """Draws the attention figure.
+
+    Args:
+        model: With prompts.
+        images: uint8 (B, 3, H, W).
+        labels: int64 (B,), or None where they are not known.
+
+    Returns:
+        A row per image (input, attention without, with, difference) over the prompts' share in every layer.
+
+    Raises:
+        ConfigError: The model has no prompts.
+    """
+    from matplotlib.figure import Figure
+
+    measured = measure_attention(model, images)
+    rows = len(images)
+    with style():
+        figure = Figure(figsize=(7.4, 1.75 * rows + 3.6), layout="constrained")
+        top, bottom = cast("Any", figure.subfigures(2, 1, height_ratios=[1.75 * rows + 1.0, 2.6]))
+        axes = top.subplots(rows, 4, squeeze=False)
+        _draw_maps(axes, measured, images)
+        _caption_rows(axes, measured, labels, model.class_names)
+        subject = "class token" if model.backbone.layout.has_class_token else "patches"
+        top.suptitle(f"Where the {subject} looks in the last block", x=0.01, ha="left", fontsize=12, weight="bold")
+        _draw_shares(bottom.subplots(), measured)
+    return figure
+
+
+def _draw_maps(axes: NDArray[np.object_], measured: PromptAttention, images: Tensor) -> None:
+    difference = measured.with_prompts - measured.without
+    both = np.concatenate([measured.without, measured.with_prompts])
+    # A few sink patches get 20 times the mean and more; they saturate so that the others stay visible.
+    high, reach = float(np.quantile(both, 0.96)), float(np.quantile(np.abs(difference), 0.96))
+    for row, image in zip(axes, images, strict=True):
+        row[0].imshow(image.permute(1, 2, 0).cpu().numpy())
+    for column, maps, colours, low, up in (
+        (1, measured.without, SEQUENTIAL, 0.0, high),
+        (2, measured.with_prompts, SEQUENTIAL, 0.0, high),
+        (3, difference, DIVERGING, -reach, reach),
+    ):
+        for row, values in zip(axes, maps, strict=True):
+            drawn = row[column].imshow(values, cmap=colours, vmin=low, vmax=up)
+        if column != 1:
+            below = axes[:, 1:3] if column == 2 else axes[:, 3]
+            bar = axes[0, 0].figure.colorbar(
+                drawn,
+                ax=below.ravel().tolist(),
+                location="bottom",
+                shrink=0.8,
+                aspect=30 if column == 2 else 14,
+                pad=0.02,
+                extend="max" if column == 2 else "both",
+            )
+            bar.set_label("attention to a patch ÷ mean over patches" if column == 2 else "with − without")
+            bar.outline.set_visible(False)
+    for cell in axes.ravel():
+        cell.set_xticks([])
+        cell.set_yticks([])
+        cell.spines[:].set_visible(False)
+
+
+def _caption_rows(
+    axes: NDArray[np.object_], measured: PromptAttention, labels: Tensor | None, class_names: Sequence[str]
+) -> None:
+    for cell, title in zip(axes[0], ("Input", "Without prompts", "With prompts", "Difference"), strict=True):
+        cell.set_title(title)
+    truths = [None] * len(axes) if labels is None else labels.tolist()
+    for position, (row, truth) in enumerate(zip(axes, truths, strict=True)):
+        if truth is not None:
+            row[0].set_xlabel(short(class_names[truth]))
+        for cell, guesses in zip(row[1:3], measured.guesses, strict=True):
+            guess, chance = guesses[position]
+            mark = "" if truth is None else "✓ " if guess == truth else "✗ "
+            cell.set_xlabel(
+                f"{mark}{short(class_names[guess])} ({chance:.0%})", color=ACCENT if mark == "✗ " else NEUTRAL
+            )
+
+
+def _draw_shares(axes: Axes, measured: PromptAttention) -> None:
+    layers = np.arange(1, len(measured.share) + 1)
+    heads = 100 * measured.share.mean(axis=1)
+    axes.fill_between(layers, heads.min(axis=1), heads.max(axis=1), color=ACCENT, alpha=0.18, linewidth=0)
+    axes.plot(
+        layers, heads.mean(axis=1), color=ACCENT, marker="o", markersize=4, label="mean (band: lowest to highest head)"
+    )
+    axes.plot(
+        layers, 100 * measured.uniform, color=NEUTRAL, linestyle="--", linewidth=1, label="if all tokens got the same"
+    )
+    axes.set_title("Share of its attention that the prompts take", loc="left")
+    axes.set_xlabel("layer")
+    axes.set_ylabel("% of attention")
+    axes.set_xticks(layers[:: 1 + len(layers) // 20])
+    axes.set_ylim(0, None)
+    axes.legend(frameon=False)
