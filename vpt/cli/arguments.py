@@ -15,6 +15,10 @@ if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.data import ImageDataModule
 
 
+DATA_HELP = "config with a data section (default: config.yaml beside the delta)"
+DATA_OVERRIDES = "Flags --data.KEY VALUE override single values of the data, for instance --data.root FOLDER."
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are the user's, in one sentence."""
 
@@ -28,6 +32,23 @@ class Parser(argparse.ArgumentParser):
             ConfigError: Always.
         """
         raise ConfigError(f"{message} (see {self.prog} --help).")
+
+    def parse_with_data(self, args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parses a command line that may override single values of the data.
+
+        Args:
+            args: The command line.
+
+        Returns:
+            The options, and what begins with ``--data.``, for `delta_data`.
+
+        Raises:
+            ConfigError: There is something else that is not known.
+        """
+        options, rest = self.parse_known_args(args)
+        if rest and not rest[0].startswith("--data."):
+            self.error(f"unrecognized arguments: {rest[0]}")
+        return options, rest
 
 
 def delta_data(delta: Path, config: Path | None = None, overrides: Sequence[str] = ()) -> ImageDataModule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vpt.cli.arguments import Parser, delta_data
+from vpt.cli.arguments import DATA_HELP, DATA_OVERRIDES, Parser, delta_data
 from vpt.cli.quiet import hush
 
 
@@ -17,27 +17,21 @@ def run(args: list[str]) -> None:
     Raises:
         VPTError: The user's input is wrong.
     """
-    parser = Parser(prog="vpt attention", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="vpt attention", description=__doc__, epilog=DATA_OVERRIDES, allow_abbrev=False)
     parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
-    parser.add_argument("--images", type=Path, nargs="+", help="image files (default: four test images of the run)")
-    parser.add_argument("--out", type=Path, help="figure to write (default: figures/attention.png beside the delta)")
-    options = parser.parse_args(args[1:])
+    parser.add_argument("--images", type=Path, nargs="+", help="image files or folders (default: from the data)")
+    parser.add_argument("--data", type=Path, help=DATA_HELP)
+    parser.add_argument("--weights", help="backbone weights on this machine (default: where they were in training)")
+    parser.add_argument("--out", type=Path, help="figure (default: figures/attention_test.png beside the delta)")
+    options, overrides = parser.parse_with_data(args[1:])
     hush()
 
-    from vpt.visualize.figures import attention_figure
+    from vpt.visualize.attention import attention_figure, attention_figure_from_data
 
-    out = options.out or options.delta.parent / "figures" / "attention.png"
-    print(f"written to {attention_figure(options.delta, options.images or _examples(options.delta, out.parent), out)}")
-
-
-def _examples(delta: Path, folder: Path, count: int = 4) -> list[Path]:
-    """Saves test images, spread over the list, as the model sees them."""
-    from PIL import Image
-
-    test = delta_data(delta).split("test")
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for position in range(0, len(test), max(1, len(test) // count))[:count]:
-        paths.append(folder / f"test_{position:04d}.png")
-        Image.fromarray(test[position]["image"].permute(1, 2, 0).numpy()).save(paths[-1])
-    return paths
+    out = options.out or options.delta.parent / "figures" / "attention_test.png"
+    if options.images:
+        attention_figure(options.delta, options.images, out, options.weights)
+    else:
+        data = delta_data(options.delta, options.data, overrides)
+        attention_figure_from_data(options.delta, data, out, options.weights)
+    print(f"written to {out}")

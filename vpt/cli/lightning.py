@@ -23,6 +23,7 @@ from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.tasks import ClassificationTask, DeltaWriter, RunRecord
 from vpt.tasks.predictions import PredictionWriter
+from vpt.visualize.callbacks import FigureLogger
 
 FROM_DATA = ("num_classes", "image_size", "normalization")
 _LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")  # words that Lightning resolves itself
@@ -97,7 +98,7 @@ class VPTCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         if config.trainer.logger in (None, True):
             kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir), config.ckpt_path)
-        callbacks: list[L.Callback] = [RunRecord(), DeltaWriter(), PredictionWriter()]
+        callbacks: list[L.Callback] = [RunRecord(), DeltaWriter(), PredictionWriter(), FigureLogger()]
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
             # Only last.ckpt: which epoch is reported is part of the protocol, and validation does not choose it.
             callbacks.append(ModelCheckpoint(save_last=True, save_top_k=0))

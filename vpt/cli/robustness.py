@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vpt.cli.arguments import Parser, delta_data
+from vpt.cli.arguments import DATA_HELP, DATA_OVERRIDES, Parser, delta_data
 from vpt.cli.quiet import hush
 
 
@@ -17,10 +17,7 @@ def run(args: list[str]) -> None:
     Raises:
         VPTError: The user's input is wrong.
     """
-    parser = _parser()
-    options, overrides = parser.parse_known_args(args[1:])
-    if unknown := [flag for flag in overrides[:1] if not flag.startswith("--data.")]:
-        parser.error(f"unrecognized arguments: {unknown[0]}")
+    options, overrides = _parser().parse_with_data(args[1:])
     hush()
 
     from rich.console import Console
@@ -50,11 +47,11 @@ def _parser() -> Parser:
     parser = actions.add_parser(
         "run",
         help="evaluate a delta file on its test set, the task's shifts and five corruptions",
-        epilog="Flags --data.KEY VALUE override single values of the data, for instance --data.root FOLDER.",
+        epilog=DATA_OVERRIDES,
         allow_abbrev=False,
     )
     parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
-    parser.add_argument("--data", type=Path, help="config with a data section (default: config.yaml beside the delta)")
+    parser.add_argument("--data", type=Path, help=DATA_HELP)
     parser.add_argument("--anchor", type=Path, help="delta file of a linear probe, whose head belongs to strength 0")
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0], help="prompt strengths")
     parser.add_argument("--severities", type=int, nargs="*", default=[1, 2, 3, 4, 5], help="of each corruption")

@@ -1,0 +1,67 @@
+"""``vpt runs FOLDER``: what the runs below a folder measured, and the files that they left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vpt.cli.arguments import Parser
+from vpt.errors import ConfigError
+
+
+def run(args: list[str]) -> None:
+    """Parses the command line and prints a table and a list.
+
+    Args:
+        args: The command line, beginning with ``runs``.
+
+    Raises:
+        VPTError: The user's input is wrong.
+    """
+    from rich.console import Console
+
+    parser = Parser(prog="vpt runs", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where to look (default: runs)")
+    folder = parser.parse_args(args[1:]).folder
+    records = {path.parent: _read(path) for path in sorted(folder.rglob("run.json"))}
+    if not records:
+        raise ConfigError(f"No run.json below {folder}: `vpt fit` writes one for each run.")
+    console = Console()
+    console.print(_table(folder, records))
+    for home in records:
+        console.print(f"\n{home}/", highlight=False, soft_wrap=True)
+        for path in sorted(home.iterdir()):
+            files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+            size = sum(file.stat().st_size for file in files) / 1024
+            name = f"{path.name}/ ({len(files)} files)" if path.is_dir() else path.name
+            console.print(f"  {name:<48}{size:>8,.0f} KB", highlight=False, soft_wrap=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not the record of a run ({error}).") from error
+    return record
+
+
+def _table(folder: Path, records: dict[Path, dict[str, Any]]) -> Any:
+    """One line a run; no validation accuracy where the validation images were trained on: it would mean nothing."""
+    from rich.table import Table
+
+    title = f"Top-1 (%) of the runs in {folder}"
+    table = Table("run", "trained", "epochs", "seed", "val", "test", "n test", title=title)
+    for home, record in records.items():
+        metrics, data = record.get("metrics", {}), record.get("data") or {}
+        if data.get("shared_with_train", {}).get("val"):
+            metrics = {key: value for key, value in metrics.items() if key != "val/acc"}
+        table.add_row(
+            str(home.relative_to(folder)),
+            f"{record.get('parameters', {}).get('trainable', 0):,}",
+            str(record.get("epochs", "–")),
+            str(record.get("seed", "–")),
+            *(f"{100 * metrics[key]:.1f}" if key in metrics else "–" for key in ("val/acc", "test/acc")),
+            str(data.get("counts", {}).get("test", "–")),
+        )
+    return table
