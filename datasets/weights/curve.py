@@ -1,4 +1,4 @@
-"""The record of the distillation: one row an epoch in ``curve.csv``, drawn as ``curve.png``."""
+"""The record of the distillation: one row a measurement in ``curve.csv``, drawn as ``curve.png``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import matplotlib.pyplot as plt
 
 
 def draw(table: Path) -> None:
-    """Draws ``table`` beside itself: loss, cosine similarity to the teacher, and probe accuracy over epochs."""
+    """Draws ``table`` beside itself: loss, cosine similarity to the teacher, and probe accuracy over passes."""
     rows = pd.read_csv(table)
     figure, (loss, cosine, probe) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    loss.plot(rows["epoch"], rows["train_loss"], label="training views, jittered")
-    loss.plot(rows["epoch"], rows["held_out_loss"], label="held-out sources")
+    loss.plot(rows["passes"], rows["train_loss"], label="training views, jittered")
+    loss.plot(rows["passes"], rows["held_out_loss"], label="held-out sources")
     loss.set(title="distillation loss", yscale="log")
-    cosine.plot(rows["epoch"], rows["held_out_cosine"], color="C1", label="held-out sources")
+    cosine.plot(rows["passes"], rows["held_out_cosine"], color="C1", label="held-out sources")
     cosine.set(title="cosine similarity of CLS features to the teacher's")
     for column in (name for name in rows if name.startswith("val200_")):
-        probe.plot(rows["epoch"], rows[column], marker=".", label=column.removeprefix("val200_"))
+        probed = rows[rows[column].notna()]
+        probe.plot(probed["passes"], probed[column], marker=".", label=column.removeprefix("val200_"))
     probe.set(title="linear probe: train800 → val200 (accuracy)")
     for axis in (loss, cosine, probe):
-        axis.set_xlabel("epoch (one pass over the views)")
+        axis.set_xlabel("passes over the training views")
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(table.with_suffix(".png"), dpi=110)

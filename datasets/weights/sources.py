@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,7 @@ def teacher(image_size: int = 224) -> VisionTransformer:
     return model.eval().requires_grad_(False)
 
 
+@cache
 def plain_images(task: str, name: str, size: int) -> tuple[Tensor, list[int]]:
     """One split as uint8 images (N, size, size, 3), each squashed, and its labels."""
     paths, labels = read_list(task, name)
