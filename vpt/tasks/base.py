@@ -20,6 +20,19 @@ from vpt.tuning.model import TunedModel
 Batch = dict[str, Tensor]
 
 
+class MeanPerClass(MulticlassConfusionMatrix):
+    """Mean accuracy over the classes that occur in the labels.
+
+    torchmetrics' macro average also counts, as 0, a class that was predicted but never occurs.
+    """
+
+    def compute(self) -> Tensor:
+        """The mean of the diagonal over the row sums, in [0, 1]."""
+        matrix = super().compute()
+        total = matrix.sum(dim=1)
+        return (matrix.diagonal() / total)[total > 0].mean()
+
+
 class ClassificationTask(L.LightningModule):
     """A frozen or trained backbone with a linear head, trained with cross-entropy.
 
@@ -77,7 +90,6 @@ class ClassificationTask(L.LightningModule):
             )
         encoder = create_backbone(backbone, weights, image_size, normalization or "weights")
         self.model = TunedModel(encoder, num_classes, self.specs())
-        self.strict_loading = False  # checkpoints hold trained tensors only; completeness is checked on load
         self._metrics(num_classes)
         self._finite: Tensor | None = None
 
@@ -87,11 +99,8 @@ class ClassificationTask(L.LightningModule):
 
     def _metrics(self, num_classes: int) -> None:
         metrics = MetricCollection(
-            {
-                "acc": MulticlassAccuracy(num_classes, average="micro"),
-                "mean_per_class": MulticlassAccuracy(num_classes, average="macro"),
-            },
-            compute_groups=[["acc"], ["mean_per_class"]],
+            {"acc": MulticlassAccuracy(num_classes, average="micro"), "mean_per_class": MeanPerClass(num_classes)},
+            compute_groups=False,
         )
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
@@ -256,10 +265,10 @@ class ClassificationTask(L.LightningModule):
         checkpoint["backbone"] = identity(self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks that a checkpoint is complete and belongs to this backbone.
+        """Checks that a checkpoint is complete and belongs to this backbone, and completes it with what is frozen.
 
         Args:
-            checkpoint: Lightning's checkpoint.
+            checkpoint: Lightning's checkpoint, changed in place.
 
         Raises:
             DeltaFileError: It is incomplete or was trained on other weights.
@@ -267,6 +276,7 @@ class ClassificationTask(L.LightningModule):
         check_fingerprint("The checkpoint", checkpoint["backbone"], self.model.backbone)
         tensors = {key.removeprefix("model."): tensor for key, tensor in checkpoint["state_dict"].items()}
         fill(self.model, tensors, "The checkpoint")
+        checkpoint["state_dict"] = self.state_dict()  # so that Lightning's own strict loading holds
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
 
 import vpt
 from vpt.tasks.base import ClassificationTask
@@ -54,6 +55,11 @@ class RunRecord(L.Callback):
         """
         self._start = time.monotonic()
         self._update(trainer, pl_module, {"status": "running"})
+        if isinstance(pl_module, ClassificationTask):
+            trainable, total = pl_module.model.parameter_counts()
+            rank_zero_info(f"Training {trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %).")
+            for logger in trainer.loggers:
+                logger.log_metrics({"parameters/trainable": trainable, "parameters/total": total}, step=0)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the last epoch's metrics.
@@ -73,6 +79,18 @@ class RunRecord(L.Callback):
                 "metrics": _metrics(trainer),
             },
         )
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Says how a run that did not finish ended.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+            exception: What ended it.
+        """
+        if trainer.state.fn == "fit":
+            status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
+            self._update(trainer, pl_module, {"status": status, "epochs": trainer.current_epoch})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the metrics of a validation that is a run of its own.
