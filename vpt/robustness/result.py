@@ -124,8 +124,7 @@ class RobustnessResult:
         corrupted = [row for row in self.rows if row.kind not in (CLEAN, SHIFT)]
         names = list(dict.fromkeys(row.set for row in plain))
         kinds = list(dict.fromkeys(row.kind for row in corrupted))
-        severities = sorted({row.severity for row in corrupted if row.severity is not None})
-        suffix = "" if not severities else f" (severity {_span(severities)})"
+        suffix = _severities(sorted({row.severity for row in corrupted if row.severity is not None}))
         groups = [(name, [row for row in plain if row.set == name], name == names[-1]) for name in names]
         groups += [(kind + suffix, [row for row in corrupted if row.kind == kind], kind == kinds[-1]) for kind in kinds]
         return groups + ([("mean of corruptions", corrupted, True)] if kinds else [])
@@ -141,6 +140,8 @@ class RobustnessResult:
         return f"α = 0: backbone without prompts, α = 1: tuned model; {heads[self.protocol['head']]}."
 
 
-def _span(numbers: Sequence[int]) -> str:
-    whole = len(numbers) > 1 and list(numbers) == list(range(numbers[0], numbers[-1] + 1))
-    return f"{numbers[0]}-{numbers[-1]}" if whole else ", ".join(map(str, numbers))
+def _severities(numbers: Sequence[int]) -> str:
+    if len(numbers) < 2:
+        return "".join(f" (severity {number})" for number in numbers)
+    whole = list(numbers) == list(range(numbers[0], numbers[-1] + 1))
+    return f" (mean of severities {f'{numbers[0]}-{numbers[-1]}' if whole else ', '.join(map(str, numbers))})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
@@ -43,9 +44,10 @@ class FigureLogger(L.Callback):
         data = getattr(trainer, "datamodule", None)
         if not isinstance(pl_module, ClassificationTask) or not isinstance(data, ImageDataModule):
             return
-        if _wanted(trainer) and has_prompts(pl_module.model):
+        folder = _folder(trainer)
+        if folder is not None and has_prompts(pl_module.model):
             images, labels = sample_images(data.split("val"), self.num_images)
-            _keep(trainer, "attention", draw_attention(pl_module.model, images, labels))
+            _keep(trainer, folder, "attention", draw_attention(pl_module.model, images, labels))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the confusion matrix that the task has counted.
@@ -57,20 +59,19 @@ class FigureLogger(L.Callback):
         if not isinstance(pl_module, ClassificationTask):
             return
         matrix = pl_module.test_confusion.compute().cpu().numpy()  # on every process: it gathers
-        if _wanted(trainer):
-            _keep(trainer, "confusion", confusion_figure(matrix, pl_module.model.class_names))
+        folder = _folder(trainer)
+        if folder is not None:
+            _keep(trainer, folder, "confusion", confusion_figure(matrix, pl_module.model.class_names))
 
 
-def _wanted(trainer: L.Trainer) -> bool:
-    fast: int | bool = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by a connector
-    return trainer.is_global_zero and not fast and run_folder(trainer) is not None
-
-
-def _keep(trainer: L.Trainer, name: str, figure: Figure) -> None:
-    folder = run_folder(trainer)
-    if folder is None:
-        return
+def _keep(trainer: L.Trainer, folder: Path, name: str, figure: Figure) -> None:
     save_figure(figure, folder / "figures" / f"{name}.png")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(f"figures/{name}", pixels(figure), trainer.global_step, dataformats="HWC")
+
+
+def _folder(trainer: L.Trainer) -> Path | None:
+    """Where this process writes figures; None for nowhere."""
+    fast: int | bool = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by a connector
+    return None if fast or not trainer.is_global_zero else run_folder(trainer)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_MAPS_LABEL = "attention to a patch ÷ mean over patches\n(under each map: the predicted class)"
+
 
 def draw_attention(model: TunedModel, images: Tensor, labels: Tensor | None) -> Figure:
     """Draws the attention figure.
@@ -73,7 +75,7 @@ def _draw_maps(axes: NDArray[np.object_], measured: PromptAttention, images: Ten
                 pad=0.02,
                 extend="max" if column == 2 else "both",
             )
-            bar.set_label("attention to a patch ÷ mean over patches" if column == 2 else "with − without")
+            bar.set_label(_MAPS_LABEL if column == 2 else "with − without")
             bar.outline.set_visible(False)
     for cell in axes.ravel():
         cell.set_xticks([])
