@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from vpt.data import DigitsDataModule
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.tasks import ClassificationTask, DeltaWriter, FineTuning, LinearProbe, PromptTuning, RunRecord
-from vpt.tasks.base import MeanPerClass, warmup_cosine
+from vpt.tasks.metrics import MeanPerClass
+from vpt.tasks.optim import warmup_cosine
 from vpt.tuning import load
 
 BASE: dict[str, Any] = {"backbone": "vit_nano_patch8_64", "num_classes": 10, "base_lr": 0.02}

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, cast
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from vpt.backbones import create_backbone
 from vpt.errors import ConfigError, DivergedError, UnknownNameError
+from vpt.tasks.metrics import MeanPerClass
+from vpt.tasks.optim import build_optimizer, warmup_cosine
 from vpt.tuning.files import check_fingerprint, fill, identity
 from vpt.tuning.model import TunedModel
 
 Batch = dict[str, Tensor]
-
-
-class MeanPerClass(MulticlassConfusionMatrix):
-    """Mean accuracy over the classes that occur in the labels.
-
-    torchmetrics' macro average also counts, as 0, a class that was predicted but never occurs.
-    """
-
-    def compute(self) -> Tensor:
-        """The mean of the diagonal over the row sums, in [0, 1]."""
-        matrix = super().compute()
-        total = matrix.sum(dim=1)
-        return (matrix.diagonal() / total)[total > 0].mean()
 
 
 class ClassificationTask(L.LightningModule):
@@ -232,22 +220,12 @@ class ClassificationTask(L.LightningModule):
             What Lightning expects.
         """
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        rate = self.hparams["base_lr"] * self._global_batch() / 256
-        decay, momentum = self.hparams["weight_decay"], self.hparams["momentum"]
+        options = self.hparams
+        rate = options["base_lr"] * self._global_batch() / 256
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer: torch.optim.Optimizer
-        if self.hparams["optimizer"] == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum)
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=rate)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, steps, self.hparams["warmup"])
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        optimizer = build_optimizer(trained, options["optimizer"], rate, options["weight_decay"], options["momentum"])
+        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, options["warmup"]))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _global_batch(self) -> int:
         batch = getattr(self.trainer.train_dataloader, "batch_size", None)
@@ -277,20 +255,3 @@ class ClassificationTask(L.LightningModule):
         tensors = {key.removeprefix("model."): tensor for key, tensor in checkpoint["state_dict"].items()}
         fill(self.model, tensors, "The checkpoint")
         checkpoint["state_dict"] = self.state_dict()  # so that Lightning's own strict loading holds
-
-
-def warmup_cosine(step: int, steps: int, warmup: float) -> float:
-    """The factor on the learning rate: linear warm-up, then a cosine to zero.
-
-    Args:
-        step: Steps done so far, from 0.
-        steps: All steps, at least 1.
-        warmup: Share of them that warm up, in [0, 1).
-
-    Returns:
-        A factor in (0, 1]; the first step of a warm-up of w steps gets 1/w, not 0.
-    """
-    rising = math.ceil(warmup * steps)
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
