@@ -136,8 +136,9 @@ class RobustnessResult:
     def _caption(self) -> str:
         if not self.protocol["delta"]["specs"]:
             return "No prompts, so there is nothing to interpolate: the trained model only."
-        heads = {"tuned": "the tuned head at every α", "interpolated": "head from the linear probe's to the tuned one"}
-        return f"α = 0: backbone without prompts, α = 1: tuned model; {heads[self.protocol['head']]}."
+        if self.protocol["head"] == "interpolated":
+            return "α = 0: backbone without prompts under the linear probe's head; α = 1: tuned model."
+        return "α = 0: backbone without prompts; α = 1: tuned model; the tuned head at every α."
 
 
 def _severities(numbers: Sequence[int]) -> str:
