@@ -32,7 +32,9 @@ def accuracy(train: Split, test: Split, strength: float) -> float:
 
 
 def probe(model: VisionTransformer, task: str, size: int) -> tuple[float, float]:
-    """Trains on the 1,000 images of train800 and val200 with the strength that scored best on val200 after training on train800.
+    """Trains on train800 and val200 together, which are the 1,000 images of train800val200.
+
+    The strength is the one that scored best on val200 after training on train800.
 
     Returns:
         Test accuracy and the chosen strength.
