@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _dispatch(args)
     except VPTError as error:
-        print(f"vpt: error: {_one_line(error)}", file=sys.stderr)
+        print(f"vpt: error: {_message(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("vpt: error: interrupted", file=sys.stderr)
@@ -70,9 +70,9 @@ def _dispatch(args: list[str]) -> None:
         raise UnknownNameError("command", args[0], COMMANDS)
 
 
-def _one_line(error: VPTError) -> str:
+def _message(error: VPTError) -> str:
     # A data loader's worker process hands the error over as a whole traceback that ends in "Class: message".
-    text = str(error)
+    text = str(error).strip()
     if text.startswith("Caught ") and "Original Traceback" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
+        return text.splitlines()[-1].partition(": ")[2]
+    return text

@@ -68,6 +68,7 @@ def delta_data(delta: Path, config: Path | None = None, overrides: Sequence[str]
         DataError: The data cannot be found.
     """
     import jsonargparse
+    from lightning.pytorch.cli import instantiate_class
 
     import vpt.data
     from vpt.tuning.files import read_header
@@ -82,7 +83,7 @@ def delta_data(delta: Path, config: Path | None = None, overrides: Sequence[str]
         parsed = parser.parse_args(["--data", json.dumps(section), *overrides])
     except argparse.ArgumentError as error:
         raise explain(str(error), vpt.data.__all__) from None
-    data: ImageDataModule = parser.instantiate_classes(parsed).data
+    data: ImageDataModule = instantiate_class((), parsed.data.as_dict())
     return data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from vpt.cli import rules
 from vpt.cli.messages import explain
 from vpt.cli.quiet import hush
 from vpt.data import ImageDataModule
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, VPTError
 from vpt.tasks import ClassificationTask, DeltaWriter, RunRecord
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
@@ -82,6 +83,17 @@ class VPTCLI(LightningCLI):
         for key in FROM_DATA:
             config.model.init_args[key] = rules.settle(key, fixed, getattr(data, key), f"the data {data.name!r}")
 
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer.
+
+        Raises:
+            VPTError: As raised by them, without jsonargparse's wrapping.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise next((cause for cause in _causes(error) if isinstance(cause, VPTError)), error) from None
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds this package's logger and callbacks wherever the user has not decided otherwise.
 
@@ -95,7 +107,7 @@ class VPTCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None  # what is evaluated keeps the config that it was trained with
         if config.trainer.barebones:
-            return super().instantiate_trainer(**kwargs)
+            return self._trainer(kwargs)
         if config.trainer.logger in (None, True):
             kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir), config.ckpt_path)
         callbacks: list[L.Callback] = [RunRecord(), DeltaWriter(), PredictionWriter(), FigureLogger()]
@@ -103,7 +115,13 @@ class VPTCLI(LightningCLI):
             # Only last.ckpt: which epoch is reported is part of the protocol, and validation does not choose it.
             callbacks.append(ModelCheckpoint(save_last=True, save_top_k=0))
         self.trainer_defaults["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        return self._trainer(kwargs)
+
+    def _trainer(self, kwargs: dict[str, Any]) -> L.Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:  # all that it is given is the user's
+            raise ConfigError(" ".join(str(error).split())) from error
 
     def _logger(self, root: Path, checkpoint: str | None) -> TensorBoardLogger:
         """A new run folder; or, for a checkpoint that is evaluated, the one that it lies in."""
@@ -142,7 +160,13 @@ def run(args: list[str]) -> None:
     except ArgumentError as error:
         raise explain(str(error), [*vpt.tasks.__all__, *vpt.data.__all__]) from None
     except MisconfigurationException as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(" ".join(str(error).split())) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _hyperparameters(command: str, path: str | None, trying: bool) -> dict[str, Any]:

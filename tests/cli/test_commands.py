@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .conftest import CONFIGS, Run, Vpt
+
+FEW = ["--max-images=10", "--severities", "3", "--alphas", "0", "1"]
+
+
+def test_robustness_measures_a_delta_on_the_data_of_its_run(vpt: Vpt, trained: Run) -> None:
+    answer = vpt("robustness", "run", "--delta", str(trained.folder / "delta.safetensors"), *FEW, "--out=result")
+    assert answer.status == 0, answer.err
+    assert "gaussian_noise" in answer.out
+    assert json.loads(Path("result/robustness.json").read_text())
+
+
+def test_robustness_takes_the_data_of_a_config_and_overrides(vpt: Vpt, trained: Run) -> None:
+    data = ["--data", str(CONFIGS / "demo.yaml"), "--data.batch_size", "4", "--data.test=val200"]
+    delta = str(trained.folder / "delta.safetensors")
+    answer = vpt("robustness", "run", "--delta", delta, *data, *FEW, "--out=result")
+    assert answer.status == 0, answer.err
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["--delta=none.safetensors"], "No delta file none.safetensors"),
+        ([], "--delta"),
+        (["--delta={delta}", "--data=none.yaml"], "No config none.yaml"),
+        (["--delta={delta}", "--data={method}"], "has no data section"),
+        (["--delta={delta}", "--data.sise=3"], "'sise' is not accepted"),
+        (["--delta={delta}", "--sise=3"], "unrecognized arguments: --sise=3"),
+        (["--delta={delta}", "--alphas", "2"], "between 0"),
+        (["--delta={delta}", "--anchor={delta}x"], "No delta file"),
+    ],
+)
+def test_mistakes_are_answered_in_one_sentence(vpt: Vpt, trained: Run, args: list[str], part: str) -> None:
+    names = {"delta": trained.folder / "delta.safetensors", "method": CONFIGS / "method" / "linear.yaml"}
+    assert part in vpt("robustness", "run", *(arg.format(**names) for arg in args)).sentence
+
+
+def test_attention_draws_test_images_of_the_run(vpt: Vpt, trained: Run) -> None:
+    answer = vpt("attention", "--delta", str(trained.folder / "delta.safetensors"), "--out=figure.png")
+    assert answer.status == 0, answer.err
+    assert Path("figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_attention_draws_the_images_that_are_given(vpt: Vpt, trained: Run, task: Path) -> None:
+    images = [str(path) for path in sorted(task.rglob("*.jpg"))[:2]]
+    delta = str(trained.folder / "delta.safetensors")
+    answer = vpt("attention", "--delta", delta, "--out=figure.svg", "--images", *images)
+    assert answer.status == 0, answer.err
+    assert Path("figure.svg").stat().st_size > 0
+
+
+def test_runs_lists_what_was_measured_and_written(vpt: Vpt, trained: Run) -> None:
+    answer = vpt("runs", str(trained.folder.parents[2]))
+    assert answer.status == 0
+    assert "delta.safetensors" in answer.out
+    assert "No run.json below empty" in vpt("runs", "empty").sentence
+
+
+def test_runs_shows_no_validation_accuracy_of_images_that_were_trained_on(vpt: Vpt, tmp_path: Path) -> None:
+    for name, shared in (("honest", 0), ("trained_on", 200)):
+        (tmp_path / name).mkdir()
+        record = {"metrics": {"val/acc": 0.5}, "data": {"shared_with_train": {"val": shared}, "counts": {"test": 9}}}
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+    lines = vpt("runs", str(tmp_path)).out.splitlines()
+    shown = {name: "50.0" in line for line in lines for name in ("honest", "trained_on") if f" {name} " in line}
+    assert shown == {"honest": True, "trained_on": False}

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.fakes import make_task
+from vpt.tuning.files import read_header
+
+from .conftest import CONFIGS, DEMO, QUICK, SMALL, Answer, Run, Vpt
+
+METHODS = sorted((CONFIGS / "method").glob("*.yaml"))
+TASKS = sorted(set(CONFIGS.rglob("*.yaml")) - set(METHODS))
+
+
+def _fast(vpt: Vpt, *args: str) -> Answer:
+    return vpt("fit", *args, "--trainer.fast_dev_run=true", "--data.batch_size=2")
+
+
+@pytest.mark.parametrize("config", TASKS, ids=lambda path: path.stem)
+def test_every_shipped_config_trains(vpt: Vpt, tmp_path: Path, config: Path) -> None:
+    data = yaml.safe_load(config.read_text())["data"]
+    overrides: list[str] = []
+    if data["class_path"] == "VTABDataModule":
+        make_task(tmp_path / "data" / data["init_args"]["task"])
+        overrides = ["--data.root", str(tmp_path / "data"), "--model.weights", "random"]
+    answer = _fast(vpt, "-c", str(config), *overrides)
+    assert answer.status == 0, answer.err
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
+def test_every_method_lies_over_the_demo(vpt: Vpt, method: Path) -> None:
+    answer = vpt("fit", *DEMO, "-c", str(method), "--print_config")
+    assert answer.status == 0, answer.err
+    assert yaml.safe_load(answer.out)["model"]["init_args"]["backbone"] == "vit_nano_patch8_64"
+    assert _fast(vpt, *DEMO, "-c", str(method)).status == 0
+
+
+def test_a_run_folder_is_complete_and_its_config_explicit(trained: Run) -> None:
+    assert {path.name for path in trained.folder.iterdir()} >= {"config.yaml", "run.json", "delta.safetensors"}
+    assert [path.name for path in (trained.folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    config = yaml.safe_load((trained.folder / "config.yaml").read_text())
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert (model["num_classes"], model["image_size"], model["normalization"]) == (10, 64, "weights")
+    assert data["image_size"] == 64
+    assert read_header(trained.folder / "delta.safetensors")["class_names"] == [str(digit) for digit in range(10)]
+
+
+def test_test_and_validate_add_their_metrics_to_the_run_that_is_measured(vpt: Vpt, trained: Run) -> None:
+    for command in ("validate", "test"):
+        answer = vpt(command, *trained.config, "--ckpt_path", trained.checkpoint, *SMALL)
+        assert answer.status == 0, answer.err
+    assert {"val/acc", "test/acc"} <= trained.record["metrics"].keys()
+    assert trained.record["status"] == "finished"
+    assert not Path("runs").exists()
+
+
+def test_predict_writes_a_line_per_image(vpt: Vpt, trained: Run) -> None:
+    answer = vpt("predict", *trained.config, "--ckpt_path", trained.checkpoint, "--data.batch_size=8",
+                 "--trainer.limit_predict_batches=2")  # fmt: skip
+    assert answer.status == 0, answer.err
+    with (trained.folder / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows] == list(range(16))
+    assert all(row["path"].startswith("digits/") and row["predicted"] in "0123456789" for row in rows)
+    assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_an_untrained_model_is_measured_only_to_try_the_command(vpt: Vpt, command: str) -> None:
+    assert "needs a trained model: give --ckpt_path" in vpt(command, *DEMO).sentence
+    assert vpt(command, *DEMO, "--data.batch_size=2", "--trainer.fast_dev_run=true").status == 0
+    assert not Path("runs").exists()
+
+
+def test_resuming_continues_where_the_checkpoint_stopped(vpt: Vpt, trained: Run) -> None:
+    answer = vpt("fit", *DEMO, *SMALL, *QUICK, "--trainer.max_epochs=2", "--ckpt_path", trained.checkpoint)
+    assert answer.status == 0, answer.err
+    run = Run(Path("runs/digits/vpt_deep/version_0"))
+    assert torch.load(run.checkpoint, weights_only=True)["global_step"] == 4
+
+
+def test_print_config_composes_files_and_flags(vpt: Vpt) -> None:
+    answer = vpt("fit", *DEMO, "-c", str(CONFIGS / "method" / "linear.yaml"), "--model.base_lr=0.5", "--print_config")
+    config = yaml.safe_load(answer.out)
+    assert answer.status == 0
+    assert config["model"]["class_path"].endswith("LinearProbe")
+    assert config["model"]["init_args"]["base_lr"] == 0.5
+    assert config["data"]["class_path"].endswith("DigitsDataModule")
+
+
+def test_the_users_logger_and_flags_win(vpt: Vpt) -> None:
+    answer = vpt("fit", *DEMO, *SMALL, *QUICK, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=mine",
+                 "--trainer.enable_checkpointing=false")  # fmt: skip
+    assert answer.status == 0, answer.err
+    assert Path("mine/lightning_logs/version_0/metrics.csv").is_file()
+    assert not list(Path().rglob("*.ckpt"))
+
+
+def test_the_console_is_free_of_known_noise(vpt: Vpt) -> None:
+    answer = _fast(vpt, *DEMO)
+    noise = ("litlogger", "litmodels", "many workers", "eval mode at the start", "TPU", "logging interval")
+    assert not [word for word in noise if word in answer.out + answer.err]
+
+
+@pytest.mark.slow
+def test_the_real_task_trains_as_the_readme_says(vpt: Vpt, real_data: Path) -> None:
+    weights = real_data / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
+    answer = vpt("fit", "-c", str(CONFIGS / "vtab" / "caltech101.yaml"), "--data.root", str(real_data),
+                 "--model.weights", str(weights), *QUICK, "--trainer.limit_train_batches=2")  # fmt: skip
+    assert answer.status == 0, answer.err
+    delta = Path("runs/caltech101/vpt_deep/version_0/delta.safetensors")
+    assert delta.stat().st_size < 400_000
