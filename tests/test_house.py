@@ -1,0 +1,123 @@
+"""The rules of the house (DESIGN), read from the source: nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import vpt
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "vpt"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [*MODULES, *sorted(path for folder in ("benchmarks", "datasets") for path in (ROOT / folder).rglob("*.py"))]
+
+# What each part may import: imports go one way.
+_BASE = {"errors"}
+_TUNING = _BASE | {"backbones"}
+_TASKS = _TUNING | {"tuning", "data"}
+_ROBUSTNESS = _TASKS | {"tasks"}
+_OUTER = _ROBUSTNESS | {"robustness"}
+MAY_IMPORT = {
+    "errors": set(),
+    "backbones": _BASE,
+    "data": _BASE,
+    "tuning": _TUNING,
+    "tasks": _TASKS,
+    "robustness": _ROBUSTNESS,
+    "experiments": _OUTER,
+    "visualize": _OUTER,
+    "export": _OUTER,
+    "hub": _OUTER,
+    "cli": _OUTER | {"experiments", "visualize", "export", "hub"},
+}
+ROOTS = {"__init__", "__main__"}  # they import lazily, or only the command line
+ONLY_IN = {"timm": "backbones", "albumentations": "data"}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def part(path: Path) -> str:
+    """Names the part of the package that a module belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yields the full name of everything that a module imports, wherever in the module."""
+    package = ("vpt", *path.relative_to(PACKAGE).parent.parts) if path.is_relative_to(PACKAGE) else ()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            for name in node.names:
+                home = vpt._HOMES.get(name.name) if module == "vpt" else None  # a lazily exported name
+                yield home or f"{module}.{name.name}"
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def _id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if part(path) not in ROOTS], ids=_id)
+def test_imports_go_one_way(path: Path) -> None:
+    own = part(path)
+    parts = {name.split(".")[1] for name in imported(path) if name.startswith("vpt.")} - {"__version__"}
+    assert parts - {own} <= MAY_IMPORT[own]
+
+
+def test_every_part_has_its_place() -> None:
+    assert {part(path) for path in MODULES} - ROOTS <= MAY_IMPORT.keys()
+
+
+def test_the_reader_of_imports_sees_all_their_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.test_house.PACKAGE", tmp_path)
+    module = tmp_path / "data" / "module.py"
+    module.parent.mkdir()
+    module.write_text("import vpt.tasks.base\nfrom vpt import attach\ndef f():\n    from ..cli import main\n")
+    assert list(imported(module)) == ["vpt.tasks.base", "vpt.tuning", "vpt.cli.main"]
+
+
+@pytest.mark.parametrize(("library", "home"), ONLY_IN.items())
+def test_a_library_stays_in_its_part(library: str, home: str) -> None:
+    outside = [path for path in MODULES if part(path) != home]
+    assert not [path for path in outside if library in {name.split(".")[0] for name in imported(path)}]
+
+
+def test_nothing_is_unpickled() -> None:
+    for path in SOURCES:
+        for call in (node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)):
+            given = {keyword.arg: keyword.value for keyword in call.keywords}
+            if ast.unparse(call.func) == "torch.load" or "weights_only" in given:
+                safe = given.get("weights_only")
+                assert isinstance(safe, ast.Constant), f"{path}:{call.lineno}"
+                assert safe.value is True, f"{path}:{call.lineno}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_id)
+def test_a_module_says_what_it_is_and_fits_in_the_head(path: Path) -> None:
+    assert ast.get_docstring(tree(path))
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    for function in functions(path):
+        body = function.body[1:] if ast.get_docstring(function) else function.body
+        lines = body[-1].end_lineno - body[0].lineno + 1 if body and body[-1].end_lineno else 0
+        assert lines <= 60, f"{function.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_id)
+def test_user_input_is_not_checked_by_assert(path: Path) -> None:
+    assert not [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Assert)]
