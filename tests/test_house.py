@@ -1,4 +1,4 @@
-"""The rules of the house (DESIGN), read from the source: nothing is imported."""
+"""The rules of the house, read from the source without importing it."""
 
 from __future__ import annotations
 
