@@ -23,8 +23,8 @@ def delta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
+    folder = tmp_path / "pictures" / "ant"
+    folder.mkdir(parents=True)
     for number in range(8):
         Image.fromarray(images(1, number)[0].transpose(1, 2, 0)).resize((90, 50)).save(folder / f"{number}.jpg")
     (folder / "notes.txt").write_text("not an image")
@@ -66,10 +66,10 @@ def test_files_and_folders_become_a_figure(suffix: str, delta: Path, pictures: P
     out = attention_figure(delta, [pictures / "7.jpg"], tmp_path / "new" / f"one.{suffix}")
     assert out.stat().st_size > 10_000
     if suffix == "png":
-        many = attention_figure(delta, [pictures], tmp_path / "six.png")
+        many = attention_figure(delta, [pictures.parent], tmp_path / "six.png")
         with Image.open(out) as one, Image.open(many) as six:
             assert six.width == one.width == 1184
-            assert six.height - one.height == 5 * 1.75 * 160  # a folder stands for its first six images
+            assert six.height - one.height == 5 * 1.75 * 160  # a folder stands for six images in or below it
 
 
 def test_a_figure_of_the_task_knows_the_classes(delta: Path, tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ def run(
     """
     _check_numbers(alphas, batch_size)
     sets = evaluation_sets(data, severities)
-    model = load(delta, weights)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load(delta, weights).to(device)  # before the anchor, which follows the head's device
     check_data(delta, model, data)
     if anchor is not None:
         if model.delta is None:
@@ -75,10 +76,8 @@ def run(
         model.set_anchor(read_anchor(anchor, model))
     if model.delta is None:
         alphas = (1.0,)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     protocol = _protocol(delta, model, data, anchor) | {"device": device}
     pairs = _pairs(data, sets, sorted(alphas), protocol, out / "records", max_images, seed)
-    model.to(device)
     with _progress() as progress:
         answers = sum(len(pair.index) for pair in pairs)
         bar = progress.add_task(str(data.name), total=answers, completed=sum(pair.done for pair in pairs))

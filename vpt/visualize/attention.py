@@ -28,7 +28,7 @@ def attention_figure(delta: Path, images: Sequence[Path], out: Path, weights: st
 
     Args:
         delta: A delta file with prompts.
-        images: Image files; a folder stands for its first six images by name.
+        images: Image files; a folder stands for the first six images in and below it, by name.
         out: ``.png``, ``.svg`` or ``.pdf``.
         weights: Where the backbone's weights are; None for where they were at training time.
 
@@ -126,7 +126,7 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
             if not inside:
                 raise DataError(f"There is no image in the folder {path}.")
             files += inside[:_IN_FOLDER]

@@ -72,7 +72,7 @@ def _draw_maps(axes: NDArray[np.object_], measured: PromptAttention, images: Ten
                 location="bottom",
                 shrink=0.8,
                 aspect=30 if column == 2 else 14,
-                pad=0.02,
+                pad=0.08 / len(axes),
                 extend="max" if column == 2 else "both",
             )
             bar.set_label(_MAPS_LABEL if column == 2 else "with − without")
