@@ -67,7 +67,8 @@ def _raise(error: BaseException) -> object:
 def test_interrupting_ends_in_130(vpt: Vpt, monkeypatch: pytest.MonkeyPatch, stop: BaseException) -> None:
     stop.__context__ = KeyboardInterrupt()  # as Lightning leaves after its shutdown
     monkeypatch.setattr("vpt.cli.import_module", lambda name: _raise(stop))
-    assert vpt("fit").status == 130
+    answer = vpt("fit")
+    assert (answer.status, answer.err) == (130, "vpt: error: interrupted\n")
 
 
 def test_an_error_from_a_loader_process_loses_its_traceback(vpt: Vpt, monkeypatch: pytest.MonkeyPatch) -> None:

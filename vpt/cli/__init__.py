@@ -49,12 +49,12 @@ def main(argv: list[str] | None = None) -> int:
     except VPTError as error:
         print(f"vpt: error: {_message(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl+C into SystemExit(1) once it has shut down; argparse leaves --help with SystemExit(0).
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            return int(stop.code or 0)
         print("vpt: error: interrupted", file=sys.stderr)
         return 130
-    except SystemExit as stop:
-        # Lightning turns Ctrl+C into SystemExit(1) once it has shut down; argparse leaves --help with SystemExit(0).
-        return 130 if isinstance(stop.__context__, KeyboardInterrupt) else int(stop.code or 0)
     return 0
 
 

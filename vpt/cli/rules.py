@@ -7,6 +7,7 @@ work on plain mappings: ``given`` is one section (``model`` or ``data``) of what
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,5 +125,6 @@ def _options(args: list[str]) -> Iterator[tuple[str, str]]:
 
 def _mapping(text: str) -> Mapping[str, Any]:
     """Reads a file name or inline YAML; anything but a mapping, such as a class name, is empty."""
-    content = yaml.safe_load(Path(text).read_text(encoding="utf-8") if Path(text).is_file() else text)
+    # Not Path.is_file: that raises on inline YAML longer than a file name may be.
+    content = yaml.safe_load(Path(text).read_text(encoding="utf-8") if os.path.isfile(text) else text)  # noqa: PTH113
     return content if isinstance(content, Mapping) else {}
