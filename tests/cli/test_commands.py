@@ -31,7 +31,7 @@ def test_robustness_takes_the_data_of_a_config_and_overrides(vpt: Vpt, trained: 
         ([], "--delta"),
         (["--delta={delta}", "--data=none.yaml"], "No config none.yaml"),
         (["--delta={delta}", "--data={method}"], "has no data section"),
-        (["--delta={delta}", "--data.sise=3"], "'sise' is not accepted"),
+        (["--delta={delta}", "--data.sise=3"], "'sise' is not"),
         (["--delta={delta}", "--sise=3"], "unrecognized arguments: --sise=3"),
         (["--delta={delta}", "--alphas", "2"], "between 0"),
         (["--delta={delta}", "--anchor={delta}x"], "No delta file"),

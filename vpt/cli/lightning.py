@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,13 @@ from vpt.cli import rules
 from vpt.cli.messages import explain
 from vpt.cli.quiet import hush
 from vpt.data import ImageDataModule
-from vpt.errors import ConfigError, VPTError
+from vpt.errors import ConfigError
 from vpt.tasks import ClassificationTask, DeltaWriter, RunRecord
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
 
 FROM_DATA = ("num_classes", "image_size", "normalization")
+_CLASSES = [*vpt.tasks.__all__, *vpt.data.__all__]
 _LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")  # words that Lightning resolves itself
 
 
@@ -87,12 +87,14 @@ class VPTCLI(LightningCLI):
         """Builds data, model and trainer.
 
         Raises:
-            VPTError: As raised by them, without jsonargparse's wrapping.
+            VPTError: What they refuse, without jsonargparse's wrapping.
         """
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise next((cause for cause in _causes(error) if isinstance(cause, VPTError)), error) from None
+            if not str(error).startswith("Does not validate"):
+                raise
+            raise explain(str(error), _CLASSES) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds this package's logger and callbacks wherever the user has not decided otherwise.
@@ -158,15 +160,9 @@ def run(args: list[str]) -> None:
             args=args,
         )
     except ArgumentError as error:
-        raise explain(str(error), [*vpt.tasks.__all__, *vpt.data.__all__]) from None
+        raise explain(str(error), _CLASSES) from None
     except MisconfigurationException as error:
         raise ConfigError(" ".join(str(error).split())) from error
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _hyperparameters(command: str, path: str | None, trying: bool) -> dict[str, Any]:

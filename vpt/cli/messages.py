@@ -23,7 +23,7 @@ def explain(message: str, classes: Iterable[str]) -> VPTError:
     """
     if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
         return UnknownNameError("class", unknown[1], classes)
-    if missing := re.search(r"the following arguments are required: (.+)", message):
-        return ConfigError(f"Missing: {missing[1]}; give a config file, for instance -c configs/demo.yaml.")
+    if missing := re.search(r"arguments are required: (.+)|Key \"(\S+)\" is required", message):
+        return ConfigError(f"Missing {missing[1] or missing[2]}: give a config file, such as -c configs/demo.yaml.")
     lines = [line.strip() for line in message.splitlines()]
     return ConfigError(" ".join(line.removeprefix("- ") for line in lines if not _NOISE.match(line)))
