@@ -17,9 +17,9 @@ def draw(table: Path) -> None:
     figure, (loss, cosine, probe) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     loss.plot(rows["passes"], rows["train_loss"], label="training views, jittered")
     loss.plot(rows["passes"], rows["held_out_loss"], label="held-out sources")
-    loss.set(title="distillation loss", yscale="log")
+    loss.set(title="distillation loss")
     cosine.plot(rows["passes"], rows["held_out_cosine"], color="C1", label="held-out sources")
-    cosine.set(title="cosine similarity of CLS features to the teacher's")
+    cosine.set(title="cosine similarity of CLS features")
     for column in (name for name in rows if name.startswith("val200_")):
         probed = rows[rows[column].notna()]
         probe.plot(probed["passes"], probed[column], marker=".", label=column.removeprefix("val200_"))

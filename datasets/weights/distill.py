@@ -202,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/distill"), help="folder for views and checkpoint")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of 2,300 views")
-    parser.add_argument("--passes", type=int, default=5, help="passes over the views")
+    parser.add_argument("--passes", type=int, default=3, help="passes over the views")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights go")
     table = Path(__file__).with_name("curve.csv")
     parser.add_argument("--table", type=Path, default=table, help="where the curve goes")

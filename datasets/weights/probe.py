@@ -20,7 +20,7 @@ from torch import Tensor
 
 import vpt.backbones.nano  # noqa: F401 - registers the model with timm
 
-STRENGTHS = tuple(10.0**power for power in np.arange(-5.0, 1.5, 0.5))
+STRENGTHS = tuple(10.0**power for power in np.arange(-5.0, 2.5, 0.5))
 Split = tuple[Tensor, list[int]]
 
 
