@@ -58,10 +58,10 @@ class TestFromTheData:
 
 class TestOverlays:
     def test_keys_that_the_new_class_has_stay_and_others_go(self, vpt: Vpt) -> None:
-        model = ["--model.weight_decay=0.25", "--model.num_tokens=5"]
+        model = ["--model.momentum=0.25", "--model.num_tokens=5"]
         answer = vpt("fit", *DEMO, *model, *LINEAR, "--print_config")
         args = yaml.safe_load(answer.out)["model"]["init_args"]
-        assert args["weight_decay"] == 0.25
+        assert args["momentum"] == 0.25
         assert "num_tokens" not in args
 
     def test_an_overlay_of_the_same_class_keeps_everything(self, vpt: Vpt, tmp_path: Path) -> None:
