@@ -83,10 +83,10 @@ def grey_ramp() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.tile(np.arange(0, 256, 16, dtype=np.uint8), (16, 1))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "YCbCr", "LA", "RGBA", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "LA", "RGBA", "I;16"])
 def test_every_mode_decodes_to_the_same_rgb(tmp_path: Path, mode: str) -> None:
     black_and_white = np.where(grey_ramp() > 127, 255, 0).astype(np.uint8)
-    suffix = {"CMYK": ".tif", "YCbCr": ".tif"}.get(mode, ".png")
+    suffix = ".tif" if mode == "CMYK" else ".png"
     if mode == "I;16":
         image = Image.fromarray(black_and_white.astype(np.uint16) * 257)
     else:

@@ -167,7 +167,7 @@ class ClassificationTask(L.LightningModule):
         if self._finite is not None and not bool(self._finite):
             raise DivergedError(
                 f"The loss is not finite in epoch {self.current_epoch} (counted from 0): lower base_lr "
-                f"({self.hparams['base_lr']}). The checkpoint of the last whole epoch is kept."
+                f"({self.hparams['base_lr']}). Checkpoints of whole epochs before it are kept."
             )
 
     def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
