@@ -30,7 +30,7 @@ demo: $(INSTALLED)
 	$(VPT) fit -c configs/demo.yaml --trainer.default_root_dir $(DEMO)
 	$(VPT) test -c $(LINEAR)/config.yaml --ckpt_path $(LINEAR)/checkpoints/last.ckpt
 	$(VPT) test -c $(DEEP)/config.yaml --ckpt_path $(DEEP)/checkpoints/last.ckpt
-	$(VPT) robustness run --delta $(DEEP)/delta.safetensors --anchor $(LINEAR)/delta.safetensors --max-images 100 --severities 1 3 5
+	$(VPT) robustness run --delta $(DEEP)/delta.safetensors --anchor $(LINEAR)/delta.safetensors --max-images 200 --severities 3
 	$(VPT) attention --delta $(DEEP)/delta.safetensors
 	@$(VPT) runs $(DEMO)
 
