@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from tests.fakes import make_task
+from vpt.tasks import PromptTuning
 from vpt.tuning.files import read_header
 
 from .conftest import CONFIGS, DEMO, QUICK, SMALL, Answer, Run, Vpt
@@ -81,6 +82,19 @@ def test_resuming_continues_where_the_checkpoint_stopped(vpt: Vpt, trained: Run)
     assert answer.status == 0, answer.err
     run = Run(Path("runs/digits/vpt_deep/version_0"))
     assert torch.load(run.checkpoint, weights_only=True)["global_step"] == 4
+
+
+def test_an_interrupted_run_keeps_its_last_whole_epoch(vpt: Vpt, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(task: PromptTuning) -> None:
+        if task.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PromptTuning, "on_train_epoch_start", interrupt)
+    answer = vpt("fit", *DEMO, *SMALL, *QUICK, "--trainer.max_epochs=3")
+    assert answer.status == 130
+    run = Run(Path("runs/digits/vpt_deep/version_0"))
+    checkpoint = torch.load(run.checkpoint, weights_only=True)
+    assert (checkpoint["epoch"], checkpoint["global_step"]) == (0, 2)
 
 
 def test_print_config_composes_files_and_flags(vpt: Vpt) -> None:

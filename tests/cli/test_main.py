@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import vpt as package
 from vpt.cli import COMMANDS
@@ -69,6 +70,12 @@ def test_interrupting_ends_in_130(vpt: Vpt, monkeypatch: pytest.MonkeyPatch, sto
     monkeypatch.setattr("vpt.cli.import_module", lambda name: _raise(stop))
     answer = vpt("fit")
     assert (answer.status, answer.err) == (130, "vpt: error: interrupted\n")
+
+
+def test_being_terminated_is_no_success(vpt: Vpt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vpt.cli.import_module", lambda name: _raise(SIGTERMException()))
+    answer = vpt("fit")
+    assert (answer.status, answer.err) == (143, "vpt: error: terminated\n")
 
 
 def test_an_error_from_a_loader_process_loses_its_traceback(vpt: Vpt, monkeypatch: pytest.MonkeyPatch) -> None:

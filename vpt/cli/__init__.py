@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; ``None`` takes those of the process.
 
     Returns:
-        Exit status: 0 done, 1 the input was wrong (one line on stderr says what), 130 interrupted.
+        Exit status: 0 done, 1 the input was wrong (one line on stderr says what), 130 interrupted, 143 terminated.
     """
     args = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -50,11 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vpt: error: {_message(error)}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns Ctrl+C into SystemExit(1) once it has shut down; argparse leaves --help with SystemExit(0).
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
-            return int(stop.code or 0)
-        print("vpt: error: interrupted", file=sys.stderr)
-        return 130
+        return _status(stop)
     return 0
 
 
@@ -68,6 +64,17 @@ def _dispatch(args: list[str]) -> None:
         import_module(COMMANDS[args[0]][0]).run(args)
     else:
         raise UnknownNameError("command", args[0], COMMANDS)
+
+
+def _status(stop: KeyboardInterrupt | SystemExit) -> int:
+    # Once it has shut down, Lightning turns Ctrl+C into SystemExit(1) and SIGTERM into an empty subclass of SystemExit.
+    if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+        print("vpt: error: interrupted", file=sys.stderr)
+        return 130
+    if type(stop) is not SystemExit:
+        print("vpt: error: terminated", file=sys.stderr)
+        return 143
+    return int(stop.code or 0)
 
 
 def _message(error: VPTError) -> str:

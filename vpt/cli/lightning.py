@@ -114,8 +114,10 @@ class VPTCLI(LightningCLI):
             kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir), config.ckpt_path)
         callbacks: list[L.Callback] = [RunRecord(), DeltaWriter(), PredictionWriter(), FigureLogger()]
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
-            # Only last.ckpt: which epoch is reported is part of the protocol, and validation does not choose it.
-            callbacks.append(ModelCheckpoint(save_last=True, save_top_k=0))
+            # After every epoch, into last.ckpt: which epoch is reported is part of the protocol, validation does not
+            # choose it. save_last with save_top_k=0 would write at the very end only.
+            last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+            callbacks.append(last)
         self.trainer_defaults["callbacks"] = callbacks
         return self._trainer(kwargs)
 
