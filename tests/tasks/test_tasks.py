@@ -223,6 +223,17 @@ def test_a_run_leaves_its_record_and_its_delta(tmp_path: Path) -> None:
     assert model.class_names == list("0123456789")
 
 
+def test_a_test_on_other_data_leaves_the_record_of_the_run_alone(tmp_path: Path) -> None:
+    task = LinearProbe(**BASE)
+    run = trainer(tmp_path, epochs=1, callbacks=[RunRecord()])
+    run.fit(task, datamodule=data())
+    before = (tmp_path / "run" / "0" / "run.json").read_text()
+    run.test(task, datamodule=data(train="train800val200"), verbose=False)
+    assert (tmp_path / "run" / "0" / "run.json").read_text() == before
+    (other,) = (tmp_path / "run" / "0").glob("test-digits-*.json")
+    assert "test/acc" in json.loads(other.read_text())["metrics"]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -115,10 +115,16 @@ class RunRecord(L.Callback):
         folder = run_folder(trainer)
         if folder is None or not trainer.is_global_zero or not isinstance(task, ClassificationTask):
             return
+        now = protocol(trainer, task)
         path = folder / RUN_FILE
-        record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        if not record or trainer.state.fn == "fit":
-            record |= protocol(trainer, task)
+        record = _read(path)
+        stage = trainer.state.fn
+        if stage is not None and stage != "fit" and record and not _same_data(record, now):
+            data = now["data"] or {"name": "data", "fingerprint": ""}
+            path = folder / f"{stage.value}-{data['name']}-{data['fingerprint'][:8]}.json"
+            record = _read(path)
+        if not record or stage == "fit":
+            record |= now
         metrics = record.get("metrics", {}) | news.pop("metrics", {})
         record |= news | {"metrics": metrics}
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,6 +177,16 @@ def protocol(trainer: L.Trainer, task: ClassificationTask) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "lightning", "timm", "torchvision", "torchmetrics")}
         | {"vpt": vpt.__version__, "python": platform.python_version()},
     }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _same_data(record: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two protocols are of the same lists under the same preprocessing; else their numbers stay apart."""
+    keys = ("name", "fingerprint", "preset", "image_size")
+    return all((record["data"] or {}).get(key) == (other["data"] or {}).get(key) for key in keys)
 
 
 def _metrics(trainer: L.Trainer) -> dict[str, float]:
