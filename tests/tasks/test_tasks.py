@@ -18,6 +18,7 @@ from vpt.tasks import ClassificationTask, DeltaWriter, FineTuning, LinearProbe, 
 from vpt.tasks.metrics import MeanPerClass
 from vpt.tasks.optim import warmup_cosine
 from vpt.tuning import load
+from vpt.tuning.logistic import fit_logistic
 
 BASE: dict[str, Any] = {"backbone": "vit_nano_patch8_64", "num_classes": 10, "base_lr": 0.02}
 
@@ -134,6 +135,21 @@ def test_kept_features_train_the_same_head_as_fresh_ones() -> None:
     torch.testing.assert_close(heads[0], heads[1], rtol=1e-4, atol=1e-5)
 
 
+def test_lbfgs_puts_the_head_at_the_minimum_in_one_epoch() -> None:
+    L.seed_everything(0)
+    task, module = LinearProbe(**BASE, solver="lbfgs", l2=0.05), data(train="train800")
+    run = trainer(epochs=1, batches=20)
+    run.fit(task, datamodule=module)
+    head = task.model.head
+    rows = torch.stack(list(task._features._rows.values())[:160])  # the order in which they were seen
+    index = [key[1] for key in task._features._rows][:160]
+    labels = torch.tensor([int(module.split("train")[i]["label"]) for i in index])
+    weight, bias = fit_logistic(rows, labels, 10, 0.05)
+    torch.testing.assert_close(head.weight, weight)
+    torch.testing.assert_close(head.bias, bias)
+    assert float(run.callback_metrics["val/acc"]) > 0.7  # measured with the solved head, not the drawn one
+
+
 def checkpointed(folder: Path, epochs: int) -> tuple[PromptTuning, Path]:
     L.seed_everything(0)
     task = PromptTuning(**BASE | {"dropout": 0.1})
@@ -248,6 +264,18 @@ def test_a_test_on_other_data_leaves_the_record_of_the_run_alone(tmp_path: Path)
 def test_bad_hyperparameters_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         PromptTuning(**BASE | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"solver": "lbfg"}, UnknownNameError, "did you mean 'lbfgs'"),
+        ({"solver": "lbfgs", "l2": 0.0}, ConfigError, "l2 must be positive"),
+    ],
+)
+def test_bad_solvers_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        LinearProbe(**BASE | options)
 
 
 def test_data_and_model_must_agree_on_classes() -> None:

@@ -10,6 +10,7 @@ _WARNINGS = {
     r".*number of training batches.*smaller than the logging interval.*": "VTAB-1k has 16 steps an epoch",
     r".*Checkpoint directory .* exists and is not empty.*": "a resumed run writes where it wrote before",
     r".*The dirpath has changed from.*": "a run that goes on elsewhere: only last.ckpt is kept, none of that is used",
+    r".*`LightningModule.configure_optimizers` returned `None`.*": "the head of a linear probe can be solved for",
     r".*Consider setting `persistent_workers=True`.*": "the data module sets it whenever there are workers",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*": "lightning 2.6 on torch 2.9 and later",
     r".*module\(s\) in eval mode at the start of training.*": "the frozen backbone is in eval mode on purpose",

@@ -138,7 +138,7 @@ class ClassificationTask(L.LightningModule):
         """
         return cast("Tensor", self(batch["image"]))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Cross-entropy of a batch.
 
         Args:
@@ -213,7 +213,7 @@ class ClassificationTask(L.LightningModule):
         """
         return {"index": batch["index"], "logits": self(batch["image"])}
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | None:
         """Builds the optimiser and the schedule per step.
 
         Returns:

@@ -1,0 +1,60 @@
+"""The linear head that minimises the regularised cross-entropy exactly: full-batch L-BFGS on kept features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vpt.errors import ConfigError, DivergedError
+
+TOLERANCE = 1e-7
+"""Largest entry of the gradient at which the head counts as the minimum."""
+
+
+def fit_logistic(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> tuple[Tensor, Tensor]:
+    """Minimises mean cross-entropy + l2/2 · ‖W‖² over a linear head, which is strictly convex in W.
+
+    This is scikit-learn's `LogisticRegression` with C = 1 / (l2 · N). The bias is not penalised.
+
+    Args:
+        features: (N, dim), of any floating type; the problem is solved in float64 on the CPU.
+        labels: (N,) class indices in [0, num_classes).
+        num_classes: Rows of the head.
+        l2: Strength of the penalty, positive.
+
+    Returns:
+        Weight (num_classes, dim) and bias (num_classes,) in the features' type and place.
+
+    Raises:
+        ConfigError: `l2` is not positive: without a penalty separable classes have no minimum.
+        DivergedError: The minimum was not reached, because features are not finite or far from scale 1.
+    """
+    if l2 <= 0.0:
+        raise ConfigError(f"l2 must be positive, got {l2}: without a penalty separable classes have no minimum.")
+    x, y = features.detach().to("cpu", torch.float64), labels.cpu()
+    head = torch.zeros(num_classes, x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [head],
+        max_iter=5000,
+        max_eval=10000,
+        history_size=20,
+        tolerance_grad=TOLERANCE,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        weight, bias = head[:, :-1], head[:, -1]
+        loss = nn.functional.cross_entropy(x @ weight.T + bias, y) + 0.5 * l2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        closure()
+    worst = float("nan") if head.grad is None else float(head.grad.abs().max())
+    if not worst <= 10 * TOLERANCE:
+        raise DivergedError(f"L-BFGS stopped at a gradient of {worst:.1e}, not at the minimum: raise l2 ({l2}).")
+    solution = head.detach().to(features)
+    return solution[:, :-1].contiguous(), solution[:, -1].contiguous()
