@@ -11,7 +11,7 @@ from vpt.errors import VPTError
 if TYPE_CHECKING:
     from vpt.backbones import Backbone, create_backbone
     from vpt.data import DigitsDataModule, ImageDataModule, ShapesDataModule, VTABDataModule
-    from vpt.tasks import FineTuning, LinearProbe, PromptTuning
+    from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning
     from vpt.tuning import attach
     from vpt.tuning.files import load, save_delta
 
@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Backbone",
+    "DeltaTuning",
     "DigitsDataModule",
     "FineTuning",
     "ImageDataModule",
@@ -36,6 +37,7 @@ __all__ = [
 
 _HOMES = {
     "Backbone": "vpt.backbones",
+    "DeltaTuning": "vpt.tasks",
     "DigitsDataModule": "vpt.data",
     "FineTuning": "vpt.tasks",
     "ImageDataModule": "vpt.data",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -38,6 +39,29 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert (loaded.preset, loaded.info) == ({"name": "square"}, {"seed": 3})
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        [{"name": "lora", "rank": 2, "targets": ["q", "fc1"]}, PROMPT],
+        [{"name": "bias"}, PROMPT, {"name": "lora"}],
+        [{"name": "norm"}],
+        [{"name": "partial", "blocks": 1}],
+        [{"name": "full"}],
+    ],
+    ids=lambda specs: "+".join(spec["name"] for spec in specs),
+)
+def test_any_composition_comes_back(tmp_path: Path, specs: list[dict[str, Any]]) -> None:
+    tuned = TunedModel(create_backbone(NANO), 3, specs).eval()
+    before = tuned(IMAGES)
+    with torch.no_grad():
+        for tensor in tuned.trained().values():
+            tensor.add_(0.02 * torch.randn_like(tensor))
+    loaded = load(save_delta(tmp_path / "delta.safetensors", tuned))
+    assert torch.equal(loaded(IMAGES), tuned(IMAGES))
+    assert not torch.equal(loaded(IMAGES), before)
+    assert sorted(load_file(tmp_path / "delta.safetensors")) == sorted(tuned.trained())
 
 
 def test_only_trained_tensors_are_in_the_file(tmp_path: Path) -> None:

@@ -189,4 +189,6 @@ def _method(model: Any) -> str:
     name = type(model).__name__
     if name == "PromptTuning":
         return "vpt_deep" if model.hparams["deep"] else "vpt_shallow"
+    if name == "DeltaTuning":
+        return "+".join(str(delta["name"]) for delta in model.hparams["deltas"])
     return {"LinearProbe": "linear", "FineTuning": "full"}.get(name, name.lower())

@@ -1,4 +1,4 @@
-"""The three ways to adapt a backbone to a classification task that everything else is compared with."""
+"""The ways to adapt a backbone to a classification task."""
 
 from __future__ import annotations
 
@@ -145,6 +145,24 @@ class LinearProbe(ClassificationTask):
             What Lightning expects.
         """
         return super().configure_optimizers() if self.automatic_optimization else None
+
+
+class DeltaTuning(ClassificationTask):
+    """Any composition of deltas and a linear head on a frozen backbone."""
+
+    def __init__(self, deltas: list[dict[str, Any]], **task: Any) -> None:
+        """Builds the task.
+
+        Args:
+            deltas: One dict per delta: its ``name`` in `vpt.tuning.DELTAS` and its arguments.
+            **task: See `ClassificationTask`.
+        """
+        self._deltas = deltas
+        super().__init__(**task)
+
+    def specs(self) -> list[dict[str, Any]]:
+        """The deltas as given."""
+        return self._deltas
 
 
 class FineTuning(ClassificationTask):

@@ -9,11 +9,20 @@ from typing import Any, cast
 from torch import nn
 
 from vpt.backbones.factory import Backbone
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.errors import ConfigError, UnknownNameError, VPTError
+from vpt.tuning.lora import Lora
 from vpt.tuning.part import DeltaPart
 from vpt.tuning.prompts import Prompt
+from vpt.tuning.subset import Bias, Full, Norm, Partial
 
-DELTAS: dict[str, type[DeltaPart]] = {"prompt": Prompt}
+DELTAS: dict[str, type[DeltaPart]] = {
+    "prompt": Prompt,
+    "lora": Lora,
+    "bias": Bias,
+    "norm": Norm,
+    "partial": Partial,
+    "full": Full,
+}
 """Every delta by the name that configurations use."""
 
 
@@ -45,9 +54,17 @@ class Delta(nn.Module):
         return [cast("DeltaPart", part) for part in self.parts]
 
     def attach(self) -> None:
-        """Puts every part on the backbone."""
-        for part in self._all():
-            part.attach()
+        """Puts every part on the backbone, or none if one of them is refused.
+
+        Raises:
+            ConfigError: Two parts train the same parameter.
+        """
+        try:
+            for part in self._all():
+                part.attach()
+        except VPTError:
+            self.detach()
+            raise
 
     def detach(self) -> None:
         """Takes every part off again; the backbone is bit for bit what it was."""
@@ -63,8 +80,9 @@ class Delta(nn.Module):
         """Sets the strength of every part.
 
         Args:
-            alpha: 1 for the tuned model, 0 for the backbone, between them log α is added to the attention logits of
-                prompt keys (scaling the prompts themselves would do nothing: the norm removes it).
+            alpha: 1 for the tuned model, 0 for the backbone. Between them log α is added to the attention logits of
+                prompt keys (scaling the prompts themselves would do nothing: the norm removes it), the change of LoRA
+                is scaled, and trained parameters of the backbone are interpolated.
 
         Raises:
             ConfigError: α lies outside [0, 1].

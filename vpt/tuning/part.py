@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -13,7 +14,13 @@ class DeltaPart(nn.Module, ABC):
     """One kind of change to a frozen backbone.
 
     Its parameters belong to it, never to the backbone; the constructor takes the backbone only to read sizes from it.
+
+    Attributes:
+        taxonomy: Its class in Delta Tuning (Ding et al., Nature Machine Intelligence 2023): new parts, chosen
+            parameters, or parameters written in another form.
     """
+
+    taxonomy: ClassVar[Literal["addition", "specification", "reparameterisation"]]
 
     def __init__(self) -> None:
         """Starts at full strength, attached to nothing."""
@@ -28,6 +35,13 @@ class DeltaPart(nn.Module, ABC):
     def detach(self) -> None:
         """Takes the change off; the backbone is bit for bit what it was."""
 
+    @abstractmethod
+    def expected_parameters(self) -> int:
+        """The number of trained parameters by the method's formula."""
+
+    def _strengthened(self) -> None:
+        """Called after the strength has changed."""
+
     @property
     def strength(self) -> float:
         """α in [0, 1]: 1 is the tuned model exactly, 0 the bare backbone exactly."""
@@ -38,3 +52,4 @@ class DeltaPart(nn.Module, ABC):
         if not 0.0 <= alpha <= 1.0:
             raise ConfigError(f"The strength of a delta lies between 0 (backbone) and 1 (tuned), got {alpha}.")
         self._strength = float(alpha)
+        self._strengthened()

@@ -33,6 +33,8 @@ class Prompt(DeltaPart):
         tokens: The prompts, (layers, num_tokens, dim) if deep, else (1, num_tokens, dim).
     """
 
+    taxonomy = "addition"
+
     def __init__(
         self,
         backbone: Backbone,
@@ -90,6 +92,11 @@ class Prompt(DeltaPart):
         for hook in self._hooks:
             hook.remove()
         self._edits, self._hooks = [], []
+
+    def expected_parameters(self) -> int:
+        """Layers · num_tokens · dim; one layer if shallow."""
+        layers = len(self.layout.blocks) if self.deep else 1
+        return layers * self.tokens.shape[1] * self.tokens.shape[2]
 
     def _dropped(self, prompts: Tensor, batch: int) -> Tensor:
         """Prompts (n, dim) after dropout on their channels: (B, n, dim) with a mask per image, else (1, n, dim)."""

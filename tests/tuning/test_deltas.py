@@ -1,0 +1,220 @@
+"""What holds for every delta: it trains, it counts, α = 1 and 0 are exact, and the backbone comes back bit for bit."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.tuning.test_prompts import FAMILIES, images, make, relative
+from vpt.backbones.factory import Backbone, create_backbone
+from vpt.errors import ConfigError, UnknownNameError
+from vpt.tuning import DELTAS, Delta, attach
+from vpt.tuning.lora import Lora
+
+SPECS: dict[str, dict[str, Any]] = {
+    "prompt": {"name": "prompt", "num_tokens": 5},
+    "prompt-shallow": {"name": "prompt", "num_tokens": 5, "deep": False},
+    "lora": {"name": "lora", "rank": 3, "targets": ["q", "k", "v", "proj", "fc1", "fc2"]},
+    "bias": {"name": "bias"},
+    "norm": {"name": "norm"},
+    "partial": {"name": "partial", "blocks": 2},
+    "full": {"name": "full"},
+}
+
+
+def state(backbone: Backbone) -> dict[str, Tensor]:
+    return {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+
+
+def same(backbone: Backbone, before: dict[str, Tensor]) -> bool:
+    after = backbone.state_dict()
+    return list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
+
+
+def train(backbone: Backbone, delta: Delta, steps: int) -> dict[str, float]:
+    """Trains a fixed regression; returns the largest gradient of each trained tensor over all steps."""
+    optimizer = torch.optim.SGD(delta.parameters(), lr=1e-2)
+    target = torch.randn(3, backbone.num_features, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    largest: dict[str, float] = {}
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (backbone(images()) - target).square().mean().backward()
+        for name, parameter in delta.named_parameters():
+            assert parameter.grad is not None, name
+            largest[name] = max(largest.get(name, 0.0), float(parameter.grad.abs().max()))
+        nn.utils.clip_grad_norm_(delta.parameters(), 1.0)
+        optimizer.step()
+    return largest
+
+
+# Softmax cancels what is added to all keys alike.
+DEAD = "attn/k_norm/bias"
+
+
+def test_every_delta_is_covered() -> None:
+    assert {str(spec["name"]) for spec in SPECS.values()} == set(DELTAS)
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_trained_tensor_gets_a_gradient_and_nothing_frozen_moves(family: str, name: str) -> None:
+    backbone, _ = make(family)
+    before = state(backbone)
+    delta = attach(backbone, [SPECS[name]]).train()
+    largest = train(backbone, delta, steps=2)
+    top = max(largest.values())
+    for key, gradient in largest.items():
+        if key.endswith(DEAD):
+            assert gradient <= 1e-12 * top, key
+        else:
+            assert gradient > 1e-8 * top, key
+    train(backbone, delta, steps=18)
+    delta.detach()
+    assert same(backbone, before)
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_strength_moves_from_the_backbone_to_the_tuned_model_exactly(name: str) -> None:
+    backbone, _ = make("qk-norm")
+    bare = backbone(images())
+    delta = attach(backbone, [SPECS[name]]).train()
+    train(backbone, delta, steps=3)
+    tuned = backbone(images())
+    assert relative(tuned, bare) > 1e-3
+    delta.set_strength(0.0)
+    assert torch.equal(backbone(images()), bare)
+    delta.set_strength(0.5)
+    half = backbone(images())
+    assert relative(half, bare) > 1e-4
+    assert relative(half, tuned) > 1e-4
+    delta.set_strength(1.0)
+    assert torch.equal(backbone(images()), tuned)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_number_of_parameters_is_that_of_the_formula(name: str) -> None:
+    backbone, _ = make("vit")
+    (part,) = attach(backbone, [SPECS[name]]).parts
+    assert sum(p.numel() for p in part.parameters()) == part.expected_parameters()  # type: ignore[operator]
+    assert DELTAS[SPECS[name]["name"]].taxonomy in ("addition", "specification", "reparameterisation")
+
+
+def test_biases_of_keys_are_dead_and_those_of_queries_and_values_are_not() -> None:
+    backbone, _ = make("vit")
+    delta = attach(backbone, [SPECS["bias"]])
+    backbone(images()).square().sum().backward()
+    gradients = [p.grad for name, p in delta.named_parameters() if name.endswith("qkv/bias")]
+    for gradient in gradients:
+        assert gradient is not None
+        queries, keys, values = (float(third.abs().max()) for third in gradient.chunk(3))
+        assert keys <= 1e-12 * values
+        assert queries > 1e-8 * values
+
+
+def test_golden_numbers_of_parameters() -> None:
+    backbone = create_backbone("vit_base_patch16_224", "random")
+    counts = {}
+    for name in ("prompt", "lora", "bias", "full"):
+        spec = {"prompt": {"num_tokens": 50}, "lora": {"rank": 8}}.get(name, {})
+        delta = attach(backbone, [{"name": name, **spec}])
+        counts[name] = sum(p.numel() for p in delta.parameters())
+        delta.detach()
+    # 12·50·768; 12 blocks · 2 maps · 8·(768+768); ViT-B/16 without head: 85,798,656 (timm's own count).
+    assert counts["prompt"] == 460_800
+    assert counts["lora"] == 294_912
+    assert counts["full"] == 85_798_656
+    # 12 · (2·768 norms + 2304 qkv + 768 proj + 3072 + 768 mlp) + patch embedding 768 + last norm 768.
+    assert counts["bias"] == 12 * (2 * 768 + 2304 + 768 + 3072 + 768) + 2 * 768
+
+
+def test_deltas_compose_and_come_off_in_any_order() -> None:
+    specs = [SPECS["prompt"], SPECS["lora"], SPECS["bias"]]
+    outputs: list[Tensor] = []
+    for order in permutations(range(3)):
+        backbone, _ = make("vit")
+        before = state(backbone)
+        deltas = [attach(backbone, [specs[i]]) for i in order]
+        for i, delta in sorted(zip(order, deltas, strict=True), key=lambda pair: pair[0]):
+            torch.manual_seed(i)
+            for parameter in delta.parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        if not outputs:
+            first = dict(zip(order, deltas, strict=True))
+        else:  # the prompts are drawn at random in each
+            own = dict(zip(order, deltas, strict=True))
+            for i in range(3):
+                own[i].load_state_dict(first[i].state_dict())
+        outputs.append(backbone(images()))
+        for delta in (deltas[1], deltas[0], deltas[2]):
+            delta.detach()
+        assert same(backbone, before)
+    assert all(relative(output, outputs[0]) <= 1e-12 for output in outputs[1:])
+
+
+def test_lora_merges_to_the_same_function_and_unmerges_bit_for_bit() -> None:
+    backbone, _ = make("vit")
+    before = state(backbone)
+    delta = attach(backbone, [SPECS["lora"]])
+    train(backbone, delta, steps=3)
+    apart = backbone(images())
+    (lora,) = delta.parts
+    assert isinstance(lora, Lora)
+    lora.merge()
+    assert not same(backbone, before)
+    assert relative(backbone(images()), apart) <= 1e-12
+    delta.set_strength(0.5)
+    merged = backbone(images())
+    lora.unmerge()
+    assert relative(merged, backbone(images())) <= 1e-12
+    delta.detach()
+    assert same(backbone, before)
+
+
+def test_lora_on_one_map_of_the_fused_layer_is_the_layer_with_that_matrix_changed() -> None:
+    backbone, _ = make("vit")
+    delta = attach(backbone, [{"name": "lora", "rank": 2, "scale": 6.0, "targets": ["k"]}])
+    train(backbone, delta, steps=2)
+    ours = backbone(images())
+    other, _ = make("vit")
+    (lora,) = delta.parts
+    assert isinstance(lora, Lora)
+    with torch.no_grad():
+        for index, attention in enumerate(other.layout.attentions):
+            change = 3.0 * lora.up[f"{index}_k"] @ lora.down[f"{index}_k"]
+            attention.qkv.weight[24:48] += change
+    assert relative(other(images()), ours) <= 1e-12
+
+
+def test_a_trained_model_moves_to_another_precision_and_back_off() -> None:
+    backbone, _ = make("vit")
+    delta = attach(backbone, [SPECS["norm"]])
+    model = nn.ModuleList([backbone, delta]).float()
+    delta.detach()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert backbone(images()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("specs", "error", "message"),
+    [
+        ([{"name": "lora", "targets": ["qq"]}], UnknownNameError, "did you mean 'q'"),
+        ([{"name": "lora", "targets": []}], ConfigError, "at least one target of q, k, v"),
+        ([{"name": "lora", "rank": 0}], ConfigError, "rank of LoRA must be at least 1"),
+        ([{"name": "partial", "blocks": 4}], ConfigError, "has 3 blocks: partial takes 1 to 3, got 4"),
+        ([{"name": "bias"}, {"name": "norm"}], ConfigError, "Two deltas train .*norm1.bias: keep one"),
+        ([{"name": "lorra"}], UnknownNameError, "did you mean 'lora'"),
+    ],
+)
+def test_bad_deltas_are_refused_and_leave_the_backbone_alone(
+    specs: list[dict[str, Any]], error: type[Exception], message: str
+) -> None:
+    backbone, _ = make("vit")
+    before = state(backbone)
+    with pytest.raises(error, match=message):
+        attach(backbone, specs)
+    assert same(backbone, before)

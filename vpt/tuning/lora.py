@@ -1,0 +1,117 @@
+"""Low-rank adaptation of linear maps (Hu et al., "LoRA", ICLR 2022, section 4.1): W + (scale/rank) · B A."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vpt.backbones.factory import Backbone
+from vpt.backbones.targets import LINEARS, LinearTarget, linear_targets
+from vpt.errors import ConfigError, UnknownNameError
+from vpt.tuning.part import DeltaPart
+
+
+class Lora(DeltaPart):
+    """Low-rank changes to chosen linear maps of every block.
+
+    The change is computed beside the frozen map, so that a fused query-key-value layer can be changed in part. Its
+    strength scales the change: at 0 the frozen map runs alone.
+
+    Attributes:
+        down: A of each map by ``block_name``, (rank, inputs).
+        up: B of each map, (outputs, rank); zero at first, so that training starts from the backbone.
+    """
+
+    taxonomy = "reparameterisation"
+
+    def __init__(
+        self, backbone: Backbone, rank: int = 8, scale: float | None = None, targets: Sequence[str] = ("q", "v")
+    ) -> None:
+        """Draws A as PyTorch draws a linear layer and sets B to zero.
+
+        Args:
+            backbone: The backbone that the change is for.
+            rank: Of each change, at least 1.
+            scale: Numerator of the factor scale/rank; None for the rank itself, a factor of 1.
+            targets: Any of ``q``, ``k``, ``v``, ``proj``, ``fc1``, ``fc2``.
+
+        Raises:
+            ConfigError: The rank is not positive, or no target is given.
+            UnknownNameError: A target does not exist.
+            UnsupportedBackboneError: The structure of the backbone is not known.
+        """
+        super().__init__()
+        if rank < 1:
+            raise ConfigError(f"The rank of LoRA must be at least 1, got {rank}.")
+        if not targets:
+            raise ConfigError(f"LoRA needs at least one target of {', '.join(LINEARS)}.")
+        for name in targets:
+            if name not in LINEARS:
+                raise UnknownNameError("LoRA target", name, LINEARS)
+        self.factor = 1.0 if scale is None else scale / rank
+        self._targets: dict[str, LinearTarget] = {
+            f"{index}_{name}": block[name] for index, block in enumerate(linear_targets(backbone)) for name in targets
+        }
+        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
+        for key, target in self._targets.items():
+            down = backbone.mean.new_empty(rank, target.module.in_features)
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+            self.down[key] = nn.Parameter(down)
+            self.up[key] = nn.Parameter(backbone.mean.new_zeros(target.stop - target.start, rank))
+        self._hooks: list[RemovableHandle] = []
+        self._merged: dict[str, Tensor] = {}
+
+    def attach(self) -> None:
+        """Adds the low-rank path to every map."""
+        self._hooks = [
+            target.module.register_forward_hook(partial(self._add, key)) for key, target in self._targets.items()
+        ]
+
+    def detach(self) -> None:
+        """Takes the low-rank paths off; merged weights are restored first."""
+        self.unmerge()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def expected_parameters(self) -> int:
+        """Σ rank · (inputs + outputs) over the maps."""
+        rank = next(iter(self.down.values())).shape[0]
+        return sum(rank * (t.module.in_features + t.stop - t.start) for t in self._targets.values())
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Adds the change, at the present strength, to the frozen weights: same function, no cost at inference."""
+        self.unmerge()
+        for key, target in self._targets.items():
+            weight = target.module.weight[target.start : target.stop]
+            self._merged[key] = weight.clone()
+            weight += self._strength * self.factor * (self.up[key] @ self.down[key])
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Puts the frozen weights back, bit for bit."""
+        for key, weight in self._merged.items():
+            target = self._targets[key]
+            target.module.weight[target.start : target.stop] = weight
+        self._merged = {}
+
+    def _strengthened(self) -> None:
+        """A merged change follows the strength."""
+        if self._merged:
+            self.merge()
+
+    def _add(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        if self._strength == 0.0 or self._merged:
+            return out
+        target = self._targets[key]
+        change: Tensor = (args[0] @ self.down[key].T) @ self.up[key].T * (self.factor * self._strength)
+        if (target.start, target.stop) == (0, out.shape[-1]):
+            return out + change
+        pieces = (out[..., : target.start], out[..., target.start : target.stop] + change, out[..., target.stop :])
+        return torch.cat(pieces, dim=-1)
