@@ -32,6 +32,8 @@ def fit_logistic(features: Tensor, labels: Tensor, num_classes: int, l2: float) 
     if l2 <= 0.0:
         raise ConfigError(f"l2 must be positive, got {l2}: without a penalty separable classes have no minimum.")
     x, y = features.detach().to("cpu", torch.float64), labels.cpu()
+    centre = x.mean(dim=0)  # the bias is free, so a shift of the features changes nothing but the conditioning
+    x = x - centre
     head = torch.zeros(num_classes, x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [head],
@@ -56,5 +58,5 @@ def fit_logistic(features: Tensor, labels: Tensor, num_classes: int, l2: float) 
     worst = float("nan") if head.grad is None else float(head.grad.abs().max())
     if not worst <= 10 * TOLERANCE:
         raise DivergedError(f"L-BFGS stopped at a gradient of {worst:.1e}, not at the minimum: raise l2 ({l2}).")
-    solution = head.detach().to(features)
-    return solution[:, :-1].contiguous(), solution[:, -1].contiguous()
+    weight, bias = head.detach()[:, :-1], head.detach()[:, -1]
+    return weight.contiguous().to(features), (bias - weight @ centre).to(features)
