@@ -13,12 +13,18 @@ from tests.tuning.test_prompts import FAMILIES, images, make, relative
 from vpt.backbones.factory import Backbone, create_backbone
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.tuning import DELTAS, Delta, attach
+from vpt.tuning.adapters import Adapter
 from vpt.tuning.lora import Lora
+from vpt.tuning.scale_shift import ScaleShift
 
 SPECS: dict[str, dict[str, Any]] = {
     "prompt": {"name": "prompt", "num_tokens": 5},
     "prompt-shallow": {"name": "prompt", "num_tokens": 5, "deep": False},
     "lora": {"name": "lora", "rank": 3, "targets": ["q", "k", "v", "proj", "fc1", "fc2"]},
+    "adapter": {"name": "adapter", "rank": 3},
+    "houlsby": {"name": "adapter", "rank": 3, "placement": "houlsby"},
+    "adaptformer": {"name": "adapter", "rank": 3, "placement": "parallel", "factor": 0.5},
+    "ssf": {"name": "ssf"},
     "bias": {"name": "bias"},
     "norm": {"name": "norm"},
     "partial": {"name": "partial", "blocks": 2},
@@ -83,7 +89,9 @@ def test_strength_moves_from_the_backbone_to_the_tuned_model_exactly(name: str) 
     backbone, _ = make("qk-norm")
     bare = backbone(images())
     delta = attach(backbone, [SPECS[name]]).train()
-    train(backbone, delta, steps=3)
+    with torch.no_grad():
+        for parameter in delta.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
     tuned = backbone(images())
     assert relative(tuned, bare) > 1e-3
     delta.set_strength(0.0)
@@ -156,23 +164,51 @@ def test_deltas_compose_and_come_off_in_any_order() -> None:
     assert all(relative(output, outputs[0]) <= 1e-12 for output in outputs[1:])
 
 
-def test_lora_merges_to_the_same_function_and_unmerges_bit_for_bit() -> None:
-    backbone, _ = make("vit")
+@pytest.mark.parametrize("name", ["lora", "ssf"])
+@pytest.mark.parametrize("family", ["vit", "clip", "qk-norm", "dinov2-reg", "siglip"])
+def test_reparameterisations_merge_to_the_same_function_and_unmerge_bit_for_bit(family: str, name: str) -> None:
+    backbone, _ = make(family)
     before = state(backbone)
-    delta = attach(backbone, [SPECS["lora"]])
+    delta = attach(backbone, [SPECS[name]])
     train(backbone, delta, steps=3)
     apart = backbone(images())
-    (lora,) = delta.parts
-    assert isinstance(lora, Lora)
-    lora.merge()
+    (part,) = delta.parts
+    assert isinstance(part, Lora | ScaleShift)
+    part.merge()
     assert not same(backbone, before)
     assert relative(backbone(images()), apart) <= 1e-12
     delta.set_strength(0.5)
     merged = backbone(images())
-    lora.unmerge()
+    part.unmerge()
     assert relative(merged, backbone(images())) <= 1e-12
     delta.detach()
     assert same(backbone, before)
+
+
+@pytest.mark.parametrize("placement", ["pfeiffer", "houlsby", "parallel"])
+def test_adapters_are_where_their_papers_put_them(placement: str) -> None:
+    backbone, twin = make("layer-scale")
+    spec = {"name": "adapter", "rank": 4, "placement": placement, "factor": 0.5, "activation": "relu"}
+    delta = attach(backbone, [spec])
+    with torch.no_grad():
+        for parameter in delta.parameters():
+            parameter.normal_(std=0.3)
+    (part,) = delta.parts
+
+    def bottleneck(key: str, x: Tensor) -> Tensor:
+        assert isinstance(part, Adapter)
+        out: Tensor = 0.5 * part.up[key](part.down[key](x).clamp(min=0))
+        return out
+
+    model: Any = twin
+    x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images()))))
+    for index, block in enumerate(model.blocks):
+        a = block.attn(block.norm1(x))
+        x = x + block.ls1(a + bottleneck(f"{index}_attn", a) if placement == "houlsby" else a)
+        z = block.norm2(x)
+        m = block.mlp(z)
+        x = x + block.ls2(m + bottleneck(f"{index}_mlp", z if placement == "parallel" else m))
+    assert relative(backbone(images()), model.norm(x)[:, 0]) <= 1e-12
 
 
 def test_lora_on_one_map_of_the_fused_layer_is_the_layer_with_that_matrix_changed() -> None:
@@ -205,6 +241,9 @@ def test_a_trained_model_moves_to_another_precision_and_back_off() -> None:
         ([{"name": "lora", "targets": ["qq"]}], UnknownNameError, "did you mean 'q'"),
         ([{"name": "lora", "targets": []}], ConfigError, "at least one target of q, k, v"),
         ([{"name": "lora", "rank": 0}], ConfigError, "rank of LoRA must be at least 1"),
+        ([{"name": "adapter", "rank": 0}], ConfigError, "rank of an adapter must be at least 1"),
+        ([{"name": "adapter", "activation": "rely"}], UnknownNameError, "did you mean 'relu'"),
+        ([{"name": "adapter", "placement": "parralel"}], UnknownNameError, "did you mean 'parallel'"),
         ([{"name": "partial", "blocks": 4}], ConfigError, "has 3 blocks: partial takes 1 to 3, got 4"),
         ([{"name": "bias"}, {"name": "norm"}], ConfigError, "Two deltas train .*norm1.bias: keep one"),
         ([{"name": "lorra"}], UnknownNameError, "did you mean 'lora'"),

@@ -53,6 +53,45 @@ def linear_targets(backbone: Backbone) -> list[dict[str, LinearTarget]]:
     return found
 
 
+def sublayers(backbone: Backbone) -> list[dict[str, nn.Module]]:
+    """The two parts of every block, whose outputs are added to the residual stream.
+
+    Args:
+        backbone: A backbone whose blocks are known.
+
+    Returns:
+        One dict per block with ``attn`` and ``mlp``; each maps tokens (B, N, dim) to tokens.
+
+    Raises:
+        UnsupportedBackboneError: The structure of the backbone is not known.
+    """
+    return [
+        {"attn": cast("nn.Module", block.attn), "mlp": cast("nn.Module", block.mlp)} for block in backbone.layout.blocks
+    ]
+
+
+def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
+    """Everything with a weight per output channel on the way of the tokens: patch embedding, norms, linear maps.
+
+    Norms within the attention act on heads, not on the tokens' channels, and are left out.
+
+    Args:
+        backbone: A backbone whose blocks are known.
+
+    Returns:
+        Layers by timm's name, in the order of its modules.
+
+    Raises:
+        UnsupportedBackboneError: The structure of the backbone is not known.
+    """
+    inner = {id(norm) for a in backbone.layout.attentions for norm in (a.q_norm, a.k_norm)}
+    return {
+        name: module
+        for name, module in backbone.model.named_modules()
+        if (isinstance(module, nn.Linear | nn.Conv2d) or _is_norm(module)) and id(module) not in inner
+    }
+
+
 def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
     """Names the parameters of a timm model that play a role.
 

@@ -20,6 +20,7 @@ class TokenLayout:
     Attributes:
         blocks: The transformer blocks, in order.
         attentions: Their attention modules, opened.
+        dim: Width of the tokens.
         num_prefix: Class, distillation and register tokens at the head of the sequence.
         grid: Patches (rows, columns).
         patch_size: (height, width) in pixels.
@@ -29,6 +30,7 @@ class TokenLayout:
 
     blocks: list[nn.Module]
     attentions: list[OpenAttention]
+    dim: int
     num_prefix: int
     grid: tuple[int, int]
     patch_size: tuple[int, int]
@@ -89,6 +91,7 @@ def read_layout(model: nn.Module) -> TokenLayout:
     layout = TokenLayout(
         blocks=blocks,
         attentions=attentions,
+        dim=int(vit.embed_dim),
         num_prefix=vit.num_prefix_tokens,
         grid=tuple(vit.patch_embed.grid_size),
         patch_size=tuple(vit.patch_embed.patch_size),

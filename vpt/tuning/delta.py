@@ -10,14 +10,18 @@ from torch import nn
 
 from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError, UnknownNameError, VPTError
+from vpt.tuning.adapters import Adapter
 from vpt.tuning.lora import Lora
 from vpt.tuning.part import DeltaPart
 from vpt.tuning.prompts import Prompt
+from vpt.tuning.scale_shift import ScaleShift
 from vpt.tuning.subset import Bias, Full, Norm, Partial
 
 DELTAS: dict[str, type[DeltaPart]] = {
     "prompt": Prompt,
+    "adapter": Adapter,
     "lora": Lora,
+    "ssf": ScaleShift,
     "bias": Bias,
     "norm": Norm,
     "partial": Partial,
@@ -81,8 +85,8 @@ class Delta(nn.Module):
 
         Args:
             alpha: 1 for the tuned model, 0 for the backbone. Between them log α is added to the attention logits of
-                prompt keys (scaling the prompts themselves would do nothing: the norm removes it), the change of LoRA
-                is scaled, and trained parameters of the backbone are interpolated.
+                prompt keys (scaling the prompts themselves would do nothing: the norm removes it), the changes of LoRA,
+                adapters and SSF are scaled, and trained parameters of the backbone are interpolated.
 
         Raises:
             ConfigError: α lies outside [0, 1].
