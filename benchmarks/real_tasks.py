@@ -63,7 +63,7 @@ METHODS = {
     "linear_lbfgs": Method("linear probe, L-BFGS", LinearProbe, 1, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), {"solver": "lbfgs"}),
     "deep": Method("VPT-deep, 10 tokens", PromptTuning, 4, (2e-3, 4e-3, 8e-3), {"num_tokens": 10}),
     "shallow": Method("VPT-shallow, 10 tokens", PromptTuning, 4, (2e-3, 4e-3, 8e-3), {"num_tokens": 10, "deep": False}),
-    "full": Method("full fine-tuning", FineTuning, 4, (3e-5, 1e-4, 3e-4), {}),
+    "full": Method("full fine-tuning", FineTuning, 4, (3e-5, 1e-4, 3e-4, 1e-3), {}),
 }
 
 
