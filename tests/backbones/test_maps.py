@@ -42,8 +42,8 @@ def test_weights_reproduce_the_fused_output() -> None:
     attention = backbone.layout.attentions[0]
     x = torch.randn(2, 17, 24, dtype=torch.float64)
     _, keys, values = attention.project(x)
-    _, values, _ = attention.edited(keys, values)
-    expected = attention.proj((attention.weights(x) @ values).transpose(1, 2).flatten(2))
+    _, values, _ = attention.edited(keys, values, None)
+    expected = attention.proj((attention.weights(None, x) @ values).transpose(1, 2).flatten(2))
     torch.testing.assert_close(attention(x), expected, rtol=1e-10, atol=1e-12)
 
 

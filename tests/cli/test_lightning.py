@@ -14,7 +14,8 @@ from vpt.tuning.files import read_header
 from .conftest import CONFIGS, DEMO, QUICK, SMALL, Answer, Run, Vpt
 
 METHODS = sorted((CONFIGS / "method").glob("*.yaml"))
-TASKS = sorted(set(CONFIGS.rglob("*.yaml")) - set(METHODS))
+BACKBONES = set((CONFIGS / "backbone").glob("*.yaml"))
+TASKS = sorted(set(CONFIGS.rglob("*.yaml")) - set(METHODS) - BACKBONES)
 
 
 def _fast(vpt: Vpt, *args: str) -> Answer:

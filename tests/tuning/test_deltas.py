@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from itertools import permutations
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tuning.test_prompts import FAMILIES, images, make, relative
+from tests.tuning.families import FAMILIES, SEQUENCES, images, make, relative
 from vpt.backbones.factory import Backbone, create_backbone
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.tuning import DELTAS, Delta, attach
@@ -20,7 +20,7 @@ from vpt.tuning.scale_shift import ScaleShift
 SPECS: dict[str, dict[str, Any]] = {
     "prompt": {"name": "prompt", "num_tokens": 5},
     "prompt-shallow": {"name": "prompt", "num_tokens": 5, "deep": False},
-    "lora": {"name": "lora", "rank": 3, "targets": ["q", "k", "v", "proj", "fc1", "fc2"]},
+    "lora": {"name": "lora", "rank": 3, "targets": ["q", "k", "v", "proj", "fc2"]},
     "adapter": {"name": "adapter", "rank": 3},
     "houlsby": {"name": "adapter", "rank": 3, "placement": "houlsby"},
     "adaptformer": {"name": "adapter", "rank": 3, "placement": "parallel", "factor": 0.5},
@@ -41,18 +41,17 @@ def same(backbone: Backbone, before: dict[str, Tensor]) -> bool:
     return list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
 
 
-def train(backbone: Backbone, delta: Delta, steps: int) -> dict[str, float]:
+def train(backbone: Backbone, delta: Delta, steps: int, family: str = "vit") -> dict[str, float]:
     """Trains a fixed regression; returns the largest gradient of each trained tensor over all steps."""
-    optimizer = torch.optim.SGD(delta.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(delta.parameters(), lr=1e-2)
     target = torch.randn(3, backbone.num_features, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     largest: dict[str, float] = {}
     for _ in range(steps):
         optimizer.zero_grad()
-        (backbone(images()) - target).square().mean().backward()
+        (backbone(images(family)) - target).square().mean().backward()
         for name, parameter in delta.named_parameters():
             assert parameter.grad is not None, name
             largest[name] = max(largest.get(name, 0.0), float(parameter.grad.abs().max()))
-        nn.utils.clip_grad_norm_(delta.parameters(), 1.0)
         optimizer.step()
     return largest
 
@@ -65,20 +64,22 @@ def test_every_delta_is_covered() -> None:
     assert {str(spec["name"]) for spec in SPECS.values()} == set(DELTAS)
 
 
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [(family, name) for family in FAMILIES for name in SPECS if family in SEQUENCES or name != "prompt-shallow"],
+)
 def test_every_trained_tensor_gets_a_gradient_and_nothing_frozen_moves(family: str, name: str) -> None:
     backbone, _ = make(family)
     before = state(backbone)
     delta = attach(backbone, [SPECS[name]]).train()
-    largest = train(backbone, delta, steps=2)
+    largest = train(backbone, delta, steps=2, family=family)
     top = max(largest.values())
     for key, gradient in largest.items():
         if key.endswith(DEAD):
             assert gradient <= 1e-12 * top, key
         else:
             assert gradient > 1e-8 * top, key
-    train(backbone, delta, steps=18)
+    train(backbone, delta, steps=18, family=family)
     delta.detach()
     assert same(backbone, before)
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
@@ -165,22 +166,22 @@ def test_deltas_compose_and_come_off_in_any_order() -> None:
 
 
 @pytest.mark.parametrize("name", ["lora", "ssf"])
-@pytest.mark.parametrize("family", ["vit", "clip", "qk-norm", "dinov2-reg", "siglip"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_reparameterisations_merge_to_the_same_function_and_unmerge_bit_for_bit(family: str, name: str) -> None:
     backbone, _ = make(family)
     before = state(backbone)
     delta = attach(backbone, [SPECS[name]])
-    train(backbone, delta, steps=3)
-    apart = backbone(images())
+    train(backbone, delta, steps=3, family=family)
+    apart = backbone(images(family))
     (part,) = delta.parts
     assert isinstance(part, Lora | ScaleShift)
     part.merge()
     assert not same(backbone, before)
-    assert relative(backbone(images()), apart) <= 1e-12
+    assert relative(backbone(images(family)), apart) <= 1e-12
     delta.set_strength(0.5)
-    merged = backbone(images())
+    merged = backbone(images(family))
     part.unmerge()
-    assert relative(merged, backbone(images())) <= 1e-12
+    assert relative(merged, backbone(images(family))) <= 1e-12
     delta.detach()
     assert same(backbone, before)
 
@@ -197,10 +198,10 @@ def test_adapters_are_where_their_papers_put_them(placement: str) -> None:
 
     def bottleneck(key: str, x: Tensor) -> Tensor:
         assert isinstance(part, Adapter)
-        out: Tensor = 0.5 * part.up[key](part.down[key](x).clamp(min=0))
-        return out
+        up, down = cast("nn.Linear", part.up[key]), cast("nn.Linear", part.down[key])
+        return cast("Tensor", 0.5 * up(down(x).clamp(min=0)))
 
-    model: Any = twin
+    model = cast("Any", twin)
     x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images()))))
     for index, block in enumerate(model.blocks):
         a = block.attn(block.norm1(x))

@@ -9,63 +9,41 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from tests.tuning.families import FAMILIES, SEQUENCES, SWINS, images, make, relative
 from tests.tuning.oracle import concatenated_features
 from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
-from vpt.tuning import attach
+from vpt.tuning import Delta, attach
+from vpt.tuning.prompts import Prompt
 
-TINY: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "vit": ("vit_tiny_patch16_224", TINY),
-    "qk-norm": ("vit_tiny_patch16_224", TINY | {"qk_norm": True}),
-    "scale-norm": ("vit_tiny_patch16_224", TINY | {"scale_attn_norm": True}),
-    "avg-pool": ("vit_tiny_patch16_224", TINY | {"global_pool": "avg", "class_token": False}),
-    "layer-scale": ("deit3_small_patch16_224", TINY | {"init_values": 1e-6}),
-    "deit": ("deit_tiny_patch16_224", TINY),
-    "distilled": ("deit_tiny_distilled_patch16_224", TINY),
-    "dinov2": ("vit_small_patch14_dinov2", TINY),
-    "dinov2-reg": ("vit_small_patch14_reg4_dinov2", TINY),
-    "clip": ("vit_base_patch32_clip_224", TINY),
-    "siglip": ("vit_base_patch16_siglip_224", TINY),
-}
+CASES = [(family, deep) for family in FAMILIES for deep in (True, False) if deep or family in SEQUENCES]
+NAMES = [f"{family}-{'deep' if deep else 'shallow'}" for family, deep in CASES]
 
 
-def make(family: str) -> tuple[Backbone, nn.Module]:
-    """A float64 backbone whose every parameter is drawn anew, and an untouched twin of its timm model."""
-    name, options = FAMILIES[family]
-    torch.manual_seed(0)
-    model, twin = (timm.create_model(name, num_classes=0, **options).double() for _ in range(2))
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            scale = 0.5 if key.endswith(("weight", "gamma")) and parameter.ndim == 1 else 0.0
-            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.2) + scale)
-    twin.load_state_dict(model.state_dict())
-    return Backbone(model, name, "random", "random", 32, "none").double(), twin.eval()
+def prompts(delta: Delta, depth: int) -> list[Tensor]:
+    """The prompts of each layer, whatever they are stacked in."""
+    (part,) = delta.parts
+    assert isinstance(part, Prompt)
+    return [part.prompts(layer) for layer in range(depth if part.deep else 1)]
 
 
-def images() -> Tensor:
-    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return float(((a - b).norm() / b.norm()).detach())
-
-
-@pytest.mark.parametrize("deep", [True, False], ids=["deep", "shallow"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "deep"), CASES, ids=NAMES)
 def test_features_and_gradients_equal_the_concatenation(family: str, deep: bool) -> None:
     backbone, twin = make(family)
-    bare = backbone(images())
+    bare = backbone(images(family))
     delta = attach(backbone, [{"name": "prompt", "num_tokens": 5, "deep": deep}])
-    (tokens,) = delta.parameters()
-    head = torch.randn(24, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    ours = backbone(images()) @ head
+    for parameter in delta.parameters():  # where no norm precedes attention, small prompts hardly matter
+        nn.init.normal_(parameter, std=3.0)
+    head = torch.randn(bare.shape[1], 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    ours = backbone(images(family)) @ head
     assert relative(ours, bare @ head) > 1e-3, "the prompts must matter for the comparison to mean anything"
-    theirs = concatenated_features(twin, images(), tokens, deep=deep) @ head
+    tokens = prompts(delta, len(backbone.layout.blocks))
+    theirs = concatenated_features(twin, images(family), tokens, deep=deep) @ head
     assert relative(ours, theirs) <= 1e-10
-    (grad,) = torch.autograd.grad(ours.square().sum(), tokens)
-    (expected,) = torch.autograd.grad(theirs.square().sum(), tokens)
-    assert relative(grad, expected) <= 1e-10
+    parameters = list(delta.parameters())
+    grads = torch.autograd.grad(ours.square().sum(), parameters)
+    expected = torch.autograd.grad(theirs.square().sum(), parameters)
+    assert all(relative(a, b) <= 1e-10 for a, b in zip(grads, expected, strict=True))
 
 
 @pytest.mark.parametrize("deep", [True, False], ids=["deep", "shallow"])
@@ -132,20 +110,19 @@ def test_dropout_is_off_in_eval_mode(mode: str) -> None:
     assert relative(backbone(images()), concatenated_features(twin, images(), tokens)) <= 1e-10
 
 
-@pytest.mark.parametrize("deep", [True, False], ids=["deep", "shallow"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "deep"), CASES, ids=NAMES)
 def test_strength_0_and_detach_restore_the_backbone_bit_for_bit(family: str, deep: bool) -> None:
     backbone, twin = make(family)
-    before = backbone(images())
+    before = backbone(images(family))
     delta = attach(backbone, [{"name": "prompt", "num_tokens": 5, "deep": deep}])
-    tuned = backbone(images())
+    tuned = backbone(images(family))
     delta.set_strength(0.0)
-    assert torch.equal(backbone(images()), before)
+    assert torch.equal(backbone(images(family)), before)
     delta.set_strength(1.0)
-    assert torch.equal(backbone(images()), tuned)
+    assert torch.equal(backbone(images(family)), tuned)
     delta.detach()
-    assert torch.equal(backbone(images()), before)
-    assert torch.equal(backbone.tokens(images()), cast("Any", twin).forward_features(images()))
+    assert torch.equal(backbone(images(family)), before)
+    assert torch.equal(backbone.tokens(images(family)), cast("Any", twin).forward_features(images(family)))
     state = backbone.model.state_dict()
     assert all(torch.equal(state[key], value) for key, value in twin.state_dict().items())
 
@@ -157,7 +134,7 @@ def test_strength_scales_the_odds_of_attending_to_prompts() -> None:
     x = torch.randn(2, 17, 24, dtype=torch.float64)
 
     def odds() -> Tensor:
-        share = attention.weights(x)[..., 17:].sum(-1)
+        share = attention.weights(None, x)[..., 17:].sum(-1)
         return share / (1 - share)
 
     full = odds()
@@ -198,7 +175,7 @@ def test_only_the_prompts_train() -> None:
     assert sum(p.numel() for p in delta.parameters()) == 3 * 5 * 24
 
 
-@pytest.mark.parametrize("name", ["vit_base_patch16_rpn_224", "swin_tiny_patch4_window7_224", "resnet18"])
+@pytest.mark.parametrize("name", ["vit_small_patch16_18x2_224", "convit_tiny", "resnet18"])
 def test_unsupported_backbones_are_refused(name: str) -> None:
     model = timm.create_model(name, num_classes=0)
     backbone = Backbone(model, name, "random", "random", 224, "none")
@@ -213,6 +190,14 @@ def test_unsupported_backbones_are_refused(name: str) -> None:
         ({"name": "prompt", "num_token": 5}, UnknownNameError, "did you mean 'num_tokens'"),
         ({"name": "prompt"}, ConfigError, "needs num_tokens"),
         ({"name": "prompt", "num_tokens": 0}, ConfigError, "at least 1"),
+        ({"name": "prompt", "num_tokens": [1, 2]}, ConfigError, "lists 2 numbers for 3 layers"),
+        (
+            {"name": "prompt", "num_tokens": 2, "layers": [1, 4]},
+            ConfigError,
+            r"of 3 blocks, counted from 0, got \[1, 4",
+        ),
+        ({"name": "prompt", "num_tokens": [1, 2, 3], "shared": True}, ConfigError, "same number and width"),
+        ({"name": "prompt", "num_tokens": 2, "deep": False, "shared": True}, ConfigError, "need deep prompts"),
         ({"name": "prompt", "num_tokens": 1, "dropout": 1.0}, ConfigError, r"\[0, 1\)"),
         ({"name": "prompt", "num_tokens": 1, "dropout_mode": "shard"}, UnknownNameError, "'shared'"),
         ({"name": "prompt", "num_tokens": 1, "deep": False, "dropout_mode": "prompt"}, ConfigError, "deep"),
@@ -229,3 +214,86 @@ def test_strength_outside_0_and_1_is_refused() -> None:
     delta = attach(backbone, [{"name": "prompt", "num_tokens": 5}])
     with pytest.raises(ConfigError, match="between 0"):
         delta.set_strength(1.5)
+
+
+@pytest.mark.parametrize("family", ["beit", "dinov3", "swin", "swinv2"])
+@pytest.mark.parametrize("mode", ["sample", "shared"])
+def test_an_image_gets_its_own_mask_in_all_of_its_windows(
+    family: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, twin = make(family)
+    spec = {"name": "prompt", "num_tokens": 5, "dropout": 0.4, "dropout_mode": mode}
+    delta = attach(backbone, [spec]).train()
+    drawn: list[Tensor] = []
+
+    def keep(x: Tensor, p: float) -> Tensor:
+        drawn.append((torch.rand_like(x) >= p) / (1 - p))
+        return x * drawn[-1]
+
+    monkeypatch.setattr("vpt.tuning.prompts.drop", keep)
+    ours = backbone(images(family))
+    tokens = prompts(delta, len(backbone.layout.blocks))
+    assert [len(mask) for mask in drawn] == [3 if mode == "sample" else 1] * len(tokens)
+    theirs = concatenated_features(twin, images(family), tokens, drawn)
+    assert relative(ours, theirs) <= 1e-10
+
+
+@pytest.mark.parametrize("mode", ["key_value", "prompt"])
+def test_dropout_on_keys_leaves_images_independent_within_windows(mode: str) -> None:
+    backbone, _ = make("swin")
+    attach(backbone, [{"name": "prompt", "num_tokens": 5, "dropout": 0.5, "dropout_mode": mode}]).train()
+    torch.manual_seed(0)
+    once = backbone(images("swin"))
+    torch.manual_seed(0)
+    assert torch.equal(backbone(images("swin")), once)
+    assert not torch.equal(backbone(images("swin")), once)
+
+
+@pytest.mark.parametrize("family", SWINS)
+def test_an_image_does_not_depend_on_its_neighbours(family: str) -> None:
+    backbone, _ = make(family)
+    attach(backbone, [{"name": "prompt", "num_tokens": 5}])
+    batch = images(family)
+    alone = torch.cat([backbone(image[None]) for image in batch])
+    assert relative(backbone(batch), alone) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "numbers"),
+    [
+        ("vit", {"num_tokens": 4, "layers": [1, 3]}, [0, 4, 4]),
+        ("vit", {"num_tokens": [4, 2, 3]}, [4, 2, 3]),
+        ("vit", {"num_tokens": 4, "shared": True}, [4, 4, 4]),
+        ("swin", {"num_tokens": [2, 2, 1, 3]}, [2, 2, 1, 3]),
+        ("swinv2", {"num_tokens": 2, "layers": [1, 4]}, [0, 2, 2, 2]),
+    ],
+)
+def test_layers_numbers_and_sharing_equal_the_concatenation(
+    family: str, options: dict[str, Any], numbers: list[int]
+) -> None:
+    backbone, twin = make(family)
+    delta = attach(backbone, [{"name": "prompt", **options}])
+    (part,) = delta.parts
+    assert isinstance(part, Prompt)
+    with_prompts = [block for block, number in enumerate(numbers) if number]
+    tokens = [torch.zeros(0, dim, dtype=torch.float64) for dim in backbone.layout.dims]
+    for layer, block in enumerate(with_prompts):
+        tokens[block] = part.prompts(layer)
+    assert [len(own) for own in tokens] == numbers
+    assert relative(backbone(images(family)), concatenated_features(twin, images(family), tokens)) <= 1e-10
+    assert sum(p.numel() for p in delta.parameters()) == part.expected_parameters()
+
+
+def test_a_log_bias_gives_n_equal_prompts_the_attention_of_one() -> None:
+    outputs = []
+    for number in (1, 6):
+        backbone, _ = make("vit")
+        delta = attach(backbone, [{"name": "prompt", "num_tokens": number, "log_bias": True}])
+        (tokens,) = delta.parameters()
+        one = torch.randn(3, 1, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+        tokens.data = one.repeat(1, number, 1)
+        outputs.append(backbone(images()))
+        delta.set_strength(0.5)
+        outputs.append(backbone(images()))
+    assert relative(outputs[2], outputs[0]) <= 1e-12
+    assert relative(outputs[3], outputs[1]) <= 1e-12

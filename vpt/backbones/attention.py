@@ -3,29 +3,45 @@
 A deep visual prompt acts on the image only through the keys and values it contributes (DESIGN decision 1), so opening
 timm's attention to extra keys and values is all that deep prompts need. The classes below are timm's own modules with
 another `forward`: opening a module swaps its class in place, so parameter names, hooks and references stay as they are.
+
+Prompts have no position: rotary embeddings leave them unrotated, relative position biases and shift masks are 0 for
+them, and in windowed attention every window of an image sees the prompts of that image.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+import math
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers.attention import Attention
+from timm.layers import apply_rot_embed_cat
+from timm.layers.attention import Attention, AttentionRope
+from timm.models.beit import Attention as BeitAttention
+from timm.models.eva import EvaAttention
+from timm.models.swin_transformer import WindowAttention
+from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
 from torch import Tensor, nn
 
 from vpt.errors import UnsupportedBackboneError
 
+Parts = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Queries, keys, values of (B, heads, N, head_dim), and a bias on the logits, (1 or B, heads, N, N) or None."""
+
 
 class AttentionEdit(Protocol):
     """What a delta does to the keys and values of one attention module."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it changes anything now; where no edit does, timm's own code runs."""
 
     def __call__(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Changes keys and values.
 
         Args:
             attention: The module that calls, so that a delta can use its projections.
-            keys: (B, heads, K, head_dim).
+            keys: (B, heads, K, head_dim); B counts images times windows.
             values: (B, heads, K, head_dim).
 
         Returns:
@@ -34,101 +50,282 @@ class AttentionEdit(Protocol):
         """
 
 
-class OpenAttention(Attention):  # type: ignore[misc]  # timm is untyped
-    """timm's `Attention` with a list of edits to its keys and values, and with optional trimming of its queries.
+class OpenAttention(nn.Module):
+    """An attention module with a list of edits to its keys and values, and with optional trimming of its queries.
 
     Attributes:
-        edits: Applied in order; with none (and no trimming) timm's own code runs.
+        edits: Applied in order; where none is active (and nothing is trimmed) timm's own code runs.
         num_queries: Only the first so many tokens ask; None lets all of them.
+        windows: How many consecutive rows of a batch belong to one image.
     """
 
     edits: list[AttentionEdit]
     num_queries: int | None
+    windows: int
+    sdpa_scale: float | None = None  # of the logits; None for 1/√head_dim
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Timm's own attributes, which are untyped."""
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Projects tokens to queries, keys and values.
+        """Projects tokens without regard to their positions.
 
         Args:
-            x: Tokens after the block's norm, (B, N, dim).
+            x: Tokens as the block hands them over, (B, N, dim).
 
         Returns:
             Queries, keys and values of shape (B, heads, N, head_dim), query and key norms applied.
         """
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        return self.q_norm(q), self.k_norm(k), v
+        raise NotImplementedError
 
-    def edited(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Runs all edits.
+    def prepare(self, x: Tensor, *args: Any, **kwargs: Any) -> Parts:
+        """Projects the sequence and gives it its positions.
+
+        Args:
+            x: Tokens as the block hands them over, (B, N, dim).
+            *args: What timm's `forward` takes besides.
+            **kwargs: Likewise.
+
+        Returns:
+            Queries, keys, values and the bias on the logits.
+        """
+        raise NotImplementedError
+
+    def finish(self, x: Tensor, out: Tensor) -> Tensor:
+        """Projects what the heads have gathered.
+
+        Args:
+            x: Tokens that ask, (B, n, dim).
+            out: Heads side by side, (B, n, heads · head_dim).
+
+        Returns:
+            (B, n, dim).
+        """
+        return cast("Tensor", self.proj_drop(self.proj(out)))
+
+    def edited(self, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Runs all active edits.
 
         Args:
             keys: (B, heads, N, head_dim).
             values: (B, heads, N, head_dim).
+            bias: Of the sequence, (1 or B, heads, N, N) or None.
 
         Returns:
-            Keys, values (B, heads, N + extra, head_dim) and the summed bias of all edits, or None.
+            Keys, values (B, heads, N + extra, head_dim) and the summed bias, 0 for extra keys unless an edit says so.
         """
-        total: Tensor | None = None
         for edit in self.edits:
-            keys, values, bias = edit(self, keys, values)
-            if total is not None:
-                total = F.pad(total, (0, keys.shape[2] - total.shape[3]))
+            if not edit.active:
+                continue
+            keys, values, change = edit(self, keys, values)
             if bias is not None:
-                total = bias if total is None else total + bias
-        return keys, values, total
+                bias = F.pad(bias, (0, keys.shape[2] - bias.shape[3]))
+            if change is not None:
+                bias = change if bias is None else bias + change
+        return keys, values, bias
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Attends from the tokens to the tokens and the extra keys.
 
         Args:
-            x: Tokens after the block's norm, (B, N, dim).
-            attn_mask: Only without edits: timm's mask.
-            is_causal: Only without edits.
+            x: Tokens as the block hands them over, (B, N, dim).
+            *args: What timm's `forward` takes besides.
+            **kwargs: Likewise.
 
         Returns:
             (B, num_queries or N, dim).
 
         Raises:
-            UnsupportedBackboneError: A mask is given together with edits.
+            UnsupportedBackboneError: A mask of the user is given together with edits.
         """
-        if not self.edits and self.num_queries is None:
-            return cast("Tensor", super().forward(x, attn_mask=attn_mask, is_causal=is_causal))
-        if attn_mask is not None or is_causal:
-            raise UnsupportedBackboneError("Extra keys and values cannot be combined with an attention mask.")
-        q, k, v = self.project(x)
-        k, v, bias = self.edited(k, v)
-        dropout = self.attn_drop.p if self.training else 0.0
-        out = F.scaled_dot_product_attention(q[:, :, : self.num_queries], k, v, attn_mask=bias, dropout_p=dropout)
-        out = self.norm(out.transpose(1, 2).flatten(2))
-        if self.gate is not None:
-            out = out * self.gate(x[:, : self.num_queries]).sigmoid()
-        return cast("Tensor", self.proj_drop(self.proj(out)))
+        if self.num_queries is None and not any(edit.active for edit in self.edits):
+            return cast("Tensor", super().forward(x, *args, **kwargs))  # timm's, next in line
+        q, k, v, bias = self.prepare(x, *args, **kwargs)
+        k, v, bias = self.edited(k, v, bias)
+        q = q[:, :, : self.num_queries]
+        if bias is not None and bias.shape[2] > 1:
+            bias = bias[:, :, : self.num_queries]
+        out = self.attend(q, k, v, bias)
+        return self.finish(x[:, : self.num_queries], out.transpose(1, 2).flatten(2))
 
-    def weights(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """Softmax attention.
+
+        Args:
+            q: (B, heads, n, head_dim).
+            k: (B, heads or groups of heads, K, head_dim).
+            v: Like k.
+            bias: Broadcastable to (B, heads, n, K), or None.
+
+        Returns:
+            (B, heads, n, head_dim).
+        """
+        k, v = _per_head(q, k), _per_head(q, v)
+        dropout = self.attn_drop.p if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.sdpa_scale)
+
+    def weights(self, num_queries: int | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The attention weights, computed in the open beside the fused path.
 
         Args:
-            x: Tokens after the block's norm, (B, N, dim).
             num_queries: Only for the first so many tokens; None for all.
+            x: Tokens as the block hands them over, (B, N, dim).
+            *args: What timm's `forward` takes besides.
+            **kwargs: Likewise.
 
         Returns:
             (B, heads, queries, N + extra), rows sum to 1. Keys of the sequence come first, extra keys last.
         """
+        q, k, v, bias = self.prepare(x, *args, **kwargs)
+        k, _, bias = self.edited(k, v, bias)
+        scale = q.shape[-1] ** -0.5 if self.sdpa_scale is None else self.sdpa_scale
+        logits = (q[:, :, :num_queries] * scale) @ _per_head(q, k).transpose(-2, -1)
+        if bias is not None:
+            logits = logits + (bias[:, :, :num_queries] if bias.shape[2] > 1 else bias)
+        return logits.softmax(dim=-1)
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, 3 · heads · head_dim) as queries, keys and values of (B, heads, N, head_dim)."""
+        batch, tokens, _ = qkv.shape
+        q, k, v = qkv.reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+
+class _Gated(OpenAttention):
+    """What `Attention`, `AttentionRope` and `EvaAttention` do behind the heads: an inner norm, a gate, a projection."""
+
+    def finish(self, x: Tensor, out: Tensor) -> Tensor:
+        """See `OpenAttention`."""
+        out = self.norm(out)
+        if self.gate is not None:
+            out = out * self.gate(x).sigmoid()
+        return super().finish(x, out)
+
+
+class OpenViT(_Gated, Attention):  # type: ignore[misc]  # timm is untyped
+    """timm's standard attention: ViT, DeiT, DINOv2, CLIP, SigLIP."""
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `OpenAttention`."""
+        q, k, v = self._heads(self.qkv(x))
+        return self.q_norm(q), self.k_norm(k), v
+
+    def prepare(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Parts:
+        """See `OpenAttention`."""
+        _refuse_mask(attn_mask, is_causal)
+        return (*self.project(x), None)
+
+
+class _Rotary(_Gated):
+    """Rotary position embeddings: all tokens that stand for patches turn, class tokens and prompts do not."""
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `OpenAttention`."""
+        if self.qkv is not None:
+            q, k, v = self._heads(self._fused(x))
+        else:
+            q, k, v = (
+                part(x).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+                for part in (self.q_proj, self.k_proj, self.v_proj)
+            )
+        return self.q_norm(q), self.k_norm(k), v
+
+    def _fused(self, x: Tensor) -> Tensor:
+        return cast("Tensor", self.qkv(x))
+
+    def prepare(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Parts:
+        """See `OpenAttention`."""
+        _refuse_mask(attn_mask, is_causal)
         q, k, v = self.project(x)
-        k, _, bias = self.edited(k, v)
-        logits = (q[:, :, :num_queries] * self.scale) @ k.transpose(-2, -1)
-        return cast("Tensor", (logits if bias is None else logits + bias).softmax(dim=-1))
+        if rope is not None:
+            q, k = (self._turn(part, rope).type_as(v) for part in (q, k))
+        return q, k, v, None
+
+    def _turn(self, part: Tensor, rope: Tensor) -> Tensor:
+        still = part.shape[2] - rope.shape[-2]  # also shallow prompts, which follow the class token
+        turned = apply_rot_embed_cat(part[:, :, still:], rope, half=self.rotate_half)
+        return torch.cat([part[:, :, :still], turned], dim=2)
 
 
-OPEN: dict[type[nn.Module], type[OpenAttention]] = {Attention: OpenAttention}
+class OpenRope(_Rotary, AttentionRope):  # type: ignore[misc]  # timm is untyped
+    """Rotary attention with ordinary biases: DINOv3, ViT-RoPE; also with fewer key heads than query heads."""
 
 
-def open_attention(attention: nn.Module) -> OpenAttention:
+class OpenEva(_Rotary, EvaAttention):  # type: ignore[misc]  # timm is untyped
+    """EVA and EVA-02: no bias on keys, queries, keys and values fused or apart."""
+
+    def _fused(self, x: Tensor) -> Tensor:
+        return _with_bias(self, self.qkv(x))
+
+
+class OpenBeit(OpenAttention, BeitAttention):  # type: ignore[misc]  # timm is untyped
+    """BEiT: no bias on keys, a relative position bias of the block or shared by all."""
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `OpenAttention`."""
+        return self._heads(_with_bias(self, self.qkv(x)))
+
+    def prepare(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Parts:
+        """See `OpenAttention`."""
+        bias = None if shared_rel_pos_bias is None else shared_rel_pos_bias.unsqueeze(0)
+        if self.relative_position_bias_table is not None:
+            own = self._get_rel_pos_bias()
+            bias = own if bias is None else own + bias
+        if bias is not None and (inserted := x.shape[1] - bias.shape[-1]):
+            bias = _without_position(bias, inserted)
+        return (*self.project(x), bias)
+
+
+class OpenWindow(OpenAttention, WindowAttention):  # type: ignore[misc]  # timm is untyped
+    """Swin: a relative position bias within windows, and a mask where windows were shifted."""
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `OpenAttention`."""
+        return self._heads(self.qkv(x))
+
+    def prepare(self, x: Tensor, mask: Tensor | None = None) -> Parts:
+        """See `OpenAttention`."""
+        return (*self.project(x), _with_shift(self._get_rel_pos_bias(), mask, x.shape[0]))
+
+
+class OpenWindowV2(OpenAttention, WindowAttentionV2):  # type: ignore[misc]  # timm is untyped
+    """Swin V2: cosine attention with a learned scale and a relative position bias from a small network."""
+
+    sdpa_scale = 1.0
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `OpenAttention`."""
+        q, k, v = self._heads(_with_bias(self, self.qkv(x)))
+        scale = self.logit_scale.clamp(max=math.log(100.0)).exp()
+        return F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1), v
+
+    def prepare(self, x: Tensor, mask: Tensor | None = None) -> Parts:
+        """See `OpenAttention`."""
+        table = self.cpb_mlp(self.relative_coords_table).view(-1, self.num_heads)
+        bias = 16 * table[self.relative_position_index].permute(2, 0, 1).sigmoid().unsqueeze(0)
+        return (*self.project(x), _with_shift(bias, mask, x.shape[0]))
+
+
+OPEN: dict[type[nn.Module], type[OpenAttention]] = {
+    Attention: OpenViT,
+    AttentionRope: OpenRope,
+    EvaAttention: OpenEva,
+    BeitAttention: OpenBeit,
+    WindowAttention: OpenWindow,
+    WindowAttentionV2: OpenWindowV2,
+}
+
+
+def open_attention(attention: nn.Module, windows: int = 1) -> OpenAttention:
     """Opens a timm attention module in place.
 
     Args:
         attention: A module whose exact type is in `OPEN`, or one that is open already.
+        windows: How many consecutive rows of its batches belong to one image.
 
     Returns:
         The same object.
@@ -139,14 +336,15 @@ def open_attention(attention: nn.Module) -> OpenAttention:
     if not isinstance(attention, OpenAttention):
         family = OPEN.get(type(attention))
         if family is None:
-            known = ", ".join(sorted(cls.__name__ for cls in OPEN))
+            known = ", ".join(sorted(f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for cls in OPEN))
             raise UnsupportedBackboneError(
                 f"Attention of type {type(attention).__name__} cannot take prompts; supported are {known}."
             )
         attention.__class__ = family
-        opened = cast("OpenAttention", attention)
-        opened.edits = []
-        opened.num_queries = None
+        attention.edits, attention.num_queries, attention.windows = [], None, windows  # type: ignore[assignment]
+        if hasattr(attention, "qkv_bias_separate"):
+            # With False timm reads the layer's weight past the layer, and hooks on it, such as LoRA's, never run.
+            attention.qkv_bias_separate = True  # type: ignore[assignment]
     return cast("OpenAttention", attention)
 
 
@@ -161,3 +359,36 @@ def log_bias(strength: float, like: Tensor) -> Tensor:
         A scalar tensor log α (facts: attention odds λ/(1-λ) scale by α).
     """
     return torch.as_tensor(strength, dtype=like.dtype, device=like.device).log()
+
+
+def _refuse_mask(mask: Tensor | None, is_causal: bool) -> None:
+    if mask is not None or is_causal:
+        raise UnsupportedBackboneError("Extra keys and values cannot be combined with an attention mask.")
+
+
+def _with_bias(attention: Any, qkv: Tensor) -> Tensor:
+    """Adds the biases that BEiT, EVA and Swin V2 keep beside their fused layer: none on keys."""
+    if attention.q_bias is None:
+        return qkv
+    return qkv + torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
+
+
+def _with_shift(bias: Tensor, mask: Tensor | None, rows: int) -> Tensor:
+    """Adds the mask of shifted windows, (windows, N, N), to a bias (1, heads, N, N) for all rows of a batch."""
+    if mask is None:
+        return bias
+    return (bias + mask.unsqueeze(1)).repeat(rows // mask.shape[0], 1, 1, 1)
+
+
+def _without_position(bias: Tensor, inserted: int) -> Tensor:
+    """Opens a bias (1, heads, N, N) behind the class token for tokens that have no position: rows and columns of 0."""
+    blank = bias.new_zeros(*bias.shape[:2], inserted, bias.shape[3])
+    rows = torch.cat([bias[:, :, :1], blank, bias[:, :, 1:]], dim=2)
+    columns = rows.new_zeros(*rows.shape[:3], inserted)
+    return torch.cat([rows[..., :1], columns, rows[..., 1:]], dim=3)
+
+
+def _per_head(q: Tensor, k: Tensor) -> Tensor:
+    """Repeats the keys or values of a group of heads for each of its heads."""
+    groups = q.shape[1] // k.shape[1]
+    return k if groups == 1 else k.repeat_interleave(groups, dim=1)

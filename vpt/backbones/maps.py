@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vpt.backbones.attention import OpenAttention
 from vpt.backbones.factory import Backbone
+from vpt.errors import UnsupportedBackboneError
 
 
 @dataclass(frozen=True)
@@ -44,34 +44,36 @@ def class_attention(backbone: Backbone, images: Tensor) -> list[LayerAttention]:
         UnsupportedBackboneError: The backbone's attention cannot be read.
     """
     layout = backbone.layout
+    if layout.windowed:
+        raise UnsupportedBackboneError(f"{backbone.name} attends within windows: it has no map of one token per block.")
     queries = 1 if layout.has_class_token else None
-    inputs: list[Tensor] = []
+    calls: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = []
 
-    def keep(attention: nn.Module, args: tuple[Tensor, ...]) -> None:
-        inputs.append(args[0])
+    def keep(attention: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args, kwargs))
 
-    hooks = [attention.register_forward_pre_hook(keep) for attention in layout.attentions]
+    hooks = [attention.register_forward_pre_hook(keep, with_kwargs=True) for attention in layout.attentions]
     try:
         backbone(images)
     finally:
         for hook in hooks:
             hook.remove()
-    split = partial(_split, num_prefix=layout.num_prefix, num_patches=layout.grid[0] * layout.grid[1])
-    return [split(attention, x, queries) for attention, x in zip(layout.attentions, inputs, strict=True)]
+    patches = layout.grid[0] * layout.grid[1]
+    return [
+        _split(attention.weights(queries, *args, **kwargs), args[0].shape[1], queries, layout.num_prefix, patches)
+        for attention, (args, kwargs) in zip(layout.attentions, calls, strict=True)
+    ]
 
 
-def _split(
-    attention: OpenAttention, x: Tensor, queries: int | None, num_prefix: int, num_patches: int
-) -> LayerAttention:
+def _split(weights: Tensor, tokens: int, queries: int | None, num_prefix: int, num_patches: int) -> LayerAttention:
     """Prompts in the sequence follow the prefix; prompts as keys follow the sequence."""
-    weights = attention.weights(x, queries)
-    start = x.shape[1] - num_patches
+    start = tokens - num_patches
     if queries is None:
-        weights = weights[:, :, start : x.shape[1]]
+        weights = weights[:, :, start:tokens]
     weights = weights.mean(dim=2)
-    inside, extra = weights[..., num_prefix:start], weights[..., x.shape[1] :]
+    inside, extra = weights[..., num_prefix:start], weights[..., tokens:]
     return LayerAttention(
         prefix=weights[..., :num_prefix],
-        patches=weights[..., start : x.shape[1]],
+        patches=weights[..., start:tokens],
         prompts=torch.cat([inside, extra], dim=-1),
     )

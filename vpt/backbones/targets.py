@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
 from vpt.backbones.factory import Backbone
-
-LINEARS = ("q", "k", "v", "proj", "fc1", "fc2")
-"""Query, key, value and output projection of the attention; first and second layer of the MLP."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +33,30 @@ def linear_targets(backbone: Backbone) -> list[dict[str, LinearTarget]]:
         backbone: A backbone whose blocks are known.
 
     Returns:
-        One dict per block: each name of `LINEARS` to its map; query, key and value are thirds of timm's fused layer.
+        One dict per block. ``q``, ``k``, ``v``, ``proj``: query, key, value and output projection of the attention,
+        the first three perhaps thirds of one layer. ``fc1``, ``fc2``: first and second layer of the MLP; the first of
+        a gated one may be two, ``fc1_g`` and ``fc1_x``.
 
     Raises:
         UnsupportedBackboneError: The structure of the backbone is not known.
     """
-    found = []
-    for block in backbone.layout.blocks:
-        attention, mlp = cast("nn.Module", block.attn), cast("nn.Module", block.mlp)
-        qkv = cast("nn.Linear", attention.qkv)
-        dim = qkv.out_features // 3
-        targets = {name: LinearTarget(qkv, i * dim, (i + 1) * dim) for i, name in enumerate(("q", "k", "v"))}
-        for name, layer in (("proj", attention.proj), ("fc1", mlp.fc1), ("fc2", mlp.fc2)):
-            linear = cast("nn.Linear", layer)
-            targets[name] = LinearTarget(linear, 0, linear.out_features)
-        found.append(targets)
-    return found
+    return [_linears(cast("Any", block.attn)) | _layers(cast("Any", block.mlp)) for block in backbone.layout.blocks]
+
+
+def _linears(attention: Any) -> dict[str, LinearTarget]:
+    if attention.qkv is None:
+        parts = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
+        found = {name: LinearTarget(layer, 0, layer.out_features) for name, layer in parts.items()}
+    else:
+        dim = attention.qkv.out_features // 3
+        found = {name: LinearTarget(attention.qkv, i * dim, (i + 1) * dim) for i, name in enumerate("qkv")}
+    return found | {"proj": LinearTarget(attention.proj, 0, attention.proj.out_features)}
+
+
+def _layers(mlp: Any) -> dict[str, LinearTarget]:
+    """A gated MLP may have two first layers, `fc1_g` and `fc1_x`, and then none called `fc1`."""
+    names = [name for name in ("fc1", "fc1_g", "fc1_x", "fc2") if isinstance(getattr(mlp, name, None), nn.Linear)]
+    return {name: LinearTarget(getattr(mlp, name), 0, getattr(mlp, name).out_features) for name in names}
 
 
 def sublayers(backbone: Backbone) -> list[dict[str, nn.Module]]:
@@ -73,7 +79,7 @@ def sublayers(backbone: Backbone) -> list[dict[str, nn.Module]]:
 def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
     """Everything with a weight per output channel on the way of the tokens: patch embedding, norms, linear maps.
 
-    Norms within the attention act on heads, not on the tokens' channels, and are left out.
+    What acts on heads or on positions, not on the tokens' channels, is left out.
 
     Args:
         backbone: A backbone whose blocks are known.
@@ -84,12 +90,19 @@ def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
     Raises:
         UnsupportedBackboneError: The structure of the backbone is not known.
     """
-    inner = {id(norm) for a in backbone.layout.attentions for norm in (a.q_norm, a.k_norm)}
+    inner = {id(module) for attention in backbone.layout.attentions for module in _beside(attention)}
     return {
         name: module
         for name, module in backbone.model.named_modules()
         if (isinstance(module, nn.Linear | nn.Conv2d) or _is_norm(module)) and id(module) not in inner
     }
+
+
+def _beside(attention: nn.Module) -> Iterator[nn.Module]:
+    """Modules of an attention that never see the tokens' channels: norms of heads, the network of a position bias."""
+    for name in ("q_norm", "k_norm", "cpb_mlp"):
+        if (module := getattr(attention, name, None)) is not None:
+            yield from module.modules()
 
 
 def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
@@ -109,7 +122,7 @@ def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
     """
     names = [name for name, _ in backbone.model.named_parameters()]
     if role == "bias":
-        return [name for name in names if name.rpartition(".")[2] == "bias"]
+        return [name for name in names if name.rpartition(".")[2] in ("bias", "q_bias", "v_bias")]
     if role == "norm":
         norms = {name for name, module in backbone.model.named_modules() if _is_norm(module)}
         return [name for name in names if name.rpartition(".")[0] in norms]

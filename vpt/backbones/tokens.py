@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
+from timm.models.beit import Beit
+from timm.models.beit import Block as BeitBlock
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
 from vpt.backbones.attention import OpenAttention, open_attention
@@ -15,27 +21,31 @@ from vpt.errors import UnsupportedBackboneError
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """How a plain vision transformer lays out its token sequence.
+    """How a vision transformer lays out its tokens.
 
     Attributes:
         blocks: The transformer blocks, in order.
         attentions: Their attention modules, opened.
-        dim: Width of the tokens.
+        norms: What each block applies to tokens on their way into the attention; nothing in post-norm blocks.
+        dims: Width of the tokens in each block.
         num_prefix: Class, distillation and register tokens at the head of the sequence.
         grid: Patches (rows, columns).
         patch_size: (height, width) in pixels.
         pooled: How many tokens at the head of the sequence the pool reads; None if it reads patches too.
         has_class_token: Whether token 0 summarises the image.
+        windowed: Whether tokens attend within windows; there is then no sequence that a token could be put into.
     """
 
     blocks: list[nn.Module]
     attentions: list[OpenAttention]
-    dim: int
+    norms: list[nn.Module]
+    dims: list[int]
     num_prefix: int
     grid: tuple[int, int]
     patch_size: tuple[int, int]
     pooled: int | None
     has_class_token: bool
+    windowed: bool = False
 
 
 class PooledBlock(Block):  # type: ignore[misc]  # timm is untyped
@@ -60,8 +70,15 @@ class PooledBlock(Block):  # type: ignore[misc]  # timm is untyped
         return cast("Tensor", x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
 
 
+# Exact types: a subclass may do anything.
+SEQUENCES = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)
+WINDOWED = (SwinTransformer, SwinTransformerV2)
+PRE_NORM = (Block, PooledBlock, EvaBlock, BeitBlock, SwinTransformerBlock)
+POST_NORM = (ResPostBlock, EvaBlockPostNorm, SwinTransformerV2Block)
+
+
 def read_layout(model: nn.Module) -> TokenLayout:
-    """Reads the layout of a timm model, opens its attention and trims its last block.
+    """Reads the layout of a timm model, opens its attention and trims its last block where that is exact.
 
     Args:
         model: A timm model.
@@ -73,32 +90,70 @@ def read_layout(model: nn.Module) -> TokenLayout:
         UnsupportedBackboneError: The model, a block or an attention module is of a type whose equivalence with the
             concatenated form has not been shown.
     """
-    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
-        raise UnsupportedBackboneError(
-            f"Prompts are not known to be exact on {type(model).__name__}; "
-            "supported are timm's VisionTransformer and VisionTransformerDistilled."
-        )
-    blocks = list(cast("nn.Sequential", model.blocks))
-    for index, block in enumerate(blocks):
-        if type(block) not in (Block, PooledBlock):
-            raise UnsupportedBackboneError(
-                f"Prompts are not known to be exact on block {index}, a {type(block).__name__}; supported is Block."
-            )
-    vit = cast("VisionTransformer", model)
-    attentions = [open_attention(cast("nn.Module", block.attn)) for block in blocks]
-    distilled = isinstance(model, VisionTransformerDistilled)
-    by_token = vit.attn_pool is None and vit.global_pool == "token"
+    if type(model) in SEQUENCES:
+        return _sequence(model)
+    if type(model) in WINDOWED:
+        return _windows(model)
+    known = ", ".join(cls.__name__ for cls in (*SEQUENCES, *WINDOWED))
+    raise UnsupportedBackboneError(
+        f"Prompts are not known to be exact on {type(model).__name__}; supported are timm's {known}."
+    )
+
+
+def _sequence(model: Any) -> TokenLayout:
+    """Models whose blocks all see one sequence: [class and register tokens, patches]."""
+    blocks = list(model.blocks)
+    norms = [_entry(index, block) for index, block in enumerate(blocks)]
+    by_token = getattr(model, "attn_pool", None) is None and model.global_pool == "token"
+    pooled = (2 if isinstance(model, VisionTransformerDistilled) else 1) if by_token else None
     layout = TokenLayout(
         blocks=blocks,
-        attentions=attentions,
-        dim=int(vit.embed_dim),
-        num_prefix=vit.num_prefix_tokens,
-        grid=tuple(vit.patch_embed.grid_size),
-        patch_size=tuple(vit.patch_embed.patch_size),
-        pooled=(2 if distilled else 1) if by_token else None,
-        has_class_token=vit.cls_token is not None,
+        attentions=[open_attention(block.attn) for block in blocks],
+        norms=norms,
+        dims=[int(model.embed_dim)] * len(blocks),
+        num_prefix=int(model.num_prefix_tokens),
+        grid=tuple(model.patch_embed.grid_size),
+        patch_size=tuple(model.patch_embed.patch_size),
+        pooled=pooled,
+        has_class_token=model.cls_token is not None,
     )
-    if layout.pooled is not None:
+    if pooled is not None and type(blocks[-1]) in (Block, PooledBlock):
         blocks[-1].__class__ = PooledBlock
-        attentions[-1].num_queries = layout.pooled
+        layout.attentions[-1].num_queries = pooled
     return layout
+
+
+def _windows(model: Any) -> TokenLayout:
+    """Swin: blocks in stages, whose tokens attend within windows of a map that is halved between stages."""
+    if model.patch_embed.strict_img_size is False:
+        raise UnsupportedBackboneError("Prompts need a Swin of fixed image size: build it without dynamic_img_size.")
+    blocks = [block for stage in model.layers for block in stage.blocks]
+    norms = [_entry(index, block) for index, block in enumerate(blocks)]
+    return TokenLayout(
+        blocks=blocks,
+        attentions=[open_attention(block.attn, _count_windows(block)) for block in blocks],
+        norms=norms,
+        dims=[int(block.dim) for block in blocks],
+        num_prefix=0,
+        grid=tuple(blocks[-1].input_resolution),
+        patch_size=tuple(model.patch_embed.patch_size),
+        pooled=None,
+        has_class_token=False,
+        windowed=True,
+    )
+
+
+def _entry(index: int, block: Any) -> nn.Module:
+    if type(block) in PRE_NORM:
+        return cast("nn.Module", block.norm1)
+    if type(block) in POST_NORM:
+        return nn.Identity()
+    known = ", ".join(cls.__name__ for cls in (*PRE_NORM, *POST_NORM) if cls is not PooledBlock)
+    raise UnsupportedBackboneError(
+        f"Prompts are not known to be exact on block {index}, a {type(block).__name__}; supported are {known}."
+    )
+
+
+def _count_windows(block: Any) -> int:
+    sides = zip(block.input_resolution, block.window_size, strict=True)
+    return math.prod(math.ceil(side / window) for side, window in sides)

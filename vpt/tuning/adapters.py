@@ -73,11 +73,12 @@ class Adapter(DeltaPart):
             for index, block in enumerate(sublayers(backbone))
             for name in PLACEMENTS[placement]
         }
-        self.dim, like = backbone.layout.dim, backbone.mean
+        self._dims, like = backbone.layout.dims, backbone.mean
         self.down, self.up = nn.ModuleDict(), nn.ModuleDict()
         for key in self._sublayers:
-            self.down[key] = nn.Linear(self.dim, rank, device=like.device, dtype=like.dtype)
-            up = nn.Linear(rank, self.dim, device=like.device, dtype=like.dtype)
+            dim = self._dims[int(key.partition("_")[0])]
+            self.down[key] = nn.Linear(dim, rank, device=like.device, dtype=like.dtype)
+            up = nn.Linear(rank, dim, device=like.device, dtype=like.dtype)
             nn.init.zeros_(up.weight)
             nn.init.zeros_(up.bias)
             self.up[key] = up
@@ -95,7 +96,8 @@ class Adapter(DeltaPart):
 
     def expected_parameters(self) -> int:
         """2 · rank · dim + rank + dim for each adapter."""
-        return len(self._sublayers) * (2 * self.rank * self.dim + self.rank + self.dim)
+        dims = (self._dims[int(key.partition("_")[0])] for key in self._sublayers)
+        return sum(2 * self.rank * dim + self.rank + dim for dim in dims)
 
     def _add(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if self._strength == 0.0:

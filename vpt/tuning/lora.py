@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.factory import Backbone
-from vpt.backbones.targets import LINEARS, LinearTarget, linear_targets
+from vpt.backbones.targets import LinearTarget, linear_targets
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.tuning.part import DeltaPart
 
@@ -38,7 +38,7 @@ class Lora(DeltaPart):
             backbone: The backbone that the change is for.
             rank: Of each change, at least 1.
             scale: Numerator of the factor scale/rank; None for the rank itself, a factor of 1.
-            targets: Any of ``q``, ``k``, ``v``, ``proj``, ``fc1``, ``fc2``.
+            targets: Any of ``q``, ``k``, ``v``, ``proj``, ``fc1``, ``fc2`` (`vpt.backbones.targets`).
 
         Raises:
             ConfigError: The rank is not positive, or no target is given.
@@ -48,14 +48,16 @@ class Lora(DeltaPart):
         super().__init__()
         if rank < 1:
             raise ConfigError(f"The rank of LoRA must be at least 1, got {rank}.")
+        blocks = linear_targets(backbone)
+        known = list(blocks[0])
         if not targets:
-            raise ConfigError(f"LoRA needs at least one target of {', '.join(LINEARS)}.")
+            raise ConfigError(f"LoRA needs at least one target of {', '.join(known)}.")
         for name in targets:
-            if name not in LINEARS:
-                raise UnknownNameError("LoRA target", name, LINEARS)
+            if name not in known:
+                raise UnknownNameError(f"LoRA target of {backbone.name}", name, known)
         self.factor = 1.0 if scale is None else scale / rank
         self._targets: dict[str, LinearTarget] = {
-            f"{index}_{name}": block[name] for index, block in enumerate(linear_targets(backbone)) for name in targets
+            f"{index}_{name}": block[name] for index, block in enumerate(blocks) for name in targets
         }
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for key, target in self._targets.items():

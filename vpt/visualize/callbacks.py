@@ -35,7 +35,7 @@ class FigureLogger(L.Callback):
         self.num_images = num_images
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws what the prompts changed on validation images; nothing for a model without prompts.
+        """Draws what the prompts changed on validation images; nothing without prompts, or with windows.
 
         Args:
             trainer: With an `ImageDataModule`.
@@ -45,9 +45,10 @@ class FigureLogger(L.Callback):
         if not isinstance(pl_module, ClassificationTask) or not isinstance(data, ImageDataModule):
             return
         folder = _folder(trainer)
-        if folder is not None and has_prompts(pl_module.model):
+        model = pl_module.model
+        if folder is not None and has_prompts(model) and not model.backbone.layout.windowed:
             images, labels = sample_images(data.split("val"), self.num_images)
-            _keep(trainer, folder, "attention", draw_attention(pl_module.model, images, labels))
+            _keep(trainer, folder, "attention", draw_attention(model, images, labels))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the confusion matrix that the task has counted.

@@ -1,0 +1,38 @@
+"""Every backbone overlay runs from fit to a loaded delta, at random weights kept in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from vpt.backbones import create_backbone
+from vpt.tuning import load
+
+from .conftest import CONFIGS, DEMO, QUICK, Vpt
+
+BACKBONES = sorted((CONFIGS / "backbone").glob("*.yaml"))
+TWO = [f"--trainer.limit_{stage}_batches=1" for stage in ("train", "val", "test")]
+
+
+@pytest.mark.parametrize("overlay", BACKBONES, ids=lambda path: path.stem)
+def test_a_backbone_overlay_runs_from_fit_to_a_loaded_delta(vpt: Vpt, tmp_path: Path, overlay: Path) -> None:
+    name = yaml.safe_load(overlay.read_text())["model"]["init_args"]["backbone"]
+    weights = tmp_path / "weights.safetensors"
+    save_file({k: t.half() for k, t in create_backbone(name, "random").model.state_dict().items()}, weights)
+    config = [*DEMO, "-c", str(overlay), "--model.weights", str(weights), "--data.batch_size=2", *TWO, *QUICK]
+    answer = vpt("fit", *config, "--trainer.default_root_dir=runs")
+    assert answer.status == 0, answer.err
+    run = Path("runs/digits/vpt_deep/version_0")
+    measured = ["-c", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), *TWO]
+    answer = vpt("test", *measured, "--data.batch_size=2")
+    assert answer.status == 0, answer.err
+    model = load(run / "delta.safetensors")
+    size = model.backbone.image_size
+    with torch.no_grad():
+        logits = model(torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8))
+    assert logits.shape == (1, 10)
+    assert logits.isfinite().all()
