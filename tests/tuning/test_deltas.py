@@ -20,6 +20,8 @@ from vpt.tuning.scale_shift import ScaleShift
 SPECS: dict[str, dict[str, Any]] = {
     "prompt": {"name": "prompt", "num_tokens": 5},
     "prompt-shallow": {"name": "prompt", "num_tokens": 5, "deep": False},
+    "prefix": {"name": "prefix", "num_tokens": 5},
+    "prefix-mlp": {"name": "prefix", "num_tokens": 5, "hidden": 7},
     "lora": {"name": "lora", "rank": 3, "targets": ["q", "k", "v", "proj", "fc2"]},
     "adapter": {"name": "adapter", "rank": 3},
     "houlsby": {"name": "adapter", "rank": 3, "placement": "houlsby"},

@@ -105,6 +105,11 @@ class OpenAttention(nn.Module):
         """
         return cast("Tensor", self.proj_drop(self.proj(out)))
 
+    def key_shape(self) -> tuple[int, int]:
+        """The heads that have keys of their own, and the channels of a head."""
+        heads = int(self.num_heads)
+        return int(getattr(self, "num_kv_heads", heads)), int(self.proj.in_features) // heads
+
     def edited(self, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Runs all active edits.
 

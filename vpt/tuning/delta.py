@@ -6,19 +6,21 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError, UnknownNameError, VPTError
 from vpt.tuning.adapters import Adapter
 from vpt.tuning.lora import Lora
 from vpt.tuning.part import DeltaPart
+from vpt.tuning.prefix import Prefix
 from vpt.tuning.prompts import Prompt
 from vpt.tuning.scale_shift import ScaleShift
 from vpt.tuning.subset import Bias, Full, Norm, Partial
 
 DELTAS: dict[str, type[DeltaPart]] = {
     "prompt": Prompt,
+    "prefix": Prefix,
     "adapter": Adapter,
     "lora": Lora,
     "ssf": ScaleShift,
@@ -74,6 +76,20 @@ class Delta(nn.Module):
         """Takes every part off again; the backbone is bit for bit what it was."""
         for part in reversed(self._all()):
             part.detach()
+
+    def folded(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """What a delta file keeps of each part.
+
+        Returns:
+            The specs and the tensors of an equal delta.
+        """
+        specs: list[dict[str, Any]] = []
+        tensors: dict[str, Tensor] = {}
+        for index, (spec, part) in enumerate(zip(self.specs, self._all(), strict=True)):
+            changes, own = part.folded()
+            specs.append(spec | changes)
+            tensors |= {f"parts.{index}.{key}": tensor for key, tensor in own.items()}
+        return specs, tensors
 
     @property
     def strength(self) -> float:

@@ -31,16 +31,17 @@ def save_delta(path: str | Path, model: TunedModel) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    specs, kept = model.folded()
     header = {
         "format": FORMAT,
         "backbone": identity(model),
-        "specs": [] if model.delta is None else model.delta.specs,
+        "specs": specs,
         "class_names": model.class_names,
         "preset": model.preset,
         "info": model.info,
-        "tensors": sorted(model.trained()),
+        "tensors": sorted(kept),
     }
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.trained().items()}
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in kept.items()}
     partial = path.with_name(path.name + ".part")
     save_file(tensors, partial, metadata={"vpt": json.dumps(header, sort_keys=True)})
     partial.replace(path)

@@ -133,6 +133,20 @@ class TunedModel(nn.Module):
             tensors |= {key: t for key, t in self.state_dict(keep_vars=True).items() if key.startswith("backbone.")}
         return tensors
 
+    def folded(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """What a delta file keeps: the trained tensors without those that only training needs.
+
+        Returns:
+            The specs and the tensors of an equal model.
+        """
+        tensors = self.trained()
+        if self.delta is None:
+            return [], tensors
+        specs, kept = self.delta.folded()
+        return specs, {k: t for k, t in tensors.items() if not k.startswith("delta.")} | {
+            f"delta.{key}": tensor for key, tensor in kept.items()
+        }
+
     def parameter_counts(self) -> tuple[int, int]:
         """Counts parameters.
 

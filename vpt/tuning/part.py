@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from vpt.errors import ConfigError
 
@@ -38,6 +38,14 @@ class DeltaPart(nn.Module, ABC):
     @abstractmethod
     def expected_parameters(self) -> int:
         """The number of trained parameters by the method's formula."""
+
+    def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a delta file keeps: a form without what only training needs.
+
+        Returns:
+            The arguments that change in that form, and its tensors by name.
+        """
+        return {}, dict(self.named_parameters())
 
     def _strengthened(self) -> None:
         """Called after the strength has changed."""

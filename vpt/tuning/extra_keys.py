@@ -1,0 +1,218 @@
+"""What deep prompts and prefixes share: keys and values that are appended in the attention of chosen blocks."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import pad
+
+from vpt.backbones.attention import OpenAttention, log_bias
+from vpt.backbones.factory import Backbone
+from vpt.errors import ConfigError, UnknownNameError
+from vpt.tuning.part import DeltaPart
+
+DropoutMode = Literal["sample", "shared", "key_value", "prompt"]
+Edited = tuple[Tensor, Tensor, Tensor | None]
+Shape = tuple[int, int]
+
+
+@dataclass(eq=False)
+class KeyEdit:
+    """What a delta does to one attention module; nothing at strength 0, where the backbone's own code runs."""
+
+    part: DeltaPart
+    layer: int
+    change: Callable[[int, OpenAttention, Tensor, Tensor], Edited]
+
+    @property
+    def active(self) -> bool:
+        """Whether the strength is above 0."""
+        return self.part.strength != 0.0
+
+    def __call__(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
+        """See `AttentionEdit`."""
+        return self.change(self.layer, attention, keys, values)
+
+
+class ExtraKeys(DeltaPart):
+    """Keys and values of its own in chosen blocks. Its strength α adds log α to the logits of its keys."""
+
+    taxonomy = "addition"
+    modes: tuple[str, ...] = ("key_value", "prompt")
+
+    def __init__(
+        self, backbone: Backbone, blocks: list[int], dropout: float, dropout_mode: DropoutMode, log_bias: bool
+    ) -> None:
+        """Checks what is common.
+
+        Args:
+            backbone: The backbone that the keys are for.
+            blocks: Positions of the blocks that get keys.
+            dropout: Probability in [0, 1).
+            dropout_mode: One of `modes`.
+            log_bias: Adds −log n to the logits of n keys, so that at first they take the attention of one token.
+
+        Raises:
+            ConfigError: The probability is out of range.
+            UnknownNameError: The mode does not exist.
+            UnsupportedBackboneError: The backbone cannot take keys exactly.
+        """
+        super().__init__()
+        if not 0.0 <= dropout < 1.0:
+            raise ConfigError(f"Prompt dropout must lie in [0, 1), got {dropout}.")
+        if dropout_mode not in self.modes:
+            raise UnknownNameError("dropout_mode", dropout_mode, self.modes)
+        self.layout = backbone.layout
+        self.dropout, self.dropout_mode, self.log_bias = dropout, dropout_mode, log_bias
+        self._blocks = blocks
+        self._edits: list[tuple[OpenAttention, KeyEdit]] = []
+
+    @abstractmethod
+    def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
+        """The keys and values of a layer.
+
+        Args:
+            layer: Position among the layers that have keys.
+            attention: The module that they are for.
+            images: Images in the batch, B.
+
+        Returns:
+            Each (1, heads, n, head_dim), or (B, heads, n, head_dim) where they differ from image to image.
+        """
+
+    def attach(self) -> None:
+        """Adds keys and values to every chosen block."""
+        self._edit([(block, layer, self._append) for layer, block in enumerate(self._blocks)])
+
+    def _edit(self, edits: list[tuple[int, int, Callable[[int, OpenAttention, Tensor, Tensor], Edited]]]) -> None:
+        for block, layer, change in edits:
+            self._edits.append((self.layout.attentions[block], KeyEdit(self, layer, change)))
+        for attention, edit in self._edits:
+            attention.edits.append(edit)
+
+    def detach(self) -> None:
+        """Removes what `attach` added."""
+        for attention, edit in self._edits:
+            attention.edits.remove(edit)
+        self._edits = []
+
+    def _append(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
+        rows, _, before, _ = keys.shape
+        images = rows // attention.windows
+        own_keys, own_values = self.keys_values(layer, attention, images)
+        number = own_keys.shape[2]
+        if self._dropping("key_value"):
+            own_keys, own_values = (
+                drop(own.expand(images, -1, -1, -1), self.dropout) for own in (own_keys, own_values)
+            )
+        own_keys, own_values = (_per_row(own, rows, attention.windows) for own in (own_keys, own_values))
+        bias = self._key_bias(keys, number, before)
+        if self._dropping("prompt"):
+            mask = _per_row(pad(self._whole(keys, images, number), (before, 0)), rows, attention.windows)
+            bias = mask if bias is None else mask + bias
+        return torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2), bias
+
+    def _dropping(self, mode: str) -> bool:
+        return self.training and self.dropout > 0.0 and self.dropout_mode == mode
+
+    def _key_bias(self, keys: Tensor, number: int, before: int, after: int = 0) -> Tensor | None:
+        """The bias: log α (less log n) on the own columns, 0 on others: (1, 1, 1, keys); None where all is 0."""
+        if self._strength == 1.0 and not self.log_bias:
+            return None
+        odds = self._strength / number if self.log_bias else self._strength
+        return pad(log_bias(odds, keys).expand(1, 1, 1, number), (before, after))
+
+    def _whole(self, keys: Tensor, images: int, number: int) -> Tensor:
+        """−∞ for each key of each image with probability `dropout`: (B, 1, 1, n)."""
+        dropped = torch.rand(images, 1, 1, number, device=keys.device) < self.dropout
+        return torch.zeros_like(dropped, dtype=keys.dtype).masked_fill(dropped, -math.inf)
+
+
+def stack(shapes: Sequence[Shape], like: Tensor, draw: Callable[[Tensor], Tensor]) -> nn.Parameter | nn.ParameterList:
+    """Makes a matrix for each layer; those of successive layers of one shape lie in one tensor.
+
+    Args:
+        shapes: (n, dim) of each layer.
+        like: Gives dtype and device.
+        draw: Fills a tensor.
+
+    Returns:
+        One parameter (layers, n, dim) where all shapes are equal, else a list of them.
+    """
+    runs = [nn.Parameter(draw(like.new_empty(len(list(run)), *shape))) for shape, run in groupby(shapes)]
+    return runs[0] if len(runs) == 1 else nn.ParameterList(runs)
+
+
+def pick(stacked: nn.Parameter | nn.ParameterList, layer: int) -> Tensor:
+    """Takes the matrix of a layer.
+
+    Args:
+        stacked: What `stack` made.
+        layer: Counted from 0.
+
+    Returns:
+        (n, dim).
+    """
+    if isinstance(stacked, nn.Parameter):
+        return stacked[layer]
+    for run in stacked:
+        if layer < len(run):
+            return cast("Tensor", run[layer])
+        layer -= len(run)
+    raise IndexError(layer)
+
+
+def chosen_blocks(depth: int, layers: Sequence[int] | None) -> list[int]:
+    """Reads a range of layers.
+
+    Args:
+        depth: Number of blocks.
+        layers: ``[first, last + 1]``, counted from 0; None for all.
+
+    Returns:
+        The positions of the blocks.
+
+    Raises:
+        ConfigError: There are no such blocks.
+    """
+    if layers is None:
+        return list(range(depth))
+    if len(layers) != 2 or not 0 <= layers[0] < layers[1] <= depth:
+        raise ConfigError(f"layers is [first, last + 1] of {depth} blocks, counted from 0, got {list(layers)}.")
+    return list(range(layers[0], layers[1]))
+
+
+def numbers_by_layer(num_tokens: int | Sequence[int], layers: int) -> list[int]:
+    """Reads a number of keys for each layer.
+
+    Args:
+        num_tokens: One number for all, or a list.
+        layers: How many layers have keys.
+
+    Returns:
+        The number of each.
+
+    Raises:
+        ConfigError: The list has another length, or a number is below 1.
+    """
+    numbers = [num_tokens] * layers if isinstance(num_tokens, int) else list(num_tokens)
+    if len(numbers) != layers:
+        raise ConfigError(f"num_tokens lists {len(numbers)} numbers for {layers} layers with prompts.")
+    if min(numbers) < 1:
+        raise ConfigError(f"num_tokens must be at least 1, got {min(numbers)}; for no prompts use a linear probe.")
+    return numbers
+
+
+def _per_row(own: Tensor, rows: int, windows: int) -> Tensor:
+    """Gives what belongs to all images, (1, ...), or to each, (B, ...), to every window of each: (rows, ...)."""
+    if own.shape[0] == 1:
+        return own.expand(rows, -1, -1, -1)
+    return own if windows == 1 else own.repeat_interleave(windows, dim=0)
