@@ -23,7 +23,7 @@ def concatenated_features(
         deep: Replace the prompts before every block, or let the first ones travel.
     """
     if hasattr(model, "layers"):
-        return _swin(model, images, prompts, masks)
+        return _swin(model, images, prompts, masks, deep)
     x, rope, shared = _tokens(model, images)
     number = 0
     for layer, block in enumerate(model.blocks):
@@ -110,16 +110,28 @@ def _beit_block(block: Any, x: Tensor, shared: Tensor | None, number: int) -> Te
     return out
 
 
-def _swin(model: Any, images: Tensor, prompts: Sequence[Tensor] | Tensor, masks: Any) -> Tensor:
-    x, layer = model.patch_embed(images), 0
+def _swin(model: Any, images: Tensor, prompts: Sequence[Tensor] | Tensor, masks: Any, deep: bool) -> Tensor:
+    x, layer, travelling = model.patch_embed(images), 0, prompts[0]
     for stage in model.layers:
         x = stage.downsample(x)
+        if layer and not deep:
+            travelling = merged(stage.downsample, travelling)
         for block in stage.blocks:
-            inserted = prompts[layer].expand(len(x), -1, -1)
-            x = swin_block(block, x, inserted if masks is None else inserted * masks[layer])[0]
+            inserted = travelling
+            if deep or layer == 0:
+                inserted = prompts[layer].expand(len(x), -1, -1)
+                inserted = inserted if masks is None else inserted * masks[layer]
+            x, travelling = swin_block(block, x, inserted)
             layer += 1
     pooled: Tensor = model.head(model.norm(x), pre_logits=True)
     return pooled
+
+
+def merged(merging: Any, prompts: Tensor) -> Tensor:
+    """A prompt as a map of 2 × 2 equal patches, merged by timm's own code."""
+    maps = prompts[:, :, None, None].expand(-1, -1, 2, 2, -1).flatten(0, 1)
+    merged: Tensor = merging(maps).reshape(*prompts.shape[:2], -1)
+    return merged
 
 
 def swin_block(block: Any, x: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:

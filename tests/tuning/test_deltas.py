@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tuning.families import FAMILIES, SEQUENCES, images, make, relative
+from tests.tuning.families import FAMILIES, images, make, relative
 from vpt.backbones.factory import Backbone, create_backbone
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.tuning import DELTAS, Delta, attach
@@ -66,10 +66,8 @@ def test_every_delta_is_covered() -> None:
     assert {str(spec["name"]) for spec in SPECS.values()} == set(DELTAS)
 
 
-@pytest.mark.parametrize(
-    ("family", "name"),
-    [(family, name) for family in FAMILIES for name in SPECS if family in SEQUENCES or name != "prompt-shallow"],
-)
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_trained_tensor_gets_a_gradient_and_nothing_frozen_moves(family: str, name: str) -> None:
     backbone, _ = make(family)
     before = state(backbone)

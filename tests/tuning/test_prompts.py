@@ -9,14 +9,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tests.tuning.families import FAMILIES, SEQUENCES, SWINS, images, make, relative
-from tests.tuning.oracle import concatenated_features
+from tests.tuning.families import FAMILIES, SWINS, images, make, relative
+from tests.tuning.oracle import concatenated_features, merged, swin_block
 from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
 from vpt.tuning import Delta, attach
 from vpt.tuning.prompts import Prompt
 
-CASES = [(family, deep) for family in FAMILIES for deep in (True, False) if deep or family in SEQUENCES]
+CASES = [(family, deep) for family in FAMILIES for deep in (True, False)]
 NAMES = [f"{family}-{'deep' if deep else 'shallow'}" for family, deep in CASES]
 
 
@@ -31,7 +31,7 @@ def prompts(delta: Delta, depth: int) -> list[Tensor]:
 def test_features_and_gradients_equal_the_concatenation(family: str, deep: bool) -> None:
     backbone, twin = make(family)
     bare = backbone(images(family))
-    delta = attach(backbone, [{"name": "prompt", "num_tokens": 5, "deep": deep}])
+    delta = attach(backbone, [{"name": "prompt", "num_tokens": 9, "deep": deep}])
     for parameter in delta.parameters():  # where no norm precedes attention, small prompts hardly matter
         nn.init.normal_(parameter, std=3.0)
     head = torch.randn(bare.shape[1], 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -249,13 +249,37 @@ def test_dropout_on_keys_leaves_images_independent_within_windows(mode: str) -> 
     assert not torch.equal(backbone(images("swin")), once)
 
 
+@pytest.mark.parametrize("deep", [True, False], ids=["deep", "shallow"])
 @pytest.mark.parametrize("family", SWINS)
-def test_an_image_does_not_depend_on_its_neighbours(family: str) -> None:
+def test_an_image_does_not_depend_on_its_neighbours(family: str, deep: bool) -> None:
     backbone, _ = make(family)
-    attach(backbone, [{"name": "prompt", "num_tokens": 5}])
+    attach(backbone, [{"name": "prompt", "num_tokens": 5, "deep": deep}])
     batch = images(family)
     alone = torch.cat([backbone(image[None]) for image in batch])
     assert relative(backbone(batch), alone) <= 1e-12
+
+
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+def test_the_pool_of_the_reference_also_reads_the_prompts(family: str) -> None:
+    backbone, twin = make(family)
+    spec = {"name": "prompt", "num_tokens": 5, "deep": False}
+    (tokens,) = attach(backbone, [spec | {"reference_pooling": True}]).parameters()
+    with_prompts = backbone(images(family))
+    model: Any = twin
+    x, travelling = model.patch_embed(images(family)), tokens[0].expand(3, -1, -1)
+    for number, stage in enumerate(model.layers):
+        x = stage.downsample(x)
+        travelling = merged(stage.downsample, travelling) if number else travelling
+        for block in stage.blocks:
+            x, travelling = swin_block(block, x, travelling)
+    everything = torch.cat([x.flatten(1, 2), travelling], dim=1)
+    assert relative(with_prompts, model.norm(everything).mean(dim=1)) <= 1e-10
+
+
+def test_only_shallow_prompts_on_swin_know_the_pool_of_the_reference() -> None:
+    backbone, _ = make("vit")
+    with pytest.raises(ConfigError, match="shallow prompts on Swin"):
+        attach(backbone, [{"name": "prompt", "num_tokens": 5, "deep": False, "reference_pooling": True}])
 
 
 @pytest.mark.parametrize(

@@ -113,18 +113,28 @@ class ExtraKeys(DeltaPart):
             own_keys, own_values = (
                 drop(own.expand(images, -1, -1, -1), self.dropout) for own in (own_keys, own_values)
             )
-        own_keys, own_values = (_per_row(own, rows, attention.windows) for own in (own_keys, own_values))
-        bias = self._key_bias(keys, number, before)
+        own_keys, own_values = (per_row(own, rows, attention.windows) for own in (own_keys, own_values))
+        bias = self.key_bias(keys, number, before)
         if self._dropping("prompt"):
-            mask = _per_row(pad(self._whole(keys, images, number), (before, 0)), rows, attention.windows)
+            mask = per_row(pad(self._whole(keys, images, number), (before, 0)), rows, attention.windows)
             bias = mask if bias is None else mask + bias
         return torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2), bias
 
     def _dropping(self, mode: str) -> bool:
         return self.training and self.dropout > 0.0 and self.dropout_mode == mode
 
-    def _key_bias(self, keys: Tensor, number: int, before: int, after: int = 0) -> Tensor | None:
-        """The bias: log α (less log n) on the own columns, 0 on others: (1, 1, 1, keys); None where all is 0."""
+    def key_bias(self, keys: Tensor, number: int, before: int, after: int = 0) -> Tensor | None:
+        """The bias on the logits: log α (less log n) on the own columns, 0 on others.
+
+        Args:
+            keys: Gives dtype and device.
+            number: Own columns, n.
+            before: Columns before them.
+            after: Columns behind them.
+
+        Returns:
+            (1, 1, 1, before + n + after), or None where all is 0.
+        """
         if self._strength == 1.0 and not self.log_bias:
             return None
         odds = self._strength / number if self.log_bias else self._strength
@@ -211,8 +221,17 @@ def numbers_by_layer(num_tokens: int | Sequence[int], layers: int) -> list[int]:
     return numbers
 
 
-def _per_row(own: Tensor, rows: int, windows: int) -> Tensor:
-    """Gives what belongs to all images, (1, ...), or to each, (B, ...), to every window of each: (rows, ...)."""
+def per_row(own: Tensor, rows: int, windows: int) -> Tensor:
+    """Gives what belongs to all images or to each of them to every window of each.
+
+    Args:
+        own: (1, ...) or (B, ...), four dimensions.
+        rows: B · windows.
+        windows: Of an image.
+
+    Returns:
+        (rows, ...).
+    """
     if own.shape[0] == 1:
         return own.expand(rows, -1, -1, -1)
     return own if windows == 1 else own.repeat_interleave(windows, dim=0)

@@ -17,8 +17,9 @@ from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.attention import OpenAttention
 from vpt.backbones.factory import Backbone
-from vpt.errors import ConfigError, UnsupportedBackboneError
+from vpt.errors import ConfigError
 from vpt.tuning.extra_keys import DropoutMode, Edited, ExtraKeys, chosen_blocks, numbers_by_layer, pick, stack
+from vpt.tuning.window_prompts import WindowPrompts
 
 
 class Prompt(ExtraKeys):
@@ -41,6 +42,7 @@ class Prompt(ExtraKeys):
         layers: Sequence[int] | None = None,
         shared: bool = False,
         log_bias: bool = False,
+        reference_pooling: bool = False,
     ) -> None:
         """Draws prompts from U(-v, v) with v = √(6 / (3·p² + dim)), the paper's Xavier bound for patches of p pixels.
 
@@ -57,6 +59,8 @@ class Prompt(ExtraKeys):
             shared: With deep prompts, the same prompts in every layer.
             log_bias: Adds −log n to the attention logits of n prompts, so that at first they take the attention of one
                 token instead of n/(n + N) of it.
+            reference_pooling: With shallow prompts on Swin, the final average includes the prompts, as in the reference
+                implementation.
 
         Raises:
             ConfigError: A value is out of range.
@@ -66,8 +70,13 @@ class Prompt(ExtraKeys):
         blocks = chosen_blocks(len(backbone.layout.blocks), layers) if deep else [0]
         super().__init__(backbone, blocks, dropout, dropout_mode, log_bias)
         if not deep:
-            self._check_shallow(backbone, layers is not None or shared or not isinstance(num_tokens, int))
+            self._check_shallow(layers is not None or shared or not isinstance(num_tokens, int))
+        if reference_pooling and (deep or not self.layout.windowed):
+            raise ConfigError(
+                "reference_pooling is for shallow prompts on Swin: elsewhere the pool never reads prompts."
+            )
         self.deep, self.shared = deep, shared
+        self._way = WindowPrompts(backbone, self, reference_pooling) if self.layout.windowed and not deep else None
         numbers = numbers_by_layer(num_tokens, len(blocks))
         shapes = [(number, self.layout.dims[block]) for number, block in zip(numbers, blocks, strict=True)]
         if shared and len(set(shapes)) > 1:
@@ -78,9 +87,7 @@ class Prompt(ExtraKeys):
         self.tokens = stack(self._shapes, backbone.mean, lambda tensor: tensor.uniform_(-bound, bound))
         self._hooks: list[RemovableHandle] = []
 
-    def _check_shallow(self, backbone: Backbone, by_layer: bool) -> None:
-        if self.layout.windowed:
-            raise UnsupportedBackboneError(f"Shallow prompts are not known to be exact on {backbone.name}: use deep.")
+    def _check_shallow(self, by_layer: bool) -> None:
         if self.dropout_mode not in ("sample", "shared"):
             raise ConfigError(
                 f"dropout_mode {self.dropout_mode!r} needs deep prompts; shallow ones take 'sample' or 'shared'."
@@ -115,7 +122,7 @@ class Prompt(ExtraKeys):
             Each (1, heads, n, head_dim), or (B, heads, n, head_dim) with a dropout mask for each image.
         """
         norm = self.layout.norms[self._blocks[layer]]
-        _, keys, values = attention.project(norm(self._dropped(self.prompts(layer), images)))
+        _, keys, values = attention.project(norm(self.dropped(self.prompts(layer), images)))
         return keys, values
 
     def attach(self) -> None:
@@ -124,6 +131,10 @@ class Prompt(ExtraKeys):
             super().attach()
             return
         blocks = self.layout.blocks
+        if self._way is not None:
+            self._edit([(block, block, self._way.travel) for block in range(len(blocks))])
+            self._hooks = self._way.hooks()
+            return
         self._edit([(block, 0, self._weaken_tokens) for block in range(len(blocks))])
         self._hooks = [
             blocks[0].register_forward_pre_hook(self._insert_tokens),
@@ -137,8 +148,16 @@ class Prompt(ExtraKeys):
             hook.remove()
         self._hooks = []
 
-    def _dropped(self, prompts: Tensor, images: int) -> Tensor:
-        """Prompts (n, dim) after dropout on their channels: (B, n, dim) with a mask per image, else (1, n, dim)."""
+    def dropped(self, prompts: Tensor, images: int) -> Tensor:
+        """Prompts after dropout on their channels.
+
+        Args:
+            prompts: (n, dim).
+            images: Images in the batch, B.
+
+        Returns:
+            (B, n, dim) with a mask per image, else (1, n, dim).
+        """
         prompts = prompts.unsqueeze(0)
         if self._dropping("sample"):
             return drop(prompts.expand(images, -1, -1), self.dropout)
@@ -147,14 +166,14 @@ class Prompt(ExtraKeys):
     def _weaken_tokens(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """The edit of a shallow prompt: its bias on the prompts' columns, which follow the prefix tokens."""
         before, number = self.layout.num_prefix, self.prompts(0).shape[0]
-        return keys, values, self._key_bias(keys, number, before, keys.shape[2] - before - number)
+        return keys, values, self.key_bias(keys, number, before, keys.shape[2] - before - number)
 
     def _insert_tokens(self, block: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """[class, patches] becomes [class, prompts, patches]; at α = 0 nothing is inserted."""
         if self._strength == 0.0:
             return None
         x, prefix = args[0], self.layout.num_prefix
-        prompts = self._dropped(self.prompts(0), x.shape[0]).expand(x.shape[0], -1, -1)
+        prompts = self.dropped(self.prompts(0), x.shape[0]).expand(x.shape[0], -1, -1)
         return (torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1), *args[1:])
 
     def _remove_tokens(self, block: nn.Module, args: tuple[Tensor, ...], x: Tensor) -> Tensor:
