@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vpt.data import DigitsDataModule, ImageDataModule, ShapesDataModule, VTABDataModule
     from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning
     from vpt.tuning import attach
+    from vpt.tuning.bank import PromptBank
     from vpt.tuning.files import load, save_delta
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "FineTuning",
     "ImageDataModule",
     "LinearProbe",
+    "PromptBank",
     "PromptTuning",
     "ShapesDataModule",
     "VPTError",
@@ -42,6 +44,7 @@ _HOMES = {
     "FineTuning": "vpt.tasks",
     "ImageDataModule": "vpt.data",
     "LinearProbe": "vpt.tasks",
+    "PromptBank": "vpt.tuning.bank",
     "PromptTuning": "vpt.tasks",
     "ShapesDataModule": "vpt.data",
     "VTABDataModule": "vpt.data",

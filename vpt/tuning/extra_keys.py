@@ -43,7 +43,11 @@ class KeyEdit:
 
 
 class ExtraKeys(DeltaPart):
-    """Keys and values of its own in chosen blocks. Its strength α adds log α to the logits of its keys."""
+    """Keys and values of its own in chosen blocks. Its strength α adds log α to the logits of its keys.
+
+    Attributes:
+        blocks: Positions of the blocks that have them.
+    """
 
     taxonomy = "addition"
     modes: tuple[str, ...] = ("key_value", "prompt")
@@ -72,7 +76,7 @@ class ExtraKeys(DeltaPart):
             raise UnknownNameError("dropout_mode", dropout_mode, self.modes)
         self.layout = backbone.layout
         self.dropout, self.dropout_mode, self.log_bias = dropout, dropout_mode, log_bias
-        self._blocks = blocks
+        self.blocks = blocks
         self._edits: list[tuple[OpenAttention, KeyEdit]] = []
 
     @abstractmethod
@@ -90,7 +94,7 @@ class ExtraKeys(DeltaPart):
 
     def attach(self) -> None:
         """Adds keys and values to every chosen block."""
-        self._edit([(block, layer, self._append) for layer, block in enumerate(self._blocks)])
+        self._edit([(block, layer, self._append) for layer, block in enumerate(self.blocks)])
 
     def _edit(self, edits: list[tuple[int, int, Callable[[int, OpenAttention, Tensor, Tensor], Edited]]]) -> None:
         for block, layer, change in edits:

@@ -48,6 +48,35 @@ def save_delta(path: str | Path, model: TunedModel) -> Path:
     return path
 
 
+def read_delta(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads a delta file.
+
+    Args:
+        path: A delta file.
+
+    Returns:
+        What `read_header` returns, and the tensors by name.
+
+    Raises:
+        DeltaFileError: The file is missing, not safetensors, not a delta file, incomplete, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DeltaFileError(f"No delta file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
+        header: dict[str, Any] = json.loads(metadata["vpt"])
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise DeltaFileError(f"{path} is not a delta file: `vpt fit` writes one as delta.safetensors.") from error
+    if header.get("format") != FORMAT:
+        raise DeltaFileError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}.")
+    if absent := sorted(set(header["tensors"]) - tensors.keys()):
+        raise DeltaFileError(f"{path} is incomplete: {', '.join(absent)} missing.")
+    return header, tensors
+
+
 def read_header(path: str | Path) -> dict[str, Any]:
     """Reads what a delta file says about itself, without its tensors.
 
@@ -61,7 +90,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
     Raises:
         DeltaFileError: The file is missing, not safetensors, not a delta file, or of a newer format.
     """
-    return _read(Path(path))[0]
+    return read_delta(path)[0]
 
 
 def load(path: str | Path, weights: str | None = None) -> TunedModel:
@@ -78,7 +107,7 @@ def load(path: str | Path, weights: str | None = None) -> TunedModel:
         DeltaFileError: The file is not a delta file, is incomplete, or belongs to other backbone weights.
         WeightsError: The backbone's weights cannot be found.
     """
-    header, tensors = _read(Path(path))
+    header, tensors = read_delta(path)
     recorded = header["backbone"]
     backbone = create_backbone(
         recorded["name"], weights or recorded["weights"], recorded["image_size"], recorded["normalization"]
@@ -146,20 +175,3 @@ def identity(model: TunedModel) -> dict[str, Any]:
     """
     keys = ("name", "weights", "weights_id", "fingerprint", "image_size", "normalization")
     return {key: getattr(model.backbone, key) for key in keys}
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise DeltaFileError(f"No delta file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
-        header: dict[str, Any] = json.loads(metadata["vpt"])
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise DeltaFileError(f"{path} is not a delta file: `vpt fit` writes one as delta.safetensors.") from error
-    if header.get("format") != FORMAT:
-        raise DeltaFileError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}.")
-    if absent := sorted(set(header["tensors"]) - tensors.keys()):
-        raise DeltaFileError(f"{path} is incomplete: {', '.join(absent)} missing.")
-    return header, tensors

@@ -121,7 +121,7 @@ class Prompt(ExtraKeys):
         Returns:
             Each (1, heads, n, head_dim), or (B, heads, n, head_dim) with a dropout mask for each image.
         """
-        norm = self.layout.norms[self._blocks[layer]]
+        norm = self.layout.norms[self.blocks[layer]]
         _, keys, values = attention.project(norm(self.dropped(self.prompts(layer), images)))
         return keys, values
 
