@@ -152,6 +152,8 @@ class OpenAttention(nn.Module):
         q = q[:, :, : self.num_queries]
         if bias is not None and bias.shape[2] > 1:
             bias = bias[:, :, : self.num_queries]
+        if torch.is_grad_enabled():
+            q = q.contiguous()  # a view would keep the projection of all tokens, keys and values too, for the backward
         out = self.attend(q, k, v, bias)
         return self.finish(x[:, : self.num_queries], out.transpose(1, 2).flatten(2))
 

@@ -1,0 +1,98 @@
+"""What the benchmarks compare with: VPT-deep as published, and the bare backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from vpt.backbones import create_backbone
+
+CLASSES = 100
+
+
+class Concatenated(nn.Module):
+    """VPT-deep as published: prompts join the sequence, or every window, before each block; their outputs are dropped.
+
+    Attention is fused, as ours is, so that only the formulation differs.
+    """
+
+    def __init__(self, name: str, tokens: int) -> None:
+        """Builds a frozen backbone, prompts and a head."""
+        super().__init__()
+        self.backbone = create_backbone(name, "random")
+        layout = self.backbone.layout
+        for attention in layout.attentions:
+            attention.num_queries = None  # all tokens pass the last block, as in the published code
+        prompts = [torch.empty(tokens, dim).uniform_(-0.1, 0.1) for dim in layout.dims]
+        self.prompts = nn.ParameterList(nn.Parameter(own) for own in prompts)
+        self.head = nn.Linear(self.backbone.num_features, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of uint8 images."""
+        model: Any = self.backbone.model
+        x = model.patch_embed(self.backbone.normalize(images))
+        x = self._windows(model, x) if self.backbone.layout.windowed else self._sequence(model, x)
+        return self.head(model.forward_head(model.norm(x), pre_logits=True))  # type: ignore[no-any-return]
+
+    def _sequence(self, model: Any, x: Tensor) -> Tensor:
+        x = model.norm_pre(model._pos_embed(x))
+        for prompts, block in zip(self.prompts, model.blocks, strict=True):
+            x = torch.cat([x[:, :1], prompts.expand(len(x), -1, -1), x[:, 1:]], dim=1)
+            x = block(x)
+            x = torch.cat([x[:, :1], x[:, 1 + len(prompts) :]], dim=1)
+        return x
+
+    def _windows(self, model: Any, x: Tensor) -> Tensor:
+        layer = 0
+        for stage in model.layers:
+            x = stage.downsample(x)
+            for block in stage.blocks:
+                x = _window_block(block, x, self.prompts[layer].expand(len(x), -1, -1))
+                layer += 1
+        return x
+
+
+def _window_block(block: Any, x: Tensor, prompts: Tensor) -> Tensor:
+    """A Swin block on a map that its windows divide, with prompts in every window."""
+    batch, height, width, dim = x.shape
+    side, number = block.window_size[0], prompts.shape[1]
+    shift = (-block.shift_size[0], -block.shift_size[1])
+    moved = block.norm1(x).roll(shift, (1, 2)).unflatten(1, (-1, side)).unflatten(3, (-1, side))
+    windows = moved.transpose(2, 3).reshape(-1, side * side, dim)
+    count = len(windows) // batch
+    tokens = torch.cat([block.norm1(prompts).repeat_interleave(count, dim=0), windows], dim=1)
+    out = _attend(block.attn, tokens, block.attn_mask, number)
+    moved = out[:, number:].reshape(batch, height // side, width // side, side, side, dim).transpose(2, 3)
+    moved = moved.reshape(batch, height, width, dim).roll((-shift[0], -shift[1]), (1, 2))
+    averaged = prompts + out[:, :number].reshape(batch, count, number, dim).mean(dim=1)
+    x = torch.cat([averaged, (x + moved).flatten(1, 2)], dim=1)
+    x = x + block.mlp(block.norm2(x))
+    return x[:, number:].reshape(batch, height, width, dim)
+
+
+def _attend(attn: Any, tokens: Tensor, mask: Tensor | None, number: int) -> Tensor:
+    q, k, v = attn.qkv(tokens).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    bias = attn._get_rel_pos_bias()
+    if mask is not None:
+        bias = (bias + mask.unsqueeze(1)).repeat(len(tokens) // len(mask), 1, 1, 1)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=pad(bias, (number, 0, number, 0)))
+    return attn.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Bare(nn.Module):
+    """The frozen backbone with a gradient at its input: what no prompt tuning can undercut without trimming."""
+
+    def __init__(self, name: str) -> None:
+        """Builds the backbone."""
+        super().__init__()
+        self.backbone = create_backbone(name, "random")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of uint8 images, whole last block."""
+        model: Any = self.backbone.model
+        with self.backbone.whole():
+            x = self.backbone.normalize(images).requires_grad_()
+            return model.forward_head(model.forward_features(x), pre_logits=True)  # type: ignore[no-any-return]
