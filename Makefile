@@ -1,6 +1,7 @@
 # make demo    train, measure and see a prompt, in five minutes on two cores
 # make test    the tests
 # make check   the slow tests on real weights and images: VPT_DATA=FOLDER make check
+# make bench   speed and memory against the plain formulation
 # make lint    ruff and mypy
 # make clean   removes caches and builds, not runs/ and not .venv/
 #
@@ -15,7 +16,7 @@ DEMO := runs/demo
 LINEAR := $(DEMO)/digits/linear/version_0
 DEEP := $(DEMO)/digits/vpt_deep/version_0
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check bench lint clean
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml
@@ -39,6 +40,9 @@ test: $(INSTALLED)
 
 check: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
