@@ -98,7 +98,7 @@ def kept_features(name: str, epochs: int, args: argparse.Namespace, device: str)
             for number, images in enumerate(batches):
                 index = torch.arange(args.batch) + number * args.batch
                 with torch.no_grad():
-                    features = cache("train", index, images) if keep else backbone(images)
+                    features = cache("train", len(batches) * args.batch, index, images) if keep else backbone(images)
                 head(features).square().mean().backward()
                 head.zero_grad()
 

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from vpt.data import DigitsDataModule
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
-from vpt.tasks import ClassificationTask, DeltaWriter, FineTuning, LinearProbe, PromptTuning, RunRecord
+from vpt.tasks import ClassificationTask, DeltaTuning, DeltaWriter, FineTuning, LinearProbe, PromptTuning, RunRecord
 from vpt.tasks.metrics import MeanPerClass
 from vpt.tasks.optim import warmup_cosine
 from vpt.tuning import load
@@ -141,13 +141,44 @@ def test_lbfgs_puts_the_head_at_the_minimum_in_one_epoch() -> None:
     run = trainer(epochs=1, batches=20)
     run.fit(task, datamodule=module)
     head = task.model.head
-    rows = torch.stack(list(task._features._rows.values())[:160])  # the order in which they were seen
-    index = [key[1] for key in task._features._rows][:160]
-    labels = torch.tensor([int(module.split("train")[i]["label"]) for i in index])
+    store = task._kept[0]._stores["train"] if task._kept else None
+    assert store is not None
+    index = store.known.nonzero().flatten()
+    assert len(index) == 160
+    rows, labels = store.values[index], torch.tensor([module.split("train")[int(i)]["label"] for i in index])
     weight, bias = fit_logistic(rows, labels, 10, 0.05)
     torch.testing.assert_close(head.weight, weight)
     torch.testing.assert_close(head.bias, bias)
     assert float(run.callback_metrics["val/acc"]) > 0.7  # measured with the solved head, not the drawn one
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [{"name": "partial", "blocks": 2}],
+        [{"name": "prompt", "num_tokens": 3, "layers": [4, 6]}],
+        [{"name": "lora", "rank": 2, "layers": [3, 6]}, {"name": "prefix", "num_tokens": 2, "layers": [5, 6]}],
+    ],
+    ids=lambda deltas: "+".join(delta["name"] for delta in deltas),
+)
+def test_blocks_before_the_first_trained_parameter_run_once_per_image(
+    deltas: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    for keep in (True, False):
+        L.seed_everything(0)
+        task, module = DeltaTuning(deltas=deltas, **BASE), data()
+        first = task.model.backbone.layout.blocks[0]
+        seen: list[int] = []
+        first.register_forward_hook(lambda block, args, out, seen=seen: seen.append(len(out)))
+        if not keep:
+            module.augmented = True
+        trainer(epochs=3, batches=2).fit(task, datamodule=module)
+        batches = 3 * 2 * 8 + 3 * 32
+        assert sum(seen) < batches if keep else sum(seen) == batches
+        trained.append(task.model.trained())
+    for key, tensor in trained[0].items():
+        torch.testing.assert_close(tensor, trained[1][key], rtol=1e-3, atol=1e-4)
 
 
 def checkpointed(folder: Path, epochs: int) -> tuple[PromptTuning, Path]:

@@ -10,7 +10,7 @@ import torch
 from tests.tuning.families import FAMILIES, images, make, relative
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.tuning import attach
-from vpt.tuning.extra_keys import pick
+from vpt.tuning.layers import pick
 from vpt.tuning.prefix import Prefix
 from vpt.tuning.prompts import Prompt
 

@@ -355,19 +355,6 @@ def open_attention(attention: nn.Module, windows: int = 1) -> OpenAttention:
     return cast("OpenAttention", attention)
 
 
-def log_bias(strength: float, like: Tensor) -> Tensor:
-    """The attention-logit bias that scales the odds of attending to a key by `strength`.
-
-    Args:
-        strength: α in (0, 1).
-        like: Gives dtype and device.
-
-    Returns:
-        A scalar tensor log α (facts: attention odds λ/(1-λ) scale by α).
-    """
-    return torch.as_tensor(strength, dtype=like.dtype, device=like.device).log()
-
-
 def _refuse_mask(mask: Tensor | None, is_causal: bool) -> None:
     if mask is not None or is_causal:
         raise UnsupportedBackboneError("Extra keys and values cannot be combined with an attention mask.")

@@ -15,6 +15,7 @@ from vpt.backbones import create_backbone
 from vpt.errors import ConfigError, DivergedError, UnknownNameError
 from vpt.tasks.metrics import MeanPerClass
 from vpt.tasks.optim import build_optimizer, warmup_cosine
+from vpt.tuning.features import FeatureCache
 from vpt.tuning.files import check_fingerprint, fill, identity
 from vpt.tuning.model import TunedModel
 
@@ -80,6 +81,8 @@ class ClassificationTask(L.LightningModule):
         self.model = TunedModel(encoder, num_classes, self.specs())
         self._metrics(num_classes)
         self._finite: Tensor | None = None
+        halves = self.model.constant_part()
+        self._kept = None if halves is None else (FeatureCache(halves[0]), halves[1])
 
     def specs(self) -> list[dict[str, Any]]:
         """The delta that the task trains, as for `vpt.attach`; empty for none."""
@@ -126,8 +129,27 @@ class ClassificationTask(L.LightningModule):
         """
         return cast("Tensor", self.model(images))
 
+    def features(self, batch: Batch, split: str) -> Tensor:
+        """Pooled features of a batch.
+
+        Where images are a constant of their index, what lies before the first trained parameter is computed once for
+        each training and validation image and kept.
+
+        Args:
+            batch: A batch.
+            split: ``train``, ``val`` or ``test``.
+
+        Returns:
+            (B, num_features).
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if self._kept is None or split == "test" or data is None or getattr(data, "augmented", True):
+            return cast("Tensor", self.model.backbone(batch["image"]))
+        cache, rest = self._kept
+        return rest(cache(split, len(data.split(split)), batch["index"], batch["image"]))
+
     def logits(self, batch: Batch, split: str) -> Tensor:
-        """Logits of a batch; a task that can keep features overrides it.
+        """Logits of a batch.
 
         Args:
             batch: A batch.
@@ -136,7 +158,7 @@ class ClassificationTask(L.LightningModule):
         Returns:
             (B, num_classes).
         """
-        return cast("Tensor", self(batch["image"]))
+        return self.model.classify(self.features(batch, split))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Cross-entropy of a batch.

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.tasks.base import Batch, ClassificationTask
-from vpt.tuning.features import FeatureCache
 from vpt.tuning.logistic import fit_logistic
 
 
@@ -73,35 +72,7 @@ class LinearProbe(ClassificationTask):
         if l2 <= 0.0:
             raise ConfigError(f"l2 must be positive, got {l2}.")
         self.automatic_optimization = solver == "gradient"
-        self._features = FeatureCache(self.model.backbone)
         self._epoch: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def features(self, batch: Batch, split: str) -> Tensor:
-        """Pooled features of a batch, kept where the data is a constant of its index.
-
-        Args:
-            batch: A batch.
-            split: ``train``, ``val`` or ``test``.
-
-        Returns:
-            (B, num_features).
-        """
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None or getattr(data, "augmented", True):
-            return cast("Tensor", self.model.backbone(batch["image"]))
-        return self._features(split, batch["index"], batch["image"])
-
-    def logits(self, batch: Batch, split: str) -> Tensor:
-        """Logits of a batch.
-
-        Args:
-            batch: A batch.
-            split: ``train``, ``val`` or ``test``.
-
-        Returns:
-            (B, num_classes).
-        """
-        return self.model.classify(self.features(batch, split))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One step of the optimiser; or collects features, and solves for the head when the epoch is complete.
@@ -176,3 +147,4 @@ class FineTuning(ClassificationTask):
         """
         super().__init__(**task)
         self.model.backbone.unfreeze()
+        self._kept = None

@@ -6,7 +6,7 @@ Parallel: AdaptFormer (Chen et al., NeurIPS 2022, equations 2-3), beside the MLP
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from vpt.backbones.factory import Backbone
 from vpt.backbones.targets import sublayers
 from vpt.errors import ConfigError, UnknownNameError
+from vpt.tuning.layers import chosen_blocks
 from vpt.tuning.part import DeltaPart
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu}
@@ -44,6 +45,7 @@ class Adapter(DeltaPart):
         placement: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer",
         factor: float = 1.0,
         activation: Literal["gelu", "relu"] = "gelu",
+        layers: Sequence[int] | None = None,
     ) -> None:
         """Draws the first layers as PyTorch draws linear layers and sets the second to zero.
 
@@ -53,6 +55,7 @@ class Adapter(DeltaPart):
             placement: ``houlsby``, ``pfeiffer`` or ``parallel``.
             factor: Multiplies what is added; AdaptFormer uses 0.1.
             activation: ``relu`` is AdaptFormer's; units that no token switches on do not train.
+            layers: Only in blocks ``[first, last + 1]``, counted from 0; None for all.
 
         Raises:
             ConfigError: The rank is not positive.
@@ -68,10 +71,10 @@ class Adapter(DeltaPart):
             raise UnknownNameError("activation", activation, ACTIVATIONS)
         self.rank, self.parallel, self.factor = rank, placement == "parallel", factor
         self._activation = ACTIVATIONS[activation]
+        blocks = sublayers(backbone)
+        self._blocks = chosen_blocks(len(blocks), layers)
         self._sublayers = {
-            f"{index}_{name}": block[name]
-            for index, block in enumerate(sublayers(backbone))
-            for name in PLACEMENTS[placement]
+            f"{index}_{name}": blocks[index][name] for index in self._blocks for name in PLACEMENTS[placement]
         }
         self._dims, like = backbone.layout.dims, backbone.mean
         self.down, self.up = nn.ModuleDict(), nn.ModuleDict()
@@ -83,6 +86,10 @@ class Adapter(DeltaPart):
             nn.init.zeros_(up.bias)
             self.up[key] = up
         self._hooks: list[RemovableHandle] = []
+
+    def first_block(self) -> int:
+        """The first block with an adapter."""
+        return self._blocks[0]
 
     def attach(self) -> None:
         """Puts an adapter on every chosen sublayer."""

@@ -77,6 +77,10 @@ class Delta(nn.Module):
         for part in reversed(self._all()):
             part.detach()
 
+    def first_block(self) -> int:
+        """How many blocks of the backbone lie before everything that it changes."""
+        return min(part.first_block() for part in self._all())
+
     def folded(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """What a delta file keeps of each part.
 

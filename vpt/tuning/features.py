@@ -2,42 +2,91 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from vpt.backbones.factory import Backbone
+RAM_SHARE = 0.25
+"""Above this share of the machine's memory, kept features lie in a memory-mapped file."""
+DISK_SHARE = 0.5
+"""Above this share of the free space for temporary files, nothing is kept."""
 
 
 class FeatureCache:
-    """Pooled features of a frozen backbone, computed once per image.
+    """What a frozen function makes of each image, computed once per image.
 
-    Valid only for images that are a function of their key, that is without random augmentation.
+    Valid only for images that are a function of their key, that is without random augmentation, and as long as nothing
+    before the cut is trained.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
         """Starts empty.
 
         Args:
-            backbone: Frozen, with nothing attached that is being trained.
+            compute: (B, 3, H, W) to (B, ...), each row from its image alone.
         """
-        self.backbone = backbone
-        self._rows: dict[tuple[str, int], Tensor] = {}
+        self.compute = compute
+        self._stores: dict[str, _Store | None] = {}
 
     @torch.no_grad()
-    def __call__(self, split: str, index: Tensor, images: Tensor) -> Tensor:
+    def __call__(self, split: str, length: int, index: Tensor, images: Tensor) -> Tensor:
         """Looks features up and computes those that are missing.
 
         Args:
             split: Name of the set that the indices count in.
+            length: How many images the set has.
             index: (B,) position of each image in its set.
             images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
 
         Returns:
-            (B, num_features), without gradient.
+            (B, ...), without gradient.
         """
-        keys = [(split, position) for position in index.tolist()]
-        missing = [row for row, key in enumerate(keys) if key not in self._rows]
-        if missing:
-            for row, features in zip(missing, self.backbone(images[missing]), strict=True):
-                self._rows[keys[row]] = features
-        return torch.stack([self._rows[key] for key in keys])
+        rows = index.cpu()
+        if split not in self._stores:
+            first = self.compute(images)
+            self._stores[split] = _store(length, first)
+            if (store := self._stores[split]) is not None:
+                store.put(rows, first)
+            return first
+        store = self._stores[split]
+        if store is None:
+            return self.compute(images)
+        missing = ~store.known[rows]
+        if bool(missing.any()):
+            store.put(rows[missing], self.compute(images[missing.to(images.device)]))
+        return store.values[rows].to(images.device)
+
+
+class _Store:
+    """Rows in memory, or in a file that is gone with the process."""
+
+    def __init__(self, length: int, like: Tensor, mapped: bool) -> None:
+        shape = (length, *like.shape[1:])
+        if mapped:
+            number, path = tempfile.mkstemp(prefix="vpt-features-")
+            os.close(number)
+            values = torch.from_file(path, shared=True, size=length * like[0].numel(), dtype=like.dtype)
+            Path(path).unlink()  # the mapping holds it; nothing is left behind, however the process ends
+            self.values = values.view(shape)
+        else:
+            self.values = torch.empty(shape, dtype=like.dtype)
+        self.known = torch.zeros(length, dtype=torch.bool)
+
+    def put(self, rows: Tensor, features: Tensor) -> None:
+        self.values[rows] = features.cpu()
+        self.known[rows] = True
+
+
+def _store(length: int, like: Tensor) -> _Store | None:
+    """A store for a set, or None if it would be too large."""
+    needed = length * like[0].numel() * like.element_size()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed <= RAM_SHARE * memory:
+        return _Store(length, like, mapped=False)
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    return _Store(length, like, mapped=True) if needed <= DISK_SHARE * free else None

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from vpt.backbones.factory import Backbone
 from vpt.backbones.targets import LinearTarget, linear_targets
 from vpt.errors import ConfigError, UnknownNameError
+from vpt.tuning.layers import chosen_blocks
 from vpt.tuning.part import DeltaPart
 
 
@@ -30,7 +31,12 @@ class Lora(DeltaPart):
     taxonomy = "reparameterisation"
 
     def __init__(
-        self, backbone: Backbone, rank: int = 8, scale: float | None = None, targets: Sequence[str] = ("q", "v")
+        self,
+        backbone: Backbone,
+        rank: int = 8,
+        scale: float | None = None,
+        targets: Sequence[str] = ("q", "v"),
+        layers: Sequence[int] | None = None,
     ) -> None:
         """Draws A as PyTorch draws a linear layer and sets B to zero.
 
@@ -39,6 +45,7 @@ class Lora(DeltaPart):
             rank: Of each change, at least 1.
             scale: Numerator of the factor scale/rank; None for the rank itself, a factor of 1.
             targets: Any of ``q``, ``k``, ``v``, ``proj``, ``fc1``, ``fc2`` (`vpt.backbones.targets`).
+            layers: Only in blocks ``[first, last + 1]``, counted from 0; None for all.
 
         Raises:
             ConfigError: The rank is not positive, or no target is given.
@@ -55,9 +62,10 @@ class Lora(DeltaPart):
         for name in targets:
             if name not in known:
                 raise UnknownNameError(f"LoRA target of {backbone.name}", name, known)
+        self._blocks = chosen_blocks(len(blocks), layers)
         self.factor = 1.0 if scale is None else scale / rank
         self._targets: dict[str, LinearTarget] = {
-            f"{index}_{name}": block[name] for index, block in enumerate(blocks) for name in targets
+            f"{index}_{name}": blocks[index][name] for index in self._blocks for name in targets
         }
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for key, target in self._targets.items():
@@ -67,6 +75,10 @@ class Lora(DeltaPart):
             self.up[key] = nn.Parameter(backbone.mean.new_zeros(target.stop - target.start, rank))
         self._hooks: list[RemovableHandle] = []
         self._merged: dict[str, Tensor] = {}
+
+    def first_block(self) -> int:
+        """The first block with a change."""
+        return self._blocks[0]
 
     def attach(self) -> None:
         """Adds the low-rank path to every map."""

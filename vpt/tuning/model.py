@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
+from vpt.backbones.split import SplitBackbone
 from vpt.errors import ConfigError
 from vpt.tuning.delta import Delta, attach
 
@@ -88,6 +89,23 @@ class TunedModel(nn.Module):
         weight = torch.lerp(self._anchor[0], self.head.weight, self._strength)
         bias = torch.lerp(self._anchor[1], self.head.bias, self._strength)
         return nn.functional.linear(features, weight, bias)
+
+    def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+        """Splits the backbone at the first thing that trains (DESIGN decision 4).
+
+        Returns:
+            A function of the image that training does not change, and one from its result to the pooled features; None
+            if everything changes.
+        """
+        if not self.backbone.frozen:
+            return None
+        if self.delta is None:
+            return self.backbone, nn.Identity()
+        cut = self.delta.first_block()
+        if cut == 0:
+            return None
+        halves = SplitBackbone(self.backbone, cut)
+        return halves.before, halves.after
 
     def set_anchor(self, head: nn.Linear) -> None:
         """Gives the head that belongs to the bare backbone, e.g. a linear probe, so that strength moves both.

@@ -39,6 +39,10 @@ class DeltaPart(nn.Module, ABC):
     def expected_parameters(self) -> int:
         """The number of trained parameters by the method's formula."""
 
+    def first_block(self) -> int:
+        """How many blocks of the backbone lie before everything that it changes; 0 unless it says more."""
+        return 0
+
     def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a delta file keeps: a form without what only training needs.
 

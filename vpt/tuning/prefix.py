@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vpt.backbones.attention import OpenAttention
 from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError
-from vpt.tuning.extra_keys import DropoutMode, ExtraKeys, chosen_blocks, numbers_by_layer, pick, stack
+from vpt.tuning.extra_keys import DropoutMode, ExtraKeys
+from vpt.tuning.layers import chosen_blocks, numbers_by_layer, pick, stack
 
 
 class Prefix(ExtraKeys):

@@ -18,7 +18,8 @@ from torch.utils.hooks import RemovableHandle
 from vpt.backbones.attention import OpenAttention
 from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError
-from vpt.tuning.extra_keys import DropoutMode, Edited, ExtraKeys, chosen_blocks, numbers_by_layer, pick, stack
+from vpt.tuning.extra_keys import DropoutMode, Edited, ExtraKeys
+from vpt.tuning.layers import chosen_blocks, numbers_by_layer, pick, stack
 from vpt.tuning.window_prompts import WindowPrompts
 
 

@@ -133,7 +133,12 @@ class Partial(Subset):
         depth = len(backbone.layout.blocks)
         if not 1 <= blocks <= depth:
             raise ConfigError(f"{backbone.name} has {depth} blocks: partial takes 1 to {depth}, got {blocks}.")
+        self._first = depth - blocks
         self._copy(backbone, parameter_names(backbone, "last", blocks))
+
+    def first_block(self) -> int:
+        """The first of the last blocks."""
+        return self._first
 
 
 def _key(name: str) -> str:
