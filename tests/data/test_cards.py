@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-import vpt.data.cards as cards
-from vpt.data.cards import load_card
+from vpt.data.cards import card_names, load_card
 
-NAMES = sorted(file.stem for file in Path(cards.__file__).parent.glob("*.yaml"))
+NAMES = card_names()
 
 
 @pytest.mark.parametrize("name", NAMES)

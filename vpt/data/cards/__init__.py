@@ -5,13 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
 from vpt.errors import DataError
 
 _FOLDER = Path(__file__).parent
+Suite = Literal["vtab", "fgvc", "imagenet", "local", "demo"]
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file that may be fetched: the licence allows it and the address is stable.
+
+    Attributes:
+        file: Its name below the dataset's download folder.
+        urls: Where it is, the first one that answers is taken.
+        sha256: Of the file, hexadecimal; None if its authors state none.
+        md5: Likewise, where only this is stated.
+        size: In bytes, None if unknown.
+        extract: It is an archive to be unpacked.
+    """
+
+    file: str
+    urls: list[str]
+    sha256: str | None = None
+    md5: str | None = None
+    size: int | None = None
+    extract: bool = True
 
 
 @dataclass(frozen=True)
@@ -21,26 +43,43 @@ class Card:
     Attributes:
         name: Name of the task and of the file.
         title: Name in full.
+        suite: What it belongs to.
         num_classes: Number of classes.
         sizes: Official number of images of each list, e.g. ``{"test": 6084}``.
         licence: Licence of the images as stated by their authors.
         source: Where they come from.
         citation: Paper to cite.
-        class_names: One name a class; empty if only the data's own classes.json has them.
-        published: Numbers from papers: method, backbone, accuracy in percent, source.
+        group: Within the suite, e.g. ``"natural"``; empty for none.
+        class_names: One name a class; empty if only the data's own files have them.
+        layout: The folder as its authors publish it, a tree in plain text.
+        obtain: The steps to get it by hand, in plain text.
+        downloads: What `vpt data prepare` may fetch; empty if it must be got by hand.
+        restrictions: ``"no-training"`` for images that may only be tested on.
+        published: Numbers from papers: method, backbone, accuracy in percent, source, and preset where it is known.
         notes: What a reader must know before comparing numbers.
     """
 
     name: str
     title: str
+    suite: Suite
     num_classes: int
     sizes: dict[str, int]
     licence: str
     source: str
     citation: str
+    group: str = ""
     class_names: list[str] = field(default_factory=list)
+    layout: str = ""
+    obtain: str = ""
+    downloads: list[Download] = field(default_factory=list)
+    restrictions: list[str] = field(default_factory=list)
     published: list[dict[str, Any]] = field(default_factory=list)
     notes: str = ""
+
+
+def card_names() -> list[str]:
+    """Names of all datasets that have a card, sorted."""
+    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
 
 
 @cache
@@ -60,9 +99,12 @@ def load_card(name: str) -> Card | None:
     if file.parent != _FOLDER or not file.is_file():
         return None
     try:
-        card = Card(**yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (TypeError, yaml.YAMLError) as error:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        card = Card(**values | {"downloads": [Download(**entry) for entry in values.get("downloads", [])]})
+    except (TypeError, AttributeError, yaml.YAMLError) as error:
         raise DataError(f"{file} is not a valid dataset card ({error}).") from error
+    if card.suite not in get_args(Suite):
+        raise DataError(f"{file} has suite {card.suite!r}; known are {', '.join(get_args(Suite))}.")
     if card.class_names and len(card.class_names) != card.num_classes:
         raise DataError(f"{file} names {len(card.class_names)} classes and states {card.num_classes}.")
     return card
