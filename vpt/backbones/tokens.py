@@ -29,6 +29,7 @@ class TokenLayout:
         attentions: Their attention modules, opened.
         norms: What each block applies to tokens on their way into the attention; nothing in post-norm blocks.
         dims: Width of the tokens in each block.
+        patches: Patches in each block, without class and register tokens.
         num_prefix: Class, distillation and register tokens at the head of the sequence.
         grid: Patches (rows, columns).
         patch_size: (height, width) in pixels.
@@ -41,6 +42,7 @@ class TokenLayout:
     attentions: list[OpenAttention]
     norms: list[nn.Module]
     dims: list[int]
+    patches: list[int]
     num_prefix: int
     grid: tuple[int, int]
     patch_size: tuple[int, int]
@@ -90,6 +92,7 @@ def _sequence(model: Any) -> TokenLayout:
         attentions=[open_attention(block.attn) for block in blocks],
         norms=norms,
         dims=[int(model.embed_dim)] * len(blocks),
+        patches=[math.prod(model.patch_embed.grid_size)] * len(blocks),
         num_prefix=int(model.num_prefix_tokens),
         grid=tuple(model.patch_embed.grid_size),
         patch_size=tuple(model.patch_embed.patch_size),
@@ -113,6 +116,7 @@ def _windows(model: Any) -> TokenLayout:
         attentions=[open_attention(block.attn, _count_windows(block)) for block in blocks],
         norms=norms,
         dims=[int(block.dim) for block in blocks],
+        patches=[math.prod(block.input_resolution) for block in blocks],
         num_prefix=0,
         grid=tuple(blocks[-1].input_resolution),
         patch_size=tuple(model.patch_embed.patch_size),
