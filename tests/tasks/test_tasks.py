@@ -147,9 +147,9 @@ def test_lbfgs_puts_the_head_at_the_minimum_in_one_epoch() -> None:
 
 
 def test_lbfgs_chooses_its_penalty_on_images_that_the_head_has_not_seen() -> None:
-    candidates = [1e-3, 0.05, 30.0]
+    candidates = [0.01, 0.1, 30.0]
     task, module = LinearProbe(**BASE, solver="lbfgs", l2=candidates), data(train="train800val200")
-    run = trainer(epochs=1, batches=100)
+    run = trainer(epochs=1, batches=125)
     run.fit(task, datamodule=module)
     parts = {}
     for name in ("train", "val"):

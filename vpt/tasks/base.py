@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 import lightning as L
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
@@ -235,7 +235,7 @@ class ClassificationTask(L.LightningModule):
         """
         return {"index": batch["index"], "logits": self(batch["image"])}
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | None:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser and the schedule per step.
 
         Returns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vpt.errors import ConfigError, UnknownNameError
@@ -115,6 +115,7 @@ class LinearProbe(ClassificationTask):
         with torch.no_grad():
             head.weight.copy_(weight)
             head.bias.copy_(bias)
+        cast("Any", self.optimizers()).step()
         loss = nn.functional.cross_entropy(self.model.classify(features), labels)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(rows))
 
@@ -129,13 +130,17 @@ class LinearProbe(ClassificationTask):
         val = torch.cat([self.features(batch, "val") for batch in batches]), torch.cat([b["label"] for b in batches])
         return choose_l2((features[apart], labels[apart]), val, self.model.head.out_features, self._candidates)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | None:
-        """Builds optimiser and schedule, or nothing for ``lbfgs``.
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Builds optimiser and schedule; for ``lbfgs`` one that never moves anything.
+
+        Lightning counts steps, and keeps a checkpoint, only where an optimiser steps.
 
         Returns:
             What Lightning expects.
         """
-        return super().configure_optimizers() if self.automatic_optimization else None
+        if self.automatic_optimization:
+            return super().configure_optimizers()
+        return torch.optim.SGD(self.model.head.parameters(), lr=0.0)
 
 
 class DeltaTuning(ClassificationTask):
