@@ -24,8 +24,10 @@ from vpt.data.images import read_list
 from vpt.data.prepare import TASKS, prepare
 from vpt.data.prepare import write as writing
 from vpt.data.prepare.arrays import read_matrix
+from vpt.data.prepare.parts import Part
 from vpt.data.prepare.retinopathy import sharpen
 from vpt.data.prepare.scenes import kitti_parts
+from vpt.data.prepare.splits import Chosen
 from vpt.errors import DataError, UnknownNameError
 
 LISTS = ("train800", "val200", "train800val200", "test")
@@ -195,6 +197,15 @@ def test_without_its_last_list_a_task_is_not_finished(tmp_path: Path, monkeypatc
     assert (tmp_path / "root/svhn/train800val200.txt").is_file()
     monkeypatch.undo()
     prepare("svhn", source, tmp_path / "root", allow_partial=True)
+
+
+def test_a_disk_that_cannot_be_read_is_not_taken_for_one_that_is_full(tmp_path: Path) -> None:
+    def broken(position: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    part = Part(["test/7.png"], np.zeros(1, np.int64), broken)
+    with pytest.raises(DataError, match=r"test/7\.png cannot be read from the original \(\[Errno 5\]"):
+        writing.write_task(tmp_path, {"test": part}, {"test": Chosen("test", np.zeros(1, np.int64))}, ["a"])
 
 
 def test_a_task_that_is_there_is_not_touched(tmp_path: Path) -> None:

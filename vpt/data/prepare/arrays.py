@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpt.data.cards import Card
-from vpt.data.prepare.folders import load_mat
 from vpt.data.prepare.labels import svhn_digit
-from vpt.data.prepare.parts import Part, damaged, home, pixels
+from vpt.data.prepare.parts import Part, damaged, home, load_mat, pixels
 from vpt.errors import DataError
 
 _CIFAR_RECORD = 2 + 3 * 32 * 32  # coarse label, fine label, then the red, green and blue plane

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vpt.data.cards import Card
-from vpt.data.prepare.parts import MissingOriginalError, Part, damaged, files, home, text
+from vpt.data.prepare.parts import MissingOriginalError, Part, damaged, files, home, load_mat, text
 from vpt.data.prepare.splits import order
 from vpt.errors import DataError
 
@@ -26,14 +25,11 @@ def read_caltech101(source: Path, card: Card) -> dict[str, Part]:
     return {part: files(folder, [*labels], [*labels.values()]) for part, labels in parts.items()}
 
 
-def read_eurosat(source: Path, card: Card) -> dict[str, Part]:
-    """``<class>/<class>_1.jpg``."""
-    return {"train": _all_folders(home(source, card.class_names[0]), card)}
-
-
-def read_resisc45(source: Path, card: Card) -> dict[str, Part]:
-    """``NWPU-RESISC45/<class>/<class>_001.jpg``."""
-    return {"train": _all_folders(home(source, card.class_names[0]), card)}
+def read_class_folders(source: Path, card: Card) -> dict[str, Part]:
+    """``<class>/<name>.jpg``: EuroSAT and RESISC45."""
+    folder = home(source, card.class_names[0])
+    labels = {name: label for label, names in enumerate(_class_folders(folder, card.class_names)) for name in names}
+    return {"train": files(folder, [*labels], [*labels.values()])}
 
 
 def read_dtd(source: Path, card: Card) -> dict[str, Part]:
@@ -92,28 +88,6 @@ def read_flowers(source: Path, card: Card) -> dict[str, Part]:
     return parts
 
 
-def load_mat(file: Path, *names: str) -> list[Any]:
-    """Reads arrays of a MATLAB file; nothing in it is executed.
-
-    Args:
-        file: MATLAB 5 to 7.2.
-        *names: Names of the arrays.
-
-    Raises:
-        MissingOriginalError: The file does not exist.
-        DataError: It is damaged or lacks an array.
-    """
-    from scipy.io import loadmat
-
-    if not file.is_file():
-        raise MissingOriginalError(f"{file} does not exist")
-    try:
-        content = loadmat(file, variable_names=names)
-        return [content[name] for name in names]
-    except Exception as error:  # scipy raises a dozen unrelated types on damaged files
-        raise damaged(file, f"a MATLAB file with {', '.join(names)}", error) from error
-
-
 def _class_folders(folder: Path, classes: Sequence[str]) -> list[list[str]]:
     """Names of the JPEGs of each class, sorted, relative to the folder of all classes."""
     names = [sorted(f"{kind}/{file.name}" for file in (folder / kind).glob("*.jpg")) for kind in classes]
@@ -121,12 +95,6 @@ def _class_folders(folder: Path, classes: Sequence[str]) -> list[list[str]]:
         if not found:
             raise MissingOriginalError(f"{folder / kind} does not exist or holds no .jpg")
     return names
-
-
-def _all_folders(folder: Path, card: Card) -> Part:
-    names = _class_folders(folder, card.class_names)
-    labels = [label for label, found in enumerate(names) for _ in found]
-    return files(folder, [name for found in names for name in found], labels)
 
 
 def _listed(file: Path, folder: Path, record: Callable[[str], tuple[str, int]]) -> Part:

@@ -63,7 +63,7 @@ def dsprites_bin(latent: NDArray[np.integer], values: int) -> NDArray[np.int64]:
 
 
 def smallnorb_azimuth(info: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Azimuth, stored as 0, 2, .. 34 (steps of 10°), as label 0 to 17.
+    """Azimuth, stored as 0, 2, .. 34 in tens of degrees, as label 0 to 17.
 
     Args:
         info: (N, 4): instance, elevation, azimuth, lighting.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +78,25 @@ def text(file: Path) -> str:
         raise MissingOriginalError(f"{file} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise damaged(file, "text", error) from error
+
+
+def load_mat(file: Path, *names: str) -> list[Any]:
+    """Reads arrays of a MATLAB file; nothing in it is executed.
+
+    Args:
+        file: MATLAB 5 to 7.2.
+        *names: Names of the arrays.
+
+    Raises:
+        DataError: It is damaged or lacks an array.
+    """
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(file, variable_names=names)
+        return [content[name] for name in names]
+    except Exception as error:  # scipy raises a dozen unrelated types on damaged files
+        raise damaged(file, f"a MATLAB file with {', '.join(names)}", error) from error
 
 
 def damaged(file: Path, what: str, fault: object) -> DataError:

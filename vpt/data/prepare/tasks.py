@@ -50,8 +50,12 @@ TASKS: dict[str, Task] = {
     "patch_camelyon": Task(
         arrays.read_camelyon, Split({"train": 262_144, "valid": 32_768, "test": 32_768}, "train", "valid", "test")
     ),
-    "eurosat": Task(folders.read_eurosat, Split({"train": 27_000}, "train[:60%]", "train[60%:80%]", "train[80%:]")),
-    "resisc45": Task(folders.read_resisc45, Split({"train": 31_500}, "train[:60%]", "train[60%:80%]", "train[80%:]")),
+    "eurosat": Task(
+        folders.read_class_folders, Split({"train": 27_000}, "train[:60%]", "train[60%:80%]", "train[80%:]")
+    ),
+    "resisc45": Task(
+        folders.read_class_folders, Split({"train": 31_500}, "train[:60%]", "train[60%:80%]", "train[80%:]")
+    ),
     "diabetic_retinopathy": Task(
         read_retinopathy,
         Split({"train": 35_126, "validation": 10_906, "test": 42_670}, "train", "validation", "test"),

@@ -80,7 +80,10 @@ def _save(part: Part, position: int, file: Path) -> None:
     """Writes one image: a file copied as it is, bytes as they are, pixels as PNG."""
     if file.exists():
         return
-    picture = part.picture(position)
+    try:
+        picture = part.picture(position)
+    except OSError as error:
+        raise DataError(f"{part.names[position]} cannot be read from the original ({error}).") from error
     if isinstance(picture, Path) and not picture.is_file():
         raise DataError(f"{picture} is missing, though the original lists it; unpack the original again.")
     file.parent.mkdir(parents=True, exist_ok=True)
