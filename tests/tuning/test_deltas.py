@@ -317,7 +317,11 @@ def test_a_trained_model_moves_to_another_precision_and_back_off() -> None:
 @pytest.mark.parametrize(
     ("specs", "error", "message"),
     [
-        ([{"name": "lora", "targets": ["qq"]}], UnknownNameError, "did you mean 'q'"),
+        (
+            [{"name": "lora", "targets": ["qq"]}],
+            UnknownNameError,
+            r"did you mean 'q'\? Known are q, k, v, proj, fc1, fc2",
+        ),
         ([{"name": "lora", "targets": []}], ConfigError, "at least one target of q, k, v"),
         ([{"name": "lora", "rank": 0}], ConfigError, "rank of LoRA must be at least 1"),
         ([{"name": "adapter", "rank": 0}], ConfigError, "rank of an adapter must be at least 1"),
