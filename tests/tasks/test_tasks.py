@@ -129,13 +129,21 @@ def test_kept_features_train_the_same_head_as_fresh_ones() -> None:
     torch.testing.assert_close(heads[0], heads[1], rtol=1e-4, atol=1e-5)
 
 
+def test_kept_features_belong_to_their_data() -> None:
+    task = LinearProbe(**BASE)
+    for module in (data(), data(preset="vpt")):  # the same images, resized in another way
+        trainer(epochs=1, batches=2).fit(task, datamodule=module)
+        batch = next(iter(module.val_dataloader()))
+        torch.testing.assert_close(task.features(batch, "val"), task.model.backbone(batch["image"]))
+
+
 def test_lbfgs_puts_the_head_at_the_minimum_in_one_epoch() -> None:
     L.seed_everything(0)
     task, module = LinearProbe(**BASE, solver="lbfgs", l2=0.05), data(train="train800")
     run = trainer(epochs=1, batches=20)
     run.fit(task, datamodule=module)
     head = task.model.head
-    store = task._kept[0]._stores["train"] if task._kept else None
+    store = task._kept[1]._stores["train"] if task._kept else None
     assert store is not None
     index = store.known.nonzero().flatten()
     assert len(index) == 160

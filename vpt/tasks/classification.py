@@ -172,4 +172,3 @@ class FineTuning(ClassificationTask):
         """
         super().__init__(**task)
         self.model.backbone.unfreeze()
-        self._kept = None
