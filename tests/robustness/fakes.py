@@ -59,4 +59,16 @@ def write_delta(path: Path, specs: tuple[dict[str, object], ...], seed: int = 0,
     return save_delta(path, model)
 
 
+def write_full(path: Path, seed: int = 0, scale: float = 0.05, **changes: object) -> Path:
+    """A fully fine-tuned model: everything moved a little, the head drawn anew."""
+    torch.manual_seed(seed)
+    arguments = {"class_names": CLASSES, "preset": task().preset.to_dict()} | changes
+    model = TunedModel(create_backbone(BACKBONE, weights(path.parent), SIZE), len(CLASSES), (), **arguments)  # type: ignore[arg-type]
+    model.backbone.unfreeze()
+    with torch.no_grad():
+        for key, tensor in model.trained().items():
+            tensor.add_(torch.randn_like(tensor), alpha=1.0 if key.startswith("head.") else scale)
+    return save_delta(path, model)
+
+
 PROMPTS = ({"name": "prompt", "num_tokens": 4, "deep": True},)

@@ -1,25 +1,47 @@
-"""The loop: every image is decoded once, then corrupted once per set and classified at every strength."""
+"""The loop: every image is decoded once, then corrupted once per set and classified at every α."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpt.data import ImageDataset
 from vpt.robustness import records
 from vpt.robustness.records import Record
 from vpt.robustness.shifts import EvaluationSet
-from vpt.tuning.model import TunedModel
 
 SAVE_EVERY = 60.0
 """Seconds of work that a killed evaluation loses at most."""
+
+CHUNK = 4
+"""Batches that are classified at one α before the model moves to the next."""
+
+
+class Swept(Protocol):
+    """A classifier that moves between two models; both `TunedModel` and `vpt.robustness.wise.EndToEnd` are."""
+
+    @property
+    def head(self) -> nn.Linear:
+        """The head, on the model's device."""
+
+    def set_strength(self, alpha: float) -> None:
+        """Moves it to α in [0, 1]."""
+
+    def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+        """What is the same at every α, and what leads from there to the features; None if nothing is."""
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Features (B, num_features) to logits (B, classes)."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to logits (B, classes)."""
 
 
 class Pair:
@@ -41,6 +63,7 @@ class Pair:
         num_classes: int,
         protocol: Mapping[str, Any],
         path: Path,
+        half: bool = False,
     ) -> None:
         """Takes up what an earlier evaluation under the same protocol has left.
 
@@ -52,10 +75,11 @@ class Pair:
             num_classes: Width of the logits.
             protocol: How the answers come about.
             path: Where the record is kept.
+            half: Keep logits as float16.
         """
         self.item, self.alpha, self.path = item, alpha, path
         self.index, self._labels, self._protocol = index, labels, protocol
-        self._logits = np.zeros((len(index), num_classes), dtype=np.float32)
+        self._logits = np.zeros((len(index), num_classes), dtype=np.float16 if half else np.float32)
         self.done = 0
         if (earlier := records.resume(path, protocol)) is not None:
             self.done = len(earlier.index)
@@ -88,7 +112,7 @@ class Pair:
 
 @torch.inference_mode()
 def evaluate(
-    model: TunedModel,
+    model: Swept,
     dataset: ImageDataset,
     index: NDArray[np.int64],
     pairs: Sequence[Pair],
@@ -106,22 +130,36 @@ def evaluate(
         advance: Called with the number of answers given so far since the last call.
     """
     device = model.head.weight.device
+    encode, answer = _halves(model)
     first = min(pair.done for pair in pairs) // batch_size * batch_size
     saved = time.monotonic()
     try:
-        for start in range(first, len(index), batch_size):
-            rows = index[start : start + batch_size]
+        for start in range(first, len(index), batch_size * CHUNK):
+            rows = index[start : start + batch_size * CHUNK]
             images = torch.stack([dataset[int(row)]["image"] for row in rows])
             for item, waiting in _by_set(pairs, start + len(rows)).items():
-                variant = item.variant(images, rows).to(device)
-                for pair, logits in zip(waiting, _answers(model, variant, waiting), strict=True):
-                    advance(start + len(rows) - pair.done)
-                    pair.put(start, logits)
+                batches = torch.split(item.variant(images, rows).to(device), batch_size)
+                encoded = [encode(batch) for batch in batches]
+                for pair in waiting:
+                    model.set_strength(pair.alpha)
+                    for begin, batch in zip(range(start, len(index), batch_size), encoded, strict=False):
+                        if begin + len(batch) > pair.done:
+                            advance(begin + len(batch) - pair.done)
+                            pair.put(begin, answer(batch))
             if time.monotonic() - saved > SAVE_EVERY:
                 _save(pairs)
                 saved = time.monotonic()
     finally:
         _save(pairs)
+
+
+def _halves(model: Swept) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Images to what is the same at every α, and from there to logits."""
+    halves = model.constant_part()
+    if halves is None:
+        return lambda images: images, model
+    before, after = halves
+    return before, lambda encoded: model.classify(after(encoded))
 
 
 def _by_set(pairs: Sequence[Pair], stop: int) -> dict[EvaluationSet, list[Pair]]:
@@ -131,12 +169,6 @@ def _by_set(pairs: Sequence[Pair], stop: int) -> dict[EvaluationSet, list[Pair]]
         if pair.done < stop:
             groups.setdefault(pair.item, []).append(pair)
     return groups
-
-
-def _answers(model: TunedModel, images: Tensor, pairs: Sequence[Pair]) -> Iterator[Tensor]:
-    for pair in pairs:
-        model.set_strength(pair.alpha)
-        yield model(images)
 
 
 def _save(pairs: Sequence[Pair]) -> None:

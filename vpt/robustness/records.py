@@ -31,21 +31,40 @@ class Record:
     Attributes:
         index: int64 (N,), position of each image in its list.
         label: int64 (N,).
-        logits: float32 (N, classes).
+        logits: (N, classes), float32, or float16 where an evaluation was asked for half the size.
         protocol: How the answers came about, plain JSON values.
         complete: False if the evaluation was interrupted and images are missing at the end.
     """
 
     index: NDArray[np.int64]
     label: NDArray[np.int64]
-    logits: NDArray[np.float32]
+    logits: NDArray[np.floating[Any]]
     protocol: Mapping[str, Any]
     complete: bool
 
     @property
     def accuracy(self) -> float:
-        """Top-1 in [0, 1]."""
-        return scores.top1(self.logits, self.label)
+        """Top-1 in [0, 1] among the classes of the set."""
+        return scores.top1(self.answers(), self.label)
+
+    def answers(self) -> NDArray[np.floating[Any]]:
+        """The logits among the classes of the set, as its mask in the protocol says.
+
+        Returns:
+            (N, classes): at each class's label the largest logit of its positions, elsewhere minus infinity.
+
+        Raises:
+            DataError: The protocol does not say which classes count.
+        """
+        if "mask" not in self.protocol:
+            raise DataError("A record does not say which classes count (no mask in its protocol): evaluate again.")
+        groups = self.protocol["mask"]
+        if groups is None:
+            return self.logits
+        among = np.full_like(self.logits, -np.inf)
+        for group in groups:
+            among[:, group[0]] = self.logits[:, group].max(axis=1)
+        return among
 
 
 def write(path: Path, record: Record) -> None:
@@ -55,12 +74,12 @@ def write(path: Path, record: Record) -> None:
         path: Ends in ``.parquet``; parent folders are made, an existing file is replaced.
         record: What to write.
     """
-    classes = record.logits.shape[1]
+    classes, kind = record.logits.shape[1], pa.from_numpy_dtype(record.logits.dtype)
     table = pa.table(
         {
             "index": pa.array(record.index, pa.int64()),
             "label": pa.array(record.label, pa.int64()),
-            "logits": pa.FixedSizeListArray.from_arrays(pa.array(record.logits.ravel(), pa.float32()), classes),
+            "logits": pa.FixedSizeListArray.from_arrays(pa.array(record.logits.ravel(), kind), classes),
         }
     )
     header = {"format": FORMAT, "complete": record.complete, "protocol": record.protocol}

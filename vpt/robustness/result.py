@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
+from vpt.errors import ConfigError, DataError
 from vpt.robustness import scores
 from vpt.robustness.records import Record
 from vpt.robustness.shifts import CLEAN, SHIFT
 
 RESULT_FILE = "robustness.json"
+VAL = "val"
+FIXED_ALPHA = 0.5
+"""What WiSE-FT recommends where nothing is known (Wortsman et al., CVPR 2022, section 4.1)."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Row:
 
     Attributes:
         set: Name of the set.
-        kind: ``"clean"``, ``"shift"`` or the corruption.
+        kind: ``"clean"``, ``"val"``, ``"shift"`` or the corruption.
         severity: Of a corruption, else None.
         n: Images.
         alpha: Strength.
@@ -32,7 +37,7 @@ class Row:
         low: Lower bound of its 95 % Wilson interval.
         high: Upper bound.
         mean_per_class: Mean over the classes present.
-        record: The record's file name.
+        record: The record's file name; None if the logits are those of α = 0 and α = 1, interpolated.
     """
 
     set: str
@@ -44,31 +49,77 @@ class Row:
     low: float
     high: float
     mean_per_class: float
-    record: str
+    record: str | None
 
 
-def score(record: Record, name: str) -> Row:
+def between(start: Record, end: Record, alpha: float) -> Record:
+    """Interpolates the logits of two records: (1 − α)·z0 + α·z1.
+
+    Where only the head differs this is exactly the interpolated head; elsewhere it is output ensembling, a method of
+    its own (Wortsman et al., CVPR 2022, section 3).
+
+    Args:
+        start: At α = 0.
+        end: At α = 1, the same images.
+        alpha: In [0, 1].
+
+    Returns:
+        A record of both protocols' common entries and this α.
+
+    Raises:
+        DataError: The records are not of the same images, not complete, or hold half-precision logits.
+    """
+    for record in (start, end):
+        if record.logits.dtype != np.float32 or not record.complete:
+            raise DataError("Logits are interpolated from complete records in float32: evaluate again without --half.")
+    if not np.array_equal(start.index, end.index) or not np.array_equal(start.label, end.label):
+        raise DataError("Two records are of different images: take both from one evaluation.")
+    one, other = start.logits.astype(np.float64), end.logits.astype(np.float64)
+    logits = ((1 - alpha) * one + alpha * other).astype(np.float32)
+    return replace(end, logits=logits, protocol={**end.protocol, "alpha": float(alpha)})
+
+
+def choose_alpha(rows: Sequence[Row]) -> float:
+    """Chooses α on validation images of the training distribution; no test image has a say.
+
+    Args:
+        rows: Of the validation set; others are left out.
+
+    Returns:
+        The α of the highest top-1; of several the one nearest to 0.5, then the smaller.
+
+    Raises:
+        ConfigError: There are no validation rows.
+    """
+    candidates = [row for row in rows if row.kind == VAL]
+    if not candidates:
+        raise ConfigError("α is chosen on a validation set, but none was evaluated: use the fixed α = 0.5.")
+    return min(candidates, key=lambda row: (-row.top1, abs(row.alpha - FIXED_ALPHA), row.alpha)).alpha
+
+
+def score(record: Record, name: str | None) -> Row:
     """Scores a record.
 
     Args:
         record: Complete.
-        name: Its file name.
+        name: Its file name; None if it has none.
 
     Returns:
         The row.
     """
     protocol, n = record.protocol, len(record.label)
-    low, high = scores.wilson(int(scores.correct(record.logits, record.label).sum()), n)
+    answers = record.answers()
+    low, high = scores.wilson(int(scores.correct(answers, record.label).sum()), n)
     return Row(
         set=protocol["set"],
         kind=protocol["kind"],
         severity=protocol["severity"],
         n=n,
         alpha=protocol["alpha"],
-        top1=record.accuracy,
+        top1=scores.top1(answers, record.label),
         low=low,
         high=high,
-        mean_per_class=scores.mean_per_class(record.logits, record.label),
+        mean_per_class=scores.mean_per_class(answers, record.label),
         record=name,
     )
 
@@ -81,11 +132,18 @@ class RobustnessResult:
         rows: By set, then by strength.
         protocol: What all rows have in common.
         out: The folder of ``robustness.json`` and ``records/``.
+        not_chosen: Why no α is chosen on validation images; None if one is.
     """
 
     rows: Sequence[Row]
     protocol: Mapping[str, Any]
     out: Path
+    not_chosen: str | None = None
+
+    @property
+    def chosen_alpha(self) -> float | None:
+        """The α chosen on validation images, or None."""
+        return choose_alpha(self.rows) if self.not_chosen is None else None
 
     def write(self) -> Path:
         """Writes ``robustness.json``.
@@ -93,7 +151,8 @@ class RobustnessResult:
         Returns:
             Its path.
         """
-        content = {"protocol": self.protocol, "rows": [asdict(row) for row in self.rows]}
+        alpha = {"fixed": FIXED_ALPHA, "chosen_on_val": self.chosen_alpha, "why_not": self.not_chosen}
+        content = {"protocol": self.protocol, "alpha": alpha, "rows": [asdict(row) for row in self.rows]}
         path = self.out / RESULT_FILE
         partial = path.with_name(RESULT_FILE + ".part")
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -101,27 +160,37 @@ class RobustnessResult:
         return path
 
     def table(self) -> Table:
-        """Top-1 in percent: clean, each shift, the mean over severities of each corruption, and over all of them.
+        """Top-1 in percent: val, clean, each shift, the mean over severities of each corruption, and over all of them.
 
         Returns:
-            A table for `rich.print`.
+            A table for `rich.print`. Beside fixed α stand the one chosen on validation images, and as "oracle" the best
+            α of each line, which looked at the answers and is no result.
         """
         alphas = sorted({row.alpha for row in self.rows})
+        shown = alphas if len(alphas) <= 5 else [alpha for alpha in alphas if alpha in (0.0, FIXED_ALPHA, 1.0)]
+        chosen = self.chosen_alpha
         table = Table(title=self._title(), caption=self._caption(), title_justify="left", caption_justify="left")
         table.add_column("test set")
         table.add_column("n", justify="right")
-        for alpha in alphas:
+        for alpha in shown:
             table.add_column(f"α = {alpha:g}", justify="right")
+        if chosen is not None:
+            table.add_column(f"val: α = {chosen:g}", justify="right")
+        if len(alphas) > 1:
+            table.add_column("oracle", justify="right")
         for label, rows, ends in self._groups():
-            means = [fmean(row.top1 for row in rows if row.alpha == alpha) for alpha in alphas]
-            cells = [f"{100 * mean:.1f}" for mean in means]
+            means = {alpha: fmean(row.top1 for row in rows if row.alpha == alpha) for alpha in alphas}
+            cells = [f"{100 * means[alpha]:.1f}" for alpha in [*shown, *([] if chosen is None else [chosen])]]
+            if len(alphas) > 1:
+                best = max(alphas, key=lambda alpha: means[alpha])
+                cells.append(f"{100 * means[best]:.1f} ({best:g})")
             table.add_row(label, str(rows[0].n), *cells, end_section=ends)
         return table
 
     def _groups(self) -> list[tuple[str, list[Row], bool]]:
         """The table's lines: label, rows to average at each strength, whether a rule follows."""
-        plain = [row for row in self.rows if row.kind in (CLEAN, SHIFT)]
-        corrupted = [row for row in self.rows if row.kind not in (CLEAN, SHIFT)]
+        plain = [row for row in self.rows if row.kind in (VAL, CLEAN, SHIFT)]
+        corrupted = [row for row in self.rows if row.kind not in (VAL, CLEAN, SHIFT)]
         names = list(dict.fromkeys(row.set for row in plain))
         kinds = list(dict.fromkeys(row.kind for row in corrupted))
         suffix = _severities(sorted({row.severity for row in corrupted if row.severity is not None}))
@@ -130,15 +199,21 @@ class RobustnessResult:
         return groups + ([("mean of corruptions", corrupted, True)] if kinds else [])
 
     def _title(self) -> str:
-        counts = {row.n for row in self.rows if row.kind != SHIFT}
+        counts = {row.n for row in self.rows if row.kind not in (VAL, SHIFT)}
         return f"Top-1 (%) on {self.protocol['data']['name']}, n = {', '.join(map(str, sorted(counts)))}"
 
     def _caption(self) -> str:
-        if not self.protocol["delta"]["specs"]:
-            return "No prompts, so there is nothing to interpolate: the trained model only."
-        if self.protocol["head"] == "interpolated":
-            return "α = 0: backbone without prompts under the linear probe's head; α = 1: tuned model."
-        return "α = 0: backbone without prompts; α = 1: tuned model; the tuned head at every α."
+        way, head = self.protocol["way"], self.protocol["head"]
+        if way == "none":
+            return "Nothing to interpolate with: the trained model only."
+        text = {
+            "end-to-end": "Weights interpolated end to end, head included; α = 1: tuned model.",
+            "head": "α = 0: the anchor's head; α = 1: the tuned head; one backbone.",
+            "strength": "α = 0: backbone without delta under the linear probe's head; α = 1: tuned model."
+            if head == "interpolated"
+            else "α = 0: backbone without delta; α = 1: tuned model; the tuned head at every α.",
+        }[way]
+        return text + (f" No α chosen on val: {self.not_chosen}" if self.not_chosen else "")
 
 
 def _severities(numbers: Sequence[int]) -> str:

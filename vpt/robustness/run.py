@@ -1,4 +1,4 @@
-"""`run`: a delta file, measured on the clean test set, on every shift and under corruption, at every strength."""
+"""`run`: a delta file, measured on the clean test set, on every shift and under corruption, at every α."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from vpt.data import ImageDataModule
 from vpt.data.corruptions import PARAMETERS
 from vpt.errors import ConfigError
 from vpt.robustness.evaluate import Pair, evaluate
-from vpt.robustness.heads import read_anchor
-from vpt.robustness.result import RobustnessResult, score
+from vpt.robustness.result import VAL, RobustnessResult, Row, between, score
 from vpt.robustness.shifts import EvaluationSet, evaluation_sets, subset
-from vpt.tuning import TunedModel, load
-from vpt.tuning.files import identity
+from vpt.robustness.wise import Way, sweep
+from vpt.tuning import TunedModel
+from vpt.tuning.files import identity, unfilled
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _PACKAGES = ("torch", "timm", "numpy", "albumentations", "opencv-python-headless", "pillow")
@@ -39,15 +39,20 @@ def run(
     batch_size: int = 64,
     seed: int = 0,
     weights: str | None = None,
+    start: Path | None = None,
+    half: bool = False,
 ) -> RobustnessResult:
     """Evaluates a delta file in and out of distribution and keeps every answer.
 
     Finished records under `out` are reused and interrupted ones continued where their protocol is the same.
 
     Args:
-        delta: A delta file. Without prompts there is nothing to interpolate and only α = 1 is evaluated.
-        data: The task it was trained on; its test split and shifts are used.
-        alphas: Strengths in [0, 1]: 0 is the bare backbone, 1 the tuned model.
+        delta: A delta file. After full fine-tuning its tensors are interpolated end to end, which needs an anchor.
+            Where only the head differs, α = 0 and 1 are evaluated in one pass, and all others computed from these. A
+            head without an anchor is evaluated at α = 1 only.
+        data: The task it was trained on; its test split and shifts are used, and where α moves something its validation
+            split, unless that was trained on.
+        alphas: In [0, 1]: 0 is the bare backbone, 1 the tuned model.
         out: Folder for ``robustness.json`` and ``records/*.parquet``.
         anchor: A linear probe's delta file, whose head belongs to α = 0; None for the tuned head at every α.
         max_images: Of each list, drawn by class; None for all.
@@ -55,6 +60,9 @@ def run(
         batch_size: Images in a forward pass.
         seed: Of the draw for `max_images`.
         weights: Where the backbone's weights are; None for where they were at training time.
+        start: A delta file of the same configuration, e.g. a run's ``init.safetensors``, that α = 0 is to be instead of
+            the bare backbone: all trained tensors are then interpolated.
+        half: Keep logits as float16; such records are not interpolated.
 
     Returns:
         The scores.
@@ -67,28 +75,54 @@ def run(
     """
     _check_numbers(alphas, batch_size)
     sets = evaluation_sets(data, severities)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load(delta, weights).to(device)  # before the anchor, which follows the head's device
+    model, tensors = unfilled(delta, weights)
     check_data(delta, model, data)
-    if anchor is not None:
-        if model.delta is None:
-            raise ConfigError(f"{delta} holds no prompts, so an anchor has nothing to be interpolated with.")
-        model.set_anchor(read_anchor(anchor, model))
-    if model.delta is None:
-        alphas = (1.0,)
-    protocol = _protocol(delta, model, data, anchor) | {"device": device}
-    pairs = _pairs(data, sets, sorted(alphas), protocol, out / "records", max_images, seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    swept, way = sweep(delta, model.to(device), tensors, alphas, anchor, start)
+    wanted = [1.0] if way == "none" else sorted(float(alpha) for alpha in alphas)
+    not_chosen = _why_not_chosen(model, data, wanted)
+    if not_chosen is None:
+        sets.insert(0, EvaluationSet(VAL, VAL))
+    files = {"delta": delta, "anchor": anchor, "start": start}
+    protocol = _protocol(files, model, data, way, half) | {"device": device}
+    measured = [0.0, 1.0] if way == "head" and not half and wanted != [1.0] else wanted
+    pairs = _pairs(data, sets, measured, protocol, out / "records", max_images, seed)
     with _progress() as progress:
         answers = sum(len(pair.index) for pair in pairs)
         bar = progress.add_task(str(data.name), total=answers, completed=sum(pair.done for pair in pairs))
         for split in dict.fromkeys(item.split for item in sets):
             group = [pair for pair in pairs if pair.item.split == split]
             index = group[0].index
-            evaluate(model, data.split(split), index, group, batch_size, lambda n: progress.advance(bar, n))
-    rows = [score(pair.record(), pair.path.name) for pair in pairs]
-    result = RobustnessResult(rows, protocol | {"max_images": max_images}, out)
+            evaluate(swept, data.split(split), index, group, batch_size, lambda n: progress.advance(bar, n))
+    rows = [row for item in sets for row in _rows([pair for pair in pairs if pair.item == item], wanted)]
+    result = RobustnessResult(rows, protocol | {"max_images": max_images}, out, not_chosen)
     result.write()
     return result
+
+
+def _rows(pairs: Sequence[Pair], alphas: Sequence[float]) -> list[Row]:
+    """Scores one set; what was not measured lies between the first and the last that were."""
+    kept = {pair.alpha: pair for pair in pairs}
+    return [
+        score(kept[alpha].record(), kept[alpha].path.name)
+        if alpha in kept
+        else score(between(pairs[0].record(), pairs[-1].record(), alpha), None)
+        for alpha in alphas
+    ]
+
+
+def _why_not_chosen(model: TunedModel, data: ImageDataModule, alphas: Sequence[float]) -> str | None:
+    """Why validation images cannot choose α; None if they can."""
+    if len(alphas) < 2:
+        return "there is one α only."
+    described = data.describe()
+    n = described["counts"].get(VAL, 0)
+    if n == 0:
+        return f"{data.name} has no validation images."
+    trained = (model.info.get("data") or {}).get("shared_with_train", {}).get(VAL, 0)
+    if shared := max(trained, described["shared_with_train"].get(VAL, 0)):
+        return f"{shared} of its {n} images were trained on; train on train800 to keep them apart."
+    return None
 
 
 def _check_numbers(alphas: Sequence[float], batch_size: int) -> None:
@@ -129,18 +163,25 @@ def check_data(delta: Path, model: TunedModel, data: ImageDataModule) -> None:
         )
 
 
-def _protocol(delta: Path, model: TunedModel, data: ImageDataModule, anchor: Path | None) -> dict[str, Any]:
+def _protocol(
+    files: dict[str, Path | None], model: TunedModel, data: ImageDataModule, way: Way, half: bool
+) -> dict[str, Any]:
     """What all records of a run have in common. No path of this machine: the files are named by their contents."""
     backbone = {key: value for key, value in identity(model).items() if key != "weights"}
     described = data.describe()
-    keys = ("name", "preset", "image_size", "num_classes", "fingerprint", "complete", "shared_with_train")
+    keys = ("name", "preset", "image_size", "num_classes", "fingerprint", "complete", "counts", "shared_with_train")
+    hashes = {name: None if path is None else {"sha256": _sha256(path)} for name, path in files.items()}
+    specs = [] if model.delta is None else model.delta.specs
     return {
         "backbone": backbone,
-        "delta": {"sha256": _sha256(delta), "specs": [] if model.delta is None else model.delta.specs},
+        **hashes,
+        "delta": {**(hashes["delta"] or {}), "specs": specs},
         "training": model.info,
-        "anchor": None if anchor is None else {"sha256": _sha256(anchor)},
-        "head": "tuned" if anchor is None else "interpolated",
-        "data": {key: described[key] for key in keys},
+        "way": way,
+        "head": "interpolated" if files["anchor"] or files["start"] else "tuned",
+        "logits": "float16" if half else "float32",
+        "preprocessing": model.preset,
+        "data": {key: described[key] for key in keys} | {"crop_border": described.get("crop_border")},
         "versions": {"vpt": vpt.__version__, "python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
     }
 
@@ -166,12 +207,35 @@ def _pairs(
             "list": lists[item.split],
             "n": len(index),
             "seed": None if len(index) == len(dataset) else seed,
+            "mask": mask(data, item.split),
         }
         for alpha in alphas:
             full = protocol | own | {"alpha": float(alpha)}
             path = folder / f"{item.name}-alpha-{float(alpha)}.parquet"
-            pairs.append(Pair(item, float(alpha), index, dataset.labels[index], data.num_classes, full, path))
+            half = protocol["logits"] == "float16"
+            pairs.append(Pair(item, float(alpha), index, dataset.labels[index], data.num_classes, full, path, half))
     return pairs
+
+
+def mask(data: ImageDataModule, split: str) -> list[list[int]] | None:
+    """Which classes count on a split, as its data module says.
+
+    Args:
+        data: A data module; with ``groups(split)`` if not all classes are classes of all splits.
+        split: Name of the split.
+
+    Returns:
+        Logits of each class, its label first; None if all classes count.
+
+    Raises:
+        ConfigError: An image's class is not among them.
+    """
+    groups = data.groups(split) if hasattr(data, "groups") else None
+    if groups is None:
+        return None
+    if strange := sorted(set(data.split(split).labels.tolist()) - {group[0] for group in groups}):
+        raise ConfigError(f"Class {strange[0]} occurs in {split!r} of {data.name}, but its class mask leaves it out.")
+    return [[int(position) for position in group] for group in groups]
 
 
 def _sha256(path: Path) -> str:

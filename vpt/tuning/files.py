@@ -29,8 +29,6 @@ def save_delta(path: str | Path, model: TunedModel) -> Path:
     Returns:
         The path.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     specs, kept = model.folded()
     header = {
         "format": FORMAT,
@@ -39,11 +37,26 @@ def save_delta(path: str | Path, model: TunedModel) -> Path:
         "class_names": model.class_names,
         "preset": model.preset,
         "info": model.info,
-        "tensors": sorted(kept),
     }
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in kept.items()}
+    return write_delta(path, header, kept)
+
+
+def write_delta(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
+    """Writes a delta file from its two halves; the inverse of `read_delta`.
+
+    Args:
+        path: Ends in ``.safetensors``; parent folders are made. Written beside and renamed, never half.
+        header: As `read_header` returns it.
+        tensors: The trained tensors by name.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     partial = path.with_name(path.name + ".part")
-    save_file(tensors, partial, metadata={"vpt": json.dumps(header, sort_keys=True)})
+    save_file(kept, partial, metadata={"vpt": json.dumps({**header, "tensors": sorted(kept)}, sort_keys=True)})
     partial.replace(path)
     return path
 
@@ -107,6 +120,26 @@ def load(path: str | Path, weights: str | None = None) -> TunedModel:
         DeltaFileError: The file is not a delta file, is incomplete, or belongs to other backbone weights.
         WeightsError: The backbone's weights cannot be found.
     """
+    model, tensors = unfilled(path, weights)
+    fill(model, tensors, str(path))
+    return model
+
+
+def unfilled(path: str | Path, weights: str | None = None) -> tuple[TunedModel, dict[str, Tensor]]:
+    """Rebuilds a model from a delta file up to its trained tensors, which `fill` puts in.
+
+    Args:
+        path: A delta file.
+        weights: Where the backbone's weights are on this machine; None for where they were at training time.
+
+    Returns:
+        The model on the pretrained backbone, its head drawn at random, in eval mode, all parameters frozen; and the
+        trained tensors by name.
+
+    Raises:
+        DeltaFileError: The file is not a delta file, is incomplete, or belongs to other backbone weights.
+        WeightsError: The backbone's weights cannot be found.
+    """
     header, tensors = read_delta(path)
     recorded = header["backbone"]
     backbone = create_backbone(
@@ -115,9 +148,8 @@ def load(path: str | Path, weights: str | None = None) -> TunedModel:
     check_fingerprint(str(path), recorded, backbone)
     model = TunedModel(backbone, len(header["class_names"]), header["specs"], header["class_names"], header["preset"])
     model.info = header["info"]
-    fill(model, tensors, str(path))
     model.requires_grad_(False)
-    return model.eval()
+    return model.eval(), tensors
 
 
 def check_fingerprint(what: str, recorded: Mapping[str, Any], backbone: Backbone) -> None:

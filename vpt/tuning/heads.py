@@ -1,36 +1,34 @@
-"""The head that belongs to the bare backbone: the other end of the head's interpolation."""
+"""The head of one delta file for another model: of a linear probe, or a zero-shot one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import nn
 
 from vpt.errors import ConfigError
-from vpt.tuning.files import read_header
+from vpt.tuning.files import read_delta
 from vpt.tuning.model import TunedModel
 
 
-def read_anchor(path: Path, model: TunedModel) -> nn.Linear:
-    """Reads the head of a linear probe that was trained beside a tuned model.
+def read_head(path: str | Path, model: TunedModel, role: str) -> nn.Linear:
+    """Reads a head that belongs to the bare backbone of a model.
 
     Args:
-        path: The linear probe's delta file.
-        model: The tuned model.
+        path: A delta file that holds a head only, e.g. a linear probe's.
+        model: The model, on the same backbone and classes.
+        role: What the head is for, e.g. ``"anchor"``; the messages begin with it.
 
     Returns:
-        The (classes, features) head.
+        The (classes, features) head, on the CPU.
 
     Raises:
         DeltaFileError: The file is not a delta file.
-        ConfigError: It is not a linear probe, or was trained on another backbone, preprocessing or other classes.
+        ConfigError: It holds more than a head, or was made for another backbone, preprocessing or other classes.
     """
-    header = read_header(path)
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
+    header, tensors = read_delta(path)
     if set(tensors) != {"head.weight", "head.bias"}:
-        raise ConfigError(f"The anchor {path} is not a linear probe: it holds more than a head.")
+        raise ConfigError(f"The {role} {path} is not a linear probe: it holds more than a head.")
     backbone = model.backbone
     for what, theirs, ours in (
         ("backbone weights", header["backbone"]["fingerprint"], backbone.fingerprint),
@@ -41,9 +39,9 @@ def read_anchor(path: Path, model: TunedModel) -> nn.Linear:
     ):
         if theirs != ours:
             raise ConfigError(
-                f"The anchor {path} was trained with other {what} than the delta: train the linear probe on the same "
+                f"The {role} {path} was trained with other {what} than the delta: train the linear probe on the same "
                 "task and backbone."
             )
     head = nn.Linear(backbone.num_features, len(model.class_names))
     head.load_state_dict({key.removeprefix("head."): tensor for key, tensor in tensors.items()})
-    return head
+    return head.requires_grad_(False)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.robustness import fakes
+from tests.robustness.fakes import PROMPTS, split, task
+from vpt.data import ImageDataModule
+from vpt.errors import ConfigError, DataError
+from vpt.robustness import Row, run
+from vpt.robustness.records import Record, read
+from vpt.robustness.result import VAL, between, choose_alpha
+from vpt.tuning.files import read_delta, write_delta
+
+
+def row(alpha: float, top1: float, kind: str = VAL) -> Row:
+    return Row(kind, kind, None, 10, alpha, top1, top1, top1, top1, None)
+
+
+def record(seed: int, **changes: Any) -> Record:
+    logits = np.random.default_rng(seed).normal(size=(20, 4)).astype(np.float32)
+    values: dict[str, Any] = {"index": np.arange(20), "label": np.arange(20) % 4, "logits": logits, "complete": True}
+    return Record(**values | {"protocol": {"set": "clean", "alpha": float(seed), "mask": None}} | changes)
+
+
+def test_alpha_is_chosen_by_validation_rows_alone() -> None:
+    rows = [row(0.0, 0.7), row(0.25, 0.8), row(0.5, 0.6), row(1.0, 0.9, "clean")]
+    assert choose_alpha(rows) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("best", "chosen"), [((0.0, 0.4, 1.0), 0.4), ((0.25, 0.75), 0.25), ((0.0, 1.0), 0.0), ((0.9,), 0.9)]
+)
+def test_of_equal_alphas_the_one_nearest_to_a_half_is_chosen(best: tuple[float, ...], chosen: float) -> None:
+    assert choose_alpha([row(alpha, 0.5) for alpha in best] + [row(0.6, 0.4)]) == chosen
+
+
+def test_without_validation_rows_nothing_is_chosen() -> None:
+    with pytest.raises(ConfigError, match=r"use the fixed α = 0\.5"):
+        choose_alpha([row(0.5, 0.9, "clean")])
+
+
+def test_logits_between_two_records_are_their_mixture() -> None:
+    start, end = record(0), record(1)
+    middle = between(start, end, 0.3)
+    np.testing.assert_allclose(middle.logits, 0.7 * start.logits + 0.3 * end.logits, rtol=1e-6, atol=1e-7)
+    assert middle.protocol["alpha"] == 0.3
+    assert np.array_equal(between(start, end, 0.0).logits, start.logits)
+    assert np.array_equal(between(start, end, 1.0).logits, end.logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logits": np.zeros((20, 4), dtype=np.float16)}, "without --half"),
+        ({"complete": False}, "complete records"),
+        ({"index": np.arange(1, 21)}, "different images"),
+    ],
+)
+def test_records_that_cannot_be_mixed_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        between(record(0), record(1, **change), 0.5)
+
+
+def measure(delta: Path, out: Path, data: ImageDataModule | None = None, **changes: Any) -> Any:
+    arguments: dict[str, Any] = {"alphas": (0.0, 0.5, 1.0), "severities": (), "batch_size": 4} | changes
+    return run(delta, data or task(), out=out, **arguments)
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fakes.write_delta(tmp_path_factory.mktemp("result") / "prompts.safetensors", PROMPTS)
+
+
+def test_the_chosen_alpha_is_written_beside_the_fixed_one(prompts: Path, tmp_path: Path) -> None:
+    result = measure(prompts, tmp_path)
+    stored = json.loads((tmp_path / "robustness.json").read_text())["alpha"]
+    assert stored == {"fixed": 0.5, "chosen_on_val": result.chosen_alpha, "why_not": None}
+
+
+def test_validation_images_that_were_trained_on_choose_nothing(prompts: Path, tmp_path: Path) -> None:
+    splits = {"train": split("val", 6, 2), "val": split("val", 6, 2), "test": split("test", 10, 3)}
+    data = ImageDataModule("fake", task().class_names, splits, "square", 64, 4, 0, 0, "none", None)
+    result = measure(prompts, tmp_path, data)
+    assert result.chosen_alpha is None
+    assert "6 of its 6 images were trained on" in str(result.table().caption)
+    assert not [row for row in result.rows if row.set == VAL]
+
+
+def test_what_the_delta_was_trained_on_counts_not_what_the_data_say_now(prompts: Path, tmp_path: Path) -> None:
+    header, tensors = read_delta(prompts)
+    header["info"] = {"data": {"shared_with_train": {"val": 2}}}
+    delta = write_delta(tmp_path / "delta.safetensors", header, tensors)
+    assert "2 of its 6 images were trained on" in str(measure(delta, tmp_path).not_chosen)
+
+
+def test_half_precision_is_marked_and_only_on_request(prompts: Path, tmp_path: Path) -> None:
+    measure(prompts, tmp_path / "full")
+    measure(prompts, tmp_path / "half", half=True)
+    name = "records/clean-alpha-0.5.parquet"
+    full, half = read(tmp_path / "full" / name), read(tmp_path / "half" / name)
+    assert (str(full.logits.dtype), full.protocol["logits"]) == ("float32", "float32")
+    assert (str(half.logits.dtype), half.protocol["logits"]) == ("float16", "float16")
+    np.testing.assert_array_equal(half.logits, full.logits.astype(np.float16))
+
+
+class Masked(ImageDataModule):
+    """Data whose test split has two of the three classes."""
+
+    def groups(self, name: str) -> list[tuple[int, ...]] | None:
+        known: dict[str, list[tuple[int, ...]]] = {"test": [(0,), (1, 2)], "art": [(0,), (1,)]}
+        return known.get(name)
+
+
+def masked(classes: int, shift: bool) -> Masked:
+    part = split("test", 12, 3)
+    test = split("test", 12, 3)
+    object.__setattr__(test, "labels", part.labels % classes)
+    splits = {"train": split("train", 6, 1), "val": split("val", 6, 2), "test": test}
+    if shift:
+        splits["art"] = split("shift_art", 6, 4)
+    return Masked("fake", task().class_names, splits, "square", 64, 4, 0, 0, "none", None)
+
+
+def test_the_mask_of_a_set_is_kept_and_obeyed(prompts: Path, tmp_path: Path) -> None:
+    result = measure(prompts, tmp_path, masked(2, shift=False))
+    kept = read(tmp_path / "records" / "clean-alpha-0.5.parquet")
+    assert kept.protocol["mask"] == [[0], [1, 2]]
+    answers = np.where(kept.logits[:, 0] >= kept.logits[:, 1:].max(axis=1), 0, 1)
+    expected = (answers == kept.label).mean()
+    assert next(row.top1 for row in result.rows if (row.set, row.alpha) == ("clean", 0.5)) == pytest.approx(expected)
+
+
+def test_an_image_outside_its_mask_is_refused(prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Class 2 occurs in 'art' of fake, but its class mask leaves it out"):
+        measure(prompts, tmp_path, masked(2, shift=True))
