@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from vpt.tuning.files import read_delta, read_header, write_delta
+
 from .conftest import CONFIGS, Run, Vpt
 
 FEW = ["--max-images=10", "--severities", "3", "--alphas", "0", "1"]
@@ -22,6 +24,40 @@ def test_robustness_takes_the_data_of_a_config_and_overrides(vpt: Vpt, trained: 
     delta = str(trained.folder / "delta.safetensors")
     answer = vpt("robustness", "run", "--delta", delta, *data, *FEW, "--out=result")
     assert answer.status == 0, answer.err
+
+
+def test_robustness_compares_gate_and_ensemble(vpt: Vpt, trained: Run) -> None:
+    delta = str(trained.folder / "delta.safetensors")
+    assert vpt("robustness", "run", "--delta", delta, *FEW, "--out=result").status == 0
+    answer = vpt("robustness", "compare", "result")
+    assert answer.status == 0, answer.err
+    assert "gate" in answer.out
+    assert "ensembling" in answer.out
+
+
+def test_robustness_makes_soups_and_chooses_only_on_unseen_images(vpt: Vpt, trained: Run) -> None:
+    delta = str(trained.folder / "delta.safetensors")
+    answer = vpt("robustness", "soup", "--deltas", delta, delta, "--out=soup.safetensors")
+    assert answer.status == 0, answer.err
+    assert read_header("soup.safetensors")["info"]["soup"]["rule"] == "uniform"
+    chosen = ["--out=soup.safetensors", "--greedy", "--data", str(CONFIGS / "demo.yaml"), "--data.train=train800"]
+    assert "images were trained on" in vpt("robustness", "soup", "--deltas", delta, delta, *chosen).sentence
+    header, tensors = read_delta(delta)
+    header["info"]["data"]["shared_with_train"]["val"] = 0
+    write_delta("unseen.safetensors", header, tensors)
+    answer = vpt("robustness", "soup", "--deltas", "unseen.safetensors", "unseen.safetensors", *chosen)
+    assert answer.status == 0, answer.err
+    assert answer.out.count("kept") == 2
+
+
+def test_several_deltas_are_written_beside_themselves(vpt: Vpt, trained: Run) -> None:
+    for name in ("one", "two"):
+        Path(name).mkdir()
+        Path(name, "delta.safetensors").write_bytes((trained.folder / "delta.safetensors").read_bytes())
+    deltas = ["--delta", "one/delta.safetensors", "two/delta.safetensors", "--data", str(CONFIGS / "demo.yaml")]
+    assert vpt("robustness", "run", *deltas, "--max-images=10", "--severities", "--alphas", "1").status == 0
+    assert all(Path(name, "robustness", "robustness.json").is_file() for name in ("one", "two"))
+    assert "--out is for one delta" in vpt("robustness", "run", *deltas, "--out=result").sentence
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from tests.robustness.fakes import PROMPTS, split, task
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DataError
 from vpt.robustness import Row, run
+from vpt.robustness.held_out import VAL
 from vpt.robustness.records import Record, read
-from vpt.robustness.result import VAL, between, choose_alpha
+from vpt.robustness.result import between, choose_alpha
 from vpt.tuning.files import read_delta, write_delta
 
 

@@ -14,10 +14,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from vpt.data import DigitsDataModule
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
-from vpt.tasks import ClassificationTask, DeltaTuning, DeltaWriter, FineTuning, LinearProbe, PromptTuning, RunRecord
+from vpt.tasks import (
+    ClassificationTask,
+    DeltaTuning,
+    DeltaWriter,
+    FineTuning,
+    InitWriter,
+    LinearProbe,
+    PromptTuning,
+    RunRecord,
+)
 from vpt.tasks.metrics import MeanPerClass
 from vpt.tasks.optim import warmup_cosine
 from vpt.tuning import load
+from vpt.tuning.files import read_delta
 from vpt.tuning.logistic import fit_logistic
 
 BASE: dict[str, Any] = {"backbone": "vit_nano_patch8_64", "num_classes": 10, "base_lr": 0.02}
@@ -332,6 +342,57 @@ def test_bad_hyperparameters_are_refused(options: dict[str, Any], error: type[Ex
 def test_bad_solvers_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         LinearProbe(**BASE | options)
+
+
+def probe(folder: Path, **options: Any) -> Path:
+    L.seed_everything(1)
+    task = LinearProbe(**BASE | options)
+    trainer(folder, callbacks=[DeltaWriter()]).fit(task, datamodule=data())
+    return folder / "run" / "0" / "delta.safetensors"
+
+
+def test_fine_tuning_starts_from_the_head_of_a_linear_probe(tmp_path: Path) -> None:
+    path = probe(tmp_path / "probe")
+    task = FineTuning(**BASE, init_head=str(path))
+    trainer(tmp_path / "tuned", epochs=0, callbacks=[InitWriter()]).fit(task, datamodule=data())
+    ours, theirs = task.model.head.state_dict(), load(path).head.state_dict()
+    assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
+    assert task.model.head.weight.requires_grad
+
+
+def test_a_resumed_run_keeps_its_head(tmp_path: Path) -> None:
+    options: dict[str, Any] = BASE | {"init_head": str(probe(tmp_path / "probe"))}
+    keep = ModelCheckpoint(tmp_path / "kept", filename="last", save_on_train_epoch_end=True)
+    trainer(callbacks=[keep], epochs=1).fit(PromptTuning(**options), datamodule=data())
+    task = PromptTuning(**options)
+    path = tmp_path / "kept" / "last.ckpt"
+    trainer(epochs=1).fit(task, datamodule=data(), ckpt_path=path, weights_only=True)
+    stored = torch.load(path, weights_only=True)["state_dict"]["model.head.weight"]
+    assert torch.equal(task.model.head.weight, stored)
+
+
+def test_a_head_of_another_backbone_or_of_more_than_a_head_is_no_start(tmp_path: Path) -> None:
+    other = probe(tmp_path / "probe", weights="random")
+    with pytest.raises(ConfigError, match=r"The init_head .* was trained with other backbone weights"):
+        trainer().fit(FineTuning(**BASE, init_head=str(other)), datamodule=data())
+    task = PromptTuning(**BASE)
+    trainer(tmp_path / "prompts", callbacks=[DeltaWriter()]).fit(task, datamodule=data())
+    prompts = str(tmp_path / "prompts" / "run" / "0" / "delta.safetensors")
+    with pytest.raises(ConfigError, match="not a linear probe"):
+        trainer().fit(FineTuning(**BASE, init_head=prompts), datamodule=data())
+    with pytest.raises(ConfigError, match="needs a data module"):
+        trainer().fit(FineTuning(**BASE, init_head=str(other)), data().train_dataloader())
+
+
+def test_the_start_of_a_run_is_kept_on_request(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    task = PromptTuning(**BASE)
+    first = {key: tensor.clone() for key, tensor in task.model.trained().items()}
+    trainer(tmp_path, callbacks=[InitWriter()]).fit(task, datamodule=data())
+    header, tensors = read_delta(tmp_path / "run" / "0" / "init.safetensors")
+    assert all(torch.equal(tensors[key], tensor) for key, tensor in first.items())
+    assert header["info"] == {"random_head": True}
+    assert not torch.equal(task.model.trained()["head.weight"], first["head.weight"])
 
 
 def test_data_and_model_must_agree_on_classes() -> None:

@@ -1,15 +1,18 @@
-"""``vpt robustness run``: a delta file in and out of distribution, at every strength of its prompts."""
+"""``vpt robustness``: delta files in and out of distribution at every α, ways to interpolate, and soups."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from vpt.cli.arguments import DATA_HELP, DATA_OVERRIDES, Parser, delta_data
 from vpt.cli.quiet import hush
+from vpt.errors import ConfigError
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line, measures, and prints the table.
+    """Parses the command line, and does what it says.
 
     Args:
         args: The command line, beginning with ``robustness``.
@@ -19,7 +22,18 @@ def run(args: list[str]) -> None:
     """
     options, overrides = _parser().parse_with_data(args[1:])
     hush()
+    options.action(options, overrides)
 
+
+def _run(options: Namespace, overrides: list[str]) -> None:
+    deltas = list(options.delta)
+    if options.out is not None and len(deltas) > 1:
+        raise ConfigError("--out is for one delta: each of several is written to robustness/ beside it.")
+    for options.delta in deltas:
+        _measure(options, overrides)
+
+
+def _measure(options: Namespace, overrides: list[str]) -> None:
     from rich.console import Console
 
     from vpt.robustness.run import run as measure
@@ -36,28 +50,78 @@ def run(args: list[str]) -> None:
         batch_size=options.batch_size,
         seed=options.seed,
         weights=options.weights,
+        start=options.start,
+        half=options.half,
     )
     Console().print(result.table())
     print(f"written to {out}")
 
 
+def _soup(options: Namespace, overrides: list[str]) -> None:
+    from vpt.robustness import soups
+
+    if not options.greedy:
+        soups.uniform(options.deltas, options.out)
+    else:
+        data = delta_data(options.deltas[0], options.data, overrides)
+        soups.greedy(options.deltas, options.out, data, options.batch_size, options.weights, _say)
+    print(f"written to {options.out}")
+
+
+def _say(step: Any) -> None:
+    found = f"out of reach after {step.images} images" if step.soup is None else f"soup {100 * step.soup:.1f}"
+    print(f"{'kept' if step.kept else 'dropped':7} {step.file}: alone {100 * step.alone:.1f}, {found}")
+
+
+def _compare(options: Namespace, overrides: list[str]) -> None:
+    from rich.console import Console
+
+    from vpt.robustness.compare import curves, table
+
+    Console().print(table(curves(options.folders)))
+
+
 def _parser() -> Parser:
     root = Parser(prog="vpt robustness", description=__doc__, allow_abbrev=False)
-    actions = root.add_subparsers(required=True, metavar="run")
+    actions = root.add_subparsers(required=True, metavar="run|compare|soup")
     parser = actions.add_parser(
         "run",
         help="evaluate a delta file on its test set, the task's shifts and five corruptions",
         epilog=DATA_OVERRIDES,
         allow_abbrev=False,
     )
-    parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
+    parser.set_defaults(action=_run)
+    parser.add_argument("--delta", type=Path, nargs="+", required=True, help="delta.safetensors of one run or several")
     parser.add_argument("--data", type=Path, help=DATA_HELP)
-    parser.add_argument("--anchor", type=Path, help="delta file of a linear probe, whose head belongs to strength 0")
-    parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0], help="prompt strengths")
+    parser.add_argument("--anchor", type=Path, help="delta file of a linear probe, whose head belongs to α = 0")
+    parser.add_argument("--start", type=Path, help="delta file that α = 0 is to be, e.g. init.safetensors of the run")
+    parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0], help="from 0 to 1")
     parser.add_argument("--severities", type=int, nargs="*", default=[1, 2, 3, 4, 5], help="of each corruption")
     parser.add_argument("--max-images", type=int, help="per list, drawn by class (default: all)")
     parser.add_argument("--batch-size", type=int, default=64, help="images in a forward pass")
     parser.add_argument("--seed", type=int, default=0, help="of the draw for --max-images")
     parser.add_argument("--weights", help="backbone weights on this machine (default: where they were in training)")
+    parser.add_argument("--half", action="store_true", help="keep logits in half precision; α is not interpolated then")
     parser.add_argument("--out", type=Path, help="folder to write to (default: robustness/ beside the delta)")
+    _add_compare(actions)
+    _add_soup(actions)
     return root
+
+
+def _add_compare(actions: Any) -> None:
+    parser = actions.add_parser("compare", help="gate, output ensembling and others in one table", allow_abbrev=False)
+    parser.set_defaults(action=_compare)
+    parser.add_argument("folders", type=Path, nargs="+", help="what `vpt robustness run` wrote for one delta")
+
+
+def _add_soup(actions: Any) -> None:
+    parser = actions.add_parser(
+        "soup", help="average delta files of several runs", epilog=DATA_OVERRIDES, allow_abbrev=False
+    )
+    parser.set_defaults(action=_soup)
+    parser.add_argument("--deltas", type=Path, nargs="+", required=True, help="delta files of one configuration")
+    parser.add_argument("--out", type=Path, required=True, help="delta file to write")
+    parser.add_argument("--greedy", action="store_true", help="keep only runs that do not harm on validation images")
+    parser.add_argument("--data", type=Path, help=DATA_HELP)
+    parser.add_argument("--batch-size", type=int, default=64, help="images in a forward pass")
+    parser.add_argument("--weights", help="backbone weights on this machine (default: where they were in training)")

@@ -14,11 +14,11 @@ from rich.table import Table
 
 from vpt.errors import ConfigError, DataError
 from vpt.robustness import scores
+from vpt.robustness.held_out import VAL
 from vpt.robustness.records import Record
 from vpt.robustness.shifts import CLEAN, SHIFT
 
 RESULT_FILE = "robustness.json"
-VAL = "val"
 FIXED_ALPHA = 0.5
 """What WiSE-FT recommends where nothing is known (Wortsman et al., CVPR 2022, section 4.1)."""
 
@@ -140,6 +140,28 @@ class RobustnessResult:
     out: Path
     not_chosen: str | None = None
 
+    @classmethod
+    def read(cls, out: Path) -> RobustnessResult:
+        """Reads what `write` wrote.
+
+        Args:
+            out: The folder.
+
+        Returns:
+            The same result.
+
+        Raises:
+            DataError: There is none, or another version wrote it.
+        """
+        try:
+            content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
+            rows = [Row(**row) for row in content["rows"]]
+            return cls(rows, content["protocol"], out, content["alpha"]["why_not"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{out} holds no evaluation of this version: `vpt robustness run --out {out}` makes one."
+            ) from error
+
     @property
     def chosen_alpha(self) -> float | None:
         """The α chosen on validation images, or None."""
@@ -178,7 +200,7 @@ class RobustnessResult:
             table.add_column(f"val: α = {chosen:g}", justify="right")
         if len(alphas) > 1:
             table.add_column("oracle", justify="right")
-        for label, rows, ends in self._groups():
+        for label, rows, ends in self.groups():
             means = {alpha: fmean(row.top1 for row in rows if row.alpha == alpha) for alpha in alphas}
             cells = [f"{100 * means[alpha]:.1f}" for alpha in [*shown, *([] if chosen is None else [chosen])]]
             if len(alphas) > 1:
@@ -187,7 +209,7 @@ class RobustnessResult:
             table.add_row(label, str(rows[0].n), *cells, end_section=ends)
         return table
 
-    def _groups(self) -> list[tuple[str, list[Row], bool]]:
+    def groups(self) -> list[tuple[str, list[Row], bool]]:
         """The table's lines: label, rows to average at each strength, whether a rule follows."""
         plain = [row for row in self.rows if row.kind in (VAL, CLEAN, SHIFT)]
         corrupted = [row for row in self.rows if row.kind not in (VAL, CLEAN, SHIFT)]

@@ -18,7 +18,8 @@ from vpt.data import ImageDataModule
 from vpt.data.corruptions import PARAMETERS
 from vpt.errors import ConfigError
 from vpt.robustness.evaluate import Pair, evaluate
-from vpt.robustness.result import VAL, RobustnessResult, Row, between, score
+from vpt.robustness.held_out import VAL, why_not
+from vpt.robustness.result import RobustnessResult, Row, between, score
 from vpt.robustness.shifts import EvaluationSet, evaluation_sets, subset
 from vpt.robustness.wise import Way, sweep
 from vpt.tuning import TunedModel
@@ -80,7 +81,7 @@ def run(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     swept, way = sweep(delta, model.to(device), tensors, alphas, anchor, start)
     wanted = [1.0] if way == "none" else sorted(float(alpha) for alpha in alphas)
-    not_chosen = _why_not_chosen(model, data, wanted)
+    not_chosen = why_not([model.info], data) if len(wanted) > 1 else "there is one α only."
     if not_chosen is None:
         sets.insert(0, EvaluationSet(VAL, VAL))
     files = {"delta": delta, "anchor": anchor, "start": start}
@@ -109,20 +110,6 @@ def _rows(pairs: Sequence[Pair], alphas: Sequence[float]) -> list[Row]:
         else score(between(pairs[0].record(), pairs[-1].record(), alpha), None)
         for alpha in alphas
     ]
-
-
-def _why_not_chosen(model: TunedModel, data: ImageDataModule, alphas: Sequence[float]) -> str | None:
-    """Why validation images cannot choose α; None if they can."""
-    if len(alphas) < 2:
-        return "there is one α only."
-    described = data.describe()
-    n = described["counts"].get(VAL, 0)
-    if n == 0:
-        return f"{data.name} has no validation images."
-    trained = (model.info.get("data") or {}).get("shared_with_train", {}).get(VAL, 0)
-    if shared := max(trained, described["shared_with_train"].get(VAL, 0)):
-        return f"{shared} of its {n} images were trained on; train on train800 to keep them apart."
-    return None
 
 
 def _check_numbers(alphas: Sequence[float], batch_size: int) -> None:

@@ -240,7 +240,7 @@ def _read_start(path: Path, model: TunedModel, head: nn.Linear | None) -> dict[s
             raise ConfigError(f"The start {path} has {what}: give a delta file of the same configuration.")
     if head is not None:
         return tensors | _named(head)
-    if header["info"].get("initial"):
+    if header["info"].get("random_head"):
         raise ConfigError(
             f"The head in {path} was drawn at random: give --anchor with a linear probe's delta file for α = 0."
         )

@@ -18,6 +18,7 @@ from vpt.tasks.metrics import MeanPerClass
 from vpt.tasks.optim import build_optimizer, warmup_cosine
 from vpt.tuning.features import FeatureCache
 from vpt.tuning.files import check_fingerprint, fill, identity
+from vpt.tuning.heads import read_head
 from vpt.tuning.model import TunedModel
 
 Batch = dict[str, Tensor]
@@ -47,6 +48,7 @@ class ClassificationTask(L.LightningModule):
         weight_decay: float = 1e-4,
         momentum: float = 0.9,
         warmup: float = 0.1,
+        init_head: str | None = None,
     ) -> None:
         """Builds backbone, delta and head. Only plain values, so that checkpoints load with ``weights_only=True``.
 
@@ -61,6 +63,8 @@ class ClassificationTask(L.LightningModule):
             weight_decay: On tensors of two or more dimensions (prompts and weights, not biases and norms).
             momentum: Of SGD.
             warmup: Share of all steps in which the rate rises linearly, in [0, 1); then it falls by a cosine to 0.
+            init_head: Delta file of a linear probe on the same backbone and data, whose head training starts from; with
+                `FineTuning` that is LP-FT (Kumar et al., ICLR 2022). None for a small random head.
 
         Raises:
             ConfigError: A value is out of range, or num_classes is missing.
@@ -104,10 +108,15 @@ class ClassificationTask(L.LightningModule):
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
 
         Raises:
-            ConfigError: Number of classes or image size differ between data and model.
+            ConfigError: Number of classes or image size differ between data and model, or `init_head` was made for
+                another backbone or other data.
+            DeltaFileError: `init_head` is not a delta file.
         """
         data = getattr(self.trainer, "datamodule", None)
+        probe = self.hparams["init_head"] if stage == "fit" else None
         if data is None or not hasattr(data, "class_names"):
+            if probe is not None:
+                raise ConfigError("init_head needs a data module, whose classes and preprocessing must be the probe's.")
             return
         for what, theirs, ours in (
             ("num_classes", data.num_classes, self.model.head.out_features),
@@ -117,6 +126,8 @@ class ClassificationTask(L.LightningModule):
                 raise ConfigError(f"The data has {what} {theirs}, the model {ours}: they must agree.")
         self.model.class_names = list(data.class_names)
         self.model.preset = data.preset.to_dict()
+        if probe is not None:  # a checkpoint that is resumed overwrites it
+            self.model.head.load_state_dict(read_head(probe, self.model, "init_head").state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images.

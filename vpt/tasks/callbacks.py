@@ -19,6 +19,7 @@ from vpt.tuning.files import identity, save_delta
 
 RUN_FILE = "run.json"
 DELTA_FILE = "delta.safetensors"
+INIT_FILE = "init.safetensors"
 
 
 def run_folder(trainer: L.Trainer) -> Path | None:
@@ -148,6 +149,24 @@ class DeltaWriter(L.Callback):
             return
         pl_module.model.info = protocol(trainer, pl_module) | {"metrics": _metrics(trainer)}
         save_delta(folder / DELTA_FILE, pl_module.model)
+
+
+class InitWriter(L.Callback):
+    """Writes `init.safetensors`, the delta before the first step, for interpolation from there; add it where wanted."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the file, unless training is resumed.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        folder = run_folder(trainer)
+        if folder is None or not trainer.is_global_zero or not isinstance(pl_module, ClassificationTask):
+            return
+        if trainer.ckpt_path is None:
+            pl_module.model.info = {"random_head": pl_module.hparams["init_head"] is None}
+            save_delta(folder / INIT_FILE, pl_module.model)
 
 
 def protocol(trainer: L.Trainer, task: ClassificationTask) -> dict[str, Any]:
