@@ -1,0 +1,95 @@
+"""Heads from class names: CLIP's zero-shot classifier (Radford et al., ICML 2021, section 3.1.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vpt.errors import ConfigError, WeightsError
+
+Encoder = Callable[[list[str]], Tensor]
+"""Texts to embeddings (texts, embedding), of any length."""
+
+TEMPLATES = Path(__file__).with_name("templates.txt")
+
+
+def read_templates(path: Path = TEMPLATES) -> list[str]:
+    """Reads templates, a line each; one line is a single hard prompt, several are an ensemble.
+
+    Args:
+        path: A text file in UTF-8; by default the list of this package.
+
+    Returns:
+        The lines that are not empty.
+
+    Raises:
+        ConfigError: There is no such file, no line, or a line in which ``{}`` does not stand exactly once.
+    """
+    if not path.is_file():
+        raise ConfigError(f"No templates {path}: give a text file with lines such as `a photo of a {{}}.`.")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError(f"{path} has no template: write lines such as `a photo of a {{}}.`.")
+    for line in lines:
+        if line.count("{}") != 1:
+            raise ConfigError(f"The template {line!r} in {path} must have {{}} once, where the class name goes.")
+    return lines
+
+
+@torch.no_grad()
+def text_head(class_names: Sequence[str], templates: Sequence[str], encode: Encoder, scale: float) -> nn.Linear:
+    """Embeds every class in every template: each normalised, averaged, normalised again, times the scale.
+
+    Args:
+        class_names: Different ones; ``_`` is read as a space.
+        templates: From `read_templates`.
+        encode: The text tower.
+        scale: exp(logit_scale), 100 in OpenAI's CLIP.
+
+    Returns:
+        A frozen (classes, embedding) head with zero bias, for normalised image embeddings.
+
+    Raises:
+        ConfigError: Two classes have the same name, so that one of them could never win.
+    """
+    names = [name.replace("_", " ").strip() for name in class_names]
+    if twice := sorted({name for name in names if [other.casefold() for other in names].count(name.casefold()) > 1}):
+        raise ConfigError(f"Several classes are called {', '.join(map(repr, twice))}: tell them apart by their names.")
+    rows = []
+    for name in names:
+        each = nn.functional.normalize(encode([template.replace("{}", name) for template in templates]), dim=-1)
+        rows.append(nn.functional.normalize(each.mean(dim=0), dim=-1))
+    weight = torch.stack(rows) * scale
+    head = nn.Linear(weight.shape[1], len(names), dtype=weight.dtype, device=weight.device)
+    head.weight.copy_(weight)
+    head.bias.zero_()
+    return head.requires_grad_(False)
+
+
+def clip_text(name: str, pretrained: str) -> tuple[Encoder, float]:
+    """Loads the text tower of an open_clip model.
+
+    Args:
+        name: open_clip's name, e.g. ``ViT-B-16``.
+        pretrained: Its weights, e.g. ``openai``, or a path.
+
+    Returns:
+        The tower, and exp(logit_scale).
+
+    Raises:
+        ConfigError: open_clip is not installed.
+        WeightsError: There is no such model or the weights cannot be fetched.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ConfigError("Text heads need open_clip: pip install 'vpt[clip]'.") from error
+    try:
+        model = open_clip.create_model(name, pretrained=pretrained).eval().requires_grad_(False)
+        tokenize = open_clip.get_tokenizer(name)
+    except Exception as error:  # unknown names, files and every error of the hub's client
+        raise WeightsError(f"open_clip cannot load {name} with {pretrained!r} ({type(error).__name__}).") from error
+    return lambda texts: model.encode_text(tokenize(texts)), float(model.logit_scale.exp())
