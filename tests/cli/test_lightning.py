@@ -15,7 +15,8 @@ from .conftest import CONFIGS, DEMO, QUICK, SMALL, Answer, Run, Vpt
 
 METHODS = sorted((CONFIGS / "method").glob("*.yaml"))
 BACKBONES = set((CONFIGS / "backbone").glob("*.yaml"))
-TASKS = sorted(set(CONFIGS.rglob("*.yaml")) - set(METHODS) - BACKBONES)
+SUITES = {path for suite in ("fgvc", "imagenet") for path in (CONFIGS / suite).glob("*.yaml")}  # test_suites.py
+TASKS = sorted(set(CONFIGS.rglob("*.yaml")) - set(METHODS) - BACKBONES - SUITES)
 
 
 def _fast(vpt: Vpt, *args: str) -> Answer:
