@@ -123,12 +123,13 @@ def make_imagenet(root: Path, card: str, classes: int = 3, each: int = 2) -> Pat
     if card == "imagenet_1k":
         make_class_folders(root / "imagenet_1k" / "val", wnids[:classes], each)
         train = root / "imagenet_1k" / "train"
-        _write(train / wnid / f"{wnid}_{number}.JPEG" for wnid in wnids[:classes] for number in range(20))
+        _write(train / wnid / f"{wnid}_{number}.JPEG" for wnid in wnids[:3] for number in range(20))
         return root / "imagenet_1k" / "val"
     if card == "imagenet_c":
         for kind in ("gaussian_noise", "fog"):
             for severity in (1, 3):
-                make_class_folders(root / card / kind / str(severity), wnids[:classes], each)
+                make_class_folders(root / card / kind / str(severity), wnids[:3], each)
+        make_class_folders(root / card / "gaussian_noise" / "3", wnids[:classes], each)
         return root / card / "gaussian_noise" / "3"
     folder, names = {
         "imagenet_v2": ("imagenetv2-matched-frequency-format-val", [str(label) for label in range(1000)]),

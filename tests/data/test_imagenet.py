@@ -92,24 +92,14 @@ def test_missing_class_folders_are_an_error_that_names_the_first(tmp_path: Path,
 
 
 @every
-def test_an_empty_class_folder_is_an_error(tmp_path: Path, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wnids = imagenet_wnids()
-    monkeypatch.setattr("vpt.data.imagenet_folders.imagenet_wnids", lambda: wnids[:3])
-    monkeypatch.setattr("vpt.data.imagenet_folders.subset_ids", lambda _: [0, 1, 2])
-    monkeypatch.setattr("vpt.data.imagenet_folders.range", lambda n: range(min(n, 3)), raising=False)
-    first = dict(list(objectnet_folders().items())[:3])
-    monkeypatch.setattr("vpt.data.imagenet_folders.objectnet_folders", lambda: first)
-    folder = make_imagenet(tmp_path, card)
-    names = list(first) if card == "objectnet" else ["0", "1", "2"] if card == "imagenet_v2" else wnids[:3]
-    make_class_folders(folder, names)
-    for stranger in set(folder.iterdir()) - {folder / name for name in names}:
-        for file in stranger.iterdir():
-            file.unlink()
-        stranger.rmdir()
-    for file in (folder / names[1]).iterdir():
+def test_an_empty_class_folder_is_an_error(tmp_path: Path, card: str) -> None:
+    folder = make_imagenet(tmp_path, card, classes=1000, each=1)
+    victim = folder / ("backpack" if card == "objectnet" else "1" if card == "imagenet_v2" else "n07720875")
+    for file in victim.iterdir():
         file.rename(file.with_suffix(".txt"))
-    with pytest.raises(DataError, match=re.escape(f"{folder / names[1]} is a class folder without images")):
+    with pytest.raises(DataError, match=re.escape(f"{victim} is a class folder without images")):
         module(tmp_path, SETS[card], allow_partial=False)
+    assert module(tmp_path, SETS[card]).describe()["partial"] is True
 
 
 @pytest.mark.parametrize(("card", "sizes"), [("imagenet_r", 200), ("imagenet_a", 200), ("objectnet", 113)])
@@ -284,12 +274,16 @@ def test_imagenet_c_has_19_kinds_at_five_severities(tmp_path: Path) -> None:
         with pytest.raises((UnknownNameError, DataError), match=message):
             module(tmp_path, variant)
     make_imagenet(tmp_path, "imagenet_c")
+    make_imagenet(tmp_path, "imagenet_1k")
+    assert module(tmp_path, "imagenet_1k", shifts=["imagenet_c-fog-3"]).shift_names() == ["imagenet_c-fog-3"]
+    with pytest.raises(DataError, match=r"gaussian_noise/2 does not exist"):
+        module(tmp_path, "imagenet_1k", shifts=["imagenet_c"])
     with pytest.raises(DataError, match=r"fog/5 does not exist; the expected layout is"):
         module(tmp_path, "imagenet_c-fog-5")
 
 
 def test_a_set_is_named_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="A test set is named twice: imagenet_r, imagenet_r"):
+    with pytest.raises(ConfigError, match="The test set imagenet_r is named twice"):
         module(tmp_path, "imagenet_r", shifts=["imagenet_r"])
 
 

@@ -11,7 +11,7 @@ from vpt.data.cache import decoded
 from vpt.data.cards import Card, load_card
 from vpt.data.classes import Groups, ids_sha256, imagenet_names, imagenet_wnids
 from vpt.data.holdout import hold_out
-from vpt.data.imagenet_folders import ImageNetSet, class_images, home, parse, read_test_set
+from vpt.data.imagenet_folders import ImageNetSet, class_images, expand, home, parse, read_test_set
 from vpt.data.images import ImageList
 from vpt.data.layout import check_count, no_split
 from vpt.data.module import ImageDataModule, Split
@@ -60,7 +60,7 @@ class ImageNetDataModule(ImageDataModule):
                 ``"imagenet_sketch"``, ``"objectnet"``, ``"flickr_in1k_1000"``, or ImageNet-C with kind and severity,
                 e.g. ``"imagenet_c-fog-3"``.
             root: Folder of all datasets; None for :func:`vpt.data.default_root`.
-            shifts: Further test sets, named likewise.
+            shifts: Further test sets, named likewise; ``"imagenet_c"`` for all its 95.
             train: ``"train"`` to read ImageNet-1k's training images, None for test images only.
             preset: Name of the preprocessing (:data:`vpt.data.presets.PRESETS`). Images of ImageNet-C are 224×224
                 crops already: of the preset they take kernel and normalisation, and are not cropped again.
@@ -79,9 +79,9 @@ class ImageNetDataModule(ImageDataModule):
         """
         base = (Path(root) if root is not None else default_root()).expanduser()
         chosen = get_preset(preset)
-        names = [variant, *(shifts or [])]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"A test set is named twice: {', '.join(names)}.")
+        names = [variant, *expand(shifts or [])]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"The test set {twice[0]} is named twice: remove one.")
         sets = [self._read(name, base, image_size, crop_border, allow_partial) for name in names]
         card = _card(variant)
         splits, complete = _training(card, base, train, chosen, image_size, allow_partial)

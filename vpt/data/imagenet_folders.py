@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +107,16 @@ def parse(variant: str) -> tuple[str, str, int]:
     return name, rest[0], int(rest[1])
 
 
+def expand(variants: Sequence[str]) -> list[str]:
+    """Replaces ``"imagenet_c"`` by its 95 sets.
+
+    Args:
+        variants: Names as for `parse`, or ``"imagenet_c"`` for all kinds at all severities.
+    """
+    sets = [f"imagenet_c-{kind}-{severity}" for kind in CORRUPTIONS for severity in SEVERITIES]
+    return [name for variant in variants for name in (sets if variant == "imagenet_c" else [variant])]
+
+
 def read_test_set(variant: str, card: Card, root: Path, crop_border: bool, allow_partial: bool) -> ImageNetSet:
     """Finds a test set and lists its images.
 
@@ -184,23 +194,25 @@ def class_images(
     """
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; the expected layout is\n{card.layout.rstrip()}")
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    unknown = [name for name in found if name not in labels]
+    found = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    unknown = sorted(found - labels.keys())
     if unknown and card.name != "objectnet":  # of whose 313 folders 200 match no class
         raise DataError(
             f"{folder / unknown[0]} is no class of {card.name}; the expected layout is\n{card.layout.rstrip()}"
         )
-    missing = [name for name in labels if name not in set(found)]
-    empty = [name for name in found if name in labels and not image_names(folder / name)]
+    missing = [name for name in labels if name not in found]
     if missing and (not allow_partial or len(missing) == len(labels)):
         raise DataError(
             f"{folder} holds {len(labels) - len(missing)} of {len(labels)} class folders, {missing[0]} is missing; "
             f"the expected layout is\n{card.layout.rstrip()}"
         )
+    present = sorted((label, name) for name, label in labels.items() if name in found)
+    names = {name: image_names(folder / name) for _, name in present}
+    empty = [name for name in names if not names[name]]
     if empty and not allow_partial:
         raise DataError(f"{folder / empty[0]} is a class folder without images; unpack the archive again.")
-    present = sorted((label, name) for name, label in labels.items() if name in set(found))
-    return folder_images(folder, [(name, label) for label, name in present], kind)
+    paths = [f"{name}/{each}" for name in names for each in names[name]]
+    return folder_images(folder, paths, [labels[name] for name in names for _ in names[name]], kind)
 
 
 def _refuse_repacked_v2(folder: Path) -> None:

@@ -82,22 +82,18 @@ def image_list(file: Path, folder: Path, paths: Sequence[str], labels: Iterable[
     return ImageList(file, folder, paths, *checked(file, paths, labels))
 
 
-def folder_images(folder: Path, classes: Sequence[tuple[str, int]], kind: type[FolderImages]) -> ImageList:
-    """Lists the images in class folders, by class and then by name.
+def folder_images(folder: Path, paths: Sequence[str], labels: Sequence[int], kind: type[FolderImages]) -> FolderImages:
+    """Makes a list of images out of what was found in a folder.
 
     Args:
-        folder: What holds the class folders.
-        classes: Name and label of each.
+        folder: What the paths are relative to.
+        paths: N paths.
+        labels: N labels.
         kind: What decodes the images.
 
     Raises:
         DataError: There is no image at all.
     """
-    paths, labels = [], []
-    for name, label in classes:
-        names = image_names(folder / name)
-        paths += [f"{name}/{each}" for each in names]
-        labels += [label] * len(names)
     numbers, lines, fingerprint = checked(folder, paths, labels)
     if kind is not FolderImages:  # other pixels of the same files must not share a cache
         fingerprint = hashlib.sha256(f"{kind.__name__} {fingerprint}".encode()).hexdigest()
