@@ -170,7 +170,7 @@ class NoImages:
         """
         self.reason = reason
 
-    def __call__(self) -> NDArray[np.uint8]:
+    def __call__(self, **_: object) -> NDArray[np.uint8]:
         """Raises a ConfigError with the reason."""
         raise ConfigError(self.reason)
 
