@@ -28,7 +28,11 @@ def test_every_fgvc_config_trains(vpt: Vpt, tmp_path: Path, config: Path) -> Non
 
 def test_the_imagenet_config_trains(vpt: Vpt, tmp_path: Path) -> None:
     make_imagenet(tmp_path / "data", "imagenet_1k")
-    answer = vpt("fit", "-c", str(TRAINED), "--data.root", str(tmp_path / "data"), "--data.num_workers=0", *SMALL)
+    make_imagenet(tmp_path / "data", "imagenet_r")
+    shifts = "--data.shifts=[imagenet_r]"
+    answer = vpt(
+        "fit", "-c", str(TRAINED), "--data.root", str(tmp_path / "data"), "--data.num_workers=0", shifts, *SMALL
+    )
     assert answer.status == 0, answer.err
 
 

@@ -155,6 +155,7 @@ def _pairs(
     seed: int,
 ) -> list[Pair]:
     lists, pairs = data.describe()["lists"], []
+    groups: Any = getattr(data, "groups", lambda _: None)
     for item in sets:
         dataset = data.split(item.split)
         index = subset(dataset.labels, max_images, seed)
@@ -164,6 +165,7 @@ def _pairs(
             "severity": item.severity,
             "parameter": None if item.severity is None else PARAMETERS[item.kind][item.severity - 1],
             "list": lists[item.split],
+            "groups": groups(item.split),  # which classes count, where not all do
             "n": len(index),
             "seed": None if len(index) == len(dataset) else seed,
         }
