@@ -216,6 +216,16 @@ def test_a_missing_image_is_named_with_its_list(tmp_path: Path) -> None:
         module(tmp_path, "oxford_flowers").split("test")
 
 
+def test_a_missing_bird_is_named_with_its_line(tmp_path: Path) -> None:
+    folder = make_fgvc(tmp_path, "cub_200_2011")
+    lines = (folder / "images.txt").read_text().splitlines()
+    for line, split in ((13, "test"), (2, "train")):
+        path = folder / "images" / lines[line - 1].split(" ", 1)[1]
+        path.unlink()
+        with pytest.raises(DataError, match=rf"images\.txt, line {line}: {re.escape(str(path))} does not exist"):
+            module(tmp_path, "cub_200_2011", train="trainval").split(split)
+
+
 def json_splits(folder: Path, name: str) -> dict[str, dict[str, int]]:
     """Writes splits as the reference has them: own class numbers, other members than ours."""
     data = module(folder.parent if folder.name == name else folder.parents[1], name, train="trainval")

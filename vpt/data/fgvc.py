@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vpt.data.cache import decoded
 from vpt.data.cards import Card, load_card
 from vpt.data.fgvc_layouts import LAYOUTS, Layout, Official
@@ -109,17 +111,22 @@ def _read(card: Card, root: Path) -> tuple[Official, str]:
     elif "val" not in lists:
         train, val = hold_out(lists["train"], _HELD_OUT)
         lists, source = {"train": train, "val": val, "test": lists["test"]}, "held out"
-    both = [lists["train"], lists["val"]]
-    paths = [path for images in both for path in images.paths]
-    labels = [int(label) for images in both for label in images.labels]
-    lists["trainval"] = image_list(lists["train"].file, lists["train"].folder, paths, labels)
+    lists["trainval"] = _joined(lists["train"], lists["val"])
     return Official(official.class_names, lists), source
+
+
+def _joined(train: ImageList, val: ImageList) -> ImageList:
+    labels = np.concatenate([train.labels, val.labels])
+    return image_list(train.file, train.folder, [*train.paths, *val.paths], labels, [*train.lines, *val.lines])
 
 
 def _check_counts(card: Card, found: Official, allow_partial: bool) -> bool:
     """Compares classes and images with the card."""
     if len(found.class_names) != card.num_classes and not allow_partial:
-        raise DataError(f"{card.name}: found {len(found.class_names)} classes, expected {card.num_classes}.")
+        raise DataError(
+            f"{card.name}: found {len(found.class_names)} classes, expected {card.num_classes}; "
+            "complete the copy, or set allow_partial=true, which the record of every result then states."
+        )
     complete = [
         check_count(f"{card.name}/{name}", len(found.lists[name].paths), size, allow_partial)
         for name, size in card.sizes.items()

@@ -64,9 +64,9 @@ def read_birds(folder: Path) -> Official:
     label = {kind: position for position, kind in enumerate(used)}
     lists = {}
     for name, flag in (("train", "1"), ("test", "0")):
-        chosen = [key for key in paths if training[key] == flag]
-        labels = [label[kinds[key]] for key in chosen]
-        lists[name] = image_list(folder / "images.txt", folder / "images", [paths[key] for key in chosen], labels)
+        lines = {key: line for line, key in enumerate(paths, start=1) if training[key] == flag}
+        chosen, labels = [paths[key] for key in lines], [label[kinds[key]] for key in lines]
+        lists[name] = image_list(folder / "images.txt", folder / "images", chosen, labels, list(lines.values()))
     return Official([names[kind] for kind in used], lists)
 
 

@@ -133,34 +133,34 @@ def read_test_set(variant: str, card: Card, root: Path, crop_border: bool, allow
     """
     name, kind, severity = parse(variant)
     folder = home(card, root)
-    kept: type[FolderImages] = FolderImages
     groups: Groups | None = None
     if name == "flickr_in1k_1000":
         images = _from_csv(folder)
-        return ImageNetSet(
-            variant, images, None, check_count(variant, len(images.paths), card.sizes["test"], allow_partial)
-        )
-    if name == "imagenet_v2":
-        folders = {str(label): label for label in range(1000)}
-        _refuse_repacked_v2(folder)
-    elif name == "objectnet":
-        matched = objectnet_folders()
-        folders = {each: ids[0] for each, ids in matched.items()}
-        groups = tuple(sorted(matched.values()))
-        kept = BorderCropped if crop_border else FolderImages
-        folder /= "images"
     else:
-        wnids = imagenet_wnids()
-        ids = subset_ids(name) if name in ("imagenet_a", "imagenet_r") else range(1000)
-        folders = {wnids[each]: each for each in ids}
-        groups = tuple((each,) for each in ids) if len(ids) < 1000 else None
-        folder = folder / "val" if name == "imagenet_1k" else folder / kind / str(severity) if kind else folder
-    images = class_images(folder, folders, card, allow_partial, kept)
+        if name == "imagenet_v2":
+            _refuse_repacked_v2(folder)
+        labels, groups = _classes(name)
+        inside = {"imagenet_1k": "val", "objectnet": "images", "imagenet_c": f"{kind}/{severity}"}.get(name, "")
+        decoder = BorderCropped if name == "objectnet" and crop_border else FolderImages
+        images = class_images(folder / inside, labels, card, allow_partial, decoder)
+        if name == "imagenet_v2":
+            _refuse_doubled_v2(folder, images)
+    complete = check_count(variant, len(images.paths), card.sizes["test"], allow_partial)
+    return ImageNetSet(variant, images, groups, complete)
+
+
+def _classes(name: str) -> tuple[dict[str, int], Groups | None]:
+    """Label by folder name, and which ids count where not all do."""
+    if name == "objectnet":
+        matched = objectnet_folders()
+        return {folder: ids[0] for folder, ids in matched.items()}, tuple(sorted(matched.values()))
     if name == "imagenet_v2":
-        _refuse_doubled_v2(folder, images)
-    return ImageNetSet(
-        variant, images, groups, check_count(variant, len(images.paths), card.sizes["test"], allow_partial)
-    )
+        return {str(label): label for label in range(1000)}, None
+    wnids = imagenet_wnids()
+    if name in ("imagenet_a", "imagenet_r"):
+        ids = subset_ids(name)
+        return {wnids[label]: label for label in ids}, tuple((label,) for label in ids)
+    return {wnid: label for label, wnid in enumerate(wnids)}, None
 
 
 def home(card: Card, root: Path) -> Path:

@@ -67,7 +67,9 @@ def find_folder(card: Card, root: Path, official: str, needed: Sequence[str]) ->
     )
 
 
-def image_list(file: Path, folder: Path, paths: Sequence[str], labels: Iterable[int]) -> ImageList:
+def image_list(
+    file: Path, folder: Path, paths: Sequence[str], labels: Iterable[int], lines: Sequence[int] | None = None
+) -> ImageList:
     """Makes a list of images out of what a file of the authors says.
 
     Args:
@@ -75,11 +77,13 @@ def image_list(file: Path, folder: Path, paths: Sequence[str], labels: Iterable[
         folder: What the paths are relative to.
         paths: N paths.
         labels: N labels.
+        lines: Where each is in that file, counted from 1; None for 1..N.
 
     Raises:
         DataError: There is none, or one is listed twice.
     """
-    return ImageList(file, folder, paths, *checked(file, paths, labels))
+    numbers, positions, fingerprint = checked(file, paths, labels)
+    return ImageList(file, folder, paths, numbers, lines or positions, fingerprint)
 
 
 def folder_images(folder: Path, paths: Sequence[str], labels: Sequence[int], kind: type[FolderImages]) -> FolderImages:
