@@ -185,7 +185,7 @@ def main() -> None:
                     print(show(result["steps"][-1]), flush=True)
                     _write(args.out, result)
     for name in args.backbones:
-        result["kept_features"].append(kept_features(name, 20, args, device))
+        result["kept_features"].append(kept_features(name, 100, args, device))
         print("linear probe, features kept:", json.dumps(result["kept_features"][-1]), flush=True)
         result["mixed_batch"].append(mixed_batch(name, min(4, args.batch), args, device))
         print("four tasks in one batch:", json.dumps(result["mixed_batch"][-1]), flush=True)
