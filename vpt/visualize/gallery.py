@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vpt.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from vpt.data.images import decode_rgb
+from vpt.data.presets import get_preset
 from vpt.visualize.figures import style
 
 if TYPE_CHECKING:
@@ -16,6 +20,28 @@ if TYPE_CHECKING:
 
 _GAP = 4  # white pixels between two images
 _COLUMNS = 2
+_SIZE = 224
+
+
+def example(file: Path | None = None) -> NDArray[np.uint8]:
+    """Returns what the gallery is drawn of.
+
+    Args:
+        file: An image file; None for a photograph that scikit-learn ships (CC BY 2.0, flickr.com/photos/vultilion).
+
+    Returns:
+        uint8 (224, 224, 3), the centre of the image.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    if file is not None:
+        image = decode_rgb(file)
+    else:
+        from sklearn.datasets import load_sample_image
+
+        image = Image.fromarray(load_sample_image("flower.jpg"))
+    return get_preset("timm")(image, _SIZE)
 
 
 def corruption_figure(image: NDArray[np.uint8]) -> Figure:
