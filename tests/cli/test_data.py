@@ -101,3 +101,16 @@ def test_the_gallery_is_drawn_of_any_image(vpt: Vpt, task: Path) -> None:
 )
 def test_mistakes_are_answered_in_one_sentence(vpt: Vpt, args: list[str], part: str) -> None:
     assert part in vpt("data", *args).sentence
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["signdigits10", "pacs7_photo"])
+def test_real_tasks_are_whole_and_no_image_is_in_two_splits(vpt: Vpt, real_data: Path, name: str) -> None:
+    answer = vpt("data", "verify", name, "--root", str(real_data))
+    assert answer.status == 0, answer.err
+
+
+@pytest.mark.slow
+def test_the_subset_of_caltech101_is_told_from_the_official_test_set(vpt: Vpt, real_data: Path) -> None:
+    answer = vpt("data", "verify", "caltech101", "--root", str(real_data))
+    assert answer.sentence == "caltech101 is not as it should be: test has 1,530 images and officially 6,084."

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.fakes import make_task
+from vpt.data.cards import load_card
 from vpt.data.verify import Report, verify
 from vpt.errors import DataError
 
@@ -67,6 +69,24 @@ def test_a_test_image_that_is_trained_on_is_found_under_any_name_and_format(task
     assert fault.startswith("1 times a test image is a training or validation image too")
     assert str(trained) in fault
     assert str(held.with_suffix(".png")) in fault
+
+
+def test_what_a_complete_published_dataset_repeats_is_noted_and_no_fault(
+    task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = load_card("caltech101")
+    assert card is not None
+    sizes = {"train800": 12, "val200": 6, "train800val200": 18, "test": 9}
+    published = replace(card, name=task.name, num_classes=3, sizes=sizes)
+    monkeypatch.setattr("vpt.data.verify.load_card", lambda name: published)
+    shutil.copy(task / "images/train800/class 1/2.jpg", task / "images/test/class 0/1.jpg")
+    report = check(task)
+    assert report.faults == []
+    assert [note.partition(",")[0] for note in report.notes] == [
+        "1 times a test image is a training or validation image too"
+    ]
+    rewrite(task / "test.txt", "test/class 0/1.jpg", "train800/class 1/2.jpg")
+    assert len(check(task).faults) == 1  # the very file is another matter
 
 
 def test_a_path_in_two_splits_is_found(task: Path) -> None:

@@ -122,8 +122,10 @@ def _verify(options: Namespace) -> None:
     console.print(_report(report))
     for fault in report.faults:
         console.print(f"✗ {fault}", highlight=False, markup=False, soft_wrap=True)
+    for note in report.notes:
+        console.print(f"! {note}", highlight=False, markup=False, soft_wrap=True)
     report.check()
-    console.print("✓ every image can be decoded; no image is in two splits", highlight=False)
+    console.print("✓ every image can be decoded, no file is in two splits", highlight=False)
 
 
 def _report(report: Report) -> Any:
