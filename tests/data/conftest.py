@@ -13,7 +13,8 @@ from tests.mirror import Handler, Mirror
 
 
 @pytest.fixture
-def mirrors() -> Iterator[Callable[..., Mirror]]:
+def mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Mirror]]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     started: list[tuple[ThreadingHTTPServer, Mirror]] = []
 
     def start(*faults: Any, content: bytes, **settings: Any) -> Mirror:

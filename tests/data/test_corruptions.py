@@ -4,10 +4,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
 from vpt.data.corruptions import BASIC, CORRUPTIONS, GROUPS, PARAMETERS, SEVERITIES, corrupt
 from vpt.data.demo import DigitsDataModule
+from vpt.data.presets import import_albumentations
 from vpt.errors import ConfigError, UnknownNameError
 
 Image = NDArray[np.uint8]
@@ -52,6 +55,26 @@ def test_pixels_do_not_depend_on_order_or_on_what_came_before(kind: str, digits:
     np.random.seed(7)  # noqa: NPY002  # a global generator that somebody else has used
     for key in reversed(keys):
         np.testing.assert_array_equal(corrupt(digits[key[0]], kind, key[1], key[0]), forwards[key])
+
+
+class EveryKind(Dataset[torch.Tensor]):
+    def __len__(self) -> int:
+        return len(CORRUPTIONS)
+
+    def __getitem__(self, position: int) -> torch.Tensor:
+        return torch.from_numpy(corrupt(smooth(32, 32), CORRUPTIONS[position], 3, position))
+
+
+def test_pixels_do_not_depend_on_the_process_that_makes_them() -> None:
+    here = torch.stack([EveryKind()[position] for position in range(len(EveryKind()))])
+    assert torch.equal(torch.cat(list(DataLoader(EveryKind(), batch_size=4, num_workers=2))), here)
+
+
+def test_noise_is_what_albumentations_makes_of_kind_severity_and_index() -> None:
+    A, grey = import_albumentations(), np.full((32, 32, 3), 128, dtype=np.uint8)  # noqa: N806
+    seed = int(np.random.SeedSequence([0, 3, 7]).generate_state(1)[0])
+    expected = A.Compose([A.GaussNoise(std_range=(0.12, 0.12), p=1)], seed=seed)(image=grey)["image"]
+    np.testing.assert_array_equal(corrupt(grey, "gaussian_noise", 3, 7), expected)
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)

@@ -146,7 +146,7 @@ def describe(card: Card) -> str:
         card: Which.
 
     Returns:
-        Lines of at most 88 characters, save for long addresses and the layout.
+        Lines of at most 88 characters, save for addresses and what the card itself breaks into lines.
     """
     sizes = ", ".join(f"{name} {size:,}" for name, size in card.sizes.items())
     facts = {

@@ -53,17 +53,23 @@ def fetch(download: Download, folder: Path, timeout: float = 60.0, pause: float 
         Its path.
 
     Raises:
-        DataError: No mirror gave the file with its checksum, the disk is full, or what lies there already is another
-            file.
+        DataError: No mirror gave the file with its checksum, the folder cannot be written, or what lies there already
+            is another file.
     """
     target = folder / download.file
     if target.exists():
         if fault := _mismatch(download, target):
             raise DataError(f"{target} {fault}; remove it to fetch it again.")
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    part = _Part(target.with_name(target.name + ".part"))
-    reasons = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _from_a_mirror(download, target, timeout, pause)
+    except OSError as error:
+        raise DataError(f"{target} cannot be written ({error}); the same call goes on when that is mended.") from error
+
+
+def _from_a_mirror(download: Download, target: Path, timeout: float, pause: float) -> Path:
+    part, reasons = _Part(target.with_name(target.name + ".part")), []
     with _progress() as progress:
         bar = progress.add_task(download.file, total=download.size)
         for url in download.urls:
@@ -73,10 +79,6 @@ def fetch(download: Download, folder: Path, timeout: float = 60.0, pause: float 
             except _FailedError as error:
                 reasons.append(f"{url}: {error}")
                 continue
-            except OSError as error:
-                raise DataError(
-                    f"{part.path} cannot be written ({error}); make room and go on with the same call."
-                ) from error
             part.path.replace(target)
             part.forget()
             return target
