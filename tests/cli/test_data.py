@@ -52,7 +52,7 @@ def test_verify_reports_and_succeeds_on_a_whole_task(vpt: Vpt, task: Path) -> No
 def test_verify_lists_all_faults_and_fails_with_one_sentence(vpt: Vpt, tmp_path: Path) -> None:
     task = make_task(tmp_path / "signdigits10", classes=10, per_class=(80, 20, 1), size=(8, 8))
     (task / "images/test/class 3/0.jpg").unlink()
-    answer = vpt("data", "verify", task.name, "--root", str(task.parent))
+    answer = vpt("data", "verify", "local/signdigits10", "--root", str(task.parent))
     assert answer.sentence == (
         "signdigits10 is not as it should be: test has 10 images and officially 983 (and 1 more, see above)."
     )

@@ -158,7 +158,7 @@ def _prepare(options: Namespace) -> None:
     from vpt.data.obtain import obtain
 
     folder = obtain(options.name, _root(options), options.source, options.allow_partial)
-    print(f"{options.name} is at {folder}; `vpt data verify {options.name}` looks at every image")
+    print(f"{folder} is ready; `vpt data verify {options.name}` looks at every image")
 
 
 def _cache(options: Namespace) -> None:

@@ -51,11 +51,21 @@ def find_card(name: str) -> Card:
     Raises:
         UnknownNameError: It has no card.
     """
-    suite, _, last = name.rpartition("/")
-    card = load_card(last)
-    if card is None or suite not in ("", card.suite):
+    card = load_card(bare_name(name))
+    if card is None:
         raise UnknownNameError("dataset", name, card_names())
     return card
+
+
+def bare_name(name: str) -> str:
+    """Takes the suite off a name.
+
+    Args:
+        name: A dataset, also as ``"<suite>/<name>"``; or any folder.
+    """
+    suite, _, last = name.rpartition("/")
+    card = load_card(last)
+    return last if card is not None and card.suite == suite else name
 
 
 def overview(root: Path) -> list[Entry]:

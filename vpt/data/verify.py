@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vpt.data.cards import load_card
-from vpt.data.catalog import image_lists, in_vtab_layout
+from vpt.data.catalog import bare_name, image_lists, in_vtab_layout
 from vpt.data.images import ImageList
 from vpt.errors import DataError
 
@@ -86,6 +86,7 @@ def verify(name: str, root: Path) -> Report:
     Raises:
         DataError: A list is missing or malformed, so that there is nothing to count.
     """
+    name = bare_name(name)
     card = load_card(name)
     lists = image_lists(name, root)
     sizes = card.sizes if card else {}
