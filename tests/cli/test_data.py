@@ -27,11 +27,11 @@ def test_list_names_every_dataset_and_fits_a_terminal(vpt: Vpt, tmp_path: Path) 
     assert max(map(len, answer.out.splitlines())) <= 80
 
 
-def test_list_names_what_is_here_and_damaged(vpt: Vpt, tmp_path: Path) -> None:
+def test_list_says_why_it_cannot_read_what_is_here(vpt: Vpt, tmp_path: Path) -> None:
     make_task(tmp_path / "signdigits10", classes=11, size=(8, 8))
     (tmp_path / "signdigits10" / "test.txt").write_text("nonsense\n")
     answer = vpt("data", "list", "--root", str(tmp_path))
-    assert "damaged" in answer.out
+    assert "see below" in answer.out
     assert "test.txt, line 1: expected" in answer.out
 
 

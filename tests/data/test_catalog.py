@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +39,15 @@ def test_a_name_may_be_written_with_its_suite() -> None:
     for name in ("local/caltech101", "caltech11", "../caltech101", ""):
         with pytest.raises(UnknownNameError):
             find_card(name)
+
+
+def test_a_variant_has_the_card_of_its_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = load_card("digits")
+    assert digits is not None
+    many = replace(digits, name="many", suite="imagenet")
+    monkeypatch.setattr(catalog, "load_card", {"many": many, "digits": digits}.get)
+    assert catalog.card_of("many-fog-3") is catalog.card_of("many") is many
+    assert catalog.card_of("digits-of-mine") is None
 
 
 def test_a_suite_with_a_module_of_its_own_is_read_through_it(

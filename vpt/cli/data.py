@@ -97,7 +97,7 @@ def _here(entry: Entry) -> str:
     if entry.card.suite == "demo":
         return "built in"
     if entry.found is None:
-        return "damaged" if entry.fault else "–"
+        return "see below" if entry.fault else "–"
     return _counts(entry.found)
 
 

@@ -14,7 +14,7 @@ from vpt.data.cards import Card, card_names, load_card
 from vpt.data.images import ImageList
 from vpt.data.module import ImageDataModule
 from vpt.data.vtab import VTABDataModule
-from vpt.errors import DataError, UnknownNameError
+from vpt.errors import DataError, UnknownNameError, VPTError
 
 _VTAB_LISTS = ("train800val200", "train800")
 # Name or suite -> module, class, and the argument that takes the name; all others lie in VTAB's layout.
@@ -68,6 +68,19 @@ def bare_name(name: str) -> str:
     return last if card is not None and card.suite == suite else name
 
 
+def card_of(name: str) -> Card | None:
+    """Looks up the card of a dataset or of one of its variants.
+
+    Args:
+        name: A dataset; one of ImageNet's may be followed by ``-`` and a variant, e.g. ``"imagenet_c-fog-3"``.
+
+    Returns:
+        The card; None if there is none.
+    """
+    whole = load_card(name.partition("-")[0])
+    return load_card(name) or (whole if whole is not None and whole.suite == "imagenet" else None)
+
+
 def overview(root: Path) -> list[Entry]:
     """Says of every dataset whether it is on this machine; reads lists and no images.
 
@@ -92,7 +105,7 @@ def _entry(card: Card, root: Path) -> Entry:
         return Entry(card, card.sizes)
     try:
         return Entry(card, {name: len(images.paths) for name, images in image_lists(card.name, root).items()})
-    except DataError as error:
+    except VPTError as error:
         return Entry(card, None, str(error) if (root / card.name).exists() else "")
 
 
@@ -131,12 +144,12 @@ def in_vtab_layout(name: str) -> bool:
 
 
 def _home(name: str) -> tuple[str, str, str | None] | None:
-    card = load_card(name)
+    card = card_of(name)
     return _MODULES.get(name) or (_MODULES.get(card.suite) if card is not None else None)
 
 
 def _modules(name: str, root: Path) -> Iterator[ImageDataModule]:
-    card, home = load_card(name), _home(name)
+    card, home = card_of(name), _home(name)
     if card is not None and card.suite == "demo":
         raise DataError(f"{name} is made by this package: it has no files.")
     if home is None:

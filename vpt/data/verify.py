@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from vpt.data.cards import load_card
-from vpt.data.catalog import bare_name, image_lists, in_vtab_layout
+from vpt.data.catalog import bare_name, card_of, image_lists, in_vtab_layout
 from vpt.data.images import ImageList
 from vpt.errors import DataError
 
@@ -87,7 +86,7 @@ def verify(name: str, root: Path) -> Report:
         DataError: A list is missing or malformed, so that there is nothing to count.
     """
     name = bare_name(name)
-    card = load_card(name)
+    card = card_of(name)
     lists = image_lists(name, root)
     sizes = card.sizes if card else {}
     classes = card.num_classes if card else 1 + max(int(images.labels.max()) for images in lists.values())
