@@ -17,7 +17,7 @@ def record() -> Record:
         index=np.array([0, 3, 7]),
         label=np.array([1, 0, 1]),
         logits=generator.normal(size=(3, 4)).astype(np.float32),
-        protocol={"set": "jpeg-3", "mask": None, "alpha": 0.25, "seed": None, "delta": {"specs": [{"name": "prompt"}]}},
+        protocol={"set": "fog-3", "alpha": 0.25, "seed": None, "delta": {"specs": [{"name": "prompt"}]}},
         complete=True,
     )
 
@@ -37,20 +37,6 @@ def test_a_record_comes_back_bit_for_bit(record: Record, tmp_path: Path) -> None
 def test_accuracy_is_computed_from_the_record(record: Record) -> None:
     logits = np.eye(4, dtype=np.float32)[[1, 0, 2]]
     assert replace(record, logits=logits).accuracy == pytest.approx(2 / 3)
-
-
-def test_only_the_classes_of_the_set_can_win(record: Record) -> None:
-    logits = np.array([[0, 1, 5, 2], [0, 1, 5, -1], [3, 1, 5, 4]], dtype=np.float32)
-    mask = [[0], [1, 3]]  # class 1 is answered by logits 1 and 3, class 2 does not occur
-    masked = replace(record, logits=logits, protocol={**record.protocol, "mask": mask})
-    inf = np.inf
-    assert masked.answers().tolist() == [[0, 2, -inf, -inf], [0, 1, -inf, -inf], [3, 4, -inf, -inf]]
-    assert masked.accuracy == pytest.approx(2 / 3)  # the labels are 1, 0, 1
-
-
-def test_a_record_that_does_not_say_which_classes_count_is_refused(record: Record) -> None:
-    with pytest.raises(DataError, match="does not say which classes count"):
-        replace(record, protocol={"set": "clean"}).answers()
 
 
 def test_a_record_of_half_precision_comes_back_as_such(record: Record, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def row(alpha: float, top1: float, kind: str = VAL) -> Row:
 def record(seed: int, **changes: Any) -> Record:
     logits = np.random.default_rng(seed).normal(size=(20, 4)).astype(np.float32)
     values: dict[str, Any] = {"index": np.arange(20), "label": np.arange(20) % 4, "logits": logits, "complete": True}
-    return Record(**values | {"protocol": {"set": "clean", "alpha": float(seed), "mask": None}} | changes)
+    return Record(**values | {"protocol": {"set": "clean", "alpha": float(seed), "groups": None}} | changes)
 
 
 def test_alpha_is_chosen_by_validation_rows_alone() -> None:
@@ -130,12 +130,14 @@ def masked(classes: int, shift: bool) -> Masked:
 def test_the_mask_of_a_set_is_kept_and_obeyed(prompts: Path, tmp_path: Path) -> None:
     result = measure(prompts, tmp_path, masked(2, shift=False))
     kept = read(tmp_path / "records" / "clean-alpha-0.5.parquet")
-    assert kept.protocol["mask"] == [[0], [1, 2]]
+    assert kept.protocol["groups"] == [[0], [1, 2]]
     answers = np.where(kept.logits[:, 0] >= kept.logits[:, 1:].max(axis=1), 0, 1)
     expected = (answers == kept.label).mean()
     assert next(row.top1 for row in result.rows if (row.set, row.alpha) == ("clean", 0.5)) == pytest.approx(expected)
 
 
 def test_an_image_outside_its_mask_is_refused(prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs full precision"):
+        measure(prompts, tmp_path, masked(2, shift=False), half=True)
     with pytest.raises(ConfigError, match="Class 2 occurs in 'art' of fake, but its class mask leaves it out"):
         measure(prompts, tmp_path, masked(2, shift=True))

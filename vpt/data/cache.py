@@ -32,6 +32,28 @@ def cache_folder() -> Path:
     return Path(os.environ.get("VPT_CACHE") or "~/.cache/vpt/images").expanduser()
 
 
+def usage() -> tuple[int, int]:
+    """Returns the number of cache files, unfinished ones included, and their bytes."""
+    sizes = [path.stat().st_size for path in _files()]
+    return len(sizes), sum(sizes)
+
+
+def clear() -> tuple[int, int]:
+    """Removes all cache files, unfinished ones included.
+
+    Returns:
+        The number of files and their bytes.
+    """
+    removed = usage()
+    for path in _files():
+        path.unlink(missing_ok=True)
+    return removed
+
+
+def _files() -> list[Path]:
+    return [path for path in cache_folder().glob("*") if path.suffix in (".npy", ".part")]
+
+
 def decoded(images: ImageList, preset: Preset, image_size: int) -> NDArray[np.uint8]:
     """Returns all images of a list, resized; decodes them unless an earlier call did.
 

@@ -108,18 +108,18 @@ def score(record: Record, name: str | None) -> Row:
         The row.
     """
     protocol, n = record.protocol, len(record.label)
-    answers = record.answers()
-    low, high = scores.wilson(int(scores.correct(answers, record.label).sum()), n)
+    logits = record.scored
+    low, high = scores.wilson(int(scores.correct(logits, record.label).sum()), n)
     return Row(
         set=protocol["set"],
         kind=protocol["kind"],
         severity=protocol["severity"],
         n=n,
         alpha=protocol["alpha"],
-        top1=scores.top1(answers, record.label),
+        top1=scores.top1(logits, record.label),
         low=low,
         high=high,
-        mean_per_class=scores.mean_per_class(answers, record.label),
+        mean_per_class=scores.mean_per_class(logits, record.label),
         record=name,
     )
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import vpt
 from vpt.data import ImageDataModule
-from vpt.data.corruptions import PARAMETERS
+from vpt.data.corruptions import BASIC, PARAMETERS
 from vpt.errors import ConfigError
 from vpt.robustness.evaluate import Pair, evaluate
 from vpt.robustness.held_out import VAL, why_not
@@ -40,6 +40,7 @@ def run(
     batch_size: int = 64,
     seed: int = 0,
     weights: str | None = None,
+    corruptions: Sequence[str] = BASIC,
     start: Path | None = None,
     half: bool = False,
 ) -> RobustnessResult:
@@ -61,6 +62,7 @@ def run(
         batch_size: Images in a forward pass.
         seed: Of the draw for `max_images`.
         weights: Where the backbone's weights are; None for where they were at training time.
+        corruptions: Kinds of corruption (:data:`vpt.data.corruptions.CORRUPTIONS`).
         start: A delta file of the same configuration, e.g. a run's ``init.safetensors``, that α = 0 is to be instead of
             the bare backbone: all trained tensors are then interpolated.
         half: Keep logits as float16; such records are not interpolated.
@@ -69,13 +71,14 @@ def run(
         The scores.
 
     Raises:
+        UnknownNameError: There is no such corruption.
         ConfigError: An argument is out of range, or delta, anchor and data do not belong together.
         DeltaFileError: A file is not a delta file, or belongs to other weights.
         DataError: An image cannot be read.
         WeightsError: The backbone's weights cannot be found.
     """
     _check_numbers(alphas, batch_size)
-    sets = evaluation_sets(data, severities)
+    sets = evaluation_sets(data, severities, corruptions)
     model, tensors = unfilled(delta, weights)
     check_data(delta, model, data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -192,19 +195,21 @@ def _pairs(
             "severity": item.severity,
             "parameter": None if item.severity is None else PARAMETERS[item.kind][item.severity - 1],
             "list": lists[item.split],
+            "groups": groups(data, item.split),
             "n": len(index),
             "seed": None if len(index) == len(dataset) else seed,
-            "mask": mask(data, item.split),
         }
+        half = protocol["logits"] == "float16"
+        if half and own["groups"] is not None:
+            raise ConfigError(f"{item.name} is scored among some classes, which needs full precision: no --half.")
         for alpha in alphas:
             full = protocol | own | {"alpha": float(alpha)}
             path = folder / f"{item.name}-alpha-{float(alpha)}.parquet"
-            half = protocol["logits"] == "float16"
             pairs.append(Pair(item, float(alpha), index, dataset.labels[index], data.num_classes, full, path, half))
     return pairs
 
 
-def mask(data: ImageDataModule, split: str) -> list[list[int]] | None:
+def groups(data: ImageDataModule, split: str) -> list[list[int]] | None:
     """Which classes count on a split, as its data module says.
 
     Args:
@@ -212,17 +217,17 @@ def mask(data: ImageDataModule, split: str) -> list[list[int]] | None:
         split: Name of the split.
 
     Returns:
-        Logits of each class, its label first; None if all classes count.
+        Positions of each class's logits, its label first; None if all classes count.
 
     Raises:
         ConfigError: An image's class is not among them.
     """
-    groups = data.groups(split) if hasattr(data, "groups") else None
-    if groups is None:
+    found = data.groups(split) if hasattr(data, "groups") else None
+    if found is None:
         return None
-    if strange := sorted(set(data.split(split).labels.tolist()) - {group[0] for group in groups}):
+    if strange := sorted(set(data.split(split).labels.tolist()) - {group[0] for group in found}):
         raise ConfigError(f"Class {strange[0]} occurs in {split!r} of {data.name}, but its class mask leaves it out.")
-    return [[int(position) for position in group] for group in groups]
+    return [[int(position) for position in group] for group in found]
 
 
 def _sha256(path: Path) -> str:
