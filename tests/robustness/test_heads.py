@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -12,8 +14,8 @@ from tests.robustness.fakes import BACKBONE, CLASSES, SIZE, task, weights, write
 from vpt.backbones import create_backbone
 from vpt.errors import ConfigError
 from vpt.robustness import run
-from vpt.robustness.heads import image_head, sub_head, write_head
-from vpt.robustness.text import clip_text, read_templates, text_head
+from vpt.robustness.heads import own_head, sub_head, write_head
+from vpt.robustness.text import clip_text, image_head, read_templates, text_head, zero_shot
 from vpt.tuning import load
 
 
@@ -96,6 +98,35 @@ def test_a_sub_head_gives_the_logits_of_its_classes() -> None:
         torch.testing.assert_close(sub_head(head, [7, 0, 3])(features), head(features)[:, [7, 0, 3]])
         bare = nn.Linear(5, 9, bias=False)
         torch.testing.assert_close(sub_head(bare, [1])(features), bare(features)[:, [1]])
+
+
+def published(folder: Path, classes: int) -> str:
+    """Weights with a classifier, as they are published."""
+    torch.manual_seed(0)
+    path = folder / "published.safetensors"
+    model = timm.create_model(BACKBONE, num_classes=classes, img_size=SIZE)
+    save_file({key: tensor + 0.01 for key, tensor in model.state_dict().items()}, path)
+    return str(path)
+
+
+def test_the_head_of_the_weights_is_the_whole_or_a_part(tmp_path: Path) -> None:
+    path = published(tmp_path, 9)
+    backbone = create_backbone(BACKBONE, path, SIZE)
+    whole = own_head(backbone)
+    assert torch.equal(whole.weight, load_file(path)["head.weight"])
+    assert torch.equal(own_head(backbone, [7, 2]).weight, whole.weight[[7, 2]])
+
+
+def test_texts_read_images_through_the_towers_projection(tmp_path: Path) -> None:
+    backbone = create_backbone(BACKBONE, published(tmp_path, 6), SIZE)
+    texts, images = text_head(CLASSES, ["{}"], encode, scale=10.0), task().split("train")
+    head = zero_shot(backbone, texts, images)
+    projection = own_head(backbone)
+    batch = torch.stack([images[row]["image"] for row in range(len(images))])
+    with torch.no_grad():
+        embedded = projection(backbone(batch))
+        clip = normalize(embedded) @ texts.weight.T
+        assert torch.equal(head(backbone(batch)).argmax(1), clip.argmax(1))
 
 
 @pytest.mark.parametrize(

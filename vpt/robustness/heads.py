@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpt.backbones import Backbone
+from vpt.backbones import Backbone, pretrained_head
 from vpt.errors import ConfigError
 from vpt.tuning.files import save_delta
 from vpt.tuning.model import TunedModel
@@ -41,35 +41,25 @@ def sub_head(head: nn.Linear, classes: Sequence[int]) -> nn.Linear:
             raise ConfigError(f"Classes {first} and {place} are both matched to {position}: only one could ever win.")
     rows = torch.tensor(list(classes), device=head.weight.device)
     bias = head.weight.new_zeros(known) if head.bias is None else head.bias
-    return _frozen(head.weight[rows], bias[rows])
+    return frozen(head.weight[rows], bias[rows])
 
 
-def image_head(texts: nn.Linear, projection: nn.Linear, features: Tensor) -> nn.Linear:
-    """Puts a text head behind the image tower's projection, as one linear head on pooled features.
-
-    CLIP divides each projected image by its own length, which no linear head can. Here all are divided by their mean
-    length: the answers (argmax) are exactly CLIP's, the logits differ by each image's length over the mean.
+def own_head(backbone: Backbone, classes: Sequence[int] | None = None) -> nn.Linear:
+    """The classifier that a backbone's weights were published with, or the part of it that a task needs.
 
     Args:
-        texts: (classes, embedding), from `vpt.robustness.text.text_head`.
-        projection: (embedding, features): the classifier of timm's CLIP weights.
-        features: (N, features), pooled features of some training images.
+        backbone: From `create_backbone`.
+        classes: As for `sub_head`; None for all.
 
     Returns:
         A frozen (classes, features) head.
 
     Raises:
-        ConfigError: The widths do not fit.
+        WeightsError: The weights have no linear classifier.
+        ConfigError: The match of classes is impossible.
     """
-    if texts.in_features != projection.out_features or projection.in_features != features.shape[-1]:
-        raise ConfigError(
-            f"Texts of width {texts.in_features}, a projection from {projection.in_features} to "
-            f"{projection.out_features} and features of width {features.shape[-1]} do not fit: take one CLIP model."
-        )
-    with torch.no_grad():
-        length = projection(features.to(projection.weight)).norm(dim=-1).mean()
-        offset = texts.bias if projection.bias is None else texts.bias + texts.weight @ projection.bias / length
-        return _frozen(texts.weight @ projection.weight / length, offset)
+    head = pretrained_head(backbone.name, backbone.weights)
+    return head if classes is None else sub_head(head, classes)
 
 
 def write_head(
@@ -107,7 +97,13 @@ def write_head(
     return save_delta(path, model)
 
 
-def _frozen(weight: Tensor, bias: Tensor) -> nn.Linear:
+def frozen(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A head that does not train.
+
+    Args:
+        weight: (classes, features).
+        bias: (classes,).
+    """
     made = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
         made.weight.copy_(weight)

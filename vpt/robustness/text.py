@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vpt.backbones import Backbone, pretrained_head
+from vpt.data import ImageDataset
 from vpt.errors import ConfigError, WeightsError
+from vpt.robustness.heads import frozen
 
 Encoder = Callable[[list[str]], Tensor]
 """Texts to embeddings (texts, embedding), of any length."""
@@ -63,10 +66,35 @@ def text_head(class_names: Sequence[str], templates: Sequence[str], encode: Enco
         each = nn.functional.normalize(encode([template.replace("{}", name) for template in templates]), dim=-1)
         rows.append(nn.functional.normalize(each.mean(dim=0), dim=-1))
     weight = torch.stack(rows) * scale
-    head = nn.Linear(weight.shape[1], len(names), dtype=weight.dtype, device=weight.device)
-    head.weight.copy_(weight)
-    head.bias.zero_()
-    return head.requires_grad_(False)
+    return frozen(weight, weight.new_zeros(len(names)))
+
+
+def image_head(texts: nn.Linear, projection: nn.Linear, features: Tensor) -> nn.Linear:
+    """Puts a text head behind the image tower's projection, as one linear head on pooled features.
+
+    CLIP divides each projected image by its own length, which no linear head can. Here all are divided by their mean
+    length: the answers (argmax) are exactly CLIP's, the logits differ by each image's length over the mean.
+
+    Args:
+        texts: (classes, embedding), from `text_head`.
+        projection: (embedding, features): the classifier of timm's CLIP weights.
+        features: (N, features), pooled features of some training images.
+
+    Returns:
+        A frozen (classes, features) head.
+
+    Raises:
+        ConfigError: The widths do not fit.
+    """
+    if texts.in_features != projection.out_features or projection.in_features != features.shape[-1]:
+        raise ConfigError(
+            f"Texts of width {texts.in_features}, a projection from {projection.in_features} to "
+            f"{projection.out_features} and features of width {features.shape[-1]} do not fit: take one CLIP model."
+        )
+    with torch.no_grad():
+        length = projection(features.to(projection.weight)).norm(dim=-1).mean()
+        offset = texts.bias if projection.bias is None else texts.bias + texts.weight @ projection.bias / length
+        return frozen(texts.weight @ projection.weight / length, offset)
 
 
 def clip_text(name: str, pretrained: str) -> tuple[Encoder, float]:
@@ -93,3 +121,26 @@ def clip_text(name: str, pretrained: str) -> tuple[Encoder, float]:
     except Exception as error:  # unknown names, files and every error of the hub's client
         raise WeightsError(f"open_clip cannot load {name} with {pretrained!r} ({type(error).__name__}).") from error
     return lambda texts: model.encode_text(tokenize(texts)), float(model.logit_scale.exp())
+
+
+@torch.inference_mode()
+def zero_shot(backbone: Backbone, texts: nn.Linear, images: ImageDataset, number: int = 256) -> nn.Linear:
+    """A text head on the pooled features of timm's CLIP image tower.
+
+    Args:
+        backbone: The image tower.
+        texts: (classes, embedding), from `text_head`.
+        images: Training images, which tell how long projected features are.
+        number: How many of them are looked at, evenly spread over the list.
+
+    Returns:
+        A frozen (classes, features) head.
+
+    Raises:
+        ConfigError: Tower and texts are not of one CLIP model.
+        WeightsError: The tower's weights have no projection.
+    """
+    projection = pretrained_head(backbone.name, backbone.weights)
+    rows = range(0, len(images), max(1, len(images) // number))
+    features = [backbone(images[row]["image"][None]) for row in rows]
+    return image_head(texts, projection, torch.cat(features))
