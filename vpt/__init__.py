@@ -10,7 +10,7 @@ from vpt.errors import VPTError
 
 if TYPE_CHECKING:
     from vpt.backbones import Backbone, create_backbone
-    from vpt.data import DigitsDataModule, ImageDataModule, ShapesDataModule, VTABDataModule
+    from vpt.data import DigitsDataModule, FolderDataModule, ImageDataModule, ShapesDataModule, VTABDataModule
     from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning
     from vpt.tuning import attach
     from vpt.tuning.bank import PromptBank
@@ -23,6 +23,7 @@ __all__ = [
     "DeltaTuning",
     "DigitsDataModule",
     "FineTuning",
+    "FolderDataModule",
     "ImageDataModule",
     "LinearProbe",
     "PromptBank",
@@ -42,6 +43,7 @@ _HOMES = {
     "DeltaTuning": "vpt.tasks",
     "DigitsDataModule": "vpt.data",
     "FineTuning": "vpt.tasks",
+    "FolderDataModule": "vpt.data",
     "ImageDataModule": "vpt.data",
     "LinearProbe": "vpt.tasks",
     "PromptBank": "vpt.tuning.bank",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ def run(args: list[str]) -> None:
         raise ConfigError(f"No run.json below {folder}: `vpt fit` writes one for each run.")
     console = Console()
     console.print(_table(folder, records))
+    for warning in check_same_preset(record.get("data") or {} for record in records.values()):
+        console.print(warning, highlight=False, soft_wrap=True)
     for home in records:
         console.print(f"\n{home}/", highlight=False, soft_wrap=True)
         for path in sorted(home.iterdir()):
@@ -36,6 +40,27 @@ def run(args: list[str]) -> None:
             size = sum(file.stat().st_size for file in files) / 1024
             name = f"{path.name}/ ({len(files)} files)" if path.is_dir() else path.name
             console.print(f"  {name:<48}{size:>8,.0f} KB", highlight=False, soft_wrap=True)
+
+
+def check_same_preset(data: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Finds tasks that were measured under more than one preset.
+
+    Args:
+        data: The ``data`` of each record, as :meth:`ImageDataModule.describe` gives it.
+
+    Returns:
+        A sentence for each such task.
+    """
+    presets: dict[str, Counter[str]] = {}
+    for described in data:
+        if "preset" in described:
+            presets.setdefault(described["name"], Counter())[described["preset"]] += 1
+    return [
+        f"Not comparable: the runs on {name} use different presets "
+        f"({', '.join(f'{preset}: {count}' for preset, count in used.items())})."
+        for name, used in presets.items()
+        if len(used) > 1
+    ]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -51,13 +76,14 @@ def _table(folder: Path, records: dict[Path, dict[str, Any]]) -> Any:
     from rich.table import Table
 
     title = f"Top-1 (%) of the runs in {folder}"
-    table = Table("run", "trained", "epochs", "seed", "val", "test", "n test", title=title)
+    table = Table("run", "preset", "trained", "epochs", "seed", "val", "test", "n test", title=title)
     for home, record in records.items():
         metrics, data = record.get("metrics", {}), record.get("data") or {}
         if data.get("shared_with_train", {}).get("val"):
             metrics = {key: value for key, value in metrics.items() if key != "val/acc"}
         table.add_row(
             str(home.relative_to(folder)),
+            str(data.get("preset", "–")),
             f"{record.get('parameters', {}).get('trainable', 0):,}",
             str(record.get("epochs", "–")),
             str(record.get("seed", "–")),

@@ -72,7 +72,7 @@ class ImageList:
     @property
     def title(self) -> str:
         """Folder and list."""
-        return f"{self.folder.name}-{self.file.stem}"
+        return f"{self.folder.resolve().name}-{self.file.stem}"
 
     def __len__(self) -> int:
         return len(self.paths)
