@@ -269,6 +269,31 @@ def test_unwritable_cache_means_decoding_on_demand_and_says_so(
     np.testing.assert_array_equal(np.stack([pixels[position] for position in range(9)]), expected)
 
 
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_read_only_cache_folder_means_decoding_on_demand(
+    images: ImageList, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "open", refuse)  # the tests may run as root, whom no permission stops
+    with pytest.warns(UserWarning, match=f"cannot be written: .*{os.strerror(code)}"):
+        assert isinstance(decoded(images, SQUARE, 16), OnDemand)
+
+
+@pytest.mark.slow
+def test_real_photos_are_the_same_from_processes_and_from_one(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VPT_CACHE", str(tmp_path))
+    photos = read_list(real_data / "caltech101" / "val200.txt", real_data / "caltech101")
+    for cropped in (True, False):
+        pixels = decoded(photos, PRESETS["fgvc"], 32, cropped=cropped)
+        alone = OnDemand(photos, PRESETS["fgvc"], 32, cropped)
+        assert isinstance(pixels, np.ndarray if cropped else Ragged)
+        assert all((pixels[position] == alone[position]).all() for position in range(200))
+
+
 def test_a_list_too_large_for_the_disk_is_decoded_on_demand(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
     size = 9 * 3 * 16 * 16
     free = int(size / cache.DISK_SHARE)

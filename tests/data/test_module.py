@@ -220,6 +220,13 @@ def test_fgvc_augmentation_cuts_from_the_scaled_image_and_evaluation_from_its_ce
     assert len({cut.numpy().tobytes() for cut in seen}) > 20
 
 
+def test_generated_tasks_are_cropped_too() -> None:
+    data = DigitsDataModule(preset="fgvc", augment="fgvc", image_size=14, batch_size=8)
+    assert data.split("train").images.shape == (1000, 3, 16, 16)
+    assert next(iter(data.train_dataloader()))["image"].shape == (8, 3, 14, 14)
+    assert next(iter(data.val_dataloader()))["image"].shape == (8, 3, 14, 14)
+
+
 def test_fgvc_augmentation_needs_a_preset_that_crops(task: Path) -> None:
     with pytest.raises(ConfigError, match="'fgvc' needs a preset that crops, such as 'fgvc', not 'vpt'"):
         VTABDataModule("fake", root=task.parent, augment="fgvc")

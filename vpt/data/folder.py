@@ -100,7 +100,7 @@ class FolderDataModule(ImageDataModule):
             )
             for split in sources
         }
-        super().__init__(name, class_names, splits, preset, image_size, **options)
+        super().__init__(name, class_names, splits, preset, image_size, card=None, **options)
 
 
 @dataclass
