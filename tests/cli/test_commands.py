@@ -77,7 +77,7 @@ def test_runs_of_one_task_under_different_presets_are_called_not_comparable(vpt:
     def write(folder: str, task: str, preset: str) -> None:
         home = tmp_path / "runs" / folder
         home.mkdir(parents=True)
-        data = {"name": task, "preset": preset}
+        data = {"name": task, "preset": preset, "counts": {"train": 16, "test": 9}}
         (home / "run.json").write_text(json.dumps({"metrics": {}, "data": data}))
 
     for number, (task, preset) in enumerate([("dtd", "vpt"), ("dtd", "vpt"), ("sun397", "noah")]):
@@ -87,4 +87,5 @@ def test_runs_of_one_task_under_different_presets_are_called_not_comparable(vpt:
     out = vpt("runs", "runs").out
     line = "Not comparable: the runs on dtd use different presets (vpt: 2, noah: 1)."
     assert out.splitlines().count(line) == 1
+    assert "runs/2/ (preset noah, 16 training images)" in out
     assert "sun397" not in out

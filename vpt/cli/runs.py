@@ -33,8 +33,12 @@ def run(args: list[str]) -> None:
     console.print(_table(folder, records))
     for warning in check_same_preset(record.get("data") or {} for record in records.values()):
         console.print(warning, highlight=False, soft_wrap=True)
-    for home in records:
-        console.print(f"\n{home}/", highlight=False, soft_wrap=True)
+    for home, record in records.items():
+        data = record.get("data") or {}
+        protocol = (
+            f" (preset {data['preset']}, {data['counts']['train']:,} training images)" if "preset" in data else ""
+        )
+        console.print(f"\n{home}/{protocol}", highlight=False, soft_wrap=True)
         for path in sorted(home.iterdir()):
             files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
             size = sum(file.stat().st_size for file in files) / 1024
@@ -76,14 +80,13 @@ def _table(folder: Path, records: dict[Path, dict[str, Any]]) -> Any:
     from rich.table import Table
 
     title = f"Top-1 (%) of the runs in {folder}"
-    table = Table("run", "preset", "trained", "epochs", "seed", "val", "test", "n test", title=title)
+    table = Table("run", "trained", "epochs", "seed", "val", "test", "n test", title=title)
     for home, record in records.items():
         metrics, data = record.get("metrics", {}), record.get("data") or {}
         if data.get("shared_with_train", {}).get("val"):
             metrics = {key: value for key, value in metrics.items() if key != "val/acc"}
         table.add_row(
             str(home.relative_to(folder)),
-            str(data.get("preset", "–")),
             f"{record.get('parameters', {}).get('trainable', 0):,}",
             str(record.get("epochs", "–")),
             str(record.get("seed", "–")),
