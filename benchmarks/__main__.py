@@ -23,6 +23,8 @@ from benchmarks.measure import (
     forward_pass,
     interleaved,
     machine,
+    matmul_ceiling,
+    step_flops,
     step_memory,
     training_step,
     vit_flops,
@@ -60,6 +62,7 @@ def deep_prompts(name: str, tokens: int, precision: str, mode: str, args: argpar
     row: Row = {"backbone": name, "tokens": tokens, "precision": precision, "mode": mode, "batch": args.batch}
     if precision == "fp32":
         row |= _flops(plain, images, tokens)
+    work = step_flops(plain[1], images)
     memory = [step_memory(model, images) for model in plain]
     models = [cast("nn.Module", torch.compile(model)) for model in plain] if mode == "compiled" else plain
     steps = interleaved([training_step(model, images) for model in models], args.rounds)
@@ -69,6 +72,7 @@ def deep_prompts(name: str, tokens: int, precision: str, mode: str, args: argpar
             zip(("plain", "ours", "untrimmed", "bare"), (round(v / args.batch, 2) for v in values), strict=True)
         )
     row["memory_mib"] = dict(zip(("plain", "ours", "untrimmed", "bare"), (m >> 20 for m in memory), strict=True))
+    row["tflops"] = round(work / steps[1] / 1e12, 3)
     row |= {"plain/ours": steps[0] / steps[1], "ours/bare": steps[1] / steps[3], "untrimmed/bare": steps[2] / steps[3]}
     return row
 
@@ -139,7 +143,7 @@ def mixed_batch(name: str, tasks: int, args: argparse.Namespace, device: str) ->
 
 HEADER = (
     "backbone", "n", "precision", "mode", "plain", "ours", "bare", "plain/ours", "FLOPs plain/ours",
-    "ours/bare", "untrimmed/bare", "MiB plain", "MiB ours", "MiB bare",
+    "ours/bare", "untrimmed/bare", "MiB plain", "MiB ours", "MiB bare", "TFLOP/s ours",
 )  # fmt: skip
 
 
@@ -151,6 +155,7 @@ def show(row: Row) -> str:
     cells += [f"{row['plain/ours']:.2f}", f"{row['flops plain/ours']:.2f}" if "flops plain/ours" in row else "–"]
     cells += [f"{row['ours/bare']:.2f}", f"{row['untrimmed/bare']:.2f}"]
     cells += [memory[name] for name in ("plain", "ours", "bare")]
+    cells.append(row["tflops"])
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -167,9 +172,11 @@ def main() -> None:
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     result: Row = {"machine": machine(device), "steps": [], "kept_features": [], "mixed_batch": []}
+    ceilings = {key: matmul_ceiling(PRECISIONS[key], device) / 1e12 for key in args.precisions}
+    result["machine"]["matmul_tflops"] = {key: round(value, 3) for key, value in ceilings.items()}
     print(json.dumps(result["machine"]))
     print("ms per image of a training step; MiB kept for backward (CPU) or peak (GPU) of a batch")
-    print(f"| {' | '.join(HEADER)} |", "|---|--:|---|---" + "|--:" * 10 + "|", sep="\n", flush=True)
+    print(f"| {' | '.join(HEADER)} |", "|---|--:|---|---" + "|--:" * 11 + "|", sep="\n", flush=True)
     for name in args.backbones:
         for precision in args.precisions:
             for mode in args.modes:
@@ -178,9 +185,9 @@ def main() -> None:
                     print(show(result["steps"][-1]), flush=True)
                     _write(args.out, result)
     for name in args.backbones:
-        result["kept_features"].append(kept_features(name, 20, args, device))
+        result["kept_features"].append(kept_features(name, 100, args, device))
         print("linear probe, features kept:", json.dumps(result["kept_features"][-1]), flush=True)
-        result["mixed_batch"].append(mixed_batch(name, 4, args, device))
+        result["mixed_batch"].append(mixed_batch(name, min(4, args.batch), args, device))
         print("four tasks in one batch:", json.dumps(result["mixed_batch"][-1]), flush=True)
         _write(args.out, result)
 

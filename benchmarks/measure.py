@@ -81,6 +81,25 @@ def forward_flops(model: nn.Module, images: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
+def step_flops(model: nn.Module, images: Tensor) -> int:
+    """Counted operations of a training step, forward and backward."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        training_step(model, images)()
+    return int(counter.get_total_flops())
+
+
+def matmul_ceiling(dtype: torch.dtype, device: str, rounds: int = 5) -> float:
+    """Operations a second of a large square matrix product: what a step could reach at best."""
+    side = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+
+    def product() -> None:
+        torch.mm(a, b)
+        _wait(a)
+
+    return float(2 * side**3 / interleaved([product], rounds)[0])
+
+
 def vit_flops(model: Any, batch: int, prompts: int, trim: bool) -> int:
     """The formula for VPT-deep as keys and values on a plain ViT with a class token, without the head.
 

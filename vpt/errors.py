@@ -51,10 +51,9 @@ class UnknownNameError(VPTError):
         """
         names = list(known)
         close = get_close_matches(name, names, n=1, cutoff=0.4)
-        if close:
-            hint = f"did you mean {close[0]!r}?"
-        elif len(names) <= 20:
-            hint = f"known are {', '.join(names)}."
-        else:
-            hint = f"{len(names)} names are known."
-        super().__init__(f"Unknown {kind} {name!r}: {hint}")
+        hints = [f"did you mean {close[0]!r}?"] if close else []
+        if len(names) <= 20:
+            hints.append(f"Known are {', '.join(names)}.")
+        elif not close:
+            hints.append(f"{len(names)} names are known.")
+        super().__init__(f"Unknown {kind} {name!r}: {' '.join(hints)}")

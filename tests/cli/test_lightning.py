@@ -15,7 +15,8 @@ from .conftest import CONFIGS, DEMO, QUICK, SMALL, Answer, Run, Vpt
 
 METHODS = sorted((CONFIGS / "method").glob("*.yaml"))
 BACKBONES = set((CONFIGS / "backbone").glob("*.yaml"))
-TASKS = sorted(set(CONFIGS.rglob("*.yaml")) - set(METHODS) - BACKBONES)
+VTAB = set((CONFIGS / "vtab").glob("*.yaml"))  # in test_vtab.py
+TASKS = sorted(set(CONFIGS.rglob("*.yaml")) - set(METHODS) - BACKBONES - VTAB)
 
 
 def _fast(vpt: Vpt, *args: str) -> Answer:
@@ -37,10 +38,14 @@ def test_every_shipped_config_trains(vpt: Vpt, tmp_path: Path, config: Path) -> 
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
-def test_every_method_lies_over_the_demo(vpt: Vpt, method: Path) -> None:
-    answer = vpt("fit", *DEMO, "-c", str(method), "--print_config")
+def test_every_method_lies_over_the_demo_from_fit_to_test(vpt: Vpt, method: Path) -> None:
+    answer = vpt("fit", *DEMO, "-c", str(method), *SMALL, *QUICK)
     assert answer.status == 0, answer.err
-    assert yaml.safe_load(answer.out)["model"]["init_args"]["backbone"] == "vit_nano_patch8_64"
+    (folder,) = Path("runs").glob("digits/*/version_0")
+    run = Run(folder.resolve())
+    answer = vpt("test", *run.config, "--ckpt_path", run.checkpoint, *SMALL)
+    assert answer.status == 0, answer.err
+    assert {"val/acc", "test/acc"} <= run.record["metrics"].keys()
     assert _fast(vpt, *DEMO, "-c", str(method)).status == 0
 
 

@@ -86,6 +86,7 @@ def test_missing_root_prints_the_tree_and_the_first_missing_path(tmp_path: Path)
     assert message.startswith(f"{tmp_path / 'nowhere' / 'caltech101'} does not exist; set VPT_DATA")
     for part in ("images/", "train800val200.txt", "val200.txt", "test.txt", "classes.json"):
         assert part in message
+    assert message.endswith("vpt data prepare vtab/caltech101 --source FOLDER")
 
 
 def test_missing_list_is_the_first_missing_path(task: Path) -> None:

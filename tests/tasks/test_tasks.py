@@ -108,16 +108,10 @@ def test_schedule_rises_linearly_and_falls_by_a_cosine() -> None:
     assert warmup_cosine(0, 10, 0.0) == 1.0
 
 
-def test_the_linear_probe_passes_each_image_through_the_backbone_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_linear_probe_passes_each_image_through_the_backbone_once() -> None:
     task = LinearProbe(**BASE)
     seen: list[int] = []
-    forward = task.model.backbone.forward
-
-    def count(images: torch.Tensor) -> torch.Tensor:
-        seen.append(len(images))
-        return forward(images)
-
-    monkeypatch.setattr(task.model.backbone, "forward", count)
+    task.model.backbone.layout.blocks[0].register_forward_hook(lambda block, args, out: seen.append(len(out)))
     run = trainer(epochs=2, batches=100)
     run.fit(task, datamodule=data())
     assert sum(seen) == 800 + 32  # all training images, four validation batches
@@ -135,13 +129,21 @@ def test_kept_features_train_the_same_head_as_fresh_ones() -> None:
     torch.testing.assert_close(heads[0], heads[1], rtol=1e-4, atol=1e-5)
 
 
+def test_kept_features_belong_to_their_data() -> None:
+    task = LinearProbe(**BASE)
+    for module in (data(), data(preset="vpt")):  # the same images, resized in another way
+        trainer(epochs=1, batches=2).fit(task, datamodule=module)
+        batch = next(iter(module.val_dataloader()))
+        torch.testing.assert_close(task.features(batch, "val"), task.model.backbone(batch["image"]))
+
+
 def test_lbfgs_puts_the_head_at_the_minimum_in_one_epoch() -> None:
     L.seed_everything(0)
     task, module = LinearProbe(**BASE, solver="lbfgs", l2=0.05), data(train="train800")
     run = trainer(epochs=1, batches=20)
     run.fit(task, datamodule=module)
     head = task.model.head
-    store = task._kept[0]._stores["train"] if task._kept else None
+    store = task._kept[1]._stores["train"] if task._kept else None
     assert store is not None
     index = store.known.nonzero().flatten()
     assert len(index) == 160
@@ -150,6 +152,28 @@ def test_lbfgs_puts_the_head_at_the_minimum_in_one_epoch() -> None:
     torch.testing.assert_close(head.weight, weight)
     torch.testing.assert_close(head.bias, bias)
     assert float(run.callback_metrics["val/acc"]) > 0.7  # measured with the solved head, not the drawn one
+
+
+def test_lbfgs_chooses_its_penalty_on_images_that_the_head_has_not_seen() -> None:
+    candidates = [0.01, 0.1, 30.0]
+    task, module = LinearProbe(**BASE, solver="lbfgs", l2=candidates), data(train="train800val200")
+    run = trainer(epochs=1, batches=125)
+    run.fit(task, datamodule=module)
+    parts = {}
+    for name in ("train", "val"):
+        images = module.split(name)
+        with torch.no_grad():
+            features = task.model.backbone(torch.from_numpy(images.images.copy()))
+        parts[name] = features, torch.from_numpy(images.labels)
+    (train, labels), val = parts["train"], parts["val"]
+    scores = {}
+    for l2 in candidates:  # train800 comes first in train800val200
+        weight, bias = fit_logistic(train[:800], labels[:800], 10, l2)
+        scores[l2] = float(((val[0] @ weight.T + bias).argmax(dim=1) == val[1]).float().mean())
+    best = max(candidates, key=lambda l2: (scores[l2], l2))
+    assert float(run.callback_metrics["train/l2"]) == pytest.approx(best)
+    weight, bias = fit_logistic(train, labels, 10, best)
+    torch.testing.assert_close(task.model.head.weight, weight, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +186,7 @@ def test_lbfgs_puts_the_head_at_the_minimum_in_one_epoch() -> None:
     ids=lambda deltas: "+".join(delta["name"] for delta in deltas),
 )
 def test_blocks_before_the_first_trained_parameter_run_once_per_image(
-    deltas: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    deltas: list[dict[str, Any]],
 ) -> None:
     trained = []
     for keep in (True, False):
@@ -302,6 +326,7 @@ def test_bad_hyperparameters_are_refused(options: dict[str, Any], error: type[Ex
     [
         ({"solver": "lbfg"}, UnknownNameError, "did you mean 'lbfgs'"),
         ({"solver": "lbfgs", "l2": 0.0}, ConfigError, "l2 must be positive"),
+        ({"solver": "lbfgs", "l2": []}, ConfigError, "l2 must be positive"),
     ],
 )
 def test_bad_solvers_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:

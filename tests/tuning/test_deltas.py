@@ -14,19 +14,27 @@ from vpt.backbones.factory import Backbone, create_backbone
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.tuning import DELTAS, Delta, attach
 from vpt.tuning.adapters import Adapter
+from vpt.tuning.locations import PromptAdd, PromptPad
 from vpt.tuning.lora import Lora
+from vpt.tuning.model import TunedModel
 from vpt.tuning.scale_shift import ScaleShift
 
 SPECS: dict[str, dict[str, Any]] = {
     "prompt": {"name": "prompt", "num_tokens": 5},
     "prompt-shallow": {"name": "prompt", "num_tokens": 5, "deep": False},
+    "prompt-projected": {"name": "prompt", "num_tokens": 5, "project": 7, "layers": [0, 2]},
+    "prompt-add": {"name": "prompt_add"},
+    "prompt-add-deep": {"name": "prompt_add", "deep": True},
+    "prompt-pad": {"name": "prompt_pad", "width": 3},
     "prefix": {"name": "prefix", "num_tokens": 5},
     "prefix-mlp": {"name": "prefix", "num_tokens": 5, "hidden": 7},
     "lora": {"name": "lora", "rank": 3, "targets": ["q", "k", "v", "proj", "fc2"]},
     "adapter": {"name": "adapter", "rank": 3},
     "houlsby": {"name": "adapter", "rank": 3, "placement": "houlsby"},
     "adaptformer": {"name": "adapter", "rank": 3, "placement": "parallel", "factor": 0.5},
+    "sidetune": {"name": "sidetune", "width": 3},
     "ssf": {"name": "ssf"},
+    "mlp-head": {"name": "mlp_head"},
     "bias": {"name": "bias"},
     "norm": {"name": "norm"},
     "partial": {"name": "partial", "blocks": 2},
@@ -63,7 +71,77 @@ DEAD = "attn/k_norm/bias"
 
 
 def test_every_delta_is_covered() -> None:
-    assert {str(spec["name"]) for spec in SPECS.values()} == set(DELTAS)
+    assert {str(spec["name"]) for spec in SPECS.values()} | {"linear"} == set(DELTAS)
+
+
+def test_a_linear_probe_trains_nothing_but_the_head_of_any_backbone() -> None:
+    backbone = create_backbone("resnet18", "random")
+    model = TunedModel(backbone, 4, [{"name": "linear"}])
+    assert set(model.trained()) == {"head.weight", "head.bias"}
+    halves = model.constant_part()
+    assert halves is not None
+    x = torch.rand(2, 3, 224, 224)
+    assert torch.equal(halves[1](halves[0](x)), backbone(x))
+
+
+def test_an_mlp_head_is_behind_what_is_constant() -> None:
+    model = TunedModel(make("swin")[0], 4, [{"name": "mlp_head"}])
+    halves = model.constant_part()
+    assert halves is not None
+    before = model.backbone.pooled(images("swin"))
+    assert torch.equal(halves[0](images("swin")), before)
+    assert relative(halves[1](before), before) > 1e-3
+    assert torch.equal(halves[1](before), model.backbone(images("swin")))
+
+
+def test_a_frame_changes_only_the_frame_and_an_added_prompt_only_its_patch() -> None:
+    backbone, _ = make("vit")
+    frame = PromptPad(backbone, width=8)  # of 32 pixels: the inner 2 × 2 of 4 × 4 patches stay
+    nn.init.ones_(frame.rows)
+    nn.init.ones_(frame.columns)
+    assert frame.frame().sum() == 3 * (32**2 - 16**2)
+    assert frame.frame()[:, 8:24, 8:24].abs().sum() == 0
+    added = PromptAdd(backbone)
+    assert isinstance(added.tokens, nn.Parameter)
+    added.tokens.data[0, 5] = 1.0
+    seen: list[Tensor] = []
+    first = backbone.layout.blocks[0]
+    first.register_forward_pre_hook(lambda block, args: seen.append(args[0]))
+    backbone(images())
+    added.attach()
+    backbone(images())
+    assert (seen[1] - seen[0]).abs().sum(dim=(0, 2)).nonzero().flatten().tolist() == [1 + 5]
+
+
+def test_prompts_behind_a_projection_are_stored_as_plain_prompts() -> None:
+    backbone, _ = make("vit")
+    delta = attach(backbone, [{"name": "prompt", "num_tokens": 3, "project": 5}])
+    tuned = backbone(images())
+    specs, tensors = delta.folded()
+    assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {"parts.0.tokens": (3, 3, 24)}
+    delta.detach()
+    attach(backbone, specs).load_state_dict(tensors)
+    assert torch.equal(backbone(images()), tuned)
+
+
+def test_a_second_delta_trains_on_a_frozen_first() -> None:
+    backbone, _ = make("vit")
+    before = state(backbone)
+    first = attach(backbone, [SPECS["prompt"]])
+    train(backbone, first, steps=3)
+    first.requires_grad_(False)
+    kept = {key: tensor.clone() for key, tensor in first.state_dict().items()}
+    tuned = backbone(images())
+    second = attach(backbone, [SPECS["lora"]])
+    assert torch.equal(backbone(images()), tuned)
+    train(backbone, second, steps=5)
+    assert relative(backbone(images()), tuned) > 1e-3
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in first.state_dict().items())
+    second.set_strength(0.0)
+    assert torch.equal(backbone(images()), tuned)
+    first.detach()
+    second.detach()
+    assert same(backbone, before)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -239,7 +317,11 @@ def test_a_trained_model_moves_to_another_precision_and_back_off() -> None:
 @pytest.mark.parametrize(
     ("specs", "error", "message"),
     [
-        ([{"name": "lora", "targets": ["qq"]}], UnknownNameError, "did you mean 'q'"),
+        (
+            [{"name": "lora", "targets": ["qq"]}],
+            UnknownNameError,
+            r"did you mean 'q'\? Known are q, k, v, proj, fc1, fc2",
+        ),
         ([{"name": "lora", "targets": []}], ConfigError, "at least one target of q, k, v"),
         ([{"name": "lora", "rank": 0}], ConfigError, "rank of LoRA must be at least 1"),
         ([{"name": "adapter", "rank": 0}], ConfigError, "rank of an adapter must be at least 1"),
@@ -247,6 +329,11 @@ def test_a_trained_model_moves_to_another_precision_and_back_off() -> None:
         ([{"name": "adapter", "placement": "parralel"}], UnknownNameError, "did you mean 'parallel'"),
         ([{"name": "partial", "blocks": 4}], ConfigError, "has 3 blocks: partial takes 1 to 3, got 4"),
         ([{"name": "bias"}, {"name": "norm"}], ConfigError, "Two deltas train .*norm1.bias: keep one"),
+        ([{"name": "mlp_head", "layers": 1}], ConfigError, "at least 2 layers, got 1"),
+        ([{"name": "sidetune", "width": 0}], ConfigError, "must be at least 1, got 0"),
+        ([{"name": "prompt_pad", "width": 16}], ConfigError, "does not fit 32 pixels: give 1 to 15"),
+        ([{"name": "prompt_add", "layers": [0, 1]}], ConfigError, "layers needs deep prompts"),
+        ([{"name": "prompt", "num_tokens": 1, "project": 0}], ConfigError, "positive width"),
         ([{"name": "lorra"}], UnknownNameError, "did you mean 'lora'"),
     ],
 )

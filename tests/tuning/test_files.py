@@ -182,3 +182,11 @@ def test_wrong_counts_are_refused() -> None:
         model().set_anchor(torch.nn.Linear(192, 4))
     with pytest.raises(UnknownNameError, match="prompt"):
         TunedModel(create_backbone(NANO, "random"), 3, [{"name": "prmpt"}])
+
+
+def test_a_file_of_format_1_stays_readable() -> None:
+    """Stored by version 0.1.0: prompts with dropout in blocks 0-2, a folded prefix, LoRA, norms and three classes."""
+    loaded = load(Path(__file__).parent / "stored" / "format-1.safetensors")
+    assert loaded.class_names == ["ant", "bee", "cat"]
+    ramp = torch.linspace(0, 255, 3 * 64 * 64).round().to(torch.uint8).view(1, 3, 64, 64)
+    torch.testing.assert_close(loaded(ramp), torch.tensor([[1.2050, 0.3092, -1.6042]]), rtol=0, atol=2e-3)

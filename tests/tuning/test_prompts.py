@@ -160,11 +160,27 @@ def test_whole_tokens_hold_no_prompt_and_agree_with_the_pooled_features(deep: bo
     assert relative(cast("Any", backbone.model).fc_norm(tokens[:, 0]), backbone(images())) <= 1e-12
 
 
+@pytest.mark.parametrize(
+    "family",
+    ["vit", "distilled", "dinov2-reg", "clip", "eva-token", "eva-post-norm-token", "rope-axial", "beit-shared"],
+)
+def test_only_pooled_tokens_pass_the_last_block(family: str) -> None:
+    backbone, twin = make(family)
+    seen: list[int] = []
+    last = cast("Any", backbone.layout.blocks[-1])
+    last.mlp.register_forward_hook(lambda mlp, args, out: seen.append(out.shape[1]))
+    pooled = backbone(images(family))
+    whole = backbone.tokens(images(family))
+    assert seen == [2 if family == "distilled" else 1, whole.shape[1]]
+    reference = cast("Any", twin).forward_head(cast("Any", twin).forward_features(images(family)), pre_logits=True)
+    assert relative(pooled, reference) <= 1e-12
+
+
 def test_initial_bound_is_the_papers() -> None:
     model = timm.create_model("vit_base_patch16_224", num_classes=0, depth=1)
     backbone = Backbone(model, "vit_base_patch16_224", "random", "random", 224, "none")
     (tokens,) = attach(backbone, [{"name": "prompt", "num_tokens": 50}]).parameters()
-    assert 0.062 < float(tokens.abs().max()) <= 0.0625  # √(6/1536): facts/vpt.md §2.1
+    assert 0.062 < float(tokens.detach().abs().max()) <= 0.0625  # √(6/1536): facts/vpt.md §2.1
 
 
 def test_only_the_prompts_train() -> None:

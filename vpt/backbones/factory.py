@@ -33,6 +33,7 @@ class Backbone(nn.Module):
         image_size: Height and width of the input in pixels.
         num_features: Width of the pooled features.
         fingerprint: SHA-256 of the weights as they were loaded.
+        readout: Passes the pooled features on; what changes only them hooks on here.
     """
 
     mean: Tensor
@@ -60,6 +61,7 @@ class Backbone(nn.Module):
         mean, std = _statistics(name, normalization)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.readout = nn.Identity()
         self._layout: TokenLayout | UnsupportedBackboneError
         try:
             self._layout = read_layout(model)
@@ -133,6 +135,17 @@ class Backbone(nn.Module):
 
         Returns:
             Pooled features before any classifier, (B, num_features).
+        """
+        return cast("Tensor", self.readout(self.pooled(images)))
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Encodes images without what hooks on `readout`.
+
+        Args:
+            images: As for `forward`.
+
+        Returns:
+            (B, num_features).
         """
         model = cast("Any", self.model)
         return cast("Tensor", model.forward_head(model.forward_features(self.normalize(images)), pre_logits=True))

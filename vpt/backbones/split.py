@@ -74,7 +74,7 @@ class SplitBackbone:
                 tokens = self._mergings[index](tokens)
             args, kwargs = self._besides[index]
             tokens = self.backbone.layout.blocks[index](tokens, *args, **kwargs)
-        return cast("Tensor", model.forward_head(model.norm(tokens), pre_logits=True))
+        return cast("Tensor", self.backbone.readout(model.forward_head(model.norm(tokens), pre_logits=True)))
 
     @torch.no_grad()
     def _record(self, like: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:

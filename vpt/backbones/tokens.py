@@ -13,9 +13,10 @@ from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from vpt.backbones.attention import OpenAttention, open_attention
+from vpt.backbones.pooled import POOLED
 from vpt.errors import UnsupportedBackboneError
 
 
@@ -28,6 +29,7 @@ class TokenLayout:
         attentions: Their attention modules, opened.
         norms: What each block applies to tokens on their way into the attention; nothing in post-norm blocks.
         dims: Width of the tokens in each block.
+        patches: Patches in each block, without class and register tokens.
         num_prefix: Class, distillation and register tokens at the head of the sequence.
         grid: Patches (rows, columns).
         patch_size: (height, width) in pixels.
@@ -40,6 +42,7 @@ class TokenLayout:
     attentions: list[OpenAttention]
     norms: list[nn.Module]
     dims: list[int]
+    patches: list[int]
     num_prefix: int
     grid: tuple[int, int]
     patch_size: tuple[int, int]
@@ -48,32 +51,10 @@ class TokenLayout:
     windowed: bool = False
 
 
-class PooledBlock(Block):  # type: ignore[misc]  # timm is untyped
-    """timm's pre-norm `Block` that lets only the tokens its attention answers for go on.
-
-    Exact for the tokens that remain: a block mixes tokens only through keys and values (DESIGN decision 3).
-    """
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Runs the block.
-
-        Args:
-            x: Tokens (B, N, dim).
-            attn_mask: Passed on to the attention.
-            is_causal: Passed on to the attention.
-
-        Returns:
-            The first `attn.num_queries` tokens, or all of them if that is None: (B, n, dim).
-        """
-        attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
-        x = x[:, : self.attn.num_queries] + self.drop_path1(self.ls1(attended))
-        return cast("Tensor", x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
-
-
 # Exact types: a subclass may do anything.
 SEQUENCES = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)
 WINDOWED = (SwinTransformer, SwinTransformerV2)
-PRE_NORM = (Block, PooledBlock, EvaBlock, BeitBlock, SwinTransformerBlock)
+PRE_NORM = (Block, EvaBlock, BeitBlock, SwinTransformerBlock)
 POST_NORM = (ResPostBlock, EvaBlockPostNorm, SwinTransformerV2Block)
 
 
@@ -111,14 +92,15 @@ def _sequence(model: Any) -> TokenLayout:
         attentions=[open_attention(block.attn) for block in blocks],
         norms=norms,
         dims=[int(model.embed_dim)] * len(blocks),
+        patches=[math.prod(model.patch_embed.grid_size)] * len(blocks),
         num_prefix=int(model.num_prefix_tokens),
         grid=tuple(model.patch_embed.grid_size),
         patch_size=tuple(model.patch_embed.patch_size),
         pooled=pooled,
         has_class_token=model.cls_token is not None,
     )
-    if pooled is not None and type(blocks[-1]) in (Block, PooledBlock):
-        blocks[-1].__class__ = PooledBlock
+    if pooled is not None:
+        blocks[-1].__class__ = POOLED.get(type(blocks[-1]), type(blocks[-1]))
         layout.attentions[-1].num_queries = pooled
     return layout
 
@@ -134,6 +116,7 @@ def _windows(model: Any) -> TokenLayout:
         attentions=[open_attention(block.attn, _count_windows(block)) for block in blocks],
         norms=norms,
         dims=[int(block.dim) for block in blocks],
+        patches=[math.prod(block.input_resolution) for block in blocks],
         num_prefix=0,
         grid=tuple(blocks[-1].input_resolution),
         patch_size=tuple(model.patch_embed.patch_size),
@@ -144,11 +127,12 @@ def _windows(model: Any) -> TokenLayout:
 
 
 def _entry(index: int, block: Any) -> nn.Module:
-    if type(block) in PRE_NORM:
+    kind = next((own for own, pooled in POOLED.items() if type(block) is pooled), type(block))
+    if kind in PRE_NORM:
         return cast("nn.Module", block.norm1)
-    if type(block) in POST_NORM:
+    if kind in POST_NORM:
         return nn.Identity()
-    known = ", ".join(cls.__name__ for cls in (*PRE_NORM, *POST_NORM) if cls is not PooledBlock)
+    known = ", ".join(cls.__name__ for cls in (*PRE_NORM, *POST_NORM))
     raise UnsupportedBackboneError(
         f"Prompts are not known to be exact on block {index}, a {type(block).__name__}; supported are {known}."
     )

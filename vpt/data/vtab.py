@@ -112,6 +112,9 @@ def _check_tree(folder: Path, files: dict[str, Path]) -> None:
     if missing is None:
         return
     tree = _TREE.format(folder=folder, **{name: file.stem for name, file in files.items()})
+    card = load_card(folder.name)
+    if card is not None and card.suite == "vtab":
+        tree += f"\nFrom the original: vpt data prepare vtab/{card.name} --source FOLDER"
     raise DataError(
         f"{missing} does not exist; set VPT_DATA or the root to the folder that holds the task, laid out as\n{tree}"
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import lightning as L
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
@@ -81,8 +82,7 @@ class ClassificationTask(L.LightningModule):
         self.model = TunedModel(encoder, num_classes, self.specs())
         self._metrics(num_classes)
         self._finite: Tensor | None = None
-        halves = self.model.constant_part()
-        self._kept = None if halves is None else (FeatureCache(halves[0]), halves[1])
+        self._kept: tuple[Any, FeatureCache, Callable[[Tensor], Tensor]] | None = None
 
     def specs(self) -> list[dict[str, Any]]:
         """The delta that the task trains, as for `vpt.attach`; empty for none."""
@@ -143,9 +143,12 @@ class ClassificationTask(L.LightningModule):
             (B, num_features).
         """
         data = getattr(self.trainer, "datamodule", None)
-        if self._kept is None or split == "test" or data is None or getattr(data, "augmented", True):
+        halves = self.model.constant_part()
+        if halves is None or split == "test" or data is None or getattr(data, "augmented", True):
             return cast("Tensor", self.model.backbone(batch["image"]))
-        cache, rest = self._kept
+        if self._kept is None or self._kept[0] is not data:  # other data, other constants
+            self._kept = data, FeatureCache(halves[0]), halves[1]
+        _, cache, rest = self._kept
         return rest(cache(split, len(data.split(split)), batch["index"], batch["image"]))
 
     def logits(self, batch: Batch, split: str) -> Tensor:
@@ -235,7 +238,7 @@ class ClassificationTask(L.LightningModule):
         """
         return {"index": batch["index"], "logits": self(batch["image"])}
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | None:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser and the schedule per step.
 
         Returns:

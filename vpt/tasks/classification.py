@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.tasks.base import Batch, ClassificationTask
-from vpt.tuning.logistic import fit_logistic
+from vpt.tuning.logistic import choose_l2, fit_logistic
 
 
 class PromptTuning(ClassificationTask):
@@ -53,23 +53,28 @@ class LinearProbe(ClassificationTask):
     Without augmentation each image passes the backbone once; later epochs read its features from memory.
     """
 
-    def __init__(self, solver: Literal["gradient", "lbfgs"] = "gradient", l2: float = 0.01, **task: Any) -> None:
+    def __init__(
+        self, solver: Literal["gradient", "lbfgs"] = "gradient", l2: float | list[float] = 0.01, **task: Any
+    ) -> None:
         """Builds the task.
 
         Args:
             solver: ``gradient`` trains with the optimiser; ``lbfgs`` puts the head at the minimum of the regularised
                 cross-entropy over the images of the epoch (`vpt.tuning.logistic`), so that one epoch is enough.
-            l2: Penalty on the head's weights with ``lbfgs``, positive; choose it on val200.
+            l2: Penalty on the head's weights with ``lbfgs``, positive. Of several, the one whose head is best on the
+                validation images when trained on the training images that are not among them; then the head is fitted
+                to all training images.
             **task: See `ClassificationTask`.
 
         Raises:
-            ConfigError: `l2` is not positive.
+            ConfigError: `l2` is empty or not positive.
             UnknownNameError: The solver does not exist.
         """
         super().__init__(**task)
         if solver not in ("gradient", "lbfgs"):
             raise UnknownNameError("solver", solver, ("gradient", "lbfgs"))
-        if l2 <= 0.0:
+        self._candidates = list(l2) if isinstance(l2, list) else [l2]
+        if not self._candidates or min(self._candidates) <= 0.0:
             raise ConfigError(f"l2 must be positive, got {l2}.")
         self.automatic_optimization = solver == "gradient"
         self._epoch: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -101,21 +106,41 @@ class LinearProbe(ClassificationTask):
         self._epoch = []
         seen: dict[int, int] = {image: row for row, image in enumerate(index.tolist())}
         rows = list(seen.values())  # a distributed sampler repeats images so that all processes get as many
-        head = self.model.head
-        weight, bias = fit_logistic(features[rows], labels[rows], head.out_features, float(self.hparams["l2"]))
+        features, labels, index = features[rows], labels[rows], index[rows]
+        head, l2 = self.model.head, self._candidates[0]
+        if len(self._candidates) > 1:
+            l2 = self._choose(features, labels, index)
+            self.log("train/l2", l2, batch_size=len(rows))
+        weight, bias = fit_logistic(features, labels, head.out_features, l2)
         with torch.no_grad():
             head.weight.copy_(weight)
             head.bias.copy_(bias)
-        loss = nn.functional.cross_entropy(self.model.classify(features[rows]), labels[rows])
+        cast("Any", self.optimizers()).step()
+        loss = nn.functional.cross_entropy(self.model.classify(features), labels)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(rows))
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | None:
-        """Builds optimiser and schedule, or nothing for ``lbfgs``.
+    def _choose(self, features: Tensor, labels: Tensor, index: Tensor) -> float:
+        """Chooses `l2` on the validation images, with a head that has not seen them."""
+        data = cast("Any", self.trainer).datamodule
+        if data is None:
+            raise ConfigError("Several values of l2 need a data module with validation images to choose on.")
+        validated = set(data.split("val").paths)
+        apart = torch.tensor([path not in validated for path in data.split("train").paths], device=index.device)[index]
+        batches = [{key: part.to(index.device) for key, part in batch.items()} for batch in data.val_dataloader()]
+        val = torch.cat([self.features(batch, "val") for batch in batches]), torch.cat([b["label"] for b in batches])
+        return choose_l2((features[apart], labels[apart]), val, self.model.head.out_features, self._candidates)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Builds optimiser and schedule; for ``lbfgs`` one that never moves anything.
+
+        Lightning counts steps, and keeps a checkpoint, only where an optimiser steps.
 
         Returns:
             What Lightning expects.
         """
-        return super().configure_optimizers() if self.automatic_optimization else None
+        if self.automatic_optimization:
+            return super().configure_optimizers()
+        return torch.optim.SGD(self.model.head.parameters(), lr=0.0)
 
 
 class DeltaTuning(ClassificationTask):
@@ -147,4 +172,3 @@ class FineTuning(ClassificationTask):
         """
         super().__init__(**task)
         self.model.backbone.unfreeze()
-        self._kept = None

@@ -11,19 +11,27 @@ from torch import Tensor, nn
 from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError, UnknownNameError, VPTError
 from vpt.tuning.adapters import Adapter
+from vpt.tuning.locations import PromptAdd, PromptPad
 from vpt.tuning.lora import Lora
 from vpt.tuning.part import DeltaPart
 from vpt.tuning.prefix import Prefix
 from vpt.tuning.prompts import Prompt
+from vpt.tuning.readout import Linear, MlpHead
 from vpt.tuning.scale_shift import ScaleShift
+from vpt.tuning.side import SideTune
 from vpt.tuning.subset import Bias, Full, Norm, Partial
 
 DELTAS: dict[str, type[DeltaPart]] = {
     "prompt": Prompt,
+    "prompt_add": PromptAdd,
+    "prompt_pad": PromptPad,
     "prefix": Prefix,
     "adapter": Adapter,
+    "sidetune": SideTune,
     "lora": Lora,
     "ssf": ScaleShift,
+    "linear": Linear,
+    "mlp_head": MlpHead,
     "bias": Bias,
     "norm": Norm,
     "partial": Partial,
@@ -105,8 +113,8 @@ class Delta(nn.Module):
 
         Args:
             alpha: 1 for the tuned model, 0 for the backbone. Between them log α is added to the attention logits of
-                prompt keys (scaling the prompts themselves would do nothing: the norm removes it), the changes of LoRA,
-                adapters and SSF are scaled, and trained parameters of the backbone are interpolated.
+                prompt keys (scaling the prompts themselves would do nothing: the norm removes it), trained parameters
+                of the backbone are interpolated, and the changes of all other deltas are scaled.
 
         Raises:
             ConfigError: α lies outside [0, 1].

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from vpt.errors import ConfigError
@@ -45,6 +46,20 @@ def pick(stacked: nn.Parameter | nn.ParameterList, layer: int) -> Tensor:
             return cast("Tensor", run[layer])
         layer -= len(run)
     raise IndexError(layer)
+
+
+def named_stack(name: str, matrices: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Lays matrices out as `stack` does, under the names that its parameters have.
+
+    Args:
+        name: Of the attribute that holds them.
+        matrices: (n, dim) of each layer.
+
+    Returns:
+        One tensor (layers, n, dim) where all shapes are equal, else one for each run of equal shapes.
+    """
+    runs = [torch.stack(list(run)) for _, run in groupby(matrices, key=lambda matrix: matrix.shape)]
+    return {name: runs[0]} if len(runs) == 1 else {f"{name}.{index}": run for index, run in enumerate(runs)}
 
 
 def chosen_blocks(depth: int, layers: Sequence[int] | None) -> list[int]:

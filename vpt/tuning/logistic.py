@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -60,3 +62,29 @@ def fit_logistic(features: Tensor, labels: Tensor, num_classes: int, l2: float) 
         raise DivergedError(f"L-BFGS stopped at a gradient of {worst:.1e}, not at the minimum: raise l2 ({l2}).")
     weight, bias = head.detach()[:, :-1], head.detach()[:, -1]
     return weight.contiguous().to(features), (bias - weight @ centre).to(features)
+
+
+def choose_l2(
+    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], num_classes: int, candidates: Sequence[float]
+) -> float:
+    """Picks the penalty whose head classifies validation images best; ties go to the stronger one.
+
+    Args:
+        train: Features (N, dim) and labels (N,) of images that are not validated on.
+        val: Features (M, dim) and labels (M,).
+        num_classes: Rows of the head.
+        candidates: Penalties, positive.
+
+    Returns:
+        One of the candidates.
+
+    Raises:
+        ConfigError: A candidate is not positive.
+        DivergedError: A minimum was not reached.
+    """
+
+    def right(l2: float) -> int:
+        weight, bias = fit_logistic(*train, num_classes, l2)
+        return int(((val[0] @ weight.T + bias).argmax(dim=1) == val[1]).sum())
+
+    return max(sorted(candidates, reverse=True), key=right)

@@ -24,6 +24,7 @@ class Lora(DeltaPart):
     strength scales the change: at 0 the frozen map runs alone.
 
     Attributes:
+        targets: The maps that are changed, by ``block_name``.
         down: A of each map by ``block_name``, (rank, inputs).
         up: B of each map, (outputs, rank); zero at first, so that training starts from the backbone.
     """
@@ -64,11 +65,11 @@ class Lora(DeltaPart):
                 raise UnknownNameError(f"LoRA target of {backbone.name}", name, known)
         self._blocks = chosen_blocks(len(blocks), layers)
         self.factor = 1.0 if scale is None else scale / rank
-        self._targets: dict[str, LinearTarget] = {
+        self.targets: dict[str, LinearTarget] = {
             f"{index}_{name}": blocks[index][name] for index in self._blocks for name in targets
         }
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
-        for key, target in self._targets.items():
+        for key, target in self.targets.items():
             down = backbone.mean.new_empty(rank, target.module.in_features)
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
             self.down[key] = nn.Parameter(down)
@@ -83,7 +84,7 @@ class Lora(DeltaPart):
     def attach(self) -> None:
         """Adds the low-rank path to every map."""
         self._hooks = [
-            target.module.register_forward_hook(partial(self._add, key)) for key, target in self._targets.items()
+            target.module.register_forward_hook(partial(self._add, key)) for key, target in self.targets.items()
         ]
 
     def detach(self) -> None:
@@ -96,13 +97,13 @@ class Lora(DeltaPart):
     def expected_parameters(self) -> int:
         """Σ rank · (inputs + outputs) over the maps."""
         rank = next(iter(self.down.values())).shape[0]
-        return sum(rank * (t.module.in_features + t.stop - t.start) for t in self._targets.values())
+        return sum(rank * (t.module.in_features + t.stop - t.start) for t in self.targets.values())
 
     @torch.no_grad()
     def merge(self) -> None:
         """Adds the change, at the present strength, to the frozen weights: same function, no cost at inference."""
         self.unmerge()
-        for key, target in self._targets.items():
+        for key, target in self.targets.items():
             weight = target.module.weight[target.start : target.stop]
             self._merged[key] = weight.clone()
             weight += self._strength * self.factor * (self.up[key] @ self.down[key])
@@ -111,7 +112,7 @@ class Lora(DeltaPart):
     def unmerge(self) -> None:
         """Puts the frozen weights back, bit for bit."""
         for key, weight in self._merged.items():
-            target = self._targets[key]
+            target = self.targets[key]
             target.module.weight[target.start : target.stop] = weight
         self._merged = {}
 
@@ -123,7 +124,7 @@ class Lora(DeltaPart):
     def _add(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if self._strength == 0.0 or self._merged:
             return out
-        target = self._targets[key]
+        target = self.targets[key]
         change: Tensor = (args[0] @ self.down[key].T) @ self.up[key].T * (self.factor * self._strength)
         if (target.start, target.stop) == (0, out.shape[-1]):
             return out + change

@@ -12,6 +12,7 @@ from vpt.backbones.factory import Backbone
 from vpt.backbones.split import SplitBackbone
 from vpt.errors import ConfigError
 from vpt.tuning.delta import Delta, attach
+from vpt.tuning.part import READOUT
 
 
 class TunedModel(nn.Module):
@@ -99,9 +100,9 @@ class TunedModel(nn.Module):
         """
         if not self.backbone.frozen:
             return None
-        if self.delta is None:
-            return self.backbone, nn.Identity()
-        cut = self.delta.first_block()
+        cut = READOUT if self.delta is None else self.delta.first_block()
+        if cut == READOUT:
+            return self.backbone.pooled, self.backbone.readout
         if cut == 0:
             return None
         halves = SplitBackbone(self.backbone, cut)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from vpt.errors import ConfigError
+
+READOUT = sys.maxsize
+"""The place behind all blocks, as an answer of `DeltaPart.first_block`."""
 
 
 class DeltaPart(nn.Module, ABC):
@@ -40,7 +44,7 @@ class DeltaPart(nn.Module, ABC):
         """The number of trained parameters by the method's formula."""
 
     def first_block(self) -> int:
-        """How many blocks of the backbone lie before everything that it changes; 0 unless it says more."""
+        """How many blocks lie before everything that it changes: 0 unless it says more, `READOUT` for all of them."""
         return 0
 
     def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

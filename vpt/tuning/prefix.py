@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vpt.backbones.attention import OpenAttention
 from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError
 from vpt.tuning.extra_keys import DropoutMode, ExtraKeys
-from vpt.tuning.layers import chosen_blocks, numbers_by_layer, pick, stack
+from vpt.tuning.layers import chosen_blocks, named_stack, numbers_by_layer, pick, stack
 
 
 class Prefix(ExtraKeys):
@@ -120,13 +119,5 @@ class Prefix(ExtraKeys):
         if self.hidden is None:
             return super().folded()
         pairs = [self.pair(layer) for layer in range(len(self._shapes))]
-        tensors: dict[str, Tensor] = {}
-        for name, parts in zip(("keys", "values"), zip(*pairs, strict=True), strict=True):
-            filled = stack(self._shapes, self.embedding.detach(), torch.zero_)
-            for layer, part in enumerate(parts):
-                pick(filled, layer).data.copy_(part.detach())
-            if isinstance(filled, nn.Parameter):
-                tensors[name] = filled
-            else:
-                tensors |= {f"{name}.{run}": part for run, part in enumerate(filled)}
-        return {"hidden": None}, {key: tensor.detach() for key, tensor in tensors.items()}
+        keys, values = ([part.detach() for part in parts] for parts in zip(*pairs, strict=True))
+        return {"hidden": None}, named_stack("keys", keys) | named_stack("values", values)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from vpt.backbones.attention import OpenAttention
 from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError
 from vpt.tuning.extra_keys import DropoutMode, Edited, ExtraKeys
-from vpt.tuning.layers import chosen_blocks, numbers_by_layer, pick, stack
+from vpt.tuning.layers import chosen_blocks, named_stack, numbers_by_layer, pick, stack
 from vpt.tuning.window_prompts import WindowPrompts
 
 
@@ -29,6 +30,7 @@ class Prompt(ExtraKeys):
     Attributes:
         tokens: The prompts, (layers, n, dim); layers is 1 if shallow or shared. Where number or width changes from
             layer to layer, a list of such tensors, one for each run of equal layers.
+        projection: From narrower prompts to the backbone's width, one for all layers; or None.
     """
 
     modes = ("sample", "shared", "key_value", "prompt")
@@ -42,6 +44,7 @@ class Prompt(ExtraKeys):
         dropout_mode: DropoutMode = "sample",
         layers: Sequence[int] | None = None,
         shared: bool = False,
+        project: int | None = None,
         log_bias: bool = False,
         reference_pooling: bool = False,
     ) -> None:
@@ -58,6 +61,8 @@ class Prompt(ExtraKeys):
                 two need deep prompts.
             layers: With deep prompts, only in blocks ``[first, last + 1]``, counted from 0; None for all.
             shared: With deep prompts, the same prompts in every layer.
+            project: Learn prompts of this width and a linear map from it to the backbone's, one for all layers. A delta
+                file holds the mapped prompts.
             log_bias: Adds −log n to the attention logits of n prompts, so that at first they take the attention of one
                 token instead of n/(n + N) of it.
             reference_pooling: With shallow prompts on Swin, the final average includes the prompts, as in the reference
@@ -82,10 +87,12 @@ class Prompt(ExtraKeys):
         shapes = [(number, self.layout.dims[block]) for number, block in zip(numbers, blocks, strict=True)]
         if shared and len(set(shapes)) > 1:
             raise ConfigError("Shared prompts need the same number and width in every layer.")
-        height, width = self.layout.patch_size
-        bound = math.sqrt(6 / (3 * height * width + self.layout.dims[0]))
         self._shapes = shapes[:1] if shared else shapes
-        self.tokens = stack(self._shapes, backbone.mean, lambda tensor: tensor.uniform_(-bound, bound))
+        self.projection = None if project is None else self._projection(project, backbone.mean)
+        drawn = self._shapes if project is None else [(number, project) for number, _ in self._shapes]
+        height, width = self.layout.patch_size
+        bound = math.sqrt(6 / (3 * height * width + drawn[0][1]))
+        self.tokens = stack(drawn, backbone.mean, lambda tensor: tensor.uniform_(-bound, bound))
         self._hooks: list[RemovableHandle] = []
 
     def _check_shallow(self, by_layer: bool) -> None:
@@ -96,6 +103,17 @@ class Prompt(ExtraKeys):
         if by_layer:
             raise ConfigError("layers, shared and a list of num_tokens need deep prompts.")
 
+    def _projection(self, width: int, like: Tensor) -> nn.Linear:
+        """As the reference draws it: Kaiming normal over the outputs."""
+        dims = {dim for _, dim in self._shapes}
+        if width < 1 or len(dims) > 1:
+            raise ConfigError(
+                f"project maps prompts of a positive width to one width of tokens, got {width} to {sorted(dims)}."
+            )
+        layer = nn.Linear(width, dims.pop(), dtype=like.dtype, device=like.device)
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+        return layer
+
     def prompts(self, layer: int) -> Tensor:
         """The prompts of a layer.
 
@@ -105,11 +123,22 @@ class Prompt(ExtraKeys):
         Returns:
             (n, dim).
         """
-        return pick(self.tokens, 0 if self.shared else layer)
+        own = pick(self.tokens, 0 if self.shared else layer)
+        return own if self.projection is None else cast("Tensor", self.projection(own))
 
     def expected_parameters(self) -> int:
-        """Σ n · dim over the layers; one layer if shallow or shared."""
-        return sum(number * dim for number, dim in self._shapes)
+        """Σ n · dim over the layers (one if shallow or shared); projected from width d: Σ n · d + (d + 1) · dim."""
+        if self.projection is None:
+            return sum(number * dim for number, dim in self._shapes)
+        width, dim = self.projection.in_features, self.projection.out_features
+        return sum(number for number, _ in self._shapes) * width + (width + 1) * dim
+
+    def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Prompts behind their projection."""
+        if self.projection is None:
+            return super().folded()
+        mapped = [self.prompts(layer).detach() for layer in range(len(self._shapes))]
+        return {"project": None}, named_stack("tokens", mapped)
 
     def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the prompts, projected by the block's own norm and weights (DESIGN decision 1).

@@ -44,7 +44,7 @@ class WindowPrompts:
         backbone = self.backbone[0]
         handles = [backbone.layout.blocks[0].register_forward_pre_hook(self._start)]
         if self.reference_pooling:
-            handles.append(backbone.register_forward_hook(self._pool))
+            handles.append(backbone.readout.register_forward_hook(self._pool, prepend=True))
         return handles
 
     def travel(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:

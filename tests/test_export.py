@@ -1,0 +1,85 @@
+"""What leaves the house is the same function elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from vpt.backbones import create_backbone
+from vpt.cli import main
+from vpt.errors import ConfigError
+from vpt.export import export_peft
+from vpt.tuning.files import load, save_delta
+from vpt.tuning.model import TunedModel
+
+CASES = [("vit_nano_patch8_64", "pretrained"), ("swin_tiny_patch4_window7_224", "random")]
+TARGETS = ["q", "v", "proj", "fc1"]
+
+
+def tuned(name: str, weights: str, deltas: list[dict[str, object]]) -> TunedModel:
+    torch.manual_seed(0)
+    model = TunedModel(create_backbone(name, weights), 5, deltas)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.mark.parametrize(("name", "weights"), CASES)
+def test_peft_loads_the_adapter_and_gives_equal_logits(name: str, weights: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="the optional library peft is not installed")
+    model = tuned(name, weights, [{"name": "lora", "rank": 3, "scale": 6.0, "targets": TARGETS}])
+    folder = export_peft(model, tmp_path / "adapter")
+    other = timm.create_model(name, num_classes=5).eval()
+    own = {key: tensor for key, tensor in model.backbone.model.state_dict().items() if key in other.state_dict()}
+    other.load_state_dict(own, strict=False)
+    adapted = peft.PeftModel.from_pretrained(other, str(folder))
+    images = torch.rand(2, 3, model.backbone.image_size, model.backbone.image_size)
+    with torch.no_grad():
+        theirs, ours = adapted(model.backbone.normalize(images)), model(images)
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "weights"), CASES)
+def test_the_adapter_holds_the_change_of_every_layer(name: str, weights: str, tmp_path: Path) -> None:
+    spec = {"name": "lora", "rank": 3, "scale": 6.0, "targets": TARGETS}
+    model = tuned(name, weights, [spec])
+    folder = export_peft(model, tmp_path)
+    tensors, config = (
+        load_file(folder / "adapter_model.safetensors"),
+        json.loads(Path(folder / "adapter_config.json").read_text()),
+    )
+    before = {key: tensor.clone() for key, tensor in model.backbone.model.state_dict().items()}
+    assert model.delta is not None
+    model.delta.parts[0].merge()  # type: ignore[operator]
+    after = model.backbone.model.state_dict()
+    changed = {key.removesuffix(".weight") for key in after if not torch.equal(after[key], before[key])}
+    assert changed == set(config["target_modules"])
+    for layer in changed:
+        down, up = (tensors[f"base_model.model.{layer}.lora_{part}.weight"] for part in "AB")
+        factor = config["alpha_pattern"][layer] / config["rank_pattern"][layer]
+        change = after[f"{layer}.weight"] - before[f"{layer}.weight"]
+        torch.testing.assert_close(factor * up @ down, change, rtol=1e-4, atol=1e-6)
+
+
+def test_only_a_lora_alone_is_written(tmp_path: Path) -> None:
+    both = tuned("vit_nano_patch8_64", "pretrained", [{"name": "lora"}, {"name": "prompt", "num_tokens": 2}])
+    with pytest.raises(ConfigError, match="one LoRA, this one has Lora, Prompt"):
+        export_peft(both, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_the_command_writes_beside_the_delta(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = save_delta(tmp_path / "delta.safetensors", tuned("vit_nano_patch8_64", "pretrained", [{"name": "lora"}]))
+    assert main(["export", "--delta", str(file), "--format", "peft"]) == 0
+    assert "written to" in capsys.readouterr().out
+    head = load_file(tmp_path / "peft" / "adapter_model.safetensors")["base_model.model.head.weight"]
+    assert torch.equal(head, load(file).head.weight)
+    assert main(["export", "--delta", str(file), "--format", "onxx"]) == 1
+    assert "invalid choice: 'onxx'" in capsys.readouterr().err

@@ -1,0 +1,110 @@
+"""Images and lists onto the disk, so that what is killed half-way can go on and never looks finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from vpt.data.prepare.parts import Part, Picture
+from vpt.data.prepare.splits import Chosen
+from vpt.errors import DataError
+
+_SHOW_PROGRESS_ABOVE = 300  # images; fewer take a second or two
+LAST = "test.txt"  # written last: a task without it is not finished
+
+
+def write_task(folder: Path, parts: Mapping[str, Part], lists: Mapping[str, Chosen], classes: Sequence[str]) -> None:
+    """Writes images, then classes.json and the lists, ``test.txt`` last. Images that are there already are kept.
+
+    Args:
+        folder: Of the task.
+        parts: The original.
+        lists: The images of ``train800``, ``val200`` and ``test``.
+        classes: One name a class.
+
+    Raises:
+        DataError: An image is missing or damaged in the original, or the disk cannot be written.
+    """
+    wanted = {part: sorted({*_positions(lists, part)}) for part in parts}
+    jobs = [(parts[part], position) for part, positions in wanted.items() for position in positions]
+
+    def one(job: tuple[Part, int]) -> None:
+        part, position = job
+        _save(part, position, folder / "images" / part.names[position])
+
+    try:
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            for _ in track(
+                pool.map(one, jobs),
+                description=f"Preparing {folder.name}",
+                total=len(jobs),
+                console=Console(stderr=True),
+                transient=True,
+                disable=len(jobs) < _SHOW_PROGRESS_ABOVE,
+            ):
+                pass
+        texts = {f"{name}.txt": _lines(parts[chosen.part], chosen) for name, chosen in lists.items()}
+        texts["train800val200.txt"] = texts["train800.txt"] + texts["val200.txt"]
+        texts["classes.json"] = json.dumps(list(classes), ensure_ascii=False)
+        texts[LAST] = texts.pop(LAST)
+        for name, content in texts.items():
+            _atomically(folder / name, partial(Path.write_text, data=content, encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written ({error}); the images written so far are kept, run the command again when "
+            "that is mended."
+        ) from error
+
+
+def _positions(lists: Mapping[str, Chosen], part: str) -> list[int]:
+    return [position for chosen in lists.values() if chosen.part == part for position in chosen.positions.tolist()]
+
+
+def _lines(part: Part, chosen: Chosen) -> str:
+    rows = ((part.names[position], part.labels[position]) for position in chosen.positions.tolist())
+    return "".join(f"images/{name}\t{label}\n" for name, label in rows)
+
+
+def _save(part: Part, position: int, file: Path) -> None:
+    """Writes one image: a file copied as it is, bytes as they are, pixels as PNG."""
+    if file.exists():
+        return
+    try:
+        picture = part.picture(position)
+    except OSError as error:
+        raise DataError(f"{part.names[position]} cannot be read from the original ({error}).") from error
+    if isinstance(picture, Path) and not picture.is_file():
+        raise DataError(f"{picture} is missing, though the original lists it; unpack the original again.")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _atomically(file, lambda temporary: _fill(temporary, picture))
+
+
+def _fill(file: Path, picture: Picture) -> None:
+    if isinstance(picture, Path):
+        shutil.copyfile(picture, file)
+    elif isinstance(picture, bytes):
+        file.write_bytes(picture)
+    else:
+        Image.fromarray(np.asarray(picture)).save(file, "PNG")
+
+
+def _atomically(file: Path, fill: Callable[[Path], object]) -> None:
+    """Fills a file under a name of its own and renames it when it is complete."""
+    temporary = file.with_name(f".{file.name}.{uuid4().hex}.part")
+    try:
+        fill(temporary)
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

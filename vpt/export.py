@@ -1,0 +1,111 @@
+"""A trained model in the formats of other libraries."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vpt.errors import ConfigError
+from vpt.tuning.lora import Lora
+from vpt.tuning.model import TunedModel
+
+README = """# LoRA for {name}
+
+Written by vpt. It belongs on the weights {weights}; images are {size} × {size}, normalised with mean {mean} and
+standard deviation {std}.
+
+```python
+import peft, timm
+
+model = timm.create_model("{name}", pretrained=True, num_classes={classes})  # or with the weights it was trained on
+model = peft.PeftModel.from_pretrained(model, "this folder")
+```
+"""
+
+
+def export_peft(model: TunedModel, folder: str | Path) -> Path:
+    """Writes a LoRA delta and its head as an adapter that `peft.PeftModel.from_pretrained` loads onto the timm model.
+
+    Changes of parts of a fused layer become one change of that layer whose rank is their sum, so that the function is
+    the same.
+
+    Args:
+        model: With one delta, a LoRA.
+        folder: Where to; made.
+
+    Returns:
+        The folder, with ``adapter_model.safetensors``, ``adapter_config.json`` and ``README.md``.
+
+    Raises:
+        ConfigError: The model has another delta, or a backbone with several classifiers.
+    """
+    lora = _only_lora(model)
+    classifier = cast("Any", model.backbone.model).pretrained_cfg.get("classifier")
+    if not isinstance(classifier, str):
+        raise ConfigError(f"{model.backbone.name} has classifiers {classifier}: peft export knows one.")
+    tensors, ranks, factors = _layers(model, lora)
+    tensors |= {f"base_model.model.{classifier}.{key}": part for key, part in model.head.named_parameters()}
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": model.backbone.weights_id,
+        "inference_mode": True,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "r": next(iter(ranks.values())),
+        "lora_alpha": next(iter(factors.values())),
+        "rank_pattern": ranks,
+        "alpha_pattern": factors,
+        "target_modules": sorted(ranks),
+        "modules_to_save": [classifier],
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    backbone = model.backbone
+    mean, std = ([round(float(value), 6) for value in buffer.flatten()] for buffer in (backbone.mean, backbone.std))
+    readme = README.format(
+        name=backbone.name,
+        weights=backbone.weights_id,
+        size=backbone.image_size,
+        mean=mean,
+        std=std,
+        classes=len(model.class_names),
+    )
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    return folder
+
+
+def _only_lora(model: TunedModel) -> Lora:
+    parts = [] if model.delta is None else list(model.delta.parts)
+    if len(parts) != 1 or not isinstance(parts[0], Lora):
+        names = ", ".join(type(part).__name__ for part in parts) or "no delta"
+        raise ConfigError(f"peft export takes a model with one LoRA, this one has {names}.")
+    return parts[0]
+
+
+def _layers(model: TunedModel, lora: Lora) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
+    """Tensors in peft's names, and the rank and alpha of each layer: peft scales by alpha / rank."""
+    names = {id(module): name for name, module in model.backbone.model.named_modules()}
+    changes = defaultdict(list)
+    for key, target in lora.targets.items():
+        changes[names[id(target.module)]].append((target, lora.down[key], lora.up[key]))
+    tensors, ranks, factors = {}, {}, {}
+    for name, own in changes.items():
+        down = torch.cat([down for _, down, _ in own])
+        up = down.new_zeros(own[0][0].module.out_features, len(down))
+        rank = len(down) // len(own)
+        for number, (target, _, part) in enumerate(own):
+            up[target.start : target.stop, number * rank : (number + 1) * rank] = part.detach()
+        tensors[f"base_model.model.{name}.lora_A.weight"] = down
+        tensors[f"base_model.model.{name}.lora_B.weight"] = up
+        ranks[name], factors[name] = len(down), lora.factor * len(down)
+    return tensors, ranks, factors
