@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms as T  # type: ignore[import-untyped]
 from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 
@@ -62,19 +62,6 @@ def read(loader: Iterable[Any]) -> None:
         pass
 
 
-class OneByOne(Dataset[Any]):
-    """A dataset whose batches are put together image by image."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]
-
-
 def pipelines(make: Callable[[], ImageDataModule], folder: Path, batch: int) -> dict[str, Callable[[], None]]:
     """An epoch of each."""
     steps = [T.Resize(248, T.InterpolationMode.BICUBIC), T.CenterCrop(SIZE), T.ToTensor()]
@@ -89,7 +76,7 @@ def pipelines(make: Callable[[], ImageDataModule], folder: Path, batch: int) -> 
     return {
         "first epoch": first,
         "cached epoch": lambda: read(data.train_dataloader()),
-        "cached, image by image": lambda: read(DataLoader(OneByOne(data.split("train")), batch, shuffle=True)),
+        "cached, image by image": lambda: read(DataLoader(data.split("train"), batch, shuffle=True)),
         "plain, 0 workers": lambda: read(DataLoader(plain, batch, shuffle=True)),
         f"plain, {cores} workers": lambda: read(DataLoader(plain, batch, shuffle=True, num_workers=cores)),
     }

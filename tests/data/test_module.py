@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 import vpt.data
 from vpt.data import DigitsDataModule, VTABDataModule, cache
@@ -177,7 +177,7 @@ def test_a_batch_is_its_items_fetched_at_once(task: Path) -> None:
         split = VTABDataModule("fake", root=task.parent, preset="fgvc", image_size=16, augment=augment).split("train")
         for items in ([5, 0, 5], [(1, 5), (0, 2), (1, 2)]):
             expected = default_collate([split[item] for item in items])
-            batch = split.__getitems__(items)
+            batch = split.batch(items)
             assert batch.keys() == expected.keys()
             assert all(torch.equal(batch[key], expected[key]) for key in batch)
             assert {key: value.dtype for key, value in batch.items()} == {
@@ -186,10 +186,16 @@ def test_a_batch_is_its_items_fetched_at_once(task: Path) -> None:
             assert batch["image"].is_contiguous()
 
 
+def test_a_split_can_be_read_by_any_loader(task: Path) -> None:
+    data = VTABDataModule("fake", root=task.parent, image_size=16, batch_size=4)
+    for own, plain in zip(data.test_dataloader(), DataLoader(data.split("test"), batch_size=4), strict=True):
+        assert all(torch.equal(own[key], plain[key]) for key in own)
+
+
 def test_writing_into_a_batch_changes_no_image(task: Path) -> None:
     split = VTABDataModule("fake", root=task.parent, image_size=16).split("test")
     before = np.array(split.images)
-    split.__getitems__([0, 1])["image"].zero_()
+    split.batch([0, 1])["image"].zero_()
     split[0]["image"].zero_()
     np.testing.assert_array_equal(split.images, before)
 
