@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING
 from vpt.errors import VPTError
 
 if TYPE_CHECKING:
-    from vpt.backbones import Backbone, create_backbone
-    from vpt.data import DigitsDataModule, FolderDataModule, ImageDataModule, ShapesDataModule, VTABDataModule
+    from vpt.backbones import Backbone, create_backbone, pretrained_head
+    from vpt.data import (
+        DigitsDataModule,
+        FGVCDataModule,
+        FolderDataModule,
+        ImageDataModule,
+        ImageNetDataModule,
+        ShapesDataModule,
+        ShapeTextureDataModule,
+        VTABDataModule,
+    )
     from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning
     from vpt.tuning import attach
     from vpt.tuning.bank import PromptBank
@@ -22,12 +31,15 @@ __all__ = [
     "Backbone",
     "DeltaTuning",
     "DigitsDataModule",
+    "FGVCDataModule",
     "FineTuning",
     "FolderDataModule",
     "ImageDataModule",
+    "ImageNetDataModule",
     "LinearProbe",
     "PromptBank",
     "PromptTuning",
+    "ShapeTextureDataModule",
     "ShapesDataModule",
     "VPTError",
     "VTABDataModule",
@@ -35,6 +47,7 @@ __all__ = [
     "attach",
     "create_backbone",
     "load",
+    "pretrained_head",
     "save_delta",
 ]
 
@@ -42,17 +55,21 @@ _HOMES = {
     "Backbone": "vpt.backbones",
     "DeltaTuning": "vpt.tasks",
     "DigitsDataModule": "vpt.data",
+    "FGVCDataModule": "vpt.data",
     "FineTuning": "vpt.tasks",
     "FolderDataModule": "vpt.data",
     "ImageDataModule": "vpt.data",
+    "ImageNetDataModule": "vpt.data",
     "LinearProbe": "vpt.tasks",
     "PromptBank": "vpt.tuning.bank",
     "PromptTuning": "vpt.tasks",
+    "ShapeTextureDataModule": "vpt.data",
     "ShapesDataModule": "vpt.data",
     "VTABDataModule": "vpt.data",
     "attach": "vpt.tuning",
     "create_backbone": "vpt.backbones",
     "load": "vpt.tuning.files",
+    "pretrained_head": "vpt.backbones",
     "save_delta": "vpt.tuning.files",
 }
 

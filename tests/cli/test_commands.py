@@ -14,14 +14,25 @@ def test_robustness_measures_a_delta_on_the_data_of_its_run(vpt: Vpt, trained: R
     answer = vpt("robustness", "run", "--delta", str(trained.folder / "delta.safetensors"), *FEW, "--out=result")
     assert answer.status == 0, answer.err
     assert "gaussian_noise" in answer.out
-    assert json.loads(Path("result/robustness.json").read_text())
+    kinds = {row["kind"] for row in json.loads(Path("result/robustness.json").read_text())["rows"]}
+    assert kinds == {"clean", "gaussian_noise", "gaussian_blur", "contrast", "jpeg_compression", "pixelate"}
 
 
 def test_robustness_takes_the_data_of_a_config_and_overrides(vpt: Vpt, trained: Run) -> None:
-    data = ["--data", str(CONFIGS / "demo.yaml"), "--data.batch_size", "4", "--data.test=val200"]
+    data = [
+        "--data",
+        str(CONFIGS / "demo.yaml"),
+        "--data.batch_size",
+        "4",
+        "--data.test=val200",
+        "--corruptions",
+        "fog",
+    ]
     delta = str(trained.folder / "delta.safetensors")
     answer = vpt("robustness", "run", "--delta", delta, *data, *FEW, "--out=result")
     assert answer.status == 0, answer.err
+    rows = json.loads(Path("result/robustness.json").read_text())["rows"]
+    assert {row["set"] for row in rows} == {"clean", "fog-3"}
 
 
 @pytest.mark.parametrize(
@@ -34,6 +45,7 @@ def test_robustness_takes_the_data_of_a_config_and_overrides(vpt: Vpt, trained: 
         (["--delta={delta}", "--data.sise=3"], "'sise' is not"),
         (["--delta={delta}", "--sise=3"], "unrecognized arguments: --sise=3"),
         (["--delta={delta}", "--alphas", "2"], "between 0"),
+        (["--delta={delta}", "--corruptions", "frosty"], "did you mean 'frost'"),
         (["--delta={delta}", "--anchor={delta}x"], "No delta file"),
     ],
 )

@@ -15,8 +15,9 @@ from .conftest import CONFIGS, DEMO, QUICK, SMALL, Answer, Run, Vpt
 
 METHODS = sorted((CONFIGS / "method").glob("*.yaml"))
 BACKBONES = set((CONFIGS / "backbone").glob("*.yaml"))
-VTAB = set((CONFIGS / "vtab").glob("*.yaml"))  # in test_vtab.py
-TASKS = sorted(set(CONFIGS.rglob("*.yaml")) - set(METHODS) - BACKBONES - VTAB)
+# in test_vtab.py and test_suites.py
+SUITES = {path for suite in ("vtab", "fgvc", "imagenet") for path in (CONFIGS / suite).glob("*.yaml")}
+TASKS = sorted(set(CONFIGS.rglob("*.yaml")) - set(METHODS) - BACKBONES - SUITES)
 
 
 def _fast(vpt: Vpt, *args: str) -> Answer:

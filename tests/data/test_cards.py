@@ -5,6 +5,14 @@ import pytest
 from vpt.data.cards import card_names, load_card
 
 NAMES = card_names()
+VTAB = {"train800", "val200", "train800val200", "test"}
+LISTS = {
+    "vtab": VTAB,
+    "demo": VTAB,
+    "fgvc": {"train", "val", "trainval", "test"},
+    "imagenet": {"test"},
+    "local": {"test"},
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -12,10 +20,12 @@ def test_every_card_is_whole(name: str) -> None:
     card = load_card(name)
     assert card is not None
     assert card.name == name
-    assert {"train800", "val200", "train800val200", "test"} <= set(card.sizes)
+    assert set(card.sizes) >= LISTS[card.suite]
     assert all(isinstance(value, int) for value in card.sizes.values())
     assert all(isinstance(value, str) for value in card.class_names)
     assert all((card.title, card.licence, card.source, card.citation))
+    assert card.suite not in {"fgvc", "imagenet"} or (card.layout and card.obtain)
+    assert all(file.urls and (file.sha256 or file.md5) for file in card.downloads)
     assert all({"method", "backbone", "accuracy", "source"} <= set(row) for row in card.published)
 
 

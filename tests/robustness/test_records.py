@@ -17,7 +17,7 @@ def record() -> Record:
         index=np.array([0, 3, 7]),
         label=np.array([1, 0, 1]),
         logits=generator.normal(size=(3, 4)).astype(np.float32),
-        protocol={"set": "jpeg-3", "alpha": 0.25, "seed": None, "delta": {"specs": [{"name": "prompt"}]}},
+        protocol={"set": "fog-3", "alpha": 0.25, "seed": None, "delta": {"specs": [{"name": "prompt"}]}},
         complete=True,
     )
 

@@ -18,12 +18,7 @@ from vpt.robustness.records import read
 from vpt.tuning import TunedModel, load
 
 ALPHAS = (0.0, 0.5, 1.0)
-
-
-@pytest.fixture(autouse=True)
-def two_corruptions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two kinds show all that five would, in less time."""
-    monkeypatch.setattr("vpt.robustness.shifts.CORRUPTIONS", ("gaussian_noise", "jpeg"))
+TWO = ("gaussian_noise", "jpeg_compression")  # they show all that five would, in less time
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +39,7 @@ def linear(folder: Path) -> Path:
 def measure(
     delta: Path, out: Path, alphas: Sequence[float] = ALPHAS, data: ImageDataModule | None = None, **changes: Any
 ) -> RobustnessResult:
-    arguments: dict[str, Any] = {"severities": (2,), "batch_size": 4} | changes
+    arguments: dict[str, Any] = {"severities": (2,), "batch_size": 4, "corruptions": TWO} | changes
     return run(delta, data or task(), alphas, out, **arguments)
 
 
@@ -78,8 +73,8 @@ def test_every_set_at_every_strength_leaves_a_record_and_a_row(prompts: Path, tm
 
 def test_a_protocol_says_what_the_number_depends_on_and_no_path(prompts: Path, tmp_path: Path) -> None:
     measure(prompts, tmp_path, max_images=6, seed=5)
-    protocol = read(tmp_path / "records" / "jpeg-2-alpha-0.5.parquet").protocol
-    assert (protocol["kind"], protocol["severity"], protocol["n"], protocol["seed"]) == ("jpeg", 2, 6, 5)
+    protocol = read(tmp_path / "records" / "jpeg_compression-2-alpha-0.5.parquet").protocol
+    assert (protocol["kind"], protocol["severity"], protocol["n"], protocol["seed"]) == ("jpeg_compression", 2, 6, 5)
     assert protocol["data"]["preset"] == "square"
     assert protocol["head"] == "tuned"
     assert len(protocol["backbone"]["fingerprint"]) == 64

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from tests.robustness.fakes import images, task
-from vpt.data.corruptions import CORRUPTIONS
-from vpt.errors import ConfigError
+from vpt.data.corruptions import BASIC
+from vpt.errors import ConfigError, UnknownNameError
 from vpt.robustness.shifts import EvaluationSet, evaluation_sets, subset
 
 
 def test_sets_are_clean_then_shifts_then_every_corruption_at_every_severity() -> None:
     names = [item.name for item in evaluation_sets(task(), (1, 5))]
-    assert names == ["clean", "art", *(f"{kind}-{severity}" for kind in CORRUPTIONS for severity in (1, 5))]
+    assert names == ["clean", "art", *(f"{kind}-{severity}" for kind in BASIC for severity in (1, 5))]
 
 
 @pytest.mark.parametrize("severities", [(0,), (6,), (3, 3)])
@@ -21,9 +21,18 @@ def test_severities_that_do_not_exist_are_refused(severities: tuple[int, ...]) -
         evaluation_sets(task(), severities)
 
 
+def test_the_kinds_of_corruption_can_be_chosen_and_a_mistake_in_them_is_named() -> None:
+    names = [item.name for item in evaluation_sets(task(shift=None), (2,), ("fog", "frost"))]
+    assert names == ["clean", "fog-2", "frost-2"]
+    with pytest.raises(UnknownNameError, match="did you mean 'frost'"):
+        evaluation_sets(task(), corruptions=("frosty",))
+    with pytest.raises(ConfigError, match="'fog' is named twice"):
+        evaluation_sets(task(), corruptions=("fog", "fog"))
+
+
 def test_a_shift_named_like_another_set_is_refused() -> None:
-    with pytest.raises(ConfigError, match="shift_jpeg-3"):
-        evaluation_sets(task(shift="jpeg-3"))
+    with pytest.raises(ConfigError, match="shift_contrast-3"):
+        evaluation_sets(task(shift="contrast-3"))
 
 
 def test_an_image_is_corrupted_alike_in_any_company() -> None:

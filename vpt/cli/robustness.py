@@ -22,6 +22,7 @@ def run(args: list[str]) -> None:
 
     from rich.console import Console
 
+    from vpt.data.corruptions import BASIC, CORRUPTIONS
     from vpt.robustness.run import run as measure
 
     out = options.out or options.delta.parent / "robustness"
@@ -36,6 +37,7 @@ def run(args: list[str]) -> None:
         batch_size=options.batch_size,
         seed=options.seed,
         weights=options.weights,
+        corruptions={"basic": BASIC, "all": CORRUPTIONS}.get(" ".join(options.corruptions), options.corruptions),
     )
     Console().print(result.table())
     print(f"written to {out}")
@@ -46,7 +48,7 @@ def _parser() -> Parser:
     actions = root.add_subparsers(required=True, metavar="run")
     parser = actions.add_parser(
         "run",
-        help="evaluate a delta file on its test set, the task's shifts and five corruptions",
+        help="evaluate a delta file on its test set, the task's shifts and corruptions",
         epilog=DATA_OVERRIDES,
         allow_abbrev=False,
     )
@@ -55,6 +57,13 @@ def _parser() -> Parser:
     parser.add_argument("--anchor", type=Path, help="delta file of a linear probe, whose head belongs to strength 0")
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0], help="prompt strengths")
     parser.add_argument("--severities", type=int, nargs="*", default=[1, 2, 3, 4, 5], help="of each corruption")
+    parser.add_argument(
+        "--corruptions",
+        nargs="+",
+        default=["basic"],
+        help="their names, `all` nineteen, or `basic` (default): gaussian_noise, gaussian_blur, contrast, "
+        "jpeg_compression, pixelate",
+    )
     parser.add_argument("--max-images", type=int, help="per list, drawn by class (default: all)")
     parser.add_argument("--batch-size", type=int, default=64, help="images in a forward pass")
     parser.add_argument("--seed", type=int, default=0, help="of the draw for --max-images")

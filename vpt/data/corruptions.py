@@ -1,32 +1,58 @@
-"""Five image corruptions at five severities, for test sets under shift.
+"""Nineteen image corruptions at five severities, for test sets under shift.
 
-In the manner of Hendrycks & Dietterich (ICLR 2019, arXiv:1903.12261), made with albumentations and with parameters of
-our own (the table below): numbers are not comparable with ImageNet-C. Lengths are shares of the image's shorter side,
-so that a severity means about the same at 64 and at 224 pixels.
+The kinds of Hendrycks & Dietterich (ICLR 2019, arXiv:1903.12261, section 3 and appendix B), made on the fly with the
+parameters of :data:`PARAMETERS`, which are ours: numbers are not comparable with those on the published image files.
+Lengths are shares of the image's shorter side, so that a severity means about the same at 64 and at 224 pixels.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vpt.data.effects import EFFECTS
 from vpt.data.presets import import_albumentations
 from vpt.errors import ConfigError, UnknownNameError
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-#: Parameter of each corruption at severities 1 to 5.
+#: Parameter of each corruption at severities 1 to 5. The order seeds the noise: append, never sort.
 PARAMETERS: dict[str, tuple[float, float, float, float, float]] = {
     "gaussian_noise": (0.04, 0.08, 0.12, 0.18, 0.26),  # standard deviation, in units of full scale
     "gaussian_blur": (0.006, 0.010, 0.016, 0.024, 0.036),  # standard deviation, as a share of the shorter side
     "contrast": (0.6, 0.45, 0.3, 0.2, 0.1),  # distance to the mean grey level that remains
-    "jpeg": (35, 22, 14, 9, 5),  # JPEG quality
+    "jpeg_compression": (35, 22, 14, 9, 5),  # JPEG quality
     # Side of the reduced image, as a share of the side; blocks of uneven width (0.6, 0.3) distort more than larger.
     "pixelate": (0.5, 0.4, 0.25, 0.2, 0.15),
+    "shot_noise": (0.01, 0.025, 0.05, 0.1, 0.2),  # reciprocal of the photons that full scale stands for
+    "impulse_noise": (0.02, 0.05, 0.09, 0.16, 0.26),  # share of the samples that become 0 or 255
+    "defocus_blur": (0.010, 0.016, 0.024, 0.034, 0.046),  # radius of the disc
+    "glass_blur": (0.012, 0.024, 0.040, 0.055, 0.072),  # farthest exchange of pixels
+    "motion_blur": (0.03, 0.06, 0.10, 0.15, 0.22),  # length of the stroke
+    "zoom_blur": (1.08, 1.14, 1.20, 1.28, 1.38),  # largest magnification
+    "snow": (0.02, 0.04, 0.065, 0.10, 0.15),  # share of the image under small flakes; half of it under large ones
+    "frost": (0.35, 0.5, 0.62, 0.74, 0.86),  # opacity of the ice, which spreads with it; procedural
+    "fog": (0.3, 0.45, 0.6, 0.72, 0.84),  # opacity where it is thickest
+    "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),  # added to the value of HSV, in units of full scale
+    "elastic_transform": (0.005, 0.009, 0.014, 0.020, 0.028),  # standard deviation of the displacement
+    "speckle_noise": (0.12, 0.2, 0.3, 0.42, 0.6),  # standard deviation of the noise that multiplies
+    "spatter": (2.0, 1.6, 1.2, 0.8, 0.4),  # height from which smooth noise is a drop, in standard deviations
+    "saturate": (1.6, 2.4, 3.6, 6.0, 12.0),  # factor on the distance to grey
 }
-CORRUPTIONS: tuple[str, ...] = tuple(PARAMETERS)
+#: The kinds by the paper's groups, in its order; ``extra`` is its validation set.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "brightness"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+    "extra": ("speckle_noise", "gaussian_blur", "spatter", "saturate"),
+}
+CORRUPTIONS: tuple[str, ...] = tuple(kind for kinds in GROUPS.values() for kind in kinds)
+#: One or two of each group but the weather: what an evaluation uses unless it is told otherwise.
+BASIC: tuple[str, ...] = ("gaussian_noise", "gaussian_blur", "contrast", "jpeg_compression", "pixelate")
 
 
 def corrupt(image: NDArray[np.uint8], kind: str, severity: int, index: int) -> NDArray[np.uint8]:
@@ -49,8 +75,13 @@ def corrupt(image: NDArray[np.uint8], kind: str, severity: int, index: int) -> N
         raise UnknownNameError("corruption", kind, CORRUPTIONS)
     if severity not in SEVERITIES:
         raise ConfigError(f"Corruption severity is {severity}; it must be one of 1, 2, 3, 4, 5.")
-    seed = int(np.random.SeedSequence([CORRUPTIONS.index(kind), severity, index]).generate_state(1)[0])
-    transform = _transform(kind, PARAMETERS[kind][severity - 1], min(image.shape[:2]))
+    seed = int(np.random.SeedSequence([list(PARAMETERS).index(kind), severity, index]).generate_state(1)[0])
+    parameter = PARAMETERS[kind][severity - 1]
+    if kind in EFFECTS:
+        changed = EFFECTS[kind](image.astype(np.float32), parameter, np.random.default_rng(seed))
+        rounded: NDArray[np.uint8] = np.rint(changed.clip(0, 255)).astype(np.uint8)
+        return rounded
+    transform = _transform(kind, parameter, min(image.shape[:2]))
     # A Compose gives other pixels on its second call, so each image gets its own.
     corrupted: NDArray[np.uint8] = import_albumentations().Compose([transform], seed=seed)(image=image)["image"]
     return corrupted
@@ -61,15 +92,40 @@ def _transform(kind: str, parameter: float, side: int) -> Any:
     A = import_albumentations()  # noqa: N806
     import cv2
 
-    if kind == "gaussian_noise":
-        return A.GaussNoise(std_range=(parameter, parameter), p=1)
-    if kind == "gaussian_blur":
-        sigma = parameter * side
-        return A.GaussianBlur(sigma_limit=(sigma, sigma), blur_limit=0, p=1)  # 0: the kernel follows sigma
-    if kind == "contrast":
-        same = (1, 1)
-        return A.ColorJitter(contrast=(parameter, parameter), brightness=same, saturation=same, hue=(0, 0), p=1)
-    if kind == "jpeg":
-        return A.ImageCompression(quality_range=(int(parameter), int(parameter)), p=1)
-    blocks = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_NEAREST}
-    return A.Downscale(scale_range=(parameter, parameter), interpolation_pair=blocks, p=1)
+    exactly = (parameter, parameter)
+    length = parameter * side
+    match kind:
+        case "gaussian_noise":
+            return A.GaussNoise(std_range=exactly, p=1)
+        case "shot_noise":
+            return A.ShotNoise(scale_range=exactly, p=1)
+        case "gaussian_blur":
+            return A.GaussianBlur(sigma_limit=(length, length), blur_limit=0, p=1)  # 0: the kernel follows sigma
+        case "glass_blur":
+            return A.GlassBlur(sigma=0.004 * side, max_delta=max(1, round(length)), iterations=1, mode="fast", p=1)
+        case "motion_blur":
+            stroke = max(3, 2 * round(length / 2) + 1)  # odd
+            return A.MotionBlur((stroke, stroke), False, angle_range=(0, 180), direction_range=(0, 0), p=1)
+        case "zoom_blur":
+            return A.ZoomBlur(max_factor=exactly, step_factor=(0.02, 0.02), p=1)
+        case "brightness":
+            added = (255 * parameter, 255 * parameter)
+            return A.HueSaturationValue(hue_shift_limit=(0, 0), sat_shift_limit=(0, 0), val_shift_limit=added, p=1)
+        case "contrast":
+            same = (1, 1)
+            return A.ColorJitter(contrast=exactly, brightness=same, saturation=same, hue=(0, 0), p=1)
+        case "elastic_transform":
+            sigma = max(1.0, 0.04 * side)
+            # Uniform noise has deviation 1/√3, of which smoothing leaves the 2√π σ-th part.
+            alpha = length * math.sqrt(3) * 2 * math.sqrt(math.pi) * sigma
+            edge = cv2.BORDER_REFLECT_101
+            return A.ElasticTransform(alpha, sigma, noise_distribution="uniform", border_mode=edge, p=1)
+        case "jpeg_compression":
+            return A.ImageCompression(quality_range=(int(parameter), int(parameter)), p=1)
+        case "pixelate":
+            blocks = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_NEAREST}
+            return A.Downscale(scale_range=exactly, interpolation_pair=blocks, p=1)
+        case _:  # spatter
+            sigma, smoothed = max(1.0, 0.018 * side), 0.02  # the latter is the deviation after smoothing by sigma
+            drawn, height = smoothed * 2 * math.sqrt(math.pi) * sigma, 0.65 + smoothed * parameter
+            return A.Spatter((0.65, 0.65), (drawn, drawn), (sigma, sigma), (height, height), (0.6, 0.6), p=1)

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 
 from vpt.errors import DataError
 from vpt.robustness import scores
+from vpt.tasks.groups import restrict
 
 FORMAT = "vpt-record/1"
 _KEY = b"vpt"
@@ -43,9 +45,15 @@ class Record:
     complete: bool
 
     @property
+    def scored(self) -> NDArray[np.float32]:
+        """The logits that count, (N, classes): minus infinity where the protocol's ``groups`` leave a class out."""
+        groups = self.protocol.get("groups")
+        return self.logits if groups is None else restrict(torch.tensor(self.logits), groups).numpy()
+
+    @property
     def accuracy(self) -> float:
-        """Top-1 in [0, 1]."""
-        return scores.top1(self.logits, self.label)
+        """Top-1 in [0, 1], among the classes of the test set."""
+        return scores.top1(self.scored, self.label)
 
 
 def write(path: Path, record: Record) -> None:

@@ -58,17 +58,18 @@ def score(record: Record, name: str) -> Row:
         The row.
     """
     protocol, n = record.protocol, len(record.label)
-    low, high = scores.wilson(int(scores.correct(record.logits, record.label).sum()), n)
+    logits = record.scored
+    low, high = scores.wilson(int(scores.correct(logits, record.label).sum()), n)
     return Row(
         set=protocol["set"],
         kind=protocol["kind"],
         severity=protocol["severity"],
         n=n,
         alpha=protocol["alpha"],
-        top1=record.accuracy,
+        top1=scores.top1(logits, record.label),
         low=low,
         high=high,
-        mean_per_class=scores.mean_per_class(record.logits, record.label),
+        mean_per_class=scores.mean_per_class(logits, record.label),
         record=name,
     )
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import vpt
 from vpt.data import ImageDataModule
-from vpt.data.corruptions import PARAMETERS
+from vpt.data.corruptions import BASIC, PARAMETERS
 from vpt.errors import ConfigError
 from vpt.robustness.evaluate import Pair, evaluate
 from vpt.robustness.heads import read_anchor
@@ -39,6 +39,7 @@ def run(
     batch_size: int = 64,
     seed: int = 0,
     weights: str | None = None,
+    corruptions: Sequence[str] = BASIC,
 ) -> RobustnessResult:
     """Evaluates a delta file in and out of distribution and keeps every answer.
 
@@ -55,18 +56,20 @@ def run(
         batch_size: Images in a forward pass.
         seed: Of the draw for `max_images`.
         weights: Where the backbone's weights are; None for where they were at training time.
+        corruptions: Kinds of corruption (:data:`vpt.data.corruptions.CORRUPTIONS`).
 
     Returns:
         The scores.
 
     Raises:
+        UnknownNameError: There is no such corruption.
         ConfigError: An argument is out of range, or delta, anchor and data do not belong together.
         DeltaFileError: A file is not a delta file, or belongs to other weights.
         DataError: An image cannot be read.
         WeightsError: The backbone's weights cannot be found.
     """
     _check_numbers(alphas, batch_size)
-    sets = evaluation_sets(data, severities)
+    sets = evaluation_sets(data, severities, corruptions)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load(delta, weights).to(device)  # before the anchor, which follows the head's device
     check_data(delta, model, data)
@@ -155,6 +158,7 @@ def _pairs(
     seed: int,
 ) -> list[Pair]:
     lists, pairs = data.describe()["lists"], []
+    groups: Any = getattr(data, "groups", lambda _: None)
     for item in sets:
         dataset = data.split(item.split)
         index = subset(dataset.labels, max_images, seed)
@@ -164,6 +168,7 @@ def _pairs(
             "severity": item.severity,
             "parameter": None if item.severity is None else PARAMETERS[item.kind][item.severity - 1],
             "list": lists[item.split],
+            "groups": groups(item.split),  # which classes count, where not all do
             "n": len(index),
             "seed": None if len(index) == len(dataset) else seed,
         }

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vpt.data import ImageDataModule
-from vpt.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from vpt.errors import ConfigError
+from vpt.data.corruptions import BASIC, CORRUPTIONS, SEVERITIES, corrupt
+from vpt.errors import ConfigError, UnknownNameError
 
 CLEAN, SHIFT = "clean", "shift"
 
@@ -33,7 +33,7 @@ class EvaluationSet:
 
     @property
     def name(self) -> str:
-        """``"clean"``, the shift's name, or e.g. ``"jpeg-3"``."""
+        """``"clean"``, the shift's name, or e.g. ``"fog-3"``."""
         if self.severity is not None:
             return f"{self.kind}-{self.severity}"
         return CLEAN if self.kind == CLEAN else self.split
@@ -55,24 +55,34 @@ class EvaluationSet:
         return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).contiguous()
 
 
-def evaluation_sets(data: ImageDataModule, severities: Sequence[int] = SEVERITIES) -> list[EvaluationSet]:
+def evaluation_sets(
+    data: ImageDataModule, severities: Sequence[int] = SEVERITIES, corruptions: Sequence[str] = BASIC
+) -> list[EvaluationSet]:
     """Lists the test sets of a data module.
 
     Args:
         data: Whose test split and shifts are used.
         severities: Of each corruption; empty for no corruptions.
+        corruptions: Their kinds (:data:`vpt.data.corruptions.CORRUPTIONS`).
 
     Returns:
         Clean first, then shifts, then corruptions by kind and severity.
 
     Raises:
-        ConfigError: A severity does not exist or occurs twice, or a shift has the name of another set.
+        UnknownNameError: There is no such corruption.
+        ConfigError: A severity does not exist, a severity or corruption occurs twice, or a shift has the name of
+            another set.
     """
     if not set(severities) <= set(SEVERITIES) or len(set(severities)) < len(severities):
         raise ConfigError(f"Severities are distinct numbers out of 1, 2, 3, 4, 5, got {list(severities)}.")
+    for kind in corruptions:
+        if kind not in CORRUPTIONS:
+            raise UnknownNameError("corruption", kind, CORRUPTIONS)
+        if list(corruptions).count(kind) > 1:
+            raise ConfigError(f"The corruption {kind!r} is named twice: name it once.")
     sets = [EvaluationSet("test", CLEAN)]
     sets += [EvaluationSet(name, SHIFT) for name in data.shift_names()]
-    sets += [EvaluationSet("test", kind, severity) for kind in CORRUPTIONS for severity in sorted(severities)]
+    sets += [EvaluationSet("test", kind, severity) for kind in corruptions for severity in sorted(severities)]
     names = [item.name for item in sets]
     for name in names:
         if names.count(name) > 1:

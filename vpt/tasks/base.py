@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from vpt.backbones import create_backbone
 from vpt.errors import ConfigError, DivergedError, UnknownNameError
+from vpt.tasks.groups import restrict
 from vpt.tasks.metrics import MeanPerClass
 from vpt.tasks.optim import build_optimizer, warmup_cosine
 from vpt.tuning.features import FeatureCache
@@ -196,12 +197,18 @@ class ClassificationTask(L.LightningModule):
             )
 
     def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
-        logits = self.logits(batch, split)
+        logits = self._among_classes(self.logits(batch, split), split)
         loss = nn.functional.cross_entropy(logits, batch["label"])
         self.log(f"{split}/loss", loss, batch_size=len(batch["label"]), on_step=False, on_epoch=True, sync_dist=True)
         metrics.update(logits, batch["label"])
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
         return logits
+
+    def _among_classes(self, logits: Tensor, split: str) -> Tensor:
+        """Leaves the logits of the classes of a split, where the data say that not all are (ImageNet-R, ObjectNet)."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        groups = data.groups(split) if hasattr(data, "groups") else None
+        return logits if groups is None else restrict(logits, groups)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Updates the validation metrics.
@@ -236,7 +243,7 @@ class ClassificationTask(L.LightningModule):
         Returns:
             ``index`` (B,) and ``logits`` (B, num_classes).
         """
-        return {"index": batch["index"], "logits": self(batch["image"])}
+        return {"index": batch["index"], "logits": self._among_classes(self(batch["image"]), "test")}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser and the schedule per step.
