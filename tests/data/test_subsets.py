@@ -76,6 +76,11 @@ def test_more_shots_than_the_smallest_class_has_are_refused() -> None:
     assert len(few_shot(names, labels, ["cat", "owl", "dog"], 5, None, 0)) == 15
 
 
+def test_a_test_set_has_no_shots() -> None:
+    with pytest.raises(ConfigError, match="these data have none"):
+        few_shot([], np.array([], dtype=np.int64), ["cat"], 1, None, 0)
+
+
 @pytest.mark.parametrize(
     ("shots", "fraction", "part"),
     [(2, 0.5, "not both"), (None, None, "Give either"), (0, None, "shots is 0"), (None, 0.0, "fraction is 0"),

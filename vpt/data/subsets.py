@@ -40,7 +40,7 @@ def few_shot(
         int64 (M,), ascending positions.
 
     Raises:
-        ConfigError: Both or neither are given, one is out of range, or a class has fewer images than shots.
+        ConfigError: Both or neither are given, one is out of range, there is no image, or a class has fewer than shots.
     """
     if (shots is None) == (fraction is None):
         raise ConfigError("Give either shots or fraction, not both.")
@@ -48,6 +48,8 @@ def few_shot(
         raise ConfigError(f"shots is {shots}; it must be at least 1.")
     if fraction is not None and not 0 < fraction <= 1:
         raise ConfigError(f"fraction is {fraction}; it must lie in (0, 1].")
+    if not len(labels):
+        raise ConfigError("shots and fraction choose among training images, and these data have none.")
     sizes = np.bincount(labels, minlength=len(class_names))
     smallest = int(sizes.argmin())
     if shots is not None and shots > sizes[smallest]:
