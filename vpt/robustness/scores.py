@@ -1,13 +1,14 @@
-"""Scores of stored logits."""
+"""Accuracies of stored logits."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numpy.typing import NDArray
 
-_Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
+from vpt.errors import ConfigError
+from vpt.robustness.intervals import wilson
+
+__all__ = ["correct", "mean_per_class", "top1", "wilson", "worst_group"]
 
 
 def correct(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -52,19 +53,22 @@ def mean_per_class(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> fl
     return float((hits[present] / images[present]).mean())
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson, "Probable inference", JASA 22, 1927).
-
-    Unlike the normal approximation it stays inside [0, 1] and does not shrink to a point at 0 and 1.
+def worst_group(logits: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.int64]) -> float:
+    """The lowest share of a group that is classified rightly (Sagawa et al., ICLR 2020).
 
     Args:
-        hits: Images classified rightly.
-        n: Images, at least 1.
+        logits: (N, classes), N ≥ 1.
+        labels: (N,).
+        groups: (N,), group of each image, from 0; numbers without any image do not count.
 
     Returns:
-        Lower and upper bound.
+        In [0, 1].
+
+    Raises:
+        ConfigError: Groups are not one a label.
     """
-    share, z2 = hits / n, _Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    if groups.shape != labels.shape:
+        raise ConfigError(f"Give each of {len(labels)} images one group, got groups of shape {groups.shape}.")
+    images, hits = np.bincount(groups), np.bincount(groups, weights=correct(logits, labels))
+    present = images > 0
+    return float((hits[present] / images[present]).min())

@@ -1,0 +1,226 @@
+"""Effective robustness: accuracy under shift beyond what accuracy on ImageNet predicts (Taori et al., NeurIPS 2020).
+
+Models trained on ImageNet alone lie on a line when both accuracies are on logit axes, β(x) = σ(a·logit(x) + b). What a
+model has above β is robustness that accuracy does not explain.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+from scipy.special import logit as log_odds
+from scipy.stats import linregress
+
+from vpt.errors import ConfigError, UnknownNameError
+
+FIT_FROM = 0.56
+"""The lowest reference accuracy among the models that the baselines are fitted on."""
+
+RESAMPLES = 1000
+"""Of the bootstrap, as in Taori et al."""
+
+_INSIDE = 1e-12  # keeps the log-odds of an accuracy of 0 or 1 finite
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line on logit axes.
+
+    Attributes:
+        slope: a.
+        intercept: b.
+        n: Models that it was fitted on.
+        r2: Share of the variance on logit axes that it explains.
+    """
+
+    slope: float
+    intercept: float
+    n: int
+    r2: float
+
+    def predict(self, reference: ArrayLike) -> NDArray[np.float64]:
+        """Gives β.
+
+        Args:
+            reference: Accuracies in [0, 1]; 0 and 1 are moved inwards by 1e-12, so that β is finite for any slope.
+
+        Returns:
+            float64, expected accuracies under shift in [0, 1].
+        """
+        inside = np.clip(np.asarray(reference, dtype=np.float64), _INSIDE, 1 - _INSIDE)
+        return np.asarray(expit(self.slope * log_odds(inside) + self.intercept))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What models of standard training reach under a shift.
+
+    Attributes:
+        reference: The set on whose accuracy it depends.
+        line: β, above the knee where there is one.
+        below: β below the knee.
+        knee: Reference accuracy.
+    """
+
+    reference: str
+    line: Line
+    below: Line | None = None
+    knee: float = 0.0
+
+    def predict(self, reference: float) -> float:
+        """Gives β.
+
+        Args:
+            reference: Accuracy in [0, 1]; at the knee the upper line holds.
+
+        Returns:
+            The expected accuracy under shift in [0, 1].
+        """
+        line = self.below if self.below is not None and reference < self.knee else self.line
+        return float(line.predict(reference))
+
+
+BASELINES: dict[str, Baseline] = {
+    "imagenet_v2": Baseline("imagenet_val", Line(0.9232, -0.4977, 85, 0.996)),
+    "imagenet_sketch": Baseline("imagenet_val", Line(1.0709, -2.3701, 85, 0.869)),
+    "imagenet_r": Baseline("imagenet_val_r", Line(0.6368, -2.1077, 80, 0.889)),
+    "objectnet": Baseline("imagenet_val_objectnet", Line(0.9809, -1.9283, 85, 0.953)),
+    "imagenet_a": Baseline(
+        "imagenet_val_a",
+        Line(2.9560, -10.2774, 51, 0.905),
+        below=Line(0.6894, -5.1400, 33, 0.410),
+        knee=0.9186,
+    ),
+}
+"""Ordinary least squares on logit axes over the models of standard training in `robustness_top1s.csv` of the ImageNet
+testbed (github.com/modestyachts/imagenet-testbed, commit 0170eec), by its own rules. V2 is matched-frequency in the
+format of the validation set, ObjectNet its beta release. ImageNet-A has a knee at ResNet-50, whose errors selected its
+images; ResNet-50 itself, with 0 % there, is in neither line.
+
+`imagenet_val_r`, `_a` and `_objectnet` are ImageNet's validation images of the shift's classes, scored among these
+classes: a slice of one record, see `masks.matched` and `masks.group_max`."""
+
+
+def effective_robustness(shift: str, accuracy: float, references: Mapping[str, float]) -> float:
+    """Measures ρ, the accuracy above the baseline.
+
+    Both accuracies may be 0 or 1: only β is computed on logit axes, and ρ is a difference of accuracies.
+
+    Args:
+        shift: A set that has a baseline population, a key of `BASELINES`.
+        accuracy: On the shift, in [0, 1].
+        references: Accuracies in [0, 1] by name; must hold the one that the shift is compared with, e.g.
+            ``imagenet_val_r`` for ``imagenet_r``. Others are not read.
+
+    Returns:
+        Percentage points, above 0 for more robust than expected.
+
+    Raises:
+        UnknownNameError: There is no baseline for this set.
+        ConfigError: The reference is missing, or an accuracy is not a share.
+
+    Warns:
+        UserWarning: The reference lies below `FIT_FROM`, so the baseline is extrapolated.
+    """
+    if shift not in BASELINES:
+        raise UnknownNameError("set with a baseline population for effective robustness", shift, BASELINES)
+    baseline = BASELINES[shift]
+    if baseline.reference not in references:
+        raise ConfigError(
+            f"Effective robustness on {shift} compares with accuracy on {baseline.reference}, "
+            f"got {', '.join(references) or 'none'}: score ImageNet's validation record on the shift's classes."
+        )
+    reference = references[baseline.reference]
+    for name, value in ((shift, accuracy), (baseline.reference, reference)):
+        if not 0 <= value <= 1:
+            raise ConfigError(f"Accuracy is a share between 0 and 1, got {value} on {name}.")
+    if reference < FIT_FROM:
+        warnings.warn(
+            f"Accuracy {100 * reference:.1f} % on {baseline.reference} is below {100 * FIT_FROM:.0f} %, where the "
+            f"baseline of {shift} was fitted: effective robustness is extrapolated.",
+            stacklevel=2,
+        )
+    return 100 * (accuracy - baseline.predict(reference))
+
+
+def logit(accuracy: ArrayLike, n: int) -> NDArray[np.float64]:
+    """Puts accuracies on a logit axis, for figures and fits.
+
+    Args:
+        accuracy: In [0, 1]; less than half an image, or all but half an image, is moved to that, so 0 and 1 are finite.
+        n: Images.
+
+    Returns:
+        float64, natural logarithm of the odds.
+    """
+    return np.asarray(log_odds(np.clip(np.asarray(accuracy, dtype=np.float64), 0.5 / n, 1 - 0.5 / n)))
+
+
+def fit(reference: ArrayLike, shift: ArrayLike, n_reference: int, n_shift: int) -> Line:
+    """Fits a baseline by ordinary least squares on logit axes.
+
+    The testbed leaves out models with an accuracy of 0; here they count as half an image.
+
+    Args:
+        reference: (models,), accuracies in [0, 1], at least three and not all equal.
+        shift: (models,), in [0, 1].
+        n_reference: Images of the reference set.
+        n_shift: Images of the shift.
+
+    Returns:
+        The line.
+
+    Raises:
+        ConfigError: There are too few models for a line.
+    """
+    x, y = _axes(reference, shift, n_reference, n_shift)
+    found = linregress(x, y)
+    return Line(float(found.slope), float(found.intercept), len(x), float(found.rvalue**2))
+
+
+def band(
+    at: ArrayLike, reference: ArrayLike, shift: ArrayLike, n_reference: int, n_shift: int, seed: int = 0
+) -> NDArray[np.float64]:
+    """The 95 % bootstrap band of a fitted baseline: models are drawn again, percentiles of β are taken.
+
+    Args:
+        at: (points,), reference accuracies in [0, 1].
+        reference: As in `fit`.
+        shift: As in `fit`.
+        n_reference: As in `fit`.
+        n_shift: As in `fit`.
+        seed: Of the bootstrap.
+
+    Returns:
+        float64 (2, points), lower and upper accuracy. Resamples of a single model, which have no line, do not count.
+
+    Raises:
+        ConfigError: There are too few models for a line.
+    """
+    x, y = _axes(reference, shift, n_reference, n_shift)
+    drawn = np.random.default_rng(seed).integers(0, len(x), (RESAMPLES, len(x)))
+    x, y = x[drawn], y[drawn]
+    varied = np.ptp(x, axis=1) > 0
+    x, y = x[varied], y[varied]
+    over_x = x - x.mean(axis=1, keepdims=True)
+    slope = (over_x * y).sum(axis=1) / np.square(over_x).sum(axis=1)
+    intercept = y.mean(axis=1) - slope * x.mean(axis=1)
+    beta = expit(slope[:, None] * logit(at, n_reference) + intercept[:, None])
+    return np.asarray(np.quantile(beta, (0.025, 0.975), axis=0))
+
+
+def _axes(
+    reference: ArrayLike, shift: ArrayLike, n_reference: int, n_shift: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    x, y = logit(reference, n_reference), logit(shift, n_shift)
+    if x.ndim != 1 or x.shape != y.shape or len(x) < 3 or np.ptp(x) == 0:
+        raise ConfigError(
+            "A baseline needs two accuracies of at least three models, which differ on the reference set, "
+            f"got shapes {x.shape} and {y.shape}."
+        )
+    return x, y
