@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,4 +45,28 @@ def make_task(
     for name, lines in lists.items():
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "classes.json").write_text(json.dumps([f"colour {label}" for label in range(classes)]), encoding="utf-8")
+    return folder
+
+
+def make_folder(
+    folder: Path,
+    counts: Mapping[str, int],
+    classes: Sequence[str] = ("cat", "dog", "owl"),
+    size: tuple[int, int] = (28, 20),
+) -> Path:
+    """Writes folders of classes and returns their root.
+
+    Args:
+        folder: The root, created.
+        counts: Images of each class in each split folder, e.g. ``{"train": 5, "test": 2}``.
+        classes: Names of the class folders.
+        size: Width and height in pixels.
+    """
+    random = np.random.default_rng(0)
+    for split, count in counts.items():
+        for name in classes:
+            for number in range(count):
+                path = folder / split / name / f"{number}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
     return folder

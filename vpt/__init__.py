@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vpt.data import (
         DigitsDataModule,
         FGVCDataModule,
+        FolderDataModule,
         ImageDataModule,
         ImageNetDataModule,
         ShapesDataModule,
@@ -32,6 +33,7 @@ __all__ = [
     "DigitsDataModule",
     "FGVCDataModule",
     "FineTuning",
+    "FolderDataModule",
     "ImageDataModule",
     "ImageNetDataModule",
     "LinearProbe",
@@ -55,6 +57,7 @@ _HOMES = {
     "DigitsDataModule": "vpt.data",
     "FGVCDataModule": "vpt.data",
     "FineTuning": "vpt.tasks",
+    "FolderDataModule": "vpt.data",
     "ImageDataModule": "vpt.data",
     "ImageNetDataModule": "vpt.data",
     "LinearProbe": "vpt.tasks",

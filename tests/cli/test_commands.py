@@ -119,3 +119,21 @@ def test_runs_shows_no_validation_accuracy_of_images_that_were_trained_on(vpt: V
     lines = vpt("runs", str(tmp_path)).out.splitlines()
     shown = {name: "50.0" in line for line in lines for name in ("honest", "trained_on") if f" {name} " in line}
     assert shown == {"honest": True, "trained_on": False}
+
+
+def test_runs_of_one_task_under_different_presets_are_called_not_comparable(vpt: Vpt, tmp_path: Path) -> None:
+    def write(folder: str, task: str, preset: str) -> None:
+        home = tmp_path / "runs" / folder
+        home.mkdir(parents=True)
+        data = {"name": task, "preset": preset, "counts": {"train": 16, "test": 9}}
+        (home / "run.json").write_text(json.dumps({"metrics": {}, "data": data}))
+
+    for number, (task, preset) in enumerate([("dtd", "vpt"), ("dtd", "vpt"), ("sun397", "noah")]):
+        write(str(number), task, preset)
+    assert "Not comparable" not in vpt("runs", "runs").out
+    write("3", "dtd", "noah")
+    out = vpt("runs", "runs").out
+    line = "Not comparable: the runs on dtd use different presets (vpt: 2, noah: 1)."
+    assert out.splitlines().count(line) == 1
+    assert "runs/2/ (preset noah, 16 training images)" in out
+    assert "sun397" not in out

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from tests.fakes import make_task
+from tests.fakes import make_folder, make_task
 from vpt.tasks import PromptTuning
 from vpt.tuning.files import read_header
 
@@ -31,6 +31,9 @@ def test_every_shipped_config_trains(vpt: Vpt, tmp_path: Path, config: Path) -> 
     if data["class_path"] == "VTABDataModule":
         make_task(tmp_path / "data" / data["init_args"]["task"])
         overrides = ["--data.root", str(tmp_path / "data"), "--model.weights", "random"]
+    if data["class_path"] == "FolderDataModule":
+        make_folder(tmp_path / "my_images", {"train": 5, "test": 1})  # the root that the config names
+        overrides = ["--model.weights", "random"]
     answer = _fast(vpt, "-c", str(config), *overrides)
     assert answer.status == 0, answer.err
 
@@ -64,6 +67,22 @@ def test_test_and_validate_add_their_metrics_to_the_run_that_is_measured(vpt: Vp
     assert {"val/acc", "test/acc"} <= trained.record["metrics"].keys()
     assert trained.record["status"] == "finished"
     assert not Path("runs").exists()
+
+
+def test_two_lines_of_yaml_and_a_flag_train_on_few_shots_of_your_own_images(vpt: Vpt, tmp_path: Path) -> None:
+    make_folder(tmp_path / "pets", {"train": 5, "test": 2})
+    Path("data.yaml").write_text("data:\n  class_path: FolderDataModule\n  init_args: {root: pets}\n")
+    answer = vpt("fit", *DEMO, "-c", "data.yaml", *QUICK, "--data.shots=3")
+    assert answer.status == 0, answer.err
+    run = Run(Path("runs/pets/vpt_deep/version_0"))
+    assert run.record["data"]["counts"] == {"train": 9, "val": 3, "test": 6}
+    assert run.record["data"]["subset"]["shots"] == 3
+    assert len(run.record["data"]["subset"]["sha256"]) == 64
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())["data"]["init_args"]
+    assert (config["shots"], config["preset"], config["root"]) == (3, "square", "pets")
+    assert read_header(run.folder / "delta.safetensors")["preset"]["name"] == "square"
+    assert "shots is 5, but class 'cat' has 4" in vpt("fit", *DEMO, "-c", "data.yaml", "--data.shots=5").sentence
+    assert vpt("test", *run.config, "--ckpt_path", run.checkpoint).status == 0
 
 
 def test_predict_writes_a_line_per_image(vpt: Vpt, trained: Run) -> None:

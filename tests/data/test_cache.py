@@ -1,19 +1,30 @@
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
-from collections.abc import Iterator
+import shutil
+import signal
+import time
+from collections import namedtuple
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from vpt.data import cache
-from vpt.data.cache import cache_folder, decoded
+from vpt.data.cache import OnDemand, Ragged, cache_folder, decoded
 from vpt.data.images import ImageList, read_list
 from vpt.data.presets import PRESETS
 from vpt.errors import DataError
+
+Pixels = NDArray[np.uint8]
+SQUARE = PRESETS["square"]
 
 
 @pytest.fixture
@@ -22,19 +33,25 @@ def images(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Image
     return read_list(task / "test.txt", task)
 
 
+def array(images: ImageList, preset: str = "square", size: int = 16) -> Pixels:
+    pixels = decoded(images, PRESETS[preset], size)
+    assert isinstance(pixels, np.ndarray)
+    return pixels
+
+
 def files() -> list[str]:
-    return sorted(path.suffix for path in cache_folder().iterdir())
+    return sorted(path.suffix for path in cache_folder().iterdir()) if cache_folder().exists() else []
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> Iterator[NDArray[np.uint8]]:
+    def refuse(*_: object) -> Iterator[Pixels]:
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(cache, "_rows", refuse)
 
 
 def test_cached_pixels_are_the_preset_applied_to_each_image(images: ImageList) -> None:
-    pixels = decoded(images, PRESETS["vpt"], 16)
+    pixels = array(images, "vpt")
     assert pixels.shape == (9, 3, 16, 16)
     assert pixels.dtype == np.uint8
     for row, path in zip(pixels, images.paths, strict=True):
@@ -43,92 +60,292 @@ def test_cached_pixels_are_the_preset_applied_to_each_image(images: ImageList) -
 
 
 def test_second_call_maps_the_file_and_decodes_nothing(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = decoded(images, PRESETS["square"], 16)
+    first = np.array(array(images))
     forbid_decoding(monkeypatch)
-    second = decoded(images, PRESETS["square"], 16)
+    second = array(images)
     assert isinstance(second, np.memmap)
+    assert not second.flags.writeable
     np.testing.assert_array_equal(first, second)
-    assert files() == [".npy"]
+    assert files() == [".pixels"]
 
 
-def test_preset_and_size_have_files_of_their_own(images: ImageList) -> None:
-    for preset, size in (("square", 16), ("square", 20), ("vpt", 16)):
-        assert decoded(images, PRESETS[preset], size).shape[-1] == size
-    assert len(files()) == 3
+def test_a_thousand_images_of_224_pixels_take_150_mb() -> None:
+    class Nothing:
+        def __len__(self) -> int:
+            return 1000
+
+    assert OnDemand(Nothing(), SQUARE, 224).num_bytes() == 150_528_000  # type: ignore[arg-type]
+
+
+def test_preset_size_and_crop_have_files_of_their_own(images: ImageList) -> None:
+    for preset, size in (("square", 16), ("square", 20), ("vpt", 16), ("fgvc", 16)):
+        assert array(images, preset, size).shape[-1] == size
+    decoded(images, PRESETS["fgvc"], 16, cropped=False)
+    assert len(files()) == 5
+
+
+def test_images_of_different_sizes_lie_in_one_file(task: Path, images: ImageList) -> None:
+    Image.new("RGB", (17, 40), "red").save(task / images.paths[2])
+    for _ in range(2):  # built; mapped
+        pixels = decoded(images, PRESETS["fgvc"], 14, cropped=False)
+        assert isinstance(pixels, Ragged)
+        assert len(pixels) == 9
+        for position, path in enumerate(images.paths):
+            expected = PRESETS["fgvc"].scale(Image.open(images.folder / path), 14)
+            np.testing.assert_array_equal(pixels[position].transpose(1, 2, 0), expected)
+        assert pixels[2].shape == (3, 37, 16)
+        assert pixels[3].shape == (3, 16, 22)
+    assert files() == [".pixels"]
+
+
+def test_some_images_of_a_list_have_a_file_of_their_own(images: ImageList) -> None:
+    whole = array(images)
+    part = decoded(images, SQUARE, 16, positions=np.array([1, 4, 8]))
+    assert isinstance(part, np.ndarray)
+    np.testing.assert_array_equal(part, whole[[1, 4, 8]])
+    assert files() == [".pixels", ".pixels"]
 
 
 def test_edited_image_is_decoded_again(images: ImageList) -> None:
-    before = np.array(decoded(images, PRESETS["square"], 16))
+    before = np.array(array(images))
     path = images.folder / images.paths[2]
     Image.new("RGB", (28, 20), "red").save(path)
-    after = decoded(images, PRESETS["square"], 16)
+    after = array(images)
     assert np.flatnonzero((before != after).any(axis=(1, 2, 3))).tolist() == [2]
 
 
+def test_processes_decode_what_one_process_decodes(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = read_list(task / "train800val200.txt", task)
+    alone = np.array(array(images))
+    monkeypatch.setattr(cache, "_IMAGES_PER_PROCESS", 9)
+    monkeypatch.setattr(cache, "_cores", lambda: 2)
+    monkeypatch.setenv("VPT_CACHE", str(tmp_path / "other"))
+
+    def decode(images: ImageList, position: int) -> Image.Image:
+        Path(tmp_path / f"process-{os.getpid()}").touch()
+        return decode_here(images, position)
+
+    decode_here = ImageList.decode
+    monkeypatch.setattr(ImageList, "decode", decode)
+    np.testing.assert_array_equal(array(images), alone)
+    processes = {path.name for path in tmp_path.glob("process-*")}
+    assert len(processes) == 2
+    assert f"process-{os.getpid()}" not in processes
+
+
+def test_a_build_leaves_the_global_random_numbers_alone(images: ImageList) -> None:
+    before = torch.get_rng_state()
+    array(images)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_interrupted_build_leaves_nothing(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> Iterator[NDArray[np.uint8]]:
+    def interrupted(*_: object) -> Iterator[Pixels]:
         yield np.zeros((3, 16, 16), dtype=np.uint8)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(cache, "_rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            decoded(images, PRESETS["square"], 16)
+            array(images)
     assert files() == []
-    assert decoded(images, PRESETS["square"], 16).any()
+    assert array(images).any()
 
 
-def test_truncated_cache_file_is_built_again(images: ImageList) -> None:
-    expected = np.array(decoded(images, PRESETS["square"], 16))
-    (path,) = cache_folder().iterdir()
-    for size in (path.stat().st_size - 1, 40, 0):
-        os.truncate(path, size)
-        np.testing.assert_array_equal(decoded(images, PRESETS["square"], 16), expected)
-
-
-def test_two_builders_at_once_end_with_one_whole_file(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = cache._rows
-    depth = 0
-
-    def interrupted_by_another(*arguments: object) -> Iterator[NDArray[np.uint8]]:
-        nonlocal depth
-        for number, row in enumerate(rows(*arguments)):  # type: ignore[arg-type]
-            if number == 4 and depth == 0:
-                depth += 1
-                decoded(images, PRESETS["square"], 16)
+def slow(rows: Callable[[OnDemand], Iterator[Pixels]], seconds: float) -> Callable[[OnDemand], Iterator[Pixels]]:
+    def slowly(images: OnDemand) -> Iterator[Pixels]:
+        for row in rows(images):
             yield row
+            time.sleep(seconds)
 
-    monkeypatch.setattr(cache, "_rows", interrupted_by_another)
-    pixels = decoded(images, PRESETS["square"], 16)
-    assert depth == 1
-    assert files() == [".npy"]
-    np.testing.assert_array_equal(pixels, np.stack(list(rows(images, PRESETS["square"], 16))))
+    return slowly
 
 
-def test_unwritable_cache_falls_back_to_memory_and_says_so(
+def in_a_process(work: Callable[[], Any]) -> Any:
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.005)
+    raise AssertionError("it did not happen within ten seconds")
+
+
+def test_a_killed_build_leaves_no_cache(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_rows", slow(cache._rows, 3600))
+        process = in_a_process(lambda: decoded(images, SQUARE, 16))
+        wait_for(lambda: files() == [".part"])
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert files() == [".part"]
+    expected = np.stack(list(cache._rows(OnDemand(images, SQUARE, 16))))
+    np.testing.assert_array_equal(array(images), expected)
+    assert files() == [".part", ".pixels"]  # the part may be another's that is alive ...
+    (left,) = cache_folder().glob("*.part")
+    os.utime(left, (0, 0))
+    array(images, size=20)
+    assert files() == [".pixels", ".pixels"]  # ... until it has not been written to for an hour
+
+
+def test_processes_that_build_the_same_cache_end_with_one_whole_file(
+    images: ImageList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = np.stack(list(cache._rows(OnDemand(images, SQUARE, 16))))
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_rows", slow(cache._rows, 0.02))
+        processes = [in_a_process(lambda: decoded(images, SQUARE, 16)) for _ in range(3)]
+        wait_for(lambda: files().count(".part") > 1)  # they do run at once
+        for process in processes:
+            process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert files() == [".pixels"]
+    forbid_decoding(monkeypatch)
+    np.testing.assert_array_equal(array(images), expected)
+
+
+@pytest.mark.parametrize("cropped", [True, False])
+def test_truncated_cache_file_is_built_again(images: ImageList, task: Path, cropped: bool) -> None:
+    Image.new("RGB", (17, 40), "red").save(task / images.paths[2])
+    built = decoded(images, PRESETS["fgvc"], 14, cropped=cropped)
+    expected = [np.array(built[position]) for position in range(9)]
+    (path,) = cache_folder().iterdir()
+    for size in (path.stat().st_size - 1, path.stat().st_size - 72, 72, 40, 0):
+        os.truncate(path, size)
+        again = decoded(images, PRESETS["fgvc"], 14, cropped=cropped)
+        for position in range(9):
+            np.testing.assert_array_equal(again[position], expected[position])
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(
+    images: ImageList, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    opened = Path.open
+
+    def open_on_a_small_disk(path: Path, *args: Any) -> Any:
+        file = opened(path, *args)
+        write, written = file.write, 0
+
+        class Small:
+            def __enter__(self) -> Any:
+                file.__enter__()
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                file.close()
+
+            def write(self, data: bytes) -> None:
+                nonlocal written
+                written += write(data)
+                if written > 3000:
+                    raise OSError(code, os.strerror(code))
+
+        return Small()
+
+    monkeypatch.setattr(Path, "open", open_on_a_small_disk)
+    with pytest.raises(DataError) as caught:
+        array(images)
+    message = str(caught.value)
+    assert message.startswith(f"The disk of {cache_folder()} is full: the images of fake-test need 0.0 MB. Free space,")
+    assert "\n" not in message
+    assert files() == []
+
+
+def test_unwritable_cache_means_decoding_on_demand_and_says_so(
     images: ImageList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = np.array(decoded(images, PRESETS["square"], 16))
+    expected = np.array(array(images))
     (tmp_path / "file").touch()
     monkeypatch.setenv("VPT_CACHE", str(tmp_path / "file" / "below"))
-    with pytest.warns(UserWarning, match="set VPT_CACHE to a writable folder"):
-        pixels = decoded(images, PRESETS["square"], 16)
-    assert not isinstance(pixels, np.memmap)
-    np.testing.assert_array_equal(pixels, expected)
+    with pytest.warns(UserWarning, match=r"cannot be written: .*; set VPT_CACHE to another folder"):
+        pixels = decoded(images, SQUARE, 16)
+    assert isinstance(pixels, OnDemand)
+    np.testing.assert_array_equal(np.stack([pixels[position] for position in range(9)]), expected)
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_read_only_cache_folder_means_decoding_on_demand(
+    images: ImageList, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "open", refuse)  # the tests may run as root, whom no permission stops
+    with pytest.warns(UserWarning, match=f"cannot be written: .*{os.strerror(code)}"):
+        assert isinstance(decoded(images, SQUARE, 16), OnDemand)
+
+
+@pytest.mark.slow
+def test_real_photos_are_the_same_from_processes_and_from_one(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VPT_CACHE", str(tmp_path))
+    photos = read_list(real_data / "caltech101" / "val200.txt", real_data / "caltech101")
+    for cropped in (True, False):
+        pixels = decoded(photos, PRESETS["fgvc"], 32, cropped=cropped)
+        alone = OnDemand(photos, PRESETS["fgvc"], 32, cropped)
+        assert isinstance(pixels, np.ndarray if cropped else Ragged)
+        assert all((pixels[position] == alone[position]).all() for position in range(200))
+
+
+def test_a_list_too_large_for_the_disk_is_decoded_on_demand(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 9 * 3 * 16 * 16
+    free = int(size / cache.DISK_SHARE)
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(free - 1))
+    with pytest.warns(UserWarning, match="are decoded anew in every epoch .*they need 0.0 MB of the 0.0 MB free"):
+        pixels = decoded(images, SQUARE, 16)
+    assert isinstance(pixels, OnDemand)
+    assert files() == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(free))
+    assert isinstance(decoded(images, SQUARE, 16), np.ndarray)
 
 
 @pytest.mark.parametrize("fault", ["missing", "truncated"])
-def test_first_bad_image_is_named_and_nothing_is_cached(images: ImageList, fault: str) -> None:
+@pytest.mark.parametrize("processes", [0, 2])
+def test_first_bad_image_is_named_and_nothing_is_cached(
+    images: ImageList, fault: str, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_IMAGES_PER_PROCESS", 1)
+    monkeypatch.setattr(cache, "_cores", lambda: processes)
     for position in (6, 3):
         path = images.folder / images.paths[position]
         path.unlink() if fault == "missing" else path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(DataError, match="line 4"):
-        decoded(images, PRESETS["square"], 16)
-    assert not cache_folder().exists() or files() == []
+    with pytest.raises(DataError, match="line 4") as caught:
+        array(images)
+    assert "\n" not in str(caught.value)
+    assert files() == []
 
 
 def test_image_removed_after_caching_is_still_missed(images: ImageList) -> None:
-    decoded(images, PRESETS["square"], 16)
+    array(images)
     (images.folder / images.paths[0]).unlink()
     with pytest.raises(DataError, match=r"line 1: .* does not exist"):
-        decoded(images, PRESETS["square"], 16)
+        array(images)
+
+
+def test_clearing_removes_what_the_cache_wrote_and_nothing_else(images: ImageList) -> None:
+    assert cache.usage() == cache.clear() == (0, 0)
+    array(images)
+    (path,) = cache_folder().iterdir()
+    path.with_name(f"{path.name}.0.part").write_bytes(b"abc")
+    (cache_folder() / "notes.txt").touch()
+    assert cache.usage() == (2, path.stat().st_size + 3)
+    assert cache.clear() == (2, 9 * (3 * 16 * 16 + 8) + 3)
+    assert cache.usage() == (0, 0)
+    assert files() == [".txt"]
+
+
+def test_nothing_is_written_where_the_images_are(images: ImageList) -> None:
+    def tree() -> list[tuple[str, int]]:
+        return sorted((str(path), path.stat().st_mtime_ns) for path in [images.folder, *images.folder.rglob("*")])
+
+    before = tree()
+    array(images)
+    assert tree() == before

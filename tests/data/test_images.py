@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vpt.data.images import decode_rgb, read_list
+from vpt.data.images import decode_rgb, read_list, to_rgb
 from vpt.errors import DataError
 
 
@@ -83,18 +83,87 @@ def grey_ramp() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.tile(np.arange(0, 256, 16, dtype=np.uint8), (16, 1))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "LA", "RGBA", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "LA", "PA", "RGBA", "I;16", "I;16B", "I"])
 def test_every_mode_decodes_to_the_same_rgb(tmp_path: Path, mode: str) -> None:
     black_and_white = np.where(grey_ramp() > 127, 255, 0).astype(np.uint8)
-    suffix = ".tif" if mode == "CMYK" else ".png"
-    if mode == "I;16":
-        image = Image.fromarray(black_and_white.astype(np.uint16) * 257)
+    suffix = ".tif" if mode in {"CMYK", "I", "PA", "I;16B"} else ".png"
+    if mode.startswith("I"):
+        kind = {"I": "<i4", "I;16": "<u2", "I;16B": ">u2"}[mode]
+        image = Image.fromarray((black_and_white.astype(np.int32) * 257).astype(kind))
     else:
-        image = Image.fromarray(black_and_white).convert("RGB").convert(mode)
-    image.save(tmp_path / f"x{suffix}")
-    decoded = decode_rgb(tmp_path / f"x{suffix}")
+        image = Image.fromarray(black_and_white).convert("RGB").convert(mode.replace("PA", "P")).convert(mode)
+    if mode == "PA":  # no file format keeps it
+        decoded = to_rgb(image)
+    else:
+        image.save(tmp_path / f"x{suffix}")
+        decoded = decode_rgb(tmp_path / f"x{suffix}")
     assert decoded.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(decoded), np.repeat(black_and_white[..., None], 3, axis=2))
+
+
+def test_jpeg_in_cmyk_keeps_its_colours(tmp_path: Path) -> None:
+    colours = Image.new("RGB", (16, 16), (200, 40, 90))
+    colours.convert("CMYK").save(tmp_path / "x.jpg", quality=95)
+    np.testing.assert_allclose(np.asarray(decode_rgb(tmp_path / "x.jpg")), np.asarray(colours), atol=3)
+
+
+def test_dark_sixteen_bits_stay_dark(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)).save(tmp_path / "x.png")
+    assert np.unique(np.asarray(decode_rgb(tmp_path / "x.png"))).tolist() == [1]
+
+
+def test_floating_point_samples_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)).save(tmp_path / "x.tif")
+    with pytest.raises(DataError, match=r"x\.tif cannot be decoded \(its samples are decimal numbers"):
+        decode_rgb(tmp_path / "x.tif")
+
+
+def test_text_called_jpg_and_an_empty_file_are_not_images(tmp_path: Path) -> None:
+    for name, content in (("a.jpg", b"not an image"), ("b.jpg", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name} is not an image\.$"):
+            decode_rgb(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "gif", "bmp", "webp", "tif"])
+def test_an_image_of_one_pixel_is_an_image(tmp_path: Path, kind: str) -> None:
+    Image.new("RGB", (1, 1), "white").save(tmp_path / f"x.{kind}")
+    assert np.asarray(decode_rgb(tmp_path / f"x.{kind}")).tolist() == [[[255, 255, 255]]]
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "gif", "webp", "tif"])
+def test_every_truncated_kind_is_an_error_of_one_sentence(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"x.{kind}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError) as caught:
+        decode_rgb(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_may_be_in_any_script(tmp_path: Path) -> None:
+    name = "Köpfe и хвосты/猫 🐈.png"
+    (tmp_path / name).parent.mkdir()
+    Image.new("RGB", (3, 2), "red").save(tmp_path / name)
+    images = read_list(write(tmp_path / "列表.txt", f"\ufeff{name}\t0\n"), tmp_path)
+    assert images.paths == [name]
+    assert images.decode(0).size == (3, 2)
+    assert images.title == f"{tmp_path.name}-列表"
+
+
+def test_an_image_listed_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.txt, line 4: x\.jpg is listed on line 1 already; remove one line\."):
+        read_list(write(tmp_path / "a.txt", "x.jpg 0\n\ny.jpg 0\nx.jpg 1\n"), tmp_path)
+
+
+def test_a_part_of_a_list_keeps_its_lines_and_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
+    whole = read_list(write(tmp_path / "a.txt", "x.jpg 0\n\ny.jpg 1\nz.jpg 2\n"), tmp_path)
+    part, same, other = (whole.take(np.array(positions)) for positions in ([0, 2], [0, 2], [1, 2]))
+    assert (part.paths, part.labels.tolist(), part.lines) == (["x.jpg", "z.jpg"], [0, 2], [1, 4])
+    assert len({whole.fingerprint, part.fingerprint, other.fingerprint}) == 3
+    assert part.fingerprint == same.fingerprint
+    with pytest.raises(DataError, match=r"line 4: .*z\.jpg does not exist"):
+        part.decode(1)
 
 
 def test_sixteen_bits_keep_their_greys(tmp_path: Path) -> None:
@@ -113,9 +182,12 @@ def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
     assert np.unique(np.asarray(decode_rgb(tmp_path / "palette.png"))).tolist() == [255]
 
 
-def test_exif_rotation_is_applied(tmp_path: Path) -> None:
-    image = Image.new("RGB", (6, 4))
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    upright = np.array([[10, 20, 30], [40, 50, 60]], dtype=np.uint8)
+    shown = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.T,
+             6: np.rot90(upright, -1), 7: upright[::-1, ::-1].T, 8: np.rot90(upright)}[orientation]  # fmt: skip
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90° to show
-    image.save(tmp_path / "x.jpg", exif=exif)
-    assert decode_rgb(tmp_path / "x.jpg").size == (4, 6)
+    exif[0x0112] = orientation
+    Image.fromarray(upright).save(tmp_path / "x.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(decode_rgb(tmp_path / "x.png"))[..., 0], shown)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -49,7 +51,26 @@ def test_legacy_bilinear_gives_tensorflow_1_values(
     np.testing.assert_allclose(3 * resize_bilinear_legacy(image, *target).ravel(), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (37, 23), (12, 61)])
+# By hand from src = dst · scale in exact fractions: pixel (i, j) of the source is (17i² + 5j² + 31ij) mod 256. The
+# scales 5/4, 10/4, 3/4 and 5/8 make every value a finite binary fraction.
+DOWN = [[0, 32.5, 125, 154.5], [29.75, 127.125, 92.5, 154.875], [110.5, 144.75, 239, 142.25],
+        [50.25, 117.375, 244.5, 84.625]]  # fmt: skip
+UP = [[0, 3.125, 8.75, 18.125, 32.5, 49.375, 71.25, 80],
+      [12.75, 30.40625, 50.5625, 74.46875, 103.375, 134.78125, 171.1875, 185.75],
+      [42.5, 74.6875, 109.375, 147.8125, 127.25, 109.1875, 160.125, 180.5],
+      [68, 109.875, 154.25, 202.375, 127.5, 55.125, 115.75, 140]]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "expected"), [((5, 10), DOWN), ((3, 5), UP)], ids=["down", "up"])
+def test_legacy_bilinear_gives_the_stored_values_down_and_up(source: tuple[int, int], expected: list[Any]) -> None:
+    i, j = np.mgrid[: source[0], : source[1]]
+    image = ((17 * i * i + 5 * j * j + 31 * i * j) % 256).astype(np.uint8)[..., None]
+    golden = np.array(expected)
+    np.testing.assert_array_equal(resize_bilinear_legacy(image, *golden.shape)[..., 0], golden)
+    np.testing.assert_array_equal(legacy_by_loops(image, *golden.shape)[..., 0], golden)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (37, 23), (12, 61), (64, 64), (48, 31)])
 def test_legacy_bilinear_follows_its_definition(size: tuple[int, int]) -> None:
     image = np.asarray(picture(*size))
     np.testing.assert_allclose(resize_bilinear_legacy(image, 24, 31), legacy_by_loops(image, 24, 31), atol=1e-3)
@@ -67,6 +88,46 @@ def test_timm_preset_is_torchvision_resize_and_centre_crop(size: tuple[int, int]
     image = picture(*size)
     reference = T.Compose([T.Resize(248, T.InterpolationMode.BICUBIC), T.CenterCrop(224)])(image)
     np.testing.assert_array_equal(PRESETS["timm"](image, 224), np.asarray(reference))
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 333), (31, 57)])
+@pytest.mark.parametrize(("image_size", "shorter"), [(224, 256), (384, 438), (448, 512)])
+def test_fgvc_preset_is_the_resize_and_centre_crop_of_vpt(size: tuple[int, int], image_size: int, shorter: int) -> None:
+    image = picture(*size)
+    scaled = T.Resize(shorter)(image)
+    np.testing.assert_array_equal(PRESETS["fgvc"].scale(image, image_size), np.asarray(scaled))
+    np.testing.assert_array_equal(PRESETS["fgvc"](image, image_size), np.asarray(T.CenterCrop(image_size)(scaled)))
+
+
+def test_fgvc_augmentation_takes_every_window_of_the_scaled_image_and_its_mirror_image() -> None:
+    scaled = PRESETS["fgvc"].scale(picture(60, 45), 7)
+    assert scaled.shape == (8, 10, 3)
+    windows = {scaled[top : top + 7, left : left + 7].tobytes(): False for top in range(2) for left in range(4)}
+    windows |= {np.frombuffer(w, np.uint8).reshape(7, 7, 3)[:, ::-1].tobytes(): True for w in windows}
+    augment = Augmentation("fgvc", 0, 7)
+    seen = [augment(scaled, epoch, index).tobytes() for epoch in range(20) for index in range(20)]
+    assert set(seen) == windows.keys()
+    assert min(map(seen.count, windows)) > 10  # 25 expected: a window and whether it is mirrored are independent
+
+
+def test_whether_an_image_is_mirrored_does_not_follow_from_where_it_was_cut() -> None:
+    ramp = np.zeros((32, 32, 3), dtype=np.uint8) + 8 * np.arange(32, dtype=np.uint8)[None, :, None]
+    cuts = [Augmentation("crop_flip", 0, 32)(ramp, 0, index)[0, :, 0].astype(int) for index in range(400)]
+    widths, mirrored = np.array([[np.ptp(cut), cut[0] > cut[-1]] for cut in cuts]).T
+    assert abs(np.corrcoef(widths, mirrored)[0, 1]) < 0.15
+    assert 160 < mirrored.sum() < 240
+
+
+def test_presets_are_those_of_the_table() -> None:
+    assert {name: (preset.resize, preset.interpolation, preset.normalization) for name, preset in PRESETS.items()} == {
+        "vpt": ("square", "bilinear_legacy", "imagenet"),
+        "adapter_plus": ("square", "bilinear_legacy", "inception"),
+        "noah": ("square", "bicubic", "imagenet"),
+        "fgvc": ("shorter_crop", "bilinear", "imagenet"),
+        "timm": ("shorter_crop", "bicubic", "weights"),
+        "square": ("square", "bicubic", "weights"),
+    }
+    assert all(f"\n    {name:<15}" in (Preset.__doc__ or "") for name in PRESETS)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -103,16 +164,16 @@ def test_unknown_names_suggest_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'adapter_plus'"):
         get_preset("adapterplus")
     with pytest.raises(UnknownNameError, match="did you mean 'crop_flip'"):
-        Augmentation("cropflip", 0)
+        Augmentation("cropflip", 0, 8)
 
 
 @pytest.mark.parametrize("name", ["flip", "crop_flip"])
 def test_augmentation_depends_on_seed_epoch_and_index_alone(name: str) -> None:
     image = np.asarray(picture(32, 32))
     keys = [(seed, epoch, index) for seed in range(2) for epoch in range(2) for index in range(8)]
-    first = {key: Augmentation(name, key[0])(image, *key[1:]) for key in keys}
+    first = {key: Augmentation(name, key[0], 32)(image, *key[1:]) for key in keys}
     for key in reversed(keys):
-        np.testing.assert_array_equal(Augmentation(name, key[0])(image, *key[1:]), first[key])
+        np.testing.assert_array_equal(Augmentation(name, key[0], 32)(image, *key[1:]), first[key])
     distinct = {pixels.tobytes() for pixels in first.values()}
     assert len(distinct) == (2 if name == "flip" else len(keys))
     assert all(pixels.shape == image.shape and pixels.dtype == np.uint8 for pixels in first.values())
@@ -120,4 +181,4 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(name: str) -> None:
 
 def test_no_augmentation_is_the_image_itself() -> None:
     image = np.asarray(picture(8, 8))
-    np.testing.assert_array_equal(Augmentation("none", 0)(image, 1, 2), image)
+    np.testing.assert_array_equal(Augmentation("none", 0, 8)(image, 1, 2), image)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,40 @@ def run(args: list[str]) -> None:
         raise ConfigError(f"No run.json below {folder}: `vpt fit` writes one for each run.")
     console = Console()
     console.print(_table(folder, records))
-    for home in records:
-        console.print(f"\n{home}/", highlight=False, soft_wrap=True)
+    for warning in check_same_preset(record.get("data") or {} for record in records.values()):
+        console.print(warning, highlight=False, soft_wrap=True)
+    for home, record in records.items():
+        data = record.get("data") or {}
+        protocol = (
+            f" (preset {data['preset']}, {data['counts']['train']:,} training images)" if "preset" in data else ""
+        )
+        console.print(f"\n{home}/{protocol}", highlight=False, soft_wrap=True)
         for path in sorted(home.iterdir()):
             files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
             size = sum(file.stat().st_size for file in files) / 1024
             name = f"{path.name}/ ({len(files)} files)" if path.is_dir() else path.name
             console.print(f"  {name:<48}{size:>8,.0f} KB", highlight=False, soft_wrap=True)
+
+
+def check_same_preset(data: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Finds tasks that were measured under more than one preset.
+
+    Args:
+        data: The ``data`` of each record, as :meth:`ImageDataModule.describe` gives it.
+
+    Returns:
+        A sentence for each such task.
+    """
+    presets: dict[str, Counter[str]] = {}
+    for described in data:
+        if "preset" in described:
+            presets.setdefault(described["name"], Counter())[described["preset"]] += 1
+    return [
+        f"Not comparable: the runs on {name} use different presets "
+        f"({', '.join(f'{preset}: {count}' for preset, count in used.items())})."
+        for name, used in presets.items()
+        if len(used) > 1
+    ]
 
 
 def _read(path: Path) -> dict[str, Any]:

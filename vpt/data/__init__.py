@@ -2,6 +2,7 @@
 
 from vpt.data.demo import DigitsDataModule, ShapesDataModule
 from vpt.data.fgvc import FGVCDataModule
+from vpt.data.folder import FolderDataModule
 from vpt.data.imagenet import ImageNetDataModule
 from vpt.data.images import ImageList
 from vpt.data.module import ImageDataModule, ImageDataset
@@ -13,6 +14,7 @@ __all__ = [
     "PRESETS",
     "DigitsDataModule",
     "FGVCDataModule",
+    "FolderDataModule",
     "ImageDataModule",
     "ImageDataset",
     "ImageList",

@@ -1,30 +1,113 @@
-"""Each image is decoded once, into a memory-mapped array that runs and processes share.
+"""Each image is decoded once, into a memory-mapped file that runs and processes share.
 
-Decoding happens here, in the main process and before training, so that a damaged file is reported by one sentence
-and not out of a loader's worker in the middle of an epoch.
+Decoding happens here, before training and in several processes, so that a damaged file is reported by one sentence
+and not in the middle of an epoch. Where a list is too large for the disk, or the disk cannot be written, its images
+are decoded each time they are asked for instead.
+
+A file holds the pixels of all images, one after the other, and then a table of their heights and widths; images of
+different sizes, which a random crop is cut from, need no padding. It is written under another name and renamed when
+it is complete: what a killed build leaves is no cache, and of two builds at once the later one replaces an equal file.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
+import multiprocessing
 import os
+import shutil
+import time
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any, Protocol
 from uuid import uuid4
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
 
-from vpt.data.images import ImageList
+from vpt.data.images import ImageSource
 from vpt.data.presets import Preset
+from vpt.errors import DataError
 
-_FORMAT = 1  # raised when the same key would mean other pixels
+DISK_SHARE = 0.5
+"""A list whose pixels need more than this share of the free disk is decoded on demand."""
+
+_FORMAT = 2  # raised when the same key would mean other pixels
+_SUFFIX = ".pixels"
+_PART = ".part"
 _SHOW_PROGRESS_ABOVE = 300  # images; fewer take a second or two
+_IMAGES_PER_PROCESS = 100  # fewer are not worth starting a process for
+_ABANDONED_AFTER = 3600.0  # seconds without a write, after which an unfinished file belongs to nobody
+
+
+class Images(Protocol):
+    """uint8 images (3, H, W), by position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Images of different sizes in one array.
+
+    Attributes:
+        flat: uint8, the pixels of all.
+        shapes: int64 (N, 2), height and width of each.
+        ends: int64 (N,), where each ends in `flat`.
+    """
+
+    flat: NDArray[np.uint8]
+    shapes: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, position: int) -> NDArray[np.uint8]:
+        height, width = self.shapes[position]
+        end = self.ends[position]
+        return self.flat[end - 3 * height * width : end].reshape(3, height, width)
+
+
+@dataclass(frozen=True)
+class OnDemand:
+    """Images that are decoded each time they are asked for.
+
+    Attributes:
+        source: Where they come from.
+        preset: How they are resized.
+        image_size: Side in pixels.
+        cropped: False for what is there before the preset's centre crop.
+    """
+
+    source: ImageSource
+    preset: Preset
+    image_size: int
+    cropped: bool = True
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, position: int) -> NDArray[np.uint8]:
+        resize = self.preset if self.cropped else self.preset.scale
+        return np.ascontiguousarray(resize(self.source.decode(position), self.image_size).transpose(2, 0, 1))
+
+    def num_bytes(self) -> int:
+        """Returns the size of all when decoded; where shapes differ, at an aspect ratio of 3:2."""
+        side = self.image_size if self.cropped else self.image_size / self.preset.crop_fraction
+        return math.ceil(len(self) * 3 * side**2 * (1 if self.cropped else 1.5))
 
 
 def cache_folder() -> Path:
@@ -34,114 +117,177 @@ def cache_folder() -> Path:
 
 def usage() -> tuple[int, int]:
     """Returns the number of cache files, unfinished ones included, and their bytes."""
-    sizes = [path.stat().st_size for path in _files()]
+    sizes = [status.st_size for _, status in _files()]
     return len(sizes), sum(sizes)
 
 
 def clear() -> tuple[int, int]:
-    """Removes all cache files, unfinished ones included.
+    """Removes all cache files, unfinished ones included; a build that is under way ends without a cache.
 
     Returns:
         The number of files and their bytes.
     """
-    removed = usage()
-    for path in _files():
+    removed = _files()
+    for path, _ in removed:
         path.unlink(missing_ok=True)
-    return removed
+    return len(removed), sum(status.st_size for _, status in removed)
 
 
-def _files() -> list[Path]:
-    return [path for path in cache_folder().glob("*") if path.suffix in (".npy", ".part")]
-
-
-def decoded(images: ImageList, preset: Preset, image_size: int) -> NDArray[np.uint8]:
+def decoded(
+    source: ImageSource,
+    preset: Preset,
+    image_size: int,
+    positions: NDArray[np.int64] | None = None,
+    cropped: bool = True,
+) -> Images:
     """Returns all images of a list, resized; decodes them unless an earlier call did.
 
-    Where the cache folder cannot be written, the array is built in memory and a warning says so.
-
     Args:
-        images: The list.
+        source: The list.
         preset: How images are resized.
         image_size: Side in pixels.
+        positions: int64 (M,), some of the list, which have a cache file of their own; None for all.
+        cropped: False for what is there before the preset's centre crop.
 
     Returns:
-        uint8 (N, 3, image_size, image_size), read-only where it is memory-mapped.
+        A read-only uint8 array (N, 3, H, W) if all images have one size, else :class:`Ragged`; or :class:`OnDemand`,
+        with a warning that says why, if they need more than `DISK_SHARE` of the free disk or the cache folder
+        cannot be written.
 
     Raises:
-        DataError: An image is missing or cannot be decoded.
+        DataError: An image is missing or cannot be decoded, or the disk is full.
     """
-    shape = (len(images.paths), 3, image_size, image_size)
-    name = f"{images.folder.name}-{images.file.stem}-{preset.name}-{image_size}-{_key(images, preset, image_size)}.npy"
-    path = cache_folder() / name
-    cached = _open(path, shape)
-    if cached is not None:
+    source = source if positions is None else source.take(positions)
+    images = OnDemand(source, preset, image_size, cropped)
+    path = cache_folder() / f"{source.title}-{preset.name}-{image_size}-{_key(images)}{_SUFFIX}"
+    if (cached := _open(path, len(source))) is not None:
         return cached
     try:
-        _write(path, shape, _rows(images, preset, image_size))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if images.num_bytes() > DISK_SHARE * free:
+            return _on_demand(images, f"they need {_gb(images.num_bytes())} of the {_gb(free)} free there")
+        _write(path, _rows(images))
     except OSError as error:
-        warnings.warn(
-            f"Images of {images.file} are kept in memory because {path.parent} cannot be written ({error}); "
-            "set VPT_CACHE to a writable folder.",
-            stacklevel=2,
-        )
-        return np.stack(list(_rows(images, preset, image_size)))
-    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"The disk of {path.parent} is full: the images of {source.title} need {_gb(images.num_bytes())}. "
+                "Free space, run `vpt data cache --clear`, or set VPT_CACHE to a folder on another disk."
+            ) from error
+        return _on_demand(images, f"it cannot be written: {error}")
+    cached = _open(path, len(source))
+    return images if cached is None else cached  # None: another process has cleared the cache
 
 
-def _key(images: ImageList, preset: Preset, image_size: int) -> str:
-    """Hashes all that the pixels depend on; sizes and times stand for the contents of the image files."""
-    digest = hashlib.sha256()
-    digest.update(json.dumps([_FORMAT, images.fingerprint, preset.to_dict(), image_size]).encode())
-    digest.update(str(images.folder.resolve()).encode())
-    for position, name in enumerate(images.paths):
-        try:
-            status = (images.folder / name).stat()
-        except OSError as error:
-            raise images.fault(position, error) from error
-        digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+def _on_demand(images: OnDemand, reason: str) -> OnDemand:
+    warnings.warn(
+        f"Images of {images.source.title} are decoded anew in every epoch and not kept in {cache_folder()} ({reason}); "
+        "set VPT_CACHE to another folder, or num_workers to the number of cores.",
+        stacklevel=3,
+    )
+    return images
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+
+
+def _files(endings: tuple[str, ...] = (_SUFFIX, _PART)) -> list[tuple[Path, os.stat_result]]:
+    found = []
+    for path in cache_folder().glob(f"*{_SUFFIX}*"):
+        with suppress(FileNotFoundError):  # a build that ended meanwhile has renamed it
+            if path.name.endswith(endings):
+                found.append((path, path.stat()))
+    return found
+
+
+def _key(images: OnDemand) -> str:
+    """Hashes all that the pixels depend on."""
+    form = [_FORMAT, images.source.fingerprint, images.preset.to_dict(), images.image_size, images.cropped]
+    digest = hashlib.sha256(json.dumps(form).encode())
+    for line in images.source.state():
+        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
 
-def _open(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+def _open(path: Path, count: int) -> NDArray[np.uint8] | Ragged | None:
     """Maps a finished cache file; None if there is none or it is damaged."""
     try:
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+        flat = np.memmap(path, dtype=np.uint8, mode="r")
+    except (OSError, ValueError):  # absent; empty
         return None
-    return array if array.shape == shape and array.dtype == np.uint8 else None
+    table = flat[len(flat) - 8 * count :] if len(flat) > 8 * count else flat[:0]
+    shapes = np.frombuffer(table.tobytes(), dtype="<i4").astype(np.int64).reshape(-1, 2)
+    ends = np.cumsum(3 * shapes.prod(axis=1))
+    if len(shapes) != count or shapes.min() < 1 or ends[-1] + 8 * count != len(flat):
+        return None
+    if (shapes == shapes[0]).all():
+        return flat[: ends[-1]].reshape(count, 3, *shapes[0])
+    return Ragged(flat, shapes, ends)
 
 
-def _rows(images: ImageList, preset: Preset, image_size: int) -> Iterator[NDArray[np.uint8]]:
-    """Yields uint8 (3, image_size, image_size) in list order, decoded by a few threads (PIL releases the lock)."""
+class _Answers(Dataset[Any]):
+    """Images or the error in their place: a worker process would hand an error over as a whole traceback."""
 
-    def row(position: int) -> NDArray[np.uint8]:
-        return np.ascontiguousarray(preset(images.decode(position), image_size).transpose(2, 0, 1))
+    def __init__(self, images: OnDemand) -> None:
+        self.images = images
 
-    count = len(images.paths)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        yield from track(
-            pool.map(row, range(count)),
-            description=f"Decoding {images.folder.name}/{images.file.stem}",
-            total=count,
-            console=Console(stderr=True),
-            transient=True,
-            disable=count < _SHOW_PROGRESS_ABOVE,
-        )
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> NDArray[np.uint8] | DataError:
+        try:
+            return self.images[position]
+        except DataError as error:
+            return error
 
 
-def _write(path: Path, shape: tuple[int, ...], rows: Iterator[NDArray[np.uint8]]) -> None:
-    """Writes a .npy file under a name of its own and renames it when it is complete.
+def _rows(images: OnDemand) -> Iterator[NDArray[np.uint8]]:
+    """Yields the images in list order, decoded by as many processes as there are cores."""
+    count = len(images)
+    alone = multiprocessing.current_process().daemon  # a loader's worker may not have workers
+    loader = DataLoader(
+        _Answers(images),
+        batch_size=16,
+        collate_fn=list,  # arrays travel through a pipe: tensors would need shared memory, which containers lack
+        num_workers=0 if alone else min(_cores(), count // _IMAGES_PER_PROCESS),
+        generator=torch.Generator(),  # leaves the global one as it is: a run is the same with and without a cache
+    )
+    for answer in track(
+        chain.from_iterable(loader),
+        description=f"Decoding {images.source.title}",
+        total=count,
+        console=Console(stderr=True),
+        transient=True,
+        disable=count < _SHOW_PROGRESS_ABOVE,
+    ):
+        if isinstance(answer, DataError):
+            raise answer
+        yield answer
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _write(path: Path, rows: Iterable[NDArray[np.uint8]]) -> None:
+    """Writes a cache file under a name of its own and renames it when it is complete and on the disk.
 
     Plain writes and not a writable memory map: on a full disk they raise OSError where a map kills the process.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{uuid4().hex}.part")
+    for left, status in _files((_PART,)):
+        if time.time() - status.st_mtime > _ABANDONED_AFTER:  # by a killed build: one that is alive has written lately
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}{_PART}")
+    shapes = []
     try:
         with temporary.open("xb") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
             for row in rows:
                 file.write(row.tobytes())
+                shapes.append(row.shape[1:])
+            file.write(np.array(shapes, dtype="<i4").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

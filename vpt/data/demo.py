@@ -37,10 +37,7 @@ class DigitsDataModule(ImageDataModule):
         test: str = "test",
         preset: str = "square",
         image_size: int = 64,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int = 0,
-        augment: str = "none",
+        **options: Any,
     ) -> None:
         """Loads and splits the digits.
 
@@ -50,10 +47,7 @@ class DigitsDataModule(ImageDataModule):
             test: List to test on.
             preset: Name of the preprocessing.
             image_size: Side of the square images in pixels.
-            batch_size: Images in a batch.
-            num_workers: Loader processes.
-            seed: Seed of order and augmentation of the training images; the splits are fixed.
-            augment: ``"none"``, ``"flip"`` or ``"crop_flip"``.
+            **options: See :class:`ImageDataModule`. The splits do not depend on its seed.
 
         Raises:
             UnknownNameError: A list, preset or augmentation is unknown.
@@ -72,8 +66,7 @@ class DigitsDataModule(ImageDataModule):
 
         splits = _choose(_stratified(labels), {"train": train, "val": val, "test": test}, split)
         names = [str(digit) for digit in range(10)]
-        card = load_card("digits")
-        super().__init__("digits", names, splits, preset, image_size, batch_size, num_workers, seed, augment, card)
+        super().__init__("digits", names, splits, preset, image_size, card=load_card("digits"), **options)
 
 
 class ShapesDataModule(ImageDataModule):
@@ -92,10 +85,7 @@ class ShapesDataModule(ImageDataModule):
         test: str = "test",
         preset: str = "square",
         image_size: int = 64,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int = 0,
-        augment: str = "none",
+        **options: Any,
     ) -> None:
         """Chooses the shapes; they are drawn, at the size that is asked for, when a split is.
 
@@ -106,10 +96,8 @@ class ShapesDataModule(ImageDataModule):
             test: List to test on.
             preset: Name of the preprocessing; images are drawn at the final size, only its normalization counts.
             image_size: Side of the square images in pixels.
-            batch_size: Images in a batch.
-            num_workers: Loader processes.
-            seed: Seed of order and augmentation of the training images; the images are fixed.
-            augment: ``"none"``, ``"flip"`` or ``"crop_flip"``; the last two change position and orientation.
+            **options: See :class:`ImageDataModule`. The images do not depend on its seed; any augmentation changes
+                position and orientation.
 
         Raises:
             UnknownNameError: The label, a list, preset or augmentation is unknown.
@@ -128,14 +116,14 @@ class ShapesDataModule(ImageDataModule):
 
         def split(stem: str, positions: NDArray[np.intp]) -> Split:
             chosen = {key: values[positions] for key, values in table.items()}
-            pixels = partial(draw, chosen, image_size)
+            pixels = partial(_draw, chosen, image_size)
             return _split("shapes", stem, positions, labels[positions].astype(np.int64), rows[positions], pixels)
 
         parts = np.split(np.arange(2000, dtype=np.intp), [800, 1000])
         positions = {"train800": parts[0], "val200": parts[1], "train800val200": np.arange(1000), "test": parts[2]}
         splits = _choose(positions, {"train": train, "val": val, "test": test}, split)
-        name, card = f"shapes_{label}", load_card("shapes")
-        super().__init__(name, names, splits, preset, image_size, batch_size, num_workers, seed, augment, card)
+        name = f"shapes_{label}"
+        super().__init__(name, names, splits, preset, image_size, card=load_card("shapes"), **options)
 
 
 def _stratified(labels: NDArray[np.int64]) -> Positions:
@@ -171,7 +159,25 @@ def _split(
     return Split(f"{task}/{stem}", [f"{task}/{position:04d}" for position in positions], labels, fingerprint, pixels)
 
 
-def _enlarge(grey: NDArray[np.uint8], preset: Preset, image_size: int) -> NDArray[np.uint8]:
-    """Takes uint8 (N, H, W) to uint8 (N, 3, image_size, image_size) by a preset."""
-    images = [preset(Image.fromarray(image).convert("RGB"), image_size) for image in grey]
+def _enlarge(
+    grey: NDArray[np.uint8],
+    preset: Preset,
+    image_size: int,
+    positions: NDArray[np.int64] | None = None,
+    cropped: bool = True,
+) -> NDArray[np.uint8]:
+    """Takes uint8 (N, H, W) to uint8 (M, 3, image_size, image_size) by a preset, or to what its crop is cut from."""
+    resize = preset if cropped else preset.scale
+    chosen = grey if positions is None else grey[positions]
+    images = [resize(Image.fromarray(image).convert("RGB"), image_size) for image in chosen]
     return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+
+
+def _draw(
+    points: Mapping[str, NDArray[np.int64]],
+    image_size: int,
+    positions: NDArray[np.int64] | None = None,
+    cropped: bool = True,
+) -> NDArray[np.uint8]:
+    """Draws shapes at the final size, where no preset's crop cuts anything off."""
+    return draw(points if positions is None else {key: values[positions] for key, values in points.items()}, image_size)

@@ -44,13 +44,14 @@ class FGVCDataModule(ImageDataModule):
         train: str = "train",
         val: str = "val",
         test: str = "test",
-        preset: str = "timm",
+        preset: str = "fgvc",
         image_size: int = 224,
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
         augment: str = "none",
         allow_partial: bool = False,
+        **options: Any,
     ) -> None:
         """Reads the lists and class names; no image yet.
 
@@ -71,6 +72,7 @@ class FGVCDataModule(ImageDataModule):
             seed: Seed of order and augmentation of the training images; the splits do not depend on it.
             augment: Name of the training augmentation (:data:`vpt.data.presets.AUGMENTATIONS`).
             allow_partial: Accept lists of another length than the official one.
+            **options: Few-shot subsets, see :class:`ImageDataModule`.
 
         Raises:
             DataError: A file is missing or malformed, or a list has not its official number of images.
@@ -91,7 +93,9 @@ class FGVCDataModule(ImageDataModule):
             images = found.lists[stem]
             pixels = partial(decoded, images, chosen, image_size)
             splits[split] = Split(f"{dataset}/{stem}", images.paths, images.labels, images.fingerprint, pixels)
-        super().__init__(dataset, names, splits, preset, image_size, batch_size, num_workers, seed, augment, card)
+        super().__init__(
+            dataset, names, splits, preset, image_size, batch_size, num_workers, seed, augment, card, **options
+        )
 
     def describe(self) -> dict[str, Any]:
         """Says which data these are; adds ``partial`` and ``split_source`` to the base's description."""

@@ -52,6 +52,7 @@ class ImageNetDataModule(ImageDataModule):
         augment: str = "none",
         crop_border: bool = True,
         allow_partial: bool = False,
+        **options: Any,
     ) -> None:
         """Lists the images; decodes none.
 
@@ -71,6 +72,7 @@ class ImageNetDataModule(ImageDataModule):
             augment: Name of the training augmentation (:data:`vpt.data.presets.AUGMENTATIONS`).
             crop_border: Cut the red border off ObjectNet's images (2 pixels on each side) before they are resized.
             allow_partial: Accept sets of another size than the official one.
+            **options: Few-shot subsets, see :class:`ImageDataModule`.
 
         Raises:
             DataError: A folder is missing, laid out otherwise or incomplete.
@@ -92,7 +94,17 @@ class ImageNetDataModule(ImageDataModule):
         self.partial = not (complete and all(item.complete for item in sets))
         self._groups = dict(zip(["test", *names[1:]], [item.groups for item in sets], strict=True))
         super().__init__(
-            variant, imagenet_names(), splits, preset, image_size, batch_size, num_workers, seed, augment, card
+            variant,
+            imagenet_names(),
+            splits,
+            preset,
+            image_size,
+            batch_size,
+            num_workers,
+            seed,
+            augment,
+            card,
+            **options,
         )
 
     @staticmethod

@@ -3,27 +3,62 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vpt.data.subsets import part_fingerprint
 from vpt.errors import DataError
+
+
+class ImageSource(Protocol):
+    """Images that can be decoded one by one: what a cache is built from.
+
+    Attributes:
+        title: For progress bars and file names, e.g. ``"caltech101-test"``.
+        fingerprint: Changes when the list of images does.
+    """
+
+    @property
+    def title(self) -> str:
+        """See above."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """See above."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def decode(self, position: int) -> Image.Image:
+        """Decodes one image to RGB, or raises a DataError that names it."""
+        ...
+
+    def take(self, positions: NDArray[np.int64]) -> ImageSource:
+        """Returns a part of the list with a fingerprint of its own."""
+        ...
+
+    def state(self) -> Iterator[str]:
+        """Yields what changes when the contents of an image do."""
+        ...
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """A list file, read.
+    """A list file, or another enumeration of image files.
 
     Attributes:
-        file: The list file.
+        file: The list file, or the folder that was listed.
         folder: What the paths are relative to.
         paths: N paths as written.
         labels: int64 (N,).
-        lines: Line number of each image, counted from 1.
+        lines: Line number of each image, counted from 1; empty where there are no lines.
         fingerprint: sha256 of the file's text, hexadecimal.
     """
 
@@ -34,6 +69,45 @@ class ImageList:
     lines: Sequence[int]
     fingerprint: str
 
+    @property
+    def title(self) -> str:
+        """Folder and list."""
+        return f"{self.folder.resolve().name}-{self.file.stem}"
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, positions: NDArray[np.int64]) -> ImageList:
+        """Returns a part of the list.
+
+        Args:
+            positions: int64 (M,), which images.
+
+        Returns:
+            A list of M images with a fingerprint of its own.
+        """
+        return replace(
+            self,
+            paths=[self.paths[position] for position in positions],
+            labels=self.labels[positions],
+            lines=[self.lines[position] for position in positions] if self.lines else (),
+            fingerprint=part_fingerprint(self.fingerprint, positions),
+        )
+
+    def state(self) -> Iterator[str]:
+        """Yields size and time of each file, which stand for its contents.
+
+        Raises:
+            DataError: A file is missing.
+        """
+        yield str(self.folder.resolve())
+        for position, name in enumerate(self.paths):
+            try:
+                status = (self.folder / name).stat()
+            except OSError as error:
+                raise self.fault(position, error) from error
+            yield f"{status.st_size} {status.st_mtime_ns}"
+
     def check_labels(self, num_classes: int) -> None:
         """Checks that every label is in [0, num_classes).
 
@@ -43,7 +117,7 @@ class ImageList:
         bad = np.flatnonzero((self.labels < 0) | (self.labels >= num_classes))
         if len(bad):
             raise DataError(
-                f"{self.file}, line {self.lines[bad[0]]}: label {self.labels[bad[0]]} is outside 0..{num_classes - 1}, "
+                f"{self._where(int(bad[0]))}label {self.labels[bad[0]]} is outside 0..{num_classes - 1}, "
                 f"the task has {num_classes} classes; correct the line or classes.json."
             )
 
@@ -64,7 +138,11 @@ class ImageList:
     def fault(self, position: int, error: Exception) -> DataError:
         """Returns the error for an image that cannot be read; it names list file, line and path."""
         fault = _fault(self.folder / self.paths[position], error)
-        return DataError(f"{self.file}, line {self.lines[position]}: {fault}; restore the file or remove the line.")
+        remedy = "remove the line" if self.lines else "remove it"
+        return DataError(f"{self._where(position)}{fault}; restore the file or {remedy}.")
+
+    def _where(self, position: int) -> str:
+        return f"{self.file}, line {self.lines[position]}: " if self.lines else ""
 
 
 def read_list(file: Path, folder: Path) -> ImageList:
@@ -75,7 +153,7 @@ def read_list(file: Path, folder: Path) -> ImageList:
         folder: What the paths are relative to.
 
     Raises:
-        DataError: The file cannot be read or is empty, or a line has no integer label.
+        DataError: The file cannot be read or is empty, a line has no integer label, or an image is listed twice.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -97,8 +175,20 @@ def read_list(file: Path, folder: Path) -> ImageList:
         lines.append(number)
     if not paths:
         raise DataError(f"{file}: the list is empty; it needs one 'path<whitespace>label' a line.")
+    if (twice := first_repeated(paths)) is not None:
+        first, again = (lines[position] for position in twice)
+        raise DataError(f"{file}, line {again}: {paths[twice[1]]} is listed on line {first} already; remove one line.")
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
     return ImageList(file, folder, paths, np.asarray(labels, dtype=np.int64), lines, fingerprint)
+
+
+def first_repeated(names: Sequence[str]) -> tuple[int, int] | None:
+    """Returns the positions of the first name that occurs again and of its repetition; None if all differ."""
+    seen: dict[str, int] = {}
+    for position, name in enumerate(names):
+        if seen.setdefault(name, position) != position:
+            return seen[name], position
+    return None
 
 
 def decode_rgb(path: Path) -> Image.Image:
@@ -129,10 +219,27 @@ def _fault(path: Path, error: Exception) -> str:
 def _decode(path: Path) -> Image.Image:
     with Image.open(path) as image:
         image.load()
-        upright = ImageOps.exif_transpose(image)
+        return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turns a decoded image of any mode into upright 8-bit RGB, as :func:`decode_rgb` does.
+
+    Args:
+        image: An image, loaded.
+
+    Returns:
+        The RGB image.
+
+    Raises:
+        ValueError: Its samples are floating-point numbers, whose range no file states.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F":
+        raise ValueError("its samples are decimal numbers of unknown range: convert it to 8 bits")
     if upright.mode.startswith("I"):  # I;16, I;16B and I hold 16-bit samples, which PIL would clip at 255.
         samples = np.asarray(upright).astype(np.float64)
-        scale = 257.0 if samples.max() > 255 else 1.0
+        scale = 257.0 if upright.mode.startswith("I;16") or samples.max() > 255 else 1.0
         upright = Image.fromarray(np.rint(samples / scale).clip(0, 255).astype(np.uint8))
     if upright.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in upright.info:
         colours = upright.convert("RGBA")

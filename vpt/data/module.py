@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from vpt.data.cache import Images
 from vpt.data.cards import Card
-from vpt.data.presets import Augmentation, get_preset
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.data.presets import Augmentation, centre_crop, get_preset
+from vpt.data.subsets import few_shot, part_fingerprint, position_hash
+from vpt.errors import ConfigError, DataError, UnknownNameError
 
 Batch = dict[str, Any]
 _STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
@@ -31,14 +34,29 @@ class Split:
         paths: Name of each image.
         labels: int64 (N,).
         fingerprint: sha256 of the list, hexadecimal.
-        pixels: Returns uint8 (N, 3, image_size, image_size).
+        pixels: Returns the images, uint8 (3, image_size, image_size) each. Called with ``positions``, an int64 array,
+            for some of them only, and with ``cropped=False`` for what is there before the preset's centre crop.
     """
 
     source: str
     paths: Sequence[str]
     labels: NDArray[np.int64]
     fingerprint: str
-    pixels: Callable[[], NDArray[np.uint8]]
+    pixels: Callable[..., Images]
+
+    def take(self, positions: NDArray[np.int64]) -> Split:
+        """Returns a part of the list.
+
+        Args:
+            positions: int64 (M,), which images.
+        """
+        return replace(
+            self,
+            paths=[self.paths[position] for position in positions],
+            labels=self.labels[positions],
+            fingerprint=part_fingerprint(self.fingerprint, positions),
+            pixels=partial(self.pixels, positions=positions),
+        )
 
 
 class ImageDataset(Dataset[Batch]):
@@ -46,7 +64,15 @@ class ImageDataset(Dataset[Batch]):
 
     ``dataset[i]`` is ``{"image": uint8 tensor (3, H, W), "label": int, "index": i}``. An item may also be asked for
     as ``(epoch, i)``, which is how :class:`EpochSampler` tells the epoch to the augmentation in any worker.
+
+    Attributes:
+        paths: Name of each image.
+        labels: int64 (N,).
+        images: uint8 (3, H, W) each, by position: an array wherever all have one size and fit the disk.
+        augmentation: Applied to items asked for with an epoch; None for none.
     """
+
+    images: Any
 
     def __init__(self, split: Split, augmentation: Augmentation | None = None) -> None:
         """Decodes the split.
@@ -57,19 +83,72 @@ class ImageDataset(Dataset[Batch]):
         """
         self.paths = split.paths
         self.labels = split.labels
-        self.images = split.pixels()
         self.augmentation = augmentation
+        self._split = split
+        self._open()
+
+    def _open(self) -> None:
+        whole = self.augmentation is not None and self.augmentation.before_crop
+        self.images = self._split.pixels(cropped=False) if whole else self._split.pixels()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "images"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()  # a worker process maps the cache file and is not sent its contents
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, item: int | tuple[int, int]) -> Batch:
         epoch, index = item if isinstance(item, tuple) else (None, item)
-        image = np.array(self.images[index])  # a copy: the map is read-only, tensors are not
-        if self.augmentation is not None and epoch is not None:
-            changed = self.augmentation(np.ascontiguousarray(image.transpose(1, 2, 0)), epoch, index)
-            image = np.ascontiguousarray(changed.transpose(2, 0, 1))
-        return {"image": torch.from_numpy(image), "label": int(self.labels[index]), "index": index}
+        return {"image": torch.from_numpy(self._image(epoch, index)), "label": int(self.labels[index]), "index": index}
+
+    def batch(self, items: Sequence[int | tuple[int, int]]) -> Batch:
+        """Returns several items at once, which copies images without augmentation much faster.
+
+        Args:
+            items: B indices, or pairs (epoch, index).
+
+        Returns:
+            ``image`` uint8 (B, 3, H, W), ``label`` and ``index`` int64 (B,).
+        """
+        pairs = [item if isinstance(item, tuple) else (None, item) for item in items]
+        index = np.array([index for _, index in pairs], dtype=np.int64)
+        if isinstance(self.images, np.ndarray) and self.augmentation is None:
+            images = np.asarray(self.images[index])
+        else:
+            images = np.stack([self._image(epoch, index) for epoch, index in pairs])
+        return {
+            "image": torch.from_numpy(images),
+            "label": torch.from_numpy(self.labels[index]),
+            "index": torch.from_numpy(index),
+        }
+
+    def _image(self, epoch: int | None, index: int) -> NDArray[np.uint8]:
+        image = self.images[index]
+        if self.augmentation is not None:
+            rows = np.ascontiguousarray(image.transpose(1, 2, 0))
+            if epoch is not None:
+                rows = self.augmentation(rows, epoch, index)
+            else:
+                rows = centre_crop(rows, self.augmentation.image_size)
+            image = rows.transpose(2, 0, 1)
+        return np.array(image, order="C")  # a copy: the map is read-only, tensors are not
+
+
+class _Batches(Dataset[Any]):
+    """What a loader reads: its ``__getitems__`` gives a whole batch, where a list of items is the convention."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, items: Sequence[int | tuple[int, int]]) -> Batch:
+        return self.dataset.batch(items)
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -120,11 +199,14 @@ class ImageDataModule(L.LightningDataModule):
         splits: Mapping[str, Split],
         preset: str,
         image_size: int,
-        batch_size: int,
-        num_workers: int,
-        seed: int,
-        augment: str,
-        card: Card | None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        augment: str = "none",
+        card: Card | None = None,
+        shots: int | None = None,
+        fraction: float | None = None,
+        subset_seed: int = 0,
     ) -> None:
         """Keeps the description; reads no image.
 
@@ -137,11 +219,14 @@ class ImageDataModule(L.LightningDataModule):
             batch_size: Images in a batch.
             num_workers: Loader processes; 0 loads in the main process, which is fastest without augmentation.
             seed: Seed of order and augmentation of the training images, ≥ 0.
-            augment: Name of the training augmentation.
+            augment: Name of the training augmentation: ``"none"``, ``"flip"``, ``"crop_flip"`` or ``"fgvc"``.
             card: The dataset's card, where one exists.
+            shots: Train on so many images of each class only (:mod:`vpt.data.subsets`).
+            fraction: Train on this share of each class only, in (0, 1].
+            subset_seed: Seed of that choice, ≥ 0: 8 shots are among the 16 shots of the same seed.
 
         Raises:
-            ConfigError: A number is out of range.
+            ConfigError: A number is out of range, a class has too few images, or augmentation and preset contradict.
             UnknownNameError: Preset or augmentation is unknown.
         """
         super().__init__()
@@ -150,6 +235,7 @@ class ImageDataModule(L.LightningDataModule):
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
             ("seed", seed, 0),
+            ("subset_seed", subset_seed, 0),
         ):
             if value < least:
                 raise ConfigError(f"{flag} is {value}; it must be at least {least}.")
@@ -162,11 +248,20 @@ class ImageDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.augmentation = Augmentation(augment, seed)
+        self.augmentation = Augmentation(augment, seed, image_size)
+        if self.augmentation.before_crop and self.preset.resize != "shorter_crop":
+            raise ConfigError(f"Augmentation {augment!r} needs a preset that crops, such as 'fgvc', not {preset!r}.")
         self.augmented = augment != "none"
         self.card = card
         self._splits = dict(splits)
+        self._listed = {key: len(split.labels) for key, split in splits.items()}
         self._datasets: dict[str, ImageDataset] = {}
+        self._subset: dict[str, Any] | None = None
+        if shots is not None or fraction is not None:
+            train = splits["train"]
+            chosen = few_shot(train.paths, train.labels, self.class_names, shots, fraction, subset_seed)
+            self._splits["train"] = train.take(chosen)
+            self._subset = {"shots": shots, "fraction": fraction, "seed": subset_seed, "sha256": position_hash(chosen)}
 
     def shift_names(self) -> list[str]:
         """Returns the names of the extra test lists."""
@@ -180,8 +275,10 @@ class ImageDataModule(L.LightningDataModule):
 
         Raises:
             UnknownNameError: There is no such split.
-            DataError: An image is missing or damaged.
+            DataError: The data have no such images, or one of them is missing or damaged.
         """
+        if name in {"train", "val", "test"} - self._splits.keys():
+            raise DataError(f"The data {self.name!r} have no {name} images: add them to use them.")
         if name not in self._splits:
             raise UnknownNameError(f"split of {self.name}", name, self._splits)
         if name not in self._datasets:
@@ -193,7 +290,8 @@ class ImageDataModule(L.LightningDataModule):
         """Says which data these are, in plain values for JSON.
 
         ``complete`` is True if every list has the official number of images, False if one has not, None if no card
-        states the numbers. ``shared_with_train`` counts the images of a split that are trained on.
+        states the numbers. ``shared_with_train`` counts the images of a split that are trained on. ``subset`` is None
+        if all training images are; its ``sha256`` is that of their positions in the whole list.
         """
         counts = {name: len(split.labels) for name, split in self._splits.items()}
         sizes = self.card.sizes if self.card else {}
@@ -210,7 +308,8 @@ class ImageDataModule(L.LightningDataModule):
             "lists": {name: split.source for name, split in self._splits.items()},
             "counts": counts,
             "official_counts": official,
-            "complete": all(counts[name] == size for name, size in official.items()) if official else None,
+            "complete": all(self._listed[name] == size for name, size in official.items()) if official else None,
+            "subset": self._subset,
             "shared_with_train": {
                 name: sum(path in trained for path in split.paths)
                 for name, split in self._splits.items()
@@ -218,6 +317,12 @@ class ImageDataModule(L.LightningDataModule):
             },
             "fingerprint": hashlib.sha256(text.encode()).hexdigest(),
         }
+
+    def prepare_data(self) -> None:
+        """Decodes in one process what the others then map (Lightning's hook)."""
+        stage = self.trainer.state.fn if self.trainer is not None else None
+        if stage is not None:
+            self.setup(stage.value)
 
     def setup(self, stage: str) -> None:
         """Decodes what a stage needs (Lightning's hook).
@@ -246,13 +351,18 @@ class ImageDataModule(L.LightningDataModule):
 
     def _loader(self, name: str, sampler: EpochSampler | None = None) -> DataLoader[Batch]:
         return DataLoader(
-            self.split(name),
+            _Batches(self.split(name)),
             batch_size=self.batch_size,
+            collate_fn=_as_it_is,
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _as_it_is(batch: Any) -> Batch:
+    return dict(batch)
 
 
 def _stem(source: str) -> str:

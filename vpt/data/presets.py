@@ -19,7 +19,7 @@ from PIL import Image
 
 from vpt.errors import ConfigError, UnknownNameError
 
-AUGMENTATIONS = ("none", "flip", "crop_flip")
+AUGMENTATIONS = ("none", "flip", "crop_flip", "fgvc")
 RESIZE_RULES = ("square", "shorter_crop")
 INTERPOLATIONS = ("bilinear_legacy", "bilinear", "bicubic")
 NORMALIZATIONS = ("imagenet", "inception", "weights", "none")
@@ -29,6 +29,29 @@ _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampli
 @dataclass(frozen=True)
 class Preset:
     """One way from an image of any size to ``image_size`` × ``image_size`` pixels.
+
+    ============== ========================= ============================= ==== ================ =====================
+    preset         source format             resize                        size normalisation    splits
+    ============== ========================= ============================= ==== ================ =====================
+    vpt            TFDS's uint8, lossless    square, TensorFlow 1 bilinear 224  ImageNet         train800 → val200,
+                                                                                                 then both → test
+    adapter_plus   TFDS's uint8, lossless    square, TensorFlow 1 bilinear 224  Inception (0.5)  both → test, no
+                                                                                                 validation
+    noah           a dump of JPEG files      square, PIL bicubic           224  ImageNet         both → test, which
+                                                                                                 chose the epoch
+    fgvc           the authors' JPEG files   shorter side 256, centre crop 224  ImageNet         train → val → test,
+                                             (448: 512; 384: 438),                               val is never trained
+                                             PIL bilinear                                        on
+    timm           any                       shorter side size/0.9, centre any  the weights' own as the data say
+                                             crop, PIL bicubic
+    square         any                       square, PIL bicubic           any  the weights' own as the data say
+    ============== ========================= ============================= ==== ================ =====================
+
+    The first four are what the codes of VPT (Jia et al. 2022), Adapter+ (Steitz & Roth 2024), NOAH (Zhang et al.
+    2022; also FacT, Convpass and SPT) and, for FGVC, again VPT do; ``timm`` is timm's evaluation of most ViT weights.
+    A preset fixes resize and normalisation. Source format and splits belong to the data at hand, and a number is
+    comparable with a paper's only if they agree too: CIFAR-100 gives 64-76 % from the JPEG dump and 78-85 % from TFDS.
+    This package reports the last epoch, never one that the test set chose.
 
     Attributes:
         name: Name in :data:`PRESETS`.
@@ -59,7 +82,7 @@ class Preset:
             raise ConfigError(f"Preset {self.name!r} has crop_fraction {self.crop_fraction}; it must lie in (0, 1].")
 
     def __call__(self, image: Image.Image, image_size: int) -> NDArray[np.uint8]:
-        """Resizes one RGB image.
+        """Resizes one RGB image and cuts its centre.
 
         Args:
             image: RGB image of any size.
@@ -68,14 +91,24 @@ class Preset:
         Returns:
             uint8 (image_size, image_size, 3).
         """
+        return centre_crop(self.scale(image, image_size), image_size)
+
+    def scale(self, image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+        """Resizes one RGB image without cutting it.
+
+        Args:
+            image: RGB image of any size.
+            image_size: Side of the crop to come, in pixels.
+
+        Returns:
+            uint8 (H, W, 3) with both sides at least image_size, and equal to it for ``"square"``.
+        """
         if self.resize == "square":
             return _resize(image, image_size, image_size, self.interpolation)
-        # timm rounds the scaled side down, torchvision truncates the longer side and rounds the crop's corner.
+        # timm rounds the scaled side down, torchvision truncates the longer side.
         shorter = math.floor(image_size / self.crop_fraction)
         width, height = (int(shorter * side / min(image.size)) for side in image.size)
-        scaled = _resize(image, width, height, self.interpolation)
-        top, left = round((height - image_size) / 2), round((width - image_size) / 2)
-        return np.ascontiguousarray(scaled[top : top + image_size, left : left + image_size])
+        return _resize(image, width, height, self.interpolation)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the preset as plain strings and numbers, for delta files."""
@@ -102,6 +135,8 @@ PRESETS: dict[str, Preset] = {
         Preset("adapter_plus", "square", "bilinear_legacy", "inception"),
         # NOAH, FacT, Convpass and SPT read one dump of JPEG files through torchvision.
         Preset("noah", "square", "bicubic", "imagenet"),
+        # KMnP/vpt on FGVC, and torchvision's classic evaluation: 224 from 256, 448 from 512, 384 from 438.
+        Preset("fgvc", "shorter_crop", "bilinear", "imagenet", crop_fraction=0.875),
         # timm's evaluation of the AugReg and most other ViT weights.
         Preset("timm", "shorter_crop", "bicubic", "weights", crop_fraction=0.9),
         # The default of our configs, see :func:`get_preset`.
@@ -127,6 +162,20 @@ def get_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise UnknownNameError("preset", name, PRESETS)
     return PRESETS[name]
+
+
+def centre_crop(image: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+    """Cuts the centre; the corner is rounded as torchvision does.
+
+    Args:
+        image: (H, W, C) with sides of at least image_size.
+        image_size: Side of the result in pixels.
+
+    Returns:
+        (image_size, image_size, C), contiguous; the image itself if it has that size.
+    """
+    top, left = (round((side - image_size) / 2) for side in image.shape[:2])
+    return np.ascontiguousarray(image[top : top + image_size, left : left + image_size])
 
 
 def resize_bilinear_legacy(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
@@ -170,18 +219,22 @@ def _resize(image: Image.Image, width: int, height: int, interpolation: str) -> 
 class Augmentation:
     """A random change of a training image that is a pure function of the image and (seed, epoch, index).
 
-    Any number of workers and any order of loading therefore give equal pixels. It acts on the resized image:
-    ``"crop_flip"`` cuts from ``image_size`` pixels and enlarges, which costs detail and lets the decoded image be
-    cached.
+    Any number of workers and any order of loading therefore give equal pixels. It acts on the resized image, so that
+    this can be cached: ``"crop_flip"`` cuts from ``image_size`` pixels and enlarges, which costs detail.
+
+    Attributes:
+        before_crop: True if it takes what :meth:`Preset.scale` gives, and not what the preset has cut out of that.
     """
 
-    def __init__(self, name: str, seed: int) -> None:
+    def __init__(self, name: str, seed: int, image_size: int) -> None:
         """Names the change.
 
         Args:
-            name: ``"none"``, ``"flip"`` (mirrored with probability ½) or ``"crop_flip"`` (a crop of 8-100 % of the
-                area at aspect ratios ¾ to 4/3, then ``"flip"``).
+            name: ``"none"``, ``"flip"`` (mirrored with probability ½), ``"crop_flip"`` (a crop of 8-100 % of the area
+                at aspect ratios ¾ to 4/3, then ``"flip"``), or ``"fgvc"`` (a crop of the final size anywhere in the
+                scaled image, then ``"flip"``: what VPT does on FGVC).
             seed: Seed of the run, ≥ 0.
+            image_size: Side of the result in pixels.
 
         Raises:
             UnknownNameError: There is no such augmentation.
@@ -190,27 +243,38 @@ class Augmentation:
             raise UnknownNameError("augmentation", name, AUGMENTATIONS)
         self.name = name
         self.seed = seed
+        self.image_size = image_size
+        self.before_crop = name == "fgvc"
 
     def __call__(self, image: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
         """Changes one image.
 
         Args:
-            image: uint8 (H, W, 3).
+            image: uint8 (H, W, 3), both sides image_size, or at least that with ``before_crop``.
             epoch: Counted from 0.
             index: Position of the image in its list.
 
         Returns:
-            uint8 (H, W, 3).
+            uint8 (image_size, image_size, 3).
         """
         if self.name == "none":
             return image
-        A = import_albumentations()  # noqa: N806
-        changes = [A.HorizontalFlip(p=0.5)]
+        # albumentations gives every transform of a Compose the same random numbers: whether an image is mirrored would
+        # follow from where it was cut. Each step here has numbers of its own.
+        random = np.random.default_rng([self.seed, epoch, index])
         if self.name == "crop_flip":
-            changes.insert(0, A.RandomResizedCrop(size=image.shape[:2], scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)))
+            image = self._resized_crop(image, int(random.integers(2**32)))
+        elif self.name == "fgvc":
+            top, left = (random.integers(side - self.image_size + 1) for side in image.shape[:2])
+            image = image[top : top + self.image_size, left : left + self.image_size]
+        return image[:, ::-1] if random.random() < 0.5 else image
+
+    def _resized_crop(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+        A = import_albumentations()  # noqa: N806
+        size = (self.image_size, self.image_size)
+        crop = A.RandomResizedCrop(size=size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
         # A Compose gives other pixels on its second call, so each image gets its own.
-        seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
-        changed: NDArray[np.uint8] = A.Compose(changes, seed=seed)(image=image)["image"]
+        changed: NDArray[np.uint8] = A.Compose([crop], seed=seed)(image=image)["image"]
         return changed
 
 

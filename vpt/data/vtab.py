@@ -10,6 +10,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vpt.data.cache import decoded
 from vpt.data.cards import Card, load_card
@@ -49,6 +50,7 @@ class VTABDataModule(ImageDataModule):
         num_workers: int = 0,
         seed: int = 0,
         augment: str = "none",
+        **options: Any,
     ) -> None:
         """Reads the lists and class names; no image yet.
 
@@ -68,6 +70,7 @@ class VTABDataModule(ImageDataModule):
             num_workers: Loader processes; 0 loads in the main process, which is fastest without augmentation.
             seed: Seed of order and augmentation of the training images.
             augment: ``"none"`` as in VTAB-1k, ``"flip"`` or ``"crop_flip"``.
+            **options: Few-shot subsets, see :class:`ImageDataModule`.
 
         Raises:
             DataError: The root, a list or classes.json is missing or malformed.
@@ -98,7 +101,9 @@ class VTABDataModule(ImageDataModule):
             )
             for name, images in lists.items()
         }
-        super().__init__(task, class_names, splits, preset, image_size, batch_size, num_workers, seed, augment, card)
+        super().__init__(
+            task, class_names, splits, preset, image_size, batch_size, num_workers, seed, augment, card, **options
+        )
 
 
 def _check_tree(folder: Path, files: dict[str, Path]) -> None:

@@ -1,0 +1,152 @@
+"""Speed of reading images: the first epoch, later epochs from the cache, and a plain torchvision pipeline.
+
+    VPT_DATA=FOLDER python -m benchmarks.data [--task caltech101] [--batch 64] [--rounds 5]
+
+Without VPT_DATA the images are generated. All pipelines do the same to each image (shorter side 248, bicubic, centre
+crop 224) and are measured in turn, A B C A B C ...; medians are compared. Only the plain one makes float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import transforms as T  # type: ignore[import-untyped]
+from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
+
+from benchmarks.measure import interleaved, machine
+from vpt.backbones import create_backbone
+from vpt.data import ImageDataModule, VTABDataModule, cache
+from vpt.tuning import TunedModel
+
+SIZE = 224
+Row = dict[str, Any]
+
+
+def generate(folder: Path, count: int) -> None:
+    """A task of JPEG files of 400 × 300 pixels, smooth as photos are."""
+    random = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    for number in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        coarse.resize((400, 300), Image.Resampling.BICUBIC).save(folder / "images" / f"{number}.jpg", quality=90)
+    lines = "".join(f"images/{number}.jpg\t{number % 10}\n" for number in range(count))
+    for name in ("train800", "train800val200", "val200", "test"):
+        (folder / f"{name}.txt").write_text(lines)
+
+
+def as_class_folders(data: ImageDataModule, home: Path, folder: Path) -> Path:
+    """Links the training images into the layout of ImageFolder."""
+    split = data.split("train")
+    for position, (path, label) in enumerate(zip(split.paths, split.labels, strict=True)):
+        link = folder / f"{label:04d}" / f"{position}{Path(path).suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to((home / path).resolve())
+    return folder
+
+
+def read(loader: Iterable[Any]) -> None:
+    """One epoch in which nothing is done with a batch."""
+    for _ in loader:
+        pass
+
+
+def pipelines(make: Callable[[], ImageDataModule], folder: Path, batch: int) -> dict[str, Callable[[], None]]:
+    """An epoch of each."""
+    steps = [T.Resize(248, T.InterpolationMode.BICUBIC), T.CenterCrop(SIZE), T.ToTensor()]
+    plain = ImageFolder(str(folder), T.Compose(steps))
+    cores = len(os.sched_getaffinity(0))
+
+    def first() -> None:
+        cache.clear()
+        read(make().train_dataloader())
+
+    data = make()
+    return {
+        "first epoch": first,
+        "cached epoch": lambda: read(data.train_dataloader()),
+        "cached, image by image": lambda: read(DataLoader(data.split("train"), batch, shuffle=True)),
+        "plain, 0 workers": lambda: read(DataLoader(plain, batch, shuffle=True)),
+        f"plain, {cores} workers": lambda: read(DataLoader(plain, batch, shuffle=True, num_workers=cores)),
+    }
+
+
+def share_of_training(data: ImageDataModule, backbone: str) -> Row:
+    """Seconds that a training epoch of VPT-deep waits for the loader, and all of its seconds."""
+    model = TunedModel(create_backbone(backbone, "random"), data.num_classes, [{"name": "prompt", "num_tokens": 10}])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    waited, start = 0.0, time.perf_counter()
+    batches = iter(data.train_dataloader())
+    while True:
+        before = time.perf_counter()
+        batch = next(batches, None)
+        waited += time.perf_counter() - before
+        if batch is None:
+            break
+        loss: Any = nn.functional.cross_entropy(model(batch["image"]), batch["label"])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    seconds = time.perf_counter() - start
+    return {"backbone": backbone, "batch": data.batch_size, "loader_s": waited, "epoch_s": seconds,
+            "loader/epoch": waited / seconds}  # fmt: skip
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="caltech101", help="below VPT_DATA")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--images", type=int, default=1000, help="generated without VPT_DATA")
+    parser.add_argument("--training-batch", type=int, default=10, help="as in configs/vtab")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--backbone", default="vit_tiny_patch16_224")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/data.json"))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["VPT_CACHE"] = f"{scratch}/cache"
+        root, task = Path(os.environ.get("VPT_DATA", scratch)), args.task
+        if "VPT_DATA" not in os.environ:
+            task = "generated"
+            generate(root / task, args.images)
+
+        def make(batch: int = args.batch) -> VTABDataModule:
+            return VTABDataModule(task, root=root, preset="timm", image_size=SIZE, batch_size=batch)
+
+        folder = as_class_folders(make(), root / task, Path(scratch) / "folder")
+        runs = pipelines(make, folder, args.batch)
+        count = len(make().split("train"))
+        speed = [count / seconds for seconds in interleaved(list(runs.values()), args.rounds)]
+        files, size = cache.usage()
+        result: Row = {
+            "machine": machine("cpu"),
+            "task": task,
+            "images": count,
+            "batch": args.batch,
+            "images_per_s": dict(zip(runs, speed, strict=True)),
+            "cache_bytes_per_1000_images": size * 1000 / count / files,
+            "training": share_of_training(make(args.training_batch), args.backbone),
+        }
+    print(json.dumps(result["machine"]))
+    print(f"{task}, {count} training images, batches of {args.batch}", "| | images/s | / plain, 0 workers |", sep="\n")
+    for name, value in result["images_per_s"].items():
+        print(f"| {name} | {value:,.0f} | {value / result['images_per_s']['plain, 0 workers']:.2f} |")
+    print(f"cache: {result['cache_bytes_per_1000_images'] / 1e6:.1f} MB for 1,000 images of {SIZE}×{SIZE}")
+    print("VPT-deep, one epoch from the cache:", json.dumps(result["training"]))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tests.fakes import make_folder
+from vpt.data import FolderDataModule
+from vpt.data.folder import class_order
+from vpt.errors import ConfigError, DataError, UnknownNameError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "pets", {"train": 5, "val": 2, "test": 3})
+
+
+def data(root: Path, **options: Any) -> FolderDataModule:
+    return FolderDataModule(root, **{"image_size": 16, **options})
+
+
+def labelled(module: FolderDataModule, split: str) -> dict[str, str]:
+    """Class of each image by path."""
+    chosen = module.split(split)
+    return {path: module.class_names[label] for path, label in zip(chosen.paths, chosen.labels, strict=True)}
+
+
+def test_folders_of_classes_are_a_task(root: Path) -> None:
+    module = data(root)
+    assert (module.name, module.class_names) == ("pets", ["cat", "dog", "owl"])
+    assert [len(module.split(name)) for name in ("train", "val", "test")] == [15, 6, 9]
+    for split in ("train", "val", "test"):
+        assert all(path.split("/")[:2] == [split, name] for path, name in labelled(module, split).items())
+    pixels = module.preset(Image.open(root / "test/dog/1.jpg"), 16)
+    position = list(module.split("test").paths).index("test/dog/1.jpg")
+    np.testing.assert_array_equal(module.split("test").images[position].transpose(1, 2, 0), pixels)
+    assert module.describe()["lists"] == {"train": "pets/train", "val": "pets/val", "test": "pets/test"}
+    assert module.describe()["complete"] is None
+
+
+def test_a_class_that_is_missing_from_the_test_images_moves_no_other(root: Path) -> None:
+    for image in (root / "test/cat").iterdir():
+        image.unlink()
+    (root / "test/cat").rmdir()
+    assert set(labelled(data(root), "test").values()) == {"dog", "owl"}
+    assert set(data(root).split("test").labels.tolist()) == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["10", "2", "1"], ["1", "2", "10"]),
+        (["010", "9", "0"], ["0", "9", "010"]),
+        (["10", "2", "b"], ["10", "2", "b"]),
+        (["b10", "b2", "A"], ["A", "b10", "b2"]),
+        (["ü", "猫", "a"], ["a", "ü", "猫"]),
+    ],
+)
+def test_classes_are_ordered_by_number_if_all_are_numbers_else_by_name(names: list[str], order: list[str]) -> None:
+    assert class_order(names) == order
+
+
+def test_folder_ten_comes_after_folder_two(tmp_path: Path) -> None:
+    module = data(make_folder(tmp_path / "x", {"train": 2, "test": 1}, ["0", "2", "10"]))
+    assert module.class_names == ["0", "2", "10"]
+    assert labelled(module, "test") == {f"test/{name}/0.jpg": name for name in ("0", "2", "10")}
+
+
+def test_without_validation_images_a_part_of_each_class_is_held_out(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "pets", {"train": 10})
+    first, again, other = (data(root, split_seed=seed) for seed in (0, 0, 1))
+    assert np.bincount(first.split("val").labels).tolist() == [2, 2, 2]
+    assert np.bincount(first.split("train").labels).tolist() == [8, 8, 8]
+    assert not set(first.split("val").paths) & set(first.split("train").paths)
+    assert first.describe()["fingerprint"] == again.describe()["fingerprint"] != other.describe()["fingerprint"]
+    assert first.describe()["lists"] == {"train": "pets/train", "val": "pets/train (held out)"}
+    assert first.describe()["shared_with_train"] == {"val": 0}
+    assert len(data(root, val_fraction=0.5, shots=3).split("val")) == 15
+    assert (
+        data(root, seed=7).describe()["fingerprint"] == first.describe()["fingerprint"]
+    )  # the run's seed splits nothing
+
+
+def test_without_test_images_testing_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    module = data(make_folder(tmp_path / "pets", {"train": 3}))
+    module.setup("fit")
+    with pytest.raises(DataError, match="The data 'pets' have no test images"):
+        module.setup("test")
+
+
+def test_validation_has_other_names_and_shifts_are_found(tmp_path: Path) -> None:
+    for name in ("valid", "validation"):
+        module = data(make_folder(tmp_path / name, {"train": 3, name: 1, "test": 2, "shift_night": 1}))
+        assert module.describe()["counts"] == {"train": 9, "val": 3, "test": 6, "night": 3}
+        assert module.shift_names() == ["night"]
+
+
+def test_hidden_and_other_files_are_no_images(root: Path) -> None:
+    for name in ("._0.jpg", ".DS_Store", "Thumbs.db", "notes.txt", ".ipynb_checkpoints/0-checkpoint.jpg"):
+        path = root / "train/cat" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no image")
+    (root / ".cache").mkdir()
+    (root / "train/.hidden").mkdir()
+    (root / "train/dog/deeper").mkdir()
+    (root / "train/dog/4.jpg").rename(root / "train/dog/deeper/4.JPG")
+    module = data(root)
+    assert len(module.split("train")) == 15
+    assert labelled(module, "train")["train/dog/deeper/4.JPG"] == "dog"
+
+
+def test_folders_that_are_no_task_are_answered_by_what_is_missing(root: Path, tmp_path: Path) -> None:
+    for folder, missing in ((tmp_path / "none", tmp_path / "none"), (root / "train", root / "train" / "train")):
+        with pytest.raises(DataError) as caught:
+            data(folder)
+        assert str(caught.value).startswith(
+            f"{missing} does not exist; lay the images out as\n{folder}/\n  train/<class>/"
+        )
+
+
+def empty_class(root: Path) -> None:
+    (root / "train/eel").mkdir()
+
+
+def stray_image(root: Path) -> None:
+    (root / "test/cat/0.jpg").rename(root / "test/0.jpg")
+
+
+def unknown_class(root: Path) -> None:
+    (root / "test/owl").rename(root / "test/owls")
+
+
+def two_validations(root: Path) -> None:
+    make_folder(root, {"valid": 1})
+
+
+def shift_with_a_name_of_a_split(root: Path) -> None:
+    make_folder(root, {"shift_test": 1})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (empty_class, "train/eel holds no image: add some, or remove the folder."),
+        (stray_image, "test/0.jpg lies in no class folder: move it into .*test/<class>/."),
+        (unknown_class, "test/owls/0.jpg is of class 'owls', of which there is no training image."),
+        (two_validations, "val and .*valid are the same split: keep one of them."),
+        (shift_with_a_name_of_a_split, "shift_test: unknown split 'shift_test'; use train, .* or shift_<name>."),
+    ],
+)
+def test_a_wrong_layout_is_one_sentence(root: Path, spoil: Any, fault: str) -> None:
+    spoil(root)
+    with pytest.raises(DataError, match=fault) as caught:
+        data(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_image_is_named_without_a_line(root: Path) -> None:
+    (root / "val/dog/1.jpg").write_text("no image")
+    with pytest.raises(DataError, match=r"^\S*val/dog/1.jpg is not an image; restore the file or remove it.$"):
+        data(root).split("val")
+
+
+def table(root: Path, name: str, text: str) -> Path:
+    """Writes a table beside the folders; Parquet from the same text."""
+    file = root / name
+    text = text.replace(",", "\t") if file.suffix == ".tsv" else text
+    file.write_text(text, encoding="utf-8")
+    if file.suffix == ".parquet":
+        pd.read_csv(file, dtype=str).to_parquet(file)
+    return file
+
+
+ROWS = """path,label,split
+train/cat/0.jpg,cat,train
+train/dog/0.jpg,dog,train
+train/dog/1.jpg,dog,train
+test/dog/0.jpg,dog,test
+val/cat/0.jpg,cat,valid
+val/cat/1.jpg,cat,shift_dark
+"""
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.parquet"])
+def test_a_table_is_a_task(root: Path, name: str) -> None:
+    module = data(table(root, name, ROWS))
+    assert (module.name, module.class_names) == ("rows", ["cat", "dog"])
+    assert labelled(module, "train") == {"train/cat/0.jpg": "cat", "train/dog/0.jpg": "dog", "train/dog/1.jpg": "dog"}
+    assert labelled(module, "val") == {"val/cat/0.jpg": "cat"}
+    assert labelled(module, "dark") == {"val/cat/1.jpg": "cat"}
+    assert labelled(module, "test") == {"test/dog/0.jpg": "dog"}
+    same = data(table(root, "rows.csv", ROWS))
+    assert module.describe()["fingerprint"] == same.describe()["fingerprint"]  # of the rows, not of the file
+
+
+def test_without_a_split_column_all_rows_are_trained_on_but_those_held_out(root: Path) -> None:
+    rows = "path,label\n" + "".join(f"train/{name}/{i}.jpg,{name}\n" for name in ("cat", "dog") for i in range(5))
+    module = data(table(root, "rows.csv", rows))
+    assert module.describe()["counts"] == {"train": 8, "val": 2}
+
+
+def test_labels_may_be_whole_numbers_or_any_text(root: Path) -> None:
+    def classes(labels: Sequence[str]) -> list[str]:
+        images = [f"train/{name}/{number}.jpg" for name in ("cat", "dog", "owl") for number in range(5)]
+        rows = "path,label\n" + "".join(f"{path},{labels[i % len(labels)]}\n" for i, path in enumerate(images))
+        return data(table(root, "rows.csv", rows)).class_names
+
+    assert classes(["10", "9", "2"]) == ["2", "9", "10"]
+    assert classes(["NA", "007", "null", "1.0"]) == ["007", "1.0", "NA", "null"]
+    frame = pd.DataFrame({"path": [f"train/cat/{i}.jpg" for i in range(4)], "label": [10, 2, 10, 2]})
+    for kind in ("int64", "category"):
+        frame.assign(label=frame["label"].astype(kind)).to_parquet(root / "rows.parquet")
+        assert data(root / "rows.parquet").class_names == ["2", "10"]
+
+
+def test_paths_in_any_script_with_commas_and_blank_lines(root: Path) -> None:
+    name = 'Köpfe, хвосты "猫".jpg'
+    (root / "train/cat/0.jpg").rename(root / name)
+    quoted = name.replace('"', '""')
+    text = f'\ufeffpath,label\n"{quoted}",Katze 猫\n\ntrain/dog/0.jpg,dog\ntrain/dog/1.jpg,dog\n\n'
+    module = data(table(root, "列表.csv", text))
+    assert labelled(module, "train")[name] == "Katze 猫"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("file,label\na.jpg,cat\n", "has no column 'path'; it has 'file', 'label'"),
+        ("path,class\na.jpg,cat\n", "has no column 'label'; it has 'path', 'class'"),
+        ("path,label\n", "lists no images"),
+        ("", r"is not a readable table \(No columns to parse from file\)"),
+        ("path,label\na.jpg,cat\n\nb.jpg,\n", "line 4: the label is empty"),
+        ("path,label\n,cat\n", "line 2: the path is empty"),
+        ("path,label\na.jpg,cat\nb.jpg,cat\na.jpg,dog\n", "line 4: a.jpg is listed on line 2 already; remove one line"),
+        ("path,label,split\na.jpg,cat,training\n", "line 2: unknown split 'training'; use train, val, valid"),
+        ("path,label,split\na.jpg,cat,shift_val\n", "line 2: unknown split 'shift_val'"),
+        ("path,label,split\na.jpg,cat,test\n", "lists no training images"),
+        ("path,label,split\na.jpg,cat,train\nb.jpg,eel,test\n", "line 3: b.jpg is of class 'eel'"),
+        ("path,label\na.jpg,cat,1\nb.jpg,cat,2,3,4\n", "is not a readable table"),
+    ],
+)
+def test_a_wrong_table_is_one_sentence(root: Path, text: str, fault: str) -> None:
+    with pytest.raises(DataError, match=fault) as caught:
+        data(table(root, "rows.csv", text))
+    assert str(caught.value).startswith(str(root / "rows.csv"))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_tables_and_other_contents_are_one_sentence(root: Path) -> None:
+    (root / "rows.parquet").write_bytes(b"no parquet")
+    (root / "latin.csv").write_bytes("path,label\nä.jpg,cat\n".encode("latin-1"))
+    pd.DataFrame({"path": ["a.jpg"], "label": [0.5]}).to_parquet(root / "decimal.parquet")
+    for name in ("none.csv", "none.parquet", "rows.parquet", "latin.csv", "decimal.parquet"):
+        with pytest.raises(DataError, match=rf"{name} is not a readable table \(") as caught:
+            data(root / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_missing_image_of_a_table_is_named_with_its_line(root: Path) -> None:
+    with pytest.raises(DataError, match=r"rows\.csv, line 3: .*none\.jpg does not exist; .* remove the line"):
+        data(table(root, "rows.csv", "path,label\ntrain/cat/0.jpg,a\nnone.jpg,a\ntrain/cat/1.jpg,a\n")).split("train")
+
+
+def make_mnist(root: Path, counts: dict[str, int]) -> None:
+    """The idx files of MNIST with noise in them."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for word, count in counts.items():
+        pixels, labels = random.integers(0, 256, (count, 28, 28), np.uint8), np.arange(count, dtype=np.uint8) % 10
+        header = struct.pack(">iiii", 0x803, count, 28, 28)
+        (raw / f"{word}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        (raw / f"{word}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 0x801, count) + labels.tobytes())
+
+
+def make_dtd(root: Path) -> None:
+    """DTD with two classes; its official lists of ten partitions are cut to the first."""
+    home = root / "dtd" / "dtd"
+    make_folder(home / "images", {"": 6}, ["woven", "banded"])
+    (home / "labels").mkdir()
+    for split, numbers in (("train", (0, 1, 2)), ("val", (3,)), ("test", (4, 5))):
+        lines = [f"{name}/{number}.jpg\n" for name in ("banded", "woven") for number in numbers]
+        (home / "labels" / f"{split}1.txt").write_text("".join(lines))
+
+
+def test_a_torchvision_dataset_with_training_and_test_images(tmp_path: Path) -> None:
+    make_mnist(tmp_path, {"train": 40, "t10k": 20})
+    module = data(tmp_path, torchvision="MNIST")
+    assert (module.name, module.class_names[3]) == ("mnist", "3 - three")
+    assert module.describe()["counts"] == {"train": 30, "val": 10, "test": 20}
+    assert module.split("test").labels.tolist() == [*range(10), *range(10)]
+    from torchvision.datasets import MNIST  # type: ignore[import-untyped]
+
+    original = MNIST(str(tmp_path), train=True)
+    train = module.split("train")
+    for position, name in enumerate(train.paths):
+        image, label = original[int(name.removeprefix("mnist-train/"))]
+        assert label == train.labels[position]
+        np.testing.assert_array_equal(
+            train.images[position].transpose(1, 2, 0), module.preset(image.convert("RGB"), 16)
+        )
+    assert len(data(tmp_path, torchvision="MNIST", shots=2).split("train")) == 20
+
+
+def test_a_torchvision_dataset_with_a_validation_split_of_its_own(tmp_path: Path) -> None:
+    make_dtd(tmp_path)
+    module = data(tmp_path, torchvision="DTD")
+    assert module.class_names == ["banded", "woven"]
+    assert module.describe()["counts"] == {"train": 6, "val": 2, "test": 4}
+    (tmp_path / "dtd/dtd/images/woven/4.jpg").write_text("no image")
+    with pytest.raises(DataError, match=r"Image 2 of dtd-test cannot be decoded \(cannot identify image file"):
+        module.split("test")
+
+
+def test_other_pixels_are_another_torchvision_dataset(tmp_path: Path) -> None:
+    make_mnist(tmp_path / "a", {"train": 40, "t10k": 20})
+    make_mnist(tmp_path / "b", {"t10k": 20, "train": 40})  # the same labels
+    prints = [data(tmp_path / name, torchvision="MNIST").describe()["fingerprint"] for name in "aba"]
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_what_torchvision_cannot_give_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'CIFAR10'"):
+        data(tmp_path, torchvision="CIFAR-10")
+    with pytest.raises(
+        DataError, match=r"CIFAR10 cannot be read below .* get it once with torchvision\.datasets\.CIFAR10"
+    ):
+        data(tmp_path, torchvision="CIFAR10")
+    with pytest.raises(DataError, match="EMNIST has no split called train"):
+        data(tmp_path, torchvision="EMNIST")
+
+
+def test_numbers_out_of_range_are_refused(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "pets", {"train": 3})
+    with pytest.raises(ConfigError, match="val_fraction is 1"):
+        data(root, val_fraction=1.0)
+    with pytest.raises(UnknownNameError, match="did you mean 'square'"):
+        data(root, preset="squared")
