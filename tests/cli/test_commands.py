@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
 from vpt.tuning.files import read_delta, read_header, write_delta
 
@@ -59,6 +62,22 @@ def test_robustness_makes_soups_and_chooses_only_on_unseen_images(vpt: Vpt, trai
     answer = vpt("robustness", "soup", "--deltas", "unseen.safetensors", "unseen.safetensors", *chosen)
     assert answer.status == 0, answer.err
     assert answer.out.count("kept") == 2
+
+
+def test_robustness_writes_the_head_of_the_weights_as_an_anchor(vpt: Vpt, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=30).state_dict(), "weights.safetensors")
+    Path("classes.json").write_text(json.dumps([3, 1, 4, 0, 5, 9, 2, 6, 8, 7]))
+    given = ["--backbone=test_vit", "--weights=weights.safetensors", "--data", str(CONFIGS / "demo.yaml")]
+    answer = vpt("robustness", "head", *given, "--classes=classes.json", "--out=anchor.safetensors")
+    assert answer.status == 0, answer.err
+    header, tensors = read_delta("anchor.safetensors")
+    assert header["info"]["head"] == "pretrained"
+    assert tensors["head.weight"].shape == (10, 64)
+    assert "The head is (30, 64)" in vpt("robustness", "head", *given, "--out=no.safetensors").sentence
+    Path("classes.json").write_text("3")
+    refused = vpt("robustness", "head", *given, "--classes=classes.json", "--out=no.safetensors").sentence
+    assert "is not a JSON list" in refused
 
 
 def test_several_deltas_are_written_beside_themselves(vpt: Vpt, trained: Run) -> None:

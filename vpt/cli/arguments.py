@@ -67,14 +67,33 @@ def delta_data(delta: Path, config: Path | None = None, overrides: Sequence[str]
         DeltaFileError: The delta file cannot be read.
         DataError: The data cannot be found.
     """
+    from vpt.tuning.files import read_header
+
+    size = read_header(delta)["backbone"]["image_size"]
+    return config_data(config or delta.parent / "config.yaml", size, overrides)
+
+
+def config_data(config: Path, size: int, overrides: Sequence[str] = ()) -> ImageDataModule:
+    """Builds the data module of a config file.
+
+    Args:
+        config: A config file with a ``data`` section.
+        size: Of the images in pixels, unless the config or an override names one.
+        overrides: Flags such as ``--data.root FOLDER`` or ``--data.batch_size=8``.
+
+    Returns:
+        The data module.
+
+    Raises:
+        ConfigError: The config is missing or has no data section, or a flag is wrong.
+        DataError: The data cannot be found.
+    """
     import jsonargparse
     from lightning.pytorch.cli import instantiate_class
 
     import vpt.data
-    from vpt.tuning.files import read_header
 
-    size = read_header(delta)["backbone"]["image_size"]
-    section = _data_section(config or delta.parent / "config.yaml")
+    section = _data_section(config)
     if (section.get("init_args") or {}).get("image_size") is None:
         overrides = ["--data.image_size", str(size), *overrides]
     parser = jsonargparse.ArgumentParser(exit_on_error=False)

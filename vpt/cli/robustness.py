@@ -1,4 +1,4 @@
-"""``vpt robustness``: delta files in and out of distribution at every α, ways to interpolate, and soups."""
+"""``vpt robustness``: delta files in and out of distribution at every α, heads for α = 0, comparisons, and soups."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from vpt.cli.arguments import DATA_HELP, DATA_OVERRIDES, Parser, delta_data
+from vpt.cli.arguments import DATA_HELP, DATA_OVERRIDES, Parser, config_data, delta_data
 from vpt.cli.quiet import hush
 from vpt.errors import ConfigError
 
@@ -59,6 +59,31 @@ def _measure(options: Namespace, overrides: list[str]) -> None:
     print(f"written to {out}")
 
 
+def _head(options: Namespace, overrides: list[str]) -> None:
+    import json
+
+    from vpt.backbones import create_backbone, input_size
+    from vpt.robustness.heads import own_head, write_head
+    from vpt.robustness.text import TEMPLATES, clip_text, read_templates, text_head, zero_shot
+
+    data = config_data(options.data, input_size(options.backbone), overrides)
+    backbone = create_backbone(options.backbone, options.weights, data.image_size, data.normalization)
+    info: dict[str, Any] = {"head": "pretrained", "classes": None}
+    if options.clip is not None:
+        templates = read_templates(options.templates or TEMPLATES)
+        texts = text_head(data.class_names, templates, *clip_text(*options.clip))
+        head = zero_shot(backbone, texts, data.split("train"))
+        info = {"head": "text", "clip": options.clip, "templates": templates}
+    else:
+        try:
+            classes = None if options.classes is None else [int(n) for n in json.loads(options.classes.read_text())]
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{options.classes} is not a JSON list with a number for each class.") from error
+        head, info["classes"] = own_head(backbone, classes), classes
+    write_head(options.out, backbone, head, data.class_names, data.preset.to_dict(), info)
+    print(f"written to {options.out}")
+
+
 def _soup(options: Namespace, overrides: list[str]) -> None:
     from vpt.robustness import soups
 
@@ -85,7 +110,7 @@ def _compare(options: Namespace, overrides: list[str]) -> None:
 
 def _parser() -> Parser:
     root = Parser(prog="vpt robustness", description=__doc__, allow_abbrev=False)
-    actions = root.add_subparsers(required=True, metavar="run|compare|soup")
+    actions = root.add_subparsers(required=True, metavar="run|compare|head|soup")
     parser = actions.add_parser(
         "run",
         help="evaluate a delta file on its test set, the task's shifts and corruptions",
@@ -113,6 +138,7 @@ def _parser() -> Parser:
     parser.add_argument("--half", action="store_true", help="keep logits in half precision; α is not interpolated then")
     parser.add_argument("--out", type=Path, help="folder to write to (default: robustness/ beside the delta)")
     _add_compare(actions)
+    _add_head(actions)
     _add_soup(actions)
     return root
 
@@ -121,6 +147,25 @@ def _add_compare(actions: Any) -> None:
     parser = actions.add_parser("compare", help="gate, output ensembling and others in one table", allow_abbrev=False)
     parser.set_defaults(action=_compare)
     parser.add_argument("folders", type=Path, nargs="+", help="what `vpt robustness run` wrote for one delta")
+
+
+def _add_head(actions: Any) -> None:
+    parser = actions.add_parser(
+        "head",
+        help="write a head for α = 0: of the weights' own classes, or of class names",
+        epilog=DATA_OVERRIDES,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(action=_head)
+    parser.add_argument("--backbone", required=True, help="timm's name")
+    parser.add_argument("--weights", default="pretrained", help="`pretrained` (default) or a file")
+    parser.add_argument("--data", type=Path, required=True, help="config with a data section")
+    parser.add_argument("--classes", type=Path, help="JSON list: position of each class in the weights' own head")
+    parser.add_argument(
+        "--clip", nargs=2, metavar=("MODEL", "PRETRAINED"), help="open_clip's text tower, e.g. ViT-B-16 openai"
+    )
+    parser.add_argument("--templates", type=Path, help="text file, a template with {} a line (default: seven)")
+    parser.add_argument("--out", type=Path, required=True, help="delta file to write")
 
 
 def _add_soup(actions: Any) -> None:
