@@ -46,7 +46,7 @@ def test_robustness_compares_gate_and_ensemble(vpt: Vpt, trained: Run) -> None:
     answer = vpt("robustness", "compare", "result")
     assert answer.status == 0, answer.err
     assert "gate" in answer.out
-    assert "ensembling" in answer.out
+    assert "ensemble" in answer.out
 
 
 def test_robustness_makes_soups_and_chooses_only_on_unseen_images(vpt: Vpt, trained: Run) -> None:

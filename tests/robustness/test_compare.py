@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_three_methods_stand_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TunedModel, "forward", None)  # nothing is classified again
     found = curves([folder / "gate", folder / "init"])
-    assert [curve.method for curve in found] == ["gate", "from the start", ENSEMBLE]
+    assert [curve.method for curve in found] == ["gate", "from start", ENSEMBLE]
     gate, _, ensemble = (curve.result.rows for curve in found)
     for ours, theirs in zip(gate, ensemble, strict=True):
         assert (ours.set, ours.alpha, ours.n) == (theirs.set, theirs.alpha, theirs.n)
@@ -57,7 +57,7 @@ def test_the_table_has_a_line_for_each_set_and_method(folder: Path) -> None:
     with console.capture() as capture:
         console.print(drawn)
     assert drawn.row_count == 3 * 3  # val, clean, art
-    assert "output ensembling" in capture.get()
+    assert "ensemble" in capture.get()
 
 
 def test_a_result_comes_back(folder: Path) -> None:

@@ -14,7 +14,7 @@ from vpt.errors import ConfigError, DataError
 from vpt.robustness import Row, run
 from vpt.robustness.held_out import VAL
 from vpt.robustness.records import Record, read
-from vpt.robustness.result import between, choose_alpha
+from vpt.robustness.result import between, choose_alpha, shown_alphas
 from vpt.tuning.files import read_delta, write_delta
 
 
@@ -65,6 +65,11 @@ def test_logits_between_two_records_are_their_mixture() -> None:
 def test_records_that_cannot_be_mixed_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         between(record(0), record(1, **change), 0.5)
+
+
+def test_a_table_has_room_for_five_alphas() -> None:
+    assert shown_alphas([0.0, 0.1, 0.2, 0.3, 0.4]) == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert shown_alphas([step / 10 for step in range(11)]) == [0.0, 0.5, 1.0]
 
 
 def measure(delta: Path, out: Path, data: ImageDataModule | None = None, **changes: Any) -> Any:

@@ -23,6 +23,7 @@ from vpt.robustness.records import read
 from vpt.robustness.wise import Interpolation, check_alike
 from vpt.tuning import TunedModel, load, save_delta
 from vpt.tuning.files import read_delta
+from vpt.tuning.files import write_delta as write_header
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -182,6 +183,20 @@ def test_batch_size_does_not_change_a_sweep(full: Path, probe: Path, tmp_path: P
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_workers_seed_and_company_do_not_change_a_sweep(full: Path, probe: Path, tmp_path: Path) -> None:
+    other = task()
+    other.num_workers, other.batch_size, other.seed = 2, 3, 9  # of the loaders
+    measure(full, tmp_path / "all", anchor=probe)
+    measure(full, tmp_path / "loaders", anchor=probe, data=other)
+    measure(full, tmp_path / "few", anchor=probe, max_images=5)
+    for path in sorted((tmp_path / "all" / "records").iterdir()):
+        whole, again = read(path), read(tmp_path / "loaders" / "records" / path.name)
+        assert np.array_equal(whole.logits, again.logits)
+        assert whole.protocol == again.protocol
+        few = read(tmp_path / "few" / "records" / path.name)
+        np.testing.assert_allclose(few.logits, whole.logits[few.index], rtol=1e-4, atol=1e-4)
+
+
 def dying(after: int) -> Callable[[TunedModel, Tensor], Tensor]:
     calls = 0
     original = TunedModel.forward
@@ -213,7 +228,8 @@ def test_a_killed_sweep_continues_to_equal_records(
 def test_a_random_head_is_no_end(full: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="drawn at random: give --anchor"):
         measure(full, tmp_path)
-    assert {row.alpha for row in measure(full, tmp_path, alphas=(1.0,)).rows} == {1.0}
+    alone = measure(full, tmp_path, alphas=(1.0,))
+    assert ({row.alpha for row in alone.rows}, alone.protocol["way"]) == ({1.0}, "none")
 
 
 def test_ends_on_different_backbones_are_refused(full: Path, probe: Path, tmp_path: Path) -> None:
@@ -228,6 +244,14 @@ def test_ends_on_different_backbones_are_refused(full: Path, probe: Path, tmp_pa
         measure(full, tmp_path, anchor=stranger)
     with pytest.raises(DeltaFileError, match="give the weights it was trained on"):
         measure(full, tmp_path, anchor=probe, weights=str(path))
+
+
+def test_a_tensor_that_is_missing_from_a_file_is_named(full: Path, probe: Path, tmp_path: Path) -> None:
+    header, tensors = read_delta(full)
+    del tensors["backbone.model.norm.weight"]
+    broken = write_header(tmp_path / "broken.safetensors", header, tensors)
+    with pytest.raises(ConfigError, match=r"Only the first of two models holds backbone\.model\.norm\.weight"):
+        measure(broken, tmp_path, anchor=probe)
 
 
 def test_where_only_the_head_differs_each_image_passes_once(

@@ -1,7 +1,7 @@
 """Ways to interpolate one tuned model beside each other, all from records: no image is classified again.
 
-Gate: the strength of a delta (DESIGN decision 9), log α on the attention logits of prompt keys. Output ensembling: the
-logits of α = 0 and α = 1 mixed. From the start: all trained tensors between their initial and their final values.
+Gate: the strength of a delta (DESIGN decision 9), log α on the attention logits of prompt keys. Ensemble: the logits
+of α = 0 and α = 1 mixed. From start: all trained tensors between their initial and their final values.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from rich.table import Table
 
 from vpt.errors import ConfigError
 from vpt.robustness import records
-from vpt.robustness.result import RobustnessResult, between, score
+from vpt.robustness.result import RobustnessResult, between, score, shown_alphas
 
-ENSEMBLE = "output ensembling"
+ENSEMBLE = "ensemble"
 METHODS = {"strength": "gate", "end-to-end": "weights", "head": "head"}
 
 
@@ -63,7 +63,7 @@ def curves(folders: Sequence[Path]) -> list[Curve]:
 
 def _named(result: RobustnessResult) -> Curve:
     if result.protocol["start"]:
-        return Curve("from the start", result)
+        return Curve("from start", result)
     way = result.protocol["way"]
     if way not in METHODS:
         raise ConfigError(f"In {result.out} α moves nothing, so there is nothing to compare: evaluate with an anchor.")
@@ -93,17 +93,19 @@ def table(found: Sequence[Curve]) -> Table:
     """
     first = found[0].result
     alphas = sorted({row.alpha for row in first.rows})
-    drawn = Table(title=f"Top-1 (%) on {first.protocol['data']['name']}", title_justify="left")
-    for heading in ("test set", "n", "method", *(f"α = {alpha:g}" for alpha in alphas), "chosen on val"):
+    shown = shown_alphas(alphas)
+    drawn = Table(title=f"Top-1 (%) on {first.protocol['data']['name']}", title_justify="left", caption_justify="left")
+    for heading in ("test set", "n", "method", *(f"α = {alpha:g}" for alpha in shown), "chosen on val"):
         drawn.add_column(heading, justify="left" if heading in ("test set", "method") else "right")
     for group in zip(*(curve.result.groups() for curve in found), strict=True):
         for curve, (label, rows, _) in zip(found, group, strict=True):
             means = {alpha: fmean(row.top1 for row in rows if row.alpha == alpha) for alpha in alphas}
             chosen = curve.result.chosen_alpha
             last = "–" if chosen is None else f"{100 * means[chosen]:.1f} ({chosen:g})"
-            cells = [f"{100 * means[alpha]:.1f}" for alpha in alphas]
-            shown = (label, str(rows[0].n)) if curve is found[0] else ("", "")
-            drawn.add_row(*shown, curve.method, *cells, last, end_section=curve is found[-1])
+            cells = [f"{100 * means[alpha]:.1f}" for alpha in shown]
+            start = (label, str(rows[0].n)) if curve is found[0] else ("", "")
+            drawn.add_row(*start, curve.method, *cells, last, end_section=curve is found[-1])
+    drawn.caption = "ensemble: the logits of α = 0 and α = 1 mixed."
     if first.not_chosen:
-        drawn.caption = f"No α chosen on val: {first.not_chosen}"
+        drawn.caption += f" No α chosen on val: {first.not_chosen}"
     return drawn

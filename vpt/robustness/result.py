@@ -97,6 +97,18 @@ def choose_alpha(rows: Sequence[Row]) -> float:
     return min(candidates, key=lambda row: (-row.top1, abs(row.alpha - FIXED_ALPHA), row.alpha)).alpha
 
 
+def shown_alphas(alphas: Sequence[float]) -> list[float]:
+    """Picks what a table on a screen has room for.
+
+    Args:
+        alphas: All that were evaluated.
+
+    Returns:
+        Up to five as they are; of more only 0, 0.5 and 1.
+    """
+    return [alpha for alpha in alphas if len(alphas) <= 5 or alpha in (0.0, FIXED_ALPHA, 1.0)]
+
+
 def score(record: Record, name: str | None) -> Row:
     """Scores a record.
 
@@ -189,7 +201,7 @@ class RobustnessResult:
             α of each line, which looked at the answers and is no result.
         """
         alphas = sorted({row.alpha for row in self.rows})
-        shown = alphas if len(alphas) <= 5 else [alpha for alpha in alphas if alpha in (0.0, FIXED_ALPHA, 1.0)]
+        shown = shown_alphas(alphas)
         chosen = self.chosen_alpha
         table = Table(title=self._title(), caption=self._caption(), title_justify="left", caption_justify="left")
         table.add_column("test set")

@@ -169,16 +169,18 @@ def sweep(
     head = None if anchor is None else read_head(anchor, model, "anchor")
     if start is not None:
         return EndToEnd(model, _read_start(start, model, head), tensors), "end-to-end"
-    if list(alphas) != [1.0] and any(key.startswith("backbone.") for key in tensors):
+    if any(key.startswith("backbone.") for key in tensors):
+        if list(alphas) == [1.0]:
+            fill(model, tensors, str(delta))
+            return model, "none"
         if head is None:
             raise ConfigError(
                 f"{delta} trained the whole backbone, so at α = 0 there is the pretrained one, whose head for these "
                 "classes would be drawn at random: give --anchor with a linear probe's delta file, or --alphas 1."
             )
-        begin = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("backbone.")}
-        begin |= _named(head)
-        if not all(key in tensors and same_bits(begin[key], tensors[key]) for key in begin if key[:5] != "head."):
-            return EndToEnd(model, begin, tensors), "end-to-end"
+        bare = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("backbone.")}
+        if not all(key in tensors and same_bits(tensor, tensors[key]) for key, tensor in bare.items()):
+            return EndToEnd(model, bare | _named(head), tensors), "end-to-end"
     fill(model, tensors, str(delta))
     if head is not None:
         model.set_anchor(head)

@@ -1,0 +1,125 @@
+"""An α sweep against as many single evaluations: time and peak memory, each run in a process of its own.
+
+Usage: ``python -m benchmarks.sweep [--backbone vit_tiny_patch16_224] [--images 256] [--batch 64] [--rounds 3]``
+
+Weights are random and images noise, read once from memory: neither time nor memory depends on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.measure import machine
+from vpt.backbones import create_backbone
+from vpt.data import ImageDataModule
+from vpt.data.module import Split
+from vpt.robustness import run
+from vpt.tuning import TunedModel, save_delta
+
+CLASSES = tuple("abcdefghij")
+GRID = tuple(step / 10 for step in range(11))
+JOBS = {"single": ("full", (1.0,)), "end-to-end": ("full", GRID), "head only": ("linear", GRID)}
+
+
+def data(size: int, images: int) -> ImageDataModule:
+    """A test list of noise; nothing to train on, nothing to validate."""
+
+    def split(name: str, n: int) -> Split:
+        pixels = np.random.default_rng(0).integers(0, 256, (n, 3, size, size), dtype=np.uint8)
+        return Split(name, [f"{name}/{i}" for i in range(n)], np.arange(n) % len(CLASSES), "0" * 64, lambda: pixels)
+
+    splits = {"train": split("train", 1), "val": split("val", 0), "test": split("test", images)}
+    return ImageDataModule("noise", CLASSES, splits, "square", size, 64, 0, 0, "none", None)
+
+
+def prepare(folder: Path, name: str) -> None:
+    """Writes weights, a fully fine-tuned model and two linear probes."""
+    weights = folder / "weights.safetensors"
+    save_file(create_backbone(name, "random").model.state_dict(), weights)
+    for kind in ("full", "linear", "anchor"):
+        backbone = create_backbone(name, str(weights))
+        preset = data(backbone.image_size, 1).preset.to_dict()
+        model = TunedModel(backbone, len(CLASSES), (), CLASSES, preset)
+        if kind == "full":
+            model.backbone.unfreeze()
+            with torch.no_grad():
+                for tensor in model.trained().values():
+                    tensor.add_(torch.randn_like(tensor), alpha=0.01)
+        save_delta(folder / f"{kind}.safetensors", model)
+
+
+def measure(folder: Path, job: str, size: int, images: int, batch: int) -> dict[str, float]:
+    """Seconds, and the peak of memory in MiB: of the device where there is one, else of this process."""
+    kind, alphas = JOBS[job]
+    module = data(size, images)
+    with tempfile.TemporaryDirectory() as out:
+        start = time.perf_counter()
+        anchor = None if len(alphas) == 1 else folder / "anchor.safetensors"
+        run(folder / f"{kind}.safetensors", module, alphas, Path(out), anchor=anchor, severities=(), batch_size=batch)
+        seconds = time.perf_counter() - start
+    if torch.cuda.is_available():
+        return {"seconds": seconds, "mib": torch.cuda.max_memory_allocated() / 2**20}
+    return {"seconds": seconds, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="vit_tiny_patch16_224")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sweep.json"))
+    parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)  # what the child processes are asked
+    args = parser.parse_args()
+    size = create_backbone(args.backbone, "random").image_size if args.job is None else 0
+    if args.job is not None:
+        folder, job = Path(args.job[0]), args.job[1]
+        size = json.loads((folder / "size.json").read_text())
+        print(json.dumps(measure(folder, job, size, args.images, args.batch)))
+        return
+    found: dict[str, list[dict[str, float]]] = {job: [] for job in JOBS}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, args.backbone)
+        (folder / "size.json").write_text(str(size))
+        interpolated = (folder / "full.safetensors").stat().st_size / 2**20
+        for _ in range(args.rounds):
+            for job in JOBS:
+                command = [sys.executable, "-m", "benchmarks.sweep", *sys.argv[1:], "--job", name, job]
+                answer = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+                found[job].append(json.loads(answer.stdout.splitlines()[-1]))
+    middle = {job: {k: statistics.median(each[k] for each in runs) for k in runs[0]} for job, runs in found.items()}
+    single = middle["single"]
+    result: dict[str, Any] = {
+        "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
+        "protocol": {k: v for k, v in vars(args).items() if k in ("backbone", "images", "batch", "rounds")},
+        "interpolated_mib": interpolated,
+        "runs": found,
+        "time over 11 evaluations": {job: middle[job]["seconds"] / (11 * single["seconds"]) for job in JOBS},
+        "memory over its bound": middle["end-to-end"]["mib"] / (1.3 * single["mib"] + interpolated),
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["machine"]))
+    for job, values in middle.items():
+        ratio = result["time over 11 evaluations"][job]
+        print(f"{job}: {values['seconds']:.1f} s, {ratio:.3f} of 11 evaluations; peak {values['mib']:.0f} MiB")
+    bound = 1.3 * single["mib"] + interpolated
+    print(f"peak over 1.3 · single + one copy ({bound:.0f} MiB): {result['memory over its bound']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
