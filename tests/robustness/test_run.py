@@ -14,6 +14,7 @@ from tests.robustness.fakes import CLASSES, PROMPTS, task, weights, write_delta
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.errors import ConfigError
 from vpt.robustness import RobustnessResult, run
+from vpt.robustness.evaluate import table
 from vpt.robustness.records import read
 from vpt.tuning import TunedModel, load
 
@@ -142,6 +143,14 @@ def test_an_interrupted_run_continues_to_equal_records(
     assert not all(record.complete for record in left.values())
     measure(prompts, tmp_path / "cut")
     assert_equal(contents(tmp_path / "whole"), contents(tmp_path / "cut"))
+
+
+def test_answers_wait_on_disk_in_a_file_without_a_name(tmp_path: Path) -> None:
+    answers = table(3, 5, 4, half=True, folder=tmp_path / "records")
+    answers[1, 2] = 7
+    assert isinstance(answers, np.memmap)
+    assert (answers.shape, str(answers.dtype), float(answers.sum())) == ((3, 5, 4), "float16", 28.0)
+    assert list((tmp_path / "records").iterdir()) == []
 
 
 def test_finished_records_are_not_computed_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from vpt.robustness.records import Record
 from vpt.robustness.shifts import EvaluationSet
 
 SAVE_EVERY = 60.0
-"""Seconds of work that a killed evaluation loses at most."""
+"""Seconds of work that a killed evaluation loses at most, or twenty times what saving takes."""
 
 CHUNK = 4
 """Batches that are classified at one α before the model moves to the next."""
@@ -44,6 +45,24 @@ class Swept(Protocol):
         """Images (B, 3, H, W) to logits (B, classes)."""
 
 
+def table(pairs: int, images: int, classes: int, half: bool, folder: Path) -> NDArray[np.floating[Any]]:
+    """Room for the answers of one set, on disk, so that many α of many images need no more memory than one.
+
+    Args:
+        pairs: How many α.
+        images: Of the set, at least 1.
+        classes: Width of the logits.
+        half: float16 instead of float32.
+        folder: Where there is room; the file has no name and goes with the process.
+
+    Returns:
+        (pairs, images, classes).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, np.float16 if half else np.float32, "w+", shape=(pairs, images, classes))
+
+
 class Pair:
     """One evaluation set at one strength, filled image by image and resumed from its file.
 
@@ -60,10 +79,9 @@ class Pair:
         alpha: float,
         index: NDArray[np.int64],
         labels: NDArray[np.int64],
-        num_classes: int,
+        logits: NDArray[np.floating[Any]],
         protocol: Mapping[str, Any],
         path: Path,
-        half: bool = False,
     ) -> None:
         """Takes up what an earlier evaluation under the same protocol has left.
 
@@ -72,14 +90,13 @@ class Pair:
             alpha: The strength in [0, 1].
             index: int64 (N,), positions in the list.
             labels: int64 (N,).
-            num_classes: Width of the logits.
+            logits: (N, classes), where the answers are put.
             protocol: How the answers come about.
             path: Where the record is kept.
-            half: Keep logits as float16.
         """
         self.item, self.alpha, self.path = item, alpha, path
         self.index, self._labels, self._protocol = index, labels, protocol
-        self._logits = np.zeros((len(index), num_classes), dtype=np.float16 if half else np.float32)
+        self._logits = logits
         self.done = 0
         if (earlier := records.resume(path, protocol)) is not None:
             self.done = len(earlier.index)
@@ -132,7 +149,7 @@ def evaluate(
     device = model.head.weight.device
     encode, answer = _halves(model)
     first = min(pair.done for pair in pairs) // batch_size * batch_size
-    saved = time.monotonic()
+    saved, pause = time.monotonic(), SAVE_EVERY
     try:
         for start in range(first, len(index), batch_size * CHUNK):
             rows = index[start : start + batch_size * CHUNK]
@@ -146,9 +163,10 @@ def evaluate(
                         if begin + len(batch) > pair.done:
                             advance(begin + len(batch) - pair.done)
                             pair.put(begin, answer(batch))
-            if time.monotonic() - saved > SAVE_EVERY:
+            if (now := time.monotonic()) - saved > pause:
                 _save(pairs)
                 saved = time.monotonic()
+                pause = max(SAVE_EVERY, 20 * (saved - now))
     finally:
         _save(pairs)
 

@@ -17,7 +17,7 @@ import vpt
 from vpt.data import ImageDataModule
 from vpt.data.corruptions import BASIC, PARAMETERS
 from vpt.errors import ConfigError
-from vpt.robustness.evaluate import Pair, evaluate
+from vpt.robustness.evaluate import Pair, evaluate, table
 from vpt.robustness.held_out import VAL, why_not
 from vpt.robustness.result import RobustnessResult, Row, between, score
 from vpt.robustness.shifts import EvaluationSet, evaluation_sets, subset
@@ -202,10 +202,11 @@ def _pairs(
         half = protocol["logits"] == "float16"
         if half and own["groups"] is not None:
             raise ConfigError(f"{item.name} is scored among some classes, which needs full precision: no --half.")
-        for alpha in alphas:
+        answers = table(len(alphas), len(index), data.num_classes, half, folder)
+        for alpha, logits in zip(alphas, answers, strict=True):
             full = protocol | own | {"alpha": float(alpha)}
             path = folder / f"{item.name}-alpha-{float(alpha)}.parquet"
-            pairs.append(Pair(item, float(alpha), index, dataset.labels[index], data.num_classes, full, path, half))
+            pairs.append(Pair(item, float(alpha), index, dataset.labels[index], logits, full, path))
     return pairs
 
 
