@@ -36,8 +36,8 @@ def run_folder(trainer: L.Trainer) -> Path | None:
                 return folder
     # Not `trainer.log_dir`, which all processes have to ask for at once.
     logger = trainer.logger
-    folder = None if logger is None else getattr(logger, "log_dir", None) or logger.save_dir
-    return None if folder is None else Path(folder)
+    place = None if logger is None else getattr(logger, "log_dir", None) or logger.save_dir
+    return None if place is None else Path(place)
 
 
 class RunRecord(L.Callback):
