@@ -67,7 +67,7 @@ def random_swin() -> nn.Module:
     would take thousands of steps to get there.
     """
     student: nn.Module = timm.create_model("swin_nano_patch4_window8_64")
-    student.norm.load_state_dict(teacher().norm.state_dict())
+    student.get_submodule("norm").load_state_dict(teacher().norm.state_dict())
     return student
 
 
