@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import vpt
+from vpt.backbones.nano import default_cfgs, weights_file
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_importing_the_package_imports_no_library() -> None:
@@ -23,3 +27,13 @@ def test_every_public_name_exists(name: str) -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'vpt' has no attribute 'atach'"):
         _ = vpt.atach
+
+
+@pytest.mark.parametrize("name", default_cfgs)
+def test_the_wheel_takes_the_shipped_weights(name: str) -> None:
+    """It takes what lies under `vpt`, unless git ignores it."""
+    file = weights_file(name)
+    assert file.is_relative_to(Path(vpt.__file__).parent)
+    assert file.is_file()
+    if (ROOT / ".git").exists():
+        assert subprocess.run(["git", "check-ignore", "--quiet", str(file)], cwd=ROOT, check=False).returncode == 1

@@ -1,4 +1,4 @@
-"""The record of the distillation: one row a measurement in ``curve.csv``, drawn as ``curve.png``."""
+"""The record of a distillation: one row a measurement in ``STUDENT.csv``, drawn as ``STUDENT.png``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def draw(table: Path) -> None:
     loss.plot(rows["passes"], rows["held_out_loss"], label="held-out sources")
     loss.set(title="distillation loss")
     cosine.plot(rows["passes"], rows["held_out_cosine"], color="C1", label="held-out sources")
-    cosine.set(title="cosine similarity of CLS features")
+    cosine.set(title="cosine similarity of features to the teacher's")
     for column in (name for name in rows if name.startswith("val200_")):
         probed = rows[rows[column].notna()]
         probe.plot(probed["passes"], probed[column], marker=".", label=column.removeprefix("val200_"))

@@ -6,6 +6,7 @@ Usage: ``VPT_DATA=... python datasets/weights/probe.py``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import timm
@@ -14,11 +15,9 @@ from rich.progress import track
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sources import TASKS, cls_features, plain_images, teacher
-from timm.models import VisionTransformer
-from torch import Tensor
-
-import vpt.backbones.nano  # noqa: F401 - registers the model with timm
+from sources import TASKS, features, plain_images, teacher
+from students import STUDENTS
+from torch import Tensor, nn
 
 STRENGTHS = tuple(10.0**power for power in np.arange(-5.0, 2.5, 0.5))
 Split = tuple[Tensor, list[int]]
@@ -31,7 +30,7 @@ def accuracy(train: Split, test: Split, strength: float) -> float:
     return float(classifier.score(test[0].numpy(), test[1]))
 
 
-def probe(model: VisionTransformer, task: str, size: int) -> tuple[float, float]:
+def probe(model: nn.Module, task: str, size: int) -> tuple[float, float]:
     """Trains on train800 and val200 together, which are the 1,000 images of train800val200.
 
     The strength is the one that scored best on val200 after training on train800.
@@ -40,19 +39,20 @@ def probe(model: VisionTransformer, task: str, size: int) -> tuple[float, float]
         Test accuracy and the chosen strength.
     """
     splits = [plain_images(task, name, size) for name in ("train800", "val200", "test")]
-    train, val, test = ((cls_features(model, images), labels) for images, labels in splits)
+    train, val, test = ((features(model, images), labels) for images, labels in splits)
     best = max(STRENGTHS, key=lambda strength: accuracy(train, val, strength))
     both = torch.cat([train[0], val[0]]), train[1] + val[1]
     return accuracy(both, test, best), best
 
 
-def nano(seed: int | None) -> VisionTransformer:
-    """The shipped model, or the same architecture at random init when a seed is given."""
+def nano(name: str, seed: int | None) -> nn.Module:
+    """A shipped model, or the same architecture at random init when a seed is given."""
     torch.manual_seed(seed or 0)
-    return timm.create_model("vit_nano_patch8_64", pretrained=seed is None).eval()
+    model: nn.Module = timm.create_model(name, pretrained=seed is None)
+    return model.eval()
 
 
-def _row(builders: Sequence[Callable[[], VisionTransformer]], size: int) -> str:
+def _row(builders: Sequence[Callable[[], nn.Module]], size: int) -> str:
     """One table row: mean over ``builders`` of the accuracy on each task, with the chosen strengths."""
     cells = []
     for task in TASKS:
@@ -64,12 +64,11 @@ def _row(builders: Sequence[Callable[[], VisionTransformer]], size: int) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    rows: dict[str, tuple[list[Callable[[], VisionTransformer]], int]] = {
-        "vit_nano_patch8_64, shipped, 64 px": ([lambda: nano(None)], 64),
-        "vit_nano_patch8_64, random init (3), 64 px": ([lambda s=s: nano(s) for s in range(3)], 64),  # type: ignore[misc]
-        "teacher ViT-Ti/16, 64 px": ([lambda: teacher(64)], 64),
-        "teacher ViT-Ti/16, 224 px": ([lambda: teacher(224)], 224),
-    }
+    rows: dict[str, tuple[list[Callable[[], nn.Module]], int]] = {}
+    for name in STUDENTS:
+        rows[f"{name}, shipped, 64 px"] = [partial(nano, name, None)], 64
+        rows[f"{name}, random init (3), 64 px"] = [partial(nano, name, seed) for seed in range(3)], 64
+    rows |= {f"teacher ViT-Ti/16, {size} px": ([partial(teacher, size)], size) for size in (64, 224)}
     lines = [f"| {name} | {_row(*row)} |" for name, row in track(rows.items(), "probing")]
     print(f"| backbone | {' | '.join(f'{task} test' for task in TASKS)} |\n|---|---|---|", *lines, sep="\n")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
 from timm.models import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 TASKS = ("caltech101", "signdigits10")
 TEACHER = "weights/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
@@ -63,7 +64,8 @@ def plain_images(task: str, name: str, size: int) -> tuple[Tensor, list[int]]:
 
 
 @torch.inference_mode()
-def cls_features(model: VisionTransformer, images: Tensor, batch: int = 50) -> Tensor:
-    """CLS tokens after the final norm, (N, 192), of uint8 images (N, H, W, 3)."""
-    parts = [model.forward_features(normalize(part))[:, 0] for part in torch.split(images, batch)]
-    return torch.cat(parts)
+def features(model: nn.Module, images: Tensor, batch: int = 50) -> Tensor:
+    """Pooled features after the final norm, (N, 192), of uint8 images (N, H, W, 3)."""
+    network: Any = model
+    parts = [network.forward_features(normalize(part)) for part in torch.split(images, batch)]
+    return torch.cat([network.forward_head(part, pre_logits=True) for part in parts])

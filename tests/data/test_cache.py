@@ -197,10 +197,18 @@ def test_processes_that_build_the_same_cache_end_with_one_whole_file(
     images: ImageList, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = np.stack(list(cache._rows(OnDemand(images, SQUARE, 16))))
+    together = multiprocessing.get_context("fork").Barrier(3)
+    rows = cache._rows
+
+    def at_once(source: OnDemand) -> Iterator[Pixels]:
+        for position, row in enumerate(rows(source)):
+            if position == 1:
+                together.wait(timeout=60)  # all three have begun to write
+            yield row
+
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_rows", slow(cache._rows, 0.02))
+        patch.setattr(cache, "_rows", at_once)
         processes = [in_a_process(lambda: decoded(images, SQUARE, 16)) for _ in range(3)]
-        wait_for(lambda: files().count(".part") > 1)  # they do run at once
         for process in processes:
             process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]

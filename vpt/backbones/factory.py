@@ -183,7 +183,7 @@ def create_backbone(
 
     Args:
         name: timm's `architecture` or `architecture.tag`, e.g. ``"vit_base_patch16_224.orig_in21k"``; or
-            ``"vit_nano_patch8_64"``, whose weights ship with this package.
+            ``"vit_nano_patch8_64"`` or ``"swin_nano_patch4_window8_64"``, whose weights ship with this package.
         weights: ``"pretrained"`` (shipped, else from the timm hub), ``"random"``, or a path to a local file
             (safetensors, or a PyTorch state dict read with ``weights_only=True``).
         image_size: Pixels; None for the weights' own size. Position embeddings are resampled by timm.

@@ -1,7 +1,7 @@
-"""`vit_nano_patch8_64`: a small ViT whose weights ship with the package, for demos, tests and notebooks.
+"""Two small backbones whose weights ship with the package, for demos, tests and notebooks: a ViT and a Swin.
 
-64-pixel images, patches of 8, six blocks of width 192 with three heads: 2.7 M parameters. The weights were distilled
-from AugReg ViT-Ti/16; how, and how good they are, is told in `datasets/weights/README.md`.
+Both take 64-pixel images and end in 8 × 8 tokens of width 192. The weights were distilled from AugReg ViT-Ti/16; how,
+and how good they are, is told in `datasets/weights/README.md`.
 """
 
 from __future__ import annotations
@@ -9,34 +9,47 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models import SwinTransformer, VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import swin_transformer as swin
+from timm.models import vision_transformer as vit
 
-WEIGHTS = Path(__file__).parent / "shipped" / "vit_nano_patch8_64.safetensors"
 
-default_cfgs = generate_default_cfgs(
-    {
-        "vit_nano_patch8_64": {
-            "file": str(WEIGHTS),
-            "num_classes": 0,
-            "input_size": (3, 64, 64),
-            "pool_size": None,
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "fixed_input_size": True,
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-            "license": "apache-2.0",
-        }
+def weights_file(name: str) -> Path:
+    """Tells where the weights of a shipped backbone lie.
+
+    Args:
+        name: timm's name, a key of `default_cfgs`.
+
+    Returns:
+        A safetensors file of the package.
+    """
+    return Path(__file__).parent / "shipped" / f"{name}.safetensors"
+
+
+def _cfg(name: str, classifier: str) -> dict[str, Any]:
+    return {
+        "file": str(weights_file(name)),
+        "num_classes": 0,
+        "input_size": (3, 64, 64),
+        "pool_size": None,
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "fixed_input_size": True,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "first_conv": "patch_embed.proj",
+        "classifier": classifier,
+        "license": "apache-2.0",
     }
-)
+
+
+_CLASSIFIERS = {"vit_nano_patch8_64": "head", "swin_nano_patch4_window8_64": "head.fc"}
+default_cfgs = generate_default_cfgs({name: _cfg(name, classifier) for name, classifier in _CLASSIFIERS.items()})
 
 
 @register_model  # type: ignore[untyped-decorator]
 def vit_nano_patch8_64(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """Builds the 2.7 M parameter ViT with 64-pixel input and patches of 8.
+    """Builds the 2.7 M parameter ViT with 64-pixel input and patches of 8: six blocks of width 192 with three heads.
 
     Args:
         pretrained: Load the weights that ship with this package.
@@ -51,6 +64,32 @@ def vit_nano_patch8_64(pretrained: bool = False, **kwargs: Any) -> VisionTransfo
         VisionTransformer,
         "vit_nano_patch8_64",
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=vit.checkpoint_filter_fn,
+        **architecture,
+    )
+
+
+@register_model  # type: ignore[untyped-decorator]
+def swin_nano_patch4_window8_64(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
+    """Builds the 2.1 M parameter Swin with 64-pixel input, patches of 4 and windows of 8.
+
+    Two blocks of width 96 on 16 × 16 tokens, the second with shifted windows, are merged into four of width 192 on
+    8 × 8 tokens, which are one window.
+
+    Args:
+        pretrained: Load the weights that ship with this package.
+        **kwargs: Passed on to timm's `SwinTransformer`.
+
+    Returns:
+        The model; its inputs are normalised with mean 0.5 and standard deviation 0.5, its features are the mean of
+        the last 8 × 8 tokens.
+    """
+    stages = {"embed_dim": 96, "depths": (2, 4), "num_heads": (3, 6), "drop_path_rate": 0.0}
+    architecture = {"img_size": 64, "patch_size": 4, "window_size": 8, **stages, **kwargs}
+    return build_model_with_cfg(
+        SwinTransformer,
+        "swin_nano_patch4_window8_64",
+        pretrained,
+        pretrained_filter_fn=swin.checkpoint_filter_fn,
         **architecture,
     )

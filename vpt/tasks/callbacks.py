@@ -23,7 +23,7 @@ INIT_FILE = "init.safetensors"
 
 
 def run_folder(trainer: L.Trainer) -> Path | None:
-    """The folder that a run's files belong to.
+    """The folder that a run's files belong to, as the first of several processes sees it.
 
     Args:
         trainer: With or without logger.
@@ -35,9 +35,10 @@ def run_folder(trainer: L.Trainer) -> Path | None:
         for folder in Path(trainer.ckpt_path).resolve().parents[:2]:
             if (folder / RUN_FILE).is_file():
                 return folder
-    if trainer.logger is None or trainer.log_dir is None:
-        return None
-    return Path(trainer.log_dir)
+    # Not `trainer.log_dir`, which all processes have to ask for at once.
+    logger = trainer.logger
+    place = None if logger is None else getattr(logger, "log_dir", None) or logger.save_dir
+    return None if place is None else Path(place)
 
 
 class RunRecord(L.Callback):
