@@ -146,6 +146,25 @@ def test_the_ends_of_a_sweep_are_the_pretrained_and_the_tuned_model(full: Path, 
         assert np.array_equal(logits(tmp_path, 1.0), load(full)(clean()).numpy())
 
 
+@pytest.mark.parametrize("name", ["vit_nano_patch8_64", "swin_nano_patch4_window8_64"])
+def test_the_models_that_ship_are_swept_end_to_end(name: str, tmp_path: Path) -> None:
+    files: list[Path] = []
+    for kind in ("full", "probe"):
+        torch.manual_seed(len(files))
+        model = TunedModel(create_backbone(name), len(CLASSES), (), CLASSES, task().preset.to_dict())
+        if kind == "full":
+            model.backbone.unfreeze()
+            with torch.no_grad():
+                for tensor in model.trained().values():
+                    tensor.add_(torch.randn_like(tensor), alpha=0.02)
+        files.append(save_delta(tmp_path / f"{kind}.safetensors", model))
+    measure(files[0], tmp_path, anchor=files[1], alphas=(0.0, 0.5, 1.0), batch_size=10)
+    with torch.no_grad():
+        for alpha, file in ((1.0, files[0]), (0.0, files[1])):
+            assert np.array_equal(logits(tmp_path, alpha), load(file)(clean()).numpy())
+    assert not np.allclose(logits(tmp_path, 0.5), logits(tmp_path, 1.0), atol=1e-4)
+
+
 def test_a_sweep_equals_a_model_built_anew_for_each_alpha(full: Path, probe: Path, tmp_path: Path) -> None:
     measure(full, tmp_path, anchor=probe)
     end, start = load(full), load(probe)
