@@ -54,8 +54,7 @@ def deep_prompts(name: str, tokens: int, precision: str, mode: str, args: argpar
     """One row: the plain concatenation, ours, ours without the trim of the last block, and the bare backbone."""
     specs = [{"name": "prompt", "num_tokens": tokens}]
     ours, whole = (TunedModel(create_backbone(name, "random"), CLASSES, specs) for _ in range(2))
-    for attention in whole.backbone.layout.attentions:
-        attention.num_queries = None
+    whole.backbone.trim = False
     plain: list[nn.Module] = [Concatenated(name, tokens), ours, whole, Bare(name)]
     plain = [model.to(device, PRECISIONS[precision]) for model in plain]
     images = pictures(args.batch, ours.backbone.image_size, device)

@@ -24,8 +24,6 @@ class Concatenated(nn.Module):
         super().__init__()
         self.backbone = create_backbone(name, "random")
         layout = self.backbone.layout
-        for attention in layout.attentions:
-            attention.num_queries = None  # all tokens pass the last block, as in the published code
         prompts = [torch.empty(tokens, dim).uniform_(-0.1, 0.1) for dim in layout.dims]
         self.prompts = nn.ParameterList(nn.Parameter(own) for own in prompts)
         self.head = nn.Linear(self.backbone.num_features, CLASSES)
@@ -93,6 +91,5 @@ class Bare(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features of uint8 images, whole last block."""
         model: Any = self.backbone.model
-        with self.backbone.whole():
-            x = self.backbone.normalize(images).requires_grad_()
-            return model.forward_head(model.forward_features(x), pre_logits=True)  # type: ignore[no-any-return]
+        x = self.backbone.normalize(images).requires_grad_()
+        return model.forward_head(model.forward_features(x), pre_logits=True)  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from tests.tuning.families import make
 from vpt.backbones import create_backbone
 from vpt.cli import main
 from vpt.errors import ConfigError
@@ -83,3 +84,10 @@ def test_the_command_writes_beside_the_delta(tmp_path: Path, capsys: pytest.Capt
     assert torch.equal(head, load(file).head.weight)
     assert main(["export", "--delta", str(file), "--format", "onxx"]) == 1
     assert "invalid choice: 'onxx'" in capsys.readouterr().err
+
+
+def test_layers_whose_weight_timm_reads_past_them_are_refused(tmp_path: Path) -> None:
+    backbone, _ = make("beit-shared")
+    with pytest.raises(ConfigError, match="takes LoRA on proj, fc1 and fc2 there"):
+        export_peft(TunedModel(backbone, 3, [{"name": "lora", "targets": ["q"]}]), tmp_path)
+    assert export_peft(TunedModel(make("beit-shared")[0], 3, [{"name": "lora", "targets": ["proj"]}]), tmp_path)

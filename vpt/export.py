@@ -95,6 +95,12 @@ def _only_lora(model: TunedModel) -> Lora:
 def _layers(model: TunedModel, lora: Lora) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
     """Tensors in peft's names, and the rank and alpha of each layer: peft scales by alpha / rank."""
     names = {id(module): name for name, module in model.backbone.model.named_modules()}
+    past = {id(a.qkv) for a in model.backbone.layout.attentions if hasattr(a, "qkv_bias_separate")}
+    if any(id(target.module) in past for target in lora.targets.values()):
+        raise ConfigError(
+            f"timm's {model.backbone.name} reads the weight of its query-key-value layer past the layer, where peft's "
+            "change would be lost: peft export takes LoRA on proj, fc1 and fc2 there."
+        )
     changes = defaultdict(list)
     for key, target in lora.targets.items():
         changes[names[id(target.module)]].append((target, lora.down[key], lora.up[key]))

@@ -58,6 +58,11 @@ def test_bad_banks_are_refused(tmp_path: Path) -> None:
     lora = save(tmp_path, "lora", 3, [{"name": "lora"}])
     with pytest.raises(ConfigError, match="mixes deep prompts and prefixes; b has a lora"):
         vpt.PromptBank({"a": digits, "b": lora})
+    full = tmp_path / "full.safetensors"
+    tuned = TunedModel(create_backbone(NANO, "pretrained"), 3)
+    tuned.backbone.unfreeze()
+    with pytest.raises(ConfigError, match="b trained more: backbone"):
+        vpt.PromptBank({"a": digits, "b": save_delta(full, tuned)})
     save_file(create_backbone("vit_tiny_patch16_224", "random").model.state_dict(), tmp_path / "weights.safetensors")
     other = save(tmp_path, "other", *TASKS["digits"], "vit_tiny_patch16_224")
     with pytest.raises(ConfigError, match="one backbone: a was trained with name vit_nano"):

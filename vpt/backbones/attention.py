@@ -11,7 +11,7 @@ them, and in windowed attention every window of an image sees the prompts of tha
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,31 +23,11 @@ from timm.models.swin_transformer import WindowAttention
 from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
 from torch import Tensor, nn
 
+from vpt.backbones.edits import AttentionEdit
 from vpt.errors import UnsupportedBackboneError
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """Queries, keys, values of (B, heads, N, head_dim), and a bias on the logits, (1 or B, heads, N, N) or None."""
-
-
-class AttentionEdit(Protocol):
-    """What a delta does to the keys and values of one attention module."""
-
-    @property
-    def active(self) -> bool:
-        """Whether it changes anything now; where no edit does, timm's own code runs."""
-
-    def __call__(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Changes keys and values.
-
-        Args:
-            attention: The module that calls, so that a delta can use its projections.
-            keys: (B, heads, K, head_dim); B counts images times windows.
-            values: (B, heads, K, head_dim).
-
-        Returns:
-            Keys and values with any extra ones appended behind the given ones, and a bias to add to the attention
-            logits, broadcastable to (B, heads, queries, keys after the edit), or None for no bias.
-        """
 
 
 class OpenAttention(nn.Module):
@@ -121,15 +101,14 @@ class OpenAttention(nn.Module):
         Returns:
             Keys, values (B, heads, N + extra, head_dim) and the summed bias, 0 for extra keys unless an edit says so.
         """
-        for edit in self.edits:
-            if not edit.active:
-                continue
+        active = [edit for edit in self.edits if edit.active]
+        changes: Tensor | None = None
+        for edit in active:
             keys, values, change = edit(self, keys, values)
-            if bias is not None:
-                bias = F.pad(bias, (0, keys.shape[2] - bias.shape[3]))
-            if change is not None:
-                bias = change if bias is None else bias + change
-        return keys, values, bias
+            changes = _sum(changes, change, keys.shape[2])
+        for edit in active:
+            edit.complete(self, keys, values, changes)
+        return keys, values, _sum(bias, changes, keys.shape[2])
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Attends from the tokens to the tokens and the extra keys.
@@ -380,6 +359,12 @@ def _without_position(bias: Tensor, inserted: int) -> Tensor:
     rows = torch.cat([bias[:, :, :1], blank, bias[:, :, 1:]], dim=2)
     columns = rows.new_zeros(*rows.shape[:3], inserted)
     return torch.cat([rows[..., :1], columns, rows[..., 1:]], dim=3)
+
+
+def _sum(one: Tensor | None, other: Tensor | None, columns: int) -> Tensor | None:
+    """Adds two biases on the logits; either may be missing or end before the last columns."""
+    given = [F.pad(bias, (0, columns - bias.shape[3])) for bias in (one, other) if bias is not None]
+    return None if not given else sum(given[1:], start=given[0])
 
 
 def _per_head(q: Tensor, k: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from torch import Tensor, nn
 
+from vpt.backbones.pooled import Trimmable
 from vpt.backbones.tokens import TokenLayout, read_layout
 from vpt.backbones.weights import build, config, fingerprint
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
@@ -19,6 +20,16 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "inception": (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+
+
+class Attached(Protocol):
+    """What a delta part is to the backbone that it is attached to."""
+
+    def refresh(self) -> None:
+        """Called before every forward pass."""
+
+    def first_block(self) -> int:
+        """How many blocks lie before everything that it changes."""
 
 
 class Backbone(nn.Module):
@@ -34,6 +45,8 @@ class Backbone(nn.Module):
         num_features: Width of the pooled features.
         fingerprint: SHA-256 of the weights as they were loaded.
         readout: Passes the pooled features on; what changes only them hooks on here.
+        attached: The delta parts that change it now, in the order in which they were attached.
+        trim: Where the pool reads one token, only that one passes the last block; switched off by `whole`.
     """
 
     mean: Tensor
@@ -62,6 +75,8 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.readout = nn.Identity()
+        self.attached: list[Attached] = []
+        self.trim = True
         self._layout: TokenLayout | UnsupportedBackboneError
         try:
             self._layout = read_layout(model)
@@ -124,6 +139,8 @@ class Backbone(nn.Module):
                 f"{self.name} takes images of shape (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}: "
                 "set the data's image_size, or build the backbone with image_size=..."
             )
+        for part in self.attached:
+            part.refresh()
         scaled = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images.to(self.mean.dtype)
         return (scaled - self.mean) / self.std
 
@@ -148,20 +165,18 @@ class Backbone(nn.Module):
             (B, num_features).
         """
         model = cast("Any", self.model)
-        return cast("Tensor", model.forward_head(model.forward_features(self.normalize(images)), pre_logits=True))
+        trimmed = isinstance(model, Trimmable) and self.trim
+        features = model.features_for_pool if trimmed else model.forward_features
+        return cast("Tensor", model.forward_head(features(self.normalize(images)), pre_logits=True))
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Within it the last block computes every token, not only those the pool reads."""
-        if isinstance(self._layout, UnsupportedBackboneError):
-            yield
-            return
-        last = self._layout.attentions[-1]
-        before, last.num_queries = last.num_queries, None
+        """Within it the last block computes every token also for the pool."""
+        before, self.trim = self.trim, False
         try:
             yield
         finally:
-            last.num_queries = before
+            self.trim = before
 
     def tokens(self, images: Tensor) -> Tensor:
         """All final tokens of a ViT, or the final map of another model.
@@ -172,8 +187,7 @@ class Backbone(nn.Module):
         Returns:
             What timm's `forward_features` returns; for a ViT (B, prefix + patches, num_features), without prompts.
         """
-        with self.whole():
-            return cast("Tensor", cast("Any", self.model).forward_features(self.normalize(images)))
+        return cast("Tensor", cast("Any", self.model).forward_features(self.normalize(images)))
 
 
 def create_backbone(

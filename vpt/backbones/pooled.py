@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from timm.models.beit import Beit
 from timm.models.beit import Block as BeitBlock
-from timm.models.eva import EvaBlock, EvaBlockPostNorm
-from timm.models.vision_transformer import Block, ResPostBlock
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
 
@@ -67,6 +69,69 @@ class PooledResPost(_PostNorm, ResPostBlock):  # type: ignore[misc]  # timm is u
 class PooledEvaPost(_PostNorm, EvaBlockPostNorm):  # type: ignore[misc]  # timm is untyped
     """EVA with norms behind the branches."""
 
+
+class Trimmable(nn.Module):
+    """A model of such a last block. It is trimmed where only the pool's features are asked for, and nowhere else.
+
+    The last block keeps what it was told until the next forward pass, so that activation checkpointing, which runs it
+    again in the backward pass, finds it as it was.
+    """
+
+    pooled_tokens: int
+
+    def trim_last(self, trimmed: bool) -> None:
+        """Tells the last block what is wanted of it.
+
+        Args:
+            trimmed: Only the tokens that the pool reads.
+        """
+        cast("Any", self).blocks[-1].attn.num_queries = self.pooled_tokens if trimmed else None
+
+    def features_for_pool(self, x: Tensor) -> Tensor:
+        """What timm's `forward_features` gives, as far as the pool reads it.
+
+        Args:
+            x: Normalised images, (B, 3, H, W).
+
+        Returns:
+            (B, pooled tokens, dim).
+        """
+        self.trim_last(True)
+        return cast("Tensor", super().forward_features(x))  # type: ignore[misc]
+
+    def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """timm's, with all tokens."""
+        self.trim_last(False)
+        return cast("Tensor", super().forward_features(x, *args, **kwargs))  # type: ignore[misc]
+
+    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """timm's, with all tokens."""
+        self.trim_last(False)
+        return super().forward_intermediates(x, *args, **kwargs)  # type: ignore[misc]
+
+
+class TrimmableViT(Trimmable, VisionTransformer):  # type: ignore[misc]  # timm is untyped
+    """ViT, DeiT-3, DINOv2, CLIP."""
+
+
+class TrimmableDistilled(Trimmable, VisionTransformerDistilled):  # type: ignore[misc]  # timm is untyped
+    """DeiT with a distillation token."""
+
+
+class TrimmableEva(Trimmable, Eva):  # type: ignore[misc]  # timm is untyped
+    """EVA, DINOv3, ViT-RoPE."""
+
+
+class TrimmableBeit(Trimmable, Beit):  # type: ignore[misc]  # timm is untyped
+    """BEiT."""
+
+
+TRIMMABLE: dict[type[nn.Module], type[Trimmable]] = {
+    VisionTransformer: TrimmableViT,
+    VisionTransformerDistilled: TrimmableDistilled,
+    Eva: TrimmableEva,
+    Beit: TrimmableBeit,
+}
 
 POOLED: dict[type[nn.Module], type[nn.Module]] = {
     Block: PooledBlock,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
+from vpt.backbones.pooled import Trimmable
 from vpt.backbones.windows import patch_mergings
 
 
@@ -66,9 +67,11 @@ class SplitBackbone:
         Returns:
             (B, num_features).
         """
-        model = cast("Any", self.backbone.model)
         if not self._besides:
             self._besides = self._record(tokens)
+        model = cast("Any", self.backbone.model)
+        if isinstance(model, Trimmable):
+            model.trim_last(self.backbone.trim)
         for index in range(self.cut, len(self.backbone.layout.blocks)):
             if index in self._mergings:
                 tokens = self._mergings[index](tokens)

@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from vpt.backbones.factory import Backbone
+from vpt.backbones.windows import patch_mergings
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
     Args:
         backbone: Any backbone; for ``last`` one whose blocks are known.
         role: ``all``; ``bias``: every additive vector named so; ``norm``: scale and shift of every normalisation;
-            ``last``: the last blocks and what follows them.
+            ``last``: the last blocks, what lies between them and what follows them.
         last: How many blocks for ``last``.
 
     Returns:
@@ -129,6 +130,10 @@ def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
     if role == "last":
         chosen = backbone.layout.blocks[-last:]
         late = {id(p) for block in chosen for p in block.parameters()}
+        if backbone.layout.windowed:
+            first = len(backbone.layout.blocks) - last
+            between = [merging for number, merging in patch_mergings(backbone).items() if number > first]
+            late |= {id(p) for merging in between for p in merging.parameters()}
         # timm's names of what a ViT applies after its blocks
         after = ("norm.", "fc_norm.", "attn_pool.")
         return [n for n, p in backbone.model.named_parameters() if id(p) in late or n.startswith(after)]

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block, ResPostBlock, VisionTransforme
 from torch import nn
 
 from vpt.backbones.attention import OpenAttention, open_attention
-from vpt.backbones.pooled import POOLED
+from vpt.backbones.pooled import POOLED, TRIMMABLE
 from vpt.errors import UnsupportedBackboneError
 
 
@@ -59,7 +59,7 @@ POST_NORM = (ResPostBlock, EvaBlockPostNorm, SwinTransformerV2Block)
 
 
 def read_layout(model: nn.Module) -> TokenLayout:
-    """Reads the layout of a timm model, opens its attention and trims its last block where that is exact.
+    """Reads the layout of a timm model, opens its attention and readies its last block for the trim.
 
     Args:
         model: A timm model.
@@ -71,7 +71,7 @@ def read_layout(model: nn.Module) -> TokenLayout:
         UnsupportedBackboneError: The model, a block or an attention module is of a type whose equivalence with the
             concatenated form has not been shown.
     """
-    if type(model) in SEQUENCES:
+    if type(model) in (*SEQUENCES, *TRIMMABLE.values()):
         return _sequence(model)
     if type(model) in WINDOWED:
         return _windows(model)
@@ -101,7 +101,8 @@ def _sequence(model: Any) -> TokenLayout:
     )
     if pooled is not None:
         blocks[-1].__class__ = POOLED.get(type(blocks[-1]), type(blocks[-1]))
-        layout.attentions[-1].num_queries = pooled
+        model.__class__ = TRIMMABLE.get(type(model), type(model))
+        model.pooled_tokens = pooled
     return layout
 
 

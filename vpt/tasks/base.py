@@ -158,8 +158,9 @@ class ClassificationTask(L.LightningModule):
         halves = self.model.constant_part()
         if halves is None or split == "test" or data is None or getattr(data, "augmented", True):
             return cast("Tensor", self.model.backbone(batch["image"]))
-        if self._kept is None or self._kept[0] is not data:  # other data, other constants
-            self._kept = data, FeatureCache(halves[0]), halves[1]
+        key = (data, str(self.trainer.precision))
+        if self._kept is None or self._kept[0] != key:  # other data or precision, other constants
+            self._kept = key, FeatureCache(halves[0]), halves[1]
         _, cache, rest = self._kept
         return rest(cache(split, len(data.split(split)), batch["index"], batch["image"]))
 

@@ -153,6 +153,8 @@ class DeltaTuning(ClassificationTask):
             deltas: One dict per delta: its ``name`` in `vpt.tuning.DELTAS` and its arguments.
             **task: See `ClassificationTask`.
         """
+        if not deltas:
+            raise ConfigError("deltas is empty: name at least one, or use LinearProbe for a head alone.")
         self._deltas = deltas
         super().__init__(**task)
 

@@ -62,7 +62,7 @@ class Adapter(DeltaPart):
             UnknownNameError: The placement or the activation does not exist.
             UnsupportedBackboneError: The structure of the backbone is not known.
         """
-        super().__init__()
+        super().__init__(backbone)
         if rank < 1:
             raise ConfigError(f"The rank of an adapter must be at least 1, got {rank}.")
         if placement not in PLACEMENTS:
@@ -91,11 +91,11 @@ class Adapter(DeltaPart):
         """The first block with an adapter."""
         return self._blocks[0]
 
-    def attach(self) -> None:
+    def _attach(self) -> None:
         """Puts an adapter on every chosen sublayer."""
         self._hooks = [layer.register_forward_hook(partial(self._add, key)) for key, layer in self._sublayers.items()]
 
-    def detach(self) -> None:
+    def _detach(self) -> None:
         """Takes them off."""
         for hook in self._hooks:
             hook.remove()

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from vpt.backbones.attention import OpenAttention
 from vpt.backbones.factory import Backbone, create_backbone
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.errors import ConfigError, DeltaFileError, UnknownNameError
 from vpt.tuning.delta import Delta
 from vpt.tuning.extra_keys import Edited, ExtraKeys, per_row
 from vpt.tuning.files import check_fingerprint, read_delta
@@ -32,7 +32,7 @@ class PromptBank(nn.Module):
     Attributes:
         backbone: Shared by all tasks.
         tasks: Their names, in order.
-        heads: A linear head for each, of any number of classes.
+        heads: A linear head for each in their order, of any number of classes.
         class_names: By task.
         presets: The preprocessing that each task expects, by task.
     """
@@ -67,7 +67,7 @@ class PromptBank(nn.Module):
         check_fingerprint(str(files[self.tasks[0]]), first, self.backbone)
         self.class_names = {task: list(header["class_names"]) for task, (header, _) in read.items()}
         self.presets = {task: dict(header["preset"]) for task, (header, _) in read.items()}
-        self.heads = nn.ModuleDict({task: _head(tensors) for task, (_, tensors) in read.items()})
+        self.heads = nn.ModuleList(_head(tensors) for _, tensors in read.values())
         self._edits = self._install([_extras(self.backbone, task, *read[task]) for task in self.tasks])
         self.requires_grad_(False)
         self.eval()
@@ -96,7 +96,7 @@ class PromptBank(nn.Module):
         for edit in self._edits:
             edit.index = index
         features = self.backbone(images)
-        return [self.heads[task](row) for task, row in zip(tasks, features, strict=True)]
+        return [self.heads[task](row) for task, row in zip(index.tolist(), features, strict=True)]
 
     def _install(self, extras: list[list[Layer | None]]) -> list[BankEdit]:
         edits = []
@@ -145,8 +145,13 @@ class BankEdit(nn.Module):
             bias = per_row(pad(self.bias[self.index].to(keys), (before, 0)), rows, attention.windows)
         return torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2), bias
 
+    def complete(self, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        """See `AttentionEdit`."""
+
 
 def _head(tensors: Mapping[str, Tensor]) -> nn.Linear:
+    if not {"head.weight", "head.bias"} <= tensors.keys():
+        raise DeltaFileError("A delta file without a head cannot be in a bank.")
     weight = tensors["head.weight"]
     head = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
     head.load_state_dict({"weight": weight, "bias": tensors["head.bias"]})
@@ -158,6 +163,8 @@ def _extras(
     backbone: Backbone, task: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> list[Layer | None]:
     """The keys, values and logit bias of a task in each block, (1, heads, n, head_dim) and (1, 1, 1, n)."""
+    if others := sorted({key.partition(".")[0] for key in tensors} - {"delta", "head"}):
+        raise ConfigError(f"A bank mixes deep prompts and prefixes; {task} trained more: {', '.join(others)}.")
     delta = Delta(backbone, header["specs"]).eval()
     own = {key.removeprefix("delta."): tensor for key, tensor in tensors.items() if key.startswith("delta.")}
     delta.load_state_dict(own)

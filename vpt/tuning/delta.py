@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError, UnknownNameError, VPTError
 from vpt.tuning.adapters import Adapter
+from vpt.tuning.arguments import fits, words
 from vpt.tuning.locations import PromptAdd, PromptPad
 from vpt.tuning.lora import Lora
 from vpt.tuning.part import DeltaPart
@@ -85,10 +86,6 @@ class Delta(nn.Module):
         for part in reversed(self._all()):
             part.detach()
 
-    def first_block(self) -> int:
-        """How many blocks of the backbone lie before everything that it changes."""
-        return min(part.first_block() for part in self._all())
-
     def folded(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """What a delta file keeps of each part.
 
@@ -158,4 +155,8 @@ def _build(backbone: Backbone, spec: dict[str, Any]) -> DeltaPart:
     missing = [key for key in known if signature.parameters[key].default is inspect.Parameter.empty]
     if absent := [key for key in missing if key not in arguments]:
         raise ConfigError(f"Delta {name!r} needs {', '.join(absent)}.")
-    return DELTAS[name](backbone, **arguments)  # type: ignore[call-arg]  # checked against the signature above
+    hints = get_type_hints(DELTAS[name].__init__)
+    for key, value in arguments.items():
+        if not fits(value, hints[key]):
+            raise ConfigError(f"{key} of delta {name!r} must be {words(hints[key])}, got {value!r}.")
+    return DELTAS[name](backbone, **arguments)  # checked against the signature above

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +29,7 @@ class KeyEdit:
     part: DeltaPart
     layer: int
     change: Callable[[int, OpenAttention, Tensor, Tensor], Edited]
+    finish: Callable[[int, OpenAttention, Tensor, Tensor, Tensor | None], None] | None = None
 
     @property
     def active(self) -> bool:
@@ -38,6 +39,11 @@ class KeyEdit:
     def __call__(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """See `AttentionEdit`."""
         return self.change(self.layer, attention, keys, values)
+
+    def complete(self, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        """See `AttentionEdit`."""
+        if self.finish is not None:
+            self.finish(self.layer, attention, keys, values, bias)
 
 
 class ExtraKeys(DeltaPart):
@@ -67,7 +73,7 @@ class ExtraKeys(DeltaPart):
             UnknownNameError: The mode does not exist.
             UnsupportedBackboneError: The backbone cannot take keys exactly.
         """
-        super().__init__()
+        super().__init__(backbone)
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"Prompt dropout must lie in [0, 1), got {dropout}.")
         if dropout_mode not in self.modes:
@@ -94,17 +100,16 @@ class ExtraKeys(DeltaPart):
         """The first block with keys."""
         return self.blocks[0]
 
-    def attach(self) -> None:
+    def _attach(self) -> None:
         """Adds keys and values to every chosen block."""
-        self._edit([(block, layer, self._append) for layer, block in enumerate(self.blocks)])
+        self._edit((block, KeyEdit(self, layer, self._append)) for layer, block in enumerate(self.blocks))
 
-    def _edit(self, edits: list[tuple[int, int, Callable[[int, OpenAttention, Tensor, Tensor], Edited]]]) -> None:
-        for block, layer, change in edits:
-            self._edits.append((self.layout.attentions[block], KeyEdit(self, layer, change)))
+    def _edit(self, edits: Iterable[tuple[int, KeyEdit]]) -> None:
+        self._edits = [(self.layout.attentions[block], edit) for block, edit in edits]
         for attention, edit in self._edits:
             attention.edits.append(edit)
 
-    def detach(self) -> None:
+    def _detach(self) -> None:
         """Removes what `attach` added."""
         for attention, edit in self._edits:
             attention.edits.remove(edit)

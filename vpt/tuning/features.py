@@ -33,6 +33,7 @@ class FeatureCache:
         self.compute = compute
         self._stores: dict[str, _Store | None] = {}
 
+    @torch.inference_mode(False)  # what is kept outlives a validation under inference mode
     @torch.no_grad()
     def __call__(self, split: str, length: int, index: Tensor, images: Tensor) -> Tensor:
         """Looks features up and computes those that are missing.
@@ -78,7 +79,7 @@ class _Store:
         self.known = torch.zeros(length, dtype=torch.bool)
 
     def put(self, rows: Tensor, features: Tensor) -> None:
-        self.values[rows] = features.cpu()
+        self.values[rows] = features.to("cpu", self.values.dtype)
         self.known[rows] = True
 
 

@@ -29,6 +29,12 @@ def save_delta(path: str | Path, model: TunedModel) -> Path:
     Returns:
         The path.
     """
+    own = set() if model.delta is None else {id(part) for part in model.delta.parts}
+    if any(id(part) not in own for part in model.backbone.attached):
+        raise DeltaFileError(
+            "The backbone carries a delta that is not this model's, and a file of this one would miss it: build the "
+            "model with both deltas in one list."
+        )
     specs, kept = model.folded()
     header = {
         "format": FORMAT,
@@ -85,6 +91,10 @@ def read_delta(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise DeltaFileError(f"{path} is not a delta file: `vpt fit` writes one as delta.safetensors.") from error
     if header.get("format") != FORMAT:
         raise DeltaFileError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}.")
+    if lacking := [
+        key for key in ("backbone", "specs", "class_names", "preset", "info", "tensors") if key not in header
+    ]:
+        raise DeltaFileError(f"{path} is incomplete: its header has no {', '.join(lacking)}.")
     if absent := sorted(set(header["tensors"]) - tensors.keys()):
         raise DeltaFileError(f"{path} is incomplete: {', '.join(absent)} missing.")
     return header, tensors

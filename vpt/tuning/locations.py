@@ -42,7 +42,7 @@ class PromptAdd(DeltaPart):
             ConfigError: There are no such blocks, or `layers` is given although only the first has prompts.
             UnsupportedBackboneError: The blocks of the backbone are not known.
         """
-        super().__init__()
+        super().__init__(backbone)
         layout = backbone.layout
         if layers is not None and not deep:
             raise ConfigError("layers needs deep prompts: without deep they are added before the first block only.")
@@ -52,14 +52,14 @@ class PromptAdd(DeltaPart):
         self.tokens = stack(self._shapes, backbone.mean, torch.zero_)
         self._hooks: list[RemovableHandle] = []
 
-    def attach(self) -> None:
+    def _attach(self) -> None:
         """Adds before every chosen block; before shallow prompts have joined the patches."""
         self._hooks = [
             block.register_forward_pre_hook(partial(self._add, layer), prepend=True)
             for layer, block in enumerate(self._blocks)
         ]
 
-    def detach(self) -> None:
+    def _detach(self) -> None:
         """Removes what `attach` added."""
         for hook in self._hooks:
             hook.remove()
@@ -105,7 +105,7 @@ class PromptPad(DeltaPart):
             ConfigError: The frame does not fit.
             UnsupportedBackboneError: The backbone's patch embedding is not known.
         """
-        super().__init__()
+        super().__init__(backbone)
         size, like = backbone.image_size, backbone.mean
         if not 1 <= width < size / 2:
             raise ConfigError(f"A frame of {width} pixels does not fit {size} pixels: give 1 to {(size - 1) // 2}.")
@@ -116,11 +116,11 @@ class PromptPad(DeltaPart):
         self.columns = nn.Parameter(like.new_zeros(2, 3, size - 2 * width, width))
         self._hook: RemovableHandle | None = None
 
-    def attach(self) -> None:
+    def _attach(self) -> None:
         """Adds the frame before the patch embedding."""
         self._hook = self._embedding[0].register_forward_pre_hook(self._add)
 
-    def detach(self) -> None:
+    def _detach(self) -> None:
         """Takes it off."""
         if self._hook is not None:
             self._hook.remove()

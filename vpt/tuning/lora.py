@@ -53,7 +53,7 @@ class Lora(DeltaPart):
             UnknownNameError: A target does not exist.
             UnsupportedBackboneError: The structure of the backbone is not known.
         """
-        super().__init__()
+        super().__init__(backbone)
         if rank < 1:
             raise ConfigError(f"The rank of LoRA must be at least 1, got {rank}.")
         blocks = linear_targets(backbone)
@@ -81,13 +81,13 @@ class Lora(DeltaPart):
         """The first block with a change."""
         return self._blocks[0]
 
-    def attach(self) -> None:
+    def _attach(self) -> None:
         """Adds the low-rank path to every map."""
         self._hooks = [
             target.module.register_forward_hook(partial(self._add, key)) for key, target in self.targets.items()
         ]
 
-    def detach(self) -> None:
+    def _detach(self) -> None:
         """Takes the low-rank paths off; merged weights are restored first."""
         self.unmerge()
         for hook in self._hooks:
@@ -101,12 +101,24 @@ class Lora(DeltaPart):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Adds the change, at the present strength, to the frozen weights: same function, no cost at inference."""
+        """Adds the change, at the present strength, to the frozen weights: same function, no cost at inference.
+
+        What is trained or loaded after it counts when it is merged again.
+
+        Raises:
+            ConfigError: Something else is attached to the backbone.
+        """
+        self._check_alone()
         self.unmerge()
         for key, target in self.targets.items():
             weight = target.module.weight[target.start : target.stop]
             self._merged[key] = weight.clone()
             weight += self._strength * self.factor * (self.up[key] @ self.down[key])
+
+    @property
+    def merged(self) -> bool:
+        """Whether the change lies in the backbone's own weights for now."""
+        return bool(self._merged)
 
     @torch.no_grad()
     def unmerge(self) -> None:

@@ -100,7 +100,7 @@ class TunedModel(nn.Module):
         """
         if not self.backbone.frozen:
             return None
-        cut = READOUT if self.delta is None else self.delta.first_block()
+        cut = min((part.first_block() for part in self.backbone.attached), default=READOUT)
         if cut == READOUT:
             return self.backbone.pooled, self.backbone.readout
         if cut == 0:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError
 
 READOUT = sys.maxsize
@@ -26,18 +27,65 @@ class DeltaPart(nn.Module, ABC):
 
     taxonomy: ClassVar[Literal["addition", "specification", "reparameterisation"]]
 
-    def __init__(self) -> None:
-        """Starts at full strength, attached to nothing."""
+    def __init__(self, backbone: Backbone) -> None:
+        """Starts at full strength, attached to nothing.
+
+        Args:
+            backbone: The backbone that the change is for.
+        """
         super().__init__()
+        self._on = [backbone]  # in a list, so that it does not become a part of this module
         self._strength = 1.0
 
-    @abstractmethod
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone that the change is for."""
+        return self._on[0]
+
+    @property
+    def attached(self) -> bool:
+        """Whether the change is on the backbone."""
+        return any(part is self for part in self.backbone.attached)
+
     def attach(self) -> None:
-        """Puts the change on the backbone."""
+        """Puts the change on the backbone.
+
+        Raises:
+            ConfigError: It is there already, or the weights of the backbone are merged with another delta's.
+        """
+        if self.attached:
+            raise ConfigError(f"This {type(self).__name__} is attached already.")
+        if any(isinstance(part, DeltaPart) and part.merged for part in self.backbone.attached):
+            raise ConfigError("A delta is merged into the backbone's weights: unmerge it before another is attached.")
+        self._attach()
+        self.backbone.attached.append(self)
+
+    def detach(self) -> None:
+        """Takes the change off, if it is on; the backbone is bit for bit what it was."""
+        if self.attached:
+            self._detach()
+            self.backbone.attached.remove(self)
 
     @abstractmethod
-    def detach(self) -> None:
-        """Takes the change off; the backbone is bit for bit what it was."""
+    def _attach(self) -> None:
+        """Puts the change on the backbone, all of it or nothing."""
+
+    @abstractmethod
+    def _detach(self) -> None:
+        """Takes the change off."""
+
+    @property
+    def merged(self) -> bool:
+        """Whether the change lies in the backbone's own weights for now."""
+        return False
+
+    def refresh(self) -> None:
+        """Called before every forward pass of the backbone."""
+
+    def _check_alone(self) -> None:
+        """Weights can be merged exactly, and restored bit for bit, only while nothing else changes the backbone."""
+        if [*self.backbone.attached] != [self]:
+            raise ConfigError(f"Only a {type(self).__name__} that is attached alone can be merged.")
 
     @abstractmethod
     def expected_parameters(self) -> int:

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from vpt.backbones.attention import OpenAttention
 from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError
-from vpt.tuning.extra_keys import DropoutMode, Edited, ExtraKeys
+from vpt.tuning.extra_keys import DropoutMode, Edited, ExtraKeys, KeyEdit
 from vpt.tuning.layers import chosen_blocks, named_stack, numbers_by_layer, pick, stack
 from vpt.tuning.window_prompts import WindowPrompts
 
@@ -155,25 +155,26 @@ class Prompt(ExtraKeys):
         _, keys, values = attention.project(norm(self.dropped(self.prompts(layer), images)))
         return keys, values
 
-    def attach(self) -> None:
+    def _attach(self) -> None:
         """Adds keys and values to every chosen block (deep), or tokens before the first block (shallow)."""
         if self.deep:
-            super().attach()
+            super()._attach()
             return
         blocks = self.layout.blocks
         if self._way is not None:
-            self._edit([(block, block, self._way.travel) for block in range(len(blocks))])
+            travel, gather = self._way.travel, self._way.gather
+            self._edit((block, KeyEdit(self, block, travel, gather)) for block in range(len(blocks)))
             self._hooks = self._way.hooks()
             return
-        self._edit([(block, 0, self._weaken_tokens) for block in range(len(blocks))])
+        self._edit((block, KeyEdit(self, 0, self._weaken_tokens)) for block in range(len(blocks)))
         self._hooks = [
             blocks[0].register_forward_pre_hook(self._insert_tokens),
             blocks[-1].register_forward_hook(self._remove_tokens),
         ]
 
-    def detach(self) -> None:
+    def _detach(self) -> None:
         """Removes what `attach` added."""
-        super().detach()
+        super()._detach()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -195,8 +196,15 @@ class Prompt(ExtraKeys):
 
     def _weaken_tokens(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """The edit of a shallow prompt: its bias on the prompts' columns, which follow the prefix tokens."""
-        before, number = self.layout.num_prefix, self.prompts(0).shape[0]
+        before, number = self.layout.num_prefix + self._inserted_before(), self.prompts(0).shape[0]
         return keys, values, self.key_bias(keys, number, before, keys.shape[2] - before - number)
+
+    def _inserted_before(self) -> int:
+        """Tokens between the prefix and these prompts: those of shallow prompts that were attached later."""
+        parts = self.backbone.attached
+        later = parts[parts.index(self) + 1 :] if self.attached else []
+        shallow = [part for part in later if isinstance(part, Prompt) and not part.deep and part.strength != 0.0]
+        return sum(part.prompts(0).shape[0] for part in shallow)
 
     def _insert_tokens(self, block: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """[class, patches] becomes [class, prompts, patches]; at α = 0 nothing is inserted."""
@@ -208,7 +216,7 @@ class Prompt(ExtraKeys):
 
     def _remove_tokens(self, block: nn.Module, args: tuple[Tensor, ...], x: Tensor) -> Tensor:
         """Drops the prompts' outputs, unless the last block has kept only pooled tokens anyway."""
-        if self._strength == 0.0 or self.layout.attentions[-1].num_queries is not None:
+        if self._strength == 0.0 or self.layout.attentions[-1].num_queries is not None:  # trimmed for the pool
             return x
         prefix = self.layout.num_prefix
         return torch.cat([x[:, :prefix], x[:, prefix + self.prompts(0).shape[0] :]], dim=1)

@@ -22,14 +22,14 @@ class Linear(DeltaPart):
         """Takes any backbone.
 
         Args:
-            backbone: Not looked at.
+            backbone: Its blocks need not be known.
         """
-        super().__init__()
+        super().__init__(backbone)
 
-    def attach(self) -> None:
+    def _attach(self) -> None:
         """Nothing to do."""
 
-    def detach(self) -> None:
+    def _detach(self) -> None:
         """Nothing to do."""
 
     def expected_parameters(self) -> int:
@@ -59,21 +59,20 @@ class MlpHead(DeltaPart):
         Raises:
             ConfigError: There are fewer than 2 layers.
         """
-        super().__init__()
+        super().__init__(backbone)
         if layers < 2:
             raise ConfigError(f"An MLP head has at least 2 layers, got {layers}; for 1 use the delta 'linear'.")
-        self._backbone = [backbone]  # in a list, so that it does not become a part of this module
         self._width, like = backbone.num_features, backbone.mean
         self.hidden = nn.ModuleList(
             nn.Linear(self._width, self._width, dtype=like.dtype, device=like.device) for _ in range(layers - 1)
         )
         self._hook: RemovableHandle | None = None
 
-    def attach(self) -> None:
+    def _attach(self) -> None:
         """Puts the hidden layers behind the pool."""
-        self._hook = self._backbone[0].readout.register_forward_hook(self._change)
+        self._hook = self.backbone.readout.register_forward_hook(self._change)
 
-    def detach(self) -> None:
+    def _detach(self) -> None:
         """Takes them off."""
         if self._hook is not None:
             self._hook.remove()
@@ -92,4 +91,5 @@ class MlpHead(DeltaPart):
         changed = features
         for layer in self.hidden:
             changed = relu(cast("Tensor", layer(changed)))
+        changed = changed.to(features.dtype)  # autocast
         return changed if self._strength == 1.0 else features.lerp(changed, self._strength)

@@ -17,6 +17,7 @@ from vpt.tuning.part import DeltaPart
 class ScaleShift(DeltaPart):
     """A scale and a shift per channel behind the patch embedding, every norm and every linear layer.
 
+    Where timm keeps a layer's bias beside it (queries and values of BEiT, EVA, Swin V2), the bias is added behind them.
     Its strength interpolates between doing nothing, γ = 1 and β = 0, and the trained values.
 
     Attributes:
@@ -36,7 +37,7 @@ class ScaleShift(DeltaPart):
         Raises:
             UnsupportedBackboneError: The structure of the backbone is not known.
         """
-        super().__init__()
+        super().__init__(backbone)
         self._layers = {name.replace(".", "/"): layer for name, layer in affine_layers(backbone).items()}
         self.scale, self.shift = nn.ParameterDict(), nn.ParameterDict()
         for key, layer in self._layers.items():
@@ -46,11 +47,11 @@ class ScaleShift(DeltaPart):
         self._hooks: list[RemovableHandle] = []
         self._merged: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def attach(self) -> None:
+    def _attach(self) -> None:
         """Puts scale and shift behind every layer."""
         self._hooks = [layer.register_forward_hook(partial(self._change, key)) for key, layer in self._layers.items()]
 
-    def detach(self) -> None:
+    def _detach(self) -> None:
         """Takes them off; merged weights are restored first."""
         self.unmerge()
         for hook in self._hooks:
@@ -65,8 +66,13 @@ class ScaleShift(DeltaPart):
     def merge(self) -> None:
         """Folds γ and β, at the present strength, into weights and biases: same function, no cost at inference.
 
-        Layers without a bias keep their scale and shift beside them.
+        Layers without a bias keep their scale and shift beside them. What is trained or loaded afterwards counts when
+        it is merged again.
+
+        Raises:
+            ConfigError: Something else is attached to the backbone.
         """
+        self._check_alone()
         self.unmerge()
         for key, layer in self._layers.items():
             weight, bias = _weight(layer), cast("Tensor | None", layer.bias)
@@ -76,6 +82,11 @@ class ScaleShift(DeltaPart):
             scale, shift = self._between(key)
             weight *= scale.view(-1, *[1] * (weight.ndim - 1))
             bias.mul_(scale).add_(shift)
+
+    @property
+    def merged(self) -> bool:
+        """Whether γ and β lie in the backbone's own weights for now."""
+        return bool(self._merged)
 
     @torch.no_grad()
     def unmerge(self) -> None:

@@ -32,10 +32,9 @@ class SideTune(DeltaPart):
         Raises:
             ConfigError: The width is not positive.
         """
-        super().__init__()
+        super().__init__(backbone)
         if width < 1:
             raise ConfigError(f"The width of a side network must be at least 1, got {width}.")
-        self._backbone = [backbone]  # in a list, so that it does not become a part of this module
         self._channels = [3, *(width * factor for factor in (1, 2, 4, 8))]
         stages = [
             layer
@@ -52,11 +51,11 @@ class SideTune(DeltaPart):
         self._dim = backbone.num_features
         self._hook: RemovableHandle | None = None
 
-    def attach(self) -> None:
+    def _attach(self) -> None:
         """Starts the network beside the backbone."""
-        self._hook = self._backbone[0].register_forward_hook(self._mix)
+        self._hook = self.backbone.register_forward_hook(self._mix)
 
-    def detach(self) -> None:
+    def _detach(self) -> None:
         """Stops it."""
         if self._hook is not None:
             self._hook.remove()
@@ -69,6 +68,6 @@ class SideTune(DeltaPart):
     def _mix(self, backbone: Backbone, args: tuple[Tensor, ...], features: Tensor) -> Tensor:
         if self._strength == 0.0:
             return features
-        side = cast("Tensor", self.network(backbone.normalize(args[0])))
+        side = cast("Tensor", self.network(backbone.normalize(args[0]))).to(features.dtype)  # autocast
         mixed = torch.lerp(side, features, self.blend.sigmoid())
         return mixed if self._strength == 1.0 else features.lerp(mixed, self._strength)

@@ -34,20 +34,26 @@ class Subset(DeltaPart):
         Raises:
             ConfigError: The backbone has no such parameter.
         """
-        super().__init__()
-        self._copy(backbone, parameter_names(backbone, self.role))
+        super().__init__(backbone)
+        self._copy(self.role)
 
-    def _copy(self, backbone: Backbone, names: list[str]) -> None:
+    def _copy(self, role: str, last: int = 0) -> None:
+        replaced = [part for part in self.backbone.attached if isinstance(part, Subset)]
+        for part in replaced:  # so that the originals are seen and copied
+            part._detach()
+        names = parameter_names(self.backbone, role, last)
+        own = dict(self.backbone.model.named_parameters())
         if not names:
-            raise ConfigError(f"{backbone.name} has no parameter of the kind that {type(self).__name__} trains.")
-        self._model = [backbone.model]  # in a list, so that it does not become a part of this module
-        own = dict(backbone.model.named_parameters())
+            raise ConfigError(f"{self.backbone.name} has no parameter of the kind that {type(self).__name__} trains.")
         self._names = names
         self.values = nn.ParameterDict({_key(n): nn.Parameter(own[n].detach().clone()) for n in names})
         self._size = sum(own[name].numel() for name in names)
         self._originals: dict[str, nn.Parameter] = {}
+        self._seen: list[tuple[int, torch.dtype, torch.device]] = []
+        for part in replaced:
+            part._attach()
 
-    def attach(self) -> None:
+    def _attach(self) -> None:
         """Puts the copies in place of the originals.
 
         Raises:
@@ -56,13 +62,13 @@ class Subset(DeltaPart):
         for name in self._names:
             owner, last = self._place(name)
             if owner._parameters.get(last) is None:
-                self.detach()
+                self._detach()
                 raise ConfigError(f"Two deltas train {name}: keep one of them.")
             self._originals[name] = cast("nn.Parameter", owner._parameters[last])
             owner._parameters[last] = None  # the entry keeps its position; the attribute below is found first
         self._strengthened()
 
-    def detach(self) -> None:
+    def _detach(self) -> None:
         """Puts the originals back."""
         for name, original in self._originals.items():
             owner, last = self._place(name)
@@ -74,7 +80,16 @@ class Subset(DeltaPart):
         """As many as the originals have."""
         return self._size
 
+    def refresh(self) -> None:
+        """Follows copies that were trained, loaded or moved since they were last interpolated."""
+        if self._strength != 1.0 and self._stamps() != self._seen:
+            self._strengthened()
+
+    def _stamps(self) -> list[tuple[int, torch.dtype, torch.device]]:
+        return [(value._version, value.dtype, value.device) for value in self.values.values()]
+
     def _strengthened(self) -> None:
+        self._seen = self._stamps()
         for name, original in self._originals.items():
             owner, last = self._place(name)
             owner.__dict__[last] = self._between(original, self.values[_key(name)])
@@ -96,7 +111,7 @@ class Subset(DeltaPart):
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
         path, _, last = name.rpartition(".")
-        return self._model[0].get_submodule(path), last
+        return self.backbone.model.get_submodule(path), last
 
 
 class Bias(Subset):
@@ -129,12 +144,12 @@ class Partial(Subset):
             ConfigError: There are not so many blocks.
             UnsupportedBackboneError: The blocks of the backbone are not known.
         """
-        DeltaPart.__init__(self)
+        DeltaPart.__init__(self, backbone)
         depth = len(backbone.layout.blocks)
         if not 1 <= blocks <= depth:
             raise ConfigError(f"{backbone.name} has {depth} blocks: partial takes 1 to {depth}, got {blocks}.")
         self._first = depth - blocks
-        self._copy(backbone, parameter_names(backbone, "last", blocks))
+        self._copy("last", blocks)
 
     def first_block(self) -> int:
         """The first of the last blocks."""

@@ -38,6 +38,7 @@ class WindowPrompts:
         self.merging = patch_mergings(backbone)
         # By block, so that a block that is run again for activation checkpointing finds what it found before.
         self.tokens: dict[int, Tensor] = {}
+        self._asking: tuple[Tensor, Tensor, Tensor]
 
     def hooks(self) -> list[RemovableHandle]:
         """Starts the prompts before the first block, and lets the pool read them where that is asked for."""
@@ -48,7 +49,7 @@ class WindowPrompts:
         return handles
 
     def travel(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
-        """The edit: the prompts join every window, gather, and go on to the next block."""
+        """The edit: the prompts join every window."""
         layout, tokens = self.backbone[0].layout, self.tokens[layer]
         if layer in self.merging:
             tokens = merge_tokens(self.merging[layer], tokens)
@@ -59,11 +60,15 @@ class WindowPrompts:
             torch.cat([theirs, per_row(own, rows, attention.windows)], dim=2)
             for theirs, own in ((keys, own_keys), (values, own_values))
         )
+        self._asking = tokens, entering, queries
         number = tokens.shape[1]
-        bias = self.prompt.key_bias(keys, number, keys.shape[2] - number)
+        return keys, values, self.prompt.key_bias(keys, number, keys.shape[2] - number)
+
+    def gather(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        """What they gather from all keys, those of other deltas too, and their way on to the next block."""
+        tokens, entering, queries = self._asking
         answers = window_answers(attention, entering, queries, keys, values, bias)
-        self.tokens[layer + 1] = rest_of_block(layout.blocks[layer], tokens, answers)
-        return keys, values, bias
+        self.tokens[layer + 1] = rest_of_block(self.backbone[0].layout.blocks[layer], tokens, answers)
 
     def _start(self, block: nn.Module, args: tuple[Tensor, ...]) -> None:
         if self.prompt.strength != 0.0:
