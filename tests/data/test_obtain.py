@@ -146,7 +146,7 @@ def test_an_original_of_what_is_read_as_published_is_not_turned_into_anything(
     with pytest.raises(DataError, match=r"^--source is for VTAB tasks only: made_up is read as .* put the folder at"):
         obtain("made_up", tmp_path, tmp_path)
     card(made_up("fgvc", {"a.gz": ("https://example.org/a.gz", b"")}))
-    with pytest.raises(DataError, match="only, or leave it out to fetch the dataset: made_up is"):
+    with pytest.raises(DataError, match=r"put the folder at .*, or leave --source out to fetch it"):
         obtain("made_up", tmp_path, tmp_path)
 
 

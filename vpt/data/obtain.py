@@ -88,11 +88,11 @@ def _shared(card: Card) -> str:
 
 
 def _as_published(card: Card, folder: Path) -> str:
-    fetched = ", or leave it out to fetch the dataset" if card.downloads else ""
-    layout = f"; it is laid out as\n{card.layout.rstrip()}" if card.layout else "."
+    fetched = ", or leave --source out to fetch it" if card.downloads else ""
+    layout = f", laid out as\n{card.layout.rstrip()}" if card.layout else "."
     return (
-        f"--source is for VTAB tasks only{fetched}: {card.name} is read as its authors publish it, put the folder at "
-        f"{folder}{layout}"
+        f"--source is for VTAB tasks only: {card.name} is read as its authors publish it; put the folder at "
+        f"{folder}{fetched}{layout}"
     )
 
 
