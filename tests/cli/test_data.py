@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import make_task
+from tests.fakes_suites import make_imagenet
 from vpt.data.cards import card_names
 
 from .conftest import Vpt
@@ -33,6 +34,18 @@ def test_list_says_why_it_cannot_read_what_is_here(vpt: Vpt, tmp_path: Path) -> 
     answer = vpt("data", "list", "--root", str(tmp_path))
     assert "see below" in answer.out
     assert "test.txt, line 1: expected" in answer.out
+
+
+def test_list_says_what_is_counted(vpt: Vpt, tmp_path: Path) -> None:
+    make_imagenet(tmp_path, "imagenet_c")
+    make_imagenet(tmp_path, "imagenet_1k")
+    out = vpt("data", "list", "--root", str(tmp_path)).out
+    lines = {line.split()[0]: " ".join(line.split()) for line in out.splitlines() if line.startswith("  ")}
+    assert "1,000 95 × 50,000 4 of 95 sets" in lines["imagenet_c"]
+    assert "1,000 1,281,167 + 50,000 60 + 6" in lines["imagenet_1k"]
+    assert lines["objectnet"].startswith("objectnet 113 18,574 –")
+    assert lines["imagenet_a"].startswith("imagenet_a 200 ")
+    assert "classes     113 of 1,000" in vpt("data", "show", "objectnet").out
 
 
 def test_show_prints_the_card(vpt: Vpt) -> None:
@@ -94,6 +107,7 @@ def test_the_gallery_is_drawn_of_any_image(vpt: Vpt, task: Path) -> None:
         (["show"], "name"),
         (["show", "caltech11"], "did you mean 'caltech101'?"),
         (["verify", "digits"], "made by this package"),
+        (["verify", "caltech11"], "did you mean 'caltech101'?"),
         (["prepare", "digits"], "nothing to prepare"),
         (["prepare", "caltech11"], "did you mean"),
         (["corruptions", "--out=a.png", "--image=none.jpg"], "none.jpg does not exist"),

@@ -36,6 +36,16 @@ def test_caltech101_has_the_official_sizes_and_the_published_number() -> None:
     assert [row["accuracy"] for row in card.published if row["method"] == "vpt_deep"] == [90.8]
 
 
+def test_caltech101_is_numbered_as_in_tensorflow_datasets() -> None:
+    """TFDS writes all names in lower case; caltech101_vtab of LAION's CLIP benchmark, which reads it, agrees."""
+    card = load_card("caltech101")
+    assert card is not None
+    assert card.class_names == sorted(card.class_names, key=str.lower)
+    numbers = {"accordion": 0, "BACKGROUND_Google": 4, "ewer": 36, "Faces": 37, "Faces_easy": 38, "Leopards": 57}
+    assert {name: card.class_names.index(name) for name in numbers} == numbers
+    assert [card.class_names.index(name) for name in ("Motorbikes", "nautilus", "yin_yang")] == [66, 67, 101]
+
+
 @pytest.mark.parametrize("name", ["", "nothing", "../presets"])
 def test_unknown_dataset_has_no_card(name: str) -> None:
     assert load_card(name) is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import make_task
+from tests.fakes_suites import make_imagenet
 from vpt.data import VTABDataModule, catalog
 from vpt.data.cards import Card, card_names, load_card
 from vpt.data.catalog import describe, find_card, image_lists, overview
@@ -25,6 +27,26 @@ def test_the_list_has_every_card_and_says_what_is_here(tmp_path: Path) -> None:
     assert entries["caltech101"].found is None
     assert "train800val200.txt does not exist" in entries["caltech101"].fault
     assert entries["digits"].found == entries["digits"].card.sizes
+
+
+def test_lists_without_images_are_not_called_present(tmp_path: Path) -> None:
+    task = make_task(tmp_path / "signdigits10", classes=10, size=(8, 8))
+    shutil.rmtree(task / "images")
+    (entry,) = (entry for entry in overview(tmp_path) if entry.card.name == "signdigits10")
+    assert entry.found is None
+    assert "0.jpg does not exist, though" in entry.fault
+    assert entry.fault.endswith("lists it: copy the images as well.")
+
+
+def test_of_imagenet_c_the_sets_that_are_here_are_counted(tmp_path: Path) -> None:
+    make_imagenet(tmp_path, "imagenet_c")
+    (tmp_path / "imagenet_c" / "snow" / "2").mkdir(parents=True)
+    (entry,) = (entry for entry in overview(tmp_path) if entry.card.name == "imagenet_c")
+    assert (entry.sets, entry.official_sets, entry.fault) == (4, 95, "")
+    shutil.rmtree(tmp_path / "imagenet_c" / "fog")
+    shutil.rmtree(tmp_path / "imagenet_c" / "gaussian_noise")
+    (entry,) = (entry for entry in overview(tmp_path) if entry.card.name == "imagenet_c")
+    assert (entry.found, "holds none of the sets" in entry.fault) == (None, True)
 
 
 def test_suites_and_groups_stay_together(tmp_path: Path) -> None:

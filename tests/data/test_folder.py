@@ -233,6 +233,9 @@ def test_paths_in_any_script_with_commas_and_blank_lines(root: Path) -> None:
     [
         ("file,label\na.jpg,cat\n", "has no column 'path'; it has 'file', 'label'"),
         ("path,class\na.jpg,cat\n", "has no column 'label'; it has 'path', 'class'"),
+        ("path;label\na.jpg;cat\n", "it has 'path;label': separate the columns by a comma, not a semicolon\\.$"),
+        ("path\tlabel\na.jpg\tcat\n", "separate the columns by a comma, not a tab\\.$"),
+        ("file\na.jpg\n", "has no column 'path'; it has 'file'\\.$"),
         ("path,label\n", "lists no images"),
         ("", r"is not a readable table \(No columns to parse from file\)"),
         ("path,label\na.jpg,cat\n\nb.jpg,\n", "line 4: the label is empty"),
@@ -250,6 +253,15 @@ def test_a_wrong_table_is_one_sentence(root: Path, text: str, fault: str) -> Non
         data(table(root, "rows.csv", text))
     assert str(caught.value).startswith(str(root / "rows.csv"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_may_have_a_column_called_line(root: Path) -> None:
+    module = data(table(root, "rows.csv", "line,path,label\nred,train/cat/0.jpg,cat\n,train/cat/1.jpg,cat\n"))
+    assert set(labelled(module, "train").values()) == {"cat"}
+    with pytest.raises(DataError, match=r"line 3: the label is empty"):
+        data(table(root, "rows.csv", "line,path,label\nred,train/cat/0.jpg,cat\n9,train/cat/1.jpg,\n"))
+    with pytest.raises(DataError, match=r"it has 'path', 'class'\.$"):
+        data(table(root, "rows.csv", "path,class\na.jpg,cat\n"))
 
 
 def test_missing_tables_and_other_contents_are_one_sentence(root: Path) -> None:

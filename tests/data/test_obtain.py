@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from tests.mirror import Mirror
 from vpt.data import obtain as home
 from vpt.data.cards import Card, Download
+from vpt.data.images import ImageList
 from vpt.data.obtain import obtain
 from vpt.errors import DataError, UnknownNameError
 
@@ -87,12 +90,29 @@ def test_an_original_is_fetched_unpacked_and_prepared_and_all_of_it_once(
 
 
 def test_what_is_read_as_published_is_unpacked_where_it_is_looked_for(
-    card: Callable[[Card], None], mirrors: Callable[..., Mirror], tmp_path: Path
+    card: Callable[[Card], None], mirrors: Callable[..., Mirror], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    read: list[str] = []
+
+    def lists(name: str, root: Path) -> dict[str, ImageList]:
+        read.append(name)
+        return {}
+
+    monkeypatch.setattr(home, "image_lists", lists)
     packed = archive()
-    card(made_up("fgvc", {"images.tar.gz": (mirrors(content=packed).url, packed)}))
-    assert obtain("made_up", tmp_path) == tmp_path / "made_up"
-    assert (tmp_path / "made_up" / "original" / "image.txt").read_bytes() == b"one"
+    server = mirrors(content=packed)
+    card(made_up("fgvc", {"images.tar.gz": (server.url, packed)}))
+    image = tmp_path / "made_up" / "original" / "image.txt"
+    for _ in range(2):
+        assert obtain("made_up", tmp_path) == tmp_path / "made_up"
+        assert image.read_bytes() == b"one"
+        shutil.rmtree(image.parent)
+    obtain("made_up", tmp_path)
+    image.write_bytes(b"o")
+    obtain("made_up", tmp_path)
+    assert image.read_bytes() == b"one"
+    assert read == ["made_up"] * 4
+    assert len(server.ranges) == 1
 
 
 def test_an_archive_that_escapes_is_refused_and_unpacked_no_second_time(
@@ -123,8 +143,21 @@ def test_an_original_of_what_is_read_as_published_is_not_turned_into_anything(
     card: Callable[[Card], None], tmp_path: Path
 ) -> None:
     card(made_up("fgvc", {}))
-    with pytest.raises(DataError, match="put the folder at"):
+    with pytest.raises(DataError, match=r"^--source is for VTAB tasks only: made_up is read as .* put the folder at"):
         obtain("made_up", tmp_path, tmp_path)
+    card(made_up("fgvc", {"a.gz": ("https://example.org/a.gz", b"")}))
+    with pytest.raises(DataError, match=r"put the folder at .*, or leave --source out to fetch it"):
+        obtain("made_up", tmp_path, tmp_path)
+
+
+def test_what_was_fetched_and_is_not_the_dataset_is_not_ready(
+    card: Callable[[Card], None], mirrors: Callable[..., Mirror], tmp_path: Path
+) -> None:
+    packed = archive()
+    made = made_up("fgvc", {"images.tar.gz": (mirrors(content=packed).url, packed)})
+    card(replace(made, name="cub_200_2011"))
+    with pytest.raises(DataError, match="cub_200_2011/images does not exist"):
+        obtain("cub_200_2011", tmp_path)
 
 
 def test_tasks_of_the_same_files_share_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.io import loadmat, savemat
 
 from tests.data.originals import ORIGINALS, eye_photo, make_original, norb_matrix, shade
 from vpt.data import VTABDataModule
@@ -180,6 +181,44 @@ def test_a_killed_run_is_no_task_and_is_taken_up_where_it_stopped(
     prepare("svhn", source, tmp_path / "root", allow_partial=True)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     VTABDataModule("svhn", root=tmp_path / "root", image_size=16).split("test")
+
+
+def _half_prepared(source: Path, root: Path) -> Path:
+    """A task whose images are there and whose last list is not."""
+    folder = prepare("svhn", source, root, allow_partial=True)
+    (folder / "test.txt").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("changed", ["pixels", "labels"])
+def test_images_of_another_original_are_not_taken_up(changed: str, tmp_path: Path) -> None:
+    folder = _half_prepared(make_original("svhn", tmp_path / "one"), tmp_path / "root")
+    other = make_original("svhn", tmp_path / "other")
+    content = loadmat(other / "train_32x32.mat")
+    arrays = {"X": content["X"], "y": content["y"]}
+    arrays["X" if changed == "pixels" else "y"] = 1 + arrays["X" if changed == "pixels" else "y"] % 9
+    savemat(other / "train_32x32.mat", arrays)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    message = _fault("svhn", other, tmp_path / "root")
+    assert message == f"{folder} holds images of another or an unknown original: remove the folder to prepare it anew."
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    prepare("svhn", tmp_path / "one", tmp_path / "root", allow_partial=True)
+
+
+def test_images_of_an_unknown_original_are_not_taken_up(tmp_path: Path) -> None:
+    source = make_original("svhn", tmp_path / "original")
+    (_half_prepared(source, tmp_path / "root") / ".source").unlink()
+    assert "holds images of another or an unknown original: remove the folder" in _fault(
+        "svhn", source, tmp_path / "root"
+    )
+
+
+def test_what_a_killed_run_left_unfinished_is_removed(tmp_path: Path) -> None:
+    source = make_original("svhn", tmp_path / "original")
+    folder = _half_prepared(source, tmp_path / "root")
+    (folder / "images" / "test" / ".000001.png.0123.part").write_bytes(b"half")
+    prepare("svhn", source, tmp_path / "root", allow_partial=True)
+    assert not list(folder.rglob("*.part"))
 
 
 def test_without_its_last_list_a_task_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

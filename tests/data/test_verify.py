@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from tests.fakes import make_task
+from tests.fakes_suites import make_imagenet
+from vpt.data import ImageNetDataModule
 from vpt.data.cards import load_card
 from vpt.data.verify import Report, verify
-from vpt.errors import DataError
+from vpt.errors import DataError, UnknownNameError
 
 
 def rewrite(file: Path, old: str, new: str) -> None:
@@ -108,7 +110,50 @@ def test_what_a_run_would_refuse_is_refused(task: Path, tmp_path: Path) -> None:
     rewrite(task / "test.txt", "\t2", "\t3")
     with pytest.raises(DataError, match=r"label 3 is outside 0\.\.2"):
         check(task)
-    with pytest.raises(DataError, match="does not exist"):
-        verify("nothing", tmp_path)
+    with pytest.raises(UnknownNameError, match=r"did you mean 'caltech101'\?"):
+        verify("caltech11", tmp_path)
     with pytest.raises(DataError, match="made by this package"):
         verify("digits", tmp_path)
+
+
+def test_imagenet_c_is_all_its_sets_that_are_here(tmp_path: Path) -> None:
+    folder = make_imagenet(tmp_path, "imagenet_c")
+    next(folder.rglob("*.JPEG")).write_text("not an image")
+    report = verify("imagenet_c", tmp_path)
+    names = [f"imagenet_c-{kind}-{severity}" for kind in ("gaussian_noise", "fog") for severity in (1, 3)]
+    assert [each.name for each in report.lists] == names
+    assert {each.found for each in report.lists} == {6}
+    assert {each.official for each in report.lists} == {50_000}
+    assert report.notes == ["4 of 95 sets are here"]
+    assert len(report.faults) == 5
+    assert not report.compared
+    (one,) = verify("imagenet_c-fog-3", tmp_path).lists
+    assert (one.name, one.found) == ("test", 6)
+    with pytest.raises(DataError, match="does not exist"):
+        verify("imagenet_c", tmp_path / "nowhere")
+
+
+def test_imagenets_training_images_are_verified_where_they_are_here(tmp_path: Path) -> None:
+    folder = make_imagenet(tmp_path, "imagenet_1k")
+    train = tmp_path / "imagenet_1k" / "train"
+    report = verify("imagenet_1k", tmp_path)
+    assert {each.name: (each.found, each.official) for each in report.lists} == {
+        "train": (58, 1_255_543), "val": (2, 25_624), "test": (6, 50_000),
+    }  # fmt: skip
+    assert report.compared
+    shutil.copy(next(folder.rglob("*.JPEG")), next(train.rglob("*.JPEG")))
+    assert any("a test image is a training" in fault for fault in verify("imagenet_1k", tmp_path).faults)
+    shutil.rmtree(train)
+    report = verify("imagenet_1k", tmp_path)
+    assert [each.name for each in report.lists] == ["test"]
+    assert not report.compared
+
+
+@pytest.mark.parametrize(("name", "classes"), [("imagenet_a", 200), ("imagenet_r", 200), ("objectnet", 113)])
+def test_of_a_set_with_some_of_imagenets_classes_these_are_what_counts(name: str, classes: int, tmp_path: Path) -> None:
+    make_imagenet(tmp_path, name)
+    (report,) = verify(name, tmp_path).lists
+    assert report.classes == classes
+    groups = ImageNetDataModule(name, tmp_path, allow_partial=True).groups()
+    assert groups is not None
+    assert len(groups) == classes

@@ -73,7 +73,7 @@ def _list(options: Namespace) -> None:
 
     root, console = _root(options), Console()
     entries = overview(root)
-    rows = [[f"  {e.card.name}", f"{e.card.num_classes:,}", _counts(e.card.sizes), _here(e)] for e in entries]
+    rows = [[f"  {e.card.name}", f"{e.classes:,}", _official(e), _here(e)] for e in entries]
     room = console.width - sum(max(map(len, column)) + 1 for column in zip(_HEADERS, *rows, strict=True))
     table = Table(title=f"Datasets in {root}", title_justify="left", box=None, padding=(0, 1, 0, 0))
     for header in _HEADERS:
@@ -87,10 +87,17 @@ def _list(options: Namespace) -> None:
             heading = group
         table.add_row(*row, entry.card.licence)
     console.print(table)
-    console.print("official, here: training + test images; – is not here", style="dim")
+    console.print("classes: those that are tested", style="dim")
+    console.print("official, here: training with validation + test images, or test images alone", style="dim")
+    console.print("–: not here", style="dim")
     for entry in entries:
         if entry.fault:
             console.print(f"{entry.card.name}: {entry.fault}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _official(entry: Entry) -> str:
+    counts = _counts(entry.card.sizes)
+    return f"{entry.official_sets} × {counts}" if entry.official_sets > 1 else counts
 
 
 def _here(entry: Entry) -> str:
@@ -98,12 +105,14 @@ def _here(entry: Entry) -> str:
         return "built in"
     if entry.found is None:
         return "see below" if entry.fault else "–"
-    return _counts(entry.found)
+    return f"{entry.sets} of {entry.official_sets} sets" if entry.official_sets > 1 else _counts(entry.found)
 
 
 def _counts(sizes: dict[str, int]) -> str:
-    train = next((sizes[name] for name in ("train800val200", "trainval", "train") if name in sizes), None)
-    return " + ".join(f"{size:,}" for size in (train, sizes.get("test")) if size is not None)
+    together = next((sizes[name] for name in ("train800val200", "trainval") if name in sizes), None)
+    if together is None and "train" in sizes:
+        together = sizes["train"] + sizes.get("val", 0)
+    return " + ".join(f"{size:,}" for size in (together, sizes.get("test")) if size is not None)
 
 
 def _show(options: Namespace) -> None:
@@ -125,7 +134,8 @@ def _verify(options: Namespace) -> None:
     for note in report.notes:
         console.print(f"! {note}", highlight=False, markup=False, soft_wrap=True)
     report.check()
-    console.print("✓ every image can be decoded, no file is in two splits", highlight=False)
+    disjoint = ", no file is in two splits" if report.compared else ""
+    console.print(f"✓ every image can be decoded{disjoint}", highlight=False)
 
 
 def _report(report: Report) -> Any:
@@ -139,7 +149,7 @@ def _report(report: Report) -> Any:
         official = "–" if each.official is None else f"{each.official:,}"
         occurring = each.histogram[each.histogram > 0]
         spread = f"{occurring.min():,}–{occurring.max():,}"
-        classes = f"{len(occurring):,} of {len(each.histogram):,}"
+        classes = f"{len(occurring):,} of {each.classes:,}"
         table.add_row(each.name, f"{each.found:,}", official, classes, spread, _bars(each))
     return table
 

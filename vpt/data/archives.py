@@ -40,7 +40,7 @@ class _RefusedError(Exception):
     """An archive holds what no dataset needs; the message says what."""
 
 
-def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> None:
+def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> dict[str, int]:
     """Unpacks a tar (plain, gz, bz2, xz) or zip file; files that are there already are written again.
 
     Args:
@@ -48,10 +48,14 @@ def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> None:
         folder: Where to, created.
         max_bytes: Most bytes that may come out. More than :data:`MAX_RATIO` times the archive may not either.
 
+    Returns:
+        Path below the folder -> bytes of each file.
+
     Raises:
         DataError: The archive is damaged or of another kind, or holds a path that leads out of the folder, a link, a
             device or too many bytes; or the disk is full.
     """
+    sizes: dict[str, int] = {}
     left = min(max_bytes, max(_SMALL, MAX_RATIO * archive.stat().st_size))
     try:
         with closing(_entries(archive, left)) as entries:
@@ -59,7 +63,9 @@ def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> None:
                 target = _inside(folder, name)
                 (target if content is None else target.parent).mkdir(parents=True, exist_ok=True)
                 if content is not None:
-                    left -= _write(content, target, left)
+                    size = _write(content, target, left)
+                    sizes[target.relative_to(folder).as_posix()] = size
+                    left -= size
     except _RefusedError as error:
         raise DataError(f"{archive} holds {error}: do not trust it, get it from the authors.") from error
     except _DAMAGE as error:
@@ -68,6 +74,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> None:
         ) from error
     except OSError as error:
         raise DataError(f"{archive} cannot be unpacked into {folder} ({error}).") from error
+    return sizes
 
 
 def _entries(archive: Path, limit: int) -> Generator[Entry, None, None]:

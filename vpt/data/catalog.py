@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vpt.data.cards import Card, card_names, load_card
+from vpt.data.imagenet_folders import expand, present_sets
+from vpt.data.imagenet_folders import home as imagenet_home
 from vpt.data.images import ImageList
 from vpt.data.module import ImageDataModule
 from vpt.data.vtab import VTABDataModule
@@ -24,6 +26,9 @@ _MODULES: dict[str, tuple[str, str, str | None]] = {
     "flickr_in1k_1000": ("vpt.data.imagenet", "ImageNetDataModule", "variant"),
     "shape_texture16": ("vpt.data.shape_texture", "ShapeTextureDataModule", None),
 }
+_MANY = "imagenet_c"
+MANY_SETS = len(expand([_MANY]))
+"""Test sets that ImageNet-C is made of."""
 _WIDTH = 88
 
 
@@ -35,11 +40,23 @@ class Entry:
         card: What it officially is.
         found: Number of images of each list on this machine; None if it is not here.
         fault: Why what is here cannot be read, else empty.
+        sets: How many of ImageNet-C's sets are here, whose images are not counted; 1 for all others.
     """
 
     card: Card
     found: dict[str, int] | None
     fault: str = ""
+    sets: int = 1
+
+    @property
+    def official_sets(self) -> int:
+        """Number of test sets of the counted size: 95 for ImageNet-C, else 1."""
+        return MANY_SETS if self.card.name == _MANY else 1
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that count."""
+        return self.card.tested_classes or self.card.num_classes
 
 
 def find_card(name: str) -> Card:
@@ -82,7 +99,7 @@ def card_of(name: str) -> Card | None:
 
 
 def overview(root: Path) -> list[Entry]:
-    """Says of every dataset whether it is on this machine; reads lists and no images.
+    """Says of every dataset whether it is on this machine; reads lists, and looks for the first image of each.
 
     Args:
         root: The folder of all datasets.
@@ -104,13 +121,48 @@ def _entry(card: Card, root: Path) -> Entry:
     if card.suite == "demo":
         return Entry(card, card.sizes)
     try:
-        return Entry(card, {name: len(images.paths) for name, images in image_lists(card.name, root).items()})
+        if card.name == _MANY:
+            return Entry(card, {}, sets=len(parts(card.name, root)))
+        lists = image_lists(card.name, root)
+        check_images(lists)
+        return Entry(card, {name: len(images.paths) for name, images in lists.items()})
     except VPTError as error:
         return Entry(card, None, str(error) if (root / card.name).exists() else "")
 
 
+def parts(name: str, root: Path) -> list[str]:
+    """Says which datasets a name stands for: itself, or those of ImageNet-C's 95 sets that are here.
+
+    Args:
+        name: A dataset, or any folder.
+        root: The folder of all datasets.
+
+    Raises:
+        DataError: ImageNet-C is not here.
+    """
+    card = card_of(name)
+    return present_sets(card, root) if card is not None and name == _MANY else [name]
+
+
+def check_images(lists: Mapping[str, ImageList]) -> None:
+    """Looks for the first image of each list.
+
+    Args:
+        lists: What :func:`image_lists` gives.
+
+    Raises:
+        DataError: One is not there.
+    """
+    for images in lists.values():
+        first = images.folder / images.paths[0]
+        if not first.is_file():
+            raise DataError(f"{first} does not exist, though {images.file} lists it: copy the images as well.")
+
+
 def image_lists(name: str, root: Path) -> dict[str, ImageList]:
     """Reads the lists of a dataset as its data module does, and refuses what that refuses, save a wrong count.
+
+    ImageNet-1k's training images are listed too where they are here.
 
     Args:
         name: A dataset with a card, or a folder below the root in VTAB's layout.
@@ -159,6 +211,8 @@ def _modules(name: str, root: Path) -> Iterator[ImageDataModule]:
         return
     module, class_name, argument = home
     given: dict[str, Any] = {argument: name} if argument else {}
+    if card is not None and name == "imagenet_1k" and (imagenet_home(card, root) / "train").is_dir():
+        given["train"] = "train"
     yield getattr(import_module(module), class_name)(root=root, allow_partial=True, **given)
 
 
@@ -175,7 +229,7 @@ def describe(card: Card) -> str:
     facts = {
         "name": card.name,
         "suite": f"{card.suite}, {card.group}" if card.group else card.suite,
-        "classes": f"{card.num_classes:,}",
+        "classes": (f"{card.tested_classes:,} of " if card.tested_classes else "") + f"{card.num_classes:,}",
         "images": sizes,
         "licence": card.licence,
         "use": "test only: it may not be trained on" if "no-training" in card.restrictions else "",

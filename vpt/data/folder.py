@@ -26,6 +26,7 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 _SHIFT = "shift_"
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_SIGNS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _TREE = """\
 {root}/
   train/<class>/...          the pictures of a class, in any folders
@@ -163,11 +164,12 @@ def _suffixes() -> frozenset[str]:
 
 def _read_table(file: Path) -> Lists:
     """Lists the images of a table, split by split."""
-    table = _read_text(file)
+    table, lines = _read_text(file)
     missing = [column for column in ("path", "label") if column not in table]
     if missing:
-        raise DataError(f"{file} has no column {missing[0]!r}; it has {', '.join(map(repr, table))}.")
-    lines = list(map(int, table["line"]))
+        raise DataError(
+            f"{file} has no column {missing[0]!r}; it has {', '.join(map(repr, table))}{_separator(file, table)}."
+        )
     for column in {"path", "label", "split"} & table.keys():
         if "" in table[column]:
             raise DataError(f"{file}, line {lines[table[column].index('')]}: the {column} is empty.")
@@ -188,8 +190,17 @@ def _read_table(file: Path) -> Lists:
     return _label(file.parent, rows)
 
 
-def _read_text(file: Path) -> dict[str, list[str]]:
-    """Reads a table column by column, without empty rows; ``line`` counts from 1, a header included."""
+def _separator(file: Path, columns: Iterable[str]) -> str:
+    """Names the separator that a text file should have, if its one column looks like several."""
+    expected, (first, *others) = _SEPARATORS.get(file.suffix.lower()), columns
+    found = next((sign for sign in _SIGNS if sign in first), None)
+    if others or expected is None or found in (None, expected):
+        return ""
+    return f": separate the columns by a {_SIGNS[expected]}, not a {_SIGNS[found]}"
+
+
+def _read_text(file: Path) -> tuple[dict[str, list[str]], list[int]]:
+    """Reads a table column by column, without empty rows, and the line of each row: from 1, a header included."""
     import pandas as pd
 
     binary = file.suffix.lower() == ".parquet"
@@ -207,10 +218,10 @@ def _read_text(file: Path) -> dict[str, list[str]]:
         raise DataError(f"{file} is not a readable table ({' '.join(str(error).split())}).") from error
     kept = (frame != "").any(axis=1)
     table = {str(column): [value.strip() for value in frame.loc[kept, column]] for column in frame}
-    table["line"] = [str(number + (1 if binary else 2)) for number in kept.to_numpy().nonzero()[0]]
-    if not table["line"]:
+    lines = [int(number) + (1 if binary else 2) for number in kept.to_numpy().nonzero()[0]]
+    if not lines:
         raise DataError(f"{file} lists no images.")
-    return table
+    return table, lines
 
 
 def _label(folder: Path, rows: Mapping[str, _Rows]) -> Lists:

@@ -117,6 +117,26 @@ def expand(variants: Sequence[str]) -> list[str]:
     return [name for variant in variants for name in (sets if variant == "imagenet_c" else [variant])]
 
 
+def present_sets(card: Card, root: Path) -> list[str]:
+    """Says which of ImageNet-C's 95 sets are there.
+
+    Args:
+        card: ImageNet-C's.
+        root: Folder of all datasets.
+
+    Returns:
+        Names as for `parse`, at least one.
+
+    Raises:
+        DataError: There is none.
+    """
+    folder = home(card, root)
+    found = [name for name in expand([card.name]) if any((folder / "/".join(name.split("-")[1:])).glob("*/*"))]
+    if not found:
+        raise DataError(f"{folder} holds none of the sets; the expected layout is\n{card.layout.rstrip()}")
+    return found
+
+
 def read_test_set(variant: str, card: Card, root: Path, crop_border: bool, allow_partial: bool) -> ImageNetSet:
     """Finds a test set and lists its images.
 

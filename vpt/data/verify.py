@@ -7,7 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from vpt.data.catalog import bare_name, card_of, image_lists, in_vtab_layout
+from vpt.data.cards import card_names
+from vpt.data.catalog import MANY_SETS, bare_name, card_of, image_lists, in_vtab_layout, parts
 from vpt.data.images import ImageList
-from vpt.errors import DataError
+from vpt.errors import DataError, UnknownNameError
 
 _NAMED = 3  # faults of one kind; the others are counted
 _SHOW_PROGRESS_ABOVE = 300  # images
@@ -31,11 +32,13 @@ class ListReport:
         name: Of the list.
         official: Number of images that the card states; None if it states none.
         histogram: int64 (classes,), images of each class.
+        classes: Number of classes that count, at most those of the histogram.
     """
 
     name: str
     official: int | None
     histogram: NDArray[np.int64]
+    classes: int
 
     @property
     def found(self) -> int:
@@ -51,13 +54,18 @@ class Report:
         name: Of the dataset.
         lists: One report a list.
         faults: One sentence each; empty if all is well.
-        notes: Likewise, of what the authors of a complete dataset have left in it.
+        notes: Likewise, of what the authors of a complete dataset have left in it, and how many of 95 sets are here.
     """
 
     name: str
     lists: Sequence[ListReport]
     faults: Sequence[str]
     notes: Sequence[str] = ()
+
+    @property
+    def compared(self) -> bool:
+        """Says whether there are two splits, so that a file could be in both."""
+        return len({_kind(each.name) for each in self.lists}) > 1
 
     def check(self) -> None:
         """Raises unless all is well.
@@ -80,18 +88,36 @@ def verify(name: str, root: Path) -> Report:
     Returns:
         The report. A test image must be no training or validation image, a validation image no training image: neither
         the same file nor one of the same decoded pixels. The latter is but noted where a published dataset is complete,
-        some of which repeat an image (dSprites has each shape at 0° and at 360°).
+        some of which repeat an image (dSprites has each shape at 0° and at 360°). Of ``"imagenet_c"`` all sets that
+        are here, one list each.
 
     Raises:
+        UnknownNameError: There is neither such a dataset nor such a folder.
         DataError: A list is missing or malformed, so that there is nothing to count.
     """
     name = bare_name(name)
+    if card_of(name) is None and not (root / name).is_dir():
+        raise UnknownNameError(f"dataset or folder of {root}", name, card_names())
+    found = parts(name, root)
+    if found == [name]:
+        return _verify(name, root)
+    reports = [_verify(part, root) for part in found]
+    return Report(
+        name,
+        [replace(each, name=report.name) for report in reports for each in report.lists],
+        [f"{report.name}: {fault}" for report in reports for fault in report.faults],
+        [f"{len(found)} of {MANY_SETS} sets are here"],
+    )
+
+
+def _verify(name: str, root: Path) -> Report:
     card = card_of(name)
     lists = image_lists(name, root)
     sizes = card.sizes if card else {}
     classes = card.num_classes if card else 1 + max(int(images.labels.max()) for images in lists.values())
+    counting = (card.tested_classes if card else 0) or classes
     reports = [
-        ListReport(stem, sizes.get(stem), np.bincount(images.labels, minlength=classes).astype(np.int64))
+        ListReport(stem, sizes.get(stem), np.bincount(images.labels, minlength=classes).astype(np.int64), counting)
         for stem, images in lists.items()
     ]
     # The modules of other suites read only what was asked for, such as test images without training images.

@@ -49,6 +49,7 @@ class Card:
         licence: Licence of the images as stated by their authors.
         source: Where they come from.
         citation: Paper to cite.
+        tested_classes: Those of `num_classes` that count, where the images have only some; 0 for all.
         group: Within the suite, e.g. ``"natural"``; empty for none.
         class_names: One name a class; empty if only the data's own files have them.
         layout: The folder as its authors publish it, a tree in plain text.
@@ -67,6 +68,7 @@ class Card:
     licence: str
     source: str
     citation: str
+    tested_classes: int = 0
     group: str = ""
     class_names: list[str] = field(default_factory=list)
     layout: str = ""

@@ -19,7 +19,8 @@ def prepare(task: str, source: str | Path, root: str | Path, allow_partial: bool
     """Turns an original into ``<root>/<task>/``: images without loss, lists, and classes.json.
 
     Image files are copied as they are, arrays become PNG; only retinopathy is preprocessed, as VTAB demands. What is
-    killed half-way is no finished task: ``test.txt`` is written last, and the next call goes on where it stopped.
+    killed half-way is no finished task: ``test.txt`` is written last, and the next call with the same original goes on
+    where it stopped.
 
     Args:
         task: One of the 19, e.g. ``"clevr_dist"``.

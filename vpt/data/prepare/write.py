@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,10 +23,14 @@ from vpt.errors import DataError
 
 _SHOW_PROGRESS_ABOVE = 300  # images; fewer take a second or two
 LAST = "test.txt"  # written last: a task without it is not finished
+SOURCE = ".source"  # written first: which original the images are from
+_SAMPLED = 16  # images of a part that stand for its contents
 
 
 def write_task(folder: Path, parts: Mapping[str, Part], lists: Mapping[str, Chosen], classes: Sequence[str]) -> None:
-    """Writes images, then classes.json and the lists, ``test.txt`` last. Images that are there already are kept.
+    """Writes images, then classes.json and the lists, ``test.txt`` last.
+
+    Images that are there already are kept, if ``.source`` says that they are of the same original.
 
     Args:
         folder: Of the task.
@@ -34,7 +39,8 @@ def write_task(folder: Path, parts: Mapping[str, Part], lists: Mapping[str, Chos
         classes: One name a class.
 
     Raises:
-        DataError: An image is missing or damaged in the original, or the disk cannot be written.
+        DataError: An image is missing or damaged in the original, the folder holds images of another original, or the
+            disk cannot be written.
     """
     wanted = {part: sorted({*_positions(lists, part)}) for part in parts}
     jobs = [(parts[part], position) for part, positions in wanted.items() for position in positions]
@@ -44,6 +50,7 @@ def write_task(folder: Path, parts: Mapping[str, Part], lists: Mapping[str, Chos
         _save(part, position, folder / "images" / part.names[position])
 
     try:
+        _claim(folder, _hash(parts, wanted))
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             for _ in track(
                 pool.map(one, jobs),
@@ -58,6 +65,8 @@ def write_task(folder: Path, parts: Mapping[str, Part], lists: Mapping[str, Chos
         texts["train800val200.txt"] = texts["train800.txt"] + texts["val200.txt"]
         texts["classes.json"] = json.dumps(list(classes), ensure_ascii=False)
         texts[LAST] = texts.pop(LAST)
+        for left in folder.rglob(".*.part"):  # of a call that was killed
+            left.unlink(missing_ok=True)
         for name, content in texts.items():
             _atomically(folder / name, partial(Path.write_text, data=content, encoding="utf-8"))
     except OSError as error:
@@ -65,6 +74,35 @@ def write_task(folder: Path, parts: Mapping[str, Part], lists: Mapping[str, Chos
             f"{folder} cannot be written ({error}); the images written so far are kept, run the command again when "
             "that is mended."
         ) from error
+
+
+def _claim(folder: Path, source: str) -> None:
+    """Notes which original the images to come are from; refuses a folder with images of another."""
+    marker = folder / SOURCE
+    if marker.is_file() and marker.read_text(encoding="utf-8") == source:
+        return
+    if (folder / "images").exists():
+        raise DataError(
+            f"{folder} holds images of another or an unknown original: remove the folder to prepare it anew."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    _atomically(marker, partial(Path.write_text, data=source, encoding="utf-8"))
+
+
+def _hash(parts: Mapping[str, Part], wanted: Mapping[str, Sequence[int]]) -> str:
+    """Hashes name, size, paths and labels of each part, and a sample of its images."""
+    digest = hashlib.sha256()
+    for name, part in parts.items():
+        digest.update(json.dumps([name, len(part.names), *part.names]).encode() + part.labels.tobytes())
+        for position in wanted[name][:: max(1, len(wanted[name]) // _SAMPLED)]:
+            digest.update(_contents(_picture(part, position)))
+    return digest.hexdigest()
+
+
+def _contents(picture: Picture) -> bytes:
+    if isinstance(picture, Path):
+        return picture.read_bytes()
+    return picture if isinstance(picture, bytes) else np.asarray(picture).tobytes()
 
 
 def _positions(lists: Mapping[str, Chosen], part: str) -> list[int]:
@@ -80,14 +118,19 @@ def _save(part: Part, position: int, file: Path) -> None:
     """Writes one image: a file copied as it is, bytes as they are, pixels as PNG."""
     if file.exists():
         return
+    picture = _picture(part, position)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _atomically(file, lambda temporary: _fill(temporary, picture))
+
+
+def _picture(part: Part, position: int) -> Picture:
     try:
         picture = part.picture(position)
     except OSError as error:
         raise DataError(f"{part.names[position]} cannot be read from the original ({error}).") from error
     if isinstance(picture, Path) and not picture.is_file():
         raise DataError(f"{picture} is missing, though the original lists it; unpack the original again.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _atomically(file, lambda temporary: _fill(temporary, picture))
+    return picture
 
 
 def _fill(file: Path, picture: Picture) -> None:
