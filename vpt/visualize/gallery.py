@@ -58,12 +58,12 @@ def corruption_figure(image: NDArray[np.uint8]) -> Figure:
         ConfigError: The image is too small to be corrupted.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = -(-len(CORRUPTIONS) // _COLUMNS)
     height, width = image.shape[:2]
     with style():
-        figure = Figure(figsize=(15, 1.08 * rows * height / width + 0.9), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.2)
+        figure = Figure(figsize=(15, 1.08 * rows * height / width + 0.9), layout=ConstrainedLayoutEngine(w_pad=0.2))
         figure.suptitle(
             f"{len(CORRUPTIONS)} corruptions at severities 1 to 5, with parameters of vpt's own: not ImageNet-C",
             fontsize=12,
