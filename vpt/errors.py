@@ -14,6 +14,10 @@ class VPTError(Exception):
     """Base of all errors raised on purpose by this package."""
 
 
+class VPTWarning(UserWarning):
+    """What a user should know and need not act on; the command line prints it as one line."""
+
+
 class ConfigError(VPTError):
     """A configuration contradicts itself, the data, or a checkpoint."""
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -156,3 +157,21 @@ def test_runs_of_one_task_under_different_presets_are_called_not_comparable(vpt:
     assert out.splitlines().count(line) == 1
     assert "runs/2/ (preset noah, 16 training images)" in out
     assert "sun397" not in out
+
+
+def test_runs_of_one_task_on_different_shares_of_its_images_are_called_not_comparable(vpt: Vpt, tmp_path: Path) -> None:
+    def write(folder: str, subset: dict[str, Any] | None) -> None:
+        home = tmp_path / "runs" / folder
+        home.mkdir(parents=True)
+        data = {"name": "dtd", "preset": "vpt", "counts": {"train": 16}, "subset": subset}
+        (home / "run.json").write_text(json.dumps({"metrics": {}, "data": data}))
+
+    for seed in (0, 1):
+        write(str(seed), {"shots": 16, "fraction": None, "seed": seed})
+    assert "Not comparable" not in vpt("runs", "runs").out
+    write("2", None)
+    write("3", {"shots": None, "fraction": 0.1, "seed": 0})
+    line = (
+        "Not comparable: the runs on dtd use different training subsets (16 shots: 2, all images: 1, fraction 0.1: 1)."
+    )
+    assert vpt("runs", "runs").out.splitlines().count(line) == 1

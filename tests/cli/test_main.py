@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import vpt as package
 from vpt.cli import COMMANDS
-from vpt.errors import DataError
+from vpt.cli.quiet import hush
+from vpt.errors import DataError, VPTWarning
 
 from .conftest import Vpt
 
@@ -89,3 +92,27 @@ def test_an_error_from_a_loader_process_loses_its_traceback(vpt: Vpt, monkeypatc
 def test_an_error_of_several_lines_is_shown_as_it_is(vpt: Vpt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vpt.cli.import_module", lambda name: _raise(DataError("missing; expected\na/\n  b.txt")))
     assert vpt("fit").err == "vpt: error: missing; expected\na/\n  b.txt\n"
+
+
+@pytest.mark.parametrize("command", ["--help", "runs --help", "data list"])
+def test_a_reader_that_has_gone_ends_it_quietly(command: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as pipe:
+        args = [sys.executable, "-m", "vpt", *command.split()]
+        done = subprocess.run(args, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == ""
+    assert done.returncode == (0 if command == "runs --help" else 141)  # argparse lets it pass
+
+
+def test_a_warning_of_this_package_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        hush()
+        warnings.warn("Images are decoded anew.", VPTWarning, stacklevel=1)
+    assert capsys.readouterr().err == "vpt: warning: Images are decoded anew.\n"
+
+
+def test_a_warning_of_another_stays_as_it_is() -> None:
+    hush()
+    with pytest.warns(UserWarning, match="of another"):
+        warnings.warn("of another", stacklevel=1)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from vpt.data import cache
 from vpt.data.cache import OnDemand, Ragged, cache_folder, decoded
@@ -230,7 +231,7 @@ def test_truncated_cache_file_is_built_again(images: ImageList, task: Path, crop
             np.testing.assert_array_equal(again[position], expected[position])
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(
     images: ImageList, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
@@ -287,6 +288,32 @@ def test_a_read_only_cache_folder_means_decoding_on_demand(
     monkeypatch.setattr(Path, "open", refuse)  # the tests may run as root, whom no permission stops
     with pytest.warns(UserWarning, match=f"cannot be written: .*{os.strerror(code)}"):
         assert isinstance(decoded(images, SQUARE, 16), OnDemand)
+
+
+def starve(*_: object) -> Iterator[Any]:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_processes_that_cannot_be_started_are_one_sentence_and_not_laid_on_the_cache(
+    images: ImageList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DataLoader, "__iter__", starve)
+    with pytest.raises(
+        DataError, match=r"processes that decode fake-test have failed \(.*Too many open files\)"
+    ) as caught:
+        array(images)
+    assert "\n" not in str(caught.value)
+    assert files() == []
+
+
+def test_a_decoding_process_that_is_killed_is_one_sentence(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_IMAGES_PER_PROCESS", 9)
+    monkeypatch.setattr(cache, "_cores", lambda: 1)
+    monkeypatch.setattr(ImageList, "decode", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match=r"have failed \(DataLoader worker .*\): give them more memory") as caught:
+        array(images)
+    assert "\n" not in str(caught.value)
+    assert files() == []
 
 
 @pytest.mark.slow

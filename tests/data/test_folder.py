@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pickle
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 from tests.fakes import make_folder
 from vpt.data import FolderDataModule
 from vpt.data.folder import class_order
+from vpt.data.torchvision_sets import SUPPORTED
 from vpt.errors import ConfigError, DataError, UnknownNameError
 
 
@@ -340,12 +343,106 @@ def test_other_pixels_are_another_torchvision_dataset(tmp_path: Path) -> None:
 def test_what_torchvision_cannot_give_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'CIFAR10'"):
         data(tmp_path, torchvision="CIFAR-10")
-    with pytest.raises(
-        DataError, match=r"CIFAR10 cannot be read below .* get it once with torchvision\.datasets\.CIFAR10"
-    ):
+    with pytest.raises(DataError, match=r"CIFAR10 cannot be read below .* get it with torchvision\.datasets\.CIFAR10"):
         data(tmp_path, torchvision="CIFAR10")
-    with pytest.raises(DataError, match="EMNIST has no split called train"):
+    with pytest.raises(ConfigError, match=r"EMNIST needs a split, e\.g\. torchvision_args: {split: letters}"):
         data(tmp_path, torchvision="EMNIST")
+    with pytest.raises(ConfigError, match="torchvision_args may not set 'train' of MNIST"):
+        data(tmp_path, torchvision="MNIST", torchvision_args={"train": False})
+
+
+NOT_SUPPORTED = ["DatasetFolder", "FakeData", "HMDB51", "ImageFolder", "Kinetics", "LSUN", "MovingMNIST", "UCF101"]
+
+
+@pytest.mark.parametrize("name", [*NOT_SUPPORTED, "VisionDataset", "wrap_dataset_for_transforms_v2"])
+def test_what_is_no_classification_dataset_of_torchvision_is_said_to_be_none(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=f"{name} is no classification dataset .* Supported are CIFAR10, ") as caught:
+        data(tmp_path, torchvision=name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_every_supported_dataset_of_torchvision_that_is_absent_is_one_sentence(tmp_path: Path, name: str) -> None:
+    arguments = {"split": "letters"} if name == "EMNIST" else {}
+    with pytest.raises(DataError, match=rf"torchvision's {name} cannot be read below .*") as caught:
+        data(tmp_path, torchvision=name, torchvision_args=arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    takes_it = name not in {"FER2013", "ImageNet"} and "install the package" not in message
+    assert ("download=True" in message.partition("; ")[2]) == takes_it
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [NotImplementedError("no"), KeyError("x"), EOFError(), AssertionError(), UnpicklingError("bad"), ValueError("bad")],
+)
+def test_whatever_torchvision_raises_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("torchvision.datasets.MNIST._load_data", fail)
+    make_mnist(tmp_path, {"train": 40, "t10k": 20})
+    with pytest.raises(DataError, match=rf"MNIST cannot be read below \S+ \({type(fault).__name__}.*\); if ") as caught:
+        data(tmp_path, torchvision="MNIST")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_package_that_is_missing_is_to_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'h5py'")
+
+    monkeypatch.setattr("torchvision.datasets.PCAM.__init__", fail)
+    with pytest.raises(DataError, match=r"No module named 'h5py'\); install the package that it asks for\.$"):
+        data(tmp_path, torchvision="PCAM")
+
+
+def test_a_damaged_split_does_not_vanish(tmp_path: Path) -> None:
+    make_mnist(tmp_path, {"train": 40, "t10k": 20})
+    file = tmp_path / "MNIST/raw/t10k-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(DataError, match="MNIST cannot be read below"):
+        data(tmp_path, torchvision="MNIST")
+
+
+def test_a_pickle_that_is_not_torchvisions_own_is_not_opened(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "sprung",)
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in ("batches.meta", "test_batch", *(f"data_batch_{number}" for number in range(1, 6))):
+        (folder / name).write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(DataError, match="CIFAR10 cannot be read below"):
+        data(tmp_path, torchvision="CIFAR10")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_torchvision_dataset_that_needs_arguments_is_given_them(tmp_path: Path) -> None:
+    make_mnist(tmp_path, {"emnist-digits-train": 40, "emnist-digits-test": 20})
+    (tmp_path / "MNIST").rename(tmp_path / "EMNIST")
+    module = data(tmp_path, torchvision="EMNIST", torchvision_args={"split": "digits"})
+    assert module.describe()["counts"] == {"train": 30, "val": 10, "test": 20}
+
+
+def test_an_edited_torchvision_dataset_with_equal_labels_is_decoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VPT_CACHE", str(tmp_path / "cache"))  # inside the root
+    make_mnist(tmp_path, {"train": 400, "t10k": 20})
+    for _ in range(2):
+        data(tmp_path, torchvision="MNIST").split("val")
+    assert len(list((tmp_path / "cache").glob("*.pixels"))) == 1
+    path = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
+    content = bytearray(path.read_bytes())
+    before = data(tmp_path, torchvision="MNIST").split("train")
+    number = int(before.paths[3].removeprefix("mnist-train/"))
+    content[16 + 784 * number : 16 + 784 * (number + 1)] = bytes(784)
+    path.write_bytes(content)
+    assert before.images[3].any()
+    assert not data(tmp_path, torchvision="MNIST").split("train").images[3].any()
 
 
 def test_numbers_out_of_range_are_refused(tmp_path: Path) -> None:

@@ -107,9 +107,17 @@ def test_jpeg_in_cmyk_keeps_its_colours(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.asarray(decode_rgb(tmp_path / "x.jpg")), np.asarray(colours), atol=3)
 
 
-def test_dark_sixteen_bits_stay_dark(tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)).save(tmp_path / "x.png")
-    assert np.unique(np.asarray(decode_rgb(tmp_path / "x.png"))).tolist() == [1]
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+def test_dark_sixteen_bits_stay_dark(tmp_path: Path, kind: type) -> None:
+    Image.fromarray(np.full((4, 4), 200, dtype=kind)).save(tmp_path / "x.tif")
+    assert np.unique(np.asarray(decode_rgb(tmp_path / "x.tif"))).tolist() == [1]
+
+
+@pytest.mark.parametrize("sample", [-1, 65536])
+def test_samples_beyond_sixteen_bits_are_refused(tmp_path: Path, sample: int) -> None:
+    Image.fromarray(np.full((4, 4), sample, dtype=np.int32)).save(tmp_path / "x.tif")
+    with pytest.raises(DataError, match=r"x\.tif cannot be decoded \(its 32-bit samples do not fit in 16 bits"):
+        decode_rgb(tmp_path / "x.tif")
 
 
 def test_floating_point_samples_are_refused(tmp_path: Path) -> None:

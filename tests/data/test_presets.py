@@ -182,3 +182,20 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(name: str) -> None:
 def test_no_augmentation_is_the_image_itself() -> None:
     image = np.asarray(picture(8, 8))
     np.testing.assert_array_equal(Augmentation("none", 0, 8)(image, 1, 2), image)
+
+
+@pytest.mark.parametrize("name", ["timm", "fgvc"])
+@pytest.mark.parametrize("size", [(5000, 1), (1, 5000), (170, 10)])
+def test_the_ends_of_a_very_long_image_are_cut_off_before_it_grows(name: str, size: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    preset, short = PRESETS[name], min(size)
+    left, top = ((side - min(side, 16 * short)) // 2 for side in size)
+    middle = image.crop((left, top, left + min(size[0], 16 * short), top + min(size[1], 16 * short)))
+    scaled = preset.scale(image, 224)
+    assert max(scaled.shape) == 16 * min(scaled.shape[:2])
+    np.testing.assert_array_equal(scaled, preset.scale(middle, 224))
+    assert preset(image, 224).shape == (224, 224, 3)
+
+
+def test_an_image_sixteen_times_as_long_as_wide_is_kept_whole() -> None:
+    assert PRESETS["fgvc"].scale(Image.new("RGB", (160, 10)), 14).shape == (16, 256, 3)

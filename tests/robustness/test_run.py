@@ -76,11 +76,20 @@ def test_a_protocol_says_what_the_number_depends_on_and_no_path(prompts: Path, t
     measure(prompts, tmp_path, max_images=6, seed=5)
     protocol = read(tmp_path / "records" / "jpeg_compression-2-alpha-0.5.parquet").protocol
     assert (protocol["kind"], protocol["severity"], protocol["n"], protocol["seed"]) == ("jpeg_compression", 2, 6, 5)
+    assert protocol["seeding"] == "name"  # records from before, seeded by position, are not taken up
     assert protocol["data"]["preset"] == "square"
     assert protocol["head"] == "tuned"
     assert len(protocol["backbone"]["fingerprint"]) == 64
     assert "torch" in protocol["versions"]
     assert str(prompts.parent) not in json.dumps(protocol)
+
+
+def test_a_part_of_the_list_sees_the_noise_that_the_whole_list_sees(prompts: Path, tmp_path: Path) -> None:
+    for name, count in (("whole", None), ("part", 4)):
+        measure(prompts, tmp_path / name, (1.0,), max_images=count, corruptions=("gaussian_noise",))
+    whole, part = (read(tmp_path / n / "records/gaussian_noise-2-alpha-1.0.parquet") for n in ("whole", "part"))
+    assert part.index.tolist() != list(range(4))
+    np.testing.assert_allclose(part.logits, whole.logits[part.index], rtol=1e-4, atol=1e-5)
 
 
 def test_the_ends_are_the_bare_and_the_tuned_model(prompts: Path, tmp_path: Path) -> None:

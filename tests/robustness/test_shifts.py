@@ -38,8 +38,8 @@ def test_a_shift_named_like_another_set_is_refused() -> None:
 def test_an_image_is_corrupted_alike_in_any_company() -> None:
     batch = torch.from_numpy(images(4, 0))
     noise = EvaluationSet("test", "gaussian_noise", 3)
-    together = noise.variant(batch, np.array([4, 5, 6, 7]))
-    alone = noise.variant(batch[2:3], np.array([6]))
+    together = noise.variant(batch, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
+    alone = noise.variant(batch[2:3], ["c.jpg"])
     assert together.shape == batch.shape
     assert together.dtype == torch.uint8
     assert torch.equal(together[2:3], alone)

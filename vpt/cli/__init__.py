@@ -5,6 +5,7 @@ Nothing here imports torch, so that ``vpt --help`` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -43,9 +44,19 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; ``None`` takes those of the process.
 
     Returns:
-        Exit status: 0 done, 1 the input was wrong (one line on stderr says what), 130 interrupted, 143 terminated.
+        Exit status: 0 done, 1 the input was wrong (one line on stderr says what), 130 interrupted, 141 nobody reads
+        the output any more, 143 terminated.
     """
     args = sys.argv[1:] if argv is None else list(argv)
+    try:
+        status = _run(args)
+        print(end="", flush=True)  # what is left: Python would complain at its end that nobody reads
+    except BrokenPipeError:
+        return _nobody_reads()
+    return status
+
+
+def _run(args: list[str]) -> int:
     try:
         _dispatch(args)
     except VPTError as error:
@@ -68,7 +79,14 @@ def _dispatch(args: list[str]) -> None:
         raise UnknownNameError("command", args[0], COMMANDS)
 
 
+def _nobody_reads() -> int:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+
+
 def _status(stop: KeyboardInterrupt | SystemExit) -> int:
+    if isinstance(stop.__context__, BrokenPipeError):  # rich's answer to it
+        return _nobody_reads()
     # Once it has shut down, Lightning turns Ctrl+C into SystemExit(1) and SIGTERM into an empty subclass of SystemExit.
     if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
         print("vpt: error: interrupted", file=sys.stderr)

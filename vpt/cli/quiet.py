@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
+from typing import TextIO
+
+from vpt.errors import VPTWarning
 
 _WARNINGS = {
     r".*does not have many workers.*": "images are decoded once and then copied: worker processes only cost",
@@ -32,9 +36,27 @@ class _Quiet(logging.Filter):
 
 
 def hush() -> None:
-    """Hides known noise of the libraries; warnings about this package's own behaviour stay."""
+    """Hides known noise of the libraries; this package's own warnings stay, each on one line."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+    warnings.showwarning = _show
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     if not any(isinstance(old, _Quiet) for old in logger.filters):
         logger.addFilter(_Quiet())
+
+
+_show_others = warnings.showwarning
+
+
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, VPTWarning):
+        print(f"vpt: warning: {message}", file=file or sys.stderr)
+    else:
+        _show_others(message, category, filename, lineno, file, line)

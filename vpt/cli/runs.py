@@ -31,7 +31,7 @@ def run(args: list[str]) -> None:
         raise ConfigError(f"No run.json below {folder}: `vpt fit` writes one for each run.")
     console = Console()
     console.print(_table(folder, records))
-    for warning in check_same_preset(record.get("data") or {} for record in records.values()):
+    for warning in check_comparable(record.get("data") or {} for record in records.values()):
         console.print(warning, highlight=False, soft_wrap=True)
     for home, record in records.items():
         data = record.get("data") or {}
@@ -46,25 +46,34 @@ def run(args: list[str]) -> None:
             console.print(f"  {name:<48}{size:>8,.0f} KB", highlight=False, soft_wrap=True)
 
 
-def check_same_preset(data: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Finds tasks that were measured under more than one preset.
+def check_comparable(data: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Finds tasks that were measured under several presets, or after training on several shares of the images.
 
     Args:
         data: The ``data`` of each record, as :meth:`ImageDataModule.describe` gives it.
 
     Returns:
-        A sentence for each such task.
+        A sentence for each such task and difference.
     """
-    presets: dict[str, Counter[str]] = {}
+    used: dict[tuple[str, str], Counter[str]] = {}
     for described in data:
         if "preset" in described:
-            presets.setdefault(described["name"], Counter())[described["preset"]] += 1
+            for what, value in (("presets", described["preset"]), ("training subsets", _subset(described))):
+                used.setdefault((described["name"], what), Counter())[value] += 1
     return [
-        f"Not comparable: the runs on {name} use different presets "
-        f"({', '.join(f'{preset}: {count}' for preset, count in used.items())})."
-        for name, used in presets.items()
-        if len(used) > 1
+        f"Not comparable: the runs on {name} use different {what} "
+        f"({', '.join(f'{value}: {count}' for value, count in counts.items())})."
+        for (name, what), counts in used.items()
+        if len(counts) > 1
     ]
+
+
+def _subset(described: Mapping[str, Any]) -> str:
+    """Names how many images were trained on; which ones is a matter of seeds."""
+    subset = described.get("subset")
+    if subset is None:
+        return "all images"
+    return f"fraction {subset['fraction']}" if subset["shots"] is None else f"{subset['shots']} shots"
 
 
 def _read(path: Path) -> dict[str, Any]:

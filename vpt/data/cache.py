@@ -37,12 +37,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from vpt.data.images import ImageSource
 from vpt.data.presets import Preset
-from vpt.errors import DataError
+from vpt.errors import DataError, VPTWarning
 
 DISK_SHARE = 0.5
 """A list whose pixels need more than this share of the free disk is decoded on demand."""
 
-_FORMAT = 2  # raised when the same key would mean other pixels
+_FORMAT = 3  # raised when the same key would mean other pixels
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SUFFIX = ".pixels"
 _PART = ".part"
 _SHOW_PROGRESS_ABOVE = 300  # images; fewer take a second or two
@@ -155,7 +156,8 @@ def decoded(
         cannot be written.
 
     Raises:
-        DataError: An image is missing or cannot be decoded, or the disk is full.
+        DataError: An image is missing or cannot be decoded, the decoding processes lack memory or open files, or the
+            disk is full.
     """
     source = source if positions is None else source.take(positions)
     images = OnDemand(source, preset, image_size, cropped)
@@ -169,7 +171,7 @@ def decoded(
             return _on_demand(images, f"they need {_gb(images.num_bytes())} of the {_gb(free)} free there")
         _write(path, _rows(images))
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise DataError(
                 f"The disk of {path.parent} is full: the images of {source.title} need {_gb(images.num_bytes())}. "
                 "Free space, run `vpt data cache --clear`, or set VPT_CACHE to a folder on another disk."
@@ -183,6 +185,7 @@ def _on_demand(images: OnDemand, reason: str) -> OnDemand:
     warnings.warn(
         f"Images of {images.source.title} are decoded anew in every epoch and not kept in {cache_folder()} ({reason}); "
         "set VPT_CACHE to another folder, or num_workers to the number of cores.",
+        VPTWarning,
         stacklevel=3,
     )
     return images
@@ -253,17 +256,24 @@ def _rows(images: OnDemand) -> Iterator[NDArray[np.uint8]]:
         num_workers=0 if alone else min(_cores(), count // _IMAGES_PER_PROCESS),
         generator=torch.Generator(),  # leaves the global one as it is: a run is the same with and without a cache
     )
-    for answer in track(
-        chain.from_iterable(loader),
-        description=f"Decoding {images.source.title}",
-        total=count,
-        console=Console(stderr=True),
-        transient=True,
-        disable=count < _SHOW_PROGRESS_ABOVE,
-    ):
-        if isinstance(answer, DataError):
-            raise answer
-        yield answer
+    try:
+        for answer in track(
+            chain.from_iterable(loader),
+            description=f"Decoding {images.source.title}",
+            total=count,
+            console=Console(stderr=True),
+            transient=True,
+            disable=count < _SHOW_PROGRESS_ABOVE,
+        ):
+            if isinstance(answer, DataError):
+                raise answer
+            yield answer
+    except (OSError, RuntimeError, MemoryError) as error:  # of the processes: an image's own error is an answer
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(
+            f"The processes that decode {images.source.title} have failed ({reason[-1].rstrip('.')}): "
+            "give them more memory or open files (`ulimit -n`), or fewer cores (`taskset -c 0 vpt ...`)."
+        ) from error
 
 
 def _cores() -> int:

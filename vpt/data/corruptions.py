@@ -7,6 +7,7 @@ Lengths are shares of the image's shorter side, so that a severity means about t
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
@@ -18,8 +19,10 @@ from vpt.data.presets import import_albumentations
 from vpt.errors import ConfigError, UnknownNameError
 
 SEVERITIES = (1, 2, 3, 4, 5)
+SMALLEST = 8
+"""Least side in pixels: in less, blocks, clouds and crystals have no room."""
 
-#: Parameter of each corruption at severities 1 to 5. The order seeds the noise: append, never sort.
+#: Parameter of each corruption at severities 1 to 5.
 PARAMETERS: dict[str, tuple[float, float, float, float, float]] = {
     "gaussian_noise": (0.04, 0.08, 0.12, 0.18, 0.26),  # standard deviation, in units of full scale
     "gaussian_blur": (0.006, 0.010, 0.016, 0.024, 0.036),  # standard deviation, as a share of the shorter side
@@ -55,27 +58,32 @@ CORRUPTIONS: tuple[str, ...] = tuple(kind for kinds in GROUPS.values() for kind 
 BASIC: tuple[str, ...] = ("gaussian_noise", "gaussian_blur", "contrast", "jpeg_compression", "pixelate")
 
 
-def corrupt(image: NDArray[np.uint8], kind: str, severity: int, index: int) -> NDArray[np.uint8]:
+def corrupt(image: NDArray[np.uint8], kind: str, severity: int, name: str) -> NDArray[np.uint8]:
     """Corrupts one image; a pure function of its arguments, whatever was corrupted before.
 
     Args:
-        image: uint8 (H, W, 3).
+        image: uint8 (H, W, 3), both sides at least :data:`SMALLEST`.
         kind: One of :data:`CORRUPTIONS`.
         severity: 1 (weak) to 5 (strong).
-        index: Position of the image in its list; seeds the noise.
+        name: The image's own, such as its path in the list; seeds the noise, in any part or order of the list.
 
     Returns:
         uint8 (H, W, 3).
 
     Raises:
         UnknownNameError: There is no such corruption.
-        ConfigError: There is no such severity.
+        ConfigError: There is no such severity, or the image is too small.
     """
     if kind not in PARAMETERS:
         raise UnknownNameError("corruption", kind, CORRUPTIONS)
     if severity not in SEVERITIES:
         raise ConfigError(f"Corruption severity is {severity}; it must be one of 1, 2, 3, 4, 5.")
-    seed = int(np.random.SeedSequence([list(PARAMETERS).index(kind), severity, index]).generate_state(1)[0])
+    if min(image.shape[:2]) < SMALLEST:
+        height, width = image.shape[:2]
+        raise ConfigError(
+            f"Corruptions need images of at least {SMALLEST}×{SMALLEST} pixels, not {width}×{height}: raise image_size."
+        )
+    seed = _seed(kind, severity, name)
     parameter = PARAMETERS[kind][severity - 1]
     if kind in EFFECTS:
         changed = EFFECTS[kind](image.astype(np.float32), parameter, np.random.default_rng(seed))
@@ -85,6 +93,12 @@ def corrupt(image: NDArray[np.uint8], kind: str, severity: int, index: int) -> N
     # A Compose gives other pixels on its second call, so each image gets its own.
     corrupted: NDArray[np.uint8] = import_albumentations().Compose([transform], seed=seed)(image=image)["image"]
     return corrupted
+
+
+def _seed(kind: str, severity: int, name: str) -> int:
+    """Hashes what the noise depends on to 32 bits."""
+    key = f"{kind} {severity} {name}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.sha256(key).digest()[:4], "big")
 
 
 def _transform(kind: str, parameter: float, side: int) -> Any:

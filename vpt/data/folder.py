@@ -57,6 +57,7 @@ class FolderDataModule(ImageDataModule):
         split_seed: int = 0,
         preset: str = "square",
         image_size: int = 224,
+        torchvision_args: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         """Lists the images; decodes none.
@@ -69,6 +70,7 @@ class FolderDataModule(ImageDataModule):
             split_seed: Chooses which; not the seed of the run.
             preset: Name of the preprocessing.
             image_size: Side of the square images in pixels.
+            torchvision_args: Further arguments of the torchvision class, e.g. ``{"split": "letters"}`` of ``"EMNIST"``.
             **options: See :class:`ImageDataModule`.
 
         Raises:
@@ -80,7 +82,8 @@ class FolderDataModule(ImageDataModule):
         chosen = get_preset(preset)
         lists: dict[str, ImageList | TorchvisionList]
         if torchvision is not None:
-            name, (class_names, lists) = torchvision.lower(), torchvision_lists(torchvision, root)
+            name = torchvision.lower()
+            class_names, lists = torchvision_lists(torchvision, root, torchvision_args or {})
         elif root.suffix.lower() in {*_SEPARATORS, ".parquet"} and not root.is_dir():
             name, (class_names, lists) = root.stem, _read_table(root)
         else:

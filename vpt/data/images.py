@@ -194,7 +194,8 @@ def first_repeated(names: Sequence[str]) -> tuple[int, int] | None:
 def decode_rgb(path: Path) -> Image.Image:
     """Decodes an image file of any kind to upright 8-bit RGB.
 
-    The EXIF orientation is applied, transparency is laid over white, 16-bit samples are scaled to 8.
+    The EXIF orientation is applied, transparency is laid over white, 16-bit samples are scaled to 8; 32-bit ones
+    count as 16-bit.
 
     Args:
         path: An image file.
@@ -232,15 +233,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
         The RGB image.
 
     Raises:
-        ValueError: Its samples are floating-point numbers, whose range no file states.
+        ValueError: Its samples are floating-point numbers, whose range no file states, or exceed 16 bits.
     """
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":
         raise ValueError("its samples are decimal numbers of unknown range: convert it to 8 bits")
     if upright.mode.startswith("I"):  # I;16, I;16B and I hold 16-bit samples, which PIL would clip at 255.
-        samples = np.asarray(upright).astype(np.float64)
-        scale = 257.0 if upright.mode.startswith("I;16") or samples.max() > 255 else 1.0
-        upright = Image.fromarray(np.rint(samples / scale).clip(0, 255).astype(np.uint8))
+        samples = np.asarray(upright)
+        if samples.min() < 0 or samples.max() > 65535:
+            raise ValueError("its 32-bit samples do not fit in 16 bits: convert it to 8 bits")
+        upright = Image.fromarray(np.rint(samples / 257).astype(np.uint8))  # by the file's type, never by its content
     if upright.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in upright.info:
         colours = upright.convert("RGBA")
         page = Image.new("RGBA", colours.size, "white")

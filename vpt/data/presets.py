@@ -23,6 +23,8 @@ AUGMENTATIONS = ("none", "flip", "crop_flip", "fgvc")
 RESIZE_RULES = ("square", "shorter_crop")
 INTERPOLATIONS = ("bilinear_legacy", "bilinear", "bicubic")
 NORMALIZATIONS = ("imagenet", "inception", "weights", "none")
+_LONGEST = 16
+"""Aspect ratio above which the ends are cut off before an image is scaled: 5000×1 would become 1,280,000×256."""
 _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -94,10 +96,10 @@ class Preset:
         return centre_crop(self.scale(image, image_size), image_size)
 
     def scale(self, image: Image.Image, image_size: int) -> NDArray[np.uint8]:
-        """Resizes one RGB image without cutting it.
+        """Resizes one RGB image without cutting it, but for one that is more than 16 times as long as it is wide.
 
         Args:
-            image: RGB image of any size.
+            image: RGB image of any size; of a longer one the central part of ratio 16 is taken.
             image_size: Side of the crop to come, in pixels.
 
         Returns:
@@ -105,6 +107,7 @@ class Preset:
         """
         if self.resize == "square":
             return _resize(image, image_size, image_size, self.interpolation)
+        image = _without_ends(image)
         # timm rounds the scaled side down, torchvision truncates the longer side.
         shorter = math.floor(image_size / self.crop_fraction)
         width, height = (int(shorter * side / min(image.size)) for side in image.size)
@@ -162,6 +165,14 @@ def get_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise UnknownNameError("preset", name, PRESETS)
     return PRESETS[name]
+
+
+def _without_ends(image: Image.Image) -> Image.Image:
+    longest = _LONGEST * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    left, top = ((side - min(side, longest)) // 2 for side in image.size)
+    return image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
 
 
 def centre_crop(image: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:

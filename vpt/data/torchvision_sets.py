@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,39 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vpt.data.cache import cache_folder
 from vpt.data.images import to_rgb
 from vpt.data.subsets import part_fingerprint
-from vpt.errors import DataError, UnknownNameError
+from vpt.errors import ConfigError, DataError, UnknownNameError
 
-_SPLITS = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test",)}  # words for the argument `split`
+Choice = dict[str, Any]
+_FLAG: dict[str, Choice] = {"train": {"train": True}, "test": {"train": False}}
+_WHOLE: dict[str, Choice] = {"train": {}}
+
+
+def _words(train: str = "train", val: str | None = None, test: str | None = None) -> dict[str, Choice]:
+    named = {"train": train, "val": val, "test": test}
+    return {split: {"split": word} for split, word in named.items() if word is not None}
+
+
+SUPPORTED: dict[str, dict[str, Choice]] = {
+    **dict.fromkeys(("CIFAR10", "CIFAR100", "EMNIST", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS"), _FLAG),
+    **dict.fromkeys(("Caltech101", "Caltech256", "EuroSAT", "INaturalist", "Omniglot", "SEMEION", "SUN397"), _WHOLE),
+    **dict.fromkeys(("CLEVRClassification", "DTD", "FGVCAircraft", "Flowers102"), _words(val="val", test="test")),
+    **dict.fromkeys(("PCAM", "RenderedSST2"), _words(val="val", test="test")),
+    **dict.fromkeys(("FER2013", "Food101", "GTSRB", "LFWPeople"), _words(test="test")),
+    **dict.fromkeys(("StanfordCars", "STL10", "SVHN"), _words(test="test")),
+    **dict.fromkeys(("ImageNet", "Imagenette"), _words(val="val")),
+    "Country211": _words(val="valid", test="test"),
+    "OxfordIIITPet": _words("trainval", test="test"),
+    "Places365": _words("train-standard", val="val"),
+}
+"""The classification datasets of ``torchvision.datasets``, and what chooses each of their splits.
+
+Of these only CIFAR's files are unpickled, by torchvision and after it has compared their md5 with its own.
+"""
 _SAMPLED = 32  # images whose pixels go into the fingerprint
+_FOLDERS = ("raw_folder", "_base_folder", "base_folder")  # where torchvision's classes name their own part of the root
 
 
 @dataclass(frozen=True)
@@ -76,60 +104,80 @@ class TorchvisionList:
             raise DataError(f"Image {number} of {self.title} cannot be decoded ({error}).") from error
 
     def state(self) -> Iterator[str]:
-        """Yields nothing: the fingerprint stands for the contents, which these datasets do not change."""
-        yield from ()
+        """Yields name, size and time of each file in the dataset's folder, or in the root if it names none."""
+        root = Path(self.dataset.root)
+        homes = (root / str(getattr(self.dataset, name, ".")) for name in _FOLDERS)
+        home = next((home for home in homes if home != root and home.is_dir()), root)
+        yield str(home)
+        for folder, folders, names in os.walk(home):
+            folders.sort()
+            if Path(folder) == cache_folder().resolve():
+                folders.clear()
+                continue
+            for path in (Path(folder, name) for name in sorted(names)):
+                status = path.lstat()
+                yield f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
-def torchvision_lists(name: str, root: Path) -> tuple[list[str], dict[str, Any]]:
+def torchvision_lists(name: str, root: Path, arguments: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Opens the splits of a dataset that lies on the disk already.
 
     Args:
-        name: Class in ``torchvision.datasets``.
+        name: Class in ``torchvision.datasets``, one of :data:`SUPPORTED`.
         root: Its ``root``.
+        arguments: Its other arguments, such as ``{"split": "letters"}`` of EMNIST.
 
     Returns:
         Class names and a :class:`TorchvisionList` for each of train, val and test that the dataset has.
 
     Raises:
         UnknownNameError: There is no such dataset.
-        DataError: It is not there, has no training images, or no single label an image.
+        ConfigError: An argument is not the user's to choose.
+        DataError: It is no classification dataset, is not there, is damaged, or has no single label an image.
     """
     from torchvision import datasets  # type: ignore[import-untyped]
 
     if name not in datasets.__all__:
-        raise UnknownNameError("torchvision dataset", name, datasets.__all__)
-    opened = {split: _open(getattr(datasets, name), root, split) for split in _SPLITS}
-    if opened["train"] is None:
-        raise DataError(f"torchvision's {name} has no split called train: write a table of its images instead.")
-    lists = {split: _list(dataset, f"{name.lower()}-{split}") for split, dataset in opened.items() if dataset}
-    number = 1 + max(int(images.labels.max()) for images in lists.values())
-    known = getattr(opened["train"], "classes", None) or getattr(opened["train"], "categories", None) or []
+        raise UnknownNameError("torchvision dataset", name, SUPPORTED)
+    if name not in SUPPORTED:
+        raise DataError(
+            f"torchvision's {name} is no classification dataset that can be read by name: write a table of its images "
+            f"(path,label,split) instead. Supported are {', '.join(sorted(SUPPORTED))}."
+        )
+    ours = {"root", "download", "transform", "target_transform", "loader", *SUPPORTED[name]["train"]}
+    if clash := sorted(ours & arguments.keys()):
+        raise ConfigError(f"torchvision_args may not set {clash[0]!r} of {name}: it is set here.")
+    if name == "EMNIST" and "split" not in arguments:
+        raise ConfigError("EMNIST needs a split, e.g. torchvision_args: {split: letters}.")
+    opened = {
+        split: _read(getattr(datasets, name), root, f"{name.lower()}-{split}", {**choice, **arguments})
+        for split, choice in SUPPORTED[name].items()
+    }
+    number = 1 + max(int(images.labels.max()) for images in opened.values())
+    train = opened["train"].dataset
+    known = getattr(train, "classes", None) or getattr(train, "categories", None) or []
     named = len(known) == number and all(isinstance(each, str) for each in known)
-    return list(known) if named else [str(label) for label in range(number)], lists
+    return list(known) if named else [str(label) for label in range(number)], opened
 
 
-def _open(dataset: Any, root: Path, split: str) -> Any:
-    """Opens a split; None if the dataset does not know it."""
-    accepted = inspect.signature(dataset).parameters
-    fixed = {"root": str(root)} | ({"download": False} if "download" in accepted else {})
-    if "split" in accepted:
-        choices: list[dict[str, Any]] = [{"split": word} for word in _SPLITS[split]]
-    elif "train" in accepted:
-        choices = [] if split == "val" else [{"train": split == "train"}]
-    else:
-        choices = [{}] if split == "train" else []
-    for choice in choices:
-        try:
-            return dataset(**fixed, **choice)
-        except ValueError:  # no such split
-            continue
-        except (RuntimeError, OSError, TypeError) as error:
-            name = dataset.__name__
-            raise DataError(
-                f"torchvision's {name} cannot be read below {root} ({' '.join(str(error).split())}); "
-                f"if it is not there, get it once with torchvision.datasets.{name}({str(root)!r}, download=True)."
-            ) from error
-    return None
+def _read(kind: Any, root: Path, title: str, arguments: Choice) -> TorchvisionList:
+    """Opens a split; whatever torchvision raises becomes one sentence."""
+    downloads = any("download" in inspect.signature(base).parameters for base in kind.__mro__[:-1])
+    fixed = {"root": str(root.resolve())} | ({"download": False} if downloads else {})
+    try:
+        return _list(kind(**fixed, **arguments), title)
+    except DataError:
+        raise
+    except Exception as error:  # torchvision raises a dozen unrelated types on absent and damaged files.
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":.")
+        message = f"torchvision's {kind.__name__} cannot be read below {root} ({reason})"
+        if isinstance(error, ImportError):
+            raise DataError(f"{message}; install the package that it asks for.") from error
+        if downloads:
+            given = "".join(f", {key}={value!r}" for key, value in arguments.items())
+            call = f"torchvision.datasets.{kind.__name__}({str(root)!r}{given}, download=True)"
+            raise DataError(f"{message}; if it is not there or damaged, get it with {call}.") from error
+        raise DataError(f"{message}; if it is not there, get it from its authors.") from error
 
 
 def _list(dataset: Any, title: str) -> TorchvisionList:

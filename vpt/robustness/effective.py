@@ -16,7 +16,7 @@ from scipy.special import expit
 from scipy.special import logit as log_odds
 from scipy.stats import linregress
 
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.errors import ConfigError, UnknownNameError, VPTWarning
 
 FIT_FROM = 0.56
 """The lowest reference accuracy among the models that the baselines are fitted on."""
@@ -143,6 +143,7 @@ def effective_robustness(shift: str, accuracy: float, references: Mapping[str, f
         warnings.warn(
             f"Accuracy {100 * reference:.1f} % on {baseline.reference} is below {100 * FIT_FROM:.0f} %, where the "
             f"baseline of {shift} was fitted: effective robustness is extrapolated.",
+            VPTWarning,
             stacklevel=2,
         )
     return 100 * (accuracy - baseline.predict(reference))

@@ -154,8 +154,9 @@ def evaluate(
         for start in range(first, len(index), batch_size * CHUNK):
             rows = index[start : start + batch_size * CHUNK]
             images = torch.stack([dataset[int(row)]["image"] for row in rows])
+            names = [dataset.paths[row] for row in rows]
             for item, waiting in _by_set(pairs, start + len(rows)).items():
-                batches = torch.split(item.variant(images, rows).to(device), batch_size)
+                batches = torch.split(item.variant(images, names).to(device), batch_size)
                 encoded = [encode(batch) for batch in batches]
                 for pair in waiting:
                     model.set_strength(pair.alpha)

@@ -199,6 +199,8 @@ def _pairs(
             "n": len(index),
             "seed": None if len(index) == len(dataset) else seed,
         }
+        if item.severity is not None:
+            own["seeding"] = "name"  # earlier versions had none and seeded by position
         half = protocol["logits"] == "float16"
         if half and own["groups"] is not None:
             raise ConfigError(f"{item.name} is scored among some classes, which needs full precision: no --half.")

@@ -38,20 +38,23 @@ class EvaluationSet:
             return f"{self.kind}-{self.severity}"
         return CLEAN if self.kind == CLEAN else self.split
 
-    def variant(self, images: Tensor, index: NDArray[np.int64]) -> Tensor:
+    def variant(self, images: Tensor, names: Sequence[str]) -> Tensor:
         """Makes this set's images out of those of its list.
 
         Args:
             images: uint8 (B, 3, H, W).
-            index: int64 (B,), positions in the list; they seed the noise.
+            names: B names (:attr:`vpt.data.ImageDataset.paths`), which seed the noise.
 
         Returns:
-            uint8 (B, 3, H, W), the same pixels whatever else is in the batch.
+            uint8 (B, 3, H, W), the same pixels whatever else is in the batch or the list.
+
+        Raises:
+            ConfigError: The images are too small to be corrupted.
         """
         if self.severity is None:
             return images
         rows = images.permute(0, 2, 3, 1).contiguous().numpy()
-        changed = [corrupt(row, self.kind, self.severity, int(i)) for row, i in zip(rows, index, strict=True)]
+        changed = [corrupt(row, self.kind, self.severity, name) for row, name in zip(rows, names, strict=True)]
         return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).contiguous()
 
 

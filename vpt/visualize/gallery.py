@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _GAP = 4  # white pixels between two images
 _COLUMNS = 2
 _SIZE = 224
+_LABELS = {"frost": "frost\n(procedural)"}
 
 
 def example(file: Path | None = None) -> NDArray[np.uint8]:
@@ -45,41 +46,44 @@ def example(file: Path | None = None) -> NDArray[np.uint8]:
 
 
 def corruption_figure(image: NDArray[np.uint8]) -> Figure:
-    """Draws an image under each corruption, a row for each kind and a column for each severity, in two blocks.
+    """Draws an image without and under each corruption: a row a kind, a column a severity, in two blocks.
 
     Args:
         image: uint8 (H, W, 3), square.
 
     Returns:
-        The figure; its last cell is the image itself.
+        The figure.
+
+    Raises:
+        ConfigError: The image is too small to be corrupted.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    rows = -(-(len(CORRUPTIONS) + 1) // _COLUMNS)
+    rows = -(-len(CORRUPTIONS) // _COLUMNS)
     height, width = image.shape[:2]
     with style():
-        figure = Figure(figsize=(12.6, 1.08 * rows * height / width + 0.9), layout="constrained")
+        figure = Figure(figsize=(15, 1.08 * rows * height / width + 0.9), layout=ConstrainedLayoutEngine(w_pad=0.2))
         figure.suptitle(
-            f"{len(CORRUPTIONS)} corruptions at severities 1 to 5, with parameters of vpt's own",
-            x=0.01,
-            ha="left",
+            f"{len(CORRUPTIONS)} corruptions at severities 1 to 5, with parameters of vpt's own: not ImageNet-C",
             fontsize=12,
             weight="bold",
         )
         cells = figure.subplots(rows, _COLUMNS).T.ravel()
         for axes, kind in zip(cells, CORRUPTIONS, strict=False):
-            _draw_row(axes, kind, [corrupt(image, kind, severity, 0) for severity in SEVERITIES])
-        _draw_row(cells[len(CORRUPTIONS)], "clean", [image, *[np.full_like(image, 255)] * (len(SEVERITIES) - 1)])
+            _draw_row(axes, kind, [image, *(corrupt(image, kind, severity, "gallery") for severity in SEVERITIES)])
+        for unused in cells[len(CORRUPTIONS) :]:
+            unused.remove()
         for top in cells[::rows]:
-            centres = (np.arange(len(SEVERITIES)) + 0.5) * (width + _GAP)
-            top.set_xticks(centres, [f"severity {severity}" for severity in SEVERITIES])
+            centres = (np.arange(1 + len(SEVERITIES)) + 0.5) * (width + _GAP)
+            top.set_xticks(centres, ["clean", *(f"severity {severity}" for severity in SEVERITIES)])
     return figure
 
 
 def _draw_row(axes: Axes, kind: str, images: list[NDArray[np.uint8]]) -> None:
     gap = np.full((images[0].shape[0], _GAP, 3), 255, dtype=np.uint8)
     axes.imshow(np.concatenate([part for image in images for part in (image, gap)], axis=1))
-    axes.set_ylabel(kind.replace("_", "\n"), rotation=0, ha="right", va="center")
+    axes.set_ylabel(_LABELS.get(kind, kind.replace("_", "\n")), rotation=0, ha="right", va="center")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
