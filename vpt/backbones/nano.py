@@ -71,9 +71,9 @@ def vit_nano_patch8_64(pretrained: bool = False, **kwargs: Any) -> VisionTransfo
 
 @register_model  # type: ignore[untyped-decorator]
 def swin_nano_patch4_window8_64(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
-    """Builds the 2.1 M parameter Swin with 64-pixel input, patches of 4 and windows of 8.
+    """Builds the 3.0 M parameter Swin with 64-pixel input, patches of 4 and windows of 8.
 
-    Two blocks of width 96 on 16 × 16 tokens, the second with shifted windows, are merged into four of width 192 on
+    Two blocks of width 96 on 16 × 16 tokens, the second with shifted windows, are merged into six of width 192 on
     8 × 8 tokens, which are one window.
 
     Args:
@@ -84,7 +84,7 @@ def swin_nano_patch4_window8_64(pretrained: bool = False, **kwargs: Any) -> Swin
         The model; its inputs are normalised with mean 0.5 and standard deviation 0.5, its features are the mean of
         the last 8 × 8 tokens.
     """
-    stages = {"embed_dim": 96, "depths": (2, 4), "num_heads": (3, 6), "drop_path_rate": 0.0}
+    stages = {"embed_dim": 96, "depths": (2, 6), "num_heads": (3, 3), "drop_path_rate": 0.0}
     architecture = {"img_size": 64, "patch_size": 4, "window_size": 8, **stages, **kwargs}
     return build_model_with_cfg(
         SwinTransformer,
