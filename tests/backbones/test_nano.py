@@ -67,8 +67,8 @@ def probed(backbone: Backbone, images: torch.Tensor, labels: Any) -> float:
     return float(probe.fit(features[:200], labels[:200]).score(features[200:], labels[200:]))
 
 
-# Measured: 0.88 and 0.47; at random init 0.39 and 0.32.
-@pytest.mark.parametrize(("name", "floor"), [("vit_nano_patch8_64", 0.8), (SWIN, 0.42)])
+# Measured: 0.88 and 0.59; at random init 0.39 and 0.38.
+@pytest.mark.parametrize(("name", "floor"), [("vit_nano_patch8_64", 0.8), (SWIN, 0.5)])
 def test_shipped_features_separate_digits_better_than_random_ones(
     name: str, floor: float, digits: tuple[torch.Tensor, Any]
 ) -> None:
@@ -81,9 +81,9 @@ def test_shipped_features_separate_digits_better_than_random_ones(
 def test_the_swin_merges_once_and_shifts_windows_where_there_are_several() -> None:
     backbone = create_backbone(SWIN, "random")
     blocks: list[Any] = backbone.layout.blocks
-    assert [block.input_resolution for block in blocks] == [(16, 16)] * 2 + [(8, 8)] * 4
-    assert [block.dim for block in blocks] == [96] * 2 + [192] * 4
-    assert [any(block.shift_size) for block in blocks] == [False, True] + [False] * 4
+    assert [block.input_resolution for block in blocks] == [(16, 16)] * 2 + [(8, 8)] * 6
+    assert [block.dim for block in blocks] == [96] * 2 + [192] * 6
+    assert [any(block.shift_size) for block in blocks] == [False, True] + [False] * 6
     tokens = backbone.tokens(images())
     assert tokens.shape == (2, 8, 8, 192)
     torch.testing.assert_close(backbone(images()), tokens.mean((1, 2)))
@@ -105,7 +105,7 @@ def test_prompts_on_the_shipped_swin_equal_the_concatenation(deep: bool) -> None
         nn.init.normal_(parameter)
     (part,) = delta.parts
     assert isinstance(part, Prompt)
-    prompts = [part.prompts(layer) for layer in range(6 if deep else 1)]
+    prompts = [part.prompts(layer) for layer in range(8 if deep else 1)]
     ours = backbone(images())
     assert relative(ours, bare) > 1e-3
     theirs = concatenated_features(twin.model, twin.normalize(images()), prompts, deep=deep)
