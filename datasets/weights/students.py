@@ -63,7 +63,7 @@ def trimmed_teacher() -> nn.Module:
 def grafted_swin() -> nn.Module:
     """Builds the Swin with the six blocks and the last norm of the shipped ViT as its second stage, the rest random.
 
-    There one window is the whole grid of 8 × 8 tokens, so that a block with a position bias of zero is a block of the ViT.
+    There one window is the whole grid of 8 × 8 tokens: a block whose position bias is zero is a block of the ViT.
     """
     student: nn.Module = timm.create_model("swin_nano_patch4_window8_64")
     state = student.state_dict()
