@@ -40,7 +40,8 @@ table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabul
 th, td { padding: .3rem .55rem; text-align: left; vertical-align: top; }
 th { font-weight: 600; background: #f3f4f6; }
 td { border-top: 1px solid #e5e7eb; }
-td:first-child { min-width: 5.5rem; }
+td:not(.number) { min-width: 7.5rem; }
+td:first-child:not(.number) { min-width: 5rem; }
 .number { text-align: right; white-space: nowrap; }
 """
 

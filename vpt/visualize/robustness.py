@@ -230,7 +230,7 @@ def reliability(report: Values) -> Figure | None:
                 axes.plot(x, y, color=colour, linewidth=1, alpha=0.7)
                 axes.scatter(x, y, s=6 + 90 * share, color=colour, marker=marker, alpha=0.85, linewidths=0)
                 axes.plot([], [], color=colour, marker=marker, markersize=4, label=short(bins["model"], 30))
-            axes.set(xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
+            axes.set(xlim=(-3, 103), ylim=(-3, 103))
             axes.set_title(f"clean, α = {alpha:g}", loc="left")
         _axis_names(panels, "confidence (%)", "right (%)")
         _legend(figure, max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
