@@ -50,6 +50,15 @@ def test_robustness_compares_gate_and_ensemble(vpt: Vpt, trained: Run) -> None:
     assert "ensemble" in answer.out
 
 
+def test_robustness_reports_on_the_records_of_a_run(vpt: Vpt, trained: Run) -> None:
+    delta = str(trained.folder / "delta.safetensors")
+    assert vpt("robustness", "run", "--delta", delta, *FEW, "--out=result").status == 0
+    answer = vpt("robustness", "report", "result", "--out=page")
+    assert answer.out.splitlines() == [f"written to page/report.{kind}" for kind in ("json", "md", "html")]
+    assert json.loads(Path("page/report.json").read_text())["models"][0]["backbone"] == "vit_nano_patch8_64"
+    assert "nowhere holds no evaluation" in vpt("robustness", "report", "nowhere").sentence
+
+
 def test_robustness_makes_soups_and_chooses_only_on_unseen_images(vpt: Vpt, trained: Run) -> None:
     delta = str(trained.folder / "delta.safetensors")
     answer = vpt("robustness", "soup", "--deltas", delta, delta, "--out=soup.safetensors")

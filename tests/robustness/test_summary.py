@@ -31,6 +31,7 @@ def test_a_summary_by_hand() -> None:
         "temperature": None,
         "nll_scaled": None,
         "ece_scaled": None,
+        "ece_equal_mass_scaled": None,
     }
     assert list(found) == list(expected)
     assert found == pytest.approx(expected, abs=5e-5)
@@ -41,8 +42,9 @@ def test_a_temperature_adds_its_scores_and_changes_no_other() -> None:
     plain, scaled = summary(LOGITS, LABELS), summary(LOGITS, LABELS, temperature=2.0)
     halved = summary(LOGITS / 2, LABELS)
     assert list(scaled) == list(plain)
-    assert (scaled["nll_scaled"], scaled["ece_scaled"]) == pytest.approx((halved["nll"], halved["ece"]))
-    assert {key for key in plain if plain[key] != scaled[key]} == {"temperature", "nll_scaled", "ece_scaled"}
+    changed = {"nll_scaled": "nll", "ece_scaled": "ece", "ece_equal_mass_scaled": "ece_equal_mass"}
+    assert [scaled[key] for key in changed] == pytest.approx([halved[key] for key in changed.values()])
+    assert {key for key in plain if plain[key] != scaled[key]} == {"temperature", *changed}
 
 
 def test_groups_are_one_an_image() -> None:

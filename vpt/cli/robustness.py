@@ -108,9 +108,16 @@ def _compare(options: Namespace, overrides: list[str]) -> None:
     Console().print(table(curves(options.folders)))
 
 
+def _report(options: Namespace, overrides: list[str]) -> None:
+    from vpt.visualize.page import write_report
+
+    for path in write_report(options.folders, options.out or options.folders[0]):
+        print(f"written to {path}")
+
+
 def _parser() -> Parser:
     root = Parser(prog="vpt robustness", description=__doc__, allow_abbrev=False)
-    actions = root.add_subparsers(required=True, metavar="run|compare|head|soup")
+    actions = root.add_subparsers(required=True, metavar="run|report|compare|head|soup")
     parser = actions.add_parser(
         "run",
         help="evaluate a delta file on its test set, the task's shifts and corruptions",
@@ -137,10 +144,18 @@ def _parser() -> Parser:
     parser.add_argument("--weights", help="backbone weights on this machine (default: where they were in training)")
     parser.add_argument("--half", action="store_true", help="keep logits in half precision; α is not interpolated then")
     parser.add_argument("--out", type=Path, help="folder to write to (default: robustness/ beside the delta)")
+    _add_report(actions)
     _add_compare(actions)
     _add_head(actions)
     _add_soup(actions)
     return root
+
+
+def _add_report(actions: Any) -> None:
+    parser = actions.add_parser("report", help="all scores and figures of evaluated models", allow_abbrev=False)
+    parser.set_defaults(action=_report)
+    parser.add_argument("folders", type=Path, nargs="+", help="what `vpt robustness run` wrote, all on the same data")
+    parser.add_argument("--out", type=Path, help="folder for report.json, .md and .html (default: the first folder)")
 
 
 def _add_compare(actions: Any) -> None:

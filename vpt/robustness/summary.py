@@ -37,7 +37,8 @@ def summary(
         - ``brier``: mean squared distance of the probabilities from the right answer, in [0, 2].
         - ``ece``, ``ece_equal_mass``: calibration error of 15 bins of equal width, and of equally many images.
         - ``aurc``, ``risk_at_80``: area under the risk-coverage curve, error on the surest 80 %.
-        - ``temperature``, ``nll_scaled``, ``ece_scaled``: the argument, and the scores after it.
+        - ``temperature``, ``nll_scaled``, ``ece_scaled``, ``ece_equal_mass_scaled``: the argument, and the scores after
+          it.
 
     Raises:
         DataError: The table cannot be scored.
@@ -47,6 +48,7 @@ def summary(
     scaled = None if temperature is None else predictions(logits, labels, temperature)
     low, high = wilson(int(plain.correct.sum()), len(labels))
     answers = plain.confidence, plain.correct
+    after = None if scaled is None else (scaled.confidence, scaled.correct)
     return {
         "n": len(labels),
         "top1": top1(logits, labels),
@@ -62,5 +64,6 @@ def summary(
         "risk_at_80": risk_at(0.8, *answers),
         "temperature": temperature,
         "nll_scaled": None if scaled is None else scaled.nll,
-        "ece_scaled": None if scaled is None else equal_width(scaled.confidence, scaled.correct).error,
+        "ece_scaled": None if after is None else equal_width(*after).error,
+        "ece_equal_mass_scaled": None if after is None else equal_mass(*after).error,
     }
