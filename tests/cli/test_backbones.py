@@ -15,7 +15,7 @@ from vpt.tuning import load
 from .conftest import CONFIGS, DEMO, QUICK, Vpt
 
 BACKBONES = sorted((CONFIGS / "backbone").glob("*.yaml"))
-TWO = [f"--trainer.limit_{stage}_batches=1" for stage in ("train", "val", "test")]
+TWO = [f"--trainer.limit_{stage}_batches=2" for stage in ("train", "val", "test")]
 
 
 @pytest.mark.parametrize("overlay", BACKBONES, ids=lambda path: path.stem)
