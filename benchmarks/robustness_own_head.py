@@ -46,7 +46,7 @@ def table(place: Place) -> str:
     lines = [
         "ViT-Ti/16 AugReg, its own ImageNet-1k head (all 1,000 classes) at α = 0. flickr_in1k_1000 halved within "
         "classes by hashes of the names, seed 0: 400 to train on, 100 to choose rate (of two) and α, 500 to test; "
-        "preset timm, 4 epochs, AdamW, batch 10, one seed (42). Full: weights end to end; VPT-deep: gate, head beside "
+        "preset timm, 4 epochs, AdamW, batch 10, bf16-mixed, one seed (42). Full: weights end to end; VPT-deep: gate, head beside "
         f"it. Corruptions at severity {SEVERITY} among 1,000 classes; shape_texture16 among 16 by mean probability. "
         "Top-1 % with 95 % Wilson interval.",
     ]

@@ -199,3 +199,9 @@ def test_the_ends_of_a_very_long_image_are_cut_off_before_it_grows(name: str, si
 
 def test_an_image_sixteen_times_as_long_as_wide_is_kept_whole() -> None:
     assert PRESETS["fgvc"].scale(Image.new("RGB", (160, 10)), 14).shape == (16, 256, 3)
+
+
+def test_what_the_papers_read_and_split_is_said_but_is_no_part_of_the_preprocessing() -> None:
+    assert PRESETS["noah"].splits == "both to test, which chose the epoch"
+    assert PRESETS["timm"].source == "any"
+    assert set(PRESETS["vpt"].to_dict()) == {"name", "resize", "interpolation", "normalization", "crop_fraction"}

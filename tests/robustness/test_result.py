@@ -114,6 +114,16 @@ def test_half_precision_is_marked_and_only_on_request(prompts: Path, tmp_path: P
     np.testing.assert_array_equal(half.logits, full.logits.astype(np.float16))
 
 
+def test_bfloat16_is_marked_and_only_on_request(prompts: Path, tmp_path: Path) -> None:
+    measure(prompts, tmp_path / "fp32")
+    measure(prompts, tmp_path / "bf16", bf16=True)
+    name = "records/clean-alpha-0.5.parquet"
+    full, half = read(tmp_path / "fp32" / name), read(tmp_path / "bf16" / name)
+    assert (full.protocol["precision"], half.protocol["precision"]) == ("fp32", "bf16")
+    assert half.logits.dtype == np.float32
+    assert 1e-5 < np.abs(half.logits - full.logits).max() / np.abs(full.logits).max() < 0.05
+
+
 class Masked(ImageDataModule):
     """Data whose test split has two of the three classes."""
 

@@ -53,6 +53,7 @@ def _measure(options: Namespace, overrides: list[str]) -> None:
         weights=options.weights,
         start=options.start,
         half=options.half,
+        bf16=options.bf16,
         corruptions={"basic": BASIC, "all": CORRUPTIONS}.get(" ".join(options.corruptions), options.corruptions),
     )
     Console().print(result.table())
@@ -143,6 +144,7 @@ def _parser() -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="of the draw for --max-images")
     parser.add_argument("--weights", help="backbone weights on this machine (default: where they were in training)")
     parser.add_argument("--half", action="store_true", help="keep logits in half precision; α is not interpolated then")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster, logits to three digits")
     parser.add_argument("--out", type=Path, help="folder to write to (default: robustness/ beside the delta)")
     _add_report(actions)
     _add_compare(actions)

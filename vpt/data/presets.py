@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ AUGMENTATIONS = ("none", "flip", "crop_flip", "fgvc")
 RESIZE_RULES = ("square", "shorter_crop")
 INTERPOLATIONS = ("bilinear_legacy", "bilinear", "bicubic")
 NORMALIZATIONS = ("imagenet", "inception", "weights", "none")
+_TFDS = "TFDS's uint8, lossless"
 _LONGEST = 16
 """Aspect ratio above which the ends are cut off before an image is scaled: 5000×1 would become 1,280,000×256."""
 _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -51,8 +52,9 @@ class Preset:
 
     The first four are what the codes of VPT (Jia et al. 2022), Adapter+ (Steitz & Roth 2024), NOAH (Zhang et al.
     2022; also FacT, Convpass and SPT) and, for FGVC, again VPT do; ``timm`` is timm's evaluation of most ViT weights.
-    A preset fixes resize and normalisation. Source format and splits belong to the data at hand, and a number is
-    comparable with a paper's only if they agree too: CIFAR-100 gives 64-76 % from the JPEG dump and 78-85 % from TFDS.
+    A preset fixes resize and normalisation. Source format and splits belong to the data at hand; what the papers did is
+    written into ``run.json`` beside what was done here, and a number is comparable with a paper's only if they agree
+    too: CIFAR-100 gives 64-76 % from the JPEG dump and 78-85 % from TFDS.
     This package reports the last epoch, never one that the test set chose.
 
     Attributes:
@@ -64,6 +66,8 @@ class Preset:
         normalization: What the backbone has to apply: ``"imagenet"`` or ``"inception"`` statistics, those of the
             ``"weights"`` in use, or ``"none"`` for plain [0, 1].
         crop_fraction: Share of the scaled shorter side that the crop keeps, in (0, 1]; unused by ``"square"``.
+        source: In which form its papers read the images.
+        splits: On what its papers train, choose and test.
     """
 
     name: str
@@ -71,6 +75,8 @@ class Preset:
     interpolation: str
     normalization: str
     crop_fraction: float = 1.0
+    source: str = field(default="any", compare=False)
+    splits: str = field(default="as the data say", compare=False)
 
     def __post_init__(self) -> None:
         for kind, value, known in (
@@ -114,8 +120,8 @@ class Preset:
         return _resize(image, width, height, self.interpolation)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the preset as plain strings and numbers, for delta files."""
-        return asdict(self)
+        """Returns what happens to an image as plain strings and numbers, for delta files."""
+        return {key: value for key, value in asdict(self).items() if key not in ("source", "splits")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preset:
@@ -134,12 +140,16 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         # KMnP/vpt and Adapter+ resize in TensorFlow 1 and differ in mean and standard deviation only.
-        Preset("vpt", "square", "bilinear_legacy", "imagenet"),
-        Preset("adapter_plus", "square", "bilinear_legacy", "inception"),
+        Preset("vpt", "square", "bilinear_legacy", "imagenet", 1.0, _TFDS, "train800 to val200, then both to test"),
+        Preset("adapter_plus", "square", "bilinear_legacy", "inception", 1.0, _TFDS, "both to test, no validation"),
         # NOAH, FacT, Convpass and SPT read one dump of JPEG files through torchvision.
-        Preset("noah", "square", "bicubic", "imagenet"),
+        Preset(
+            "noah", "square", "bicubic", "imagenet", 1.0, "a dump of JPEG files", "both to test, which chose the epoch"
+        ),
         # KMnP/vpt on FGVC, and torchvision's classic evaluation: 224 from 256, 448 from 512, 384 from 438.
-        Preset("fgvc", "shorter_crop", "bilinear", "imagenet", crop_fraction=0.875),
+        Preset(
+            "fgvc", "shorter_crop", "bilinear", "imagenet", 0.875, "the authors' JPEG files", "train to val, then test"
+        ),
         # timm's evaluation of the AugReg and most other ViT weights.
         Preset("timm", "shorter_crop", "bicubic", "weights", crop_fraction=0.9),
         # The default of our configs, see :func:`get_preset`.

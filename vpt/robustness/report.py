@@ -179,6 +179,7 @@ def _protocol(model: Answers, row: Row, protocol: Values) -> Values:
         "seed": protocol["seed"],
         "partial": data["complete"] is False,
         "half": protocol["logits"] == "float16",
+        "bf16": protocol["precision"] == "bf16",
         "interpolated_logits": row.record is None,
     }
 
@@ -192,6 +193,8 @@ def _mark(rows: list[Values]) -> None:
             "partial data": protocol["partial"],
             f"{row['n']} of {protocol['listed']} drawn": protocol["seed"] is not None,
             "float16": protocol["half"],
+            "bf16": protocol["bf16"],
+            "precision differs": len({other["protocol"]["bf16"] for other in same}) > 1,
             "class mask": protocol["mask"] is not None,
             "preset differs": len({other["protocol"]["preset"] for other in same}) > 1,
             "image size differs": len({other["protocol"]["image_size"] for other in same}) > 1,

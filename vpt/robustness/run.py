@@ -43,6 +43,7 @@ def run(
     corruptions: Sequence[str] = BASIC,
     start: Path | None = None,
     half: bool = False,
+    bf16: bool = False,
 ) -> RobustnessResult:
     """Evaluates a delta file in and out of distribution and keeps every answer.
 
@@ -66,6 +67,8 @@ def run(
         start: A delta file of the same configuration, e.g. a run's ``init.safetensors``, that α = 0 is to be instead of
             the bare backbone: all trained tensors are then interpolated.
         half: Keep logits as float16; such records are not interpolated.
+        bf16: Forward passes under autocast to bfloat16: about twice as fast where the processor has it, logits to three
+            digits. Every record and report says so.
 
     Returns:
         The scores.
@@ -88,7 +91,8 @@ def run(
     if not_chosen is None:
         sets.insert(0, EvaluationSet(VAL, VAL))
     files = {"delta": delta, "anchor": anchor, "start": start}
-    protocol = _protocol(files, model, data, way, half) | {"device": device}
+    precision = {"precision": "bf16" if bf16 else "fp32", "device": device}
+    protocol = _protocol(files, model, data, way, half) | precision
     measured = [0.0, 1.0] if way == "head" and not half and wanted != [1.0] else wanted
     pairs = _pairs(data, sets, measured, protocol, out / "records", max_images, seed)
     with _progress() as progress:
@@ -97,7 +101,8 @@ def run(
         for split in dict.fromkeys(item.split for item in sets):
             group = [pair for pair in pairs if pair.item.split == split]
             index = group[0].index
-            evaluate(swept, data.split(split), index, group, batch_size, lambda n: progress.advance(bar, n))
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                evaluate(swept, data.split(split), index, group, batch_size, lambda n: progress.advance(bar, n))
     rows = [row for item in sets for row in _rows([pair for pair in pairs if pair.item == item], wanted)]
     result = RobustnessResult(rows, protocol | {"max_images": max_images}, out, not_chosen)
     result.write()
