@@ -24,8 +24,8 @@ def _measure(place: Place) -> Trial:
 def table(place: Place) -> str:
     """What is there, as Markdown."""
     lines = [
-        "ViT-Ti/16 AugReg with its own ImageNet-1k head, nothing trained, no seed (preset timm: crop 0.9), fp32. Photos and "
-        "their corruptions among 1,000 classes; shape_texture16 among 16 by mean probability. "
+        "ViT-Ti/16 AugReg with its own ImageNet-1k head, nothing trained, no seed (preset timm: crop 0.9), fp32. "
+        "Photos and their corruptions among 1,000 classes; shape_texture16 among 16 by mean probability. "
         "Top-1 % with 95 % Wilson interval; ECE in % (15 bins of equal width).",
         "",
         "| set | severity | n | top-1 | ECE |",
