@@ -99,8 +99,8 @@ def table(place: Place) -> str:
     head = ["α = 0 (probe)", "α = 0.5", "α by val200", "α = 1"]
     lines = [
         "PACS, ViT-Ti/16 AugReg: trained on 800 photos (preset square, 4 epochs, AdamW, batch 10, bf16-mixed), rate of "
-        "two by val200 with seed 42, α by val200 of each seed; no model saw val200. Test read once: photo n = 420, OOD the "
-        "mean of art_painting, cartoon and sketch, n = 420 each. α = 0: exact linear probe. Top-1 %, mean ± std of "
+        "two by val200 with seed 42, α by val200 of each seed; no model saw val200. Test read once: photo n = 420, OOD "
+        "the mean of art_painting, cartoon and sketch, n = 420 each. α = 0: exact linear probe. Top-1 %, mean ± std of "
         "seeds.",
         "",
         "| method | rate | seeds | α by val200 | "
