@@ -67,9 +67,9 @@ def table(place: Place) -> str:
     """What is there, as Markdown; and the figure beside the results."""
     lines = [
         "Few shots, ViT-Ti/16 AugReg: nested stratified subsets of train800, seed = subset seed; AdamW, batch 10, "
-        f"bf16-mixed, at least {EPOCHS} epochs and {STEPS} steps, rates as chosen with 800 images; whole test set, last "
-        "epoch. Linear: exact head. Joint trains prompts and backbone together and is no frozen-backbone method. %, mean ± "
-        "std of seeds (their number in brackets unless 3).",
+        f"bf16-mixed, at least {EPOCHS} epochs and {STEPS} steps, rates as chosen with 800 images; whole test set, "
+        "last epoch. Linear: exact head. Joint trains prompts and backbone together and is no frozen-backbone method. "
+        "%, mean ± std of seeds (their number in brackets unless 3).",
     ]
     for task, counts in SHOTS.items():
         for score, title in SCORES.items():
