@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -18,7 +20,7 @@ from vpt.tasks.groups import restrict
 from vpt.tasks.metrics import MeanPerClass
 from vpt.tasks.optim import build_optimizer, warmup_cosine
 from vpt.tuning.features import FeatureCache
-from vpt.tuning.files import check_fingerprint, fill, identity
+from vpt.tuning.files import check_fingerprint, fill, identity, start_from
 from vpt.tuning.heads import read_head
 from vpt.tuning.model import TunedModel
 
@@ -50,6 +52,8 @@ class ClassificationTask(L.LightningModule):
         momentum: float = 0.9,
         warmup: float = 0.1,
         init_head: str | None = None,
+        init_delta: str | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         """Builds backbone, delta and head. Only plain values, so that checkpoints load with ``weights_only=True``.
 
@@ -66,6 +70,10 @@ class ClassificationTask(L.LightningModule):
             warmup: Share of all steps in which the rate rises linearly, in [0, 1); then it falls by a cosine to 0.
             init_head: Delta file of a linear probe on the same backbone and data, whose head training starts from; with
                 `FineTuning` that is LP-FT (Kumar et al., ICLR 2022). None for a small random head.
+            init_delta: Delta file of the same deltas on the same backbone, of any task, that training starts from; its
+                head is left behind.
+            micro_batch: Images in memory at once: larger batches are computed in parts, forward twice, with the
+                gradient of the whole batch (but for batch norms, which see the parts). None for all.
 
         Raises:
             ConfigError: A value is out of range, or num_classes is missing.
@@ -78,6 +86,8 @@ class ClassificationTask(L.LightningModule):
             raise ConfigError("num_classes is not known: give it, or run `vpt` with a data module that has classes.")
         if optimizer not in ("sgd", "adamw"):
             raise UnknownNameError("optimizer", optimizer, ("sgd", "adamw"))
+        if micro_batch is not None and micro_batch < 1:
+            raise ConfigError(f"micro_batch must be at least 1, got {micro_batch}.")
         if not 0.0 <= warmup < 1.0 or base_lr <= 0.0 or weight_decay < 0.0:
             raise ConfigError(
                 "warmup lies in [0, 1), base_lr is positive and weight_decay is not negative, "
@@ -127,7 +137,9 @@ class ClassificationTask(L.LightningModule):
                 raise ConfigError(f"The data has {what} {theirs}, the model {ours}: they must agree.")
         self.model.class_names = list(data.class_names)
         self.model.preset = data.preset.to_dict()
-        if probe is not None:  # a checkpoint that is resumed overwrites it
+        if stage == "fit" and self.hparams["init_delta"] is not None:  # a checkpoint that is resumed overwrites both
+            start_from(self.hparams["init_delta"], self.model)
+        if probe is not None:
             self.model.head.load_state_dict(read_head(probe, self.model, "init_head").state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
@@ -160,9 +172,16 @@ class ClassificationTask(L.LightningModule):
             return cast("Tensor", self.model.backbone(batch["image"]))
         key = (data, str(self.trainer.precision))
         if self._kept is None or self._kept[0] != key:  # other data or precision, other constants
-            self._kept = key, FeatureCache(halves[0]), halves[1]
+            self._kept = key, FeatureCache(halves[0], self._constants(data)), halves[1]
         _, cache, rest = self._kept
         return rest(cache(split, len(data.split(split)), batch["index"], batch["image"]))
+
+    def _constants(self, data: Any) -> tuple[Any, ...]:
+        """What the features of an image depend on before the first thing that trains."""
+        backbone, described = self.model.backbone, data.describe()
+        images = (described["fingerprint"], described["preset"], described["image_size"])
+        place = (self.model.constant_blocks(), backbone.trim, str(self.trainer.precision), str(self.device))
+        return (backbone.fingerprint, backbone.normalization, *images, *place)
 
     def logits(self, batch: Batch, split: str) -> Tensor:
         """Logits of a batch.
@@ -189,13 +208,22 @@ class ClassificationTask(L.LightningModule):
         Raises:
             DivergedError: The loss of this or an earlier batch is not finite.
         """
-        loss = nn.functional.cross_entropy(self.logits(batch, "train"), batch["label"])
+        loss = nn.functional.cross_entropy(self._in_parts(batch), batch["label"])
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
         finite = loss.detach().isfinite()
         self._finite = finite if self._finite is None else self._finite & finite
         if loss.device.type == "cpu" or batch_idx % 50 == 0:  # elsewhere looking at a number stops the device
             self._check_finite()
         return loss
+
+    def _in_parts(self, batch: Batch) -> Tensor:
+        """Training logits; of a micro-batch at a time, of which nothing but logits is kept for the backward pass."""
+        size = self.hparams["micro_batch"] or len(batch["label"])
+        if size >= len(batch["label"]):
+            return self.logits(batch, "train")
+        columns = {key: tensor.split(size) for key, tensor in batch.items()}
+        parts = [dict(zip(columns, part, strict=True)) for part in zip(*columns.values(), strict=True)]
+        return torch.cat([checkpoint(self.logits, part, "train", use_reentrant=False) for part in parts])
 
     def on_train_epoch_end(self) -> None:
         """Stops before a checkpoint of a diverged model is written."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import torch
@@ -17,6 +17,29 @@ DISK_SHARE = 0.5
 """Above this share of the free space for temporary files, nothing is kept."""
 
 
+Stores = dict[str, "_Store | None"]
+_shared: dict[Hashable, Stores] | None = None
+
+
+def share() -> None:
+    """Lets models of this process that are trained one after another on the same images share what they have in common.
+
+    The features of the last backbone, cut and data stay in memory until others replace them.
+    """
+    global _shared
+    if _shared is None:
+        _shared = {}
+
+
+def _stores(key: Hashable) -> Stores:
+    if _shared is None:
+        return {}
+    if key not in _shared:
+        _shared.clear()
+        _shared[key] = {}
+    return _shared[key]
+
+
 class FeatureCache:
     """What a frozen function makes of each image, computed once per image.
 
@@ -24,14 +47,15 @@ class FeatureCache:
     before the cut is trained.
     """
 
-    def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
-        """Starts empty.
+    def __init__(self, compute: Callable[[Tensor], Tensor], key: Hashable = None) -> None:
+        """Starts empty, or with what an equal cache of this process has kept (`share`).
 
         Args:
             compute: (B, 3, H, W) to (B, ...), each row from its image alone.
+            key: Everything that its results depend on, but for the image and its place in its set.
         """
         self.compute = compute
-        self._stores: dict[str, _Store | None] = {}
+        self._stores = {} if key is None else _stores(key)
 
     @torch.inference_mode(False)  # what is kept outlives a validation under inference mode
     @torch.no_grad()

@@ -217,3 +217,22 @@ def identity(model: TunedModel) -> dict[str, Any]:
     """
     keys = ("name", "weights", "weights_id", "fingerprint", "image_size", "normalization")
     return {key: getattr(model.backbone, key) for key in keys}
+
+
+def start_from(path: str | Path, model: TunedModel) -> None:
+    """Copies what a delta file holds into a model of the same deltas, and leaves the model's own head as it is.
+
+    Args:
+        path: A delta file, of any task.
+        model: On the same backbone, with the same deltas.
+
+    Raises:
+        DeltaFileError: The file is not a delta file, or belongs to another backbone or other deltas.
+    """
+    header, tensors = read_delta(path)
+    check_fingerprint(str(path), header["backbone"], model.backbone)
+    own = [] if model.delta is None else model.delta.specs
+    if header["specs"] != own:
+        raise DeltaFileError(f"{path} holds the deltas {header['specs']}, but {own} are to be trained: give the same.")
+    heads = {f"head.{key}": tensor for key, tensor in model.head.state_dict().items()}
+    fill(model, {**tensors, **heads}, str(path))

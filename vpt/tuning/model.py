@@ -98,15 +98,19 @@ class TunedModel(nn.Module):
             A function of the image that training does not change, and one from its result to the pooled features; None
             if everything changes.
         """
-        if not self.backbone.frozen:
-            return None
-        cut = min((part.first_block() for part in self.backbone.attached), default=READOUT)
+        cut = self.constant_blocks()
         if cut == READOUT:
             return self.backbone.pooled, self.backbone.readout
         if cut == 0:
             return None
         halves = SplitBackbone(self.backbone, cut)
         return halves.before, halves.after
+
+    def constant_blocks(self) -> int:
+        """How many blocks lie before everything that trains: 0 for none, `READOUT` if only the head does."""
+        if not self.backbone.frozen:
+            return 0
+        return min((part.first_block() for part in self.backbone.attached), default=READOUT)
 
     def set_anchor(self, head: nn.Linear) -> None:
         """Gives the head that belongs to the bare backbone, e.g. a linear probe, so that strength moves both.

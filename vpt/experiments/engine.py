@@ -1,0 +1,157 @@
+"""Trials one after another, or many at once on Ray; which of them runs where changes no result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpt.errors import ConfigError, VPTError
+from vpt.experiments.board import Board
+from vpt.experiments.trial import Failure, Record, Trial, finished, run_trial
+from vpt.tuning.features import share
+
+RETRIES = 2
+"""How often a trial is taken up again whose process died."""
+
+Engine = Callable[[Sequence[Trial], Path], dict[str, Record | Failure]]
+"""Runs trials below a folder; gives for each name its record, or why there is none."""
+
+
+def serially(trials: Sequence[Trial], root: Path) -> dict[str, Record | Failure]:
+    """Runs trials in this process, in order.
+
+    Args:
+        trials: What to run; those that are finished are read.
+        root: Folder of the experiment.
+
+    Returns:
+        By name, the record or what went wrong.
+    """
+    return _collect(trials, root, ((trial, _guarded(trial, root)) for trial in _left(trials, root)))
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """Trials as tasks of a Ray cluster: this machine's, or one that runs already.
+
+    A worker that dies, by the kernel or by hand, is replaced, and its trial continues at its last epoch; a trial that
+    fails of itself is reported and sinks no other. The experiment's folder must be the same on all machines.
+
+    Attributes:
+        address: Of a running cluster, ``auto`` or ``host:port``; None starts one on this machine, which ends with this
+            process.
+        cpus: Of each trial; its torch threads. None shares this machine's evenly among its trials.
+        gpus: Of each trial, e.g. 0.25 for four on one; None for one if there are any.
+        workers: Trials at once; None for what the machine or cluster holds.
+    """
+
+    address: str | None = None
+    cpus: int | None = None
+    gpus: float | None = None
+    workers: int | None = None
+
+    def __call__(self, trials: Sequence[Trial], root: Path) -> dict[str, Record | Failure]:
+        """Runs trials on the cluster.
+
+        Args:
+            trials: What to run; those that are finished are read.
+            root: Folder of the experiment.
+
+        Returns:
+            By name, the record or what went wrong.
+
+        Raises:
+            ConfigError: Ray is not installed.
+        """
+        return _collect(trials, root, self._results(_left(trials, root), root.resolve()))
+
+    def _results(self, trials: Sequence[Trial], root: Path) -> Iterator[tuple[Trial, Record | Failure]]:
+        if not trials:
+            return
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError("Trials run on Ray: pip install 'vpt[sweep]', or give --serial.") from error
+        started = not ray.is_initialized()
+        if started:
+            ray.init(self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False, **self._local())
+        cpus, gpus = self._shares()
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_worker)
+        waiting, running = list(trials), {}
+        limit = self.workers or len(trials)
+        try:
+            while waiting or running:
+                while waiting and len(running) < limit:
+                    trial = waiting.pop(0)
+                    running[remote.remote(trial, str(root), cpus)] = trial
+                done, _ = ray.wait(list(running))
+                for reference in done:
+                    yield running.pop(reference), _received(ray, reference)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+            if started:
+                ray.shutdown()
+
+    def _local(self) -> dict[str, Any]:
+        """A cluster of this machine needs little of Ray's shared memory: results are a page of JSON."""
+        if self.address is not None:
+            return {}
+        return {"num_cpus": os.cpu_count(), "object_store_memory": 100 << 20}
+
+    def _shares(self) -> tuple[int, float]:
+        gpus = self.gpus if self.gpus is not None else float(torch.cuda.is_available())
+        if self.cpus is not None:
+            return self.cpus, gpus
+        machine = os.cpu_count() or 1
+        return max(1, machine // self.workers) if self.workers else 1, gpus
+
+
+def _worker(trial: Trial, root: str, threads: int) -> Record | Failure:
+    """What runs in a process of Ray's."""
+    torch.set_num_threads(threads)
+    return _guarded(trial, Path(root))
+
+
+def _guarded(trial: Trial, root: Path) -> Record | Failure:
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    share()
+    try:
+        return run_trial(trial, root)
+    except (VPTError, MisconfigurationException) as error:
+        return Failure(" ".join(str(error).split()))
+    except Exception as error:
+        return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _received(ray: Any, reference: Any) -> Record | Failure:
+    try:
+        result: Record | Failure = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        return Failure(f"its process died {RETRIES + 1} times ({type(error).__name__})")
+    return result
+
+
+def _left(trials: Sequence[Trial], root: Path) -> list[Trial]:
+    return [trial for trial in trials if finished(trial, root) is None]
+
+
+def _collect(
+    trials: Sequence[Trial], root: Path, results: Iterator[tuple[Trial, Record | Failure]]
+) -> dict[str, Record | Failure]:
+    """Reads what is finished, and takes the rest as it comes, on a live table."""
+    found: dict[str, Record | Failure] = {}
+    for trial in trials:
+        if (record := finished(trial, root)) is not None:
+            found[trial.name] = record
+    with Board(len(trials), found) as board:
+        for trial, result in results:
+            found[trial.name] = result
+            board.add(trial, result)
+    return {trial.name: found[trial.name] for trial in trials}

@@ -1,0 +1,217 @@
+"""One trial: a run in a folder of its own that can be stopped at any time, and is never done twice."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import instantiate_class
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from vpt.errors import ConfigError
+from vpt.tasks import DeltaWriter, RunRecord
+from vpt.tasks.build import build
+from vpt.tasks.callbacks import DELTA_FILE, RUN_FILE
+
+Config = dict[str, Any]
+Record = dict[str, Any]
+
+TRIAL_FILE = "trial.json"
+CONFIG_FILE = "config.yaml"
+_OURS = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is to be run, and where.
+
+    Attributes:
+        name: Folder below that of the experiment, e.g. ``choose/base_lr-0.5``.
+        config: ``seed_everything``, ``trainer``, ``model`` and ``data`` as in a config of `vpt fit`.
+        test: Read the test split once when training has ended.
+        stop: Pause after this epoch, with the schedule of the whole training; None for the end.
+        values: What sets it apart from others of the experiment, for tables.
+    """
+
+    name: str
+    config: Config
+    test: bool = False
+    stop: int | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial that ended without a result.
+
+    Attributes:
+        reason: One line.
+    """
+
+    reason: str
+
+
+def merged(config: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
+    """Puts values into a config.
+
+    Args:
+        config: As of a `Trial`; stays as it is.
+        values: By dotted keys as on the command line: ``model.base_lr``, ``data.train``, ``trainer.max_epochs``,
+            ``seed_everything``.
+
+    Returns:
+        The new config.
+
+    Raises:
+        ConfigError: A key is not one of a config.
+    """
+    new: Config = copy.deepcopy(dict(config))
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        if section in ("model", "data") and name and "." not in name:
+            new[section].setdefault("init_args", {})[name] = value
+        elif section == "trainer" and name:
+            new[section][name] = value
+        elif key == "seed_everything":
+            new[key] = value
+        else:
+            raise ConfigError(f"{key!r} is no key of a config: model.X, data.X, trainer.X or seed_everything.")
+    return new
+
+
+def finished(trial: Trial, root: Path) -> Record | None:
+    """The record of a trial that has nothing left to do.
+
+    Args:
+        trial: The trial.
+        root: Folder of the experiment.
+
+    Returns:
+        What `run.json` says, or None.
+
+    Raises:
+        ConfigError: Its folder holds another trial.
+    """
+    folder = root / trial.name
+    if not (folder / RUN_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
+        return None
+    _check_same(trial, folder)
+    record: Record = json.loads((folder / RUN_FILE).read_text())
+    trained = record.get("status") == "finished" and (folder / DELTA_FILE).is_file()
+    if trial.stop is not None and record.get("epochs", 0) >= trial.stop and record.get("status") != "running":
+        trained = True
+    if not trained or (trial.test and "test/acc" not in record.get("metrics", {})):
+        return None
+    return record
+
+
+def run_trial(trial: Trial, root: Path) -> Record:
+    """Runs a trial, or what is left of it.
+
+    Where memory does not suffice the batch is split, with the gradient of the whole (``model.micro_batch``).
+
+    Args:
+        trial: The trial.
+        root: Folder of the experiment; the trial's own is below it.
+
+    Returns:
+        What its `run.json` says.
+
+    Raises:
+        VPTError: The config is wrong or training diverged.
+    """
+    if (found := finished(trial, root)) is not None:
+        return found
+    folder = root / trial.name
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_same(trial, folder)
+    _write(folder / TRIAL_FILE, json.dumps(trial.config, indent=1) + "\n")
+    _write(folder / CONFIG_FILE, yaml.safe_dump(trial.config, sort_keys=False))
+    config = trial.config
+    while True:
+        try:
+            _run(trial, config, folder)
+            break
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            config = _halved(config)
+    record: Record = json.loads((folder / RUN_FILE).read_text())
+    return record
+
+
+def _run(trial: Trial, config: Config, folder: Path) -> None:
+    L.seed_everything(config.get("seed_everything", 0), verbose=False)
+    task, data = build(config)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    trainer = _trainer(config, folder, trial.stop)
+    trainer.fit(task, datamodule=data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
+    if trainer.state.status == "interrupted":  # Lightning swallows Ctrl+C
+        raise KeyboardInterrupt
+    if trial.test:
+        trainer.test(task, datamodule=data, verbose=False)
+    if trial.stop is None:
+        checkpoint.unlink(missing_ok=True)  # the delta file is what came of it; with its optimiser it is far larger
+
+
+def _trainer(config: Config, folder: Path, stop: int | None) -> L.Trainer:
+    given = {key: value for key, value in config["trainer"].items() if value is not None and key not in _OURS}
+    callbacks: list[Any] = [instantiate_class((), each) for each in config["trainer"].get("callbacks") or []]
+    callbacks += [RunRecord(), DeltaWriter()]
+    if stop is not None:
+        callbacks.append(_Pause(stop))
+    callbacks.append(
+        ModelCheckpoint(
+            folder / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+        )
+    )
+    return L.Trainer(
+        **given,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+class _Pause(L.Callback):
+    """Ends training after an epoch, without a change to the schedule."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch + 1 >= self.epochs:
+            trainer.should_stop = True
+
+
+def _halved(config: Config) -> Config:
+    args = config["model"]["init_args"]
+    size = args.get("micro_batch") or config["data"]["init_args"].get("batch_size") or 0
+    if size < 2:
+        raise ConfigError("The memory does not suffice for a single image: take a smaller backbone or image_size.")
+    return merged(config, {"model.micro_batch": (size + 1) // 2})
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _check_same(trial: Trial, folder: Path) -> None:
+    path = folder / TRIAL_FILE
+    if path.is_file() and json.loads(path.read_text()) != json.loads(json.dumps(trial.config)):
+        raise ConfigError(f"{folder} holds a trial of another config: name another --out.")
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
