@@ -25,9 +25,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T  # type: ignore[import-untyped]
 from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 
-from benchmarks.measure import interleaved, machine
+from benchmarks.measure import machine
 from vpt.backbones import create_backbone
 from vpt.data import ImageDataModule, VTABDataModule, cache
+from vpt.experiments.measure import interleaved
 from vpt.tuning import TunedModel
 
 SIZE = 224

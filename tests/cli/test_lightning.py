@@ -17,7 +17,8 @@ METHODS = sorted((CONFIGS / "method").glob("*.yaml"))
 BACKBONES = set((CONFIGS / "backbone").glob("*.yaml"))
 # in test_vtab.py and test_suites.py
 SUITES = {path for suite in ("vtab", "fgvc", "imagenet") for path in (CONFIGS / suite).glob("*.yaml")}
-TASKS = sorted(set(CONFIGS.rglob("*.yaml")) - set(METHODS) - BACKBONES - SUITES)
+SWEEPS = set((CONFIGS / "sweep").glob("*.yaml"))  # in tests/experiments/test_sweep.py
+TASKS = sorted(set(CONFIGS.rglob("*.yaml")) - set(METHODS) - BACKBONES - SUITES - SWEEPS)
 
 
 def _fast(vpt: Vpt, *args: str) -> Answer:

@@ -22,6 +22,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "attention": ("vpt.cli.attention", "draw what the CLS token attends to, without and with the prompts"),
     "data": ("vpt.cli.data", "list, show, verify and prepare datasets; the cache; a gallery of corruptions"),
     "export": ("vpt.cli.export", "write a trained model in the format of another library: peft"),
+    "sweep": ("vpt.cli.experiments", "search a grid by validation, retrain with several seeds, test once"),
+    "fewshot": ("vpt.cli.experiments", "the same for several numbers of training images a class"),
+    "combine": ("vpt.cli.experiments", "the same for all on/off combinations of deltas"),
+    "scale": ("vpt.cli.experiments", "the same recipe on several backbones"),
+    "pretrain": ("vpt.cli.experiments", "one delta for several tasks, then each task from it and alone"),
+    "transfer": ("vpt.cli.experiments", "the delta of each task on every other task"),
+    "report": ("vpt.cli.report", "tables and figures of tested runs: Markdown, LaTeX, CSV, JSON, one page"),
+    "profile": ("vpt.cli.profile", "the cost of a composition: parameters, bytes, operations, memory, time"),
+    "rerun": ("vpt.cli.rerun", "repeat a run, and say whether its numbers come out equal"),
     "runs": ("vpt.cli.runs", "list the runs below a folder: accuracy, seed, files"),
 }
 

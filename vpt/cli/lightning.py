@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from argparse import ArgumentError
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -22,10 +23,11 @@ from vpt.cli.quiet import hush
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.tasks import ClassificationTask, DeltaWriter, RunRecord
+from vpt.tasks.build import FROM_DATA
+from vpt.tasks.naming import method_name
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
 
-FROM_DATA = ("num_classes", "image_size", "normalization")
 _CLASSES = [*vpt.tasks.__all__, *vpt.data.__all__]
 _LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")  # words that Lightning resolves itself
 
@@ -133,8 +135,42 @@ class VPTCLI(LightningCLI):
             folder = Path(checkpoint).resolve().parent.parent
             if (folder / "config.yaml").is_file():
                 return TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False)
-        name = f"{self.datamodule.name}/{_method(self.model)}"
+        name = f"{self.datamodule.name}/{method_name(type(self.model).__name__, self.model.hparams)}"
         return TensorBoardLogger(root, name=name, default_hp_metric=False)
+
+
+class _Resolver(VPTCLI):
+    """Finds out what a run would be, and runs nothing."""
+
+    resolved: dict[str, Any]
+
+    def before_instantiate_classes(self) -> None:
+        """Keeps the config with what it leaves to the data; refuses what a run would refuse."""
+        self.resolved = copy.deepcopy(self.config[self.subcommand]).as_dict()
+        super().before_instantiate_classes()
+
+    def instantiate_classes(self) -> None:
+        """Builds nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs nothing."""
+
+
+def resolve(args: list[str]) -> dict[str, Any]:
+    """The config that `vpt fit` would run, for experiments of many runs.
+
+    Args:
+        args: Those of `vpt fit`.
+
+    Returns:
+        ``seed_everything``, ``trainer``, ``model`` and ``data``; what the user left to the data is None.
+
+    Raises:
+        VPTError: The user's input is wrong.
+    """
+    found = cast("_Resolver", _cli(_Resolver, ["fit", *args])).resolved
+    found["trainer"] = {key: value for key, value in found["trainer"].items() if value is not None}
+    return {key: found[key] for key in ("seed_everything", "trainer", "model", "data")}
 
 
 def run(args: list[str]) -> None:
@@ -146,10 +182,14 @@ def run(args: list[str]) -> None:
     Raises:
         VPTError: The user's input is wrong.
     """
+    _cli(VPTCLI, args)
+
+
+def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
     hush()
     quiet_parser = {name: {"exit_on_error": False} for name in VPTCLI.subcommands()}
     try:
-        VPTCLI(
+        return cli(
             ClassificationTask,
             ImageDataModule,
             subclass_mode_model=True,
@@ -182,13 +222,3 @@ def _hyperparameters(command: str, path: str | None, trying: bool) -> dict[str, 
     except Exception as error:  # torch raises whatever the bytes lead to
         raise ConfigError(f"{path} is not a checkpoint that torch can load safely ({type(error).__name__}).") from error
     return {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if key != "_instantiator"}
-
-
-def _method(model: Any) -> str:
-    """Names a task's method as in the tables of the field."""
-    name = type(model).__name__
-    if name == "PromptTuning":
-        return "vpt_deep" if model.hparams["deep"] else "vpt_shallow"
-    if name == "DeltaTuning":
-        return "+".join(str(delta["name"]) for delta in model.hparams["deltas"])
-    return {"LinearProbe": "linear", "FineTuning": "full"}.get(name, name.lower())

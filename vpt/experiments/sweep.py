@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -40,6 +40,7 @@ class Plan:
         seeds: Of the trials that are tested; the first is also that of those that choose.
         halving: Successive halving (Jamieson & Talwalkar, AISTATS 2016; ASHA's rungs): only the best 1/halving of the
             grid trains on at each rung; None for none.
+        by_seed: Other keys that take the value of the seed, e.g. ``data.subset_seed``.
     """
 
     grid: dict[str, list[Any]]
@@ -47,6 +48,11 @@ class Plan:
     retrain: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = SEEDS
     halving: int | None = None
+    by_seed: tuple[str, ...] = ()
+
+    def seeded(self, seed: int) -> dict[str, Any]:
+        """The values that a seed gives."""
+        return dict.fromkeys(("seed_everything", *self.by_seed), seed)
 
     def points(self) -> list[dict[str, Any]]:
         """All combinations of the grid, the smallest learning rate first."""
@@ -121,7 +127,7 @@ class Outcome:
         return stdev(self.tests.values()) if len(self.tests) > 1 else 0.0
 
 
-def sweep(config: Config, plan: Plan, root: Path, engine: Engine, prefix: str = "") -> Outcome:
+def sweep(config: Config, plan: Plan, root: Path, engine: Engine) -> Outcome:
     """Searches, retrains and tests; what is finished under `root` is not repeated.
 
     Args:
@@ -129,7 +135,6 @@ def sweep(config: Config, plan: Plan, root: Path, engine: Engine, prefix: str = 
         plan: The search.
         root: Folder of the experiment.
         engine: Runs the trials.
-        prefix: Folder of this search below `root`.
 
     Returns:
         The outcome, also written to ``sweep.json`` in its folder.
@@ -137,47 +142,70 @@ def sweep(config: Config, plan: Plan, root: Path, engine: Engine, prefix: str = 
     Raises:
         VPTError: No trial gave a result.
     """
-    points = [
-        Trial(_name(prefix, "choose", point), _choosing(config, plan, point), values=point) for point in plan.points()
+    return sweeps({"": config}, plan, root, engine)[""]
+
+
+def sweeps(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
+    """Several searches at once, so that the trials of all fill the machine together.
+
+    Args:
+        configs: By the folder of each search below `root`.
+        plan: The search of each.
+        root: Folder of the experiment.
+        engine: Runs the trials.
+
+    Returns:
+        The outcomes, each also written to ``sweep.json`` in its folder.
+
+    Raises:
+        VPTError: A search gave no result.
+    """
+    points = {prefix: _points(prefix, config, plan) for prefix, config in configs.items()}
+    searched = {prefix: trials for prefix, trials in points.items() if len(trials) > 1}
+    found = _search(list(searched.values()), plan, root, engine) if searched else {}
+    best = {p: _best(trials, found) if p in searched else (trials[0], None) for p, trials in points.items()}
+    finals = {prefix: _finals(prefix, config, plan, best[prefix][0]) for prefix, config in configs.items()}
+    tested = engine([trial for trials in finals.values() for trial in trials], root)
+    outcomes = {}
+    for prefix, config in configs.items():
+        tried = {trial.name: found[trial.name] for trial in searched.get(prefix, [])}
+        last = [tested[trial.name] for trial in finals[prefix]]
+        outcomes[prefix] = _outcome(plan, best[prefix], points[prefix], tried, last)
+        write_json(root / prefix / SWEEP_FILE, _plain(config, plan, outcomes[prefix]))
+    return outcomes
+
+
+def _points(prefix: str, config: Config, plan: Plan) -> list[Trial]:
+    fixed = plan.choose | plan.seeded(plan.seeds[0])
+    return [
+        Trial(_name(prefix, "choose", point), merged(config, fixed | point), values=point) for point in plan.points()
     ]
-    if len(points) == 1:
-        found: dict[str, Record | Failure] = {}
-        best, val = points[0], None
-    else:
-        found = _search(points, plan, root, engine)
-        best, val = _best(points, found)
-    finals = [
-        Trial(_name(prefix, "test", {"seed": seed}), _final(config, plan, best.values, seed), test=True)
+
+
+def _finals(prefix: str, config: Config, plan: Plan, best: Trial) -> list[Trial]:
+    # After training on them, validation images say nothing; leaving them out saves their forward passes.
+    fixed = {"trainer.limit_val_batches": 0} | plan.retrain | best.values
+    return [
+        Trial(_name(prefix, "test", {"seed": seed}), merged(config, fixed | plan.seeded(seed)), test=True)
         for seed in plan.seeds
     ]
-    tested = engine(finals, root)
-    outcome = _outcome(plan, best, val, points, found, finals, tested)
-    if not outcome.tests:
-        raise VPTError(f"No seed gave a result: {next(iter(outcome.failed.values()))}")
-    write_json(root / prefix / SWEEP_FILE, _plain(config, plan, outcome))
-    return outcome
 
 
-def _choosing(config: Config, plan: Plan, point: Mapping[str, Any]) -> Config:
-    return merged(config, {**plan.choose, **point, "seed_everything": plan.seeds[0]})
-
-
-def _final(config: Config, plan: Plan, point: Mapping[str, Any], seed: int) -> Config:
-    # After training on them, validation images say nothing; leaving them out saves their forward passes.
-    return merged(config, {"trainer.limit_val_batches": 0, **plan.retrain, **point, "seed_everything": seed})
-
-
-def _search(points: list[Trial], plan: Plan, root: Path, engine: Engine) -> dict[str, Record | Failure]:
+def _search(groups: list[list[Trial]], plan: Plan, root: Path, engine: Engine) -> dict[str, Record | Failure]:
     if plan.halving is None:
-        return engine(points, root)
+        return engine([trial for group in groups for trial in group], root)
     found: dict[str, Record | Failure] = {}
-    alive = points
-    for stop in rungs(points[0].config["trainer"]["max_epochs"], len(points), plan.halving):
-        paused = [Trial(trial.name, trial.config, stop=stop, values=trial.values) for trial in alive]
-        found |= engine(paused, root)
-        ranked = sorted((trial for trial in alive if _val(found[trial.name]) >= 0), key=lambda t: -_val(found[t.name]))
-        alive = ranked[: max(1, math.ceil(len(alive) / plan.halving))]
-    return found | engine(alive, root)
+    for stop in rungs(groups[0][0].config["trainer"]["max_epochs"], len(groups[0]), plan.halving):
+        found |= engine([replace(trial, stop=stop) for group in groups for trial in group], root)
+        groups = [_survivors(group, found, plan.halving) for group in groups]
+    return found | engine([trial for group in groups for trial in group], root)
+
+
+def _survivors(group: list[Trial], found: Mapping[str, Record | Failure], halving: int) -> list[Trial]:
+    ranked = sorted(
+        (trial for trial in group if _val(found[trial.name]) >= 0), key=lambda trial: -_val(found[trial.name])
+    )
+    return ranked[: max(1, math.ceil(len(group) / halving))]
 
 
 def rungs(epochs: int, points: int, halving: int) -> list[int]:
@@ -210,37 +238,33 @@ def _best(points: Sequence[Trial], found: Mapping[str, Record | Failure]) -> tup
 
 def _outcome(
     plan: Plan,
-    best: Trial,
-    val: float | None,
+    best: tuple[Trial, float | None],
     points: Sequence[Trial],
     found: Mapping[str, Record | Failure],
-    finals: Sequence[Trial],
-    tested: Mapping[str, Record | Failure],
+    tested: Sequence[Record | Failure],
 ) -> Outcome:
-    tried = []
-    for trial in points if found else ():
-        result = found[trial.name]
-        row = dict(trial.values)
-        tried.append(
-            row
-            | (
-                {"val": _val(result), "epochs": result["epochs"]}
-                if isinstance(result, dict)
-                else {"failed": result.reason}
-            )
-        )
-    by_seed = {seed: tested[trial.name] for seed, trial in zip(plan.seeds, finals, strict=True)}
-    records = [record for record in [*found.values(), *tested.values()] if isinstance(record, dict)]
+    tried = [trial.values | _row(found[trial.name]) for trial in points if trial.name in found]
+    records = [record for record in [*found.values(), *tested] if isinstance(record, dict)]
+    by_seed = dict(zip(plan.seeds, tested, strict=True))
+    failed = {seed: result.reason for seed, result in by_seed.items() if isinstance(result, Failure)}
+    if len(failed) == len(by_seed):
+        raise VPTError(f"No seed gave a result: {next(iter(failed.values()))}")
     return Outcome(
-        chosen=best.values,
-        val=val,
+        chosen=best[0].values,
+        val=best[1],
         tests={seed: r["metrics"]["test/acc"] for seed, r in by_seed.items() if isinstance(r, dict)},
         tried=tried,
-        failed={seed: r.reason for seed, r in by_seed.items() if isinstance(r, Failure)},
-        epochs=(sum(row.get("epochs", 0) for row in tried), len(tried) * best.config["trainer"]["max_epochs"]),
+        failed=failed,
+        epochs=(sum(row.get("epochs", 0) for row in tried), len(tried) * best[0].config["trainer"]["max_epochs"]),
         seconds=sum(record.get("seconds", 0.0) for record in records),
         images=sum(record["data"]["counts"]["train"] * record.get("epochs", 0) for record in records),
     )
+
+
+def _row(result: Record | Failure) -> dict[str, Any]:
+    if isinstance(result, Failure):
+        return {"failed": result.reason}
+    return {"val": _val(result), "epochs": result["epochs"]}
 
 
 def _val(result: Record | Failure) -> float:

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vpt.errors import ConfigError
+from vpt.experiments.answers import AnswerWriter
 from vpt.tasks import DeltaWriter, RunRecord
 from vpt.tasks.build import build
 from vpt.tasks.callbacks import DELTA_FILE, RUN_FILE
@@ -149,7 +150,7 @@ def run_trial(trial: Trial, root: Path) -> Record:
 
 
 def _run(trial: Trial, config: Config, folder: Path) -> None:
-    L.seed_everything(config.get("seed_everything", 0), verbose=False)
+    L.seed_everything(config.get("seed_everything", 0), verbose=False, workers=True)
     task, data = build(config)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     trainer = _trainer(config, folder, trial.stop)
@@ -165,7 +166,7 @@ def _run(trial: Trial, config: Config, folder: Path) -> None:
 def _trainer(config: Config, folder: Path, stop: int | None) -> L.Trainer:
     given = {key: value for key, value in config["trainer"].items() if value is not None and key not in _OURS}
     callbacks: list[Any] = [instantiate_class((), each) for each in config["trainer"].get("callbacks") or []]
-    callbacks += [RunRecord(), DeltaWriter()]
+    callbacks += [RunRecord(), DeltaWriter(), AnswerWriter(folder)]
     if stop is not None:
         callbacks.append(_Pause(stop))
     callbacks.append(

@@ -259,15 +259,19 @@ class ClassificationTask(L.LightningModule):
         """
         self._evaluate(batch, "val", self.val_metrics)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Updates the test metrics and the confusion matrix.
 
         Args:
             batch: A batch.
             batch_idx: Its position.
+
+        Returns:
+            Logits, (B, num_classes), for callbacks.
         """
         logits = self._evaluate(batch, "test", self.test_metrics)
         self.test_confusion.update(logits, batch["label"])
+        return logits
 
     def on_test_epoch_start(self) -> None:
         """Starts a new confusion matrix; it is kept after the test for figures."""

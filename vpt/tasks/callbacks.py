@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 import vpt
@@ -190,6 +191,7 @@ def protocol(trainer: L.Trainer, task: ClassificationTask) -> dict[str, Any]:
         "seed": None if seed is None else int(seed),
         "max_epochs": trainer.max_epochs,
         "precision": str(trainer.precision),
+        "machine": machine(),
         "epoch_rule": "last",
         "data": data.describe() if hasattr(data, "describe") else None,
         "backbone": identity(task.model),
@@ -197,6 +199,16 @@ def protocol(trainer: L.Trainer, task: ClassificationTask) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "lightning", "timm", "torchvision", "torchmetrics")}
         | {"vpt": vpt.__version__, "python": platform.python_version()},
     }
+
+
+def machine() -> dict[str, Any]:
+    """What numbers may depend on besides versions: processor, threads, accelerator."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    processor = next(named, platform.machine())
+    return {"processor": processor, "threads": torch.get_num_threads(), "accelerator": accelerator}
 
 
 def _read(path: Path) -> dict[str, Any]:

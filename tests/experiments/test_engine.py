@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vpt.errors import ConfigError
+from vpt.experiments.engine import RayEngine, serially
+from vpt.experiments.trial import Config, Failure, Trial, merged
+
+ray = pytest.importorskip("ray", reason="needs the sweep extra")
+
+
+def test_a_failing_trial_is_a_failure_and_the_others_finish(
+    config: Config, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = [Trial("bad", merged(config, {"model.backbone": "vit_nano"})), Trial("good", config)]
+    found = serially(trials, root)
+    assert list(found) == ["bad", "good"]
+    assert isinstance(found["bad"], Failure)
+    assert "did you mean" in found["bad"].reason
+    assert isinstance(found["good"], dict)
+    assert "bad  failed  Unknown backbone" in capsys.readouterr().err
+
+
+def test_without_ray_the_way_out_is_named(config: Config, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="--serial"):
+        RayEngine()([Trial("a", config)], root)
+
+
+def test_ray_gives_what_a_serial_run_gives_and_survives_killed_workers(config: Config, root: Path) -> None:
+    """Three trials at once on Ray; a worker is killed as soon as the first trial has begun."""
+    trials = [Trial(f"rate={rate}", merged(config, {"model.base_lr": rate}), test=True) for rate in (0.1, 0.2)]
+    bad = Trial("bad", merged(config, {"model.base_lr": 1e30, "model.optimizer": "sgd"}))
+    alone = serially(trials, root / "serial")
+    killer = subprocess.Popen([sys.executable, "-c", _KILLER, str(root / "ray" / "rate=0.1" / "trial.json")])
+    found = RayEngine(workers=2)([*trials, bad], root / "ray")
+    assert killer.wait(timeout=60) == 0, "no worker was killed"
+    for trial in trials:
+        one, other = alone[trial.name], found[trial.name]
+        assert isinstance(one, dict)
+        assert isinstance(other, dict), other
+        assert one["metrics"] == other["metrics"]
+    assert isinstance(found["bad"], Failure)
+    assert "not finite" in found["bad"].reason
+    assert not ray.is_initialized()
+
+
+_KILLER = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+for _ in range(600):
+    if Path(sys.argv[1]).exists():
+        found = subprocess.run(["pgrep", "-f", "ray::_worker"], capture_output=True, text=True).stdout.split()
+        if found:
+            os.kill(int(found[0]), signal.SIGKILL)
+            sys.exit(0)
+    time.sleep(0.1)
+sys.exit(1)
+"""
+
+
+def test_a_killed_driver_resumes_to_the_same_table(config: Config, tmp_path: Path) -> None:
+    config["data"]["init_args"]["image_size"] = 64
+    config["trainer"]["max_epochs"] = 1
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "grid.yaml").write_text("grid: {model.base_lr: [0.1, 0.2, 0.4]}\nseeds: [1]\n")
+    command = [sys.executable, "-m", "vpt", "sweep", "-c", "config.yaml", "--grid", "grid.yaml", "--serial", "--out"]
+    whole = subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    driver = subprocess.Popen([*command, "cut"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(1200):
+        if (tmp_path / "cut" / "choose" / "base_lr=0.1" / "delta.safetensors").exists():
+            break
+        time.sleep(0.05)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    refused = subprocess.run([*command, "cut"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 1
+    assert "cut is not empty: --resume goes on in it" in refused.stderr
+    before = (tmp_path / "cut" / "choose" / "base_lr=0.1" / "run.json").stat().st_mtime_ns
+    resumed = subprocess.run([*command, "cut", "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert (tmp_path / "cut" / "choose" / "base_lr=0.1" / "run.json").stat().st_mtime_ns == before
+    assert _table(resumed.stdout) == _table(whole.stdout)
+
+
+def _table(text: str) -> list[str]:
+    return [line.replace("whole", "cut") for line in text.splitlines() if "│" in line]

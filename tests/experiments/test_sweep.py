@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vpt.errors import ConfigError, VPTError
+from vpt.experiments.engine import serially
+from vpt.experiments.series import by_backbone, by_shots, combinations, few_shot_plan, series
+from vpt.experiments.sweep import SEEDS, Plan, read_plan, rungs, sweep, sweeps
+from vpt.experiments.trial import Config, Failure, Record, Trial, finished
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "sweep"
+
+
+class Pretend:
+    """An engine that trains nothing: accuracy is a function of the config."""
+
+    def __init__(self, val: Any, fail: Sequence[str] = ()) -> None:
+        self.val, self.fail, self.trials = val, fail, list[Trial]()
+
+    def __call__(self, trials: Sequence[Trial], root: Path) -> dict[str, Record | Failure]:
+        self.trials += trials
+        return {trial.name: self._result(trial) for trial in trials}
+
+    def _result(self, trial: Trial) -> Record | Failure:
+        if any(part in trial.name for part in self.fail):
+            return Failure("out of luck")
+        args = trial.config["model"]["init_args"]
+        epochs = trial.stop or trial.config["trainer"]["max_epochs"]
+        metrics = {"val/acc": self.val(args, epochs), "test/acc": trial.config["seed_everything"] / 100}
+        return {"metrics": metrics, "epochs": epochs, "seconds": 1.0, "data": {"counts": {"train": 10}}}
+
+
+PLAN = Plan(
+    {"model.base_lr": [0.5, 0.1, 0.2], "model.num_tokens": [1, 5]},
+    choose={"data.train": "train800"},
+    retrain={"data.train": "train800val200"},
+    seeds=(42, 44),
+)
+
+
+def test_validation_chooses_and_the_test_split_is_read_once_a_seed(config: Config, root: Path) -> None:
+    engine = Pretend(lambda args, epochs: args["base_lr"] + args["num_tokens"] / 100)
+    found = sweep(config, PLAN, root, engine)
+    assert found.chosen == {"model.base_lr": 0.5, "model.num_tokens": 5}
+    assert found.val == 0.55
+    assert found.tests == {42: 0.42, 44: 0.44}
+    choosing, last = engine.trials[:6], engine.trials[6:]
+    assert not any(trial.test for trial in choosing)
+    assert {trial.config["data"]["init_args"]["train"] for trial in choosing} == {"train800"}
+    assert {trial.config["seed_everything"] for trial in choosing} == {42}
+    assert [trial.test for trial in last] == [True, True]
+    assert {trial.config["data"]["init_args"]["train"] for trial in last} == {"train800val200"}
+    assert {trial.config["trainer"]["limit_val_batches"] for trial in last} == {0}
+    assert json.loads((root / "sweep.json").read_text())["mean"] == pytest.approx(0.43)
+
+
+def test_of_equals_the_smaller_rate_is_taken(config: Config, root: Path) -> None:
+    found = sweep(config, PLAN, root, Pretend(lambda args, epochs: 0.5))
+    assert found.chosen["model.base_lr"] == 0.1
+
+
+def test_a_trial_that_fails_is_reported_and_sinks_nothing(config: Config, root: Path) -> None:
+    engine = Pretend(lambda args, epochs: args["base_lr"], fail=("base_lr=0.5", "seed=44"))
+    found = sweep(config, PLAN, root, engine)
+    assert found.chosen["model.base_lr"] == 0.2
+    assert [row.get("failed") for row in found.tried].count("out of luck") == 2
+    assert found.failed == {44: "out of luck"}
+    assert found.tests == {42: 0.42}
+
+
+def test_a_search_without_any_result_says_why(config: Config, root: Path) -> None:
+    with pytest.raises(VPTError, match="No trial gave a validation accuracy: out of luck"):
+        sweep(config, PLAN, root, Pretend(lambda args, epochs: 0.5, fail=("choose",)))
+    with pytest.raises(VPTError, match="No seed gave a result: out of luck"):
+        sweep(config, PLAN, root, Pretend(lambda args, epochs: 0.5, fail=("test",)))
+
+
+def test_halving_trains_the_best_to_the_end_and_says_what_it_saved(config: Config, root: Path) -> None:
+    config["trainer"]["max_epochs"] = 8
+    plan = Plan({"model.base_lr": [0.1 * step for step in range(1, 9)]}, seeds=(1,), halving=2)
+    engine = Pretend(lambda args, epochs: args["base_lr"] / 10 + epochs / 100)
+    found = sweep(config, plan, root, engine)
+    assert found.chosen == {"model.base_lr": 0.8}
+    stops = [trial.stop for trial in engine.trials]
+    assert [stops.count(stop) for stop in (1, 2, 4, None)] == [8, 4, 2, 2]  # the last: one of the grid and the test
+    assert [row["epochs"] for row in found.tried] == [1, 1, 1, 1, 2, 2, 4, 8]
+    assert found.epochs == (20, 64)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "points", "halving", "expected"),
+    [(8, 8, 2, [1, 2, 4]), (100, 240, 3, [2, 4, 12, 34]), (2, 4, 2, [1]), (10, 1, 2, []), (1, 9, 3, [])],
+)
+def test_rungs(epochs: int, points: int, halving: int, expected: list[int]) -> None:
+    assert rungs(epochs, points, halving) == [each for each in expected if each < epochs]
+
+
+def test_several_searches_share_their_engine(config: Config, root: Path) -> None:
+    engine = Pretend(lambda args, epochs: args["base_lr"])
+    found = sweeps({"a": config, "b": config}, PLAN, root, engine)
+    assert found["a"].tests == found["b"].tests
+    assert len({trial.name for trial in engine.trials}) == len(engine.trials) == 16
+
+
+def test_the_published_grid_has_its_240_points_and_five_seeds() -> None:
+    plan = read_plan(CONFIGS / "vpt.yaml")
+    assert len(plan.points()) == 240
+    assert plan.seeds == SEEDS == (42, 44, 82, 100, 800)
+    assert read_plan(CONFIGS / "vpt.yaml", seeds=[7]).seeds == (7,)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_grid_is_one(path: Path, config: Config, root: Path) -> None:
+    plan = read_plan(path)
+    engine = Pretend(lambda args, epochs: args["base_lr"])
+    assert sweep(config, plan, root, engine).chosen["model.base_lr"] == max(plan.grid["model.base_lr"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grid: [1]", "is no grid file"),
+        ("lr: {a: [1]}", "is no grid file"),
+        ("grid: {model.base_lr: 0.1}", "model.base_lr needs a list of values to try, got 0.1"),
+        ("grid: {model.base_lr: []}", "needs a list of values"),
+        ("grid: {a: [1]}\nepochs: 3", "is no grid file"),
+        ("a: [", "is no grid file"),
+    ],
+)
+def test_a_wrong_grid_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_plan(tmp_path / "grid.yaml")
+
+
+def test_halving_by_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="keeps one of 2 or more, got 1"):
+        read_plan(CONFIGS / "vpt.yaml", halving=1)
+
+
+def test_few_shots_draw_a_nested_subset_for_each_seed(config: Config, root: Path) -> None:
+    plan = few_shot_plan(Plan({}, seeds=(3, 4)))
+    found = series(by_shots(config, [1, 2]), plan, root, serially)
+    assert list(found) == ["shots=1", "shots=2"]
+    counts = {}
+    for shots in (1, 2):
+        for seed in (3, 4):
+            record = json.loads((root / f"shots={shots}" / "test" / f"seed={seed}" / "run.json").read_text())
+            counts[shots, seed] = record["data"]["counts"]["train"]
+            assert record["data"]["subset"]["seed"] == seed
+    assert counts == {(1, 3): 10, (1, 4): 10, (2, 3): 20, (2, 4): 20}
+    rows = json.loads((root / "series.json").read_text())
+    assert [row["variant"] for row in rows] == ["shots=1", "shots=2"]
+
+
+def test_all_combinations_of_deltas_are_built_and_none_is_the_probe(config: Config, root: Path) -> None:
+    deltas = [{"name": "prompt", "num_tokens": 2}, {"name": "lora", "rank": 2, "targets": ["q"]}, {"name": "bias"}]
+    variants = combinations(config, deltas)
+    assert list(variants) == [
+        "none",
+        "prompt",
+        "lora",
+        "bias",
+        "prompt+lora",
+        "prompt+bias",
+        "lora+bias",
+        "prompt+lora+bias",
+    ]
+    chosen = {name: variants[name] for name in ("none", "prompt+lora")}
+    found = series(chosen, Plan({}, seeds=(1,)), root, serially)
+    assert all(0 <= each.mean <= 1 for each in found.values())
+    record = json.loads((root / "prompt+lora" / "test" / "seed=1" / "run.json").read_text())
+    assert [delta["name"] for delta in record["hyperparameters"]["deltas"]] == ["prompt", "lora"]
+    with pytest.raises(ConfigError, match="deltas with different names"):
+        combinations(config, [{"name": "bias"}, {"name": "bias"}])
+
+
+def test_one_recipe_on_several_backbones(config: Config, root: Path) -> None:
+    variants = by_backbone(config, ["vit_nano_patch8_64", "swin_nano_patch4_window7_64", "swin_nano_patch4_window8_64"])
+    del variants["swin_nano_patch4_window7_64"]  # there is none
+    found = series(variants, Plan({}, seeds=(1,)), root, serially)
+    assert set(found) == {"vit_nano_patch8_64", "swin_nano_patch4_window8_64"}
+
+
+def test_a_real_sweep_resumes_with_nothing_left_to_do(config: Config, root: Path) -> None:
+    plan = Plan({"model.base_lr": [0.1, 0.2]}, {"data.train": "train800"}, {"data.train": "train800val200"}, (1, 2))
+    found = sweep(config, plan, root, serially)
+    assert len(found.tried) == 2
+    assert set(found.tests) == {1, 2}
+    assert found.images > 0
+    engine = Pretend(lambda args, epochs: 0.0)
+
+    def only_left(trials: Sequence[Trial], root: Path) -> dict[str, Record | Failure]:
+        left = [trial for trial in trials if finished(trial, root) is None]
+        engine(left, root)
+        return serially(trials, root)
+
+    assert sweep(config, plan, root, only_left) == found
+    assert not engine.trials

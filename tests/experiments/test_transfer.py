@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vpt.errors import ConfigError
+from vpt.experiments.engine import serially
+from vpt.experiments.pretrain import compare, pretrain
+from vpt.experiments.sweep import Plan
+from vpt.experiments.transfer import transfer
+from vpt.experiments.trial import Config, Trial, merged, run_trial
+from vpt.tuning.files import read_delta
+
+
+@pytest.fixture
+def two(config: Config) -> dict[str, Config]:
+    config["trainer"].pop("limit_test_batches")
+    shapes = dict(config, data={"class_path": "vpt.data.ShapesDataModule", "init_args": {"batch_size": 8}})
+    return {"digits": config, "shapes": shapes}
+
+
+@pytest.fixture
+def runs(two: dict[str, Config], tmp_path: Path) -> list[Path]:
+    for name, config in two.items():
+        run_trial(Trial(name, config, test=True), tmp_path / "runs")
+    return [tmp_path / "runs" / name for name in two]
+
+
+def test_the_diagonal_is_what_is_stored_and_is_measured_again(runs: list[Path], root: Path) -> None:
+    stored = [json.loads((run / "run.json").read_text())["metrics"]["test/acc"] for run in runs]
+    names = [json.loads((run / "run.json").read_text())["data"]["name"] for run in runs]
+    for mode in ("init", "frozen"):
+        matrix = transfer(runs, root, serially, mode)
+        assert [matrix[name][name] for name in names] == stored
+        assert all(0 <= matrix[one][other] <= 1 for one in names for other in names)
+        assert json.loads((root / f"transfer-{mode}.json").read_text())["accuracy"] == matrix
+    trial = json.loads((root / f"{names[0]}-to-{names[1]}" / "run.json").read_text())
+    assert trial["hyperparameters"]["init_delta"] == str((runs[0] / "delta.safetensors").resolve())
+    assert transfer(runs, root, serially, "frozen") == matrix
+
+
+def test_a_stored_number_that_the_file_does_not_give_is_no_basis(runs: list[Path], root: Path) -> None:
+    record = json.loads((runs[0] / "run.json").read_text())
+    record["metrics"]["test/acc"] += 0.01
+    (runs[0] / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="stored, its delta file gives"):
+        transfer(runs, root, serially)
+
+
+def test_two_runs_of_one_task_or_an_untested_one_are_refused(
+    two: dict[str, Config], runs: list[Path], root: Path
+) -> None:
+    with pytest.raises(ConfigError, match="each of another task"):
+        transfer([runs[0], runs[0]], root, serially)
+    run_trial(Trial("untested", two["digits"]), root)
+    with pytest.raises(ConfigError, match="was not tested"):
+        transfer([runs[0], root / "untested"], root, serially)
+    with pytest.raises(ConfigError, match=r"is no finished run: it has no run\.json"):
+        transfer([runs[0], root], root, serially)
+
+
+def test_training_starts_from_another_tasks_delta_but_not_its_head(
+    two: dict[str, Config], runs: list[Path], root: Path
+) -> None:
+    start = str(runs[1] / "delta.safetensors")
+    still = merged(two["digits"], {"model.init_delta": start, "model.base_lr": 1e-12, "model.weight_decay": 0.0})
+    run_trial(Trial("still", still), root)
+    _, tensors = read_delta(root / "still" / "delta.safetensors")
+    _, started = read_delta(start)
+    prompts = [key for key in tensors if key.startswith("delta.")]
+    assert all((tensors[key] - started[key]).abs().max() < 1e-6 for key in prompts)
+    assert tensors["head.weight"].shape != started["head.weight"].shape
+    longer = merged(two["digits"], {"model.init_delta": start, "model.num_tokens": 3})
+    with pytest.raises(Exception, match="are to be trained: give the same"):
+        run_trial(Trial("longer", longer), root)
+
+
+def test_one_prompt_is_trained_on_all_tasks_and_each_starts_from_it(two: dict[str, Config], root: Path) -> None:
+    found = compare(two, Plan({}, seeds=(1,)), root, serially)
+    assert list(found) == ["digits/alone", "shapes/alone", "digits/shared", "shapes/shared"]
+    header, tensors = read_delta(root / "shared.safetensors")
+    assert set(header["info"]["shared"]) == {"digits", "shapes"}
+    assert any(tensor.abs().max() > 0 for key, tensor in tensors.items() if key.startswith("delta."))
+    before = (root / "shared.safetensors").stat().st_mtime_ns
+    assert pretrain(two, root).stat().st_mtime_ns == before
+
+
+def test_sharing_needs_one_model_and_a_delta(two: dict[str, Config], root: Path) -> None:
+    with pytest.raises(ConfigError, match="same model section"):
+        pretrain({"a": two["digits"], "b": merged(two["shapes"], {"model.num_tokens": 3})}, root)
+    with pytest.raises(ConfigError, match="at least two tasks"):
+        pretrain({"a": two["digits"]}, root)
+    probe = {"class_path": "vpt.tasks.LinearProbe", "init_args": {"backbone": "vit_nano_patch8_64"}}
+    with pytest.raises(ConfigError, match="needs a delta"):
+        pretrain({name: config | {"model": probe} for name, config in two.items()}, root)

@@ -1,0 +1,139 @@
+"""The cost ledger of a composition on a backbone: parameters, bytes, operations, memory, time."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vpt.errors import ConfigError
+from vpt.experiments.measure import counted_flops, forward_pass, interleaved, step_memory, training_step
+from vpt.tuning.files import save_delta
+from vpt.tuning.model import TunedModel
+
+SHARE = 0.95
+"""Of a run's own best validation accuracy, for `steps_to_share`."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a composition costs; operations, memory and time are of one batch.
+
+    Attributes:
+        trainable: Trained parameters as counted, head included.
+        formula: The same by the formulas of the deltas and of the head; None after full fine-tuning.
+        total: All parameters.
+        delta_bytes: Size of the delta file.
+        batch: Images of the batch.
+        forward_flops: Operations of a forward pass, 2 for a multiplication and addition.
+        step_flops: Of a forward and backward pass.
+        memory: Bytes of a training step: on a GPU the peak above what lies there before, on a CPU what is kept for the
+            backward pass.
+        forward_seconds: Median of a forward pass without gradients.
+        step_seconds: Median of a forward and backward pass, without an optimiser.
+        device: Where it was measured.
+    """
+
+    trainable: int
+    formula: int | None
+    total: int
+    delta_bytes: int
+    batch: int
+    forward_flops: int
+    step_flops: int
+    memory: int
+    forward_seconds: float
+    step_seconds: float
+    device: str
+
+
+def profile(model: TunedModel, batch: int = 8, rounds: int = 5) -> Ledger:
+    """Measures a model as it trains.
+
+    Args:
+        model: With its deltas attached, in any mode.
+        batch: Images at once.
+        rounds: How often time is taken.
+
+    Returns:
+        The ledger.
+
+    Raises:
+        ConfigError: A number is not positive.
+    """
+    if batch < 1 or rounds < 1:
+        raise ConfigError(f"batch and rounds must be at least 1, got {batch} and {rounds}.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device)
+    size = model.backbone.image_size
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    step, forward = training_step(model, images), forward_pass(model, images)
+    seconds = interleaved([step, forward], rounds)
+    trainable, total = model.parameter_counts()
+    return Ledger(
+        trainable=trainable,
+        formula=_formula(model),
+        total=total,
+        delta_bytes=_delta_bytes(model),
+        batch=batch,
+        forward_flops=counted_flops(forward),
+        step_flops=counted_flops(step),
+        memory=step_memory(model, images),
+        forward_seconds=seconds[1],
+        step_seconds=seconds[0],
+        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    )
+
+
+def _formula(model: TunedModel) -> int | None:
+    if not model.backbone.frozen:
+        return None
+    head = (model.backbone.num_features + 1) * model.head.out_features
+    parts = [] if model.delta is None else list(model.delta.parts)
+    return head + sum(part.expected_parameters() for part in parts)
+
+
+def _delta_bytes(model: TunedModel) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        return save_delta(Path(folder) / "delta.safetensors", model).stat().st_size
+
+
+def steps_to_share(run: Path, share: float = SHARE, tag: str = "val/acc") -> tuple[int, int]:
+    """How soon a run reached most of its own best.
+
+    Args:
+        run: Its folder, with TensorBoard events.
+        share: Of its best value, in (0, 1].
+        tag: The scalar.
+
+    Returns:
+        Steps until then, and steps of the whole run.
+
+    Raises:
+        ConfigError: The run logged no such scalar.
+    """
+    values = scalars(run, tag)
+    if not values:
+        raise ConfigError(f"{run} has no {tag} in its TensorBoard events: validate while it trains.")
+    best = max(value for _, value in values)
+    return next(step for step, value in values if value >= share * best) + 1, values[-1][0] + 1
+
+
+def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
+    """Reads a curve of a run.
+
+    Args:
+        run: Its folder, with TensorBoard events.
+        tag: The scalar, e.g. ``val/acc``.
+
+    Returns:
+        Step and value, in order; empty if it was not logged.
+    """
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    if tag not in events.Tags()["scalars"]:
+        return []
+    return [(event.step, float(event.value)) for event in events.Scalars(tag)]

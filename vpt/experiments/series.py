@@ -1,0 +1,117 @@
+"""One search for each of several variants of a config: numbers of shots, combinations of deltas, backbones."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vpt.errors import ConfigError
+from vpt.experiments.engine import Engine
+from vpt.experiments.sweep import Outcome, Plan, sweeps, write_json
+from vpt.experiments.trial import Config, merged
+
+SERIES_FILE = "series.json"
+_HEAD_OPTIONS = ("solver", "l2")
+_PROMPT_OPTIONS = ("num_tokens", "deep", "dropout", "dropout_mode")
+
+
+def series(variants: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
+    """Searches, retrains and tests every variant.
+
+    Args:
+        variants: By name.
+        plan: The search of each.
+        root: Folder of the experiment; each variant has one of its own below.
+        engine: Runs the trials of all.
+
+    Returns:
+        The outcomes, summed up in ``series.json``.
+
+    Raises:
+        VPTError: A variant gave no result.
+    """
+    outcomes = sweeps(variants, plan, root, engine)
+    rows = [
+        {"variant": name, "chosen": each.chosen, "val": each.val, "tests": list(each.tests.values()), "mean": each.mean}
+        | {"std": each.std, "seeds": list(each.tests), "seconds": round(each.seconds, 1), "images": each.images}
+        for name, each in outcomes.items()
+    ]
+    write_json(root / SERIES_FILE, rows)
+    return outcomes
+
+
+def by_shots(config: Config, shots: Sequence[int]) -> dict[str, Config]:
+    """Variants with so many training images of each class.
+
+    Args:
+        config: A single run.
+        shots: Numbers of images.
+
+    Returns:
+        By ``shots=N``; the subset of each seed is drawn with it (:func:`few_shot_plan`), and smaller ones lie within
+        larger ones.
+    """
+    return {f"shots={each}": merged(config, {"data.shots": each}) for each in dict.fromkeys(shots)}
+
+
+def few_shot_plan(plan: Plan) -> Plan:
+    """The same search with a subset of its own for each seed.
+
+    Args:
+        plan: The search.
+    """
+    return replace(plan, by_seed=(*plan.by_seed, "data.subset_seed"))
+
+
+def combinations(config: Config, deltas: Sequence[dict[str, Any]]) -> dict[str, Config]:
+    """All 2^k on/off combinations of deltas (Ding et al., "Delta Tuning", 2022, section 4.2).
+
+    Args:
+        config: A single run, whose task is replaced.
+        deltas: Each with a ``name`` and its arguments, none twice.
+
+    Returns:
+        By the names that are on, joined by ``+``; ``none`` is the linear probe.
+
+    Raises:
+        ConfigError: A delta has no name, or occurs twice.
+    """
+    names = [str(each.get("name")) for each in deltas]
+    if None in names or len(set(names)) < len(names):
+        raise ConfigError(f"Combinations need deltas with different names, got {names}.")
+    dropped = {*_HEAD_OPTIONS, *_PROMPT_OPTIONS, "deltas"}
+    shared = {key: value for key, value in config["model"]["init_args"].items() if key not in dropped}
+    found = {}
+    for count in range(len(deltas) + 1):
+        for chosen in itertools.combinations(deltas, count):
+            task = "DeltaTuning" if chosen else "LinearProbe"
+            args = shared | ({"deltas": [dict(each) for each in chosen]} if chosen else {})
+            model = {"class_path": f"vpt.tasks.{task}", "init_args": args}
+            found["+".join(str(each["name"]) for each in chosen) or "none"] = {**config, "model": model}
+    return found
+
+
+def by_backbone(
+    config: Config, backbones: Sequence[str], weights: Mapping[str, str] | None = None
+) -> dict[str, Config]:
+    """One recipe on several backbones.
+
+    Args:
+        config: A single run; its image size is left to each backbone unless the data fix it.
+        backbones: timm's names.
+        weights: Where the weights of a backbone are, if not as in the config.
+
+    Returns:
+        By backbone.
+    """
+    files = weights or {}
+    return {
+        name: merged(
+            config,
+            {"model.backbone": name, "model.weights": files.get(name, config["model"]["init_args"].get("weights"))},
+        )
+        for name in dict.fromkeys(backbones)
+    }

@@ -1,0 +1,202 @@
+"""What a delta of one task is worth on another: Delta Tuning's transfer matrix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vpt.data import ImageDataModule
+from vpt.errors import ConfigError
+from vpt.experiments.engine import Engine
+from vpt.experiments.sweep import write_json
+from vpt.experiments.trial import CONFIG_FILE, Config, Failure, Record, Trial, merged
+from vpt.tasks.build import build_data
+from vpt.tasks.callbacks import DELTA_FILE, RUN_FILE
+from vpt.tuning.files import load
+from vpt.tuning.logistic import choose_l2, fit_logistic
+
+Mode = Literal["init", "frozen"]
+PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finished run: a task, its delta, and the accuracy that it was stored with.
+
+    Attributes:
+        folder: Of the run.
+        config: Its config.
+        record: Its `run.json`.
+    """
+
+    folder: Path
+    config: Config
+    record: Record
+
+    @property
+    def name(self) -> str:
+        """Of the task."""
+        return str(self.record["data"]["name"])
+
+    @property
+    def accuracy(self) -> float:
+        """Stored test accuracy in [0, 1]."""
+        return float(self.record["metrics"]["test/acc"])
+
+
+def read_source(folder: Path) -> Source:
+    """Reads a run.
+
+    Args:
+        folder: With ``run.json``, ``config.yaml`` and ``delta.safetensors``.
+
+    Returns:
+        The run.
+
+    Raises:
+        ConfigError: One is missing, or the run was not tested.
+    """
+    for name in (RUN_FILE, CONFIG_FILE, DELTA_FILE):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder} is no finished run: it has no {name}.")
+    record = json.loads((folder / RUN_FILE).read_text())
+    if "test/acc" not in record.get("metrics", {}):
+        raise ConfigError(f"{folder} was not tested: vpt test -c {folder}/config.yaml --ckpt_path ... first.")
+    return Source(folder, yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")), record)
+
+
+def transfer(runs: Sequence[Path], root: Path, engine: Engine, mode: Mode = "init") -> dict[str, dict[str, float]]:
+    """Carries the delta of every task over to every other.
+
+    Args:
+        runs: One finished run for each task, of the same deltas on the same backbone.
+        root: Folder of the experiment.
+        engine: Runs the trials of ``init``.
+        mode: ``init`` trains on the target as the target's own run did, from the source's delta; ``frozen`` keeps the
+            delta as it is and puts the best linear head on it (penalty chosen on the target's validation images).
+
+    Returns:
+        Test accuracy in [0, 1] by source and target. The diagonal is measured again from the files, and equals what is
+        stored. Also written to ``transfer-MODE.json``.
+
+    Raises:
+        ConfigError: Two runs are of one task, or a stored accuracy cannot be repeated.
+        VPTError: A trial failed.
+    """
+    sources = [read_source(folder) for folder in runs]
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names) or len(names) < 2:
+        raise ConfigError(f"A transfer needs at least two runs, each of another task; got {', '.join(names)}.")
+    path = root / f"transfer-{mode}.json"
+    cells = _repeat(path, sources, root, engine) if mode == "init" else _probe(path, sources)
+    matrix = {one: {other: cells[f"{one}>{other}"] for other in names} for one in names}
+    write_json(path, {"mode": mode, "cells": cells, "accuracy": matrix})
+    return matrix
+
+
+def _repeat(path: Path, sources: Sequence[Source], root: Path, engine: Engine) -> dict[str, float]:
+    cells = _diagonal(path, sources)
+    trials = {
+        f"{source.name}>{target.name}": Trial(
+            f"{source.name}-to-{target.name}",
+            merged(target.config, {"model.init_delta": str((source.folder / DELTA_FILE).resolve())}),
+            test=True,
+        )
+        for source in sources
+        for target in sources
+        if source is not target
+    }
+    results = engine(list(trials.values()), root)
+    for cell, trial in trials.items():
+        result = results[trial.name]
+        if isinstance(result, Failure):
+            raise ConfigError(f"{trial.name}: {result.reason}")
+        cells[cell] = float(result["metrics"]["test/acc"])
+    return cells
+
+
+def _probe(path: Path, sources: Sequence[Source]) -> dict[str, float]:
+    cells = _diagonal(path, sources)
+    for target in sources:
+        data = build_data(target.config)
+        for source in sources:
+            cell = f"{source.name}>{target.name}"
+            if cell not in cells:
+                cells[cell] = probe(source, data)
+                write_json(path, {"cells": cells})
+    return cells
+
+
+def _diagonal(path: Path, sources: Sequence[Source]) -> dict[str, float]:
+    """What an earlier call has finished, and the accuracy of every run on its own task."""
+    cells: dict[str, float] = json.loads(path.read_text())["cells"] if path.is_file() else {}
+    for source in sources:
+        cell = f"{source.name}>{source.name}"
+        if cells.get(cell) != source.accuracy:
+            cells[cell] = _again(source)
+            write_json(path, {"cells": cells})
+    return cells
+
+
+def _again(source: Source) -> float:
+    """Measures a run's delta file on its own test split; what does not equal the stored number is no basis."""
+    data = build_data(source.config)
+    model = _model(source)
+    with torch.inference_mode():
+        hits = sum(int((model(b["image"]).argmax(1).cpu() == b["label"]).sum()) for b in _batches(data, "test"))
+    total = len(data.split("test"))
+    if round(source.accuracy * total) != hits:
+        raise ConfigError(
+            f"{source.folder} has {source.accuracy:.4f} stored, its delta file gives {hits / total:.4f} on {total} "
+            "images: test it again on this machine."
+        )
+    return source.accuracy
+
+
+def probe(source: Source, data: ImageDataModule) -> float:
+    """Accuracy of the best linear head on the features that a delta gives.
+
+    Args:
+        source: Where the delta is from.
+        data: The target.
+
+    Returns:
+        Test accuracy in [0, 1].
+    """
+    model = _model(source)
+    parts: Mapping[str, tuple[Tensor, Tensor]] = {
+        name: _features(model.backbone, data, name) for name in ("train", "val", "test")
+    }
+    seen = set(data.split("val").paths)
+    apart = torch.tensor([path not in seen for path in data.split("train").paths])
+    features, labels = parts["train"]
+    l2 = choose_l2((features[apart], labels[apart]), parts["val"], data.num_classes, list(PENALTIES))
+    weight, bias = fit_logistic(features, labels, data.num_classes, l2)
+    predicted = (parts["test"][0] @ weight.T + bias).argmax(1)
+    return float((predicted == parts["test"][1]).float().mean())
+
+
+def _model(source: Source):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load(source.folder / DELTA_FILE, source.config["model"]["init_args"].get("weights")).to(device)
+
+
+def _features(backbone: torch.nn.Module, data: ImageDataModule, split: str) -> tuple[Tensor, Tensor]:
+    rows = []
+    with torch.inference_mode():
+        for batch in _batches(data, split):
+            rows.append((backbone(batch["image"]).float().cpu(), batch["label"]))
+    return torch.cat([row[0] for row in rows]).clone(), torch.cat([row[1] for row in rows])
+
+
+def _batches(data: ImageDataModule, split: str) -> DataLoader[dict[str, Tensor]]:
+    return DataLoader(data.split(split), batch_size=BATCH)
