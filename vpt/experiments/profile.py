@@ -79,7 +79,7 @@ def profile(model: TunedModel, batch: int = 8, rounds: int = 5) -> Ledger:
         total=total,
         delta_bytes=_delta_bytes(model),
         batch=batch,
-        forward_flops=counted_flops(forward),
+        forward_flops=counted_flops(lambda: model(images)),
         step_flops=counted_flops(step),
         memory=step_memory(model, images),
         forward_seconds=seconds[1],

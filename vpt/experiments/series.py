@@ -107,11 +107,8 @@ def by_backbone(
     Returns:
         By backbone.
     """
-    files = weights or {}
-    return {
-        name: merged(
-            config,
-            {"model.backbone": name, "model.weights": files.get(name, config["model"]["init_args"].get("weights"))},
-        )
-        for name in dict.fromkeys(backbones)
-    }
+    found = {}
+    for name in dict.fromkeys(backbones):
+        own = {"model.backbone": name} | ({"model.weights": weights[name]} if weights and name in weights else {})
+        found[name] = merged(config, own)
+    return found

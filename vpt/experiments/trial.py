@@ -157,6 +157,8 @@ def _run(trial: Trial, config: Config, folder: Path) -> None:
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
     if trainer.state.status == "interrupted":  # Lightning swallows Ctrl+C
         raise KeyboardInterrupt
+    if trainer.limit_val_batches and "val/acc" not in trainer.callback_metrics:
+        trainer.validate(task, datamodule=data, verbose=False)  # it was stopped between its last epoch and its record
     if trial.test:
         trainer.test(task, datamodule=data, verbose=False)
     if trial.stop is None:

@@ -88,7 +88,7 @@ class MultiTask(L.LightningModule):
 
     @property
     def _batch(self) -> int:
-        loaders = cast("CombinedLoader", self.trainer.train_dataloader).iterables
+        loaders = cast("dict[str, Any]", self.trainer.train_dataloader)
         return max(int(loader.batch_size) for loader in loaders.values())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
