@@ -12,6 +12,7 @@ import argparse
 import gc
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,7 +70,7 @@ def deep_prompts(name: str, tokens: int, precision: str, mode: str, args: argpar
 
 
 def _flops(models: list[nn.Module], images: Tensor, tokens: int) -> Row:
-    counted = [counted_flops(lambda model=model: model(images)) for model in models]
+    counted = [counted_flops(partial(model, images)) for model in models]
     row: Row = {
         "gflops": [round(c / len(images) / 1e9, 2) for c in counted],
         "flops plain/ours": counted[0] / counted[1],

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import lightning as L
 import numpy as np
@@ -28,7 +28,7 @@ WEIGHTS = "weights/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
 SEEDS = (42, 44, 82)
 EPOCHS = 4
 BATCH = 10
-BF16 = "bf16-mixed"
+BF16: Final = "bf16-mixed"
 """Training, and measuring what was trained, under autocast: half the time where the processor has bfloat16."""
 GRID = tuple(step / 10 for step in range(11))
 SCORES = ("top1", "top1_low", "top1_high", "nll", "ece")

@@ -15,7 +15,7 @@ from google.protobuf import (  # type: ignore[import-untyped]
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from tests.data.originals import example
 from vpt.data.prepare.tfrecord import masked_crc32c, parse_example, read, scan

@@ -35,8 +35,11 @@ def test_without_ray_the_way_out_is_named(config: Config, root: Path, monkeypatc
         RayEngine()([Trial("a", config)], root)
 
 
-def test_ray_gives_what_a_serial_run_gives_and_survives_killed_workers(config: Config, root: Path) -> None:
-    """Three trials at once on Ray; a worker is killed as soon as the first trial has begun."""
+def test_ray_gives_what_a_serial_run_gives_and_survives_killed_workers(
+    config: Config, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three trials on Ray; a worker is killed as soon as the first trial has begun."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # the other tests would starve it
     trials = [Trial(f"rate={rate}", merged(config, {"model.base_lr": rate}), test=True) for rate in (0.1, 0.2)]
     bad = Trial("bad", merged(config, {"model.base_lr": 1e30, "model.optimizer": "sgd"}))
     alone = serially(trials, root / "serial")

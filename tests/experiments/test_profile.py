@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
@@ -10,7 +11,7 @@ from vpt.errors import ConfigError
 from vpt.experiments.profile import profile, scalars, steps_to_share
 from vpt.tuning import TunedModel
 
-SPECS = [
+SPECS: list[list[dict[str, Any]]] = [
     [],
     [{"name": "prompt", "num_tokens": 5}],
     [{"name": "lora", "rank": 2, "targets": ["q", "v"]}, {"name": "bias"}],
@@ -18,7 +19,7 @@ SPECS = [
 
 
 @pytest.mark.parametrize("specs", SPECS, ids=str)
-def test_counted_and_formula_agree(specs: list[dict[str, object]]) -> None:
+def test_counted_and_formula_agree(specs: list[dict[str, Any]]) -> None:
     ledger = profile(TunedModel(create_backbone("vit_nano_patch8_64"), 10, specs), batch=2, rounds=1)
     assert ledger.formula == ledger.trainable
     assert ledger.delta_bytes > 4 * ledger.trainable

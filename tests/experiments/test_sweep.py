@@ -159,7 +159,11 @@ def test_few_shots_draw_a_nested_subset_for_each_seed(config: Config, root: Path
 
 
 def test_all_combinations_of_deltas_are_built_and_none_is_the_probe(config: Config, root: Path) -> None:
-    deltas = [{"name": "prompt", "num_tokens": 2}, {"name": "lora", "rank": 2, "targets": ["q"]}, {"name": "bias"}]
+    deltas: list[dict[str, Any]] = [
+        {"name": "prompt", "num_tokens": 2},
+        {"name": "lora", "rank": 2, "targets": ["q"]},
+        {"name": "bias"},
+    ]
     variants = combinations(config, deltas)
     assert list(variants) == [
         "none",

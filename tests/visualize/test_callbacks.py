@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.robustness.fakes import BACKBONE, SIZE, task
 from vpt.tasks import ClassificationTask, LinearProbe, PromptTuning

@@ -82,7 +82,8 @@ class RayEngine:
             ray.init(self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False, **self._local())
         cpus, gpus = self._shares()
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_worker)
-        waiting, running = list(trials), {}
+        waiting: list[Trial] = list(trials)
+        running: dict[Any, Trial] = {}
         limit = self.workers or len(trials)
         try:
             while waiting or running:
@@ -119,7 +120,7 @@ def _worker(trial: Trial, root: str, threads: int) -> Record | Failure:
 
 
 def _guarded(trial: Trial, root: Path) -> Record | Failure:
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     share()
     try:

@@ -42,7 +42,8 @@ def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
         raise ConfigError("Shared training needs the same model section for all tasks.")
     L.seed_everything(first.get("seed_everything", 0), verbose=False)
     task, data = build(first)
-    parts = {data.name: data} | {part.name: part for part in map(build_data, list(configs.values())[1:])}
+    others = [build_data(config) for config in list(configs.values())[1:]]
+    parts = {str(part.name): part for part in [data, *others]}
     together = MultiTask(task, {name: part.num_classes for name, part in parts.items()})
     checkpoint = root / "shared" / "last.ckpt"
     trainer = _trainer(first["trainer"], checkpoint)

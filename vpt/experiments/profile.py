@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -13,6 +14,7 @@ from vpt.errors import ConfigError
 from vpt.experiments.measure import counted_flops, forward_pass, interleaved, step_memory, training_step
 from vpt.tuning.files import save_delta
 from vpt.tuning.model import TunedModel
+from vpt.tuning.part import DeltaPart
 
 SHARE = 0.95
 """Of a run's own best validation accuracy, for `steps_to_share`."""
@@ -92,7 +94,7 @@ def _formula(model: TunedModel) -> int | None:
     if not model.backbone.frozen:
         return None
     head = (model.backbone.num_features + 1) * model.head.out_features
-    parts = [] if model.delta is None else list(model.delta.parts)
+    parts = [] if model.delta is None else [cast("DeltaPart", part) for part in model.delta.parts]
     return head + sum(part.expected_parameters() for part in parts)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -160,7 +160,7 @@ def _same_images(one: Cell, other: Cell) -> tuple[int | None, Any, Any] | None:
 
 def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    return cast("np.ndarray[Any, Any]", shifted / shifted.sum(axis=1, keepdims=True))
 
 
 def _curves(cell: Cell) -> Iterator[Values]:

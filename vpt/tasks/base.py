@@ -221,7 +221,7 @@ class ClassificationTask(L.LightningModule):
         size = self.hparams["micro_batch"] or len(batch["label"])
         if size >= len(batch["label"]):
             return self.logits(batch, "train")
-        columns = {key: tensor.split(size) for key, tensor in batch.items()}
+        columns = {key: torch.split(tensor, size) for key, tensor in batch.items()}
         parts = [dict(zip(columns, part, strict=True)) for part in zip(*columns.values(), strict=True)]
         return torch.cat([checkpoint(self.logits, part, "train", use_reentrant=False) for part in parts])
 
