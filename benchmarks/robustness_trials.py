@@ -172,7 +172,7 @@ def measure(
     images = 20 if place.quick else None
     weights = str(place.weights)
     out = place.build / name
-    result = run(delta, data, alphas, out, anchor, images, severities, batch_size=64, weights=weights, bf16=bf16)
+    result = run(delta, data, alphas, out, anchor, images, severities, batch_size=16, weights=weights, bf16=bf16)
     rows: list[Trial] = []
     for row in result.rows:
         for title, logits, labels in scored(row.set, records.read(out / "records" / str(row.record))):
