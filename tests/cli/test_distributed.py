@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+from vpt.tuning.files import read_delta
+
 from .conftest import DEMO, QUICK, SMALL
 
 DDP = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
@@ -20,3 +25,32 @@ def test_two_processes_train_one_run(tmp_path: Path) -> None:
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
     assert len(list(tmp_path.rglob("delta.safetensors"))) == 1
     assert (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_two_processes_give_what_one_gives_with_the_same_global_batch(tmp_path: Path) -> None:
+    """797 test images in two processes: an odd number, so that counting one twice would show."""
+    found = []
+    for name, batch, flags in (("one", "16", []), ("two", "8", DDP)):
+        whole = [*QUICK, "--trainer.limit_train_batches=25", "--trainer.default_root_dir", name]
+        train = [*DEMO, *whole, "--data.train", "train800", "--data.batch_size", batch, *flags]
+        _vpt(tmp_path, "fit", *train)
+        (folder,) = (tmp_path / name).glob("*/*/*")
+        evaluate = ["-c", str(folder / "config.yaml"), "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]
+        _vpt(tmp_path, "test", *evaluate)
+        record = json.loads((folder / "run.json").read_text())
+        assert len(list((tmp_path / name).rglob("delta.safetensors"))) == 1
+        found.append((record["metrics"], read_delta(folder / "delta.safetensors")[1]))
+    (one, tensors), (two, others) = found
+    assert one["val/acc"] == two["val/acc"] > 0.2
+    assert one["test/acc"] == two["test/acc"]
+    assert one["test/mean_per_class"] == pytest.approx(two["test/mean_per_class"], abs=1e-6)
+    assert one["test/loss"] == pytest.approx(two["test/loss"], rel=1e-4)
+    assert one["train/loss"] == pytest.approx(two["train/loss"], rel=1e-3)
+    for key, tensor in tensors.items():
+        torch.testing.assert_close(others[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+def _vpt(folder: Path, *args: str) -> None:
+    command = [sys.executable, "-m", "vpt", *args]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]

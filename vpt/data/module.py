@@ -165,14 +165,40 @@ class EpochSampler(DistributedSampler[Any]):
             dataset: What is shuffled.
             seed: Seed of the run, ≥ 0.
         """
-        parallel = distributed.is_available() and distributed.is_initialized()
-        replicas, rank = (distributed.get_world_size(), distributed.get_rank()) if parallel else (1, 0)
+        replicas, rank = _share()
         # The parent seeds with seed + epoch: unspread, seed 1 would be seed 0 one epoch later.
         spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
         super().__init__(dataset, num_replicas=replicas, rank=rank, seed=spread)
 
     def __iter__(self) -> Iterator[Any]:
         return ((self.epoch, index) for index in super().__iter__())
+
+
+class ListSampler(DistributedSampler[Any]):
+    """List order, each image in one process only: torch's own repeats some so that all get as many, and counts them."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        """Prepares the order.
+
+        Args:
+            dataset: What is evaluated.
+        """
+        replicas, rank = _share()
+        super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=False)
+        self._own = range(rank, len(dataset), replicas)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+
+def _share() -> tuple[int, int]:
+    """How many processes there are, and which one this is."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size(), distributed.get_rank()
+    return 1, 0
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -351,12 +377,12 @@ class ImageDataModule(L.LightningDataModule):
         """Returns the test images in list order."""
         return self._loader("test")
 
-    def _loader(self, name: str, sampler: EpochSampler | None = None) -> DataLoader[Batch]:
+    def _loader(self, name: str, sampler: DistributedSampler[Any] | None = None) -> DataLoader[Batch]:
         return DataLoader(
             _Batches(self.split(name)),
             batch_size=self.batch_size,
             collate_fn=_as_it_is,
-            sampler=sampler,
+            sampler=sampler or ListSampler(self.split(name)),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from vpt.backbones import create_backbone
@@ -110,6 +110,8 @@ class ClassificationTask(L.LightningModule):
         )
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
+        # Lightning's own mean over processes with unequal shares of the images is not that over the images.
+        self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
         self.test_confusion = MulticlassConfusionMatrix(num_classes)
 
     def setup(self, stage: str) -> None:
@@ -209,7 +211,8 @@ class ClassificationTask(L.LightningModule):
             DivergedError: The loss of this or an earlier batch is not finite.
         """
         loss = nn.functional.cross_entropy(self._in_parts(batch), batch["label"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
+        parallel = self.trainer.world_size > 1
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]), sync_dist=parallel)
         finite = loss.detach().isfinite()
         self._finite = finite if self._finite is None else self._finite & finite
         if loss.device.type == "cpu" or batch_idx % 50 == 0:  # elsewhere looking at a number stops the device
@@ -239,7 +242,9 @@ class ClassificationTask(L.LightningModule):
     def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
         logits = self._among_classes(self.logits(batch, split), split)
         loss = nn.functional.cross_entropy(logits, batch["label"])
-        self.log(f"{split}/loss", loss, batch_size=len(batch["label"]), on_step=False, on_epoch=True, sync_dist=True)
+        mean = cast("MeanMetric", self.losses[split])
+        mean.update(loss, weight=len(batch["label"]))
+        self.log(f"{split}/loss", mean, on_step=False, on_epoch=True)
         metrics.update(logits, batch["label"])
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
         return logits
