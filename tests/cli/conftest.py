@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning  # noqa: F401  # makes the handlers that the fixture below redirects
 import pytest
+import torch
 
 from vpt.cli import main
 
@@ -64,7 +65,7 @@ class Run:
 
 
 @pytest.fixture
-def vpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Vpt:
+def vpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Vpt]:
     """Runs a command in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # Lightning sets it; this puts it back afterwards
@@ -80,7 +81,8 @@ def vpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         status = main(list(args))
         return Answer(status, *capfd.readouterr())
 
-    return call
+    yield call
+    torch.use_deterministic_algorithms(False)  # `trainer.deterministic` of a config stays on in the process
 
 
 @pytest.fixture(scope="session")

@@ -145,9 +145,8 @@ class _Resolver(VPTCLI):
     resolved: dict[str, Any]
 
     def before_instantiate_classes(self) -> None:
-        """Keeps the config with what it leaves to the data; refuses what a run would refuse."""
+        """Keeps the config with what it leaves to the data."""
         self.resolved = copy.deepcopy(self.config[self.subcommand]).as_dict()
-        super().before_instantiate_classes()
 
     def instantiate_classes(self) -> None:
         """Builds nothing."""
@@ -156,11 +155,21 @@ class _Resolver(VPTCLI):
         """Runs nothing."""
 
 
-def resolve(args: list[str]) -> dict[str, Any]:
+class _Checker(_Resolver):
+    """Refuses what a run would refuse, too."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settles everything with the data, once."""
+        super().before_instantiate_classes()
+        VPTCLI.before_instantiate_classes(self)
+
+
+def resolve(args: list[str], data: bool = True) -> dict[str, Any]:
     """The config that `vpt fit` would run, for experiments of many runs.
 
     Args:
         args: Those of `vpt fit`.
+        data: Read the data, and refuse what a run would refuse.
 
     Returns:
         ``seed_everything``, ``trainer``, ``model`` and ``data``; what the user left to the data is None.
@@ -168,7 +177,7 @@ def resolve(args: list[str]) -> dict[str, Any]:
     Raises:
         VPTError: The user's input is wrong.
     """
-    found = cast("_Resolver", _cli(_Resolver, ["fit", *args])).resolved
+    found = cast("_Resolver", _cli(_Checker if data else _Resolver, ["fit", *args])).resolved
     found["trainer"] = {key: value for key, value in found["trainer"].items() if value is not None}
     return {key: found[key] for key in ("seed_everything", "trainer", "model", "data")}
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vpt.cli.arguments import Parser
 from vpt.cli.quiet import hush
 from vpt.errors import ConfigError
+
+if TYPE_CHECKING:  # imported when used: --help does not wait for torch
+    from vpt.tuning import TunedModel
 
 
 def run(args: list[str]) -> None:
@@ -24,6 +28,7 @@ def run(args: list[str]) -> None:
     parser = Parser(prog="vpt profile", description=__doc__, epilog=epilog, allow_abbrev=False)
     parser.add_argument("--batch", type=int, default=8, help="images at once (default: 8)")
     parser.add_argument("--rounds", type=int, default=5, help="how often time is taken (default: 5)")
+    parser.add_argument("--classes", type=int, help="measure without the data, with so many classes")
     parser.add_argument("--run", type=Path, help="a finished run: how many steps it took to 95 %% of its own best")
     parser.add_argument("--json", action="store_true", help="print plain numbers")
     options, rest = parser.parse_known_args(args[1:])
@@ -31,14 +36,26 @@ def run(args: list[str]) -> None:
     if options.run is None and not rest:
         raise ConfigError("vpt profile needs a config, e.g. -c configs/demo.yaml, or --run RUN.")
 
-    from vpt.cli.lightning import resolve
     from vpt.experiments.profile import profile, steps_to_share
-    from vpt.tasks.build import build
 
-    values = asdict(profile(build(resolve(rest))[0].model, options.batch, options.rounds)) if rest else {}
+    values = asdict(profile(_model(rest, options.classes), options.batch, options.rounds)) if rest else {}
     if options.run is not None:
         values["steps_to_95"], values["steps"] = steps_to_share(options.run)
     print(json.dumps(values, indent=1) if options.json else _text(values))
+
+
+def _model(args: list[str], classes: int | None) -> TunedModel:
+    from lightning.pytorch.cli import instantiate_class
+
+    from vpt.cli.lightning import resolve
+    from vpt.tasks.build import build
+
+    if classes is None:
+        return build(resolve(args))[0].model
+    section = resolve(args, data=False)["model"]
+    section["init_args"]["num_classes"] = classes
+    model: TunedModel = instantiate_class((), section).model
+    return model
 
 
 def _text(values: dict[str, float]) -> str:
@@ -51,7 +68,7 @@ def _text(values: dict[str, float]) -> str:
             f"delta file            {values['delta_bytes'] / 1024:,.0f} KB",
             f"forward, an image     {values['forward_flops'] / batch / 1e9:.2f} GFLOP, "
             f"{1000 * values['forward_seconds'] / batch:.1f} ms",
-            f"and backward          {values['step_flops'] / batch / 1e9:.2f} GFLOP, "
+            f"forward and backward  {values['step_flops'] / batch / 1e9:.2f} GFLOP, "
             f"{1000 * values['step_seconds'] / batch:.1f} ms",
             f"memory of a step      {values['memory'] / 2**20:,.0f} MiB for {batch} images on {values['device']}",
         ]

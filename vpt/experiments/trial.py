@@ -171,11 +171,10 @@ def _trainer(config: Config, folder: Path, stop: int | None) -> L.Trainer:
     callbacks += [RunRecord(), DeltaWriter(), AnswerWriter(folder)]
     if stop is not None:
         callbacks.append(_Pause(stop))
-    callbacks.append(
-        ModelCheckpoint(
-            folder / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True
-        )
-    )
+    if given.get("enable_checkpointing") is not False:
+        place = folder / "checkpoints"
+        last = ModelCheckpoint(place, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+        callbacks.append(last)
     return L.Trainer(
         **given,
         callbacks=callbacks,
