@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,11 +126,24 @@ def _guarded(trial: Trial, root: Path) -> Record | Failure:
 
     share()
     try:
-        return run_trial(trial, root)
+        with _quiet():
+            return run_trial(trial, root)
     except (VPTError, MisconfigurationException) as error:
         return Failure(" ".join(str(error).split()))
     except Exception as error:
         return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what Lightning says of every single trial off the board."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _received(ray: Any, reference: Any) -> Record | Failure:
