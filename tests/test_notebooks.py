@@ -1,0 +1,47 @@
+"""Every notebook runs from top to bottom, on what ships with the package and, slowly, on real weights and images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def execute(path: Path, folder: Path) -> None:
+    # Not nbmake: it runs notebooks where they lie, and would leave their files there.
+    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
+
+
+def test_there_are_notebooks() -> None:
+    assert [path.name[:3] for path in NOTEBOOKS] == [f"0{number}_" for number in range(1, len(NOTEBOOKS) + 1)]
+    assert NOTEBOOKS
+
+
+@EACH
+def test_a_notebook_runs_offline(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    execute(path, tmp_path)
+
+
+@pytest.mark.slow
+@EACH
+def test_a_notebook_runs_on_real_weights_and_images(
+    path: Path, tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VPT_DATA", str(real_data))
+    execute(path, tmp_path)
+
+
+@EACH
+def test_a_notebook_is_stored_without_output(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert cells
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    assert str(Path.home()) not in path.read_text(encoding="utf-8")
