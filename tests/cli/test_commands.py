@@ -184,3 +184,17 @@ def test_runs_of_one_task_on_different_shares_of_its_images_are_called_not_compa
         "Not comparable: the runs on dtd use different training subsets (16 shots: 2, all images: 1, fraction 0.1: 1)."
     )
     assert vpt("runs", "runs").out.splitlines().count(line) == 1
+
+
+def test_configs_are_listed_and_copied_but_never_over_another(vpt: Vpt) -> None:
+    answer = vpt("configs", "demo.yaml", "sweep")
+    assert answer.status == 0, answer.err
+    assert "demo.yaml" in answer.out
+    assert "The published search for prompts" in answer.out
+    assert "vtab" not in answer.out.replace("configs/vtab", "")
+    answer = vpt("configs", "--copy", "mine", "method")
+    assert answer.status == 0, answer.err
+    copied = {path.name for path in Path("mine").rglob("*.yaml")}
+    assert copied == {path.name for path in (CONFIGS / "method").glob("*.yaml")}
+    assert "exists already" in vpt("configs", "--copy", "mine", "method").sentence
+    assert "did you mean 'demo.yaml'?" in vpt("configs", "dem.yaml").sentence

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("vpt.cli.report", "tables and figures of tested runs: Markdown, LaTeX, CSV, JSON, one page"),
     "profile": ("vpt.cli.profile", "the cost of a composition: parameters, bytes, operations, memory, time"),
     "rerun": ("vpt.cli.rerun", "repeat a run, and say whether its numbers come out equal"),
+    "configs": ("vpt.cli.configs", "list the configs that come with the package, or copy them"),
     "runs": ("vpt.cli.runs", "list the runs below a folder: accuracy, seed, files"),
 }
 

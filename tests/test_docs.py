@@ -1,0 +1,124 @@
+"""What the README and the documentation say can be done as they say it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vpt.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "datasets" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+_FIT = {"fit", "validate", "test", "predict"}
+_TAKES_FIT = _FIT | {"sweep", "fewshot", "combine", "scale", "pretrain", "profile", "rerun"}
+_SECTIONS = (
+    "--model.",
+    "--data.",
+    "--trainer.",
+    "--print_config",
+    "--ckpt_path",
+    "-c",
+    "--config",
+    "--seed_everything",
+)
+
+
+def blocks(language: str) -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        for number, text in enumerate(
+            re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+        ):
+            yield f"{page.relative_to(ROOT)}-{number}", text
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    for name, text in blocks("bash"):
+        for number, line in enumerate(text.replace("\\\n", " ").splitlines()):
+            found = line.partition("  #")[0].strip().removeprefix("srun ")
+            if found.startswith("vpt "):
+                yield f"{name}-{number}", found
+
+
+PYTHON, BASH, YAML = dict(blocks("python")), dict(commands()), dict(blocks("yaml"))
+
+
+@pytest.mark.parametrize("text", PYTHON.values(), ids=PYTHON)
+def test_python_runs(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "peft" in text:
+        pytest.importorskip("peft", reason="needs the peft extra")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, "block", "exec"), {})  # noqa: S102
+
+
+@cache
+def flags(command: tuple[str, ...]) -> str:
+    import contextlib
+    import io
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main([*command, "--help"]) == 0
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("line", BASH.values(), ids=BASH)
+def test_a_command_has_the_flags_and_files_that_are_shown(line: str) -> None:
+    _, command, *args = shlex.split(line.rstrip("&"))
+    assert command in COMMANDS or command.startswith("-"), line
+    for path in (arg for arg in args if arg.startswith("configs/")):
+        assert (ROOT / path).is_file(), path
+    given = [arg.partition("=")[0] for arg in args if re.match(r"--?[a-z]", arg)]
+    own = [flag for flag in given if not (command in _TAKES_FIT and flag.startswith(_SECTIONS))]
+    own = [flag for flag in own if not flag.startswith("--data.")]
+    if not own or command in _FIT:
+        assert not own or command not in _FIT, f"{line}: {own}"
+        return
+    action = (command, *args[:1]) if command in ("robustness", "data") else (command,)
+    known = set(re.findall(r"--?[a-z][a-z_-]*", flags(action)))
+    assert set(own) <= known, f"{line}: {set(own) - known}"
+
+
+@pytest.mark.parametrize("text", YAML.values(), ids=YAML)
+def test_yaml_is_yaml(text: str) -> None:
+    assert isinstance(yaml.safe_load(text), dict)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_what_troubleshooting_quotes_is_said_somewhere() -> None:
+    said = " ".join(
+        node.value
+        for path in sorted((ROOT / "vpt").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    said = " ".join(said.split())
+    rows = re.findall(r"^\| `(.+?)`", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) > 10
+    for row in rows:
+        for part in re.split(r"\.\.\.| \d+, ", row):
+            assert part.strip(" :,") in said, part
+
+
+def test_pages_of_the_documentation_are_in_its_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert not [
+        page.name for page in (ROOT / "docs").rglob("*.md") if str(page.relative_to(ROOT / "docs")) not in navigation
+    ]
