@@ -122,6 +122,7 @@ def test_an_interrupted_run_keeps_its_last_whole_epoch(vpt: Vpt, monkeypatch: py
     run = Run(Path("runs/digits/vpt_deep/version_0"))
     checkpoint = torch.load(run.checkpoint, weights_only=True)
     assert (checkpoint["epoch"], checkpoint["global_step"]) == (0, 2)
+    assert f"To go on: vpt fit -c {run.config[1]} --ckpt_path {run.checkpoint}" in answer.err
 
 
 def test_print_config_composes_files_and_flags(vpt: Vpt) -> None:

@@ -17,9 +17,9 @@ from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.experiments.engine import Engine
 from vpt.experiments.sweep import write_json
-from vpt.experiments.trial import CONFIG_FILE, Config, Failure, Record, Trial, merged
+from vpt.experiments.trial import Config, Failure, Record, Trial, merged
 from vpt.tasks.build import build_data
-from vpt.tasks.callbacks import DELTA_FILE, RUN_FILE
+from vpt.tasks.callbacks import CONFIG_FILE, DELTA_FILE, RUN_FILE
 from vpt.tuning.files import load
 from vpt.tuning.logistic import choose_l2, fit_logistic
 

@@ -20,13 +20,12 @@ from vpt.errors import ConfigError
 from vpt.experiments.answers import AnswerWriter
 from vpt.tasks import DeltaWriter, RunRecord
 from vpt.tasks.build import build
-from vpt.tasks.callbacks import DELTA_FILE, RUN_FILE
+from vpt.tasks.callbacks import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE
 
 Config = dict[str, Any]
 Record = dict[str, Any]
 
 TRIAL_FILE = "trial.json"
-CONFIG_FILE = "config.yaml"
 _OURS = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary")
 
 
@@ -152,7 +151,7 @@ def run_trial(trial: Trial, root: Path) -> Record:
 def _run(trial: Trial, config: Config, folder: Path) -> None:
     L.seed_everything(config.get("seed_everything", 0), verbose=False, workers=True)
     task, data = build(config)
-    checkpoint = folder / "checkpoints" / "last.ckpt"
+    checkpoint = folder / LAST_CHECKPOINT
     trainer = _trainer(config, folder, trial.stop)
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
     if trainer.state.status == "interrupted":  # Lightning swallows Ctrl+C
@@ -172,7 +171,7 @@ def _trainer(config: Config, folder: Path, stop: int | None) -> L.Trainer:
     if stop is not None:
         callbacks.append(_Pause(stop))
     if given.get("enable_checkpointing") is not False:
-        place = folder / "checkpoints"
+        place = folder / LAST_CHECKPOINT.parent
         last = ModelCheckpoint(place, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
         callbacks.append(last)
     return L.Trainer(

@@ -21,6 +21,8 @@ from vpt.tuning.files import identity, save_delta
 RUN_FILE = "run.json"
 DELTA_FILE = "delta.safetensors"
 INIT_FILE = "init.safetensors"
+CONFIG_FILE = "config.yaml"
+LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
 def run_folder(trainer: L.Trainer) -> Path | None:
@@ -94,6 +96,9 @@ class RunRecord(L.Callback):
         if trainer.state.fn == "fit":
             status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
             self._update(trainer, pl_module, {"status": status, "epochs": trainer.current_epoch})
+            folder = run_folder(trainer)
+            if status == "interrupted" and folder is not None and (folder / LAST_CHECKPOINT).is_file():
+                rank_zero_info(f"To go on: vpt fit -c {folder / CONFIG_FILE} --ckpt_path {folder / LAST_CHECKPOINT}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the metrics of a validation that is a run of its own.
