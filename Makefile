@@ -1,6 +1,9 @@
 # make demo    train, measure and see a prompt, in five minutes on two cores
 # make test    the tests
 # make check   the slow tests on real weights and images: VPT_DATA=FOLDER make check
+# make test-floor    the tests with every dependency at the oldest version that is allowed
+# make test-minimal  the tests without optional extras
+# make docs    the documentation site, in build/site
 # make bench   speed and memory against the plain formulation
 # make lint    ruff and mypy
 # make clean   removes caches and builds, not runs/ and not .venv/
@@ -16,7 +19,7 @@ DEMO := runs/demo
 LINEAR := $(DEMO)/digits/linear/version_0
 DEEP := $(DEMO)/digits/vpt_deep/version_0
 
-.PHONY: demo test check bench lint clean
+.PHONY: demo test test-floor test-minimal check docs bench lint clean
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml
@@ -37,6 +40,20 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS)
+
+test-floor:
+	$(PYTHON) -m venv --clear .venv-floor
+	$(PYTHON) tests/floors.py > .venv-floor/floors.txt
+	.venv-floor/bin/python -m pip install --constraint .venv-floor/floors.txt --editable '.[dev]'
+	.venv-floor/bin/python -m pytest -m "not slow" -n $(JOBS)
+
+test-minimal:
+	$(PYTHON) -m venv --clear .venv-minimal
+	.venv-minimal/bin/python -m pip install --editable '.[test]'
+	.venv-minimal/bin/python -m pytest -m "not slow" -n $(JOBS)
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 check: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

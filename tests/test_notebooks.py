@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
+nbclient = pytest.importorskip("nbclient", reason="needs nbclient, of the dev extra")
+nbformat = pytest.importorskip("nbformat", reason="needs nbclient, of the dev extra")
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def execute(path: Path, folder: Path) -> None:
     # Not nbmake: it runs notebooks where they lie, and would leave their files there.
-    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
-    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
+    notebook = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
 
 
 def test_there_are_notebooks() -> None:
@@ -40,7 +40,7 @@ def test_a_notebook_runs_on_real_weights_and_images(
 
 @EACH
 def test_a_notebook_is_stored_without_output(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert cells
     assert not any(cell.outputs or cell.execution_count for cell in cells)
