@@ -21,7 +21,7 @@ import yaml
 
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.engine import Engine
-from vpt.experiments.trial import Config, Failure, Record, Trial, merged
+from vpt.experiments.trial import Config, Failure, Record, Trial, merged, write
 
 SEEDS = (42, 44, 82, 100, 800)
 """Those of the reference's script."""
@@ -309,7 +309,4 @@ def write_json(path: Path, content: Any) -> None:
         path: The file.
         content: Plain values.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
+    write(path, json.dumps(content, indent=1) + "\n")

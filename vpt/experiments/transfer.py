@@ -22,6 +22,7 @@ from vpt.tasks.build import build_data
 from vpt.tasks.callbacks import CONFIG_FILE, DELTA_FILE, RUN_FILE
 from vpt.tuning.files import load
 from vpt.tuning.logistic import choose_l2, fit_logistic
+from vpt.tuning.model import TunedModel
 
 Mode = Literal["init", "frozen"]
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -185,7 +186,7 @@ def probe(source: Source, data: ImageDataModule) -> float:
     return float((predicted == parts["test"][1]).float().mean())
 
 
-def _model(source: Source):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _model(source: Source) -> TunedModel:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return load(source.folder / DELTA_FILE, source.config["model"]["init_args"].get("weights")).to(device)
 

@@ -133,8 +133,8 @@ def run_trial(trial: Trial, root: Path) -> Record:
     folder = root / trial.name
     folder.mkdir(parents=True, exist_ok=True)
     _check_same(trial, folder)
-    _write(folder / TRIAL_FILE, json.dumps(trial.config, indent=1) + "\n")
-    _write(folder / CONFIG_FILE, yaml.safe_dump(trial.config, sort_keys=False))
+    write(folder / TRIAL_FILE, json.dumps(trial.config, indent=1) + "\n")
+    write(folder / CONFIG_FILE, yaml.safe_dump(trial.config, sort_keys=False))
     config = trial.config
     while True:
         try:
@@ -212,7 +212,14 @@ def _check_same(trial: Trial, folder: Path) -> None:
         raise ConfigError(f"{folder} holds a trial of another config: name another --out.")
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Writes a file as a whole or not at all.
+
+    Args:
+        path: The file; its folder is made.
+        text: Its content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
