@@ -78,12 +78,11 @@ def measure_attention(model: TunedModel, images: Tensor) -> PromptAttention:
         model.set_strength(strength)
         model.train(mode)
     maps = [_relative(layer[-1].patches, model.backbone.layout.grid) for layer in layers]
-    tokens = [(layer.prompts.shape[2], layer.prefix.shape[2] + layer.patches.shape[2]) for layer in layers[1]]
     return PromptAttention(
         without=maps[0],
         with_prompts=maps[1],
         share=torch.stack([layer.prompts.sum(dim=2) for layer in layers[1]]).float().cpu().numpy(),
-        uniform=np.array([prompts / (prompts + others) for prompts, others in tokens], dtype=np.float32),
+        uniform=np.array([layer.prompts.shape[2] / layer.keys for layer in layers[1]], dtype=np.float32),
         guesses=(guesses[0], guesses[1]),
     )
 
