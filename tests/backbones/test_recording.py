@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tuning.families import FAMILIES, SWINS, images, make
+from tests.tuning.families import FAMILIES, SWINS, images, make, relative
 from vpt.backbones import recording
 from vpt.backbones.factory import Backbone
 from vpt.backbones.places import Places
@@ -51,8 +51,7 @@ def test_weights_times_values_are_the_fused_output(
         _, values, _ = attention.edited(keys, values, None)
         values = values.repeat_interleave(weights.shape[1] // values.shape[1], dim=1)
         found = attention.finish(x, (weights @ values).transpose(1, 2).flatten(2))
-        error = float((found - expected).norm() / expected.norm())
-        assert error < tolerance
+        assert relative(found, expected) < tolerance
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +63,10 @@ def test_outputs_and_gradients_are_bitwise_the_same_before_during_and_after(fami
         delta.zero_grad()
         out = backbone(batch)
         out.square().sum().backward()
-        return [out.detach(), *(parameter.grad.clone() for parameter in delta.parameters() if parameter.grad is not None)]
+        return [
+            out.detach(),
+            *(parameter.grad.clone() for parameter in delta.parameters() if parameter.grad is not None),
+        ]
 
     before = step()
     with recording(backbone) as calls:
@@ -79,7 +81,9 @@ def test_outputs_and_gradients_are_bitwise_the_same_before_during_and_after(fami
     assert all(not attention._forward_pre_hooks for attention in backbone.layout.attentions)
 
 
-@pytest.mark.parametrize("places", [Places((6, 8), (3, 4), (1, 2)), Places((5, 7), (3, 3), (1, 1)), Places((4, 4), (4, 4))])
+@pytest.mark.parametrize(
+    "places", [Places((6, 8), (3, 4), (1, 2)), Places((5, 7), (3, 3), (1, 1)), Places((4, 4), (4, 4))]
+)
 def test_windows_are_stitched_as_they_were_cut(places: Places) -> None:
     maps = torch.randn(2, 3, *places.grid)
     windows = places.cut(maps)
@@ -93,7 +97,7 @@ def test_places_are_those_of_timms_own_windows(family: str) -> None:
     backbone, _, batch = with_prompts(family, "deep")
     entered: list[Tensor] = []
     hooks = [
-        block._attn.__self__.register_forward_pre_hook(lambda module, args: entered.append(_seen(module, args[0])))  # type: ignore[attr-defined, operator, union-attr]
+        block._attn.__self__.register_forward_pre_hook(lambda module, args: entered.append(_seen(module, args[0])))  # type: ignore[union-attr]
         for block in backbone.layout.blocks
     ]
     with recording(backbone) as calls:
@@ -110,4 +114,4 @@ def test_places_are_those_of_timms_own_windows(family: str) -> None:
 
 def _seen(block: torch.nn.Module, x: Tensor) -> Tensor:
     """What a block's attention sees of its input: Swin norms it before, Swin V2 behind."""
-    return x if hasattr(block.attn, "logit_scale") else block.norm1(x)  # type: ignore[operator, no-any-return]
+    return x if hasattr(block.attn, "logit_scale") else block.norm1(x)  # type: ignore[operator]

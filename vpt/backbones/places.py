@@ -51,7 +51,8 @@ class Places:
             (B, ..., rows, columns), without padding.
         """
         (down, across), (height, width) = self.across, self.window
-        split = values.reshape(-1, down, across, *values.shape[1:-1], height, width)
+        images = len(values) // self.windows
+        split = values.reshape(images, down, across, *values.shape[1:-1], height, width)
         maps = split.movedim((1, 2), (-4, -2)).flatten(-4, -3).flatten(-2, -1)
         return maps[..., : self.grid[0], : self.grid[1]].roll(self.shift, dims=(-2, -1))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from vpt.tuning.prompts import Prompt
 from vpt.visualize.rollout import Rollout, rollout
 
 Array = NDArray[np.float32]
+
+_BATCH = 16  # images at a time: the weights of all blocks are held together
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,12 @@ class AttentionMaps:
         rollout: Attention followed through all blocks, see `vpt.visualize.rollout`.
         has_class_token: Whether the subject is the class token; else the mean over patches.
         dead_queries: Whether no prompt's query has any influence on the output: so with deep prompts.
-        features: Of the subject behind each block, before the final norm: (B, dim) each.
     """
 
     layers: list[LayerMaps]
     rollout: Rollout
     has_class_token: bool
     dead_queries: bool
-    features: list[Array]
 
     @property
     def subject(self) -> str:
@@ -117,20 +117,33 @@ def attention_maps(model: TunedModel | Backbone, images: Tensor) -> AttentionMap
         UnsupportedBackboneError: The backbone's attention cannot be read.
     """
     backbone = model if isinstance(model, Backbone) else model.backbone
-    with _evaluating(model), recording(backbone) as calls, _features(backbone) as features:
-        backbone(images.to(backbone.mean.device))
-        weights = [call.weights() for call in calls]
-        layers = [
-            _layer(backbone, block, call, own) for block, (call, own) in enumerate(zip(calls, weights, strict=True))
-        ]
-        followed = rollout(calls, [own.mean(dim=1) for own in weights], backbone.layout.pooled)
+    with evaluating(model):
+        parts = [_measure(backbone, batch.to(backbone.mean.device)) for batch in torch.split(images, _BATCH)]
+    layers = [_join([part[0][block] for part in parts]) for block in range(len(parts[0][0]))]
     return AttentionMaps(
         layers=layers,
-        rollout=followed,
+        rollout=Rollout(
+            np.concatenate([part[1].patches for part in parts]), np.concatenate([part[1].prompts for part in parts], 1)
+        ),
         has_class_token=backbone.layout.has_class_token,
         dead_queries=all(prompt.deep for prompt in _prompts(backbone)),
-        features=[_array(own) for own in features],
     )
+
+
+def _measure(backbone: Backbone, images: Tensor) -> tuple[list[LayerMaps], Rollout]:
+    with recording(backbone) as calls:
+        backbone(images)
+    weights = [call.weights() for call in calls]
+    layers = [_layer(backbone, block, call, own) for block, (call, own) in enumerate(zip(calls, weights, strict=True))]
+    return layers, rollout(calls, [own.mean(dim=1) for own in weights], backbone.layout.pooled)
+
+
+def _join(parts: list[LayerMaps]) -> LayerMaps:
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("patches", "share", "patch_share", "to_prompts", "from_prompts")
+    }
+    return LayerMaps(uniform=parts[0].uniform, **joined)
 
 
 def _layer(backbone: Backbone, block: int, call: AttentionCall, weights: Tensor) -> LayerMaps:
@@ -157,27 +170,15 @@ def _prompts(backbone: Backbone) -> list[Prompt]:
 
 
 @contextmanager
-def _features(backbone: Backbone) -> Iterator[list[Tensor]]:
-    """Keeps what the subject is behind every block."""
-    layout, kept = backbone.layout, list[Tensor]()
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model and the deltas on it, which need not be parts of it, into eval mode, and each module's back.
 
-    def keep(block: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-        if layout.has_class_token:
-            kept.append(out[:, 0])
-        else:
-            kept.append(out.flatten(1, -2)[:, -layout.patches[len(kept)] :].mean(dim=1))
+    Args:
+        model: A `TunedModel` or a `Backbone`.
 
-    hooks = [block.register_forward_hook(keep) for block in layout.blocks]
-    try:
-        yield kept
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a model and for the deltas on it, which need not be parts of it."""
+    Yields:
+        Nothing.
+    """
     backbone = cast("Backbone", model if isinstance(model, Backbone) else model.backbone)
     deltas = [part for part in backbone.attached if isinstance(part, nn.Module)]
     modes = {module: module.training for part in (model, *deltas) for module in part.modules()}

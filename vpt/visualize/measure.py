@@ -47,7 +47,7 @@ def has_prompts(model: TunedModel) -> bool:
     return model.delta is not None and any(isinstance(part, Prompt) for part in model.delta.parts)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_attention(model: TunedModel, images: Tensor) -> PromptAttention:
     """Runs images through a model at strength 0 and 1; mode and strength are put back afterwards.
 
