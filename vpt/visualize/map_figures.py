@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vpt.errors import ConfigError
-from vpt.visualize.figures import SEQUENTIAL, short, style
+from vpt.visualize.figures import NEUTRAL, SEQUENTIAL, short, style
 from vpt.visualize.maps import AttentionMaps
 from vpt.visualize.panels import bare, draw_pairs
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 
-_LAYERS, _PROMPTS = 6, 8  # columns that fit
+_LAYERS, _PROMPTS = 6, 10  # columns that fit
 _SATURATED = 0.97  # above this quantile colours saturate: sink patches get 20 times the mean and more
 _TIMES = "attention to a patch ÷ mean over patches"
 
@@ -68,7 +68,7 @@ def prompts_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = 
         layer: Counted from 0; None for the one whose patches attend most to prompts.
 
     Returns:
-        A row for each image, a column for each of up to eight prompts.
+        A row for each image, a column for each of the first ten prompts.
 
     Raises:
         ConfigError: No prompt of this layer has a query.
@@ -77,10 +77,10 @@ def prompts_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = 
     looks = tuned.layers[layer].from_prompts
     if not looks.shape[1]:
         raise ConfigError(f"No prompt asks in layer {layer + 1}, so there is nothing that it looks at.")
-    prompts = chosen(looks.shape[1], _PROMPTS)
-    dead = "Deep prompts: this query is dead, the output does not depend on it." if tuned.dead_queries else ""
+    prompts = range(min(looks.shape[1], _PROMPTS))
+    dead = "Deep prompts: the query is dead, the output does not depend on it." if tuned.dead_queries else ""
     return _grid(
-        f"What each prompt looks at in layer {layer + 1}, asking with its own query",
+        f"What each prompt looks at in layer {layer + 1}, by its own{' (dead)' if dead else ''} query",
         list(images),
         [[relative(looks[place, prompt]) for prompt in prompts] for place in range(len(images))],
         [f"prompt {prompt + 1}" for prompt in prompts],
@@ -110,7 +110,7 @@ def mass_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = ())
         [f"layer {layer + 1}" for layer in layers],
         "% of the patch's attention",
         names,
-        below=[[f"mean {values.mean():.0f} %" for values in row] for row in rows],
+        below=[[f"mean {values.mean():.0f}%" for values in row] for row in rows],
     )
 
 
@@ -184,7 +184,7 @@ def share_figure(tuned: AttentionMaps) -> Figure:
             axes.set_xlabel("head")
         panels[0].set_ylabel("layer")
         bar = figure.colorbar(image, ax=list(panels), pad=0.02, aspect=18)
-        bar.set_label(f"% of attention\n(if all keys got the same: {_uniform(tuned)} %)")
+        bar.set_label(f"% of attention\n(if all keys got the same: {_uniform(tuned)}%)")
         bar.outline.set_visible(False)
         figure.suptitle("Share of attention on prompts", x=0.01, ha="left", fontsize=12, weight="bold")
     return figure
@@ -262,7 +262,9 @@ def _grid(
         for cell, name in zip(axes[0], ["Input", *columns], strict=True):
             cell.set_title(name)
         _bar(figure, axes, drawn, label)
-        figure.suptitle(title + (f"\n{note}" if note else ""), x=0.01, ha="left", fontsize=12, weight="bold")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
+        if note:
+            figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color=NEUTRAL)
     return figure
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vpt.errors import ConfigError
-from vpt.visualize.figures import ACCENT, style
+from vpt.visualize.figures import ACCENT, NEUTRAL, style
 from vpt.visualize.maps import AttentionMaps, LayerMaps
 from vpt.visualize.panels import bare
 
@@ -78,11 +78,10 @@ def nearest_figure(images: Tensor, tuned: AttentionMaps, layer: int | None = Non
             for cell, (image, row, column, score) in zip(line, nearest_patches(maps, int(prompt)), strict=False):
                 _crop(cell, images[image], maps.to_prompts.shape[2:], row, column)
                 cell.set_xlabel(f"{score:.1%}")
-        figure.suptitle(
-            f"The patches that attend most to each prompt in layer {layer + 1}, of {len(images)} images\n"
-            "below: part of the framed patch's attention",
-            x=0.01, ha="left", fontsize=12, weight="bold",
-        )  # fmt: skip
+        title = f"The patches that attend most to each prompt in layer {layer + 1}, of {len(images)} images"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
+        note = "Below: the part of the framed patch's attention that goes to the prompt, mean over heads."
+        figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color=NEUTRAL)
     return figure
 
 

@@ -44,7 +44,7 @@ def draw_attention(model: TunedModel, images: Tensor, labels: Tensor | None) -> 
         axes = top.subplots(rows, 4, squeeze=False)
         draw_pairs(axes, measured.without, measured.with_prompts, images, _MAPS_LABEL)
         _caption_rows(axes, measured, labels, model.class_names)
-        subject = "class token" if model.backbone.layout.has_class_token else "patches"
+        subject = "class token" if model.backbone.layout.has_class_token else "mean patch (no class token)"
         top.suptitle(f"Where the {subject} looks in the last block", x=0.01, ha="left", fontsize=12, weight="bold")
         _draw_shares(bottom.subplots(), measured)
     return figure
