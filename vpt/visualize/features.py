@@ -14,7 +14,7 @@ from vpt.errors import ConfigError
 from vpt.tuning import TunedModel
 from vpt.visualize.figures import short, style
 from vpt.visualize.map_figures import chosen
-from vpt.visualize.maps import evaluating
+from vpt.visualize.state import evaluating
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

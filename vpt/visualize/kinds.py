@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from vpt.visualize.maps import AttentionMaps, attention_maps
 from vpt.visualize.measure import has_prompts
 from vpt.visualize.nearest import nearest_figure
 from vpt.visualize.panels import draw_attention
+from vpt.visualize.state import strength
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ class Scene:
         """The same at strength 0; None without a delta that could be taken away."""
         if self.model.delta is None:
             return None
-        with _bare(self.model):
+        with strength(self.model, 0.0):
             return attention_maps(self.model, self.images)
 
     @cached_property
@@ -77,7 +77,7 @@ class Scene:
         labels = np.zeros(0, dtype=np.int64) if self.crowd_labels is None else self.crowd_labels.numpy()
         untuned = None
         if self.model.delta is not None:
-            with _bare(self.model):
+            with strength(self.model, 0.0):
                 untuned = layer_features(self.model, self.crowd)
         return features_figure(layer_features(self.model, self.crowd), untuned, labels, self.model.class_names)
 
@@ -225,14 +225,3 @@ def write_gallery(
     page = document("Attention", notes, (), titles, {kind.title: kind.caption for kind in KINDS.values()})
     (out / "index.html").write_text(page, encoding="utf-8")
     return [*paths, out / "index.html"], left_out
-
-
-@contextmanager
-def _bare(model: TunedModel) -> Iterator[None]:
-    """The backbone without its delta."""
-    strength = model.strength
-    model.set_strength(0.0)
-    try:
-        yield
-    finally:
-        model.set_strength(strength)

@@ -6,21 +6,19 @@ are stitched back to the map of their block, the shift undone; the share that go
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpt.backbones import AttentionCall, Backbone, recording
 from vpt.backbones.maps import summarise
 from vpt.tuning import TunedModel
 from vpt.tuning.prompts import Prompt
 from vpt.visualize.rollout import Rollout, rollout
+from vpt.visualize.state import evaluating
 
 Array = NDArray[np.float32]
 
@@ -167,28 +165,6 @@ def _layer(backbone: Backbone, block: int, call: AttentionCall, weights: Tensor)
 
 def _prompts(backbone: Backbone) -> list[Prompt]:
     return [part for part in backbone.attached if isinstance(part, Prompt)]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a model and the deltas on it, which need not be parts of it, into eval mode, and each module's back.
-
-    Args:
-        model: A `TunedModel` or a `Backbone`.
-
-    Yields:
-        Nothing.
-    """
-    backbone = cast("Backbone", model if isinstance(model, Backbone) else model.backbone)
-    deltas = [part for part in backbone.attached if isinstance(part, nn.Module)]
-    modes = {module: module.training for part in (model, *deltas) for module in part.modules()}
-    try:
-        for part in (model, *deltas):
-            part.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _array(tensor: Tensor) -> Array:

@@ -13,6 +13,7 @@ from vpt.backbones import class_attention
 from vpt.errors import ConfigError
 from vpt.tuning import TunedModel
 from vpt.tuning.prompts import Prompt
+from vpt.visualize.state import evaluating, strength
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,12 @@ def measure_attention(model: TunedModel, images: Tensor) -> PromptAttention:
     if not has_prompts(model):
         raise ConfigError("The model has no prompts, so there is nothing to compare.")
     images = images.to(model.head.weight.device)
-    mode, strength = model.training, model.strength
     layers, guesses = [], []
-    model.eval()
-    try:
-        for alpha in (0.0, 1.0):
-            model.set_strength(alpha)
+    for alpha in (0.0, 1.0):
+        with evaluating(model), strength(model, alpha):
             layers.append(class_attention(model.backbone, images))
             chances, classes = model(images).softmax(dim=1).max(dim=1)
             guesses.append(list(zip(classes.tolist(), chances.tolist(), strict=True)))
-    finally:
-        model.set_strength(strength)
-        model.train(mode)
     maps = [_relative(layer[-1].patches, model.backbone.layout.grid) for layer in layers]
     return PromptAttention(
         without=maps[0],

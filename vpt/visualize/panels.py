@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 _MAPS_LABEL = "attention to a patch ÷ mean over patches\n(under each map: the predicted class)"
 
 
-def draw_attention(model: TunedModel, images: Tensor, labels: Tensor | None) -> Figure:
+def draw_attention(
+    model: TunedModel, images: Tensor, labels: Tensor | None, measured: PromptAttention | None = None
+) -> Figure:
     """Draws the attention figure.
 
     Args:
         model: With prompts.
         images: uint8 (B, 3, H, W).
         labels: int64 (B,), or None where they are not known.
+        measured: What `measure_attention` gave for them, if it is known already.
 
     Returns:
         A row per image (input, attention without, with, difference) over the prompts' share in every layer.
@@ -36,7 +39,7 @@ def draw_attention(model: TunedModel, images: Tensor, labels: Tensor | None) -> 
     """
     from matplotlib.figure import Figure
 
-    measured = measure_attention(model, images)
+    measured = measure_attention(model, images) if measured is None else measured
     rows = len(images)
     with style():
         figure = Figure(figsize=(7.4, 1.75 * rows + 3.6), layout="constrained")
@@ -56,6 +59,7 @@ def draw_pairs(
     with_prompts: NDArray[np.float32],
     images: Tensor,
     label: str,
+    words: tuple[str, str, str] = ("Without prompts", "With prompts", "with − without"),
 ) -> None:
     """Draws a row per image: input, map without prompts, map with them, difference; one scale for what is compared.
 
@@ -65,6 +69,7 @@ def draw_pairs(
         with_prompts: Likewise.
         images: uint8 (B, 3, H, W).
         label: Of the colour bar of the maps.
+        words: Titles of the two columns of maps, and the label of the difference's colour bar.
     """
     difference = with_prompts - without
     both = np.concatenate([without, with_prompts])
@@ -90,11 +95,11 @@ def draw_pairs(
                 pad=0.08 / len(axes),
                 extend="max" if column == 2 else "both",
             )
-            bar.set_label(label if column == 2 else "with − without")
+            bar.set_label(label if column == 2 else words[2])
             bar.outline.set_visible(False)
     for cell in axes.ravel():
         bare(cell)
-    for cell, title in zip(axes[0], ("Input", "Without prompts", "With prompts", "Difference"), strict=True):
+    for cell, title in zip(axes[0], ("Input", *words[:2], "Difference"), strict=True):
         cell.set_title(title)
 
 
