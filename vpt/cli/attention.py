@@ -1,4 +1,4 @@
-"""``vpt attention``: what a model attends to, without and with the prompts of a delta file."""
+"""``vpt attention``: what a model attends to, without and with the prompts of a delta file; rollout, features."""
 
 from __future__ import annotations
 
