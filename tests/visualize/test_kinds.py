@@ -183,7 +183,7 @@ def test_features_are_those_behind_the_blocks() -> None:
     found = layer_features(given.model, given.crowd)
     model = given.model.eval()
     with torch.no_grad():
-        pooled = model.backbone.model.fc_norm(model.backbone.model.norm(torch.from_numpy(found[-1])))
+        pooled = model.backbone.model.fc_norm(model.backbone.model.norm(torch.from_numpy(found[-1])))  # type: ignore[operator]
         torch.testing.assert_close(pooled, model.backbone(given.crowd), rtol=1e-4, atol=1e-5)
     assert len(found) == len(model.backbone.layout.blocks)
 
@@ -196,7 +196,7 @@ def test_features_without_a_class_token_are_the_mean_over_patches_and_not_over_p
         expected = model.backbone.tokens(batch).mean(dim=(1, 2))
         normed = model.backbone.model.norm
         seen: list[torch.Tensor] = []
-        hook = normed.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        hook = normed.register_forward_pre_hook(lambda _, args: seen.append(args[0]))  # type: ignore[union-attr]
         model.backbone(batch)
         hook.remove()
     assert expected.shape == (3, 192)

@@ -65,7 +65,8 @@ class AttentionMaps:
     Attributes:
         layers: Of each block, first to last.
         rollout: Attention followed through all blocks, see `vpt.visualize.rollout`.
-        has_class_token: Whether the subject is the class token; else the mean over patches.
+        has_class_token: Whether the subject is the class token, also where the pool averages over patches and nothing
+            reads it behind the last block; else the mean over patches.
         dead_queries: Whether no prompt's query has any influence on the output: so with deep prompts.
     """
 
