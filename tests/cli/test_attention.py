@@ -29,6 +29,14 @@ def test_one_kind_goes_to_a_file_and_what_files_do_not_tell_is_said(vpt: Vpt, tr
     assert "features is left out: the classes of image files are not known" in answer.out.splitlines()[-1]
 
 
+def test_the_comparison_goes_to_a_folder_too(vpt: Vpt, trained: Run, task: Path) -> None:
+    image = str(next(task.rglob("*.jpg")))
+    delta = str(trained.folder / "delta.safetensors")
+    answer = vpt("attention", "--delta", delta, "--images", image, "--out=pictures", "--format=svg")
+    assert answer.out.splitlines() == ["written to pictures/compare.svg"]
+    assert Path("pictures/compare.svg").is_file()
+
+
 @pytest.mark.parametrize(
     ("args", "part"),
     [
