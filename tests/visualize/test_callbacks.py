@@ -50,6 +50,12 @@ def test_figures_go_to_the_run_folder_and_to_tensorboard(tmp_path: Path) -> None
     assert sorted(events.Tags()["images"]) == ["figures/attention", "figures/confusion"]
 
 
+def test_swin_has_an_attention_figure_too(tmp_path: Path) -> None:
+    module = PromptTuning(num_tokens=2, **ARCHITECTURE | {"backbone": "swin_nano_patch4_window8_64"})
+    trainer = fit_and_test(module, tmp_path, CSVLogger(tmp_path))
+    assert (Path(str(trainer.log_dir)) / "figures" / "attention.png").is_file()
+
+
 def test_another_logger_gets_files_only_and_a_linear_probe_no_attention(tmp_path: Path) -> None:
     module = LinearProbe(**ARCHITECTURE)
     trainer = fit_and_test(module, tmp_path, CSVLogger(tmp_path))

@@ -3,5 +3,15 @@
 from vpt.backbones.factory import Backbone, create_backbone, input_size
 from vpt.backbones.heads import pretrained_head
 from vpt.backbones.maps import LayerAttention, class_attention
+from vpt.backbones.recording import AttentionCall, recording
 
-__all__ = ["Backbone", "LayerAttention", "class_attention", "create_backbone", "input_size", "pretrained_head"]
+__all__ = [
+    "AttentionCall",
+    "Backbone",
+    "LayerAttention",
+    "class_attention",
+    "create_backbone",
+    "input_size",
+    "pretrained_head",
+    "recording",
+]

@@ -166,11 +166,24 @@ class OpenAttention(nn.Module):
         """
         q, k, v, bias = self.prepare(x, *args, **kwargs)
         k, _, bias = self.edited(k, v, bias)
+        if bias is not None and bias.shape[2] > 1:
+            bias = bias[:, :, :num_queries]
+        return self.shares(q[:, :, :num_queries], k, bias)
+
+    def shares(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+        """The weights that `attend` multiplies the values with.
+
+        Args:
+            q: (B, heads, n, head_dim).
+            k: (B, heads or groups of heads, K, head_dim).
+            bias: Broadcastable to (B, heads, n, K), or None.
+
+        Returns:
+            (B, heads, n, K), rows sum to 1.
+        """
         scale = q.shape[-1] ** -0.5 if self.sdpa_scale is None else self.sdpa_scale
-        logits = (q[:, :, :num_queries] * scale) @ _per_head(q, k).transpose(-2, -1)
-        if bias is not None:
-            logits = logits + (bias[:, :, :num_queries] if bias.shape[2] > 1 else bias)
-        return logits.softmax(dim=-1)
+        logits = (q * scale) @ _per_head(q, k).transpose(-2, -1)
+        return (logits if bias is None else logits + bias).softmax(dim=-1)
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, 3 · heads · head_dim) as queries, keys and values of (B, heads, N, head_dim)."""

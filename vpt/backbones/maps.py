@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpt.backbones.factory import Backbone
-from vpt.errors import UnsupportedBackboneError
+from vpt.backbones.recording import AttentionCall, recording
 
 
 @dataclass(frozen=True)
 class LayerAttention:
     """Attention of one block, from the class token, or averaged over all patches where there is none.
 
-    The three parts are shares of the same softmax: over their last dimensions they sum to 1.
+    The three parts are shares of the same softmax: over their last dimensions they sum to 1, less what goes to the
+    padding of a Swin whose windows do not fit its map.
 
     Attributes:
         prefix: To class, distillation and register tokens, (B, heads, prefix tokens).
-        patches: To patches in row-major order, (B, heads, rows · columns).
+        patches: To patches of the block's own map in row-major order, (B, heads, rows · columns).
         prompts: To prompts, (B, heads, n); n is 0 without prompts or at strength 0.
+        keys: How many keys a query sees, prompts included.
     """
 
     prefix: Tensor
     patches: Tensor
     prompts: Tensor
+    keys: int
 
 
 @torch.no_grad()
@@ -43,37 +45,34 @@ def class_attention(backbone: Backbone, images: Tensor) -> list[LayerAttention]:
     Raises:
         UnsupportedBackboneError: The backbone's attention cannot be read.
     """
-    layout = backbone.layout
-    if layout.windowed:
-        raise UnsupportedBackboneError(f"{backbone.name} attends within windows: it has no map of one token per block.")
-    queries = 1 if layout.has_class_token else None
-    calls: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = []
-
-    def keep(attention: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((args, kwargs))
-
-    hooks = [attention.register_forward_pre_hook(keep, with_kwargs=True) for attention in layout.attentions]
-    try:
+    with recording(backbone) as calls:
         backbone(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    patches = layout.grid[0] * layout.grid[1]
-    return [
-        _split(attention.weights(queries, *args, **kwargs), args[0].shape[1], queries, layout.num_prefix, patches)
-        for attention, (args, kwargs) in zip(layout.attentions, calls, strict=True)
-    ]
+    queries = 1 if backbone.layout.has_class_token else None
+    return [summarise(call, call.weights(queries), queries is not None) for call in calls]
 
 
-def _split(weights: Tensor, tokens: int, queries: int | None, num_prefix: int, num_patches: int) -> LayerAttention:
-    """Prompts in the sequence follow the prefix; prompts as keys follow the sequence."""
-    start = tokens - num_patches
-    if queries is None:
-        weights = weights[:, :, start:tokens]
-    weights = weights.mean(dim=2)
-    inside, extra = weights[..., num_prefix:start], weights[..., tokens:]
+def summarise(call: AttentionCall, weights: Tensor, by_token: bool) -> LayerAttention:
+    """Reads the summarising token's attention from weights.
+
+    Args:
+        call: What they are of.
+        weights: (rows, heads, queries, keys), of the first token at least if `by_token`, else of all.
+        by_token: Whether token 0 summarises the image; else the mean over its patches is taken.
+
+    Returns:
+        Its attention.
+    """
+    start, tokens, places = call.first_patch, call.tokens, call.places
+    if by_token:
+        weights = weights[:, :, 0]
+    else:
+        # Padding asks too, but nobody hears the answer.
+        real = places.cut(weights.new_ones(1, *places.grid)).repeat(len(weights) // places.windows, 1)
+        weights = torch.einsum("rhqk,rq->rhk", weights[:, :, start:tokens], real) / real[: places.windows].sum()
+    whole = weights.unflatten(0, (-1, places.windows)).sum(dim=1)  # type: ignore[no-untyped-call]
     return LayerAttention(
-        prefix=weights[..., :num_prefix],
-        patches=weights[..., start:tokens],
-        prompts=torch.cat([inside, extra], dim=-1),
+        prefix=whole[..., : call.num_prefix],
+        patches=places.stitch(weights[..., start:tokens]).flatten(-2),
+        prompts=torch.cat([whole[..., call.num_prefix : start], whole[..., tokens:]], dim=-1),
+        keys=weights.shape[-1],
     )

@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("vpt.cli.lightning", "measure a checkpoint on the test split"),
     "predict": ("vpt.cli.lightning", "write the predicted class of every test image to predictions.csv"),
     "robustness": ("vpt.cli.robustness", "measure a delta in and out of distribution, prompt strength 0 to 1"),
-    "attention": ("vpt.cli.attention", "draw what the CLS token attends to, without and with the prompts"),
+    "attention": ("vpt.cli.attention", "draw what a model attends to, without and with its prompts; rollout, features"),
     "data": ("vpt.cli.data", "list, show, verify and prepare datasets; the cache; a gallery of corruptions"),
     "export": ("vpt.cli.export", "write a trained model in the format of another library: peft"),
     "sweep": ("vpt.cli.experiments", "search a grid by validation, retrain with several seeds, test once"),

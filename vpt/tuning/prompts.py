@@ -155,6 +155,31 @@ class Prompt(ExtraKeys):
         _, keys, values = attention.project(norm(self.dropped(self.prompts(layer), images)))
         return keys, values
 
+    @property
+    def in_sequence(self) -> bool:
+        """Whether the prompts are tokens of the backbone's own sequence: shallow ones, except on Swin."""
+        return not self.deep and self._way is None
+
+    def queries(self, block: int) -> Tensor | None:
+        """What the prompts of a block ask with where they stand beside its sequence, Q = W_q N(P) + b_q.
+
+        Deep prompts ask only in the concatenated form (Jia et al., section 3.1), which discards the answers: nothing
+        that the model computes depends on these queries. Shallow prompts on Swin ask as they last came by.
+
+        Args:
+            block: Counted from 0.
+
+        Returns:
+            (1 or B, heads, n, head_dim); None at strength 0, in blocks without prompts and for prompts `in_sequence`.
+        """
+        if self.in_sequence or self.strength == 0.0 or (self.deep and block not in self.blocks):
+            return None
+        if self._way is not None:
+            entering = self._way.entering(block)[1]
+        else:
+            entering = self.layout.norms[block](self.prompts(self.blocks.index(block)).unsqueeze(0))
+        return self.layout.attentions[block].project(entering)[0]
+
     def _attach(self) -> None:
         """Adds keys and values to every chosen block (deep), or tokens before the first block (shallow)."""
         if self.deep:

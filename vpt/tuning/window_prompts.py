@@ -50,10 +50,7 @@ class WindowPrompts:
 
     def travel(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """The edit: the prompts join every window."""
-        layout, tokens = self.backbone[0].layout, self.tokens[layer]
-        if layer in self.merging:
-            tokens = merge_tokens(self.merging[layer], tokens)
-        entering = layout.norms[layer](tokens)
+        tokens, entering = self.entering(layer)
         queries, own_keys, own_values = attention.project(entering)
         rows = keys.shape[0]
         keys, values = (
@@ -63,6 +60,13 @@ class WindowPrompts:
         self._asking = tokens, entering, queries
         number = tokens.shape[1]
         return keys, values, self.prompt.key_bias(keys, number, keys.shape[2] - number)
+
+    def entering(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The prompts as they come to a block, (B, n, dim), and as its attention sees them."""
+        tokens = self.tokens[layer]
+        if layer in self.merging:
+            tokens = merge_tokens(self.merging[layer], tokens)
+        return tokens, self.backbone[0].layout.norms[layer](tokens)
 
     def gather(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
         """What they gather from all keys, those of other deltas too, and their way on to the next block."""

@@ -16,6 +16,7 @@ from vpt.errors import ConfigError, DataError
 from vpt.robustness.run import check_data
 from vpt.tuning import TunedModel, load
 from vpt.visualize.figures import save_figure
+from vpt.visualize.kinds import Scene
 from vpt.visualize.measure import has_prompts
 from vpt.visualize.panels import draw_attention
 
@@ -42,9 +43,7 @@ def attention_figure(delta: Path, images: Sequence[Path], out: Path, weights: st
         WeightsError: The backbone's weights cannot be found.
     """
     model = _load_prompts(delta, weights)
-    preset = Preset.from_dict(model.preset)
-    batch = np.stack([_read(path, preset, model.backbone.image_size) for path in _expand(images)])
-    return attention_figure_from_batch(model, torch.from_numpy(batch).permute(0, 3, 1, 2), None, out)
+    return attention_figure_from_batch(model, _batch(model, images), None, out)
 
 
 def attention_figure_from_data(
@@ -112,6 +111,79 @@ def sample_images(dataset: ImageDataset, number: int = 4, seed: int = 0) -> tupl
     classes = generator.permutation(np.unique(dataset.labels))[:number]
     index = [int(generator.choice(np.flatnonzero(dataset.labels == label))) for label in classes]
     return torch.stack([dataset[i]["image"] for i in index]), torch.from_numpy(classes)
+
+
+def sample_crowd(dataset: ImageDataset, classes: int = 10, per_class: int = 20, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draws several images each of a few classes.
+
+    Args:
+        dataset: A split of a data module.
+        classes: How many, at least 1; fewer if there are fewer.
+        per_class: Images of each, at least 1; fewer where there are fewer.
+        seed: Of the draw.
+
+    Returns:
+        Images uint8 (B, 3, H, W) and labels int64 (B,), ascending.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = np.sort(generator.permutation(np.unique(dataset.labels))[:classes])
+    index = [generator.permutation(np.flatnonzero(dataset.labels == label))[:per_class] for label in drawn]
+    chosen = np.concatenate(index)
+    return torch.stack([dataset[int(i)]["image"] for i in chosen]), torch.from_numpy(dataset.labels[chosen])
+
+
+def scene_from_files(delta: Path, images: Sequence[Path], weights: str | None = None) -> Scene:
+    """Prepares all kinds of figures for image files.
+
+    Args:
+        delta: A delta file.
+        images: Image files; a folder stands for the first six images in and below it, by name.
+        weights: Where the backbone's weights are; None for where they were at training time.
+
+    Returns:
+        The scene; classes are not known in it.
+
+    Raises:
+        DataError: There is no image, or one cannot be read.
+        DeltaFileError: The file is not a delta file, or belongs to other weights.
+        WeightsError: The backbone's weights cannot be found.
+    """
+    model = load(delta, weights)
+    batch = _batch(model, images)
+    return Scene(model, batch, None, batch, None)
+
+
+def scene_from_data(
+    delta: Path, data: ImageDataModule, weights: str | None = None, number: int = 4, per_class: int = 20
+) -> Scene:
+    """Prepares all kinds of figures for test images of the task.
+
+    Args:
+        delta: A delta file.
+        data: The task it was trained on.
+        weights: Where the backbone's weights are; None for where they were at training time.
+        number: Of images that maps are drawn of, at least 1.
+        per_class: Images of each of ten classes for figures of many images.
+
+    Returns:
+        The scene.
+
+    Raises:
+        ConfigError: The data do not belong to the delta.
+        DataError: An image cannot be read.
+        DeltaFileError: The file is not a delta file, or belongs to other weights.
+        WeightsError: The backbone's weights cannot be found.
+    """
+    model = load(delta, weights)
+    check_data(delta, model, data)
+    split = data.split("test")
+    return Scene(model, *sample_images(split, number), *sample_crowd(split, per_class=per_class))
+
+
+def _batch(model: TunedModel, images: Sequence[Path]) -> Tensor:
+    preset = Preset.from_dict(model.preset)
+    batch = np.stack([_read(path, preset, model.backbone.image_size) for path in _expand(images)])
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
 def _load_prompts(delta: Path, weights: str | None) -> TunedModel:

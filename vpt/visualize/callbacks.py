@@ -35,7 +35,7 @@ class FigureLogger(L.Callback):
         self.num_images = num_images
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws what the prompts changed on validation images; nothing without prompts, or with windows.
+        """Draws what the prompts changed on validation images; nothing without prompts.
 
         Args:
             trainer: With an `ImageDataModule`.
@@ -46,7 +46,7 @@ class FigureLogger(L.Callback):
             return
         folder = _folder(trainer)
         model = pl_module.model
-        if folder is not None and has_prompts(model) and not model.backbone.layout.windowed:
+        if folder is not None and has_prompts(model):
             images, labels = sample_images(data.split("val"), self.num_images)
             _keep(trainer, folder, "attention", draw_attention(model, images, labels))
 

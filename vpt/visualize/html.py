@@ -46,14 +46,14 @@ def document(
     Args:
         title: Its heading.
         notes: Paragraphs below it.
-        tables: At least one.
+        tables: Any number.
         figures: By name.
         captions: A sentence for each figure.
 
     Returns:
         HTML, its figures inline, without any reference to elsewhere.
     """
-    parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(note)}</p>" for note in notes), _table(tables[0])]
+    parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(note)}</p>" for note in notes), *map(_table, tables[:1])]
     parts += [_figure(name, figure, captions[name]) for name, figure in figures.items()]
     parts += [_table(table) for table in tables[1:]]
     head = (

@@ -13,6 +13,7 @@ from vpt.backbones import class_attention
 from vpt.errors import ConfigError
 from vpt.tuning import TunedModel
 from vpt.tuning.prompts import Prompt
+from vpt.visualize.state import evaluating, strength
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def has_prompts(model: TunedModel) -> bool:
     return model.delta is not None and any(isinstance(part, Prompt) for part in model.delta.parts)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_attention(model: TunedModel, images: Tensor) -> PromptAttention:
     """Runs images through a model at strength 0 and 1; mode and strength are put back afterwards.
 
@@ -65,25 +66,18 @@ def measure_attention(model: TunedModel, images: Tensor) -> PromptAttention:
     if not has_prompts(model):
         raise ConfigError("The model has no prompts, so there is nothing to compare.")
     images = images.to(model.head.weight.device)
-    mode, strength = model.training, model.strength
     layers, guesses = [], []
-    model.eval()
-    try:
-        for alpha in (0.0, 1.0):
-            model.set_strength(alpha)
+    for alpha in (0.0, 1.0):
+        with evaluating(model), strength(model, alpha):
             layers.append(class_attention(model.backbone, images))
             chances, classes = model(images).softmax(dim=1).max(dim=1)
             guesses.append(list(zip(classes.tolist(), chances.tolist(), strict=True)))
-    finally:
-        model.set_strength(strength)
-        model.train(mode)
     maps = [_relative(layer[-1].patches, model.backbone.layout.grid) for layer in layers]
-    tokens = [(layer.prompts.shape[2], layer.prefix.shape[2] + layer.patches.shape[2]) for layer in layers[1]]
     return PromptAttention(
         without=maps[0],
         with_prompts=maps[1],
         share=torch.stack([layer.prompts.sum(dim=2) for layer in layers[1]]).float().cpu().numpy(),
-        uniform=np.array([prompts / (prompts + others) for prompts, others in tokens], dtype=np.float32),
+        uniform=np.array([layer.prompts.shape[2] / layer.keys for layer in layers[1]], dtype=np.float32),
         guesses=(guesses[0], guesses[1]),
     )
 

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 _MAPS_LABEL = "attention to a patch ÷ mean over patches\n(under each map: the predicted class)"
 
 
-def draw_attention(model: TunedModel, images: Tensor, labels: Tensor | None) -> Figure:
+def draw_attention(
+    model: TunedModel, images: Tensor, labels: Tensor | None, measured: PromptAttention | None = None
+) -> Figure:
     """Draws the attention figure.
 
     Args:
         model: With prompts.
         images: uint8 (B, 3, H, W).
         labels: int64 (B,), or None where they are not known.
+        measured: What `measure_attention` gave for them, if it is known already.
 
     Returns:
         A row per image (input, attention without, with, difference) over the prompts' share in every layer.
@@ -36,30 +39,47 @@ def draw_attention(model: TunedModel, images: Tensor, labels: Tensor | None) -> 
     """
     from matplotlib.figure import Figure
 
-    measured = measure_attention(model, images)
+    measured = measure_attention(model, images) if measured is None else measured
     rows = len(images)
     with style():
         figure = Figure(figsize=(7.4, 1.75 * rows + 3.6), layout="constrained")
         top, bottom = cast("Any", figure.subfigures(2, 1, height_ratios=[1.75 * rows + 1.0, 2.6]))
         axes = top.subplots(rows, 4, squeeze=False)
-        _draw_maps(axes, measured, images)
+        draw_pairs(axes, measured.without, measured.with_prompts, images, _MAPS_LABEL)
         _caption_rows(axes, measured, labels, model.class_names)
-        subject = "class token" if model.backbone.layout.has_class_token else "patches"
+        subject = "class token" if model.backbone.layout.has_class_token else "mean patch (no class token)"
         top.suptitle(f"Where the {subject} looks in the last block", x=0.01, ha="left", fontsize=12, weight="bold")
         _draw_shares(bottom.subplots(), measured)
     return figure
 
 
-def _draw_maps(axes: NDArray[np.object_], measured: PromptAttention, images: Tensor) -> None:
-    difference = measured.with_prompts - measured.without
-    both = np.concatenate([measured.without, measured.with_prompts])
+def draw_pairs(
+    axes: NDArray[np.object_],
+    without: NDArray[np.float32],
+    with_prompts: NDArray[np.float32],
+    images: Tensor,
+    label: str,
+    words: tuple[str, str, str] = ("Without prompts", "With prompts", "with − without"),
+) -> None:
+    """Draws a row per image: input, map without prompts, map with them, difference; one scale for what is compared.
+
+    Args:
+        axes: (B, 4).
+        without: (B, rows, columns).
+        with_prompts: Likewise.
+        images: uint8 (B, 3, H, W).
+        label: Of the colour bar of the maps.
+        words: Titles of the two columns of maps, and the label of the difference's colour bar.
+    """
+    difference = with_prompts - without
+    both = np.concatenate([without, with_prompts])
     # A few sink patches get 20 times the mean and more; they saturate so that the others stay visible.
     high, reach = float(np.quantile(both, 0.96)), float(np.quantile(np.abs(difference), 0.96))
     for row, image in zip(axes, images, strict=True):
         row[0].imshow(image.permute(1, 2, 0).cpu().numpy())
     for column, maps, colours, low, up in (
-        (1, measured.without, SEQUENTIAL, 0.0, high),
-        (2, measured.with_prompts, SEQUENTIAL, 0.0, high),
+        (1, without, SEQUENTIAL, 0.0, high),
+        (2, with_prompts, SEQUENTIAL, 0.0, high),
         (3, difference, DIVERGING, -reach, reach),
     ):
         for row, values in zip(axes, maps, strict=True):
@@ -75,19 +95,28 @@ def _draw_maps(axes: NDArray[np.object_], measured: PromptAttention, images: Ten
                 pad=0.08 / len(axes),
                 extend="max" if column == 2 else "both",
             )
-            bar.set_label(_MAPS_LABEL if column == 2 else "with − without")
+            bar.set_label(label if column == 2 else words[2])
             bar.outline.set_visible(False)
     for cell in axes.ravel():
-        cell.set_xticks([])
-        cell.set_yticks([])
-        cell.spines[:].set_visible(False)
+        bare(cell)
+    for cell, title in zip(axes[0], ("Input", *words[:2], "Difference"), strict=True):
+        cell.set_title(title)
+
+
+def bare(axes: Axes) -> None:
+    """Takes ticks and frame away, as images have none.
+
+    Args:
+        axes: That an image is drawn in.
+    """
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
 
 
 def _caption_rows(
     axes: NDArray[np.object_], measured: PromptAttention, labels: Tensor | None, class_names: Sequence[str]
 ) -> None:
-    for cell, title in zip(axes[0], ("Input", "Without prompts", "With prompts", "Difference"), strict=True):
-        cell.set_title(title)
     truths = [None] * len(axes) if labels is None else labels.tolist()
     for position, (row, truth) in enumerate(zip(axes, truths, strict=True)):
         if truth is not None:
