@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "attention": ("vpt.cli.attention", "draw what the CLS token attends to, without and with the prompts"),
     "data": ("vpt.cli.data", "list, show, verify and prepare datasets; the cache; a gallery of corruptions"),
     "export": ("vpt.cli.export", "write a trained model as one file: onnx, torch; or for peft"),
+    "push": ("vpt.cli.push", "upload a run to the Hugging Face Hub, with a model card"),
     "sweep": ("vpt.cli.experiments", "search a grid by validation, retrain with several seeds, test once"),
     "fewshot": ("vpt.cli.experiments", "the same for several numbers of training images a class"),
     "combine": ("vpt.cli.experiments", "the same for all on/off combinations of deltas"),

@@ -116,8 +116,15 @@ def _run_torch(path: Path) -> Run:
 
 
 def _write_onnx(program: torch.export.ExportedProgram, told: dict[str, Any], path: Path) -> None:
-    names = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": {"images": {0: "batch"}}}
-    written: Any = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **names)
+    written: Any = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes={"images": {0: "batch"}},
+    )
     for node in written.model.graph.all_nodes():
         node.metadata_props.clear()  # traces of the export, longer than the graph
     for key, value in told.items():
