@@ -202,7 +202,8 @@ def test_what_cannot_be_loaded_is_one_sentence(hub: Hub, address: str, sentence:
     assert hub.downloaded == []
 
 
-def test_a_hub_that_is_not_there_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
+def test_a_hub_that_is_not_there_is_one_sentence(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # it tries again and again
     delta = a_run(tmp_path / "run")[1]
     nowhere = "http://127.0.0.1:9"
     for call in (lambda: push(delta, REPO, endpoint=nowhere), lambda: fetch(f"hf://{REPO}", nowhere)):
