@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         ShapeTextureDataModule,
         VTABDataModule,
     )
-    from vpt.hub import load
+    from vpt.hub.load import load
     from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning
     from vpt.tuning import attach
     from vpt.tuning.bank import PromptBank
@@ -69,7 +69,7 @@ _HOMES = {
     "VTABDataModule": "vpt.data",
     "attach": "vpt.tuning",
     "create_backbone": "vpt.backbones",
-    "load": "vpt.hub",
+    "load": "vpt.hub.load",
     "pretrained_head": "vpt.backbones",
     "save_delta": "vpt.tuning.files",
 }

@@ -17,7 +17,8 @@ from tests.export.models import tuned
 from tests.hub.fake import Hub, serving
 from vpt.cli import main
 from vpt.errors import HubError, WeightsError
-from vpt.hub import fetch, push
+from vpt.hub.fetch import fetch
+from vpt.hub.push import push
 from vpt.tuning.files import read_delta, save_delta
 from vpt.tuning.model import TunedModel
 
@@ -41,7 +42,7 @@ RECORD: dict[str, Any] = {
     },
     "parameters": {"trainable": 4421, "total": 2720000},
     "versions": {"vpt": "0.1.0"},
-    "metrics": {"train/loss": 0.1, "val/acc": 0.9, "test/loss": 0.2, "test/acc": 0.875, "test/mean_acc": 0.75},
+    "metrics": {"train/loss": 0.1, "val/acc": 0.9, "test/loss": 0.2, "test/acc": 0.875, "test/mean_per_class": 0.75},
 }
 CONFIG: dict[str, Any] = {
     "seed_everything": 4,
@@ -141,7 +142,7 @@ def test_the_card_tells_the_protocol_and_every_number_with_its_n(hub: Hub, tmp_p
     assert result["dataset"]["type"] == "digits"
     assert result["metrics"] == [
         {"type": "accuracy", "value": 0.875, "name": "accuracy (n = 797)"},
-        {"type": "mean_acc", "value": 0.75, "name": "mean accuracy over classes (n = 797)"},
+        {"type": "mean_per_class", "value": 0.75, "name": "mean accuracy over classes (n = 797)"},
     ]
     for line in (
         "| test | accuracy | 0.8750 | 797 |",

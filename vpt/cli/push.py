@@ -25,7 +25,7 @@ def run(args: list[str]) -> None:
     options = parser.parse_args(args[1:])
     hush()
 
-    from vpt.hub import push
+    from vpt.hub.push import push
 
     print(f"pushed to {push(options.delta, options.repo, options.private, options.endpoint)}")
     print(f'load it with vpt.load("hf://{options.repo}")')

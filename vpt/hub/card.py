@@ -11,7 +11,7 @@ from vpt.data.cards import Card, load_card
 from vpt.tasks.naming import method_name
 
 Record = Mapping[str, Any]
-_NAMES = {"acc": "accuracy", "mean_acc": "mean accuracy over classes"}
+_NAMES = {"acc": "accuracy", "mean_per_class": "mean accuracy over classes"}
 _LOSS = "loss"
 _COMPLETE = {True: "yes", False: "no, a part of it", None: "not known"}
 
@@ -77,7 +77,7 @@ def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
         classes=len(header["class_names"]),
         preset=data.get("preset") or header["preset"].get("name", "of the data"),
         data=name,
-        facts="\n".join(f"- {what}: {value}" for what, value in _facts(header, record, stored)),
+        facts="\n".join(f"- {what}: {value}" for what, value in _facts(header, record, stored) if value is not None),
         results=_table(measured),
         licences=_licences(card),
     )
@@ -126,7 +126,12 @@ def _measured(record: Record) -> Iterator[tuple[str, str, float, int]]:
     for name, value in record.get("metrics", {}).items():
         split, _, key = name.partition("/")
         n = data.get("counts", {}).get(split)
-        if split in ("val", "test") and key not in (_LOSS, "n") and n and not data["shared_with_train"].get(split):
+        if (
+            split in ("val", "test")
+            and key not in (_LOSS, "n")
+            and n
+            and not data.get("shared_with_train", {}).get(split)
+        ):
             yield split, key, value, n
 
 
@@ -148,13 +153,12 @@ def _facts(header: Record, record: Record, stored: int) -> Iterator[tuple[str, A
         counts = ", ".join(f"{split} {n:,}" for split, n in data.get("counts", {}).items())
         yield "data", f"{data['name']}, images: {counts}"
         yield "complete by its card", _COMPLETE[data.get("complete")]
-        yield "preset", data["preset"]
+        yield "preset", data.get("preset")
         yield "augmentation", data.get("augment")
-    if record:
-        yield "seed", record.get("seed")
-        yield "epochs", record.get("epochs", record.get("max_epochs"))
-        yield "epoch rule", record.get("epoch_rule")
-        yield "precision", record.get("precision")
+    yield "seed", record.get("seed")
+    yield "epochs", record.get("epochs", record.get("max_epochs"))
+    yield "epoch rule", record.get("epoch_rule")
+    yield "precision", record.get("precision")
     yield "deltas", ", ".join(f"`{spec}`" for spec in header["specs"]) or "none"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vpt.errors import HubError
 from vpt.hub.errors import one_sentence
-from vpt.tasks.callbacks import DELTA_FILE
+from vpt.tuning.files import DELTA_FILE
 
 PREFIX = "hf://"
 REPO = re.compile(r"[\w.-]+/[\w.-]+")

@@ -13,8 +13,8 @@ from vpt.errors import ConfigError, HubError
 from vpt.hub.card import model_card
 from vpt.hub.errors import one_sentence
 from vpt.hub.fetch import REPO
-from vpt.tasks.callbacks import DELTA_FILE, RUN_FILE
-from vpt.tuning.files import read_delta, write_delta
+from vpt.tasks.callbacks import RUN_FILE
+from vpt.tuning.files import DELTA_FILE, read_delta, write_delta
 from vpt.tuning.public import public_identity, without_places
 
 CONFIG_FILE = "config.yaml"
