@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -166,6 +167,14 @@ def test_a_fully_fine_tuned_model_is_written_from_its_delta_file(
     torch.testing.assert_close(
         run_alone(tmp_path, file, tmp_path)[0][:4], load(delta)(images()).detach(), rtol=1e-4, atol=1e-5
     )
+
+
+def test_the_exported_program_holds_no_pickle(tmp_path: Path) -> None:
+    export_torch(tuned(VIT, "pretrained", []), tmp_path / "model.pt2")
+    with zipfile.ZipFile(tmp_path / "model.pt2") as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    assert parts["model/data/sample_inputs/model.pt"] == b""
+    assert not [name for name, part in parts.items() if part[:2] in (b"PK", b"\x80\x02")]
 
 
 def test_a_file_of_another_function_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def _traced(model: TunedModel) -> torch.export.ExportedProgram:
 
 
 def _write_torch(program: torch.export.ExportedProgram, told: dict[str, Any], path: Path) -> None:
-    program.example_inputs = None  # of use to nobody
+    program.example_inputs = None  # the only part that would be pickled
     torch.export.save(program, path, extra_files={"vpt.json": json.dumps(told)})
 
 
