@@ -26,7 +26,9 @@ def one_sentence(repo: str, revision: str | None = None, file: str | None = None
         yield
     except errors.RevisionNotFoundError as error:
         raise HubError(f"{repo} has no revision {revision!r}: give a branch, a tag or a commit.") from error
-    except errors.RemoteEntryNotFoundError as error:
+    except errors.LocalEntryNotFoundError as error:  # the client's word for a hub that does not answer
+        raise _unreachable(repo, error) from error
+    except errors.EntryNotFoundError as error:
         raise HubError(f"{repo} on the hub has no {file}: vpt push writes it.") from error
     except errors.RepositoryNotFoundError as error:  # the hub tells strangers of a private one the same
         raise HubError(
@@ -40,10 +42,14 @@ def one_sentence(repo: str, revision: str | None = None, file: str | None = None
     except ValueError as error:  # of the name or of the card
         raise HubError(f"The hub does not take {repo}: {_first_line(error)}") from error
     except Exception as error:  # the client raises what its HTTP library does, of whatever class
-        raise HubError(
-            f"The hub could not be reached for {repo} ({type(error).__name__}): check the network, HF_ENDPOINT and "
-            "HF_HUB_OFFLINE."
-        ) from error
+        raise _unreachable(repo, error) from error
+
+
+def _unreachable(repo: str, error: Exception) -> HubError:
+    return HubError(
+        f"The hub could not be reached for {repo} ({type(error).__name__}): check the network, HF_ENDPOINT and "
+        "HF_HUB_OFFLINE."
+    )
 
 
 def _first_line(error: Exception) -> str:
