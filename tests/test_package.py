@@ -18,6 +18,12 @@ def test_importing_the_package_imports_no_library() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_loading_a_model_waits_for_no_training_framework() -> None:
+    code = "import sys, vpt; vpt.load; print('torch' in sys.modules, 'lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"
+
+
 @pytest.mark.parametrize("name", vpt.__all__)
 def test_every_public_name_exists(name: str) -> None:
     assert getattr(vpt, name) is not None

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
         ShapeTextureDataModule,
         VTABDataModule,
     )
+    from vpt.hub.load import load
     from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning
     from vpt.tuning import attach
     from vpt.tuning.bank import PromptBank
-    from vpt.tuning.files import load, save_delta
+    from vpt.tuning.files import save_delta
 
 __version__ = "0.1.0"
 
@@ -68,7 +69,7 @@ _HOMES = {
     "VTABDataModule": "vpt.data",
     "attach": "vpt.tuning",
     "create_backbone": "vpt.backbones",
-    "load": "vpt.tuning.files",
+    "load": "vpt.hub.load",
     "pretrained_head": "vpt.backbones",
     "save_delta": "vpt.tuning.files",
 }

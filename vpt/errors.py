@@ -38,6 +38,14 @@ class DeltaFileError(VPTError):
     """A delta file is unreadable, incomplete, or belongs to another backbone."""
 
 
+class ExportError(VPTError):
+    """A model cannot be written in another format, or the file written is another function."""
+
+
+class HubError(VPTError):
+    """The hub cannot be reached, refuses, or does not have what was asked for."""
+
+
 class DivergedError(VPTError):
     """Training produced a loss that is not finite."""
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from vpt.backbones import create_backbone, input_size
-from vpt.errors import ConfigError, UnknownNameError, WeightsError
+from vpt.errors import ConfigError, UnknownNameError, VPTWarning, WeightsError
 
 NANO = "vit_nano_patch8_64"
 
@@ -127,3 +127,24 @@ def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     save_file(state, tmp_path / "hole.safetensors")
     with pytest.raises(WeightsError, match="do not fit"):
         create_backbone("vit_tiny_patch16_224", str(tmp_path / "hole.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        (
+            "vit_base_patch16_224_in21k",
+            r"gives vit_base_patch16_224\.augreg_in21k today: the papers .* used .*\.orig_in21k",
+        ),
+        ("swin_base_patch4_window7_224_in22k", r"gives swin_base_patch4_window7_224\.ms_in22k today: write that name"),
+    ],
+)
+def test_an_old_name_says_which_weights_it_stands_for(name: str, sentence: str) -> None:
+    with pytest.warns(VPTWarning, match=sentence), pytest.raises(WeightsError, match="could not be reached"):
+        create_backbone(name)
+
+
+def test_an_old_name_without_pretrained_weights_is_todays_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    backbone = create_backbone("vit_tiny_patch16_224_in21k", "random")
+    assert backbone.name == "vit_tiny_patch16_224.augreg_in21k"
+    assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]

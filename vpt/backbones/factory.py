@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vpt.backbones.pooled import Trimmable
 from vpt.backbones.tokens import TokenLayout, read_layout
-from vpt.backbones.weights import build, config, fingerprint
+from vpt.backbones.weights import build, config, current_name, fingerprint
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
 
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -213,6 +213,7 @@ def create_backbone(
     """
     if normalization != "weights" and normalization not in STATISTICS:
         raise UnknownNameError("normalization", normalization, ["weights", *STATISTICS])
+    name = current_name(name, warn=weights == "pretrained")
     size = input_size(name) if image_size is None else image_size
     model, weights_id = build(name, weights, size if size != input_size(name) else None)
     return Backbone(model, name, weights, weights_id, size, normalization)

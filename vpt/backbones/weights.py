@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
-from timm.models import load_state_dict
+from timm.models import get_deprecated_models, load_state_dict
 from torch import nn
 
 from vpt.backbones.nano import default_cfgs as SHIPPED  # importing it registers it with timm
-from vpt.errors import UnknownNameError, UnsupportedBackboneError, WeightsError
+from vpt.errors import UnknownNameError, UnsupportedBackboneError, VPTWarning, WeightsError
+
+# Old names that gave the original ImageNet-21k weights until timm 0.4.12 and give AugReg's since.
+_MEANT_ORIGINAL = ("vit_base_patch16_224", "vit_base_patch32_224", "vit_large_patch16_224")
 
 
 def check_name(name: str) -> None:
@@ -31,6 +35,28 @@ def check_name(name: str) -> None:
         raise UnknownNameError("backbone", name, timm.list_models(f"{architecture}.*", pretrained=True))
 
 
+def current_name(name: str, warn: bool = False) -> str:
+    """Follows timm's renamings.
+
+    Args:
+        name: `architecture` or `architecture.tag`, perhaps an old one such as ``vit_base_patch16_224_in21k``.
+        warn: Say what an old name stands for today.
+
+    Returns:
+        Today's name.
+    """
+    current = get_deprecated_models().get(name)
+    if current is None:
+        return name
+    if warn:
+        today = f"{name} is an old name, for which timm gives {current} today"
+        architecture = name.removesuffix("_in21k")
+        meant = architecture in _MEANT_ORIGINAL and name != architecture
+        advice = f"the papers on visual prompts used {architecture}.orig_in21k" if meant else "write that name"
+        warnings.warn(f"{today}: {advice}.", VPTWarning, stacklevel=3)
+    return str(current)
+
+
 def config(name: str) -> dict[str, Any]:
     """Reads timm's record of a backbone's weights: input size, mean, standard deviation and so on.
 
@@ -44,7 +70,7 @@ def config(name: str) -> dict[str, Any]:
         UnknownNameError: timm does not know the name.
     """
     check_name(name)
-    record = timm.get_pretrained_cfg(name)
+    record = timm.get_pretrained_cfg(current_name(name))
     return cast("dict[str, Any]", record.to_dict())
 
 

@@ -16,10 +16,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 import vpt
 from vpt.tasks.base import ClassificationTask
+from vpt.tuning.files import DELTA_FILE as DELTA_FILE
 from vpt.tuning.files import identity, save_delta
 
 RUN_FILE = "run.json"
-DELTA_FILE = "delta.safetensors"
 INIT_FILE = "init.safetensors"
 CONFIG_FILE = "config.yaml"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")

@@ -17,6 +17,7 @@ from vpt.errors import DeltaFileError
 from vpt.tuning.model import TunedModel
 
 FORMAT = "vpt-delta/1"
+DELTA_FILE = "delta.safetensors"
 
 
 def save_delta(path: str | Path, model: TunedModel) -> Path:

@@ -1,4 +1,4 @@
-"""What leaves the house is the same function elsewhere."""
+"""A LoRA is the same function in peft."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from tests.export.models import tuned
 from tests.tuning.families import make
-from vpt.backbones import create_backbone
 from vpt.cli import main
 from vpt.errors import ConfigError
 from vpt.export import export_peft
@@ -20,16 +20,6 @@ from vpt.tuning.model import TunedModel
 
 CASES = [("vit_nano_patch8_64", "pretrained"), ("swin_tiny_patch4_window7_224", "random")]
 TARGETS = ["q", "v", "proj", "fc1"]
-
-
-def tuned(name: str, weights: str, deltas: list[dict[str, object]]) -> TunedModel:
-    torch.manual_seed(0)
-    model = TunedModel(create_backbone(name, weights), 5, deltas)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
 
 
 @pytest.mark.parametrize(("name", "weights"), CASES)

@@ -1,4 +1,4 @@
-"""A trained model in the formats of other libraries."""
+"""A LoRA in the format of peft."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Delta files to the Hugging Face Hub and from there."""

@@ -1,0 +1,93 @@
+"""A run onto the hub: its delta file, its protocol and a model card, without the places of this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from vpt.errors import ConfigError, HubError
+from vpt.hub.card import model_card
+from vpt.hub.errors import one_sentence
+from vpt.hub.fetch import REPO
+from vpt.tasks.callbacks import RUN_FILE
+from vpt.tuning.files import DELTA_FILE, read_delta, write_delta
+from vpt.tuning.public import public_identity, without_places
+
+CONFIG_FILE = "config.yaml"
+
+
+def push(delta: str | Path, repo: str, private: bool = False, endpoint: str | None = None) -> str:
+    """Uploads a run as one commit; the repository is made if it is not there.
+
+    Args:
+        delta: The delta file of a run; ``run.json`` and ``config.yaml`` are taken from beside it if they are there.
+        repo: ``user/name``.
+        private: Where the repository is made, only its owner sees it.
+        endpoint: URL of the hub; None for ``HF_ENDPOINT``, or the public one.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        ConfigError: A file beside the delta is damaged.
+        DeltaFileError: The delta file cannot be read.
+        HubError: The name is none, the hub cannot be reached, or it refuses.
+    """
+    if not REPO.fullmatch(repo):
+        raise HubError(f"{repo!r} is no name of a repository: write user/name.")
+    with TemporaryDirectory() as folder:
+        write_public(Path(delta), repo, Path(folder))
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=endpoint, library_name="vpt")
+        with one_sentence(repo):
+            api.create_repo(repo, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Upload {Path(delta).name} by vpt push")
+    return f"{api.endpoint}/{repo}"
+
+
+def write_public(delta: Path, repo: str, folder: Path) -> None:
+    """Writes what is uploaded.
+
+    Args:
+        delta: The delta file of a run.
+        repo: ``user/name``.
+        folder: Where to; exists.
+
+    Raises:
+        ConfigError: A file beside the delta is damaged.
+        DeltaFileError: The delta file cannot be read.
+    """
+    header, tensors = read_delta(delta)
+    header |= {
+        "backbone": public_identity(header["backbone"]),
+        "specs": without_places(header["specs"]),
+        "preset": without_places(header["preset"]),
+        "info": without_places(header["info"]),
+    }
+    write_delta(folder / DELTA_FILE, header, tensors)
+    config = _read(delta.parent / CONFIG_FILE)
+    if config is not None:
+        text = yaml.safe_dump(without_places(config), sort_keys=False, allow_unicode=True)
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    record = without_places(_read(delta.parent / RUN_FILE) or header["info"])
+    (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    size = sum(tensor.numel() for tensor in tensors.values())
+    (folder / "README.md").write_text(model_card(repo, header, record, size), encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """JSON is YAML."""
+    if not path.is_file():
+        return None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no settings: repair it, or move it away from beside the delta.")
+    return content
