@@ -11,7 +11,7 @@ from lightning.pytorch.cli import instantiate_class
 from vpt.backbones import input_size
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
-from vpt.tasks.base import ClassificationTask
+from vpt.tasks.classification import ClassificationTask
 
 FROM_DATA = ("num_classes", "image_size", "normalization")
 """What the data say about a model."""
