@@ -13,12 +13,10 @@ from torchmetrics import MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from vpt.backbones import Backbone
+from vpt.data.masks import IGNORED
 from vpt.errors import ConfigError
 from vpt.tasks.base import Batch, TuningTask
 from vpt.tuning.dense import DenseModel, enlarge
-
-IGNORED = 255
-"""Pixels of a mask that count for nothing: neither for the loss nor for a metric."""
 
 
 class SegmentationTask(TuningTask):

@@ -3,6 +3,7 @@
 from vpt.visualize.attention import attention_figure, attention_figure_from_batch, attention_figure_from_data
 from vpt.visualize.callbacks import FigureLogger
 from vpt.visualize.figures import confusion_figure
+from vpt.visualize.segmentation import segmentation_figure
 
 __all__ = [
     "FigureLogger",
@@ -10,4 +11,5 @@ __all__ = [
     "attention_figure_from_batch",
     "attention_figure_from_data",
     "confusion_figure",
+    "segmentation_figure",
 ]
