@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from vpt.backbones import Backbone
+from vpt.data import MaskDataModule
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.tasks.base import Batch, TuningTask
 from vpt.tasks.groups import restrict
@@ -65,11 +66,14 @@ class ClassificationTask(TuningTask):
             ConfigError: Data and model differ, or `init_head` was made for another backbone or other data.
             DeltaFileError: A file to start from is not a delta file.
         """
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, MaskDataModule):
+            raise ConfigError(f"The data {data.name!r} have masks and no labels: use SegmentationTask.")
         super().setup(stage)
         probe = self.hparams["init_head"]
         if stage != "fit" or probe is None:
             return
-        if not hasattr(getattr(self.trainer, "datamodule", None), "class_names"):
+        if not hasattr(data, "class_names"):
             raise ConfigError("init_head needs a data module, whose classes and preprocessing must be the probe's.")
         # a checkpoint that is resumed overwrites it
         self.model.head.load_state_dict(read_head(probe, self.model, "init_head").state_dict())

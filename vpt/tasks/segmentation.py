@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from vpt.backbones import Backbone
+from vpt.data import ImageDataModule, MaskDataModule
 from vpt.data.masks import IGNORED
 from vpt.errors import ConfigError
 from vpt.tasks.base import Batch, TuningTask
@@ -82,6 +83,24 @@ class SegmentationTask(TuningTask):
 
     def _build(self, backbone: Backbone, num_classes: int) -> DenseModel:
         return DenseModel(backbone, num_classes, self.specs(), **cast("dict[str, Any]", self._head))
+
+    def setup(self, stage: str) -> None:
+        """Also checks that the data have masks.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            ConfigError: Data and model differ, or the data have no masks.
+            DeltaFileError: `init_delta` is not a delta file of the same backbone and deltas.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageDataModule) and not isinstance(data, MaskDataModule):
+            raise ConfigError(
+                f"The data {data.name!r} have labels and no masks: segmentation takes a data module of masks, such as "
+                "ShapeScenesDataModule or PetTrimapsDataModule."
+            )
+        super().setup(stage)
 
     def logits(self, batch: Batch, split: str) -> Tensor:
         """Logits of a batch, at the size of its masks.

@@ -70,7 +70,7 @@ def segmentation_figure(
             cell.spines[:].set_visible(False)
         names = [Patch(color=colour, label=short(name)) for colour, name in zip(colours, class_names, strict=False)]
         figure.legend(
-            handles=names, loc="outside lower center", ncols=min(len(names), 6), frameon=False, labelcolor=NEUTRAL
+            handles=names, loc="outside lower center", ncols=min(len(names), columns), frameon=False, labelcolor=NEUTRAL
         )
     return figure
 
