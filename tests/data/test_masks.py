@@ -162,7 +162,7 @@ def _write(path: Path, values: np.ndarray[Any, Any]) -> None:
 WRONG: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "mask missing": ("trimap", Path.unlink, r"test.txt, line 1: .*Breed_0_3.png does not exist; restore the file"),
     "mask no image": ("trimap", lambda p: p.write_bytes(b"x" * 50), r"line 1: .*Breed_0_3.png is not an image"),
-    "mask cut off": ("trimap", lambda p: p.write_bytes(p.read_bytes()[:60]), r"line 1: .*Breed_0_3.png cannot be dec"),
+    "mask cut off": ("trimap", lambda p: p.write_bytes(p.read_bytes()[:50]), r"line 1: .*Breed_0_3.png cannot be dec"),
     "mask of colours": (
         "trimap",
         lambda p: _write(p, np.ones((16, 24, 3), dtype=np.uint8)),

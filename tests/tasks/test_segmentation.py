@@ -42,12 +42,8 @@ def test_what_trains_moves_and_nothing_else(method: str) -> None:
     after = task.model.state_dict()
     moved = {key for key, tensor in after.items() if not torch.equal(tensor, before[key])}
     assert task.model.backbone.frozen == (method != "full")
-    if method == "full":  # the class token is read by other patches; nothing reads what the pool alone needs
-        assert moved <= trained
-        assert {key for key in moved if key.startswith("backbone.")}
-    else:
-        assert moved == trained
-        assert not any(key.startswith("backbone.") for key in trained)
+    assert moved == trained
+    assert any(key.startswith("backbone.") for key in trained) == (method == "full")
 
 
 class Given(SegmentationTask):
@@ -154,10 +150,12 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path: Path, method: 
     L.seed_everything(1)
     resumed, again = SegmentationTask(**options), trainer(epochs=3)
     again.fit(resumed, datamodule=data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    # Kept maps are computed again in other batches, which a matrix product rounds in another way.
+    slack = 0.0 if method == "prompt" else 1e-5
     for key, tensor in whole.model.trained().items():
-        torch.testing.assert_close(resumed.model.trained()[key], tensor, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(resumed.model.trained()[key], tensor, rtol=0, atol=slack)
     for key in ("val/miou", "val/loss", "val/pixel_acc"):
-        assert float(again.callback_metrics[key]) == pytest.approx(float(run.callback_metrics[key]), abs=1e-5)
+        assert float(again.callback_metrics[key]) == pytest.approx(float(run.callback_metrics[key]), rel=0, abs=slack)
 
 
 def test_predictions_are_masks_of_class_numbers() -> None:

@@ -128,7 +128,7 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], error: type[Exceptio
 
 def test_a_backbone_without_patches_is_refused() -> None:
     with pytest.raises(UnsupportedBackboneError, match="resnet18 has no known map of patches: segmentation takes"):
-        DenseModel(create_backbone("resnet18", "random", 64), 3)
+        DenseModel(create_backbone("resnet18", "random"), 3)
 
 
 def saved(path: Path, **options: Any) -> DenseModel:
