@@ -51,7 +51,8 @@ def test_predict_writes_a_mask_per_image(vpt: Vpt) -> None:
     files = sorted((run.folder / "predictions").iterdir())
     assert [file.name for file in files] == [f"{index:06d}.png" for index in range(8)]
     mask = np.asarray(Image.open(files[0]))
-    assert (mask.shape, mask.dtype) == ((64, 64), np.uint8)
+    assert mask.shape == (64, 64)
+    assert mask.dtype == np.uint8
     assert mask.max() < 5
 
 

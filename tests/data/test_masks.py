@@ -82,7 +82,8 @@ def test_unknown_lists_are_refused() -> None:
 
 
 def pets(root: Path, **options: Any) -> PetTrimapsDataModule:
-    return PetTrimapsDataModule(**{"root": root, "image_size": 16, "allow_partial": True, "batch_size": 4} | options)
+    defaults: dict[str, Any] = {"root": root, "image_size": 16, "allow_partial": True, "batch_size": 4}
+    return PetTrimapsDataModule(**defaults | options)
 
 
 def test_trimaps_become_classes_where_they_are(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from vpt.data import DigitsDataModule, ShapeScenesDataModule
 from vpt.errors import ConfigError, DeltaFileError
 from vpt.tasks import LinearProbe, SegmentationTask
+from vpt.tasks.build import build
 from vpt.tasks.naming import method_name
 
 from .test_tasks import trainer
@@ -29,7 +30,8 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def data(**options: Any) -> ShapeScenesDataModule:
-    return ShapeScenesDataModule(**{"batch_size": 8, "train": "train800", "val": "val200"} | options)
+    defaults: dict[str, Any] = {"batch_size": 8, "train": "train800"}
+    return ShapeScenesDataModule(**defaults | options)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -101,9 +103,9 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch() -> None:
     for size in (None, 3):
         L.seed_everything(0)
         task = SegmentationTask(**BASE, deltas=[{"name": "prompt", "num_tokens": 4}], micro_batch=size)
-        batch = data().split("train").batch(range(8))  # type: ignore[arg-type]
+        batch = data().split("train").batch(range(8))
         task.trainer = trainer()
-        task.loss(task._in_parts(batch), batch).backward()
+        task.loss(task._in_parts(batch), batch).backward()  # type: ignore[no-untyped-call]
         gradients.append(task.model.trained()["delta.parts.0.tokens"].grad)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
 
@@ -111,7 +113,7 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch() -> None:
 def test_training_makes_the_loss_smaller() -> None:
     L.seed_everything(0)
     task = SegmentationTask(**BASE | {"base_lr": 0.2}, deltas=[{"name": "prompt", "num_tokens": 4}])
-    batch = data().split("train").batch(range(8))  # type: ignore[arg-type]
+    batch = data().split("train").batch(range(8))
     with torch.no_grad():
         before = float(task.loss(task(batch["image"]), batch))
     trainer(epochs=10, overfit_batches=1).fit(task, datamodule=data())
@@ -187,3 +189,12 @@ def test_data_without_masks_and_tasks_without_use_for_them_say_so() -> None:
 )
 def test_runs_are_named_by_what_trains(options: dict[str, Any], name: str) -> None:
     assert method_name("SegmentationTask", {"deltas": None, "full": False} | options) == name
+
+
+def test_what_runs_many_classifiers_takes_no_segmentation() -> None:
+    config = {
+        "model": {"class_path": "vpt.tasks.SegmentationTask", "init_args": {"backbone": "vit_nano_patch8_64"}},
+        "data": {"class_path": "vpt.data.ShapeScenesDataModule"},
+    }
+    with pytest.raises(ConfigError, match="of classifiers only: run SegmentationTask with `vpt fit`"):
+        build(config)

@@ -69,7 +69,7 @@ def test_shallow_prompts_are_cut_out_and_not_patches() -> None:
     model: Any = backbone.model
     delta = attach(backbone, [PROMPT | {"deep": False}])
     found = feature_map(backbone, images())
-    prompts = delta.parts[0].tokens[0].detach()  # type: ignore[union-attr, index]
+    prompts = delta.parts[0].tokens[0].detach()  # type: ignore[index]
     delta.detach()
     with torch.no_grad():
         x = model.norm_pre(model._pos_embed(model.patch_embed(backbone.normalize(images()))))
@@ -122,8 +122,9 @@ def test_heads_have_the_parameters_that_they_say() -> None:
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    given: dict[str, Any] = {"backbone": create_backbone(NANO), "num_classes": 3}
     with pytest.raises(error, match=message):
-        DenseModel(**{"backbone": create_backbone(NANO), "num_classes": 3} | options)
+        DenseModel(**given | options)
 
 
 def test_a_backbone_without_patches_is_refused() -> None:

@@ -59,5 +59,7 @@ def build(config: Mapping[str, Any]) -> tuple[ClassificationTask, ImageDataModul
         if args.get(key) not in (None, truth):
             raise ConfigError(f"model.{key} is {args[key]!r}, but {data.name} has {truth!r}: leave model.{key} out.")
         args[key] = truth
-    task: ClassificationTask = instantiate_class((), section)
+    task = instantiate_class((), section)
+    if not isinstance(task, ClassificationTask):
+        raise ConfigError(f"Many runs at once are of classifiers only: run {type(task).__name__} with `vpt fit`.")
     return task, data
