@@ -61,5 +61,7 @@ def build(config: Mapping[str, Any]) -> tuple[ClassificationTask, ImageDataModul
         args[key] = truth
     task = instantiate_class((), section)
     if not isinstance(task, ClassificationTask):
-        raise ConfigError(f"Many runs at once are of classifiers only: run {type(task).__name__} with `vpt fit`.")
+        raise ConfigError(
+            f"Experiments and profiles are of classifiers only: run {type(task).__name__} with `vpt fit`."
+        )
     return task, data
