@@ -140,3 +140,32 @@ def make_imagenet(root: Path, card: str, classes: int = 3, each: int = 2) -> Pat
     }[card]
     make_class_folders(root / card / folder, names[:classes], each)
     return root / card / folder
+
+
+def make_pets(root: Path, breeds: int = 2, each: int = 3) -> Path:
+    """Writes trimaps of Oxford-IIIT Pet: the left half of each image is a white pet, the right half black background.
+
+    Args:
+        root: The data root.
+        breeds: Number of breeds.
+        each: Images of each breed in trainval; two more are in test.
+
+    Returns:
+        The folder of the dataset.
+    """
+    folder = root / "oxford_pet_trimaps"
+    (folder / "annotations" / "trimaps").mkdir(parents=True)
+    (folder / "images").mkdir()
+    lists: dict[str, list[str]] = {"trainval": [], "test": []}
+    columns = np.arange(24)
+    trimap = np.tile(np.where(columns < 11, 1, np.where(columns < 13, 3, 2)).astype(np.uint8), (16, 1))
+    grey = np.tile(np.where(columns < 12, 255, 0).astype(np.uint8), (16, 1))
+    for breed in range(breeds):
+        for number in range(each + 2):
+            name = f"Breed_{breed}_{number}"
+            Image.fromarray(np.stack([grey] * 3, axis=2)).save(folder / "images" / f"{name}.jpg", quality=95)
+            Image.fromarray(trimap).save(folder / "annotations" / "trimaps" / f"{name}.png")
+            lists["trainval" if number < each else "test"].append(f"{name} {breed + 1} 1 {breed + 1}")
+    for stem, lines in lists.items():
+        (folder / "annotations" / f"{stem}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder

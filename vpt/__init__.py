@@ -16,15 +16,17 @@ if TYPE_CHECKING:
         FolderDataModule,
         ImageDataModule,
         ImageNetDataModule,
+        PetTrimapsDataModule,
+        ShapeScenesDataModule,
         ShapesDataModule,
         ShapeTextureDataModule,
         VTABDataModule,
     )
     from vpt.hub.load import load
-    from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning
+    from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning, SegmentationTask
     from vpt.tuning import attach
     from vpt.tuning.bank import PromptBank
-    from vpt.tuning.files import save_delta
+    from vpt.tuning.files import load_segmentation, save_delta
 
 __version__ = "0.1.0"
 
@@ -38,8 +40,11 @@ __all__ = [
     "ImageDataModule",
     "ImageNetDataModule",
     "LinearProbe",
+    "PetTrimapsDataModule",
     "PromptBank",
     "PromptTuning",
+    "SegmentationTask",
+    "ShapeScenesDataModule",
     "ShapeTextureDataModule",
     "ShapesDataModule",
     "VPTError",
@@ -48,6 +53,7 @@ __all__ = [
     "attach",
     "create_backbone",
     "load",
+    "load_segmentation",
     "pretrained_head",
     "save_delta",
 ]
@@ -62,14 +68,18 @@ _HOMES = {
     "ImageDataModule": "vpt.data",
     "ImageNetDataModule": "vpt.data",
     "LinearProbe": "vpt.tasks",
+    "PetTrimapsDataModule": "vpt.data",
     "PromptBank": "vpt.tuning.bank",
     "PromptTuning": "vpt.tasks",
+    "SegmentationTask": "vpt.tasks",
+    "ShapeScenesDataModule": "vpt.data",
     "ShapeTextureDataModule": "vpt.data",
     "ShapesDataModule": "vpt.data",
     "VTABDataModule": "vpt.data",
     "attach": "vpt.tuning",
     "create_backbone": "vpt.backbones",
     "load": "vpt.hub.load",
+    "load_segmentation": "vpt.tuning.files",
     "pretrained_head": "vpt.backbones",
     "save_delta": "vpt.tuning.files",
 }

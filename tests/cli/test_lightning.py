@@ -18,7 +18,8 @@ BACKBONES = set((CONFIGS / "backbone").glob("*.yaml"))
 # in test_vtab.py and test_suites.py
 SUITES = {path for suite in ("vtab", "fgvc", "imagenet") for path in (CONFIGS / suite).glob("*.yaml")}
 SWEEPS = set((CONFIGS / "sweep").glob("*.yaml"))  # in tests/experiments/test_sweep.py
-TASKS = sorted(set(CONFIGS.rglob("*.yaml")) - set(METHODS) - BACKBONES - SUITES - SWEEPS)
+SEGMENTATION = set((CONFIGS / "segmentation").glob("*.yaml"))  # in test_segmentation.py
+TASKS = sorted(set(CONFIGS.rglob("*.yaml")) - set(METHODS) - BACKBONES - SUITES - SWEEPS - SEGMENTATION)
 
 
 def _fast(vpt: Vpt, *args: str) -> Answer:

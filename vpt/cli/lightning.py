@@ -22,7 +22,7 @@ from vpt.cli.messages import explain
 from vpt.cli.quiet import hush
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
-from vpt.tasks import ClassificationTask, DeltaWriter, RunRecord
+from vpt.tasks import DeltaWriter, RunRecord, TuningTask
 from vpt.tasks.build import FROM_DATA
 from vpt.tasks.naming import method_name
 from vpt.tasks.predictions import PredictionWriter
@@ -199,7 +199,7 @@ def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
     quiet_parser = {name: {"exit_on_error": False} for name in VPTCLI.subcommands()}
     try:
         return cli(
-            ClassificationTask,
+            TuningTask,
             ImageDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

@@ -24,6 +24,7 @@ _MODULES: dict[str, tuple[str, str, str | None]] = {
     "fgvc": ("vpt.data.fgvc", "FGVCDataModule", "dataset"),
     "imagenet": ("vpt.data.imagenet", "ImageNetDataModule", "variant"),
     "flickr_in1k_1000": ("vpt.data.imagenet", "ImageNetDataModule", "variant"),
+    "oxford_pet_trimaps": ("vpt.data.pets", "PetTrimapsDataModule", None),
     "shape_texture16": ("vpt.data.shape_texture", "ShapeTextureDataModule", None),
 }
 _MANY = "imagenet_c"

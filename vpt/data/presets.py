@@ -21,12 +21,16 @@ from vpt.errors import ConfigError, UnknownNameError
 
 AUGMENTATIONS = ("none", "flip", "crop_flip", "fgvc")
 RESIZE_RULES = ("square", "shorter_crop")
-INTERPOLATIONS = ("bilinear_legacy", "bilinear", "bicubic")
+INTERPOLATIONS = ("bilinear_legacy", "bilinear", "bicubic", "nearest")
 NORMALIZATIONS = ("imagenet", "inception", "weights", "none")
 _TFDS = "TFDS's uint8, lossless"
 _LONGEST = 16
 """Aspect ratio above which the ends are cut off before an image is scaled: 5000×1 would become 1,280,000×256."""
-_PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_PIL_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Preset:
         resize: ``"square"`` ignores the aspect ratio; ``"shorter_crop"`` scales the shorter side to
             ``image_size / crop_fraction`` and cuts the centre.
         interpolation: ``"bilinear"`` and ``"bicubic"`` are PIL's, with antialiasing; ``"bilinear_legacy"`` is
-            TensorFlow 1's (:func:`resize_bilinear_legacy`).
+            TensorFlow 1's (:func:`resize_bilinear_legacy`); ``"nearest"`` is for masks.
         normalization: What the backbone has to apply: ``"imagenet"`` or ``"inception"`` statistics, those of the
             ``"weights"`` in use, or ``"none"`` for plain [0, 1].
         crop_fraction: Share of the scaled shorter side that the crop keeps, in (0, 1]; unused by ``"square"``.

@@ -1,8 +1,9 @@
 """LightningModules over one base."""
 
-from vpt.tasks.base import ClassificationTask
+from vpt.tasks.base import TuningTask
 from vpt.tasks.callbacks import DeltaWriter, InitWriter, RunRecord
-from vpt.tasks.classification import DeltaTuning, FineTuning, LinearProbe, PromptTuning
+from vpt.tasks.classification import ClassificationTask, DeltaTuning, FineTuning, LinearProbe, PromptTuning
+from vpt.tasks.segmentation import SegmentationTask
 
 __all__ = [
     "ClassificationTask",
@@ -13,4 +14,6 @@ __all__ = [
     "LinearProbe",
     "PromptTuning",
     "RunRecord",
+    "SegmentationTask",
+    "TuningTask",
 ]

@@ -1,4 +1,4 @@
-"""The LightningModule that every classification task is: cross-entropy, metrics, schedule, small checkpoints."""
+"""The LightningModule that every task is: a model, its training, schedule, small checkpoints."""
 
 from __future__ import annotations
 
@@ -11,33 +11,28 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics import MeanMetric
 
-from vpt.backbones import create_backbone
+from vpt.backbones import Backbone, create_backbone
 from vpt.errors import ConfigError, DivergedError, UnknownNameError
-from vpt.tasks.groups import restrict
-from vpt.tasks.metrics import MeanPerClass
 from vpt.tasks.optim import build_optimizer, warmup_cosine
 from vpt.tuning.features import FeatureCache
 from vpt.tuning.files import check_fingerprint, fill, identity, start_from
-from vpt.tuning.heads import read_head
-from vpt.tuning.model import TunedModel
+from vpt.tuning.model import AdaptedModel
 
 Batch = dict[str, Tensor]
 
 
-class ClassificationTask(L.LightningModule):
-    """A frozen or trained backbone with a linear head, trained with cross-entropy.
+class TuningTask(L.LightningModule):
+    """A frozen or trained backbone with a head. A subclass says which head, which loss and which metrics.
 
-    Metrics are logged as ``train/loss``, ``{val,test}/loss``, ``{val,test}/acc`` (top-1) and
-    ``{val,test}/mean_per_class``. A batch is a dict of ``image`` uint8 (B, 3, H, W), ``label`` int64 (B,) and
-    ``index`` int64 (B,).
+    A batch is a dict of ``image`` uint8 (B, 3, H, W), ``index`` int64 (B,) and what the images are to be compared with.
 
     Attributes:
-        model: The `TunedModel` that is trained.
-        test_confusion: (classes, classes) confusion matrix of the test set, rows are true classes.
+        model: What is trained.
     """
+
+    model: AdaptedModel
 
     def __init__(
         self,
@@ -51,7 +46,6 @@ class ClassificationTask(L.LightningModule):
         weight_decay: float = 1e-4,
         momentum: float = 0.9,
         warmup: float = 0.1,
-        init_head: str | None = None,
         init_delta: str | None = None,
         micro_batch: int | None = None,
     ) -> None:
@@ -68,8 +62,6 @@ class ClassificationTask(L.LightningModule):
             weight_decay: On tensors of two or more dimensions (prompts and weights, not biases and norms).
             momentum: Of SGD.
             warmup: Share of all steps in which the rate rises linearly, in [0, 1); then it falls by a cosine to 0.
-            init_head: Delta file of a linear probe on the same backbone and data, whose head training starts from; with
-                `FineTuning` that is LP-FT (Kumar et al., ICLR 2022). None for a small random head.
             init_delta: Delta file of the same deltas on the same backbone, of any task, that training starts from; its
                 head is left behind.
             micro_batch: Images in memory at once: larger batches are computed in parts, forward twice, with the
@@ -94,8 +86,9 @@ class ClassificationTask(L.LightningModule):
                 f"got {warmup}, {base_lr} and {weight_decay}."
             )
         encoder = create_backbone(backbone, weights, image_size, normalization or "weights")
-        self.model = TunedModel(encoder, num_classes, self.specs())
-        self._metrics(num_classes)
+        self.model = self._build(encoder, num_classes)
+        # Lightning's own mean over processes with unequal shares of the images is not that over the images.
+        self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
         self._finite: Tensor | None = None
         self._kept: tuple[Any, FeatureCache, Callable[[Tensor], Tensor]] | None = None
 
@@ -103,16 +96,21 @@ class ClassificationTask(L.LightningModule):
         """The delta that the task trains, as for `vpt.attach`; empty for none."""
         return []
 
-    def _metrics(self, num_classes: int) -> None:
-        metrics = MetricCollection(
-            {"acc": MulticlassAccuracy(num_classes, average="micro"), "mean_per_class": MeanPerClass(num_classes)},
-            compute_groups=False,
-        )
-        self.val_metrics = metrics.clone(prefix="val/")
-        self.test_metrics = metrics.clone(prefix="test/")
-        # Lightning's own mean over processes with unequal shares of the images is not that over the images.
-        self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
-        self.test_confusion = MulticlassConfusionMatrix(num_classes)
+    def _build(self, backbone: Backbone, num_classes: int) -> AdaptedModel:
+        """The model, with `specs` on its backbone."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """What training makes smaller.
+
+        Args:
+            logits: (B, num_classes, ...).
+            batch: With what they are compared with.
+
+        Returns:
+            The mean, a scalar.
+        """
+        raise NotImplementedError
 
     def setup(self, stage: str) -> None:
         """Takes class names and preprocessing from the data module and checks that both sides agree.
@@ -121,42 +119,36 @@ class ClassificationTask(L.LightningModule):
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
 
         Raises:
-            ConfigError: Number of classes or image size differ between data and model, or `init_head` was made for
-                another backbone or other data.
-            DeltaFileError: `init_head` is not a delta file.
+            ConfigError: Number of classes or image size differ between data and model.
+            DeltaFileError: `init_delta` is not a delta file of the same backbone and deltas.
         """
         data = getattr(self.trainer, "datamodule", None)
-        probe = self.hparams["init_head"] if stage == "fit" else None
         if data is None or not hasattr(data, "class_names"):
-            if probe is not None:
-                raise ConfigError("init_head needs a data module, whose classes and preprocessing must be the probe's.")
             return
         for what, theirs, ours in (
-            ("num_classes", data.num_classes, self.model.head.out_features),
+            ("num_classes", data.num_classes, len(self.model.class_names)),
             ("image_size", data.image_size, self.model.backbone.image_size),
         ):
             if theirs != ours:
                 raise ConfigError(f"The data has {what} {theirs}, the model {ours}: they must agree.")
         self.model.class_names = list(data.class_names)
         self.model.preset = data.preset.to_dict()
-        if stage == "fit" and self.hparams["init_delta"] is not None:  # a checkpoint that is resumed overwrites both
+        if stage == "fit" and self.hparams["init_delta"] is not None:  # a checkpoint that is resumed overwrites it
             start_from(self.hparams["init_delta"], self.model)
-        if probe is not None:
-            self.model.head.load_state_dict(read_head(probe, self.model, "init_head").state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classifies images.
+        """Classifies images, or their pixels.
 
         Args:
             images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
 
         Returns:
-            Logits, (B, num_classes).
+            Logits, (B, num_classes) or (B, num_classes, H, W).
         """
         return cast("Tensor", self.model(images))
 
     def features(self, batch: Batch, split: str) -> Tensor:
-        """Pooled features of a batch.
+        """What the head reads of a batch.
 
         Where images are a constant of their index, what lies before the first trained parameter is computed once for
         each training and validation image and kept.
@@ -166,12 +158,12 @@ class ClassificationTask(L.LightningModule):
             split: ``train``, ``val`` or ``test``.
 
         Returns:
-            (B, num_features).
+            (B, num_features, ...).
         """
         data = getattr(self.trainer, "datamodule", None)
         halves = self.model.constant_part()
         if halves is None or split == "test" or data is None or getattr(data, "augmented", True):
-            return cast("Tensor", self.model.backbone(batch["image"]))
+            return self.model.encode(batch["image"])
         key = (data, str(self.trainer.precision))
         if self._kept is None or self._kept[0] != key:  # other data or precision, other constants
             self._kept = key, FeatureCache(halves[0], self._constants(data)), halves[1]
@@ -183,7 +175,7 @@ class ClassificationTask(L.LightningModule):
         backbone, described = self.model.backbone, data.describe()
         images = (described["fingerprint"], described["preset"], described["image_size"])
         place = (self.model.constant_blocks(), backbone.trim, str(self.trainer.precision), str(self.device))
-        return (backbone.fingerprint, backbone.normalization, *images, *place)
+        return (self.model.format, backbone.fingerprint, backbone.normalization, *images, *place)
 
     def logits(self, batch: Batch, split: str) -> Tensor:
         """Logits of a batch.
@@ -193,12 +185,12 @@ class ClassificationTask(L.LightningModule):
             split: ``train``, ``val`` or ``test``.
 
         Returns:
-            (B, num_classes).
+            (B, num_classes, ...).
         """
         return self.model.classify(self.features(batch, split))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Cross-entropy of a batch.
+        """The loss of a batch.
 
         Args:
             batch: A batch.
@@ -210,9 +202,9 @@ class ClassificationTask(L.LightningModule):
         Raises:
             DivergedError: The loss of this or an earlier batch is not finite.
         """
-        loss = nn.functional.cross_entropy(self._in_parts(batch), batch["label"])
+        loss = self.loss(self._in_parts(batch), batch)
         parallel = self.trainer.world_size > 1
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]), sync_dist=parallel)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["index"]), sync_dist=parallel)
         finite = loss.detach().isfinite()
         self._finite = finite if self._finite is None else self._finite & finite
         if loss.device.type == "cpu" or batch_idx % 50 == 0:  # elsewhere looking at a number stops the device
@@ -221,8 +213,8 @@ class ClassificationTask(L.LightningModule):
 
     def _in_parts(self, batch: Batch) -> Tensor:
         """Training logits; of a micro-batch at a time, of which nothing but logits is kept for the backward pass."""
-        size = self.hparams["micro_batch"] or len(batch["label"])
-        if size >= len(batch["label"]):
+        size = self.hparams["micro_batch"] or len(batch["index"])
+        if size >= len(batch["index"]):
             return self.logits(batch, "train")
         columns = {key: torch.split(tensor, size) for key, tensor in batch.items()}
         parts = [dict(zip(columns, part, strict=True)) for part in zip(*columns.values(), strict=True)]
@@ -238,61 +230,6 @@ class ClassificationTask(L.LightningModule):
                 f"The loss is not finite in epoch {self.current_epoch} (counted from 0): lower base_lr "
                 f"({self.hparams['base_lr']}). Checkpoints of whole epochs before it are kept."
             )
-
-    def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
-        logits = self._among_classes(self.logits(batch, split), split)
-        loss = nn.functional.cross_entropy(logits, batch["label"])
-        mean = cast("MeanMetric", self.losses[split])
-        mean.update(loss, weight=len(batch["label"]))
-        self.log(f"{split}/loss", mean, on_step=False, on_epoch=True)
-        metrics.update(logits, batch["label"])
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
-        return logits
-
-    def _among_classes(self, logits: Tensor, split: str) -> Tensor:
-        """Leaves the logits of the classes of a split, where the data say that not all are (ImageNet-R, ObjectNet)."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        groups = data.groups(split) if hasattr(data, "groups") else None
-        return logits if groups is None else restrict(logits, groups)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Updates the validation metrics.
-
-        Args:
-            batch: A batch.
-            batch_idx: Its position.
-        """
-        self._evaluate(batch, "val", self.val_metrics)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Updates the test metrics and the confusion matrix.
-
-        Args:
-            batch: A batch.
-            batch_idx: Its position.
-
-        Returns:
-            Logits, (B, num_classes), for callbacks.
-        """
-        logits = self._evaluate(batch, "test", self.test_metrics)
-        self.test_confusion.update(logits, batch["label"])
-        return logits
-
-    def on_test_epoch_start(self) -> None:
-        """Starts a new confusion matrix; it is kept after the test for figures."""
-        self.test_confusion.reset()
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Predicts a batch.
-
-        Args:
-            batch: A batch; labels are not needed.
-            batch_idx: Its position.
-
-        Returns:
-            ``index`` (B,) and ``logits`` (B, num_classes).
-        """
-        return {"index": batch["index"], "logits": self._among_classes(self(batch["image"]), "test")}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser and the schedule per step.

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import instantiate_class
 from vpt.backbones import input_size
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
-from vpt.tasks.base import ClassificationTask
+from vpt.tasks.classification import ClassificationTask
 
 FROM_DATA = ("num_classes", "image_size", "normalization")
 """What the data say about a model."""
@@ -59,5 +59,9 @@ def build(config: Mapping[str, Any]) -> tuple[ClassificationTask, ImageDataModul
         if args.get(key) not in (None, truth):
             raise ConfigError(f"model.{key} is {args[key]!r}, but {data.name} has {truth!r}: leave model.{key} out.")
         args[key] = truth
-    task: ClassificationTask = instantiate_class((), section)
+    task = instantiate_class((), section)
+    if not isinstance(task, ClassificationTask):
+        raise ConfigError(
+            f"Experiments and profiles are of classifiers only: run {type(task).__name__} with `vpt fit`."
+        )
     return task, data

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 import vpt
-from vpt.tasks.base import ClassificationTask
+from vpt.tasks.base import TuningTask
 from vpt.tuning.files import DELTA_FILE as DELTA_FILE
 from vpt.tuning.files import identity, save_delta
 
@@ -60,7 +60,7 @@ class RunRecord(L.Callback):
         """
         self._start = time.monotonic()
         self._update(trainer, pl_module, {"status": "running"})
-        if isinstance(pl_module, ClassificationTask):
+        if isinstance(pl_module, TuningTask):
             trainable, total = pl_module.model.parameter_counts()
             rank_zero_info(f"Training {trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %).")
             for logger in trainer.loggers:
@@ -121,7 +121,7 @@ class RunRecord(L.Callback):
 
     def _update(self, trainer: L.Trainer, task: L.LightningModule, news: dict[str, Any]) -> None:
         folder = run_folder(trainer)
-        if folder is None or not trainer.is_global_zero or not isinstance(task, ClassificationTask):
+        if folder is None or not trainer.is_global_zero or not isinstance(task, TuningTask):
             return
         now = protocol(trainer, task)
         path = folder / RUN_FILE
@@ -152,7 +152,7 @@ class DeltaWriter(L.Callback):
             pl_module: The task.
         """
         folder = run_folder(trainer)
-        if folder is None or not trainer.is_global_zero or not isinstance(pl_module, ClassificationTask):
+        if folder is None or not trainer.is_global_zero or not isinstance(pl_module, TuningTask):
             return
         pl_module.model.info = protocol(trainer, pl_module) | {"metrics": _metrics(trainer)}
         save_delta(folder / DELTA_FILE, pl_module.model)
@@ -169,14 +169,14 @@ class InitWriter(L.Callback):
             pl_module: The task.
         """
         folder = run_folder(trainer)
-        if folder is None or not trainer.is_global_zero or not isinstance(pl_module, ClassificationTask):
+        if folder is None or not trainer.is_global_zero or not isinstance(pl_module, TuningTask):
             return
         if trainer.ckpt_path is None:
-            pl_module.model.info = {"random_head": pl_module.hparams["init_head"] is None}
+            pl_module.model.info = {"random_head": pl_module.hparams.get("init_head") is None}
             save_delta(folder / INIT_FILE, pl_module.model)
 
 
-def protocol(trainer: L.Trainer, task: ClassificationTask) -> dict[str, Any]:
+def protocol(trainer: L.Trainer, task: TuningTask) -> dict[str, Any]:
     """Everything that a number of this run depends on.
 
     Args:

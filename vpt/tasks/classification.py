@@ -1,4 +1,4 @@
-"""The ways to adapt a backbone to a classification task."""
+"""Classification: what its tasks have in common, and the ways to adapt a backbone to one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,143 @@ from typing import Any, Literal, cast
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from vpt.backbones import Backbone
+from vpt.data import MaskDataModule
 from vpt.errors import ConfigError, UnknownNameError
-from vpt.tasks.base import Batch, ClassificationTask
+from vpt.tasks.base import Batch, TuningTask
+from vpt.tasks.groups import restrict
+from vpt.tasks.metrics import MeanPerClass
+from vpt.tuning.heads import read_head
 from vpt.tuning.logistic import choose_l2, fit_logistic
+from vpt.tuning.model import TunedModel
+
+
+class ClassificationTask(TuningTask):
+    """A frozen or trained backbone with a linear head, trained with cross-entropy.
+
+    Metrics are logged as ``train/loss``, ``{val,test}/loss``, ``{val,test}/acc`` (top-1) and
+    ``{val,test}/mean_per_class``. A batch is a dict of ``image`` uint8 (B, 3, H, W), ``label`` int64 (B,) and
+    ``index`` int64 (B,).
+
+    Attributes:
+        model: The `TunedModel` that is trained.
+        test_confusion: (classes, classes) confusion matrix of the test set, rows are true classes.
+    """
+
+    model: TunedModel
+
+    def __init__(self, init_head: str | None = None, **task: Any) -> None:
+        """Builds the task.
+
+        Args:
+            init_head: Delta file of a linear probe on the same backbone and data, whose head training starts from; with
+                `FineTuning` that is LP-FT (Kumar et al., ICLR 2022). None for a small random head.
+            **task: See `TuningTask`.
+        """
+        super().__init__(**task)
+        num_classes = len(self.model.class_names)
+        metrics = MetricCollection(
+            {"acc": MulticlassAccuracy(num_classes, average="micro"), "mean_per_class": MeanPerClass(num_classes)},
+            compute_groups=False,
+        )
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self.test_confusion = MulticlassConfusionMatrix(num_classes)
+
+    def _build(self, backbone: Backbone, num_classes: int) -> TunedModel:
+        return TunedModel(backbone, num_classes, self.specs())
+
+    def setup(self, stage: str) -> None:
+        """Also takes the head that training starts from.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            ConfigError: Data and model differ, or `init_head` was made for another backbone or other data.
+            DeltaFileError: A file to start from is not a delta file.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, MaskDataModule):
+            raise ConfigError(f"The data {data.name!r} have masks and no labels: use SegmentationTask.")
+        super().setup(stage)
+        probe = self.hparams["init_head"]
+        if stage != "fit" or probe is None:
+            return
+        if not hasattr(data, "class_names"):
+            raise ConfigError("init_head needs a data module, whose classes and preprocessing must be the probe's.")
+        # a checkpoint that is resumed overwrites it
+        self.model.head.load_state_dict(read_head(probe, self.model, "init_head").state_dict())
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy.
+
+        Args:
+            logits: (B, num_classes).
+            batch: With ``label`` int64 (B,).
+
+        Returns:
+            Its mean, a scalar.
+        """
+        return nn.functional.cross_entropy(logits, batch["label"])
+
+    def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
+        logits = self._among_classes(self.logits(batch, split), split)
+        loss = self.loss(logits, batch)
+        mean = cast("MeanMetric", self.losses[split])
+        mean.update(loss, weight=len(batch["label"]))
+        self.log(f"{split}/loss", mean, on_step=False, on_epoch=True)
+        metrics.update(logits, batch["label"])
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
+        return logits
+
+    def _among_classes(self, logits: Tensor, split: str) -> Tensor:
+        """Leaves the logits of the classes of a split, where the data say that not all are (ImageNet-R, ObjectNet)."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        groups = data.groups(split) if hasattr(data, "groups") else None
+        return logits if groups is None else restrict(logits, groups)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Updates the validation metrics.
+
+        Args:
+            batch: A batch.
+            batch_idx: Its position.
+        """
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Updates the test metrics and the confusion matrix.
+
+        Args:
+            batch: A batch.
+            batch_idx: Its position.
+
+        Returns:
+            Logits, (B, num_classes), for callbacks.
+        """
+        logits = self._evaluate(batch, "test", self.test_metrics)
+        self.test_confusion.update(logits, batch["label"])
+        return logits
+
+    def on_test_epoch_start(self) -> None:
+        """Starts a new confusion matrix; it is kept after the test for figures."""
+        self.test_confusion.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """Predicts a batch.
+
+        Args:
+            batch: A batch; labels are not needed.
+            batch_idx: Its position.
+
+        Returns:
+            ``index`` (B,) and ``logits`` (B, num_classes).
+        """
+        return {"index": batch["index"], "logits": self._among_classes(self(batch["image"]), "test")}
 
 
 class PromptTuning(ClassificationTask):

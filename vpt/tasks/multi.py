@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DivergedError
-from vpt.tasks.base import Batch, ClassificationTask
+from vpt.tasks.base import Batch
+from vpt.tasks.classification import ClassificationTask
 from vpt.tasks.optim import build_optimizer, warmup_cosine
 
 

@@ -20,6 +20,9 @@ def method_name(task: str, hyperparameters: Mapping[str, Any]) -> str:
     """
     if task == "PromptTuning":
         return "vpt_deep" if hyperparameters["deep"] else "vpt_shallow"
+    if task == "SegmentationTask":
+        names = [str(delta["name"]) for delta in hyperparameters["deltas"] or []]
+        return "full" if hyperparameters["full"] else "+".join(names) or "frozen"
     if task == "DeltaTuning":
         return "+".join(str(delta["name"]) for delta in hyperparameters["deltas"])
     return _NAMES.get(task, task.lower())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,18 @@ from torch import Tensor
 
 from vpt.backbones.factory import Backbone, create_backbone
 from vpt.errors import DeltaFileError
-from vpt.tuning.model import TunedModel
+from vpt.tuning.dense import DenseModel
+from vpt.tuning.model import AdaptedModel, TunedModel
 
-FORMAT = "vpt-delta/1"
+FORMAT, DENSE = TunedModel.format, DenseModel.format
 DELTA_FILE = "delta.safetensors"
+_HOLDS = {
+    FORMAT: "a classifier: load it with `vpt.load`",
+    DENSE: "a segmentation model: load it with `vpt.load_segmentation`",
+}
 
 
-def save_delta(path: str | Path, model: TunedModel) -> Path:
+def save_delta(path: str | Path, model: AdaptedModel) -> Path:
     """Writes trained tensors, head, class names, preprocessing and the backbone's identity.
 
     Args:
@@ -38,12 +43,13 @@ def save_delta(path: str | Path, model: TunedModel) -> Path:
         )
     specs, kept = model.folded()
     header = {
-        "format": FORMAT,
+        "format": model.format,
         "backbone": identity(model),
         "specs": specs,
         "class_names": model.class_names,
         "preset": model.preset,
         "info": model.info,
+        **model.file_header(),
     }
     return write_delta(path, header, kept)
 
@@ -68,17 +74,18 @@ def write_delta(path: str | Path, header: Mapping[str, Any], tensors: Mapping[st
     return path
 
 
-def read_delta(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_delta(path: str | Path, formats: Collection[str] = (FORMAT,)) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Reads a delta file.
 
     Args:
         path: A delta file.
+        formats: Of which formats: a classifier's, unless said otherwise.
 
     Returns:
         What `read_header` returns, and the tensors by name.
 
     Raises:
-        DeltaFileError: The file is missing, not safetensors, not a delta file, incomplete, or of a newer format.
+        DeltaFileError: The file is missing, not safetensors, not a delta file, incomplete, or of another format.
     """
     path = Path(path)
     if not path.is_file():
@@ -90,8 +97,10 @@ def read_delta(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         header: dict[str, Any] = json.loads(metadata["vpt"])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise DeltaFileError(f"{path} is not a delta file: `vpt fit` writes one as delta.safetensors.") from error
-    if header.get("format") != FORMAT:
-        raise DeltaFileError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}.")
+    if (found := header.get("format")) not in formats:
+        if found in _HOLDS:
+            raise DeltaFileError(f"{path} holds {_HOLDS[found]}.")
+        raise DeltaFileError(f"{path} has format {found!r}; this version reads {', '.join(map(repr, formats))}.")
     if lacking := [
         key for key in ("backbone", "specs", "class_names", "preset", "info", "tensors") if key not in header
     ]:
@@ -152,15 +161,45 @@ def unfilled(path: str | Path, weights: str | None = None) -> tuple[TunedModel, 
         WeightsError: The backbone's weights cannot be found.
     """
     header, tensors = read_delta(path)
+    backbone = _its_backbone(path, header, weights)
+    model = TunedModel(backbone, len(header["class_names"]), header["specs"], header["class_names"], header["preset"])
+    model.info = header["info"]
+    model.requires_grad_(False)
+    return model.eval(), tensors
+
+
+def load_segmentation(path: str | Path, weights: str | None = None) -> DenseModel:
+    """Rebuilds a segmentation model from a delta file.
+
+    Args:
+        path: A delta file of a `SegmentationTask`.
+        weights: Where the backbone's weights are on this machine; None for where they were at training time.
+
+    Returns:
+        The model in eval mode, all parameters frozen.
+
+    Raises:
+        DeltaFileError: The file is not one of a segmentation model, is incomplete, or belongs to other backbone
+            weights.
+        WeightsError: The backbone's weights cannot be found.
+    """
+    header, tensors = read_delta(path, (DENSE,))
+    if "head" not in header:
+        raise DeltaFileError(f"{path} is incomplete: its header has no head.")
+    backbone, names = _its_backbone(path, header, weights), header["class_names"]
+    model = DenseModel(backbone, len(names), header["specs"], names, header["preset"], **header["head"])
+    model.info = header["info"]
+    fill(model, tensors, str(path))
+    return model.requires_grad_(False).eval()
+
+
+def _its_backbone(path: str | Path, header: Mapping[str, Any], weights: str | None) -> Backbone:
     recorded = header["backbone"]
     backbone = create_backbone(
         recorded["name"], weights or recorded["weights"], recorded["image_size"], recorded["normalization"]
     )
     check_fingerprint(str(path), recorded, backbone)
-    model = TunedModel(backbone, len(header["class_names"]), header["specs"], header["class_names"], header["preset"])
-    model.info = header["info"]
-    model.requires_grad_(False)
-    return model.eval(), tensors
+    return backbone
 
 
 def check_fingerprint(what: str, recorded: Mapping[str, Any], backbone: Backbone) -> None:
@@ -182,7 +221,7 @@ def check_fingerprint(what: str, recorded: Mapping[str, Any], backbone: Backbone
         )
 
 
-def fill(model: TunedModel, tensors: Mapping[str, Tensor], what: str) -> None:
+def fill(model: AdaptedModel, tensors: Mapping[str, Tensor], what: str) -> None:
     """Copies trained tensors into a model, by name and shape.
 
     Args:
@@ -207,7 +246,7 @@ def fill(model: TunedModel, tensors: Mapping[str, Tensor], what: str) -> None:
             state[key].copy_(tensor)
 
 
-def identity(model: TunedModel) -> dict[str, Any]:
+def identity(model: AdaptedModel) -> dict[str, Any]:
     """What makes a backbone the one that a delta was trained on.
 
     Args:
@@ -220,7 +259,7 @@ def identity(model: TunedModel) -> dict[str, Any]:
     return {key: getattr(model.backbone, key) for key in keys}
 
 
-def start_from(path: str | Path, model: TunedModel) -> None:
+def start_from(path: str | Path, model: AdaptedModel) -> None:
     """Copies what a delta file holds into a model of the same deltas, and leaves the model's own head as it is.
 
     Args:
@@ -230,10 +269,10 @@ def start_from(path: str | Path, model: TunedModel) -> None:
     Raises:
         DeltaFileError: The file is not a delta file, or belongs to another backbone or other deltas.
     """
-    header, tensors = read_delta(path)
+    header, tensors = read_delta(path, (FORMAT, DENSE))
     check_fingerprint(str(path), header["backbone"], model.backbone)
     own = [] if model.delta is None else model.delta.specs
     if header["specs"] != own:
         raise DeltaFileError(f"{path} holds the deltas {header['specs']}, but {own} are to be trained: give the same.")
     heads = {f"head.{key}": tensor for key, tensor in model.head.state_dict().items()}
-    fill(model, {**tensors, **heads}, str(path))
+    fill(model, {key: t for key, t in tensors.items() if not key.startswith("head.")} | heads, str(path))

@@ -6,6 +6,7 @@ from vpt.visualize.callbacks import FigureLogger
 from vpt.visualize.figures import confusion_figure
 from vpt.visualize.kinds import Scene, draw, write_gallery
 from vpt.visualize.maps import AttentionMaps, attention_maps
+from vpt.visualize.segmentation import segmentation_figure
 
 __all__ = [
     "AttentionLogger",
@@ -18,5 +19,6 @@ __all__ = [
     "attention_maps",
     "confusion_figure",
     "draw",
+    "segmentation_figure",
     "write_gallery",
 ]

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from vpt.data import ImageDataModule
-from vpt.tasks import ClassificationTask
+from vpt.data import ImageDataModule, MaskDataModule
+from vpt.tasks import ClassificationTask, SegmentationTask
 from vpt.tasks.callbacks import run_folder
 from vpt.visualize.attention import sample_images
 from vpt.visualize.figures import confusion_figure, pixels, save_figure
 from vpt.visualize.measure import has_prompts
 from vpt.visualize.panels import draw_attention
+from vpt.visualize.segmentation import draw_segmentation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,28 +24,33 @@ if TYPE_CHECKING:
 class FigureLogger(L.Callback):
     """Writes ``figures/attention.png`` after training and ``figures/confusion.png`` after testing.
 
-    Both also go to TensorBoard where it is the logger. Does nothing in ``fast_dev_run`` and without a logger.
+    Of a segmentation it writes ``figures/segmentation.png`` after training instead of both. All also go to TensorBoard
+    where it is the logger. Does nothing in ``fast_dev_run`` and without a logger.
     """
 
     def __init__(self, num_images: int = 4) -> None:
         """Keeps the number.
 
         Args:
-            num_images: Validation images in the attention figure, at least 1.
+            num_images: Validation images in the figure after training, at least 1.
         """
         self.num_images = num_images
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws what the prompts changed on validation images; nothing without prompts.
+        """Draws what the prompts changed on validation images, nothing without prompts; or the masks of a segmentation.
 
         Args:
             trainer: With an `ImageDataModule`.
             pl_module: The task.
         """
         data = getattr(trainer, "datamodule", None)
+        folder = _folder(trainer)
+        if isinstance(pl_module, SegmentationTask) and isinstance(data, MaskDataModule) and folder is not None:
+            split = data.split("val")
+            shown = range(min(self.num_images, len(split)))
+            _keep(trainer, folder, "segmentation", draw_segmentation({"Prediction": pl_module.model}, split, shown))
         if not isinstance(pl_module, ClassificationTask) or not isinstance(data, ImageDataModule):
             return
-        folder = _folder(trainer)
         model = pl_module.model
         if folder is not None and has_prompts(model):
             images, labels = sample_images(data.split("val"), self.num_images)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vpt.backbones import create_backbone
+from vpt.data import ShapeScenesDataModule
+from vpt.errors import ConfigError
+from vpt.tuning.dense import DenseModel
+from vpt.visualize.figures import pixels
+from vpt.visualize.segmentation import class_colours, draw_segmentation, segmentation_figure
+
+IMAGES = np.zeros((2, 3, 4, 4), dtype=np.uint8)
+MASKS = np.zeros((2, 4, 4), dtype=np.uint8)
+
+
+def test_a_row_per_image_and_the_share_of_right_pixels_that_count() -> None:
+    masks, answers = MASKS.copy(), MASKS.copy()
+    masks[0, 0], answers[0, 1] = 255, 1  # 4 pixels do not count, 4 of the other 12 are wrong
+    figure = segmentation_figure(IMAGES, masks, {"frozen": answers}, ["sky", "sea"])
+    assert len(figure.axes) == 2 * 3
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["Image", "Truth", "frozen"]
+    assert [axes.get_xlabel() for axes in figure.axes[2::3]] == ["67% of pixels", "100% of pixels"]
+    shown = np.asarray(figure.axes[1].images[0].get_array())
+    assert np.allclose(shown[0], 1)  # white
+    assert np.allclose(shown[1:], class_colours(2)[0])
+    assert pixels(figure).min() < 100
+
+
+def test_many_classes_have_different_colours() -> None:
+    assert len(np.unique(class_colours(30).round(3), axis=0)) == 30
+
+
+def test_shapes_that_differ_are_refused() -> None:
+    with pytest.raises(ConfigError, match="masks and predictions of its size"):
+        segmentation_figure(IMAGES, MASKS, {"frozen": MASKS[:1]}, ["sky"])
+    with pytest.raises(ConfigError, match="at least one image"):
+        segmentation_figure(IMAGES[:0], MASKS[:0], {}, ["sky"])
+
+
+def test_models_are_drawn_as_they_answer_and_left_in_their_mode() -> None:
+    split = ShapeScenesDataModule().split("val")
+    model = DenseModel(create_backbone("vit_nano_patch8_64"), 5).train()
+    figure = draw_segmentation({"one": model, "two": model}, split, [3, 5, 7])
+    assert len(figure.axes) == 3 * 4
+    assert model.training

@@ -1,0 +1,243 @@
+"""Images with masks: a class for every pixel, resized together with its image and read beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from vpt.data.cache import Images, decoded
+from vpt.data.cards import Card
+from vpt.data.images import ImageList
+from vpt.data.module import Batch, ImageDataModule, ImageDataset, Split
+from vpt.data.presets import Preset
+from vpt.errors import ConfigError, DataError
+
+IGNORED = 255
+"""The class of pixels that count for nothing."""
+
+_UNKNOWN = 254
+_ONE_CHANNEL = ("1", "L", "P")
+
+
+@dataclass(frozen=True)
+class MaskSplit(Split):
+    """Images and their masks.
+
+    Attributes:
+        masks: Returns the masks, uint8 (image_size, image_size) each: classes, and `IGNORED`. Called with
+            ``positions``, an int64 array, for some of them only.
+    """
+
+    masks: Callable[..., Images]
+
+    def take(self, positions: NDArray[np.int64]) -> MaskSplit:
+        """Returns a part of the list.
+
+        Args:
+            positions: int64 (M,), which images.
+        """
+        part = cast("MaskSplit", super().take(positions))
+        return replace(part, masks=partial(self.masks, positions=positions))
+
+
+class MaskDataset(ImageDataset):
+    """The images and masks of one split, decoded.
+
+    ``dataset[i]`` is ``{"image": uint8 tensor (3, H, W), "mask": uint8 tensor (H, W), "index": i}``.
+
+    Attributes:
+        masks: uint8 (H, W) each, by position.
+    """
+
+    masks: Images
+
+    def _open(self) -> None:
+        super()._open()
+        self.masks = cast("MaskSplit", self._split).masks()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in super().__getstate__().items() if key != "masks"}
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Batch:
+        return {key: values[0] for key, values in self.batch([item]).items()}
+
+    def batch(self, items: Sequence[int | tuple[int, int]]) -> Batch:
+        """Returns several items at once.
+
+        Args:
+            items: B indices, or pairs (epoch, index).
+
+        Returns:
+            ``image`` uint8 (B, 3, H, W), ``mask`` uint8 (B, H, W) and ``index`` int64 (B,).
+        """
+        found = super().batch(items)
+        masks = np.stack([self.masks[index] for index in found["index"].tolist()])
+        return {"image": found["image"], "mask": torch.from_numpy(masks), "index": found["index"]}
+
+
+class MaskDataModule(ImageDataModule):
+    """Images with masks in named splits; a subclass says which.
+
+    Batches are ``{"image": uint8 (B, 3, H, W), "mask": uint8 (B, H, W), "index": int64 (B,)}``. There is no
+    augmentation, which would have to move masks along.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        class_names: Sequence[str],
+        splits: Mapping[str, MaskSplit],
+        preset: str,
+        image_size: int,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        card: Card | None = None,
+    ) -> None:
+        """Keeps the description; reads no image.
+
+        Args:
+            name: Name of the task.
+            class_names: One name a class, background included; fewer than 254.
+            splits: ``"train"``, ``"val"``, ``"test"``.
+            preset: Name of the preprocessing; masks are resized as the images, by nearest neighbour.
+            image_size: Side of the square images in pixels.
+            batch_size: Images in a batch.
+            num_workers: Loader processes; 0 loads in the main process.
+            seed: Seed of the order of the training images, ≥ 0.
+            card: The dataset's card, where one exists.
+
+        Raises:
+            ConfigError: A number is out of range.
+            UnknownNameError: There is no such preset.
+        """
+        if len(class_names) >= _UNKNOWN:
+            raise ConfigError(f"Masks of 8 bits hold fewer than {_UNKNOWN} classes, got {len(class_names)}.")
+        super().__init__(name, class_names, splits, preset, image_size, batch_size, num_workers, seed, card=card)
+
+    def split(self, name: str) -> ImageDataset:
+        """Returns a split, decoded on first use.
+
+        Args:
+            name: ``"train"``, ``"val"`` or ``"test"``.
+
+        Returns:
+            A `MaskDataset`.
+
+        Raises:
+            UnknownNameError: There is no such split.
+            DataError: An image or a mask is missing or damaged, or one does not fit the other.
+        """
+        if name in self._splits and name not in self._datasets:
+            self._datasets[name] = MaskDataset(self._splits[name])
+        return super().split(name)
+
+
+@dataclass(frozen=True)
+class MaskList(ImageList):
+    """Masks in files of one channel, decoded to classes in three equal ones, as the image cache keeps them.
+
+    Attributes:
+        images: N paths of the images that they belong to.
+        classes: Class of each value that a pixel may have.
+        meaning: What the values are, for messages.
+    """
+
+    images: Sequence[str]
+    classes: Mapping[int, int]
+    meaning: str
+
+    @property
+    def title(self) -> str:
+        """As of the images, marked."""
+        return f"{super().title}-masks"
+
+    def take(self, positions: NDArray[np.int64]) -> MaskList:
+        """Returns a part of the list.
+
+        Args:
+            positions: int64 (M,), which masks.
+        """
+        part = cast("MaskList", super().take(positions))
+        return replace(part, images=[self.images[position] for position in positions])
+
+    def decode(self, position: int) -> Image.Image:
+        """Decodes one mask.
+
+        Args:
+            position: 0..N-1.
+
+        Returns:
+            RGB of three equal channels, each the class of a pixel.
+
+        Raises:
+            DataError: The file is missing, damaged or no mask, has another size than its image, or a value that means
+                nothing.
+        """
+        path = self.folder / self.paths[position]
+        try:
+            with Image.open(path) as file:
+                mode, values = file.mode, np.asarray(file)
+            with Image.open(self.folder / self.images[position]) as image:
+                size = image.size
+        except Exception as error:  # PIL raises a dozen unrelated types on damaged files
+            raise self.fault(position, error) from error
+        where = self._where(position)
+        if mode not in _ONE_CHANNEL:
+            raise DataError(f"{where}{path} is a {mode} image; a mask has one channel of 8 bits: convert it.")
+        if values.shape != size[::-1]:
+            raise DataError(
+                f"{where}{path} has {values.shape[1]}×{values.shape[0]} pixels, its image {self.images[position]} "
+                f"{size[0]}×{size[1]}: both must have the same size."
+            )
+        table = np.full(256, _UNKNOWN, dtype=np.uint8)
+        table[list(self.classes)] = list(self.classes.values())
+        classes = table[values.astype(np.uint8)]
+        if (classes == _UNKNOWN).any():
+            row, column = np.argwhere(classes == _UNKNOWN)[0]
+            raise DataError(
+                f"{where}{path} has the value {int(values[row, column])} in row {row}, column {column}; known are "
+                f"{self.meaning}: restore the file."
+            )
+        return Image.fromarray(classes).convert("RGB")
+
+
+@dataclass(frozen=True)
+class _OneChannel:
+    """Masks out of images of three equal channels."""
+
+    images: Images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> NDArray[np.uint8]:
+        return cast("NDArray[np.uint8]", self.images[position][0])
+
+
+def decoded_masks(
+    masks: MaskList, preset: Preset, image_size: int, positions: NDArray[np.int64] | None = None
+) -> Images:
+    """Returns all masks of a list, resized by nearest neighbour to where the preset puts the images.
+
+    Args:
+        masks: The list.
+        preset: How the images are resized.
+        image_size: Side in pixels.
+        positions: int64 (M,), some of the list; None for all.
+
+    Returns:
+        uint8 (image_size, image_size) each.
+
+    Raises:
+        DataError: What `MaskList.decode` and `vpt.data.cache.decoded` raise.
+    """
+    nearest = replace(preset, name=f"{preset.name}-nearest", interpolation="nearest")
+    return _OneChannel(decoded(masks, nearest, image_size, positions))

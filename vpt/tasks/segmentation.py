@@ -1,0 +1,188 @@
+"""Segmentation: a class for every pixel, from the patches of a frozen, a tuned or a trained backbone.
+
+P-Tuning v2 (Liu et al., ACL 2022) calls labelling every token the hard task for prompts; this is its image counterpart.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection, SumMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
+
+from vpt.backbones import Backbone
+from vpt.data import ImageDataModule, MaskDataModule
+from vpt.data.masks import IGNORED
+from vpt.errors import ConfigError
+from vpt.tasks.base import Batch, TuningTask
+from vpt.tuning.dense import DenseModel, enlarge
+
+
+class SegmentationTask(TuningTask):
+    """A head on the map of patches; frozen backbone, any deltas on it, or full fine-tuning.
+
+    Metrics are logged as ``train/loss``, ``{val,test}/loss``, ``{val,test}/miou`` (intersections and unions counted
+    over the whole set; its mean over the classes that occur in masks or answers), ``{val,test}/pixel_acc``,
+    ``{val,test}/n`` (images that were measured) and, in tests, ``test/iou/<class>``. A batch is a dict of ``image``
+    uint8 (B, 3, H, W), ``mask`` uint8 or int64 (B, H, W) and ``index`` int64 (B,).
+
+    Attributes:
+        model: The `DenseModel` that is trained.
+        test_confusion: (classes, classes) confusion matrix of the pixels of the test set, rows are true classes.
+    """
+
+    model: DenseModel
+
+    def __init__(
+        self,
+        deltas: list[dict[str, Any]] | None = None,
+        full: bool = False,
+        head: Literal["linear", "conv"] = "linear",
+        head_width: int = 128,
+        **task: Any,
+    ) -> None:
+        """Builds the task.
+
+        Args:
+            deltas: What is tuned on the frozen backbone, as for `DeltaTuning`: one dict per delta, with its ``name`` in
+                `vpt.tuning.DELTAS` and its arguments. None or empty for nothing but the head.
+            full: Every parameter of the backbone trains, instead of deltas.
+            head: ``linear``, or ``conv``: a 3×3 convolution, GELU, and then the linear layer.
+            head_width: Channels between the two layers of ``conv``.
+            **task: See `TuningTask`.
+
+        Raises:
+            ConfigError: Both deltas and full are given, or a delta acts on pooled features alone.
+            UnsupportedBackboneError: The backbone is neither a ViT nor a Swin.
+        """
+        if full and deltas:
+            raise ConfigError("full trains the whole backbone, on which no delta is left to tune: drop one of both.")
+        self._deltas = deltas or []
+        self._head = {"kind": head, "width": head_width}
+        super().__init__(**task)
+        if full:
+            self.model.backbone.unfreeze()
+        num_classes = len(self.model.class_names)
+        metrics = MetricCollection(
+            {
+                "miou": MulticlassJaccardIndex(num_classes, ignore_index=IGNORED),
+                "pixel_acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED),
+            },
+            compute_groups=False,
+        )
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self.counts = nn.ModuleDict({"val": SumMetric(), "test": SumMetric()})
+        self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED)
+
+    def specs(self) -> list[dict[str, Any]]:
+        """The deltas as given."""
+        return self._deltas
+
+    def _build(self, backbone: Backbone, num_classes: int) -> DenseModel:
+        return DenseModel(backbone, num_classes, self.specs(), **cast("dict[str, Any]", self._head))
+
+    def setup(self, stage: str) -> None:
+        """Also checks that the data have masks.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            ConfigError: Data and model differ, or the data have no masks.
+            DeltaFileError: `init_delta` is not a delta file of the same backbone and deltas.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageDataModule) and not isinstance(data, MaskDataModule):
+            raise ConfigError(
+                f"The data {data.name!r} have labels and no masks: segmentation takes a data module of masks, such as "
+                "ShapeScenesDataModule or PetTrimapsDataModule."
+            )
+        super().setup(stage)
+
+    def logits(self, batch: Batch, split: str) -> Tensor:
+        """Logits of a batch, at the size of its masks.
+
+        Args:
+            batch: A batch.
+            split: ``train``, ``val`` or ``test``.
+
+        Returns:
+            (B, num_classes, H, W).
+        """
+        height, width = batch["mask"].shape[-2:]
+        return enlarge(super().logits(batch, split), (height, width))
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy over the pixels that count.
+
+        Args:
+            logits: (B, num_classes, H, W).
+            batch: With ``mask`` (B, H, W).
+
+        Returns:
+            Its mean, a scalar; 0 where no pixel counts.
+        """
+        mask = batch["mask"].long()
+        summed = nn.functional.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="sum")
+        return summed / _counted(mask).clamp(min=1)
+
+    def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
+        logits, mask = self.logits(batch, split), batch["mask"].long()
+        mean, count = cast("MeanMetric", self.losses[split]), cast("SumMetric", self.counts[split])
+        mean.update(self.loss(logits, batch), weight=_counted(mask))
+        count.update(len(mask))
+        metrics.update(logits, mask)
+        self.log_dict({f"{split}/loss": mean, f"{split}/n": count}, on_step=False, on_epoch=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
+        return logits
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Updates the validation metrics.
+
+        Args:
+            batch: A batch.
+            batch_idx: Its position.
+        """
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Updates the test metrics and the confusion matrix.
+
+        Args:
+            batch: A batch.
+            batch_idx: Its position.
+        """
+        self.test_confusion.update(self._evaluate(batch, "test", self.test_metrics), batch["mask"].long())
+
+    def on_test_epoch_start(self) -> None:
+        """Starts a new confusion matrix; it is kept after the test."""
+        self.test_confusion.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the IoU of each class that occurs in masks or answers."""
+        matrix = self.test_confusion.compute()
+        hits = matrix.diagonal()
+        union = matrix.sum(dim=0) + matrix.sum(dim=1) - hits
+        for name, hit, size in zip(self.model.class_names, hits, union, strict=True):
+            if size > 0:
+                self.log(f"test/iou/{name}", hit / size)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """Predicts a batch.
+
+        Args:
+            batch: A batch; masks are not needed.
+            batch_idx: Its position.
+
+        Returns:
+            ``index`` (B,) and ``mask`` uint8 (B, H, W), the class of each pixel.
+        """
+        return {"index": batch["index"], "mask": self(batch["image"]).argmax(dim=1).to(torch.uint8)}
+
+
+def _counted(mask: Tensor) -> Tensor:
+    """How many pixels count."""
+    return (mask != IGNORED).sum()
