@@ -8,11 +8,16 @@ import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from vpt.backbones import create_backbone
 from vpt.cli import COMMANDS, main
+from vpt.export.model_file import export_onnx, export_torch
+from vpt.tuning import TunedModel
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -59,7 +64,21 @@ def test_python_runs(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     if "peft" in text:
         pytest.importorskip("peft", reason="needs the peft extra")
     monkeypatch.chdir(tmp_path)
-    exec(compile(text, "block", "exec"), {})  # noqa: S102
+    exec(compile(text, "block", "exec"), _surroundings(text))  # noqa: S102
+
+
+def _surroundings(text: str) -> dict[str, Any]:
+    """What a page has told the reader to have: an exported model and images."""
+    if "model.onnx" not in text and "model.pt2" not in text:
+        return {}
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    model = TunedModel(create_backbone("vit_nano_patch8_64"), 3)
+    if "model.pt2" in text:
+        export_torch(model.eval(), "model.pt2")
+        return {"images": images}
+    pytest.importorskip("onnxruntime", reason="needs the onnx extra")
+    export_onnx(model.eval(), "model.onnx")
+    return {"images": images.numpy()}
 
 
 @cache
