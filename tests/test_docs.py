@@ -7,6 +7,8 @@ import re
 import shlex
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +143,15 @@ def test_pages_of_the_documentation_are_in_its_navigation() -> None:
     assert not [
         page.name for page in (ROOT / "docs").rglob("*.md") if str(page.relative_to(ROOT / "docs")) not in navigation
     ]
+
+
+def test_pages_of_the_api_name_modules_that_exist() -> None:
+    names = [
+        name
+        for page in (ROOT / "docs" / "api").glob("*.md")
+        for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)
+    ]
+    assert len(names) > 15
+    for name in names:
+        module, _, last = name.rpartition(".")
+        assert find_spec(name) if last.islower() else hasattr(import_module(module), last), name
