@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from vpt.visualize.features import features_figure, layer_features, neighbour_ac
 from vpt.visualize.kinds import KINDS
 from vpt.visualize.map_figures import chosen
 from vpt.visualize.maps import attention_maps
+from vpt.visualize.measure import measure_attention
 from vpt.visualize.nearest import nearest_figure, nearest_patches
 
 DEEP = {"name": "prompt", "num_tokens": 4}
@@ -242,3 +244,13 @@ def test_columns_are_spread_and_end_with_the_last() -> None:
     assert chosen(12, 6) == [1, 3, 5, 7, 9, 11]
     assert chosen(3, 6) == [0, 1, 2]
     assert chosen(7, 4)[-1] == 6
+
+
+def test_a_swin_whose_stages_differ_in_heads_is_drawn() -> None:
+    swin = create_backbone("swin_tiny_patch4_window7_224", "random")
+    model = TunedModel(swin, 3, [{"name": "prompt", "num_tokens": 2}]).eval()
+    pictures = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
+    measured = measure_attention(model, pictures)
+    heads = [int(block.attn.num_heads) for stage in cast("Any", swin.model).layers for block in stage.blocks]
+    assert [int(np.isfinite(row).sum()) for row in measured.share] == heads
+    assert draw(Scene(model, pictures, None, pictures, None), "compare")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vpt.data import ImageDataModule
@@ -63,7 +64,7 @@ class AttentionLogger(L.Callback):
             return
         images, labels = sample_images(data.split("val"), self.num_images)
         measured = measure_attention(pl_module.model, images)
-        shares = measured.share.mean(axis=(1, 2))
+        shares = np.nanmean(measured.share, axis=(1, 2))
         scalars = {f"attention_on_prompts/layer_{layer}": float(share) for layer, share in enumerate(shares, start=1)}
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,8 @@ class PromptAttention:
         without: (B, rows, columns), last block at strength 0, mean over heads, relative to uniform: 1 everywhere if
             all patches got the same.
         with_prompts: The same at strength 1.
-        share: (layers, B, heads) in [0, 1], the part of each layer's attention that prompts take at strength 1.
+        share: (layers, B, heads) in [0, 1], the part of each layer's attention that prompts take at strength 1; NaN
+            where a layer has fewer heads than another.
         uniform: (layers,), what that part would be if all tokens, prompts included, got the same.
         guesses: Most likely class and its probability at strength 0 and 1 for each image: two lists of (class, p).
     """
@@ -76,10 +78,19 @@ def measure_attention(model: TunedModel, images: Tensor) -> PromptAttention:
     return PromptAttention(
         without=maps[0],
         with_prompts=maps[1],
-        share=torch.stack([layer.prompts.sum(dim=2) for layer in layers[1]]).float().cpu().numpy(),
+        share=_side_by_side([layer.prompts.sum(dim=2).float().cpu() for layer in layers[1]]),
         uniform=np.array([layer.prompts.shape[2] / layer.keys for layer in layers[1]], dtype=np.float32),
         guesses=(guesses[0], guesses[1]),
     )
+
+
+def _side_by_side(shares: Sequence[Tensor]) -> NDArray[np.float32]:
+    """(B, heads) for each layer as one table; a Swin's later stages have more heads."""
+    width = max(share.shape[1] for share in shares)
+    table: NDArray[np.float32] = np.full((len(shares), len(shares[0]), width), np.nan, dtype=np.float32)
+    for row, share in zip(table, shares, strict=True):
+        row[:, : share.shape[1]] = share.numpy()
+    return table
 
 
 def _relative(patches: Tensor, grid: tuple[int, int]) -> NDArray[np.float32]:

@@ -132,9 +132,14 @@ def _caption_rows(
 def _draw_shares(axes: Axes, measured: PromptAttention) -> None:
     layers = np.arange(1, len(measured.share) + 1)
     heads = 100 * measured.share.mean(axis=1)
-    axes.fill_between(layers, heads.min(axis=1), heads.max(axis=1), color=ACCENT, alpha=0.18, linewidth=0)
+    axes.fill_between(layers, np.nanmin(heads, axis=1), np.nanmax(heads, axis=1), color=ACCENT, alpha=0.18, linewidth=0)
     axes.plot(
-        layers, heads.mean(axis=1), color=ACCENT, marker="o", markersize=4, label="mean (band: lowest to highest head)"
+        layers,
+        np.nanmean(heads, axis=1),
+        color=ACCENT,
+        marker="o",
+        markersize=4,
+        label="mean (band: lowest to highest head)",
     )
     axes.plot(
         layers, 100 * measured.uniform, color=NEUTRAL, linestyle="--", linewidth=1, label="if all tokens got the same"
