@@ -62,6 +62,15 @@ def test_both_means_of_vtab_by_hand(tmp_path: Path) -> None:
     assert {name: method["means"][name] for name in GROUPS} == pytest.approx(groups)
 
 
+def test_a_single_task_has_no_mean_and_what_lightning_adds_is_no_option(tmp_path: Path) -> None:
+    run(tmp_path, "a", 0.5, 1)
+    told = {"deep": True, "base_lr": 0.1, "num_tokens": 10, "_class_path": "vpt.PromptTuning", "_instantiator": "x"}
+    run(tmp_path, "a", 0.7, 2, hyperparameters=told)
+    (method,) = report([tmp_path])["methods"]
+    assert method["means"] == {}
+    assert method["numbers"]["a"]["seeds"] == [1, 2]
+
+
 def test_fewer_tasks_have_no_mean_of_vtab(tmp_path: Path) -> None:
     run(tmp_path, VTAB[0], 0.5)
     run(tmp_path, VTAB[1], 0.7)

@@ -107,7 +107,7 @@ def _means(own: Sequence[Cell]) -> Values:
     for cell in own:
         if cell.first.group in GROUPS:
             groups.setdefault(cell.first.group, []).append(shares[cell.first.task])
-    means: Values = {f"mean of {len(shares)} tasks": mean(shares.values())}
+    means: Values = {f"mean of {len(shares)} tasks": mean(shares.values())} if len(shares) > 1 else {}
     whole = {name: values for name, values in groups.items() if len(values) == GROUPS[name]}
     means |= {name: mean(values) for name, values in whole.items()}
     if len(whole) == len(GROUPS):

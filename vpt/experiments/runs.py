@@ -83,7 +83,8 @@ class Row:
     @property
     def options(self) -> dict[str, Any]:
         """The hyperparameters of its method, and how long it was trained."""
-        own = {key: value for key, value in self.record["hyperparameters"].items() if key not in _NOT_METHOD}
+        given = self.record["hyperparameters"].items()
+        own = {key: value for key, value in given if key not in _NOT_METHOD and not key.startswith("_")}
         return own | {"max_epochs": self.record["max_epochs"]}
 
     @property
