@@ -44,7 +44,7 @@ test: $(INSTALLED)
 test-floor:
 	$(PYTHON) -m venv --clear .venv-floor
 	$(PYTHON) tests/floors.py > .venv-floor/floors.txt
-	.venv-floor/bin/python -m pip install --constraint .venv-floor/floors.txt --editable '.[dev]'
+	.venv-floor/bin/python -m pip install --constraint .venv-floor/floors.txt --editable '.[test]'
 	.venv-floor/bin/python -m pytest -m "not slow" -n $(JOBS)
 
 test-minimal:

@@ -14,10 +14,13 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.fakes import make_task
 
 mpl.use("agg")
+settings.register_profile("house", deadline=None)  # a machine may be busy
+settings.load_profile("house")
 torch.set_num_threads(1)
 _REAL_DATA = os.environ.get("VPT_DATA")
 

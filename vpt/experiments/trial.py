@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -144,6 +145,7 @@ def run_trial(trial: Trial, root: Path) -> Record:
             if not _out_of_memory(error):
                 raise
             config = _halved(config)
+        gc.collect()  # frames of the failed step hold memory and, in torch 2.10, the hooks of a dead checkpoint
     record: Record = json.loads((folder / RUN_FILE).read_text())
     return record
 
