@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from vpt.data.cache import Images, decoded
 from vpt.data.cards import Card
@@ -144,6 +144,8 @@ class MaskDataModule(ImageDataModule):
 class MaskList(ImageList):
     """Masks in files of one channel, decoded to classes in three equal ones, as the image cache keeps them.
 
+    A mask lies over the pixels that its image's file stores, and is turned upright with them.
+
     Attributes:
         images: N paths of the images that they belong to.
         classes: Class of each value that a pixel may have.
@@ -175,7 +177,7 @@ class MaskList(ImageList):
             position: 0..N-1.
 
         Returns:
-            RGB of three equal channels, each the class of a pixel.
+            RGB of three equal channels, each the class of a pixel, upright as its image.
 
         Raises:
             DataError: The file is missing, damaged or no mask, has another size than its image, or a value that means
@@ -186,7 +188,7 @@ class MaskList(ImageList):
             with Image.open(path) as file:
                 mode, values = file.mode, np.asarray(file)
             with Image.open(self.folder / self.images[position]) as image:
-                size = image.size
+                size, orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception as error:  # PIL raises a dozen unrelated types on damaged files
             raise self.fault(position, error) from error
         where = self._where(position)
@@ -206,7 +208,9 @@ class MaskList(ImageList):
                 f"{where}{path} has the value {int(values[row, column])} in row {row}, column {column}; known are "
                 f"{self.meaning}: restore the file."
             )
-        return Image.fromarray(classes).convert("RGB")
+        mask = Image.fromarray(classes).convert("RGB")
+        mask.getexif()[ExifTags.Base.Orientation] = orientation
+        return ImageOps.exif_transpose(mask)
 
 
 @dataclass(frozen=True)
