@@ -22,7 +22,7 @@ from vpt.visualize.state import evaluating
 
 Array = NDArray[np.float32]
 
-_BATCH = 16  # images at a time: the weights of all blocks are held together
+_BATCH = 16  # images at a time
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,12 @@ def attention_maps(model: TunedModel | Backbone, images: Tensor) -> AttentionMap
 def _measure(backbone: Backbone, images: Tensor) -> tuple[list[LayerMaps], Rollout]:
     with recording(backbone) as calls:
         backbone(images)
-    weights = [call.weights() for call in calls]
-    layers = [_layer(backbone, block, call, own) for block, (call, own) in enumerate(zip(calls, weights, strict=True))]
-    return layers, rollout(calls, [own.mean(dim=1) for own in weights], backbone.layout.pooled)
+    layers, means = [], []
+    for block, call in enumerate(calls):  # one block's weights at a time: 577 tokens and 24 blocks would need 8 GB
+        weights = call.weights()
+        layers.append(_layer(backbone, block, call, weights))
+        means.append(weights.mean(dim=1))
+    return layers, rollout(calls, means, backbone.layout.pooled)
 
 
 def _join(parts: list[LayerMaps]) -> LayerMaps:
