@@ -10,6 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.robustness.fakes import BACKBONE, SIZE, task
+from vpt.errors import ConfigError
 from vpt.tasks import ClassificationTask, LinearProbe, PromptTuning
 from vpt.visualize import FigureLogger
 
@@ -66,3 +67,8 @@ def test_another_logger_gets_files_only_and_a_linear_probe_no_attention(tmp_path
 def test_without_a_run_nothing_is_drawn(flags: dict[str, Any], tmp_path: Path) -> None:
     fit_and_test(prompts(), tmp_path, **flags)
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_no_images_are_refused_before_training() -> None:
+    with pytest.raises(ConfigError, match="num_images of at least 1, got 0"):
+        FigureLogger(num_images=0)

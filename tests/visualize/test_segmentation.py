@@ -11,6 +11,7 @@ from vpt.visualize.figures import pixels
 from vpt.visualize.segmentation import class_colours, draw_segmentation, segmentation_figure
 
 IMAGES = np.zeros((2, 3, 4, 4), dtype=np.uint8)
+PROMPT = {"name": "prompt", "num_tokens": 2, "dropout": 0.5}
 MASKS = np.zeros((2, 4, 4), dtype=np.uint8)
 
 
@@ -40,7 +41,14 @@ def test_shapes_that_differ_are_refused() -> None:
 
 def test_models_are_drawn_as_they_answer_and_left_in_their_mode() -> None:
     split = ShapeScenesDataModule().split("val")
-    model = DenseModel(create_backbone("vit_nano_patch8_64"), 5).train()
-    figure = draw_segmentation({"one": model, "two": model}, split, [3, 5, 7])
-    assert len(figure.axes) == 3 * 4
-    assert model.training
+    models = [DenseModel(create_backbone("vit_nano_patch8_64"), 5, [PROMPT] * number).train() for number in (0, 1)]
+    models[1].backbone.eval()
+    modes = [[module.training for module in model.modules()] for model in models]
+    figure = draw_segmentation(dict(zip(("one", "two"), models, strict=True)), split, [3, 5, 7])
+    assert [[module.training for module in model.modules()] for model in models] == modes
+    drawn = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    assert len(drawn) == 3 * 4
+    for column, model in enumerate(models, start=2):
+        answers = model.eval()(split.batch([3, 5, 7])["image"]).argmax(dim=1).numpy()
+        for row, answer in enumerate(answers):
+            assert np.allclose(drawn[4 * row + column], class_colours(5)[answer])

@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vpt.data import ImageDataModule, MaskDataModule
+from vpt.errors import ConfigError
 from vpt.tasks import ClassificationTask, SegmentationTask
 from vpt.tasks.callbacks import run_folder
 from vpt.visualize.attention import sample_images
@@ -33,7 +34,12 @@ class FigureLogger(L.Callback):
 
         Args:
             num_images: Validation images in the figure after training, at least 1.
+
+        Raises:
+            ConfigError: The number is below 1.
         """
+        if num_images < 1:
+            raise ConfigError(f"FigureLogger takes num_images of at least 1, got {num_images}.")
         self.num_images = num_images
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -15,6 +15,8 @@ from vpt.data.masks import IGNORED
 from vpt.errors import ConfigError
 from vpt.tuning.dense import DenseModel
 from vpt.visualize.figures import NEUTRAL, short, style
+from vpt.visualize.panels import bare
+from vpt.visualize.state import evaluating
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,9 +67,7 @@ def segmentation_figure(
         for cell, title in zip(axes[0], ("Image", "Truth", *predictions), strict=True):
             cell.set_title(short(title, 18))
         for cell in axes.ravel():
-            cell.set_xticks([])
-            cell.set_yticks([])
-            cell.spines[:].set_visible(False)
+            bare(cell)
         names = [Patch(color=colour, label=short(name)) for colour, name in zip(colours, class_names, strict=False)]
         figure.legend(
             handles=names, loc="outside lower center", ncols=min(len(names), columns), frameon=False, labelcolor=NEUTRAL
@@ -119,10 +119,7 @@ def draw_segmentation(models: Mapping[str, DenseModel], split: ImageDataset, pos
 
 
 def _answers(model: DenseModel, images: Tensor) -> NDArray[np.uint8]:
-    training, place = model.training, model.backbone.mean.device
-    model.eval()
-    try:
-        found: NDArray[np.uint8] = model(images.to(place)).argmax(dim=1).to(torch.uint8).cpu().numpy()
-    finally:
-        model.train(training)
+    with evaluating(model):
+        classes = model(images.to(model.backbone.mean.device)).argmax(dim=1)
+    found: NDArray[np.uint8] = classes.to(torch.uint8).cpu().numpy()
     return found

@@ -17,7 +17,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts a model and the deltas on it, which need not be parts of it, into eval mode, and each module's back.
 
     Args:
-        model: A `TunedModel` or a `Backbone`.
+        model: A `TunedModel`, a `DenseModel` or a `Backbone`.
 
     Yields:
         Nothing.
