@@ -26,6 +26,10 @@ def test_many_classes_list_the_commonest_confusions_instead() -> None:
     assert [line.split() for line in listed[1:]] == [["4", "class7", "→", "class9"], ["2", "class3", "→", "class50"]]
 
 
+def test_dollar_signs_in_names_are_no_formulas() -> None:
+    pixels(confusion_figure(np.eye(2, dtype=np.int64), [r"$\no{such}$", "US$ or A$"]))
+
+
 def test_names_that_do_not_fit_the_matrix_are_refused() -> None:
     with pytest.raises(ConfigError, match="does not fit 3 class names"):
         confusion_figure(np.zeros((2, 2), dtype=np.int64), ["a", "b", "c"])

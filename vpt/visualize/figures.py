@@ -33,6 +33,7 @@ _STYLE: Any = {
     "figure.facecolor": "white",
     "image.interpolation": "nearest",
     "svg.hashsalt": "vpt",
+    "text.parse_math": False,  # class names may hold dollar signs
 }
 
 
