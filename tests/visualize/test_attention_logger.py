@@ -5,7 +5,6 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -14,6 +13,7 @@ from vpt.errors import ConfigError
 from vpt.tasks import LinearProbe, PromptTuning
 from vpt.tasks.callbacks import DeltaWriter
 from vpt.visualize import AttentionLogger
+from vpt.visualize.attention import sample_images
 from vpt.visualize.measure import measure_attention
 
 ARCHITECTURE: dict[str, Any] = {"backbone": BACKBONE, "weights": "random", "num_classes": 3, "image_size": SIZE}
@@ -61,13 +61,13 @@ def test_figure_and_shares_are_logged_every_k_epochs(tmp_path: Path) -> None:
 
 def test_the_last_shares_are_those_of_the_trained_model(tmp_path: Path) -> None:
     folder, module = fit(tmp_path, 2, AttentionLogger(num_images=3))
-    data = task(shift=None).split("val")
-    expected = measure_attention(module.model, torch.stack([data[i]["image"] for i in range(6)]))  # type: ignore[arg-type]
+    shown, _ = sample_images(task(shift=None).split("val"), 3)
+    expected = measure_attention(module.model, shown)  # type: ignore[arg-type]
     events = EventAccumulator(str(folder))
     events.Reload()
     for layer in range(6):
         logged = events.Scalars(f"attention_on_prompts/layer_{layer + 1}")[-1].value
-        assert expected.share[layer].min() <= logged <= expected.share[layer].max()
+        assert logged == pytest.approx(expected.share[layer].mean(), rel=1e-5)
 
 
 def test_a_model_without_prompts_has_nothing_to_log(tmp_path: Path) -> None:

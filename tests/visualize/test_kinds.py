@@ -24,7 +24,7 @@ from vpt.visualize import Scene, draw, write_gallery
 from vpt.visualize.attention import sample_crowd
 from vpt.visualize.features import features_figure, layer_features, neighbour_accuracy, plane
 from vpt.visualize.kinds import KINDS
-from vpt.visualize.map_figures import chosen
+from vpt.visualize.map_figures import chosen, percent
 from vpt.visualize.maps import attention_maps
 from vpt.visualize.measure import measure_attention
 from vpt.visualize.nearest import nearest_figure, nearest_patches
@@ -141,12 +141,28 @@ def test_the_queries_of_deep_prompts_are_called_dead_and_those_of_shallow_ones_a
     assert "dead" not in words(draw(scene(SHALLOW), "prompts"))
 
 
+def test_where_only_prefixes_are_strongest_the_prompts_that_ask_are_drawn() -> None:
+    given = scene(
+        {"name": "prompt", "num_tokens": 2, "layers": [1, 3]}, {"name": "prefix", "num_tokens": 50, "layers": [4, 6]}
+    )
+    assert given.tuned.strongest >= 4
+    assert re.search("looks at in layer [23],", words(draw(given, "prompts")))
+
+
+def test_only_prompts_alone_are_compared_as_prompts() -> None:
+    assert "With prompts" in words(draw(scene(DEEP), "compare"))
+    both = words(draw(scene(DEEP, {"name": "lora", "rank": 2}), "compare"))
+    assert "Tuned" in both
+    assert "With prompts" not in both
+
+
 def test_shares_are_written_into_their_cells() -> None:
     given = scene(DEEP)
     figure = draw(given, "share")
     cells = [text.get_text() for text in figure.axes[0].texts]
     expected = 100 * np.stack([layer.share.mean(axis=0) for layer in given.tuned.layers])
-    assert cells == [f"{value:.0f}" for value in expected.ravel()]
+    assert cells == [percent(float(value)) for value in expected.ravel()]
+    assert [percent(value) for value in (0.51, 9.94, 9.96, 48.4, 100.0)] == ["0.5", "9.9", "10", "48", "100"]
 
 
 def test_the_rollout_says_how_much_comes_from_prompts() -> None:

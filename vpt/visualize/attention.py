@@ -189,7 +189,10 @@ def _batch(model: TunedModel, images: Sequence[Path]) -> Tensor:
 def _load_prompts(delta: Path, weights: str | None) -> TunedModel:
     model = load(delta, weights)
     if not has_prompts(model):
-        raise ConfigError(f"{delta} holds no prompts, so there is nothing to compare: give a prompt run's delta file.")
+        raise ConfigError(
+            f"{delta} holds no prompts, so there is nothing to compare: give a prompt run's delta file, "
+            "or ask for other kinds of figures (`vpt attention --kind all`)."
+        )
     return model
 
 

@@ -132,7 +132,7 @@ KINDS: dict[str, Kind] = {
     "rollout": Kind(
         "Rollout",
         "Attention followed through all blocks (Abnar and Zuidema, 2020). Attention that reaches a prompt ends there; "
-        "what remains of 100 % belongs to class and register tokens.",
+        "what remains of 100 % belongs to class and register tokens, or to the padding of Swin's windows.",
         lambda scene: rollout_figure(scene.images, scene.tuned, scene.untuned, scene.names),
     ),
     "share": Kind(
@@ -156,7 +156,7 @@ KINDS: dict[str, Kind] = {
     ),
     "patches": Kind(
         "Patches that listen to a prompt",
-        "The best patch of an image, of those with the largest attention weight to the prompt, mean over heads.",
+        "Of each image the patch with the largest attention weight to the prompt, mean over heads; best images first.",
         lambda scene: nearest_figure(*scene.searched),
         _no_keys,
     ),
@@ -219,7 +219,7 @@ def write_gallery(
             figures[kind] = draw(scene, kind)
     paths = [save_figure(figure, out / f"{kind}.{suffix}") for kind, figure in figures.items()]
     model = scene.model
-    specs = ", ".join(spec["name"] for spec in model.delta.specs) if model.delta is not None else "head only"
+    specs = ", ".join(spec["name"] for spec in model.delta.specs) if model.delta is not None else "no delta"
     notes = [f"{model.backbone.name}, {specs}, {len(model.class_names)} classes.", *left_out]
     titles = {KINDS[kind].title: figure for kind, figure in figures.items()}
     page = document("Attention", notes, (), titles, {kind.title: kind.caption for kind in KINDS.values()})

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vpt.errors import ConfigError
 from vpt.visualize.figures import NEUTRAL, SEQUENTIAL, short, style
-from vpt.visualize.maps import AttentionMaps
-from vpt.visualize.panels import bare, draw_pairs
+from vpt.visualize.maps import AttentionMaps, LayerMaps
+from vpt.visualize.panels import UNTUNED_TUNED, bare, draw_pairs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +65,8 @@ def prompts_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = 
         images: uint8 (B, 3, H, W), those of the maps.
         tuned: With prompts.
         names: Of the images' classes, where they are known.
-        layer: Counted from 0; None for the one whose patches attend most to prompts.
+        layer: Counted from 0; None for the one whose patches attend most to prompts, of those whose prompts have
+            queries: not so where there are only the keys of prefixes.
 
     Returns:
         A row for each image, a column for each of the first ten prompts.
@@ -73,7 +74,8 @@ def prompts_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = 
     Raises:
         ConfigError: No prompt of this layer has a query.
     """
-    layer = tuned.strongest if layer is None else layer
+    if layer is None:
+        layer = max(range(len(tuned.layers)), key=lambda block: _asked_most(tuned.layers[block]))
     looks = tuned.layers[layer].from_prompts
     if not looks.shape[1]:
         raise ConfigError(f"No prompt asks in layer {layer + 1}, so there is nothing that it looks at.")
@@ -110,7 +112,7 @@ def mass_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = ())
         [f"layer {layer + 1}" for layer in layers],
         "% of the patch's attention",
         names,
-        below=[[f"mean {values.mean():.0f}%" for values in row] for row in rows],
+        below=[[f"mean {percent(float(values.mean()))}%" for values in row] for row in rows],
     )
 
 
@@ -141,7 +143,7 @@ def rollout_figure(
     with style():
         figure = Figure(figsize=(7.4, 1.85 * len(images) + 1.2), layout="constrained")
         axes = figure.subplots(len(images), 4, squeeze=False)
-        draw_pairs(axes, before, after, images, label, ("Untuned", "Tuned", "tuned − untuned"))
+        draw_pairs(axes, before, after, images, label, UNTUNED_TUNED)
         figure.axes[-1].tick_params(labelsize=7.5)  # differences are small: their ticks are long and their bar is short
         for place, row in enumerate(axes):
             row[0].set_xlabel(short(names[place]) if names else "")
@@ -175,7 +177,7 @@ def share_figure(tuned: AttentionMaps) -> Figure:
             image = axes.imshow(100 * table, cmap="Oranges", vmin=0, vmax=high, aspect="auto")
             for (layer, head), value in np.ndenumerate(100 * table):
                 colour = "white" if value > 0.65 * high else "black"
-                text = "" if np.isnan(value) else f"{value:.0f}"
+                text = "" if np.isnan(value) else percent(float(value))
                 axes.text(head, layer, text, ha="center", va="center", fontsize=8, color=colour)
             axes.set_xticks(range(heads), [str(head + 1) for head in range(heads)])
             axes.set_yticks(range(depth), [str(layer + 1) for layer in range(depth)])
@@ -218,6 +220,23 @@ def relative(values: Array) -> Array:
     return result
 
 
+def percent(value: float) -> str:
+    """Writes a percentage with two digits: one prompt among 196 patches has half a per cent.
+
+    Args:
+        value: In [0, 100].
+
+    Returns:
+        The number without its sign.
+    """
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
+
+def _asked_most(layer: LayerMaps) -> tuple[bool, float]:
+    """Orders blocks by the patches' attention to prompts, those behind all others whose prompts have no query."""
+    return layer.from_prompts.shape[1] > 0, float(layer.patch_share.mean())
+
+
 def _sources(maps: AttentionMaps, place: int) -> str:
     patches, prompts = float(maps.rollout.patches[place].sum()), float(maps.rollout.prompts[:, place].sum())
     return f"patches {patches:.0%}" + (f", prompts {prompts:.0%}" if prompts else "")
@@ -225,7 +244,7 @@ def _sources(maps: AttentionMaps, place: int) -> str:
 
 def _uniform(maps: AttentionMaps) -> str:
     shares = [100 * layer.uniform for layer in maps.layers]
-    low, high = f"{min(shares):.0f}", f"{max(shares):.0f}"
+    low, high = percent(min(shares)), percent(max(shares))
     return low if low == high else f"{low} to {high}"
 
 

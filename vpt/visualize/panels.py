@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vpt.tuning import TunedModel
+from vpt.tuning.prompts import Prompt
 from vpt.visualize.figures import ACCENT, DIVERGING, NEUTRAL, SEQUENTIAL, short, style
 from vpt.visualize.measure import PromptAttention, measure_attention
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+WITHOUT_WITH = ("Without prompts", "With prompts", "with − without")
+UNTUNED_TUNED = ("Untuned", "Tuned", "tuned − untuned")
 _MAPS_LABEL = "attention to a patch ÷ mean over patches\n(under each map: the predicted class)"
 
 
@@ -32,7 +35,8 @@ def draw_attention(
         measured: What `measure_attention` gave for them, if it is known already.
 
     Returns:
-        A row per image (input, attention without, with, difference) over the prompts' share in every layer.
+        A row per image (input, attention without, with, difference) over the prompts' share in every layer. Without
+        the prompts is without the whole delta: where it has other parts the titles say untuned and tuned.
 
     Raises:
         ConfigError: The model has no prompts.
@@ -45,7 +49,9 @@ def draw_attention(
         figure = Figure(figsize=(7.4, 1.75 * rows + 3.6), layout="constrained")
         top, bottom = cast("Any", figure.subfigures(2, 1, height_ratios=[1.75 * rows + 1.0, 2.6]))
         axes = top.subplots(rows, 4, squeeze=False)
-        draw_pairs(axes, measured.without, measured.with_prompts, images, _MAPS_LABEL)
+        only = model.delta is not None and all(isinstance(part, Prompt) for part in model.delta.parts)
+        words = WITHOUT_WITH if only else UNTUNED_TUNED
+        draw_pairs(axes, measured.without, measured.with_prompts, images, _MAPS_LABEL, words)
         _caption_rows(axes, measured, labels, model.class_names)
         subject = "class token" if model.backbone.layout.has_class_token else "mean patch (no class token)"
         top.suptitle(f"Where the {subject} looks in the last block", x=0.01, ha="left", fontsize=12, weight="bold")
@@ -59,7 +65,7 @@ def draw_pairs(
     with_prompts: NDArray[np.float32],
     images: Tensor,
     label: str,
-    words: tuple[str, str, str] = ("Without prompts", "With prompts", "with − without"),
+    words: tuple[str, str, str] = WITHOUT_WITH,
 ) -> None:
     """Draws a row per image: input, map without prompts, map with them, difference; one scale for what is compared.
 

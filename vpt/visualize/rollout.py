@@ -43,7 +43,8 @@ def rollout(calls: Sequence[AttentionCall], weights: Sequence[Tensor], pooled: i
     Args:
         calls: Of each block, first to last.
         weights: Of each call, mean over heads, (rows, queries, keys).
-        pooled: How many tokens at the head of the sequence the pool reads; None if it reads the patches.
+        pooled: How many tokens at the head of the sequence the pool reads; None for the mean over the patches, which
+            also stands for a pool by attention (SigLIP's).
 
     Returns:
         The rollout.
