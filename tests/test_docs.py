@@ -26,8 +26,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "datasets" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "docs" / "suites").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 _FIT = {"fit", "validate", "test", "predict"}
 _TAKES_FIT = _FIT | {"sweep", "fewshot", "combine", "scale", "pretrain", "profile", "rerun"}
