@@ -117,7 +117,9 @@ def test_a_missing_broken_or_foreign_weights_file_is_refused(tmp_path: Path, wei
     broken.write_bytes(weights_file.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="not a readable weights file"):
         create_backbone("vit_tiny_patch16_224", str(broken))
-    with pytest.raises(WeightsError, match="do not fit vit_small_patch16_224"):
+    with pytest.raises(
+        WeightsError, match=r"vit_small.*: cls_token has shape \(1, 1, 192\) in the file and \(1, 1, 384\) .*"
+    ):
         create_backbone("vit_small_patch16_224", str(weights_file))
 
 
@@ -125,8 +127,16 @@ def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     state = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
     del state["blocks.3.attn.qkv.weight"]
     save_file(state, tmp_path / "hole.safetensors")
-    with pytest.raises(WeightsError, match="do not fit"):
+    with pytest.raises(WeightsError, match=r"the file lacks blocks\.3\.attn\.qkv\.weight and perhaps others\.$"):
         create_backbone("vit_tiny_patch16_224", str(tmp_path / "hole.safetensors"))
+
+
+def test_a_file_with_a_tensor_too_many_is_refused(tmp_path: Path) -> None:
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    state["blocks.12.attn.qkv.weight"] = state["blocks.3.attn.qkv.weight"].clone()
+    save_file(state, tmp_path / "more.safetensors")
+    with pytest.raises(WeightsError, match=r"the model has no blocks\.12\.attn\.qkv\.weight, which is in the file\.$"):
+        create_backbone("vit_tiny_patch16_224", str(tmp_path / "more.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,13 @@ from torch import nn
 
 from vpt.backbones.nano import default_cfgs as SHIPPED  # importing it registers it with timm
 from vpt.errors import UnknownNameError, UnsupportedBackboneError, VPTWarning, WeightsError
+
+_MISFITS = {
+    r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]": "{} has shape ({}) in the file and ({}) in the model",
+    r"Missing key\(s\) in state_dict: \"(\S+)\"": "the file lacks {} and perhaps others",
+    r"Unexpected key\(s\) in state_dict: \"(\S+)\"": "the model has no {}, which is in the file",
+}
+"""From what PyTorch writes about a state dict, which names every tensor, to a sentence about the first one."""
 
 # Old names that gave the original ImageNet-21k weights until timm 0.4.12 and give AugReg's since.
 _MEANT_ORIGINAL = ("vit_base_patch16_224", "vit_base_patch32_224", "vit_large_patch16_224")
@@ -136,7 +144,7 @@ def _from_timm(name: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
         model = _create(name, options, pretrained=True)
     except (UnsupportedBackboneError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "state_dict" in str(error):
-            raise WeightsError(f"The weights of {full_name} do not fit it: {_first_line(error)}") from error
+            raise WeightsError(f"The weights of {full_name} do not fit it: {_misfit(error)}.") from error
         if isinstance(error, UnsupportedBackboneError):
             raise
         raise _unreachable(full_name, error) from error
@@ -158,7 +166,7 @@ def _from_file(name: str, path: Path, options: dict[str, Any]) -> nn.Module:
     if not path.is_file():
         raise WeightsError(f"No weights file {path}: give an existing file, 'pretrained' or 'random'.")
     try:
-        state = load_state_dict(str(path))
+        state = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # whatever the bytes provoke, the file is not one of weights
         raise WeightsError(f"{path} is not a readable weights file: {_first_line(error)}") from error
     classifier = timm.get_pretrained_cfg(name).classifier or "head"
@@ -168,9 +176,16 @@ def _from_file(name: str, path: Path, options: dict[str, Any]) -> nn.Module:
     try:
         model = _create(name, options | {"num_classes": num_classes, "pretrained_cfg_overlay": overlay}, True)
     except (RuntimeError, KeyError) as error:
-        raise WeightsError(f"The weights in {path} do not fit {name}: {_first_line(error)}") from error
+        raise WeightsError(f"The weights in {path} do not fit {name}: {_misfit(error)}.") from error
     cast("Any", model).reset_classifier(0)
     return model
+
+
+def _misfit(error: Exception) -> str:
+    for pattern, sentence in _MISFITS.items():
+        if found := re.search(pattern, str(error)):
+            return sentence.format(*found.groups())
+    return _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
