@@ -79,5 +79,8 @@ def test_a_classifier_on_masks_is_refused(vpt: Vpt) -> None:
 def test_a_segmentation_run_is_no_classifier_for_other_commands(vpt: Vpt) -> None:
     assert vpt("fit", *SHAPES, *SMALL, *QUICK).status == 0
     delta = "runs/shape_scenes/prompt/version_0/delta.safetensors"
-    for command in (["attention", "--delta", delta], ["export", "--format", "peft", "--delta", delta]):
-        assert "holds a segmentation model: load it with `vpt.load_segmentation`" in vpt(*command).sentence
+    for command in (["attention"], ["export", "--format", "onnx"], ["push", "--repo", "ann/shapes"]):
+        assert (
+            "holds a segmentation model: load it with `vpt.load_segmentation`"
+            in vpt(*command, "--delta", delta).sentence
+        )

@@ -20,6 +20,7 @@ EQUAL: list[tuple[str, list[dict[str, Any]]]] = [
     (VIT, [DEEP | {"project": 8, "log_bias": True}, {"name": "prefix", "num_tokens": 2, "hidden": 8}]),
     (VIT, [DEEP, {"name": "adapter"}, {"name": "bias"}]),
     (VIT, [{"name": "full"}]),
+    (VIT, [{"name": place} for place in ("prompt_add", "prompt_pad", "sidetune", "mlp_head", "linear")]),
     (SWIN, [DEEP]),
 ]
 MERGED: list[tuple[str, list[dict[str, Any]]]] = [
@@ -63,6 +64,22 @@ def test_the_strength_is_kept(alpha: float, deltas: list[dict[str, Any]]) -> Non
     model = tuned(VIT, "pretrained", deltas)
     model.set_strength(alpha)
     assert torch.equal(fold(model)(images()), model(images()))
+
+
+@torch.no_grad()
+def test_what_was_trained_since_the_last_forward_pass_counts() -> None:
+    model = tuned(VIT, "pretrained", [DEEP, {"name": "bias"}])
+    model.set_strength(0.5)
+    for parameter in model.parameters():
+        parameter.add_(0.1)
+    assert torch.equal(fold(model)(images()), model(images()))
+
+
+def test_a_model_that_has_just_been_trained_can_be_folded() -> None:
+    """Prompts on their way through a Swin are a part of the last step's graph."""
+    model = tuned(SWIN, "pretrained", [DEEP | {"deep": False}])
+    model(images()).sum().backward()
+    assert torch.equal(fold(model)(images()), model(images()).detach())
 
 
 @torch.no_grad()

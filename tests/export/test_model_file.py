@@ -174,7 +174,7 @@ def test_the_exported_program_holds_no_pickle(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.pt2") as file:
         parts = {name: file.read(name) for name in file.namelist()}
     assert parts["model/data/sample_inputs/model.pt"] == b""
-    assert not [name for name, part in parts.items() if part[:2] in (b"PK", b"\x80\x02")]
+    assert not [name for name, part in parts.items() if part[:2] in (b"PK", *(bytes([0x80, n]) for n in range(2, 6)))]
 
 
 def test_a_file_of_another_function_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +191,17 @@ def test_what_cannot_be_traced_is_one_sentence(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ExportError, match=r"on vit_nano_patch8_64 cannot be written as pt2: \w+: .+"):
         export_torch(model, tmp_path / "model.pt2")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    model = tuned(VIT, "pretrained", [])
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.pt2").mkdir()
+    with pytest.raises(ExportError, match=r"file/model\.pt2 cannot be written: File exists\."):
+        export_torch(model, tmp_path / "file" / "model.pt2")
+    with pytest.raises(ExportError, match=r"folder\.pt2 cannot be written: Is a directory\."):
+        export_torch(model, tmp_path / "folder.pt2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.pt2"]
 
 
 def test_without_onnx_the_sentence_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

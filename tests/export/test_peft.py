@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from tests.export.models import tuned
 from tests.tuning.families import make
+from vpt.backbones import create_backbone
 from vpt.cli import main
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, ExportError
 from vpt.export import export_peft
 from vpt.tuning.files import load, save_delta
 from vpt.tuning.model import TunedModel
@@ -64,6 +65,21 @@ def test_only_a_lora_alone_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one LoRA, this one has Lora, Prompt"):
         export_peft(both, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+    half = tuned("vit_nano_patch8_64", "pretrained", [{"name": "lora"}])
+    half.set_strength(0.5)
+    with pytest.raises(ConfigError, match="at strength 1"):
+        export_peft(half, tmp_path / "adapter")
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match=r"file cannot be written: File exists\."):
+        export_peft(tuned("vit_nano_patch8_64", "pretrained", [{"name": "lora"}]), tmp_path / "file")
+
+
+def test_the_readme_builds_the_model_at_the_size_of_the_images(tmp_path: Path) -> None:
+    model = TunedModel(create_backbone("vit_nano_patch8_64", "random", image_size=96), 3, [{"name": "lora"}])
+    assert "num_classes=3, img_size=96)" in (export_peft(model, tmp_path) / "README.md").read_text()
 
 
 def test_the_command_writes_beside_the_delta(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

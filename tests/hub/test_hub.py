@@ -16,7 +16,7 @@ import vpt
 from tests.export.models import tuned
 from tests.hub.fake import Hub, serving
 from vpt.cli import main
-from vpt.errors import HubError, WeightsError
+from vpt.errors import ConfigError, HubError, WeightsError
 from vpt.hub.fetch import fetch
 from vpt.hub.push import push
 from vpt.tuning.files import read_delta, save_delta
@@ -168,6 +168,39 @@ def test_validation_images_that_were_trained_on_measure_nothing(hub: Hub, tmp_pa
     assert "| val |" not in hub.repos[REPO]["main"]["README.md"].decode()
 
 
+def test_numbers_come_as_they_were_recorded(hub: Hub, tmp_path: Path) -> None:
+    """JSON is not quite YAML, which takes 1e-05 for a text and halves of a character for two."""
+    delta = a_run(tmp_path / "run")[1]
+    record = RECORD | {
+        "metrics": {"test/gap": 2e-05},
+        "hyperparameters": {"deep": True, "lr": 1e-05},
+        "note": "\U0001f600",
+    }
+    (delta.parent / "run.json").write_text(json.dumps(record))
+    push(delta, REPO)
+    assert json.loads(hub.repos[REPO]["main"]["run.json"]) == record
+    assert "| test | gap | 0.0000 | 797 |" in hub.repos[REPO]["main"]["README.md"].decode().splitlines()
+
+
+def test_a_run_says_nothing_on_another_file_in_its_folder(hub: Hub, tmp_path: Path) -> None:
+    model, delta = a_run(tmp_path / "run")
+    model.info = {"random_head": True}
+    push(save_delta(delta.with_name("init.safetensors"), model), REPO)
+    files = hub.repos[REPO]["main"]
+    assert sorted(files) == ["README.md", "delta.safetensors", "run.json"]
+    assert json.loads(files["run.json"]) == {"random_head": True}
+    assert "None were recorded" in files["README.md"].decode()
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.yaml"])
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_damaged_file_beside_the_delta_is_one_sentence(tmp_path: Path, name: str, text: str) -> None:
+    delta = a_run(tmp_path / "run")[1]
+    (delta.parent / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=rf"{name} (cannot be read|holds no settings)"):
+        push(delta, REPO)
+
+
 def test_a_delta_without_a_run_has_a_card_that_claims_nothing(hub: Hub, tmp_path: Path) -> None:
     delta = save_delta(tmp_path / "delta.safetensors", tuned("vit_nano_patch8_64", "pretrained", []))
     push(delta, REPO)
@@ -176,6 +209,7 @@ def test_a_delta_without_a_run_has_a_card_that_claims_nothing(hub: Hub, tmp_path
     assert "model-index" not in front_matter(card)
     assert "None were recorded: `vpt test` measures" in card
     assert "no card states their licence" in card
+    assert "Written by vpt.\n" in card
 
 
 def test_weights_of_the_hub_are_the_base_model(hub: Hub, tmp_path: Path) -> None:
@@ -184,6 +218,10 @@ def test_weights_of_the_hub_are_the_base_model(hub: Hub, tmp_path: Path) -> None
     push(save_delta(delta, model), REPO)
     front = front_matter(hub.repos[REPO]["main"]["README.md"].decode())
     assert front["base_model"] == "timm/vit_base_patch16_224.orig_in21k"
+    assert front["base_model_relation"] == "adapter"
+    (delta.parent / "run.json").write_text(json.dumps(RECORD | {"task": "FineTuning"}))
+    push(delta, REPO)
+    assert front_matter(hub.repos[REPO]["main"]["README.md"].decode())["base_model_relation"] == "finetune"
 
 
 @pytest.mark.parametrize(
@@ -217,6 +255,15 @@ def test_offline_mode_is_one_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match=r"could not be reached for ann/digits .* HF_HUB_OFFLINE"):
+        fetch(f"hf://{REPO}")
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied", "/cache")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    with pytest.raises(HubError, match=r"ann/digits cannot be kept on this machine: .*Permission denied: '/cache'"):
         fetch(f"hf://{REPO}")
 
 

@@ -146,6 +146,25 @@ def test_a_file_without_its_head_is_refused(tmp_path: Path) -> None:
         read_header(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ([], "format 'None'"),
+        (5, "not a delta file"),
+        ({"format": ["vpt-delta/1"]}, "has format"),
+        ({"class_names": 3, "info": []}, "no valid class_names, info"),
+        ({"specs": [1]}, "no valid specs"),
+        ({"backbone": {"name": NANO, "weights": 3}}, "no valid backbone weights, backbone weights_id, .*normalization"),
+    ],
+)
+def test_a_header_of_other_types_is_refused(tmp_path: Path, change: Any, sentence: str) -> None:
+    path = save_delta(tmp_path / "delta.safetensors", model())
+    header = read_header(path) | change if isinstance(change, dict) else change
+    save_file(load_file(path), path, metadata={"vpt": json.dumps(header)})
+    with pytest.raises(DeltaFileError, match=sentence):
+        load(path)
+
+
 def test_weights_that_have_moved_are_asked_for(tmp_path: Path) -> None:
     weights = tmp_path / "here.safetensors"
     save_file(timm.create_model(NANO).state_dict(), weights)

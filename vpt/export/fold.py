@@ -72,6 +72,8 @@ def fold(model: TunedModel) -> TunedModel:
     Returns:
         A frozen copy in eval mode, for inference only: its deltas cannot be taken off again.
     """
+    for attached in model.backbone.attached:
+        attached.refresh()  # a copy does not know what was trained or loaded since
     own = copy.deepcopy(model).eval().requires_grad_(False)
     parts = [cast("DeltaPart", part) for part in own.backbone.attached]
     # With everything attached: other deltas may change the projections.

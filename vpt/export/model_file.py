@@ -76,9 +76,9 @@ def _export(
 ) -> Check:
     if path.suffix != suffix:
         raise ExportError(f"The file to write ends in {suffix}, got {path}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     told = {"format": FORMAT, "vpt": vpt.__version__} | about(model)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # exporters warn about their own insides
             partial = Path(folder, path.name)
@@ -87,6 +87,8 @@ def _export(
             partial.replace(path)
     except ExportError:
         raise
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror or error}.") from error
     except Exception as error:  # of whatever class: an operation, a shape or a control flow that has no translation
         raise ExportError(
             f"This composition on {model.backbone.name} cannot be written as {suffix[1:]}: {_first_line(error)}"

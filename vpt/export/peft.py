@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, ExportError
 from vpt.tuning.lora import Lora
 from vpt.tuning.model import TunedModel
 
@@ -23,7 +23,8 @@ standard deviation {std}.
 ```python
 import peft, timm
 
-model = timm.create_model("{name}", pretrained=True, num_classes={classes})  # or with the weights it was trained on
+# or with the weights it was trained on
+model = timm.create_model("{name}", pretrained=True, num_classes={classes}, img_size={size})
 model = peft.PeftModel.from_pretrained(model, "this folder")
 ```
 """
@@ -43,7 +44,8 @@ def export_peft(model: TunedModel, folder: str | Path) -> Path:
         The folder, with ``adapter_model.safetensors``, ``adapter_config.json`` and ``README.md``.
 
     Raises:
-        ConfigError: The model has another delta, or a backbone with several classifiers.
+        ConfigError: The model has another delta, another strength than 1, or a backbone with several classifiers.
+        ExportError: The folder cannot be written.
     """
     lora = _only_lora(model)
     classifier = cast("Any", model.backbone.model).pretrained_cfg.get("classifier")
@@ -65,14 +67,22 @@ def export_peft(model: TunedModel, folder: str | Path) -> Path:
         "target_modules": sorted(ranks),
         "modules_to_save": [classifier],
     }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(_readme(model), encoding="utf-8")
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    return folder
+
+
+def _readme(model: TunedModel) -> str:
     backbone = model.backbone
     mean, std = ([round(float(value), 6) for value in buffer.flatten()] for buffer in (backbone.mean, backbone.std))
-    readme = README.format(
+    return README.format(
         name=backbone.name,
         weights=backbone.weights_id,
         size=backbone.image_size,
@@ -80,8 +90,6 @@ def export_peft(model: TunedModel, folder: str | Path) -> Path:
         std=std,
         classes=len(model.class_names),
     )
-    (folder / "README.md").write_text(readme, encoding="utf-8")
-    return folder
 
 
 def _only_lora(model: TunedModel) -> Lora:
@@ -89,6 +97,8 @@ def _only_lora(model: TunedModel) -> Lora:
     if len(parts) != 1 or not isinstance(parts[0], Lora):
         names = ", ".join(type(part).__name__ for part in parts) or "no delta"
         raise ConfigError(f"peft export takes a model with one LoRA, this one has {names}.")
+    if model.strength != 1.0 or parts[0].strength != 1.0:
+        raise ConfigError("peft export takes a model at strength 1, whose head and LoRA are those that were trained.")
     return parts[0]
 
 

@@ -17,7 +17,7 @@ _COMPLETE = {True: "yes", False: "no, a part of it", None: "not known"}
 
 _BODY = """# {title}
 
-{what} Written by vpt {version}.
+{what} Written by {writer}.
 
 ## How to load it
 
@@ -70,7 +70,7 @@ def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
     body = _BODY.format(
         title=title,
         what=f"`{_method(header, record)}` on {backbone['weights_id']}, trained on {name}.",
-        version=record.get("versions", {}).get("vpt", ""),
+        writer=f"vpt {record.get('versions', {}).get('vpt', '')}".strip(),
         call=f'"hf://{repo}"' + (', weights="…"' if elsewhere else ""),
         weights=weights if elsewhere else "",
         size=backbone["image_size"],
@@ -102,7 +102,8 @@ def _front(
         "tags": ["visual-prompt-tuning", "parameter-efficient-fine-tuning", _method(header, record)],
     }
     if weights_id.startswith("timm/"):
-        front |= {"base_model": weights_id, "base_model_relation": "adapter"}
+        relation = "finetune" if _method(header, record) == "full" else "adapter"
+        front |= {"base_model": weights_id, "base_model_relation": relation}
     if "name" in data:
         front["datasets"] = [data["name"]]
     numbers = [

@@ -39,6 +39,8 @@ def one_sentence(repo: str, revision: str | None = None, file: str | None = None
         status = error.response.status_code
         advice = "log in with `hf auth login` or set HF_TOKEN" if status in (401, 403) else _first_line(error)
         raise HubError(f"The hub refused {repo} with status {status}: {advice}.") from error
+    except PermissionError as error:
+        raise HubError(f"{repo} cannot be kept on this machine: {error}.") from error
     except ValueError as error:  # of the name or of the card
         raise HubError(f"The hub does not take {repo}: {_first_line(error)}") from error
     except Exception as error:  # the client raises what its HTTP library does, of whatever class

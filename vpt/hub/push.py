@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +25,8 @@ def push(delta: str | Path, repo: str, private: bool = False, endpoint: str | No
     """Uploads a run as one commit; the repository is made if it is not there.
 
     Args:
-        delta: The delta file of a run; ``run.json`` and ``config.yaml`` are taken from beside it if they are there.
+        delta: The delta file of a run; ``run.json`` and ``config.yaml`` are taken from beside ``delta.safetensors`` if
+            they are there, and not from beside another file, which is not what they are about.
         repo: ``user/name``.
         private: Where the repository is made, only its owner sees it.
         endpoint: URL of the hub; None for ``HF_ENDPOINT``, or the public one.
@@ -70,23 +72,23 @@ def write_public(delta: Path, repo: str, folder: Path) -> None:
         "info": without_places(header["info"]),
     }
     write_delta(folder / DELTA_FILE, header, tensors)
-    config = _read(delta.parent / CONFIG_FILE)
+    config = _beside(delta, CONFIG_FILE, yaml.safe_load)
     if config is not None:
         text = yaml.safe_dump(without_places(config), sort_keys=False, allow_unicode=True)
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-    record = without_places(_read(delta.parent / RUN_FILE) or header["info"])
+    record = without_places(_beside(delta, RUN_FILE, json.loads) or header["info"])
     (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     size = sum(tensor.numel() for tensor in tensors.values())
     (folder / "README.md").write_text(model_card(repo, header, record, size), encoding="utf-8")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """JSON is YAML."""
-    if not path.is_file():
+def _beside(delta: Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any] | None:
+    path = delta.with_name(name)
+    if delta.name != DELTA_FILE or not path.is_file():
         return None
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:  # of JSON and of UTF-8 too
         raise ConfigError(f"{path} cannot be read ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no settings: repair it, or move it away from beside the delta.")

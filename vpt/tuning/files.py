@@ -23,6 +23,15 @@ _HOLDS = {
     FORMAT: "a classifier: load it with `vpt.load`",
     DENSE: "a segmentation model: load it with `vpt.load_segmentation`",
 }
+_IDENTITY = {
+    "name": str,
+    "weights": str,
+    "weights_id": str,
+    "fingerprint": str,
+    "image_size": int,
+    "normalization": str,
+}
+_HEADER = {"backbone": dict, "specs": list, "class_names": list, "preset": dict, "info": dict, "tensors": list}
 
 
 def save_delta(path: str | Path, model: AdaptedModel) -> Path:
@@ -94,24 +103,31 @@ def read_delta(path: str | Path, formats: Collection[str] = (FORMAT,)) -> tuple[
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
-        header: dict[str, Any] = json.loads(metadata["vpt"])
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        header: dict[str, Any] = dict(json.loads(metadata["vpt"]))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise DeltaFileError(f"{path} is not a delta file: `vpt fit` writes one as delta.safetensors.") from error
-    if (found := header.get("format")) not in formats:
+    if (found := str(header.get("format"))) not in formats:
         if found in _HOLDS:
             raise DeltaFileError(f"{path} holds {_HOLDS[found]}.")
         raise DeltaFileError(f"{path} has format {found!r}; this version reads {', '.join(map(repr, formats))}.")
-    if lacking := [
-        key for key in ("backbone", "specs", "class_names", "preset", "info", "tensors") if key not in header
-    ]:
-        raise DeltaFileError(f"{path} is incomplete: its header has no {', '.join(lacking)}.")
+    if lacking := _lacking(header):
+        raise DeltaFileError(f"{path} is incomplete: its header has no valid {', '.join(lacking)}.")
     if absent := sorted(set(header["tensors"]) - tensors.keys()):
         raise DeltaFileError(f"{path} is incomplete: {', '.join(absent)} missing.")
     return header, tensors
 
 
+def _lacking(header: Mapping[str, Any]) -> list[str]:
+    """What a header has not, or has of another type: the file may come from anybody."""
+    if absent := [key for key, kind in _HEADER.items() if not isinstance(header.get(key), kind)]:
+        return absent
+    backbone = header["backbone"]
+    absent = [f"backbone {key}" for key, kind in _IDENTITY.items() if not isinstance(backbone.get(key), kind)]
+    return absent if all(isinstance(spec, dict) for spec in header["specs"]) else [*absent, "specs"]
+
+
 def read_header(path: str | Path) -> dict[str, Any]:
-    """Reads what a delta file says about itself, without its tensors.
+    """Reads what a classifier's delta file says about itself.
 
     Args:
         path: A delta file.
@@ -121,7 +137,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
         ``class_names``, ``preset`` and ``info``.
 
     Raises:
-        DeltaFileError: The file is missing, not safetensors, not a delta file, or of a newer format.
+        DeltaFileError: See `read_delta`.
     """
     return read_delta(path)[0]
 
@@ -255,8 +271,7 @@ def identity(model: AdaptedModel) -> dict[str, Any]:
     Returns:
         Plain values: name, weights, weights_id, fingerprint, image_size, normalization.
     """
-    keys = ("name", "weights", "weights_id", "fingerprint", "image_size", "normalization")
-    return {key: getattr(model.backbone, key) for key in keys}
+    return {key: getattr(model.backbone, key) for key in _IDENTITY}
 
 
 def start_from(path: str | Path, model: AdaptedModel) -> None:

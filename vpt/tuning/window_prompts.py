@@ -7,7 +7,7 @@ hands prompts to windows of other images (facts of the defect: an image's featur
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,10 @@ class WindowPrompts:
         # By block, so that a block that is run again for activation checkpointing finds what it found before.
         self.tokens: dict[int, Tensor] = {}
         self._asking: tuple[Tensor, Tensor, Tensor]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: nothing of the last forward pass, whose graph cannot be copied."""
+        return {key: value for key, value in vars(self).items() if key != "_asking"} | {"tokens": {}}
 
     def hooks(self) -> list[RemovableHandle]:
         """Starts the prompts before the first block, and lets the pool read them where that is asked for."""
