@@ -20,6 +20,7 @@ from vpt.backbones import create_backbone
 from vpt.cli import COMMANDS, main
 from vpt.export.model_file import export_onnx, export_torch
 from vpt.tuning import TunedModel
+from vpt.visualize.kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -136,6 +137,11 @@ def test_what_troubleshooting_quotes_is_said_somewhere() -> None:
     for row in rows:
         for part in re.split(r"\.\.\.| \d+, ", row):
             assert part.strip(" :,") in said, part
+
+
+def test_the_page_on_attention_has_every_kind_of_figure() -> None:
+    page = (ROOT / "docs" / "attention.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(KINDS)
 
 
 def test_pages_of_the_documentation_are_in_its_navigation() -> None:

@@ -85,6 +85,8 @@ def test_fewer_tasks_have_no_mean_of_vtab(tmp_path: Path) -> None:
         ({"data": {"complete": False}}, "partial data"),
         ({"data": {"image_size": 64}}, "image size"),
         ({"data": {"counts": {"train": 800, "test": 500}}}, "trained on"),
+        ({"read": {"train": 1000, "test": 20}}, "partial data"),
+        ({"read": {"train": 20}}, "partial data"),
         ({"epoch_rule": "best"}, "epoch rule"),
     ],
 )

@@ -182,6 +182,16 @@ def test_numbers_come_as_they_were_recorded(hub: Hub, tmp_path: Path) -> None:
     assert "| test | gap | 0.0000 | 797 |" in hub.repos[REPO]["main"]["README.md"].decode().splitlines()
 
 
+def test_a_card_counts_the_images_that_were_read(hub: Hub, tmp_path: Path) -> None:
+    _, delta = a_run(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(json.dumps(RECORD | {"read": {"train": 800, "test": 20}}))
+    push(delta, REPO)
+    card = hub.repos[REPO]["main"]["README.md"].decode()
+    assert "| test | accuracy | 0.8750 | 20 |" in card
+    assert "- read of them: test 20\n" in card
+    assert front_matter(card)["model-index"][0]["results"][0]["metrics"][0]["name"] == "accuracy (n = 20)"
+
+
 def test_a_run_says_nothing_on_another_file_in_its_folder(hub: Hub, tmp_path: Path) -> None:
     model, delta = a_run(tmp_path / "run")
     model.info = {"random_head": True}

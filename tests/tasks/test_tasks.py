@@ -295,6 +295,7 @@ def test_a_run_leaves_its_record_and_its_delta(tmp_path: Path) -> None:
     assert record["hyperparameters"]["num_tokens"] == 10
     assert record["backbone"]["weights_id"] == "vpt/vit_nano_patch8_64"
     assert record["data"]["counts"]["test"] == 797
+    assert record["read"] == {"train": 3 * 8, "val": 4 * 8, "test": 2 * 8}
     assert record["epoch_rule"] == "last"
     assert record["parameters"]["trainable"] == 6 * 10 * 192 + 10 * 193
     assert {"val/acc", "test/acc", "test/mean_per_class"} <= record["metrics"].keys()
@@ -313,6 +314,23 @@ def test_a_test_on_other_data_leaves_the_record_of_the_run_alone(tmp_path: Path)
     assert (tmp_path / "run" / "0" / "run.json").read_text() == before
     (other,) = (tmp_path / "run" / "0").glob("test-digits-*.json")
     assert "test/acc" in json.loads(other.read_text())["metrics"]
+
+
+def test_a_record_says_how_many_images_were_read(tmp_path: Path) -> None:
+    task = LinearProbe(**BASE)
+    run = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=TensorBoardLogger(tmp_path, name="run", version="0"),
+        callbacks=[RunRecord()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    run.fit(task, datamodule=data(batch_size=64))
+    run.test(task, datamodule=data(batch_size=64), verbose=False)
+    record = json.loads((tmp_path / "run" / "0" / "run.json").read_text())
+    assert record["read"] == {"train": 800, "val": 200, "test": 797} == record["data"]["counts"]
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,6 @@ def _table(folder: Path, records: dict[Path, dict[str, Any]]) -> Any:
             str(record.get("epochs", "–")),
             str(record.get("seed", "–")),
             *(f"{100 * metrics[key]:.1f}" if key in metrics else "–" for key in ("val/acc", "test/acc")),
-            str(data.get("counts", {}).get("test", "–")),
+            str((data.get("counts", {}) | record.get("read", {})).get("test", "–")),
         )
     return table

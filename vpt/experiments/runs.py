@@ -73,7 +73,7 @@ class Row:
     @property
     def n(self) -> int:
         """Test images."""
-        return int(self.record["data"]["counts"]["test"])
+        return self._read["test"]
 
     @property
     def seed(self) -> int | None:
@@ -94,7 +94,7 @@ class Row:
         return {
             "preset": data["preset"],
             "image size": data["image_size"],
-            "partial data": data["complete"] is False,
+            "partial data": data["complete"] is False or self._read != data["counts"],
             "epoch rule": self.record["epoch_rule"],
             "trained on": f"{data['counts']['train']} images" if data["subset"] is None else _subset(data["subset"]),
         }
@@ -103,7 +103,13 @@ class Row:
     def images_per_second(self) -> float | None:
         """Passed forward and backward in training, validation included in the time."""
         seconds = self.record.get("seconds")
-        return self.record["data"]["counts"]["train"] * self.record["epochs"] / seconds if seconds else None
+        return self._read["train"] * self.record["epochs"] / seconds if seconds else None
+
+    @property
+    def _read(self) -> dict[str, int]:
+        """Images of each split that an epoch read: fewer than it has where batches were limited."""
+        counts: dict[str, int] = self.record["data"]["counts"]
+        return counts | self.record.get("read", {})
 
 
 def _subset(subset: Mapping[str, Any]) -> str:

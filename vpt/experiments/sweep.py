@@ -257,7 +257,7 @@ def _outcome(
         failed=failed,
         epochs=(sum(row.get("epochs", 0) for row in tried), len(tried) * best[0].config["trainer"]["max_epochs"]),
         seconds=sum(record.get("seconds", 0.0) for record in records),
-        images=sum(record["data"]["counts"]["train"] * record.get("epochs", 0) for record in records),
+        images=sum(record["read"]["train"] * record.get("epochs", 0) for record in records if "read" in record),
     )
 
 

@@ -126,7 +126,7 @@ def _measured(record: Record) -> Iterator[tuple[str, str, float, int]]:
     data = record.get("data") or {}
     for name, value in record.get("metrics", {}).items():
         split, _, key = name.partition("/")
-        n = data.get("counts", {}).get(split)
+        n = (data.get("counts", {}) | record.get("read", {})).get(split)
         if (
             split in ("val", "test")
             and key not in (_LOSS, "n")
@@ -153,6 +153,8 @@ def _facts(header: Record, record: Record, stored: int) -> Iterator[tuple[str, A
     if data:
         counts = ", ".join(f"{split} {n:,}" for split, n in data.get("counts", {}).items())
         yield "data", f"{data['name']}, images: {counts}"
+        cut = {split: n for split, n in record.get("read", {}).items() if n != data.get("counts", {}).get(split)}
+        yield "read of them", ", ".join(f"{split} {n:,}" for split, n in cut.items()) or None
         yield "complete by its card", _COMPLETE[data.get("complete")]
         yield "preset", data.get("preset")
         yield "augmentation", data.get("augment")

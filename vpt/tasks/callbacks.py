@@ -6,13 +6,15 @@ import json
 import os
 import platform
 import time
+from collections.abc import Sized
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
 
 import vpt
 from vpt.tasks.base import TuningTask
@@ -82,6 +84,7 @@ class RunRecord(L.Callback):
                 "epochs": trainer.current_epoch,
                 "seconds": round(time.monotonic() - self._start, 1),
                 "metrics": _metrics(trainer),
+                "read": _read_of(trainer, "train") | _read_of(trainer, "val"),
             },
         )
 
@@ -108,7 +111,7 @@ class RunRecord(L.Callback):
             pl_module: The task.
         """
         if trainer.state.fn == "validate":
-            self._update(trainer, pl_module, {"metrics": _metrics(trainer)})
+            self._update(trainer, pl_module, {"metrics": _metrics(trainer), "read": _read_of(trainer, "val")})
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the test metrics.
@@ -117,7 +120,7 @@ class RunRecord(L.Callback):
             trainer: The trainer.
             pl_module: The task.
         """
-        self._update(trainer, pl_module, {"metrics": _metrics(trainer)})
+        self._update(trainer, pl_module, {"metrics": _metrics(trainer), "read": _read_of(trainer, "test")})
 
     def _update(self, trainer: L.Trainer, task: L.LightningModule, news: dict[str, Any]) -> None:
         folder = run_folder(trainer)
@@ -133,8 +136,7 @@ class RunRecord(L.Callback):
             record = _read(path)
         if not record or stage == "fit":
             record |= now
-        metrics = record.get("metrics", {}) | news.pop("metrics", {})
-        record |= news | {"metrics": metrics}
+        record |= news | {key: record.get(key, {}) | news.get(key, {}) for key in ("metrics", "read")}
         folder.mkdir(parents=True, exist_ok=True)
         part = path.with_name(RUN_FILE + ".part")
         part.write_text(json.dumps(record, indent=2) + "\n")
@@ -224,6 +226,15 @@ def _same_data(record: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two protocols are of the same lists under the same preprocessing; else their numbers stay apart."""
     keys = ("name", "fingerprint", "preset", "image_size")
     return all((record["data"] or {}).get(key) == (other["data"] or {}).get(key) for key in keys)
+
+
+def _read_of(trainer: L.Trainer, split: str) -> dict[str, int]:
+    """How many images of a split an epoch reads: fewer than it has under ``trainer.limit_*_batches``."""
+    loader: Any = trainer.train_dataloader if split == "train" else getattr(trainer, f"{split}_dataloaders")
+    batches = trainer.num_training_batches if split == "train" else sum(getattr(trainer, f"num_{split}_batches"))
+    if not isinstance(loader, DataLoader) or loader.batch_size is None or not batches:
+        return {}
+    return {split: int(min(len(cast("Sized", loader.dataset)), batches * loader.batch_size * trainer.world_size))}
 
 
 def _metrics(trainer: L.Trainer) -> dict[str, float]:
