@@ -41,6 +41,16 @@ def test_the_diagonal_is_what_is_stored_and_is_measured_again(runs: list[Path], 
     assert transfer(runs, root, serially, "frozen") == matrix
 
 
+def test_a_run_in_half_precision_is_measured_again_as_it_was_tested(two: dict[str, Config], root: Path) -> None:
+    for name, config in two.items():
+        half = merged(config, {"trainer.precision": "bf16-mixed", "trainer.max_epochs": 1})
+        run_trial(Trial(name, half, test=True), root / "runs")
+    runs = [root / "runs" / name for name in two]
+    stored = [json.loads((run / "run.json").read_text())["metrics"]["test/acc"] for run in runs]
+    matrix = transfer(runs, root, serially, "frozen")
+    assert [matrix[name][name] for name in matrix] == stored
+
+
 def test_a_stored_number_that_the_file_does_not_give_is_no_basis(runs: list[Path], root: Path) -> None:
     record = json.loads((runs[0] / "run.json").read_text())
     record["metrics"]["test/acc"] += 0.01

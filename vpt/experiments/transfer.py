@@ -83,7 +83,8 @@ def transfer(runs: Sequence[Path], root: Path, engine: Engine, mode: Mode = "ini
         root: Folder of the experiment.
         engine: Runs the trials of ``init``.
         mode: ``init`` trains on the target as the target's own run did, from the source's delta; ``frozen`` keeps the
-            delta as it is and puts the best linear head on it (penalty chosen on the target's validation images).
+            delta as it is and puts the best linear head on it (penalty chosen on the target's validation images), in
+            single precision.
 
     Returns:
         Test accuracy in [0, 1] by source and target. The diagonal is measured again from the files, and equals what is
@@ -152,8 +153,10 @@ def _again(source: Source) -> float:
     """Measures a run's delta file on its own test split; what does not equal the stored number is no basis."""
     data = build_data(source.config)
     model = _model(source)
-    with torch.inference_mode():
-        hits = sum(int((model(b["image"]).argmax(1).cpu() == b["label"]).sum()) for b in _batches(data, "test"))
+    given = source.config["data"]["init_args"].get("batch_size") or BATCH  # rounding may depend on it
+    batches = DataLoader(data.split("test"), batch_size=given)
+    with torch.inference_mode(), _as_tested(source):
+        hits = sum(int((model(batch["image"]).argmax(1).cpu() == batch["label"]).sum()) for batch in batches)
     total = len(data.split("test"))
     if round(source.accuracy * total) != hits:
         raise ConfigError(
@@ -161,6 +164,12 @@ def _again(source: Source) -> float:
             "images: test it again on this machine."
         )
     return source.accuracy
+
+
+def _as_tested(source: Source) -> torch.autocast:
+    """The precision in which a run was tested."""
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(source.record.get("precision", ""))
+    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", half, enabled=half is not None)
 
 
 def probe(source: Source, data: ImageDataModule) -> float:
@@ -194,10 +203,6 @@ def _model(source: Source) -> TunedModel:
 def _features(backbone: torch.nn.Module, data: ImageDataModule, split: str) -> tuple[Tensor, Tensor]:
     rows = []
     with torch.inference_mode():
-        for batch in _batches(data, split):
+        for batch in DataLoader(data.split(split), batch_size=BATCH):
             rows.append((backbone(batch["image"]).float().cpu(), batch["label"]))
     return torch.cat([row[0] for row in rows]).clone(), torch.cat([row[1] for row in rows])
-
-
-def _batches(data: ImageDataModule, split: str) -> DataLoader[dict[str, Tensor]]:
-    return DataLoader(data.split(split), batch_size=BATCH)

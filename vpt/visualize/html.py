@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PIXELS = 100  # that an inch of a figure takes on the page, where it fits
+_LONG = 80  # characters of a cell that would be a column of single words on a narrow screen
 _CSS = """
 :root { color: #1f2937; background: #fff; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 78rem; margin: 0 auto; padding: 1rem; }
@@ -29,6 +30,7 @@ th, td { padding: .3rem .55rem; text-align: left; vertical-align: top; }
 th { font-weight: 600; background: #f3f4f6; }
 td { border-top: 1px solid #e5e7eb; }
 td:not(.number) { min-width: 7.5rem; }
+td.long:not(.number) { min-width: 22rem; }
 td:first-child:not(.number) { min-width: 5rem; }
 .number { text-align: right; white-space: nowrap; }
 """
@@ -82,6 +84,12 @@ def _table(table: Table) -> str:
 
 
 def _row(tag: str, cells: Sequence[str], words: int) -> str:
-    kinds = ["" if place < words else ' class="number"' for place in range(len(cells))]
+    kinds = [_kind(cell, place < words) for place, cell in enumerate(cells)]
     inner = "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
     return f"<tr>{inner}</tr>"
+
+
+def _kind(cell: str, words: bool) -> str:
+    if not words:
+        return ' class="number"'
+    return ' class="long"' if len(cell) > _LONG else ""
