@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -22,9 +22,9 @@ class Hub:
         self.refuses: int | None = None
         self.url = ""
 
-    def commit(self, repo: str, files: dict[str, bytes]) -> str:
+    def commit(self, repo: str, files: dict[str, bytes], gone: Iterable[str] = ()) -> str:
         revisions = self.repos[repo]
-        kept = revisions["main"] | files
+        kept = {path: body for path, body in revisions["main"].items() if path not in gone} | files
         revision = hashlib.sha1(str(len(revisions)).encode(), usedforsecurity=False).hexdigest()
         revisions |= {"main": kept, revision: kept}
         return revision
@@ -62,7 +62,7 @@ def serving() -> Iterator[Hub]:
             elif self.path == "/api/repos/create":
                 asked = json.loads(body)
                 repo = f"{asked['organization']}/{asked['name']}"
-                if asked.get("visibility") == "private" or asked.get("private"):
+                if repo not in hub.repos and (asked.get("visibility") == "private" or asked.get("private")):
                     hub.private.add(repo)
                 self.answer({"url": f"{hub.url}/{repo}"}, 409 if repo in hub.repos else 200)
                 hub.repos.setdefault(repo, {"main": {}})
@@ -79,34 +79,39 @@ def serving() -> Iterator[Hub]:
                     for line in lines
                     if line["key"] == "file"
                 }
-                revision = hub.commit(repo, files)
+                gone = {line["value"]["path"] for line in lines if line["key"] == "deletedFile"}
+                revision = hub.commit(repo, files, gone)
                 self.answer({"commitUrl": f"{hub.url}/{repo}/commit/{revision}", "commitOid": revision})
             else:
                 self.answer({"error": self.path}, 501)
 
         def do_GET(self) -> None:
+            if "/tree/" in self.path:
+                files = hub.repos[self.path.removeprefix("/api/models/").partition("/tree/")[0]]["main"]
+                self.answer([{"type": "file", "path": path, "oid": "", "size": 1} for path in files])
+                return
             if "/resolve/" not in self.path:
                 repo = self.path.removeprefix("/api/models/").partition("/revision/")[0]
                 if repo in hub.repos:
-                    self.answer({"id": repo, "sha": hub.last(repo)})
+                    self.answer({"id": repo, "sha": hub.last(repo), "private": repo in hub.private})
                 else:
                     self.answer({"error": "not found"}, 404, X_Error_Code="RepoNotFound")
                 return
             repo, _, rest = self.path[1:].partition("/resolve/")
             revision, _, file = rest.partition("/")
-            files = hub.repos.get(repo, {}).get(revision)
+            found = hub.repos.get(repo, {}).get(revision)
             if repo not in hub.repos:
                 self.answer({"error": "no repo"}, 404, X_Error_Code="RepoNotFound")
-            elif files is None:
+            elif found is None:
                 self.answer({"error": "no revision"}, 404, X_Error_Code="RevisionNotFound")
-            elif file not in files:
+            elif file not in found:
                 self.answer({"error": "no file"}, 404, X_Error_Code="EntryNotFound", X_Repo_Commit=hub.last(repo))
             else:
                 if self.command == "GET":
                     hub.downloaded.append(file)
                 commit = hub.last(repo) if revision == "main" else revision
-                etag = hashlib.sha256(files[file]).hexdigest()
-                self.answer(files[file], ETag=f'"{etag}"', X_Repo_Commit=commit)
+                etag = hashlib.sha256(found[file]).hexdigest()
+                self.answer(found[file], ETag=f'"{etag}"', X_Repo_Commit=commit)
 
         do_HEAD = do_GET  # noqa: N815  # the name that http.server calls
 

@@ -182,6 +182,23 @@ def test_numbers_come_as_they_were_recorded(hub: Hub, tmp_path: Path) -> None:
     assert "| test | gap | 0.0000 | 797 |" in hub.repos[REPO]["main"]["README.md"].decode().splitlines()
 
 
+def test_what_is_meant_to_be_private_does_not_go_to_a_public_place(hub: Hub, tmp_path: Path) -> None:
+    _, delta = a_run(tmp_path / "run")
+    push(delta, REPO)
+    before = hub.last(REPO)
+    with pytest.raises(HubError, match="is public: nothing was uploaded"):
+        push(delta, REPO, private=True)
+    assert hub.last(REPO) == before
+
+
+def test_the_config_of_another_run_does_not_stay(hub: Hub, tmp_path: Path) -> None:
+    _, delta = a_run(tmp_path / "run")
+    push(delta, REPO)
+    delta.with_name("config.yaml").unlink()
+    push(delta, REPO)
+    assert sorted(hub.repos[REPO]["main"]) == ["README.md", "delta.safetensors", "run.json"]
+
+
 def test_a_card_counts_the_images_that_were_read(hub: Hub, tmp_path: Path) -> None:
     _, delta = a_run(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(json.dumps(RECORD | {"read": {"train": 800, "test": 20}}))

@@ -20,7 +20,7 @@ def run(args: list[str]) -> None:
     parser = Parser(prog="vpt push", description=__doc__, allow_abbrev=False)
     parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
     parser.add_argument("--repo", required=True, help="user/name; made if it is not there")
-    parser.add_argument("--private", action="store_true", help="if it is made, nobody else sees it")
+    parser.add_argument("--private", action="store_true", help="nobody else sees it; refused where it is public")
     parser.add_argument("--endpoint", help="URL of the hub (default: HF_ENDPOINT, or the public one)")
     options = parser.parse_args(args[1:])
     hush()

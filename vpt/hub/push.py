@@ -28,7 +28,7 @@ def push(delta: str | Path, repo: str, private: bool = False, endpoint: str | No
         delta: The delta file of a run; ``run.json`` and ``config.yaml`` are taken from beside ``delta.safetensors`` if
             they are there, and not from beside another file, which is not what they are about.
         repo: ``user/name``.
-        private: Where the repository is made, only its owner sees it.
+        private: Only the repository's owner sees it; where it is there already and public, nothing is uploaded.
         endpoint: URL of the hub; None for ``HF_ENDPOINT``, or the public one.
 
     Returns:
@@ -48,7 +48,16 @@ def push(delta: str | Path, repo: str, private: bool = False, endpoint: str | No
         api = HfApi(endpoint=endpoint, library_name="vpt")
         with one_sentence(repo):
             api.create_repo(repo, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Upload {Path(delta).name} by vpt push")
+            public = private and not api.model_info(repo).private
+        if public:
+            raise HubError(f"{repo} is public: nothing was uploaded. Make it private, or leave out --private.")
+        with one_sentence(repo):
+            api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                commit_message=f"Upload {Path(delta).name} by vpt push",
+                delete_patterns=CONFIG_FILE,  # that of another run
+            )
     return f"{api.endpoint}/{repo}"
 
 
