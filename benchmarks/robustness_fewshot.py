@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from pathlib import Path
-from statistics import mean, stdev
+from typing import TYPE_CHECKING
 
+from benchmarks.robustness_figures import band
 from benchmarks.robustness_trials import BATCH, METHODS, SEEDS, Place, Trial, delta_file, fit, measure, percent
 from vpt.data import VTABDataModule
+from vpt.visualize.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOTS = {"caltech101": (1, 2, 4), "signdigits10": (1, 2, 4, 8, 16, 32)}
 PRESETS = {"caltech101": "square", "signdigits10": "timm"}
@@ -64,7 +68,7 @@ def _found(place: Place, task: str, method: str, shots: int, score: str) -> list
 
 
 def table(place: Place) -> str:
-    """What is there, as Markdown; and the figure beside the results."""
+    """What is there, as Markdown."""
     lines = [
         "Few shots, ViT-Ti/16 AugReg: nested stratified subsets of train800, seed = subset seed; AdamW, batch 10, "
         f"bf16-mixed, at least {EPOCHS} epochs and {STEPS} steps, rates as chosen with 800 images; whole test set, "
@@ -89,31 +93,23 @@ def _cell(values: list[float]) -> str:
     return percent(values) + ("" if len(values) == len(SEEDS) else f" ({len(values)})")
 
 
-def figure(place: Place) -> Path | None:
-    """Draws accuracy and ECE by shots with bands of one standard deviation over seeds; None before the first trial."""
-    import matplotlib.pyplot as plt
+def figure(place: Place) -> Figure:
+    """Accuracy and ECE by the number of training images of each class."""
+    from matplotlib.figure import Figure
 
-    drawn, axes = plt.subplots(len(SHOTS), len(SCORES), figsize=(9, 7), layout="constrained", squeeze=False)
-    empty = True
-    for row, (task, counts) in zip(axes, SHOTS.items(), strict=True):
-        for axis, (score, title) in zip(row, SCORES.items(), strict=True):
-            for method in RATES[task]:
-                found = {shots: values for shots in counts if (values := _found(place, task, method, shots, score))}
-                if not found:
-                    continue
-                empty = False
-                middle = [100 * mean(values) for values in found.values()]
-                band = [100 * stdev(values) if len(values) > 1 else 0.0 for values in found.values()]
-                (line,) = axis.plot(list(found), middle, marker="o", label=METHODS[method].title)
-                low = [m - b for m, b in zip(middle, band, strict=True)]
-                high = [m + b for m, b in zip(middle, band, strict=True)]
-                axis.fill_between(list(found), low, high, alpha=0.2, color=line.get_color())
-            axis.set(title=task, xlabel="training images of each class", ylabel=f"{title} (%)", xscale="log")
-            axis.set_xticks(counts, [str(shots) for shots in counts], minor=False)
-            axis.minorticks_off()
-    path = place.out / "fewshot.svg"
-    if not empty:
-        drawn.legend(*axes[-1][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        drawn.savefig(path)
-    plt.close(drawn)
-    return None if empty else path
+    with style():
+        drawn = Figure(figsize=(8.6, 6.6), layout="constrained")
+        axes = drawn.subplots(len(SHOTS), len(SCORES), squeeze=False)
+        for row, (task, counts) in zip(axes, SHOTS.items(), strict=True):
+            for axis, (score, title) in zip(row, SCORES.items(), strict=True):
+                for method in RATES[task]:
+                    found = {shots: each for shots in counts if (each := _found(place, task, method, shots, score))}
+                    if found:
+                        band(axis, method, found)
+                axis.set_xscale("log", base=2)
+                axis.set_xticks(counts, [str(shots) for shots in counts])
+                axis.minorticks_off()
+                axis.set(title=task, xlabel="training images of each class", ylabel=f"{title} (%)")
+        handles, labels = axes[-1][0].get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    return drawn

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 from statistics import mean
+from typing import TYPE_CHECKING
 
+from benchmarks.robustness_figures import alpha_curves
 from benchmarks.robustness_pacs import chosen
 from benchmarks.robustness_photos import Photos, own_head_file
 from benchmarks.robustness_trials import METHODS, SEEDS, Place, Trial, delta_file, fit, measure, percent, select
 from vpt.robustness.intervals import wilson
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RATES = {"full": (3e-5, 1e-4), "deep": (1e-3, 4e-3)}
 SEVERITY = 3
@@ -64,6 +69,14 @@ def table(place: Place) -> str:
         if trials:
             lines += ["", *_curves(METHODS[method].title, trials)]
     return "\n".join(lines)
+
+
+def figure(place: Place) -> Figure:
+    """Accuracy at every α on the other half of the photos, on shapes and textures, and on corruptions."""
+    names = {method: [_sweep_name(method, seed) for seed in SEEDS] for method in RATES}
+    trials = [trial for each in names.values() for name in each if (trial := place.read(name))]
+    sets = dict.fromkeys(row["set"] for trial in trials for row in trial["rows"] if row["kind"] != "val")
+    return alpha_curves(place, names, {"photos" if each == "clean" else each: (each,) for each in sets})
 
 
 def _curves(title: str, trials: list[Trial]) -> list[str]:

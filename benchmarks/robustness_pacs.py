@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING
 
+from benchmarks.robustness_figures import alpha_curves
 from benchmarks.robustness_trials import (
     METHODS,
     PENALTIES,
@@ -21,6 +23,9 @@ from benchmarks.robustness_trials import (
 )
 from vpt.data import VTABDataModule
 from vpt.robustness.result import FIXED_ALPHA
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RATES = {
     "deep": (2e-3, 4e-3),
@@ -128,6 +133,13 @@ def table(place: Place) -> str:
             for which, kind in enumerate(("ID", "OOD")):
                 means.setdefault(f"{kind}, α {label}", {})[method] = mean(pair[which] for pair in pairs)
     return "\n".join([*lines, *_probed(place), *_shifts(place), *_winners(means)])
+
+
+def figure(place: Place) -> Figure:
+    """Accuracy at every α on the photos, on each shift and on their mean."""
+    names = {method: [f"pacs-{method}-sweep-{seed}" for seed in SEEDS] for method in RATES}
+    panels = {"photo (in distribution)": ("clean",), "mean of the shifts": SHIFTS} | {each: (each,) for each in SHIFTS}
+    return alpha_curves(place, names, panels)
 
 
 def _probed(place: Place) -> list[str]:

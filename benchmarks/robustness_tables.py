@@ -19,12 +19,18 @@ import torch
 from benchmarks import robustness_fewshot, robustness_imagenet, robustness_own_head, robustness_pacs
 from benchmarks.robustness_trials import WEIGHTS, Place
 from vpt.data.vtab import default_root
+from vpt.visualize.figures import save_figure
 
 PARTS = {
     "imagenet": robustness_imagenet,
     "pacs": robustness_pacs,
     "own_head": robustness_own_head,
     "fewshot": robustness_fewshot,
+}
+FIGURES = {
+    "pacs": robustness_pacs.figure,
+    "own_head": robustness_own_head.figure,
+    "fewshot": robustness_fewshot.figure,
 }
 
 
@@ -35,6 +41,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help=f"default: ROOT/{WEIGHTS}")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/robustness_tables"))
     parser.add_argument("--build", type=Path, default=Path("build/robustness_tables"), help="delta files and records")
+    parser.add_argument("--figures", type=Path, default=Path("docs"), help="folder of the figures")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--print", action="store_true", help="run nothing, print what is there")
@@ -45,14 +52,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     out, build = (args.build / "quick/results", args.build / "quick") if args.quick else (args.out, args.build)
+    figures = args.build / "quick" if args.quick else args.figures
     place = Place(args.root, args.weights or args.root / WEIGHTS, out, build, args.quick)
     for name in args.parts:
         part = PARTS[name]
         if not args.print:
             part.execute(place)
         print(f"## {name}\n\n{part.table(place)}\n", flush=True)
-    if "fewshot" in args.parts and (drawn := robustness_fewshot.figure(place)):
-        print(f"figure: {drawn}")
+        if name in FIGURES:
+            print(f"figure: {save_figure(FIGURES[name](place), figures / f'robustness_{name}.png')}\n", flush=True)
 
 
 if __name__ == "__main__":
