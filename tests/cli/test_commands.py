@@ -198,3 +198,10 @@ def test_configs_are_listed_and_copied_but_never_over_another(vpt: Vpt) -> None:
     assert copied == {path.name for path in (CONFIGS / "method").glob("*.yaml")}
     assert "exists already" in vpt("configs", "--copy", "mine", "method").sentence
     assert "did you mean 'demo.yaml'?" in vpt("configs", "dem.yaml").sentence
+    assert len({line.split("  ")[0] for line in vpt("configs").out.splitlines() if not line.endswith("  ")}) > 60
+
+
+def test_a_config_that_is_not_here_is_named_with_the_way_to_get_it(vpt: Vpt) -> None:
+    assert "`vpt configs --copy configs` copies" in vpt("fit", "-c", "configs/demo.yaml").sentence
+    assert "name a file, or see `vpt configs`" in vpt("fit", "-c", "nope.yaml").sentence
+    assert "`vpt configs --copy configs` copies" in vpt("fit").sentence

@@ -101,7 +101,9 @@ def test_what_differs_in_its_protocol_is_not_averaged_unless_told(
     (method,) = report([tmp_path], mixed=True)["methods"]
     assert method["means"] == {"mean of 2 tasks": pytest.approx(0.6)}
     assert method["mixed"] == [what]
-    assert f"mixes {what}" in markdown(report([tmp_path], mixed=True))
+    text = markdown(report([tmp_path], mixed=True))
+    assert f"mixes {what}" in text
+    assert ("Partial data, by missing images or limited batches: b." in text) == (what == "partial data")
 
 
 def test_seeds_are_averaged_and_other_options_stay_apart(tmp_path: Path) -> None:
@@ -167,6 +169,17 @@ def test_real_runs_give_agreement_and_curves_and_every_form(config: Config, root
     for table in tables(values):
         assert f"## {table.title}" in text
         assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_a_backbone_that_all_share_is_said_once(tmp_path: Path) -> None:
+    run(tmp_path, "a_b", 0.5, 1)
+    run(tmp_path, "a_b", 0.6, 2)
+    values = report([tmp_path])
+    assert tables(values)[0].columns == ["method", "trained", "epochs", "seeds", "a_b"]
+    assert "All on vit." in markdown(values)
+    assert r"vpt\_deep & 10 & 100 & 2 & 55.0 $\pm$ 7.1 \\" in latex(values)
+    run(tmp_path, "a_b", 0.5, 1, backbone={"weights_id": "swin", "fingerprint": "c"})
+    assert tables(report([tmp_path]))[0].columns == ["backbone", "method", "trained", "epochs", "seeds", "a_b"]
 
 
 def test_two_presets_of_one_method_are_two_rows(config: Config, root: Path) -> None:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import shutil
 from pathlib import Path
 
 from vpt.cli.arguments import Parser
+from vpt.cli.shipped import config_folder
 from vpt.errors import ConfigError, UnknownNameError
-
-_PACKAGE = Path(__file__).parents[1]
-
-
-def folder() -> Path:
-    """Where the configs are: in an installed package within it, in a checkout beside it."""
-    inside, beside = _PACKAGE / "configs", _PACKAGE.parent / "configs"
-    return inside if inside.is_dir() else beside
 
 
 def run(args: list[str]) -> None:
@@ -30,7 +25,7 @@ def run(args: list[str]) -> None:
     parser.add_argument("names", nargs="*", help="files or folders, e.g. demo.yaml or vtab (default: all)")
     parser.add_argument("--copy", type=Path, metavar="FOLDER", help="copy them there, e.g. to configs")
     options = parser.parse_args(args[1:])
-    found = sorted(path.relative_to(folder()) for path in folder().rglob("*.yaml"))
+    found = sorted(path.relative_to(config_folder()) for path in config_folder().rglob("*.yaml"))
     chosen = [path for path in found if not options.names or _wanted(path, options.names)]
     for name in options.names:
         if not any(_wanted(path, [name]) for path in found):
@@ -38,13 +33,13 @@ def run(args: list[str]) -> None:
     if options.copy is None:
         width = max(len(str(path)) for path in chosen)
         for path in chosen:
-            print(f"{path!s:<{width}}  {_title(folder() / path)}")
+            print(f"{path!s:<{width}}  {_title(config_folder() / path)}")
         return
     if there := [path for path in chosen if (options.copy / path).exists()]:
         raise ConfigError(f"{options.copy / there[0]} exists already: name another folder or remove it.")
     for path in chosen:
         (options.copy / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder() / path, options.copy / path)
+        shutil.copyfile(config_folder() / path, options.copy / path)
     print(f"{len(chosen)} files copied to {options.copy}")
 
 
@@ -53,5 +48,6 @@ def _wanted(path: Path, names: list[str]) -> bool:
 
 
 def _title(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("# ") if first.startswith("#") else ""
+    """The first sentence of the comment at its head."""
+    lines = itertools.takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines())
+    return re.split(r"\. (?=[A-Za-z])", " ".join(line.removeprefix("# ") for line in lines))[0].rstrip(".")

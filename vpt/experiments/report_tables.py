@@ -43,6 +43,10 @@ def notes(report: Values) -> list[str]:
         Sentences.
     """
     said = ["Test top-1 in %, last epoch, mean ± standard deviation over seeds."]
+    if len(backbones := _backbones(report)) == 1:
+        said.append(f"All on {backbones[0]}.")
+    if partial := [row["task"] for row in report["tasks"] if _partial(report, row["task"])]:
+        said.append(f"Partial data, by missing images or limited batches: {', '.join(partial)}.")
     for row in report["methods"]:
         if row["no_means"]:
             said.append(
@@ -51,6 +55,15 @@ def notes(report: Values) -> list[str]:
         if row["mixed"]:
             said.append(f"The mean of {row['method']} mixes {', '.join(row['mixed'])}.")
     return said
+
+
+def _backbones(report: Values) -> list[str]:
+    return list(dict.fromkeys(row["backbone"] for row in report["methods"]))
+
+
+def _partial(report: Values, task: str) -> bool:
+    numbers = [row["numbers"][task] for row in report["methods"] if task in row["numbers"]]
+    return any(number["protocol"]["partial data"] for number in numbers)
 
 
 def percent(value: float | None, std: float | None = None) -> str:
@@ -75,29 +88,31 @@ def _accuracy(report: Values) -> Table:
         numbers = [row["numbers"].get(task) for task in tasks]
         shown = ["–" if each is None else percent(each["mean"], each["std"]) for each in numbers]
         rows.append(
-            [
-                row["backbone"],
-                row["method"],
-                _range(row["trainable"]),
-                _range(row["epochs"]),
-                _range(row["seeds"]),
-                *shown,
-            ]
+            [*_names(report, row), _range(row["trainable"]), _range(row["epochs"]), _range(row["seeds"]), *shown]
         )
     sizes = ", ".join(f"{row['task']} {_range(row['n'])}" for row in report["tasks"])
-    columns = ["backbone", "method", "trained", "epochs", "seeds", *tasks]
-    return Table("Accuracy by task", f"Test images: {sizes}.", columns, rows)
+    columns = [*_heads(report), "trained", "epochs", "seeds", *tasks]
+    return Table("Accuracy by task", f"Test images: {sizes}.", columns, rows, words=len(_heads(report)))
+
+
+def _heads(report: Values) -> list[str]:
+    """A backbone that all share is said once, above."""
+    return ["backbone", "method"] if len(_backbones(report)) > 1 else ["method"]
+
+
+def _names(report: Values, row: Values) -> list[str]:
+    return [row[head] for head in _heads(report)]
 
 
 def _means(report: Values) -> Table:
     names = list(dict.fromkeys(name for row in report["methods"] for name in row["means"]))
     rows = [
-        [row["backbone"], row["method"], *(percent(row["means"].get(name)) for name in names)]
+        [*_names(report, row), *(percent(row["means"].get(name)) for name in names)]
         for row in report["methods"]
         if row["means"]
     ]
     note = "VTAB-1k has two means: of its 19 tasks, and of its three groups' means. Others are of the tasks at hand."
-    return Table("Means", note, ["backbone", "method", *names], rows)
+    return Table("Means", note, [*_heads(report), *names], rows, words=len(_heads(report)))
 
 
 def _published(report: Values) -> Table:
@@ -194,6 +209,12 @@ def csv(report: Values) -> str:
     return str(pd.DataFrame(rows).to_csv(index=False))
 
 
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"±": r"$\pm$", "–": "--", "·": r"$\cdot$", "\\": r"\textbackslash{}"}
+)
+
+
 def latex(report: Values) -> str:
     """Writes the tables of accuracy and means for LaTeX with booktabs.
 
@@ -202,7 +223,7 @@ def latex(report: Values) -> str:
     """
     parts = []
     for table in tables(report)[:2]:
-        frame = pd.DataFrame(table.rows, columns=list(table.columns)).replace({"±": r"$\pm$", "–": "--"}, regex=True)
-        body = frame.style.hide(axis="index").format(escape=None).to_latex(hrules=True)
-        parts.append(f"% {table.title}: {table.note}\n{body.replace('_', chr(92) + '_')}")
+        rows = [[cell.translate(_LATEX) for cell in row] for row in table.rows]
+        frame = pd.DataFrame(rows, columns=[column.translate(_LATEX) for column in table.columns])
+        parts.append(f"% {table.title}: {table.note}\n{frame.style.hide(axis='index').to_latex(hrules=True)}")
     return "\n".join(parts)
