@@ -99,6 +99,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(delta: Path, pictures: 
         (delta, [pictures / "notes.txt"], out, DataError, r"notes\.txt cannot be decoded"),
         (delta, [empty], out, DataError, "no image in the folder"),
         (delta, [], out, DataError, "give image files or a folder"),
+        (delta, [pictures / "0.jpg"] * 33, out, ConfigError, "takes 32 at most, got 33"),
         (delta, [pictures / "0.jpg"], tmp_path / "x.bmp", ConfigError, r"\.png, \.svg or \.pdf"),
     ]
     for file, paths, target, error, message in cases:

@@ -21,6 +21,7 @@ from vpt.visualize.measure import has_prompts
 from vpt.visualize.panels import draw_attention
 
 _IN_FOLDER = 6  # images that a folder stands for
+_MOST = 32
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 
 
@@ -37,7 +38,7 @@ def attention_figure(delta: Path, images: Sequence[Path], out: Path, weights: st
         The figure's path.
 
     Raises:
-        ConfigError: The delta holds no prompts, or `out` has another suffix.
+        ConfigError: The delta holds no prompts, there are more than 32 images, or `out` has another suffix.
         DataError: There is no image, or one cannot be read.
         DeltaFileError: The file is not a delta file, or belongs to other weights.
         WeightsError: The backbone's weights cannot be found.
@@ -144,6 +145,7 @@ def scene_from_files(delta: Path, images: Sequence[Path], weights: str | None = 
         The scene; classes are not known in it.
 
     Raises:
+        ConfigError: There are more than 32 images.
         DataError: There is no image, or one cannot be read.
         DeltaFileError: The file is not a delta file, or belongs to other weights.
         WeightsError: The backbone's weights cannot be found.
@@ -209,6 +211,8 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
             files.append(path)
     if not files:
         raise DataError("There is no image to draw: give image files or a folder of images.")
+    if len(files) > _MOST:
+        raise ConfigError(f"A figure has a row for each image and takes {_MOST} at most, got {len(files)}.")
     return files
 
 

@@ -144,8 +144,10 @@ def short(name: str, limit: int = 20) -> str:
         limit: Characters that fit.
 
     Returns:
-        At most so many characters, the last an ellipsis if any were cut.
+        At most so many characters, the last an ellipsis if any were cut; without underscores at its head, with which
+        matplotlib leaves names out of legends.
     """
+    name = name.lstrip("_") or name
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
