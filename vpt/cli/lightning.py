@@ -24,6 +24,7 @@ from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.tasks import DeltaWriter, RunRecord, TuningTask
 from vpt.tasks.build import FROM_DATA
+from vpt.tasks.callbacks import CONFIG_FILE, LAST_CHECKPOINT, run_folder
 from vpt.tasks.naming import method_name
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
@@ -123,6 +124,16 @@ class VPTCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         return self._trainer(kwargs)
 
+    def after_fit(self) -> None:
+        """Says where the run lies, and how to test it."""
+        folder = run_folder(self.trainer)
+        fast = self.config[self.subcommand].trainer.fast_dev_run
+        if folder is None or fast or not self.trainer.is_global_zero or self.trainer.state.status == "interrupted":
+            return
+        print(f"written to {folder}")
+        if (folder / LAST_CHECKPOINT).is_file() and (folder / CONFIG_FILE).is_file():
+            print(f"test it:   vpt test -c {folder / CONFIG_FILE} --ckpt_path {folder / LAST_CHECKPOINT}")
+
     def _trainer(self, kwargs: dict[str, Any]) -> L.Trainer:
         try:
             return super().instantiate_trainer(**kwargs)
@@ -206,7 +217,8 @@ def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},  # a version folder is new, or the user named it
-            trainer_defaults={"default_root_dir": "runs", "log_every_n_steps": 10},
+            # No summary: what trains is said in one line, and hundreds of frozen modules tell nobody anything.
+            trainer_defaults={"default_root_dir": "runs", "log_every_n_steps": 10, "enable_model_summary": False},
             parser_kwargs={"prog": "vpt", "exit_on_error": False, **quiet_parser},
             args=args,
         )
