@@ -103,7 +103,9 @@ def figure(place: Place) -> Figure:
         for row, (task, counts) in zip(axes, SHOTS.items(), strict=True):
             for axis, (score, title) in zip(row, SCORES.items(), strict=True):
                 for method in RATES[task]:
-                    found = {shots: each for shots in counts if (each := _found(place, task, method, shots, score))}
+                    found: dict[float, list[float]] = {
+                        shots: each for shots in counts if (each := _found(place, task, method, shots, score))
+                    }
                     if found:
                         band(axis, method, found)
                 axis.set_xscale("log", base=2)

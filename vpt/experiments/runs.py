@@ -109,7 +109,8 @@ class Row:
     def _read(self) -> dict[str, int]:
         """Images of each split that an epoch read: fewer than it has where batches were limited."""
         counts: dict[str, int] = self.record["data"]["counts"]
-        return counts | self.record.get("read", {})
+        read: dict[str, int] = self.record.get("read", {})
+        return counts | read
 
 
 def _subset(subset: Mapping[str, Any]) -> str:
