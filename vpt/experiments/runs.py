@@ -11,7 +11,7 @@ from typing import Any
 
 from vpt.data.cards import load_card
 from vpt.errors import ConfigError
-from vpt.tasks.callbacks import RUN_FILE
+from vpt.tasks.callbacks import RUN_FILE, images_read
 from vpt.tasks.naming import method_name
 
 Record = dict[str, Any]
@@ -73,7 +73,7 @@ class Row:
     @property
     def n(self) -> int:
         """Test images."""
-        return self._read["test"]
+        return images_read(self.record)["test"]
 
     @property
     def seed(self) -> int | None:
@@ -94,7 +94,7 @@ class Row:
         return {
             "preset": data["preset"],
             "image size": data["image_size"],
-            "partial data": data["complete"] is False or self._read != data["counts"],
+            "partial data": data["complete"] is False or images_read(self.record) != data["counts"],
             "epoch rule": self.record["epoch_rule"],
             "trained on": f"{data['counts']['train']} images" if data["subset"] is None else _subset(data["subset"]),
         }
@@ -103,14 +103,7 @@ class Row:
     def images_per_second(self) -> float | None:
         """Passed forward and backward in training, validation included in the time."""
         seconds = self.record.get("seconds")
-        return self._read["train"] * self.record["epochs"] / seconds if seconds else None
-
-    @property
-    def _read(self) -> dict[str, int]:
-        """Images of each split that an epoch read: fewer than it has where batches were limited."""
-        counts: dict[str, int] = self.record["data"]["counts"]
-        read: dict[str, int] = self.record.get("read", {})
-        return counts | read
+        return images_read(self.record)["train"] * self.record["epochs"] / seconds if seconds else None
 
 
 def _subset(subset: Mapping[str, Any]) -> str:

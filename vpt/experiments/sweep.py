@@ -22,6 +22,7 @@ import yaml
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.engine import Engine
 from vpt.experiments.trial import Config, Failure, Record, Trial, merged, write
+from vpt.tasks.callbacks import images_read
 
 SEEDS = (42, 44, 82, 100, 800)
 """Those of the reference's script."""
@@ -257,7 +258,7 @@ def _outcome(
         failed=failed,
         epochs=(sum(row.get("epochs", 0) for row in tried), len(tried) * best[0].config["trainer"]["max_epochs"]),
         seconds=sum(record.get("seconds", 0.0) for record in records),
-        images=sum(record["read"]["train"] * record.get("epochs", 0) for record in records if "read" in record),
+        images=sum(images_read(record)["train"] * record.get("epochs", 0) for record in records),
     )
 
 

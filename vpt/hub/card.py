@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from vpt.data.cards import Card, load_card
+from vpt.tasks.callbacks import images_read
 from vpt.tasks.naming import method_name
 
 Record = Mapping[str, Any]
@@ -126,7 +127,7 @@ def _measured(record: Record) -> Iterator[tuple[str, str, float, int]]:
     data = record.get("data") or {}
     for name, value in record.get("metrics", {}).items():
         split, _, key = name.partition("/")
-        n = (data.get("counts", {}) | record.get("read", {})).get(split)
+        n = images_read(record).get(split)
         if (
             split in ("val", "test")
             and key not in (_LOSS, "n")

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -226,6 +226,20 @@ def _same_data(record: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two protocols are of the same lists under the same preprocessing; else their numbers stay apart."""
     keys = ("name", "fingerprint", "preset", "image_size")
     return all((record["data"] or {}).get(key) == (other["data"] or {}).get(key) for key in keys)
+
+
+def images_read(record: Mapping[str, Any]) -> dict[str, int]:
+    """How many images of each split an epoch of a run read.
+
+    Args:
+        record: What `run.json` says.
+
+    Returns:
+        By split, those of the lists, or fewer where batches were limited.
+    """
+    counts: dict[str, int] = (record.get("data") or {}).get("counts", {})
+    read: dict[str, int] = record.get("read", {})
+    return counts | read
 
 
 def _read_of(trainer: L.Trainer, split: str) -> dict[str, int]:
