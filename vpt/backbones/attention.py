@@ -37,17 +37,33 @@ class OpenAttention(nn.Module):
         edits: Applied in order; where none is active (and nothing is trimmed) timm's own code runs.
         num_queries: Only the first so many tokens ask; None lets all of them.
         windows: How many consecutive rows of a batch belong to one image.
+        fusible: Whether timm would fuse this module's attention.
     """
 
     edits: list[AttentionEdit]
     num_queries: int | None
     windows: int
+    fusible: bool
     sdpa_scale: float | None = None  # of the logits; None for 1/√head_dim
 
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
             """Timm's own attributes, which are untyped."""
+
+    @property
+    def fused_attn(self) -> bool:
+        """Whether softmax attention runs as PyTorch's fused kernel, also in timm's own code.
+
+        Not in bfloat16 on a CPU: a step of attention takes the fused kernel there three to nine times as long as two
+        products and a softmax (`python -m benchmarks.attention`), which err as little.
+        """
+        weight = self.proj.weight
+        return self.fusible and not (weight.device.type == "cpu" and _computing(weight) == torch.bfloat16)
+
+    @fused_attn.setter
+    def fused_attn(self, fused: bool) -> None:
+        self.fusible = fused
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Projects tokens without regard to their positions.
@@ -148,8 +164,10 @@ class OpenAttention(nn.Module):
         Returns:
             (B, heads, n, head_dim).
         """
-        k, v = _per_head(q, k), _per_head(q, v)
         dropout = self.attn_drop.p if self.training else 0.0
+        if not self.fused_attn:
+            return F.dropout(self.shares(q, k, bias), dropout) @ _per_head(q, v)
+        k, v = _per_head(q, k), _per_head(q, v)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.sdpa_scale)
 
     def weights(self, num_queries: int | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -339,12 +357,20 @@ def open_attention(attention: nn.Module, windows: int = 1) -> OpenAttention:
             raise UnsupportedBackboneError(
                 f"Attention of type {type(attention).__name__} cannot take prompts; supported are {known}."
             )
+        fusible = attention.__dict__.pop("fused_attn", True)
         attention.__class__ = family
+        attention.fusible = fusible
         attention.edits, attention.num_queries, attention.windows = [], None, windows  # type: ignore[assignment]
         if hasattr(attention, "qkv_bias_separate"):
             # With False timm reads the layer's weight past the layer, and hooks on it, such as LoRA's, never run.
             attention.qkv_bias_separate = True  # type: ignore[assignment]
     return cast("OpenAttention", attention)
+
+
+def _computing(weight: Tensor) -> torch.dtype:
+    """In which precision a layer multiplies now."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def _refuse_mask(mask: Tensor | None, is_causal: bool) -> None:
