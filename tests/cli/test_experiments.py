@@ -72,10 +72,21 @@ def test_few_shots_combinations_and_backbones(vpt: Vpt) -> None:
 
 def test_shared_pretraining_and_transfer(vpt: Vpt) -> None:
     Path("digits.yaml").write_text("data: {class_path: DigitsDataModule}\n")
-    Path("shapes.yaml").write_text("data: {class_path: ShapesDataModule}\n")
-    answer = vpt("pretrain", *TINY, "--tasks", "digits.yaml", "shapes.yaml", "--seeds", "1", *FLAGS)
+    shapes = "data: {class_path: ShapesDataModule, init_args: {batch_size: 3}}\nmodel: {init_args: {num_tokens: 50}}\n"
+    Path("shapes.yaml").write_text(shapes)  # its model does not count
+    answer = vpt(
+        "pretrain", *TINY, "--data.batch_size=8", "--tasks", "digits.yaml", "shapes.yaml", "--seeds", "1", *FLAGS
+    )
     assert answer.status == 0, answer.err
     assert "shapes/shared" in answer.out
+    for name in ("digits", "shapes"):
+        config = yaml.safe_load(Path(f"out/{name}/shared/test/seed=1/config.yaml").read_text())
+        assert config["model"]["init_args"]["num_tokens"] == 2
+        assert config["data"]["init_args"]["batch_size"] == 8  # the flag
+    Path("other").mkdir()
+    Path("other/digits.yaml").write_text("data: {class_path: DigitsDataModule}\n")
+    same = vpt("pretrain", *TINY, "--tasks", "digits.yaml", "other/digits.yaml", *FLAGS, "--out", "twice").sentence
+    assert "one file name" in same
     runs = [f"out/{name}/alone/test/seed=1" for name in ("digits", "shapes")]
     sentence = vpt("transfer", *runs, "--serial", "--out", "transfer").sentence
     assert "its delta file gives" in sentence  # SMALL tested on two batches only: no basis

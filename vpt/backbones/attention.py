@@ -37,7 +37,7 @@ class OpenAttention(nn.Module):
         edits: Applied in order; where none is active (and nothing is trimmed) timm's own code runs.
         num_queries: Only the first so many tokens ask; None lets all of them.
         windows: How many consecutive rows of a batch belong to one image.
-        fusible: Whether timm would fuse this module's attention.
+        fusible: Whether timm would call PyTorch's fused attention.
     """
 
     edits: list[AttentionEdit]
@@ -53,13 +53,8 @@ class OpenAttention(nn.Module):
 
     @property
     def fused_attn(self) -> bool:
-        """Whether softmax attention runs as PyTorch's fused kernel, also in timm's own code.
-
-        Not in bfloat16 on a CPU: a step of attention takes the fused kernel there three to nine times as long as two
-        products and a softmax (`python -m benchmarks.attention`), which err as little.
-        """
-        weight = self.proj.weight
-        return self.fusible and not (weight.device.type == "cpu" and _computing(weight) == torch.bfloat16)
+        """Whether timm's own code calls PyTorch's fused attention: where timm wants it and it is not slow."""
+        return self.fusible and not self._fused_is_slow()
 
     @fused_attn.setter
     def fused_attn(self, fused: bool) -> None:
@@ -165,7 +160,7 @@ class OpenAttention(nn.Module):
             (B, heads, n, head_dim).
         """
         dropout = self.attn_drop.p if self.training else 0.0
-        if not self.fused_attn:
+        if self._fused_is_slow():
             return F.dropout(self.shares(q, k, bias), dropout) @ _per_head(q, v)
         k, v = _per_head(q, k), _per_head(q, v)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.sdpa_scale)
@@ -202,6 +197,12 @@ class OpenAttention(nn.Module):
         scale = q.shape[-1] ** -0.5 if self.sdpa_scale is None else self.sdpa_scale
         logits = (q * scale) @ _per_head(q, k).transpose(-2, -1)
         return (logits if bias is None else logits + bias).softmax(dim=-1)
+
+    def _fused_is_slow(self) -> bool:
+        """In bfloat16 on a CPU, where two products and a softmax are as exact (`python -m benchmarks.attention`)."""
+        weight = self.proj.weight
+        mixed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+        return bool(weight.device.type == "cpu" and mixed == torch.bfloat16)
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, 3 · heads · head_dim) as queries, keys and values of (B, heads, N, head_dim)."""
@@ -365,12 +366,6 @@ def open_attention(attention: nn.Module, windows: int = 1) -> OpenAttention:
             # With False timm reads the layer's weight past the layer, and hooks on it, such as LoRA's, never run.
             attention.qkv_bias_separate = True  # type: ignore[assignment]
     return cast("OpenAttention", attention)
-
-
-def _computing(weight: Tensor) -> torch.dtype:
-    """In which precision a layer multiplies now."""
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def _refuse_mask(mask: Tensor | None, is_causal: bool) -> None:

@@ -93,7 +93,7 @@ def config_data(config: Path, size: int, overrides: Sequence[str] = ()) -> Image
 
     import vpt.data
 
-    section = _data_section(config)
+    section = data_section(config)
     if (section.get("init_args") or {}).get("image_size") is None:
         overrides = ["--data.image_size", str(size), *overrides]
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
@@ -106,7 +106,18 @@ def config_data(config: Path, size: int, overrides: Sequence[str] = ()) -> Image
     return data
 
 
-def _data_section(file: Path) -> dict[str, Any]:
+def data_section(file: Path) -> dict[str, Any]:
+    """Reads the ``data`` section of a config file.
+
+    Args:
+        file: A YAML file.
+
+    Returns:
+        The section as it is written.
+
+    Raises:
+        ConfigError: The file or the section is missing, or the file is not YAML.
+    """
     import yaml
 
     if not file.is_file():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.arguments import Parser
+from vpt.cli.arguments import Parser, data_section
 from vpt.cli.quiet import hush
 from vpt.errors import ConfigError
 
@@ -129,9 +130,17 @@ def _scale(options: Namespace, rest: list[str]) -> None:
 def _pretrain(options: Namespace, rest: list[str]) -> None:
     from vpt.experiments.pretrain import compare
 
-    configs = [_config([*rest, "-c", str(path)]) for path in options.tasks]
-    named = {path.stem: config for path, config in zip(options.tasks, configs, strict=True)}
-    _show(compare(named, _plan(options), options.out, _engine(options)), options.out)
+    configs = {path.stem: _config(_on_task(rest, path)) for path in options.tasks}
+    if len(configs) < len(options.tasks):
+        raise ConfigError("Two of the --tasks have one file name, which is what their runs are called: rename one.")
+    _show(compare(configs, _plan(options), options.out, _engine(options)), options.out)
+
+
+def _on_task(rest: list[str], task: Path) -> list[str]:
+    """Puts the data section of a task's config over the other configs, and under the flags."""
+    configs = [at for at, arg in enumerate(rest) if arg.partition("=")[0] in ("-c", "--config")]
+    end = configs[-1] + 2 - ("=" in rest[configs[-1]]) if configs else 0
+    return [*rest[:end], "--data", json.dumps(data_section(task)), *rest[end:]]
 
 
 def _transfer(options: Namespace, rest: list[str]) -> None:
@@ -198,7 +207,7 @@ def _scale_flags(parser: Parser) -> None:
 
 def _pretrain_flags(parser: Parser) -> None:
     parser.add_argument(
-        "--tasks", type=Path, nargs="+", required=True, help="a config with a data section for each task"
+        "--tasks", type=Path, nargs="+", required=True, help="a config for each task, of which the data section counts"
     )
     _plan_flags(parser)
 
