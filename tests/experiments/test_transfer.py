@@ -97,6 +97,14 @@ def test_one_prompt_is_trained_on_all_tasks_and_each_starts_from_it(two: dict[st
     assert pretrain(two, root).stat().st_mtime_ns == before
 
 
+def test_a_shared_prompt_does_not_know_the_images_that_choose(two: dict[str, Config], root: Path) -> None:
+    plan = Plan({"model.base_lr": [0.1, 0.2]}, {"data.train": "train800"}, {"data.train": "train800val200"}, seeds=(1,))
+    compare(two, plan, root, serially)
+    seen = read_delta(root / "shared.safetensors")[0]["info"]["shared"]
+    assert [each["shared_with_train"]["val"] for each in seen.values()] == [0, 0]
+    assert [each["counts"]["train"] for each in seen.values()] == [800, 800]
+
+
 def test_sharing_needs_one_model_and_a_delta(two: dict[str, Config], root: Path) -> None:
     with pytest.raises(ConfigError, match="same model section"):
         pretrain({"a": two["digits"], "b": merged(two["shapes"], {"model.num_tokens": 3})}, root)
