@@ -1,4 +1,4 @@
-"""The published procedure on five small tasks with eleven ways to adapt ViT-Ti/16: tables of docs/experiments.md.
+"""The published procedure on five small tasks with eleven ways to adapt ViT-Ti/16: tables of docs/protocol.md.
 
     python -m benchmarks.real_protocol --root $VPT_DATA [--tasks caltech101 ...] [--methods lora ...] [--threads 1]
     python -m benchmarks.real_protocol --root $VPT_DATA --print
@@ -146,12 +146,10 @@ def _first_run(place: Place, task: str) -> Path:
 
 def tables(place: Place) -> Iterator[str]:
     """What is there, as Markdown."""
-    yield f"| method | {' | '.join(TASKS)} | mean |\n|---|{'--:|' * (len(TASKS) + 1)}"
+    yield f"| method | {' | '.join(TASKS)} |\n|---|{'--:|' * len(TASKS)}"
     for method in METHODS:
         cells = {task: place.record(task, method) for task in TASKS}
-        done = [cell["mean"] for cell in cells.values() if cell is not None]
-        average = f"{100 * mean(done):.1f}" if len(done) == len(TASKS) else "–"
-        yield f"| `{method}` | {' | '.join(_accuracy(cell) for cell in cells.values())} | {average} |"
+        yield f"| `{method}` | {' | '.join(_accuracy(cell) for cell in cells.values())} |"
     yield f"\n| method | {' | '.join(TASKS)} | images/s |\n|---|{'--:|' * (len(TASKS) + 1)}"
     for method in METHODS:
         cells = {task: place.record(task, method) for task in TASKS}
@@ -166,7 +164,7 @@ def tables(place: Place) -> Iterator[str]:
     for mode in ("frozen", "init"):
         if (path := place.out / f"transfer-{mode}.json").is_file():
             matrix = json.loads(path.read_text())["accuracy"]
-            yield f"\n| {mode}: from \\\\ to | {' | '.join(matrix)} |\n|---|{'--:|' * len(matrix)}"
+            yield f"\n| {mode}: from ↓ to → | {' | '.join(matrix)} |\n|---|{'--:|' * len(matrix)}"
             for source, row in matrix.items():
                 yield f"| {source} | {' | '.join(f'{100 * value:.1f}' for value in row.values())} |"
 

@@ -12,7 +12,7 @@ from vpt.data.cards import card_names, load_card
 from vpt.errors import ConfigError
 from vpt.experiments.engine import serially
 from vpt.experiments.report import GROUPS, report
-from vpt.experiments.report_tables import csv, latex, markdown, tables
+from vpt.experiments.report_tables import csv, latex, markdown, notes, tables
 from vpt.experiments.trial import Config, Trial, merged
 
 VTAB = [name for name in card_names() if (card := load_card(name)) is not None and card.suite == "vtab"]
@@ -106,6 +106,14 @@ def test_what_differs_in_its_protocol_is_not_averaged_unless_told(
     assert ("Partial data, by missing images or limited batches: b." in text) == (what == "partial data")
 
 
+def test_methods_without_a_mean_for_the_same_reason_share_a_sentence(tmp_path: Path) -> None:
+    for deep in (True, False):
+        run(tmp_path, "a", 0.5, hyperparameters={"deep": deep})
+        run(tmp_path, "b", 0.7, hyperparameters={"deep": deep}, data={"preset": "timm"})
+    said = [line for line in notes(report([tmp_path])) if line.startswith("No mean of")]
+    assert said == ["No mean of vpt_deep, vpt_shallow on vit: its tasks differ in preset (--mixed averages anyway)."]
+
+
 def test_seeds_are_averaged_and_other_options_stay_apart(tmp_path: Path) -> None:
     for seed, accuracy in ((1, 0.5), (2, 0.6), (3, 0.7)):
         run(tmp_path, "a", accuracy, seed)
@@ -147,7 +155,7 @@ def test_ranks_share_ties(tmp_path: Path) -> None:
         run(tmp_path, task, 0.5, hyperparameters={"deep": True})
         run(tmp_path, task, 0.5 if task == "a" else 0.7, hyperparameters={"deep": False})
     ranks = {row["method"]: row["ranks"] for row in report([tmp_path])["ranks"]}
-    assert ranks == {"vpt_deep, vit": [1.5, 2.0], "vpt_shallow, vit": [1.5, 1.0]}
+    assert ranks == {"vpt_deep": [1.5, 2.0], "vpt_shallow": [1.5, 1.0]}
 
 
 def test_real_runs_give_agreement_and_curves_and_every_form(config: Config, root: Path) -> None:

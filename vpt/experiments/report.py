@@ -175,8 +175,9 @@ def _curves(cell: Cell) -> Iterator[Values]:
 def _ranks(found: Sequence[Cell]) -> list[Values]:
     """Rank of every method on the tasks that all of them have; ties share the mean rank."""
     table: dict[str, Mapping[str, float]] = {}
+    several = len({cell.first.backbone for cell in found}) > 1
     for cell in found:
-        key = f"{cell.label}, {cell.first.backbone}"
+        key = f"{cell.label}, {cell.first.backbone}" if several else cell.label
         table[key] = {**table.get(key, {}), cell.first.task: mean(row.accuracy for row in cell.rows)}
     shared = set.intersection(*(set(numbers) for numbers in table.values()))
     if len(table) < 2 or not shared:

@@ -47,13 +47,14 @@ def notes(report: Values) -> list[str]:
         said.append(f"All on {backbones[0]}.")
     if partial := [row["task"] for row in report["tasks"] if _partial(report, row["task"])]:
         said.append(f"Partial data, by missing images or limited batches: {', '.join(partial)}.")
+    refused: dict[tuple[str, str], list[str]] = {}
     for row in report["methods"]:
         if row["no_means"]:
-            said.append(
-                f"No mean of {row['method']} on {row['backbone']}: {row['no_means']} (--mixed averages anyway)."
-            )
+            refused.setdefault((row["backbone"], row["no_means"]), []).append(row["method"])
         if row["mixed"]:
             said.append(f"The mean of {row['method']} mixes {', '.join(row['mixed'])}.")
+    for (backbone, reason), methods in refused.items():
+        said.append(f"No mean of {', '.join(methods)} on {backbone}: {reason} (--mixed averages anyway).")
     return said
 
 

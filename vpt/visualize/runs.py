@@ -84,7 +84,7 @@ def rank_plot(ranks: list[Values]) -> Figure:
     for place, row in enumerate(ranks):
         axis.barh(place, row["mean"], color="C0", alpha=0.3)
         axis.plot(row["ranks"], [place] * len(row["ranks"]), "o", color="C0", ms=5)
-        axis.text(row["mean"], place, f" {row['mean']:.1f}", va="center", fontsize=8)
+        axis.text(len(ranks) + 0.6, place, f"{row['mean']:.1f}", va="center", fontsize=8)
     axis.set_yticks(range(len(ranks)), [row["method"] for row in ranks])
     axis.invert_yaxis()
     axis.set(xlabel="rank (1 is best)", xlim=(0, len(ranks) + 0.5))
