@@ -1,0 +1,103 @@
+"""The cost ledger of eleven ways to adapt ViT-Ti/16: table of docs/protocol.md.
+
+    python -m benchmarks.real_costs --root $VPT_DATA [--methods lora ...]
+    python -m benchmarks.real_costs --print
+
+A row is what `vpt profile` measures (fp32, a batch of 10, the 102 classes of caltech101) and what `vpt profile --run`
+counts: the steps until a run on signdigits10 reached 95 % of its own best on val200, which it sees four times an epoch.
+That run has the rate that benchmarks.real_protocol chose. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.real_protocol import BATCH, METHODS, SEEDS, Place, arguments
+from vpt.cli.lightning import resolve
+from vpt.data.vtab import default_root
+from vpt.experiments.profile import profile, steps_to_share
+from vpt.experiments.sweep import RATE, write_json
+from vpt.experiments.trial import Trial, merged, run_trial
+from vpt.tasks.build import build
+
+SIZED, TIMED = "caltech101", "signdigits10"
+
+
+def measure(place: Place, method: str) -> dict[str, Any]:
+    """The ledger of one method."""
+    kept = place.out / "cost" / f"{method}.json"
+    if not kept.is_file():
+        model = build(resolve(arguments(place, SIZED, method)))[0].model
+        found = asdict(profile(model, BATCH, rounds=9))
+        found["steps_to_95"], found["steps"] = steps_to_share(_curve(place, method))
+        write_json(kept, found)
+    return dict(json.loads(kept.read_text()))
+
+
+def _curve(place: Place, method: str) -> Path:
+    """A run that validates often."""
+    cell = place.record(TIMED, method)
+    if cell is None:
+        raise SystemExit(f"python -m benchmarks.real_protocol --tasks {TIMED} --methods {method} comes first.")
+    often = {"trainer.val_check_interval": 0.25, "trainer.check_val_every_n_epoch": 1}
+    values = {"data.train": "train800", RATE: cell["chosen"][RATE], "seed_everything": SEEDS[0]}
+    config = merged(resolve(arguments(place, TIMED, method)), often | values)
+    run_trial(Trial(method, config), place.build / "curves")
+    return place.build / "curves" / method
+
+
+def table(place: Place) -> Iterator[str]:
+    """What is there, as Markdown."""
+    yield (
+        "| method | trained | delta file, KB | GFLOP forward | and backward | MiB kept | ms forward | ms step |"
+        " steps to 95 % |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+    )
+    for method in METHODS:
+        path = place.out / "cost" / f"{method}.json"
+        if path.is_file():
+            yield _row(method, json.loads(path.read_text()))
+
+
+def _row(method: str, found: dict[str, Any]) -> str:
+    images = found["batch"]
+    cells = [
+        f"{found['trainable']:,}",
+        f"{found['delta_bytes'] / 1e3:,.0f}",
+        f"{found['forward_flops'] / images / 1e9:.2f}",
+        f"{found['step_flops'] / images / 1e9:.2f}",
+        f"{found['memory'] / images / 2**20:.1f}",
+        f"{1e3 * found['forward_seconds'] / images:.1f}",
+        f"{1e3 * found['step_seconds'] / images:.1f}",
+        f"{found['steps_to_95']} of {found['steps']}",
+    ]
+    return f"| `{method}` | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Measures what is missing and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(default_root()))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/real_protocol"))
+    parser.add_argument("--build", type=Path, default=Path("build/real_protocol"))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--print", action="store_true", help="run nothing, print what is there")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    place = Place(args.root, args.out, args.build, quick=False)
+    if not args.print:
+        for method in args.methods:
+            measure(place, method)
+    print(*table(place), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
