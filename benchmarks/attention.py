@@ -53,7 +53,7 @@ def alone(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> str:
 
     times = interleaved([step(way) for way in ways], rounds)
     truth = products(*(leaf.detach().double() for leaf in leaves))
-    errors = [float((way(*leaves).double() - truth).norm() / truth.norm()) for way in ways]
+    errors = [float((way(*leaves).detach().double() - truth).norm() / truth.norm()) for way in ways]
     return " | ".join(
         [*(f"{1000 * t:.1f}" for t in times), f"{times[0] / times[1]:.1f}", *(f"{e:.1e}" for e in errors)]
     )

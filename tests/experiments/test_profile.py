@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from vpt.backbones import create_backbone
 from vpt.errors import ConfigError
+from vpt.experiments.measure import step_memory
 from vpt.experiments.profile import profile, scalars, steps_to_share
 from vpt.tuning import TunedModel
 
@@ -53,3 +57,17 @@ def test_steps_to_most_of_its_own_best(tmp_path: Path) -> None:
 def test_nothing_cannot_be_measured(batch: int, rounds: int) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         profile(TunedModel(create_backbone("vit_nano_patch8_64"), 10), batch, rounds)
+
+
+def test_measuring_memory_leaves_nothing_behind() -> None:
+    """A softmax saves its own output, which would keep itself alive."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Softmax(dim=-1))
+    images = torch.rand(2, 4)
+    before = _tensors()
+    assert step_memory(model, images) == images.nbytes + 2 * 4 * 4  # the layer's input and the softmax's output
+    assert _tensors() == before
+
+
+def _tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
