@@ -172,7 +172,7 @@ def main() -> None:
             for mode in args.modes:
                 for tokens in args.tokens:
                     result["steps"].append(deep_prompts(name, tokens, precision, mode, args, device))
-                    gc.collect()  # models refer to themselves: left alone, ten rows of ViT-B fill 24 GB
+                    gc.collect()  # models refer to themselves
                     print(show(result["steps"][-1]), flush=True)
                     _write(args.out, result)
     for name in args.backbones:

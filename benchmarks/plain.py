@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from vpt.backbones import create_backbone
 
@@ -16,7 +16,7 @@ CLASSES = 100
 class Concatenated(nn.Module):
     """VPT-deep as published: prompts join the sequence, or every window, before each block; their outputs are dropped.
 
-    Attention is fused, as ours is, so that only the formulation differs.
+    Softmax attention is computed as ours is, so that only the formulation differs.
     """
 
     def __init__(self, name: str, tokens: int) -> None:
@@ -76,7 +76,7 @@ def _attend(attn: Any, tokens: Tensor, mask: Tensor | None, number: int) -> Tens
     bias = attn._get_rel_pos_bias()
     if mask is not None:
         bias = (bias + mask.unsqueeze(1)).repeat(len(tokens) // len(mask), 1, 1, 1)
-    out = scaled_dot_product_attention(q, k, v, attn_mask=pad(bias, (number, 0, number, 0)))
+    out = attn.attend(q, k, v, pad(bias, (number, 0, number, 0)))
     return attn.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
