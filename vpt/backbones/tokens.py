@@ -15,7 +15,8 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import nn
 
-from vpt.backbones.attention import OpenAttention, open_attention
+from vpt.backbones.attention import OpenAttention
+from vpt.backbones.families import open_attention
 from vpt.backbones.pooled import POOLED, TRIMMABLE
 from vpt.errors import UnsupportedBackboneError
 
