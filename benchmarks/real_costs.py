@@ -10,9 +10,7 @@ That run has the rate that benchmarks.real_protocol chose. Run it on a machine t
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +18,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.real_protocol import BATCH, METHODS, SEEDS, Place, arguments
+from benchmarks.real_protocol import BATCH, METHODS, SEEDS, Place, arguments, command_line
 from vpt.cli.lightning import resolve
-from vpt.data.vtab import default_root
 from vpt.experiments.profile import profile, steps_to_share
 from vpt.experiments.sweep import RATE, write_json
 from vpt.experiments.trial import Trial, merged, run_trial
@@ -83,14 +80,7 @@ def _row(method: str, found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measures what is missing and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path(default_root()))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/real_protocol"))
-    parser.add_argument("--build", type=Path, default=Path("build/real_protocol"))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--print", action="store_true", help="run nothing, print what is there")
-    args = parser.parse_args()
+    args = command_line(__doc__).parse_args()
     torch.set_num_threads(args.threads)
     place = Place(args.root, args.out, args.build, quick=False)
     if not args.print:

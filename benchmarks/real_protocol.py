@@ -180,17 +180,23 @@ def _chosen(cell: dict[str, Any] | None) -> str:
     return "–" if cell is None else f"{cell['chosen'][RATE] * BATCH / 256:.0e} ({100 * cell['val']:.1f})"
 
 
-def main() -> None:
-    """Runs what is missing and prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line(about: str | None) -> argparse.ArgumentParser:
+    """Flags of all commands on these records."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(default_root()))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/real_protocol"))
     parser.add_argument("--build", type=Path, default=Path("build/real_protocol"))
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--transfer", nargs="*", choices=["frozen", "init"], help="then the transfer matrix")
     parser.add_argument("--print", action="store_true", help="run nothing, print what is there")
+    return parser
+
+
+def main() -> None:
+    """Runs what is missing and prints the tables."""
+    parser = command_line(__doc__)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--transfer", nargs="*", choices=["frozen", "init"], help="then the transfer matrix")
     parser.add_argument("--quick", action="store_true", help="a rehearsal under BUILD/quick: two batches, two seeds")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -187,7 +187,7 @@ class OpenAttention(nn.Module):
         return (logits if bias is None else logits + bias).softmax(dim=-1)
 
     def _fused_is_slow(self) -> bool:
-        """In bfloat16 on a CPU, where two products and a softmax are as exact (`python -m benchmarks.attention`)."""
+        """In bfloat16 on a CPU, where a step with products errs no more (`python -m benchmarks.attention`)."""
         weight = self.proj.weight
         mixed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
         return bool(weight.device.type == "cpu" and mixed == torch.bfloat16)

@@ -85,7 +85,7 @@ def compare(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engin
     Returns:
         By ``TASK/alone`` and ``TASK/shared``.
     """
-    seen = plan.choose if len(plan.points()) > 1 else {}
+    seen = plan.choose if len(plan.points()) > 1 else plan.retrain
     shared = str(pretrain({name: merged(config, seen) for name, config in configs.items()}, root).resolve())
     variants = {f"{name}/alone": dict(config) for name, config in configs.items()}
     variants |= {f"{name}/shared": merged(config, {"model.init_delta": shared}) for name, config in configs.items()}
