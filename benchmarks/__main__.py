@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from benchmarks.measure import machine, matmul_ceiling, vit_flops
 from benchmarks.plain import CLASSES, Bare, Concatenated
 from vpt.backbones import create_backbone
-from vpt.experiments.measure import counted_flops, forward_pass, interleaved, step_memory, training_step
-from vpt.tuning import TunedModel, save_delta
-from vpt.tuning.bank import PromptBank
-from vpt.tuning.features import FeatureCache
+from vpt.experiments.cost_ledger import counted_flops, forward_pass, interleaved, step_memory, training_step
+from vpt.models import TunedModel, save_delta
+from vpt.models.feature_cache import FeatureCache
+from vpt.models.prompt_bank import PromptBank
 
 BACKBONES = [
     "vit_tiny_patch16_224",

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpt.backbones import create_backbone
-from vpt.experiments.measure import interleaved
+from vpt.experiments.cost_ledger import interleaved
 
 SHAPES = {  # batch or windows, heads, queries, keys, channels of a head
     "ViT-Ti, 10 prompts": (8, 3, 197, 207, 64),

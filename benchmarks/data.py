@@ -28,8 +28,8 @@ from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 from benchmarks.measure import machine
 from vpt.backbones import create_backbone
 from vpt.data import ImageDataModule, VTABDataModule, cache
-from vpt.experiments.measure import interleaved
-from vpt.tuning import TunedModel
+from vpt.experiments.cost_ledger import interleaved
+from vpt.models import TunedModel
 
 SIZE = 224
 Row = dict[str, Any]

@@ -12,8 +12,8 @@ import torch
 
 from vpt.backbones import create_backbone
 from vpt.data import VTABDataModule
-from vpt.tuning import TunedModel
-from vpt.visualize.measure import measure_attention
+from vpt.models import TunedModel
+from vpt.visualize.prompt_attention import measure_attention
 
 NAME = "vit_tiny_patch16_224"
 WEIGHTS = f"weights/{NAME}.augreg_in21k_ft_in1k.safetensors"

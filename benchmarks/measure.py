@@ -9,7 +9,7 @@ from typing import Any
 import timm
 import torch
 
-from vpt.experiments.measure import interleaved, wait
+from vpt.experiments.cost_ledger import interleaved, wait
 
 
 def matmul_ceiling(dtype: torch.dtype, device: str, rounds: int = 5) -> float:

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from benchmarks.real_protocol import BATCH, METHODS, SEEDS, Place, arguments, command_line
-from vpt.cli.lightning import resolve
-from vpt.experiments.profile import profile, steps_to_share
-from vpt.experiments.sweep import RATE, write_json
+from vpt.atomic_write import write_json
+from vpt.cli.commands.lightning_cli import resolve
+from vpt.experiments.cost_ledger import profile, steps_to_share
+from vpt.experiments.sweep import RATE
 from vpt.experiments.trial import Trial, merged, run_trial
 from vpt.tasks.build import build
 

@@ -23,13 +23,14 @@ from typing import Any
 
 import torch
 
-from vpt.cli.lightning import resolve
-from vpt.data.vtab import default_root
+from vpt.atomic_write import write_json
+from vpt.cli.commands.lightning_cli import resolve
+from vpt.data.datasets.vtab import default_root
 from vpt.experiments.engine import serially
-from vpt.experiments.sweep import RATE, SWEEP_FILE, Plan, sweep, write_json
+from vpt.experiments.sweep import RATE, SWEEP_FILE, Plan, sweep
 from vpt.experiments.transfer import Mode, transfer
-from vpt.tasks.callbacks import RUN_FILE
-from vpt.tuning.public import without_places
+from vpt.models.identity import without_places
+from vpt.run_record import RUN_FILE
 
 BACKBONE = "vit_tiny_patch16_224"
 WEIGHTS = "weights/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from benchmarks.robustness_figures import band
 from benchmarks.robustness_trials import BATCH, METHODS, SEEDS, Place, Trial, delta_file, fit, measure, percent
 from vpt.data import VTABDataModule
-from vpt.visualize.figures import style
+from vpt.reports.style import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 from benchmarks.robustness_trials import METHODS, Place, Trial
-from vpt.visualize.figures import style
+from vpt.reports.style import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from benchmarks.robustness_figures import alpha_curves
 from benchmarks.robustness_pacs import chosen
 from benchmarks.robustness_photos import Photos, own_head_file
 from benchmarks.robustness_trials import METHODS, SEEDS, Place, Trial, delta_file, fit, measure, percent, select
-from vpt.robustness.intervals import wilson
+from vpt.metrics.accuracy import wilson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ from benchmarks.robustness_trials import (
     select,
 )
 from vpt.data import VTABDataModule
-from vpt.robustness.result import FIXED_ALPHA
+from vpt.robustness.evaluation.result import FIXED_ALPHA
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,17 +14,16 @@ from benchmarks.robustness_trials import BACKBONE, Place
 from vpt.backbones import create_backbone
 from vpt.data import ImageDataModule, ImageList, ShapeTextureDataModule
 from vpt.data.cache import decoded
-from vpt.data.cards import load_card
-from vpt.data.classes import Groups, imagenet_names
-from vpt.data.holdout import hold_out
-from vpt.data.imagenet_folders import read_test_set
-from vpt.data.layout import no_split
+from vpt.data.catalog.cards import load_card
+from vpt.data.catalog.classes import Groups, imagenet_names
+from vpt.data.datasets.imagenet_readers import read_test_set
+from vpt.data.datasets.published_folder import hold_out, no_split
 from vpt.data.module import Split
-from vpt.data.presets import get_preset
+from vpt.data.transforms import get_preset
 from vpt.errors import DataError
+from vpt.metrics.class_masks import group_mean
 from vpt.robustness import Record
-from vpt.robustness.heads import own_head, write_head
-from vpt.robustness.masks import group_mean
+from vpt.robustness.interpolation.anchor_heads import own_head, write_head
 
 PRESET = "timm"
 STIMULI = {"cue-conflict": "test", "edges": "edges", "silhouettes": "silhouettes"}
@@ -41,7 +40,7 @@ class Photos(ImageDataModule):
         """Reads the lists; with `halves` tests on 500 of the 1,000 photos, trains on 400, validates on 100."""
         card = load_card("flickr_in1k_1000")
         if card is None:
-            raise DataError("flickr_in1k_1000 has no card in vpt/data/cards.")
+            raise DataError("flickr_in1k_1000 has no card in vpt/data/catalog/cards.")
         images = read_test_set("flickr_in1k_1000", card, place.root, True, False).images
         stimuli = ShapeTextureDataModule(place.root)
         self.ids: Groups = stimuli.class_ids()

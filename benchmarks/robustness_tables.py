@@ -18,8 +18,8 @@ import torch
 
 from benchmarks import robustness_fewshot, robustness_imagenet, robustness_own_head, robustness_pacs
 from benchmarks.robustness_trials import WEIGHTS, Place
-from vpt.data.vtab import default_root
-from vpt.visualize.figures import save_figure
+from vpt.data.datasets.vtab import default_root
+from vpt.reports.style import save_figure
 
 PARTS = {
     "imagenet": robustness_imagenet,

@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from vpt.data import ImageDataModule
-from vpt.robustness import Record, records, run
-from vpt.robustness.summary import summary
+from vpt.metrics.summary import summary
+from vpt.models import save_delta
+from vpt.robustness import Record, run
+from vpt.robustness.evaluation import records
 from vpt.tasks import ClassificationTask, DeltaTuning, FineTuning, LinearProbe, PromptTuning
 from vpt.tasks.callbacks import protocol
-from vpt.tuning import save_delta
 
 BACKBONE = "vit_tiny_patch16_224"
 WEIGHTS = "weights/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"

@@ -26,8 +26,8 @@ from benchmarks.measure import machine
 from vpt.backbones import create_backbone
 from vpt.data import ImageDataModule
 from vpt.data.module import Split
+from vpt.models import TunedModel, save_delta
 from vpt.robustness import run
-from vpt.tuning import TunedModel, save_delta
 
 CLASSES = tuple("abcdefghij")
 GRID = tuple(step / 10 for step in range(11))

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from vpt.data.classes import imagenet_wnids, objectnet_folders, subset_ids
+from vpt.data.catalog.classes import imagenet_wnids, objectnet_folders, subset_ids
 
 TRAIN, VAL, TEST = 10, 3, 4  # images of each class
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from vpt.data.cards import Card, card_names, load_card
-from vpt.data.catalog import MANY_SETS
-from vpt.data.prepare.tasks import TASKS
+from vpt.data.catalog.cards import Card, card_names, load_card
+from vpt.data.catalog.overview import MANY_SETS
+from vpt.data.prepare.vtab_tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

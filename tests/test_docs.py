@@ -18,9 +18,9 @@ import yaml
 
 from vpt.backbones import create_backbone
 from vpt.cli import COMMANDS, main
-from vpt.export.model_file import export_onnx, export_torch
-from vpt.tuning import TunedModel
-from vpt.visualize.kinds import KINDS
+from vpt.export.onnx_torch import export_onnx, export_torch
+from vpt.models import TunedModel
+from vpt.visualize.figure_kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

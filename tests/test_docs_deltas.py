@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from vpt.backbones import Backbone, create_backbone
+from vpt.deltas import DELTAS
 from vpt.tasks import DeltaTuning
-from vpt.tuning import DELTAS
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ("option", "default", "values", "meaning")

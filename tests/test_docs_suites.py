@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from vpt.data.cards import Suite, card_names
+from vpt.data.catalog.cards import Suite, card_names
 
 from .suite_tables import CONFIGS, DOCS, ROOT, SUITES, blocks, cards, configs, found_blocks, other_cards, page
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import vpt
-from vpt.backbones.nano import default_cfgs, weights_file
+from vpt.backbones.bundled import default_cfgs, weights_file
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from vpt.errors import VPTError
+from vpt.version import __version__
 
 if TYPE_CHECKING:
     from vpt.backbones import Backbone, create_backbone, pretrained_head
@@ -22,13 +23,11 @@ if TYPE_CHECKING:
         ShapeTextureDataModule,
         VTABDataModule,
     )
-    from vpt.hub.load import load
+    from vpt.deltas import attach
+    from vpt.hub.client import load
+    from vpt.models.delta_file import load_segmentation, save_delta
+    from vpt.models.prompt_bank import PromptBank
     from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning, SegmentationTask
-    from vpt.tuning import attach
-    from vpt.tuning.bank import PromptBank
-    from vpt.tuning.files import load_segmentation, save_delta
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Backbone",
@@ -69,19 +68,19 @@ _HOMES = {
     "ImageNetDataModule": "vpt.data",
     "LinearProbe": "vpt.tasks",
     "PetTrimapsDataModule": "vpt.data",
-    "PromptBank": "vpt.tuning.bank",
+    "PromptBank": "vpt.models.prompt_bank",
     "PromptTuning": "vpt.tasks",
     "SegmentationTask": "vpt.tasks",
     "ShapeScenesDataModule": "vpt.data",
     "ShapeTextureDataModule": "vpt.data",
     "ShapesDataModule": "vpt.data",
     "VTABDataModule": "vpt.data",
-    "attach": "vpt.tuning",
+    "attach": "vpt.deltas",
     "create_backbone": "vpt.backbones",
-    "load": "vpt.hub.load",
-    "load_segmentation": "vpt.tuning.files",
+    "load": "vpt.hub.client",
+    "load_segmentation": "vpt.models.delta_file",
     "pretrained_head": "vpt.backbones",
-    "save_delta": "vpt.tuning.files",
+    "save_delta": "vpt.models.delta_file",
 }
 
 

@@ -1,4 +1,4 @@
-"""Writes vpt/data/classes/*.txt: the classes of ImageNet-1k and of its shifted test sets. No line is typed by hand.
+"""Writes vpt/data/catalog/classes/*.txt: the classes of ImageNet-1k and of its shifted test sets. No line is typed.
 
     python datasets/classes/make.py MAPPINGS
 

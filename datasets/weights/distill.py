@@ -26,7 +26,7 @@ from students import STUDENTS, Student, tokens
 from torch import Tensor, nn
 from views import Views, load_views, make_views
 
-from vpt.backbones.nano import weights_file
+from vpt.backbones.bundled import weights_file
 
 BATCH = 32
 LEARNING_RATE = 1e-3

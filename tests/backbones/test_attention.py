@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from tests.tuning.families import FAMILIES, images, make, relative
-from vpt.backbones.attention import OpenAttention
+from tests.deltas.families import FAMILIES, images, make, relative
+from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.factory import Backbone
-from vpt.tuning import Delta, attach
+from vpt.deltas import Delta, attach
 
 
 class Called(TorchFunctionMode):

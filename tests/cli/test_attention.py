@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vpt.cli import attention
-from vpt.visualize.kinds import KINDS
+from vpt.cli.commands import attention
+from vpt.visualize.figure_kinds import KINDS
 
 from .conftest import DEMO, QUICK, SMALL, Run, Vpt
 

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import save_file
 
 from vpt.backbones import create_backbone
-from vpt.tuning import load
+from vpt.models import load
 
 from .conftest import CONFIGS, DEMO, QUICK, Vpt
 

@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from vpt.tuning.files import read_delta, read_header, write_delta
+from vpt.models.delta_file import read_delta, read_header, write_delta
 
 from .conftest import CONFIGS, Run, Vpt
 

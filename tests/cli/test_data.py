@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes import make_task
 from tests.fakes_suites import make_imagenet
-from vpt.data.cards import card_names
+from vpt.data.catalog.cards import card_names
 
 from .conftest import Vpt
 

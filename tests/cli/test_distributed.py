@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vpt.tuning.files import read_delta
+from vpt.models.delta_file import read_delta
 
 from .conftest import DEMO, QUICK, SMALL
 

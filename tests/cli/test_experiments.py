@@ -16,7 +16,7 @@ TINY = [*DEMO, *SMALL, *QUICK, "--model.num_tokens", "2"]
 
 @pytest.fixture(autouse=True)
 def _nothing_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vpt.tuning.features._shared", None)
+    monkeypatch.setattr("vpt.models.feature_cache._shared", None)
 
 
 def test_sweep_prints_the_table_and_refuses_to_write_over_it(vpt: Vpt) -> None:

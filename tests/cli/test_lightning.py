@@ -8,8 +8,8 @@ import torch
 import yaml
 
 from tests.fakes import make_folder, make_task
+from vpt.models.delta_file import read_header
 from vpt.tasks import PromptTuning
-from vpt.tuning.files import read_header
 
 from .conftest import CONFIGS, DEMO, QUICK, SMALL, Answer, Run, Vpt
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import vpt as package
 from vpt.cli import COMMANDS
-from vpt.cli.quiet import hush
+from vpt.cli.warning_filters import hush
 from vpt.errors import DataError, VPTWarning
 
 from .conftest import Vpt

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from tests.fakes_suites import make_pets
-from vpt.tuning.files import load_segmentation
+from vpt.models.delta_file import load_segmentation
 
 from .conftest import CONFIGS, DEMO, QUICK, SMALL, Run, Vpt
 

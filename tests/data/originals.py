@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
 
-from vpt.data.cards import load_card
+from vpt.data.catalog.cards import load_card
 from vpt.data.prepare.tfrecord import masked_crc32c
 
 Pixels = NDArray[np.uint8]

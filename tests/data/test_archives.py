@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpt.data import archives
-from vpt.data.archives import unpack
+from vpt.data.catalog import archives
+from vpt.data.catalog.archives import unpack
 from vpt.errors import DataError
 
 FILES = {"images/a.txt": b"one", "images/deep/b.txt": b"two" * 50_000, "ü/c.txt": b""}

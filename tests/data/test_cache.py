@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from vpt.data import cache
 from vpt.data.cache import OnDemand, Ragged, cache_folder, decoded
 from vpt.data.images import ImageList, read_list
-from vpt.data.presets import PRESETS
+from vpt.data.transforms import PRESETS
 from vpt.errors import DataError
 
 Pixels = NDArray[np.uint8]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vpt.data.cards import card_names, load_card
+from vpt.data.catalog.cards import card_names, load_card
 
 NAMES = card_names()
 VTAB = {"train800", "val200", "train800val200", "test"}

@@ -11,9 +11,10 @@ import pytest
 
 from tests.fakes import make_task
 from tests.fakes_suites import make_imagenet
-from vpt.data import VTABDataModule, catalog
-from vpt.data.cards import Card, card_names, load_card
-from vpt.data.catalog import describe, find_card, image_lists, overview
+from vpt.data import VTABDataModule
+from vpt.data.catalog import overview as catalog
+from vpt.data.catalog.cards import Card, card_names, load_card
+from vpt.data.catalog.overview import describe, find_card, image_lists, overview
 from vpt.errors import DataError, UnknownNameError
 
 

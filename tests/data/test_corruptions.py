@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from vpt.data.corruptions import BASIC, CORRUPTIONS, GROUPS, PARAMETERS, SEVERITIES, corrupt
-from vpt.data.demo import DigitsDataModule
-from vpt.data.presets import import_albumentations
+from vpt.data.datasets.digits import DigitsDataModule
+from vpt.data.transforms import import_albumentations
 from vpt.errors import ConfigError, UnknownNameError
 
 Image = NDArray[np.uint8]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tests.mirror import Mirror
-from vpt.data import download
-from vpt.data.cards import Download
-from vpt.data.download import fetch
+from vpt.data.catalog import download
+from vpt.data.catalog.cards import Download
+from vpt.data.catalog.download import fetch
 from vpt.errors import DataError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

@@ -13,8 +13,8 @@ from scipy.io import loadmat, savemat
 
 from tests.fakes_suites import TEST, TRAIN, VAL, make_fgvc
 from vpt.data import FGVCDataModule
-from vpt.data.cards import load_card
-from vpt.data.fgvc_layouts import LAYOUTS
+from vpt.data.catalog.cards import load_card
+from vpt.data.datasets.fgvc import LAYOUTS
 from vpt.errors import DataError, UnknownNameError
 
 NAMES = {
@@ -117,10 +117,12 @@ def test_one_image_too_few_is_an_error_and_all_of_them_are_complete(
     card = load_card("stanford_dogs")
     assert card is not None
     sizes = {"train": 27, "val": 3, "trainval": 30, "test": 12}
-    monkeypatch.setattr("vpt.data.fgvc.load_card", lambda _: replace(card, num_classes=3, sizes=sizes))
+    monkeypatch.setattr("vpt.data.datasets.fgvc.load_card", lambda _: replace(card, num_classes=3, sizes=sizes))
     described = module(tmp_path, "stanford_dogs", allow_partial=False).describe()
     assert (described["partial"], described["complete"]) == (False, True)
-    monkeypatch.setattr("vpt.data.fgvc.load_card", lambda _: replace(card, num_classes=3, sizes=sizes | {"test": 13}))
+    monkeypatch.setattr(
+        "vpt.data.datasets.fgvc.load_card", lambda _: replace(card, num_classes=3, sizes=sizes | {"test": 13})
+    )
     with pytest.raises(DataError, match="stanford_dogs/test: found 12 images, expected 13"):
         module(tmp_path, "stanford_dogs", allow_partial=False)
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from tests.fakes import make_folder
 from vpt.data import FolderDataModule
-from vpt.data.folder import class_order
-from vpt.data.torchvision_sets import SUPPORTED
+from vpt.data.datasets.folder import class_order
+from vpt.data.datasets.torchvision_datasets import SUPPORTED
 from vpt.errors import ConfigError, DataError, UnknownNameError
 
 

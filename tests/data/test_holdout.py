@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpt.data.holdout import hold_out
+from vpt.data.datasets.published_folder import hold_out, image_list
 from vpt.data.images import ImageList
-from vpt.data.layout import image_list
 
 
 def images(sizes: list[int]) -> ImageList:

@@ -17,9 +17,9 @@ from PIL import Image
 
 from tests.fakes_suites import make_pets
 from vpt.data import PetTrimapsDataModule, ShapeScenesDataModule
-from vpt.data.cards import load_card
-from vpt.data.catalog import image_lists, overview
-from vpt.data.scenes import CLASSES, draw_scene
+from vpt.data.catalog.cards import load_card
+from vpt.data.catalog.overview import image_lists, overview
+from vpt.data.datasets.shape_scenes import CLASSES, draw_scene
 from vpt.errors import ConfigError, DataError, UnknownNameError
 
 

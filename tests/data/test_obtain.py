@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from tests.mirror import Mirror
-from vpt.data import obtain as home
-from vpt.data.cards import Card, Download
+from vpt.data.catalog import download as home
+from vpt.data.catalog.cards import Card, Download
+from vpt.data.catalog.download import obtain
 from vpt.data.images import ImageList
-from vpt.data.obtain import obtain
 from vpt.errors import DataError, UnknownNameError
 
 LABELS = b"labels"

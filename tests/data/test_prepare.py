@@ -20,15 +20,15 @@ from scipy.io import loadmat, savemat
 
 from tests.data.originals import ORIGINALS, eye_photo, make_original, norb_matrix, shade
 from vpt.data import VTABDataModule
-from vpt.data.cards import load_card
+from vpt.data.catalog.cards import load_card
 from vpt.data.images import read_list
 from vpt.data.prepare import TASKS, prepare
-from vpt.data.prepare import write as writing
+from vpt.data.prepare import writer as writing
 from vpt.data.prepare.arrays import read_matrix
-from vpt.data.prepare.parts import Part
-from vpt.data.prepare.retinopathy import sharpen
-from vpt.data.prepare.scenes import kitti_parts
-from vpt.data.prepare.splits import Chosen
+from vpt.data.prepare.clevr_kitti import kitti_parts
+from vpt.data.prepare.image_folders import sharpen
+from vpt.data.prepare.originals import Part
+from vpt.data.prepare.vtab_rules import Chosen
 from vpt.errors import DataError, UnknownNameError
 
 LISTS = ("train800", "val200", "train800val200", "test")

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 import vpt
-from vpt.data.cards import load_card
+from vpt.data.catalog.cards import load_card
 from vpt.data.prepare import TASKS
-from vpt.data.prepare.splits import choose, manifest, order
+from vpt.data.prepare.vtab_rules import choose, manifest, order
 
 MANIFEST = Path(vpt.__file__).parent / "data" / "splits" / "vtab.tsv"
 

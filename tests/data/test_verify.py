@@ -10,8 +10,8 @@ from PIL import Image
 from tests.fakes import make_task
 from tests.fakes_suites import make_imagenet
 from vpt.data import ImageNetDataModule
-from vpt.data.cards import load_card
-from vpt.data.verify import Report, verify
+from vpt.data.catalog.cards import load_card
+from vpt.data.catalog.verify import Report, verify
 from vpt.errors import DataError, UnknownNameError
 
 
@@ -80,7 +80,7 @@ def test_what_a_complete_published_dataset_repeats_is_noted_and_no_fault(
     assert card is not None
     sizes = {"train800": 12, "val200": 6, "train800val200": 18, "test": 9}
     published = replace(card, name=task.name, num_classes=3, sizes=sizes)
-    monkeypatch.setattr("vpt.data.verify.card_of", lambda name: published)
+    monkeypatch.setattr("vpt.data.catalog.verify.card_of", lambda name: published)
     shutil.copy(task / "images/train800/class 1/2.jpg", task / "images/test/class 0/1.jpg")
     report = check(task)
     assert report.faults == []

@@ -14,7 +14,7 @@ from vpt.experiments.trial import Config
 def _seed_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # Lightning sets it; this puts it back afterwards
     monkeypatch.setenv("PL_SEED_WORKERS", "1")
-    monkeypatch.setattr("vpt.tuning.features._shared", None)
+    monkeypatch.setattr("vpt.models.feature_cache._shared", None)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 
 from vpt.errors import ConfigError, DivergedError
 from vpt.experiments.trial import Config, Trial, finished, merged, run_trial
+from vpt.models.delta_file import load, read_delta
 from vpt.tasks import ClassificationTask
-from vpt.tuning.files import load, read_delta
 
 
 def test_a_trial_leaves_a_run_and_is_not_repeated(config: Config, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

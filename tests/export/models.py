@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vpt.backbones import create_backbone
-from vpt.tuning.model import TunedModel
+from vpt.models.classifier import TunedModel
 
 
 def tuned(name: str, weights: str, deltas: list[dict[str, object]]) -> TunedModel:

@@ -17,11 +17,11 @@ import torch
 from tests.export.models import tuned
 from vpt.cli import main
 from vpt.errors import ExportError
-from vpt.export import check as checking
 from vpt.export import export_onnx, export_torch
+from vpt.export import onnx_torch as checking
+from vpt.models.classifier import TunedModel
+from vpt.models.delta_file import load, save_delta
 from vpt.tasks import FineTuning
-from vpt.tuning.files import load, save_delta
-from vpt.tuning.model import TunedModel
 
 VIT, SWIN = "vit_nano_patch8_64", "swin_nano_patch4_window8_64"
 DEEP: dict[str, Any] = {"name": "prompt", "num_tokens": 3}
@@ -179,7 +179,7 @@ def test_the_exported_program_holds_no_pickle(tmp_path: Path) -> None:
 
 def test_a_file_of_another_function_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tuned(VIT, "pretrained", [DEEP])
-    monkeypatch.setattr("vpt.export.model_file.fold", lambda _: tuned(VIT, "pretrained", []))
+    monkeypatch.setattr("vpt.export.onnx_torch.fold", lambda _: tuned(VIT, "pretrained", []))
     with pytest.raises(ExportError, match=r"logits differ by .* nothing was written"):
         export_torch(model, tmp_path / "model.pt2")
     assert not list(tmp_path.iterdir())
@@ -205,7 +205,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_without_onnx_the_sentence_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vpt.export.model_file.find_spec", lambda name: None)
+    monkeypatch.setattr("vpt.export.onnx_torch.find_spec", lambda name: None)
     with pytest.raises(ExportError, match=r"needs onnx, onnxruntime, onnxscript: pip install 'vpt\[onnx\]'"):
         export_onnx(tuned(VIT, "pretrained", []), tmp_path / "model.onnx")
 

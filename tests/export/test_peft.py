@@ -10,14 +10,14 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from tests.deltas.families import make
 from tests.export.models import tuned
-from tests.tuning.families import make
 from vpt.backbones import create_backbone
 from vpt.cli import main
 from vpt.errors import ConfigError, ExportError
 from vpt.export import export_peft
-from vpt.tuning.files import load, save_delta
-from vpt.tuning.model import TunedModel
+from vpt.models.classifier import TunedModel
+from vpt.models.delta_file import load, save_delta
 
 CASES = [("vit_nano_patch8_64", "pretrained"), ("swin_tiny_patch4_window7_224", "random")]
 TARGETS = ["q", "v", "proj", "fc1"]

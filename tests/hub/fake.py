@@ -64,8 +64,9 @@ def serving() -> Iterator[Hub]:
                 repo = f"{asked['organization']}/{asked['name']}"
                 if repo not in hub.repos and (asked.get("visibility") == "private" or asked.get("private")):
                     hub.private.add(repo)
-                self.answer({"url": f"{hub.url}/{repo}"}, 409 if repo in hub.repos else 200)
-                hub.repos.setdefault(repo, {"main": {}})
+                status = 409 if repo in hub.repos else 200
+                hub.repos.setdefault(repo, {"main": {}})  # before the answer: the next request is another thread's
+                self.answer({"url": f"{hub.url}/{repo}"}, status)
             elif self.path == "/api/validate-yaml":
                 self.answer({"errors": [], "warnings": []})
             elif "/preupload/" in self.path:

@@ -17,10 +17,10 @@ from tests.export.models import tuned
 from tests.hub.fake import Hub, serving
 from vpt.cli import main
 from vpt.errors import ConfigError, HubError, WeightsError
-from vpt.hub.fetch import fetch
+from vpt.hub.client import fetch
 from vpt.hub.push import push
-from vpt.tuning.files import read_delta, save_delta
-from vpt.tuning.model import TunedModel
+from vpt.models.classifier import TunedModel
+from vpt.models.delta_file import read_delta, save_delta
 
 REPO = "ann/digits"
 PLACE = "/home/ann/secret"

@@ -11,11 +11,10 @@ from tests.robustness import fakes
 from tests.robustness.fakes import PROMPTS, split, task
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DataError
+from vpt.models.delta_file import read_delta, write_delta
 from vpt.robustness import Row, run
-from vpt.robustness.held_out import VAL
-from vpt.robustness.records import Record, read
-from vpt.robustness.result import between, choose_alpha, shown_alphas
-from vpt.tuning.files import read_delta, write_delta
+from vpt.robustness.evaluation.records import Record, read
+from vpt.robustness.evaluation.result import VAL, between, choose_alpha, shown_alphas
 
 
 def row(alpha: float, top1: float, kind: str = VAL) -> Row:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from vpt.data import DigitsDataModule, ShapeScenesDataModule
 from vpt.errors import ConfigError, DeltaFileError
+from vpt.run_record import method_name
 from vpt.tasks import LinearProbe, SegmentationTask
 from vpt.tasks.build import build
-from vpt.tasks.naming import method_name
 
 from .test_tasks import trainer
 

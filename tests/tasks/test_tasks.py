@@ -14,6 +14,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from vpt.data import DigitsDataModule
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
+from vpt.models import load
+from vpt.models.delta_file import read_delta
+from vpt.models.logistic_regression import fit_logistic
 from vpt.tasks import (
     ClassificationTask,
     DeltaTuning,
@@ -24,11 +27,8 @@ from vpt.tasks import (
     PromptTuning,
     RunRecord,
 )
-from vpt.tasks.metrics import MeanPerClass
-from vpt.tasks.optim import warmup_cosine
-from vpt.tuning import load
-from vpt.tuning.files import read_delta
-from vpt.tuning.logistic import fit_logistic
+from vpt.tasks.classification import MeanPerClass
+from vpt.tasks.optimizers import warmup_cosine
 
 BASE: dict[str, Any] = {"backbone": "vit_nano_patch8_64", "num_classes": 10, "base_lr": 0.02}
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from tests.robustness.fakes import CLASSES, PROMPTS, images, task, write_delta
 from vpt.errors import ConfigError, DataError, VPTError
-from vpt.tuning import load
+from vpt.models import load
 from vpt.visualize import attention_figure, attention_figure_from_data
-from vpt.visualize.attention import sample_images
-from vpt.visualize.panels import draw_attention
+from vpt.visualize.attention_figure import sample_images
+from vpt.visualize.prompt_attention import draw_attention
 
 
 @pytest.fixture(scope="module")

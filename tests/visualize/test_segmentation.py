@@ -6,9 +6,9 @@ import pytest
 from vpt.backbones import create_backbone
 from vpt.data import ShapeScenesDataModule
 from vpt.errors import ConfigError
-from vpt.tuning.dense import DenseModel
-from vpt.visualize.figures import pixels
-from vpt.visualize.segmentation import class_colours, draw_segmentation, segmentation_figure
+from vpt.models.segmenter import DenseModel
+from vpt.reports.style import pixels
+from vpt.visualize.segmentation_figure import class_colours, draw_segmentation, segmentation_figure
 
 IMAGES = np.zeros((2, 3, 4, 4), dtype=np.uint8)
 PROMPT = {"name": "prompt", "num_tokens": 2, "dropout": 0.5}

@@ -1,17 +1,18 @@
 """Images on disk to uint8 batches. Knows no model."""
 
-from vpt.data.demo import DigitsDataModule, ShapesDataModule
-from vpt.data.fgvc import FGVCDataModule
-from vpt.data.folder import FolderDataModule
-from vpt.data.imagenet import ImageNetDataModule
+from vpt.data.datasets.digits import DigitsDataModule
+from vpt.data.datasets.fgvc import FGVCDataModule
+from vpt.data.datasets.folder import FolderDataModule
+from vpt.data.datasets.imagenet import ImageNetDataModule
+from vpt.data.datasets.pets import PetTrimapsDataModule
+from vpt.data.datasets.shape_scenes import ShapeScenesDataModule
+from vpt.data.datasets.shape_texture import ShapeTextureDataModule
+from vpt.data.datasets.shapes import ShapesDataModule
+from vpt.data.datasets.vtab import VTABDataModule, default_root
 from vpt.data.images import ImageList
 from vpt.data.masks import MaskDataModule, MaskDataset
 from vpt.data.module import ImageDataModule, ImageDataset
-from vpt.data.pets import PetTrimapsDataModule
-from vpt.data.presets import PRESETS, Preset
-from vpt.data.scenes import ShapeScenesDataModule
-from vpt.data.shape_texture import ShapeTextureDataModule
-from vpt.data.vtab import VTABDataModule, default_root
+from vpt.data.transforms import PRESETS, Preset
 
 __all__ = [
     "PRESETS",

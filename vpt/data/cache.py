@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -35,8 +34,9 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
+from vpt.atomic_write import atomic_write
 from vpt.data.images import ImageSource
-from vpt.data.presets import Preset
+from vpt.data.transforms import Preset
 from vpt.errors import DataError, VPTWarning
 
 DISK_SHARE = 0.5
@@ -288,17 +288,11 @@ def _write(path: Path, rows: Iterable[NDArray[np.uint8]]) -> None:
     for left, status in _files((_PART,)):
         if time.time() - status.st_mtime > _ABANDONED_AFTER:  # by a killed build: one that is alive has written lately
             left.unlink(missing_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}{_PART}")
     shapes = []
-    try:
-        with temporary.open("xb") as file:
-            for row in rows:
-                file.write(row.tobytes())
-                shapes.append(row.shape[1:])
-            file.write(np.array(shapes, dtype="<i4").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as partial, partial.open("xb") as file:
+        for row in rows:
+            file.write(row.tobytes())
+            shapes.append(row.shape[1:])
+        file.write(np.array(shapes, dtype="<i4").tobytes())
+        file.flush()
+        os.fsync(file.fileno())

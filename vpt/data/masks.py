@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from vpt.data.cache import Images, decoded
-from vpt.data.cards import Card
+from vpt.data.catalog.cards import Card
 from vpt.data.images import ImageList
 from vpt.data.module import Batch, ImageDataModule, ImageDataset, Split
-from vpt.data.presets import Preset
+from vpt.data.transforms import Preset
 from vpt.errors import ConfigError, DataError
 
 IGNORED = 255

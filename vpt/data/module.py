@@ -16,9 +16,9 @@ from torch import distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from vpt.data.cache import Images
-from vpt.data.cards import Card
-from vpt.data.presets import Augmentation, centre_crop, get_preset
+from vpt.data.catalog.cards import Card
 from vpt.data.subsets import few_shot, part_fingerprint, position_hash
+from vpt.data.transforms import Augmentation, centre_crop, get_preset
 from vpt.errors import ConfigError, DataError, UnknownNameError
 
 Batch = dict[str, Any]

@@ -14,9 +14,9 @@ from vpt.experiments.engine import Engine
 from vpt.experiments.series import series
 from vpt.experiments.sweep import Outcome, Plan
 from vpt.experiments.trial import Config, merged
+from vpt.models.delta_file import save_delta
 from vpt.tasks.build import build, build_data
-from vpt.tasks.multi import MultiTask, SharedData
-from vpt.tuning.files import save_delta
+from vpt.tasks.multitask import MultiTask, SharedData
 
 SHARED_FILE = "shared.safetensors"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vpt.errors import ConfigError
 from vpt.experiments.trial import Config, Record, Trial, run_trial
-from vpt.tasks.callbacks import RUN_FILE
+from vpt.run_record import RUN_FILE
 
 COMPARED = ("val/acc", "val/loss", "test/acc", "test/loss", "test/mean_per_class")
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vpt.atomic_write import write_json
 from vpt.errors import ConfigError
 from vpt.experiments.engine import Engine
-from vpt.experiments.sweep import Outcome, Plan, sweeps, write_json
+from vpt.experiments.sweep import Outcome, Plan, sweeps
 from vpt.experiments.trial import Config, merged
 
 SERIES_FILE = "series.json"

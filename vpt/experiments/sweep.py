@@ -8,7 +8,6 @@ reads the test split once.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,11 @@ from typing import Any
 
 import yaml
 
+from vpt.atomic_write import write_json
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.engine import Engine
-from vpt.experiments.trial import Config, Failure, Record, Trial, merged, write
-from vpt.tasks.callbacks import images_read
+from vpt.experiments.trial import Config, Failure, Record, Trial, merged
+from vpt.run_record import images_read
 
 SEEDS = (42, 44, 82, 100, 800)
 """Those of the reference's script."""
@@ -301,13 +301,3 @@ def _plain(config: Config, plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 1),
         "images": outcome.images,
     }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file as a whole or not at all.
-
-    Args:
-        path: The file.
-        content: Plain values.
-    """
-    write(path, json.dumps(content, indent=1) + "\n")

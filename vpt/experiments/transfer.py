@@ -13,16 +13,16 @@ import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vpt.atomic_write import write_json
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.experiments.engine import Engine
-from vpt.experiments.sweep import write_json
 from vpt.experiments.trial import Config, Failure, Record, Trial, merged
+from vpt.models.classifier import TunedModel
+from vpt.models.delta_file import load
+from vpt.models.logistic_regression import choose_l2, fit_logistic
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, RUN_FILE
 from vpt.tasks.build import build_data
-from vpt.tasks.callbacks import CONFIG_FILE, DELTA_FILE, RUN_FILE
-from vpt.tuning.files import load
-from vpt.tuning.logistic import choose_l2, fit_logistic
-from vpt.tuning.model import TunedModel
 
 Mode = Literal["init", "frozen"]
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

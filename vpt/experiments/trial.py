@@ -11,17 +11,80 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
+from vpt.atomic_write import write_json, write_text
 from vpt.errors import ConfigError
-from vpt.experiments.answers import AnswerWriter
+from vpt.robustness.evaluation import records
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE
 from vpt.tasks import DeltaWriter, RunRecord
 from vpt.tasks.build import build
-from vpt.tasks.callbacks import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE
+
+ANSWERS_FILE = "test.parquet"
+
+
+class AnswerWriter(L.Callback):
+    """Writes the logits of all test images as a record of `vpt.robustness.evaluation.records`; in one process only."""
+
+    def __init__(self, folder: Path) -> None:
+        """Starts empty.
+
+        Args:
+            folder: Of the run.
+        """
+        self._folder = folder
+        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets an earlier test.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        self._rows = []
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the logits of a batch.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+            outputs: Logits, (B, classes).
+            batch: With ``index`` and ``label``.
+            batch_idx: Its position.
+            dataloader_idx: Always 0.
+        """
+        if trainer.world_size == 1:
+            self._rows.append((batch["index"].cpu(), batch["label"].cpu(), outputs.float().cpu()))
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the file.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        if not self._rows:
+            return
+        index, label, logits = (torch.cat(column).numpy() for column in zip(*self._rows, strict=True))
+        record = records.Record(index.astype(np.int64), label.astype(np.int64), logits, {"set": "test"}, True)
+        records.write(self._folder / ANSWERS_FILE, record)
+
 
 Config = dict[str, Any]
 Record = dict[str, Any]
@@ -134,8 +197,8 @@ def run_trial(trial: Trial, root: Path) -> Record:
     folder = root / trial.name
     folder.mkdir(parents=True, exist_ok=True)
     _check_same(trial, folder)
-    write(folder / TRIAL_FILE, json.dumps(trial.config, indent=1) + "\n")
-    write(folder / CONFIG_FILE, yaml.safe_dump(trial.config, sort_keys=False))
+    write_json(folder / TRIAL_FILE, trial.config)
+    write_text(folder / CONFIG_FILE, yaml.safe_dump(trial.config, sort_keys=False))
     config = trial.config
     while True:
         try:
@@ -212,16 +275,3 @@ def _check_same(trial: Trial, folder: Path) -> None:
     path = folder / TRIAL_FILE
     if path.is_file() and json.loads(path.read_text()) != json.loads(json.dumps(trial.config)):
         raise ConfigError(f"{folder} holds a trial of another config: name another --out.")
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all.
-
-    Args:
-        path: The file; its folder is made.
-        text: Its content.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

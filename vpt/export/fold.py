@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from vpt.backbones.attention import OpenAttention
-from vpt.tuning.delta import Delta
-from vpt.tuning.extra_keys import ExtraKeys
-from vpt.tuning.lora import Lora
-from vpt.tuning.model import TunedModel
-from vpt.tuning.part import DeltaPart
-from vpt.tuning.prefix import Prefix
-from vpt.tuning.prompts import Prompt
-from vpt.tuning.scale_shift import ScaleShift
-from vpt.tuning.subset import Subset
+from vpt.backbones.attention.base import OpenAttention
+from vpt.deltas.backbone_parameters import Subset
+from vpt.deltas.base import DeltaPart
+from vpt.deltas.composition import Delta
+from vpt.deltas.key_value import ExtraKeys
+from vpt.deltas.lora import Lora
+from vpt.deltas.prefix import Prefix
+from vpt.deltas.prompt import Prompt
+from vpt.deltas.ssf import ScaleShift
+from vpt.models.classifier import TunedModel
 
 
 class FixedKeys(nn.Module):

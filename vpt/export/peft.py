@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vpt.deltas.lora import Lora
 from vpt.errors import ConfigError, ExportError
-from vpt.tuning.lora import Lora
-from vpt.tuning.model import TunedModel
+from vpt.models.classifier import TunedModel
 
 README = """# LoRA for {name}
 

@@ -11,14 +11,11 @@ from typing import Any
 import yaml
 
 from vpt.errors import ConfigError, HubError
-from vpt.hub.card import model_card
-from vpt.hub.errors import one_sentence
-from vpt.hub.fetch import REPO
-from vpt.tasks.callbacks import RUN_FILE
-from vpt.tuning.files import DELTA_FILE, read_delta, write_delta
-from vpt.tuning.public import public_identity, without_places
-
-CONFIG_FILE = "config.yaml"
+from vpt.hub.client import REPO, one_sentence
+from vpt.hub.model_card import model_card
+from vpt.models.delta_file import read_delta, write_delta
+from vpt.models.identity import public_identity, without_places
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, RUN_FILE
 
 
 def push(delta: str | Path, repo: str, private: bool = False, endpoint: str | None = None) -> str:

@@ -15,10 +15,10 @@ from torchmetrics import MeanMetric
 
 from vpt.backbones import Backbone, create_backbone
 from vpt.errors import ConfigError, DivergedError, UnknownNameError
-from vpt.tasks.optim import build_optimizer, warmup_cosine
-from vpt.tuning.features import FeatureCache
-from vpt.tuning.files import check_fingerprint, fill, identity, start_from
-from vpt.tuning.model import AdaptedModel
+from vpt.models.classifier import AdaptedModel
+from vpt.models.delta_file import check_fingerprint, fill, identity, start_from
+from vpt.models.feature_cache import FeatureCache
+from vpt.tasks.optimizers import build_optimizer, warmup_cosine
 
 Batch = dict[str, Tensor]
 

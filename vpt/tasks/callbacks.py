@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
 import time
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-import vpt
+from vpt.atomic_write import write_json
+from vpt.models.delta_file import identity, save_delta
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, INIT_FILE, LAST_CHECKPOINT, RUN_FILE
 from vpt.tasks.base import TuningTask
-from vpt.tuning.files import DELTA_FILE as DELTA_FILE
-from vpt.tuning.files import identity, save_delta
+from vpt.version import __version__
 
-RUN_FILE = "run.json"
-INIT_FILE = "init.safetensors"
-CONFIG_FILE = "config.yaml"
-LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+PREDICTIONS_FILE = "predictions.csv"
+MASKS_FOLDER = "predictions"
 
 
 def run_folder(trainer: L.Trainer) -> Path | None:
@@ -137,10 +140,7 @@ class RunRecord(L.Callback):
         if not record or stage == "fit":
             record |= now
         record |= news | {key: record.get(key, {}) | news.get(key, {}) for key in ("metrics", "read")}
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(RUN_FILE + ".part")
-        part.write_text(json.dumps(record, indent=2) + "\n")
-        part.replace(path)
+        write_json(path, record)
 
 
 class DeltaWriter(L.Callback):
@@ -204,7 +204,7 @@ def protocol(trainer: L.Trainer, task: TuningTask) -> dict[str, Any]:
         "backbone": identity(task.model),
         "parameters": {"trainable": trainable, "total": total},
         "versions": {name: version(name) for name in ("torch", "lightning", "timm", "torchvision", "torchmetrics")}
-        | {"vpt": vpt.__version__, "python": platform.python_version()},
+        | {"vpt": __version__, "python": platform.python_version()},
     }
 
 
@@ -228,20 +228,6 @@ def _same_data(record: dict[str, Any], other: dict[str, Any]) -> bool:
     return all((record["data"] or {}).get(key) == (other["data"] or {}).get(key) for key in keys)
 
 
-def images_read(record: Mapping[str, Any]) -> dict[str, int]:
-    """How many images of each split an epoch of a run read.
-
-    Args:
-        record: What `run.json` says.
-
-    Returns:
-        By split, those of the lists, or fewer where batches were limited.
-    """
-    counts: dict[str, int] = (record.get("data") or {}).get("counts", {})
-    read: dict[str, int] = record.get("read", {})
-    return counts | read
-
-
 def _read_of(trainer: L.Trainer, split: str) -> dict[str, int]:
     """How many images of a split an epoch reads: fewer than it has under ``trainer.limit_*_batches``."""
     loader: Any = trainer.train_dataloader if split == "train" else getattr(trainer, f"{split}_dataloaders")
@@ -253,3 +239,71 @@ def _read_of(trainer: L.Trainer, split: str) -> dict[str, int]:
 
 def _metrics(trainer: L.Trainer) -> dict[str, float]:
     return {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes `predictions.csv` batch by batch: index, path, predicted class and its probability.
+
+    Of a segmentation, writes `predictions/INDEX.png`, 8-bit masks of class numbers.
+    """
+
+    def __init__(self) -> None:
+        """Writes after every batch, so that no logits pile up."""
+        super().__init__(write_interval="batch")
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Adds the lines of a batch; the first batch starts the file.
+
+        Args:
+            trainer: The trainer, with a data module.
+            pl_module: The task.
+            prediction: ``index`` (B,), and ``logits`` (B, classes) or ``mask`` (B, H, W).
+            batch_indices: Unused: the prediction says which images it is about.
+            batch: Unused.
+            batch_idx: Position of the batch.
+            dataloader_idx: Unused: there is one loader.
+        """
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        if "mask" in prediction:
+            _write_masks(predictions_path(trainer).parent / MASKS_FOLDER, prediction)
+            return
+        data: Any = getattr(trainer, "datamodule", None)
+        paths = data.split("test").paths
+        confidence, label = prediction["logits"].float().softmax(dim=-1).max(dim=-1)
+        rows = zip(prediction["index"].tolist(), label.tolist(), confidence.tolist(), strict=True)
+        with predictions_path(trainer).open("w" if batch_idx == 0 else "a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if batch_idx == 0:
+                writer.writerow(["index", "path", "predicted", "probability"])
+            writer.writerows([i, paths[i], data.class_names[c], f"{p:.6f}"] for i, c, p in rows)
+
+
+def _write_masks(folder: Path, prediction: Mapping[str, Tensor]) -> None:
+    folder.mkdir(exist_ok=True)
+    for index, mask in zip(prediction["index"].tolist(), prediction["mask"].cpu().numpy(), strict=True):
+        Image.fromarray(mask).save(folder / f"{index:06d}.png")
+
+
+def predictions_path(trainer: L.Trainer) -> Path:
+    """Where the predictions of a process go: the run's folder; each further device has a file of its own.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        The path; its folder exists.
+    """
+    folder = run_folder(trainer) or Path(trainer.default_root_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = Path(PREDICTIONS_FILE)
+    return folder / (name if trainer.is_global_zero else f"{name.stem}_{trainer.global_rank}{name.suffix}")

@@ -13,12 +13,24 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from vpt.backbones import Backbone
 from vpt.data import MaskDataModule
 from vpt.errors import ConfigError, UnknownNameError
+from vpt.metrics.class_masks import restrict
+from vpt.models.classifier import TunedModel
+from vpt.models.delta_file import read_head
+from vpt.models.logistic_regression import choose_l2, fit_logistic
 from vpt.tasks.base import Batch, TuningTask
-from vpt.tasks.groups import restrict
-from vpt.tasks.metrics import MeanPerClass
-from vpt.tuning.heads import read_head
-from vpt.tuning.logistic import choose_l2, fit_logistic
-from vpt.tuning.model import TunedModel
+
+
+class MeanPerClass(MulticlassConfusionMatrix):
+    """Mean accuracy over the classes that occur in the labels.
+
+    torchmetrics' macro average also counts, as 0, a class that was predicted but never occurs.
+    """
+
+    def compute(self) -> Tensor:
+        """The mean of the diagonal over the row sums, in [0, 1]."""
+        matrix = super().compute()
+        total = matrix.sum(dim=1)
+        return (matrix.diagonal() / total)[total > 0].mean()
 
 
 class ClassificationTask(TuningTask):
@@ -163,7 +175,7 @@ class PromptTuning(ClassificationTask):
             num_tokens: Prompts per layer.
             deep: Prompts before every block (VPT-deep) or only before the first (VPT-shallow).
             dropout: Of the prompts, in [0, 1).
-            dropout_mode: What is dropped: see `vpt.tuning.prompts.Prompt`.
+            dropout_mode: What is dropped: see `vpt.deltas.prompt.Prompt`.
             **task: See `ClassificationTask`.
         """
         self._prompt = {
@@ -193,7 +205,7 @@ class LinearProbe(ClassificationTask):
 
         Args:
             solver: ``gradient`` trains with the optimiser; ``lbfgs`` puts the head at the minimum of the regularised
-                cross-entropy over the images of the epoch (`vpt.tuning.logistic`), so that one epoch is enough.
+                cross-entropy over the images of the epoch (`vpt.models.logistic_regression`); one epoch is enough.
             l2: Penalty on the head's weights with ``lbfgs``, positive. Of several, the one whose head is best on the
                 validation images when trained on the training images that are not among them; then the head is fitted
                 to all training images.
@@ -283,7 +295,7 @@ class DeltaTuning(ClassificationTask):
         """Builds the task.
 
         Args:
-            deltas: One dict per delta: its ``name`` in `vpt.tuning.DELTAS` and its arguments.
+            deltas: One dict per delta: its ``name`` in `vpt.deltas.DELTAS` and its arguments.
             **task: See `ClassificationTask`.
         """
         if not deltas:

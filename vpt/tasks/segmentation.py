@@ -16,8 +16,8 @@ from vpt.backbones import Backbone
 from vpt.data import ImageDataModule, MaskDataModule
 from vpt.data.masks import IGNORED
 from vpt.errors import ConfigError
+from vpt.models.segmenter import DenseModel, enlarge
 from vpt.tasks.base import Batch, TuningTask
-from vpt.tuning.dense import DenseModel, enlarge
 
 
 class SegmentationTask(TuningTask):
@@ -47,7 +47,7 @@ class SegmentationTask(TuningTask):
 
         Args:
             deltas: What is tuned on the frozen backbone, as for `DeltaTuning`: one dict per delta, with its ``name`` in
-                `vpt.tuning.DELTAS` and its arguments. None or empty for nothing but the head.
+                `vpt.deltas.DELTAS` and its arguments. None or empty for nothing but the head.
             full: Every parameter of the backbone trains, instead of deltas.
             head: ``linear``, or ``conv``: a 3×3 convolution, GELU, and then the linear layer.
             head_width: Channels between the two layers of ``conv``.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from vpt.data.cards import Card, load_card
-from vpt.data.prepare.parts import MissingOriginalError, Part
-from vpt.data.prepare.splits import Chosen, choose
-from vpt.data.prepare.tasks import TASKS
-from vpt.data.prepare.write import LAST, write_task
+from vpt.data.catalog.cards import Card, load_card
+from vpt.data.prepare.originals import MissingOriginalError, Part
+from vpt.data.prepare.vtab_rules import Chosen, choose
+from vpt.data.prepare.vtab_tasks import TASKS
+from vpt.data.prepare.writer import LAST, write_task
 from vpt.errors import DataError, UnknownNameError
 
 __all__ = ["TASKS", "prepare"]
@@ -61,7 +61,7 @@ def prepare(task: str, source: str | Path, root: str | Path, allow_partial: bool
 def _card(task: str) -> Card:
     card = load_card(task)
     if card is None:
-        raise DataError(f"{task} has no card in vpt/data/cards; reinstall the package.")
+        raise DataError(f"{task} has no card in vpt/data/catalog/cards; reinstall the package.")
     return card
 
 

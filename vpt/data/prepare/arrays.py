@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vpt.data.cards import Card
-from vpt.data.prepare.labels import svhn_digit
-from vpt.data.prepare.parts import Part, damaged, home, load_mat, pixels
+from vpt.data.catalog.cards import Card
+from vpt.data.prepare.originals import Part, damaged, home, load_mat, pixels
+from vpt.data.prepare.vtab_rules import svhn_digit
 from vpt.errors import DataError
 
 _CIFAR_RECORD = 2 + 3 * 32 * 32  # coarse label, fine label, then the red, green and blue plane

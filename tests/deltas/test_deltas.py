@@ -1,0 +1,347 @@
+"""What holds for every delta: it trains, it counts, α = 1 and 0 are exact, and the backbone comes back bit for bit."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.deltas.families import FAMILIES, images, make, relative
+from vpt.backbones.factory import Backbone, create_backbone
+from vpt.deltas import DELTAS, Delta, attach
+from vpt.deltas.adapter import Adapter
+from vpt.deltas.lora import Lora
+from vpt.deltas.prompt_add_pad import PromptAdd, PromptPad
+from vpt.deltas.ssf import ScaleShift
+from vpt.errors import ConfigError, UnknownNameError
+from vpt.models.classifier import TunedModel
+
+SPECS: dict[str, dict[str, Any]] = {
+    "prompt": {"name": "prompt", "num_tokens": 5},
+    "prompt-shallow": {"name": "prompt", "num_tokens": 5, "deep": False},
+    "prompt-projected": {"name": "prompt", "num_tokens": 5, "project": 7, "layers": [0, 2]},
+    "prompt-add": {"name": "prompt_add"},
+    "prompt-add-deep": {"name": "prompt_add", "deep": True},
+    "prompt-pad": {"name": "prompt_pad", "width": 3},
+    "prefix": {"name": "prefix", "num_tokens": 5},
+    "prefix-mlp": {"name": "prefix", "num_tokens": 5, "hidden": 7},
+    "lora": {"name": "lora", "rank": 3, "targets": ["q", "k", "v", "proj", "fc2"]},
+    "adapter": {"name": "adapter", "rank": 3},
+    "houlsby": {"name": "adapter", "rank": 3, "placement": "houlsby"},
+    "adaptformer": {"name": "adapter", "rank": 3, "placement": "parallel", "factor": 0.5},
+    "sidetune": {"name": "sidetune", "width": 3},
+    "ssf": {"name": "ssf"},
+    "mlp-head": {"name": "mlp_head"},
+    "bias": {"name": "bias"},
+    "norm": {"name": "norm"},
+    "partial": {"name": "partial", "blocks": 2},
+    "full": {"name": "full"},
+}
+
+
+def state(backbone: Backbone) -> dict[str, Tensor]:
+    return {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+
+
+def same(backbone: Backbone, before: dict[str, Tensor]) -> bool:
+    after = backbone.state_dict()
+    return list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
+
+
+def train(backbone: Backbone, delta: Delta, steps: int, family: str = "vit") -> dict[str, float]:
+    """Trains a fixed regression; returns the largest gradient of each trained tensor over all steps."""
+    optimizer = torch.optim.Adam(delta.parameters(), lr=1e-2)
+    target = torch.randn(3, backbone.num_features, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    largest: dict[str, float] = {}
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (backbone(images(family)) - target).square().mean().backward()
+        for name, parameter in delta.named_parameters():
+            assert parameter.grad is not None, name
+            largest[name] = max(largest.get(name, 0.0), float(parameter.grad.abs().max()))
+        optimizer.step()
+    return largest
+
+
+# Softmax cancels what is added to all keys alike.
+DEAD = "attn/k_norm/bias"
+
+
+def test_every_delta_is_covered() -> None:
+    assert {str(spec["name"]) for spec in SPECS.values()} | {"linear"} == set(DELTAS)
+
+
+def test_a_linear_probe_trains_nothing_but_the_head_of_any_backbone() -> None:
+    backbone = create_backbone("resnet18", "random")
+    model = TunedModel(backbone, 4, [{"name": "linear"}])
+    assert set(model.trained()) == {"head.weight", "head.bias"}
+    halves = model.constant_part()
+    assert halves is not None
+    x = torch.rand(2, 3, 224, 224)
+    assert torch.equal(halves[1](halves[0](x)), backbone(x))
+
+
+def test_an_mlp_head_is_behind_what_is_constant() -> None:
+    model = TunedModel(make("swin")[0], 4, [{"name": "mlp_head"}])
+    halves = model.constant_part()
+    assert halves is not None
+    before = model.backbone.pooled(images("swin"))
+    assert torch.equal(halves[0](images("swin")), before)
+    assert relative(halves[1](before), before) > 1e-3
+    assert torch.equal(halves[1](before), model.backbone(images("swin")))
+
+
+def test_a_frame_changes_only_the_frame_and_an_added_prompt_only_its_patch() -> None:
+    backbone, _ = make("vit")
+    frame = PromptPad(backbone, width=8)  # of 32 pixels: the inner 2 × 2 of 4 × 4 patches stay
+    nn.init.ones_(frame.rows)
+    nn.init.ones_(frame.columns)
+    assert frame.frame().sum() == 3 * (32**2 - 16**2)
+    assert frame.frame()[:, 8:24, 8:24].abs().sum() == 0
+    added = PromptAdd(backbone)
+    assert isinstance(added.tokens, nn.Parameter)
+    added.tokens.data[0, 5] = 1.0
+    seen: list[Tensor] = []
+    first = backbone.layout.blocks[0]
+    first.register_forward_pre_hook(lambda block, args: seen.append(args[0]))
+    backbone(images())
+    added.attach()
+    backbone(images())
+    assert (seen[1] - seen[0]).abs().sum(dim=(0, 2)).nonzero().flatten().tolist() == [1 + 5]
+
+
+def test_prompts_behind_a_projection_are_stored_as_plain_prompts() -> None:
+    backbone, _ = make("vit")
+    delta = attach(backbone, [{"name": "prompt", "num_tokens": 3, "project": 5}])
+    tuned = backbone(images())
+    specs, tensors = delta.folded()
+    assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {"parts.0.tokens": (3, 3, 24)}
+    delta.detach()
+    attach(backbone, specs).load_state_dict(tensors)
+    assert torch.equal(backbone(images()), tuned)
+
+
+def test_a_second_delta_trains_on_a_frozen_first() -> None:
+    backbone, _ = make("vit")
+    before = state(backbone)
+    first = attach(backbone, [SPECS["prompt"]])
+    train(backbone, first, steps=3)
+    first.requires_grad_(False)
+    kept = {key: tensor.clone() for key, tensor in first.state_dict().items()}
+    tuned = backbone(images())
+    second = attach(backbone, [SPECS["lora"]])
+    assert torch.equal(backbone(images()), tuned)
+    train(backbone, second, steps=5)
+    assert relative(backbone(images()), tuned) > 1e-3
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in first.state_dict().items())
+    second.set_strength(0.0)
+    assert torch.equal(backbone(images()), tuned)
+    first.detach()
+    second.detach()
+    assert same(backbone, before)
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_trained_tensor_gets_a_gradient_and_nothing_frozen_moves(family: str, name: str) -> None:
+    backbone, _ = make(family)
+    before = state(backbone)
+    delta = attach(backbone, [SPECS[name]]).train()
+    largest = train(backbone, delta, steps=2, family=family)
+    top = max(largest.values())
+    for key, gradient in largest.items():
+        if key.endswith(DEAD):
+            assert gradient <= 1e-12 * top, key
+        else:
+            assert gradient > 1e-8 * top, key
+    train(backbone, delta, steps=18, family=family)
+    delta.detach()
+    assert same(backbone, before)
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_strength_moves_from_the_backbone_to_the_tuned_model_exactly(name: str) -> None:
+    backbone, _ = make("qk-norm")
+    bare = backbone(images())
+    delta = attach(backbone, [SPECS[name]]).train()
+    with torch.no_grad():
+        for parameter in delta.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    tuned = backbone(images())
+    assert relative(tuned, bare) > 1e-3
+    delta.set_strength(0.0)
+    assert torch.equal(backbone(images()), bare)
+    delta.set_strength(0.5)
+    half = backbone(images())
+    assert relative(half, bare) > 1e-4
+    assert relative(half, tuned) > 1e-4
+    delta.set_strength(1.0)
+    assert torch.equal(backbone(images()), tuned)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_number_of_parameters_is_that_of_the_formula(name: str) -> None:
+    backbone, _ = make("vit")
+    (part,) = attach(backbone, [SPECS[name]]).parts
+    assert sum(p.numel() for p in part.parameters()) == part.expected_parameters()  # type: ignore[operator]
+    assert DELTAS[SPECS[name]["name"]].taxonomy in ("addition", "specification", "reparameterisation")
+
+
+def test_biases_of_keys_are_dead_and_those_of_queries_and_values_are_not() -> None:
+    backbone, _ = make("vit")
+    delta = attach(backbone, [SPECS["bias"]])
+    backbone(images()).square().sum().backward()
+    gradients = [p.grad for name, p in delta.named_parameters() if name.endswith("qkv/bias")]
+    for gradient in gradients:
+        assert gradient is not None
+        queries, keys, values = (float(third.abs().max()) for third in gradient.chunk(3))
+        assert keys <= 1e-12 * values
+        assert queries > 1e-8 * values
+
+
+def test_golden_numbers_of_parameters() -> None:
+    backbone = create_backbone("vit_base_patch16_224", "random")
+    counts = {}
+    for name in ("prompt", "lora", "bias", "full"):
+        spec = {"prompt": {"num_tokens": 50}, "lora": {"rank": 8}}.get(name, {})
+        delta = attach(backbone, [{"name": name, **spec}])
+        counts[name] = sum(p.numel() for p in delta.parameters())
+        delta.detach()
+    # 12·50·768; 12 blocks · 2 maps · 8·(768+768); ViT-B/16 without head: 85,798,656 (timm's own count).
+    assert counts["prompt"] == 460_800
+    assert counts["lora"] == 294_912
+    assert counts["full"] == 85_798_656
+    # 12 · (2·768 norms + 2304 qkv + 768 proj + 3072 + 768 mlp) + patch embedding 768 + last norm 768.
+    assert counts["bias"] == 12 * (2 * 768 + 2304 + 768 + 3072 + 768) + 2 * 768
+
+
+def test_deltas_compose_and_come_off_in_any_order() -> None:
+    specs = [SPECS["prompt"], SPECS["lora"], SPECS["bias"]]
+    outputs: list[Tensor] = []
+    for order in permutations(range(3)):
+        backbone, _ = make("vit")
+        before = state(backbone)
+        deltas = [attach(backbone, [specs[i]]) for i in order]
+        for i, delta in sorted(zip(order, deltas, strict=True), key=lambda pair: pair[0]):
+            torch.manual_seed(i)
+            for parameter in delta.parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        if not outputs:
+            first = dict(zip(order, deltas, strict=True))
+        else:  # the prompts are drawn at random in each
+            own = dict(zip(order, deltas, strict=True))
+            for i in range(3):
+                own[i].load_state_dict(first[i].state_dict())
+        outputs.append(backbone(images()))
+        for delta in (deltas[1], deltas[0], deltas[2]):
+            delta.detach()
+        assert same(backbone, before)
+    assert all(relative(output, outputs[0]) <= 1e-12 for output in outputs[1:])
+
+
+@pytest.mark.parametrize("name", ["lora", "ssf"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reparameterisations_merge_to_the_same_function_and_unmerge_bit_for_bit(family: str, name: str) -> None:
+    backbone, _ = make(family)
+    before = state(backbone)
+    delta = attach(backbone, [SPECS[name]])
+    train(backbone, delta, steps=3, family=family)
+    apart = backbone(images(family))
+    (part,) = delta.parts
+    assert isinstance(part, Lora | ScaleShift)
+    part.merge()
+    assert not same(backbone, before)
+    assert relative(backbone(images(family)), apart) <= 1e-12
+    delta.set_strength(0.5)
+    merged = backbone(images(family))
+    part.unmerge()
+    assert relative(merged, backbone(images(family))) <= 1e-12
+    delta.detach()
+    assert same(backbone, before)
+
+
+@pytest.mark.parametrize("placement", ["pfeiffer", "houlsby", "parallel"])
+def test_adapters_are_where_their_papers_put_them(placement: str) -> None:
+    backbone, twin = make("layer-scale")
+    spec = {"name": "adapter", "rank": 4, "placement": placement, "factor": 0.5, "activation": "relu"}
+    delta = attach(backbone, [spec])
+    with torch.no_grad():
+        for parameter in delta.parameters():
+            parameter.normal_(std=0.3)
+    (part,) = delta.parts
+
+    def bottleneck(key: str, x: Tensor) -> Tensor:
+        assert isinstance(part, Adapter)
+        up, down = cast("nn.Linear", part.up[key]), cast("nn.Linear", part.down[key])
+        return cast("Tensor", 0.5 * up(down(x).clamp(min=0)))
+
+    model = cast("Any", twin)
+    x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images()))))
+    for index, block in enumerate(model.blocks):
+        a = block.attn(block.norm1(x))
+        x = x + block.ls1(a + bottleneck(f"{index}_attn", a) if placement == "houlsby" else a)
+        z = block.norm2(x)
+        m = block.mlp(z)
+        x = x + block.ls2(m + bottleneck(f"{index}_mlp", z if placement == "parallel" else m))
+    assert relative(backbone(images()), model.norm(x)[:, 0]) <= 1e-12
+
+
+def test_lora_on_one_map_of_the_fused_layer_is_the_layer_with_that_matrix_changed() -> None:
+    backbone, _ = make("vit")
+    delta = attach(backbone, [{"name": "lora", "rank": 2, "scale": 6.0, "targets": ["k"]}])
+    train(backbone, delta, steps=2)
+    ours = backbone(images())
+    other, _ = make("vit")
+    (lora,) = delta.parts
+    assert isinstance(lora, Lora)
+    with torch.no_grad():
+        for index, attention in enumerate(other.layout.attentions):
+            change = 3.0 * lora.up[f"{index}_k"] @ lora.down[f"{index}_k"]
+            attention.qkv.weight[24:48] += change
+    assert relative(other(images()), ours) <= 1e-12
+
+
+def test_a_trained_model_moves_to_another_precision_and_back_off() -> None:
+    backbone, _ = make("vit")
+    delta = attach(backbone, [SPECS["norm"]])
+    model = nn.ModuleList([backbone, delta]).float()
+    delta.detach()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert backbone(images()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("specs", "error", "message"),
+    [
+        (
+            [{"name": "lora", "targets": ["qq"]}],
+            UnknownNameError,
+            r"did you mean 'q'\? Known are q, k, v, proj, fc1, fc2",
+        ),
+        ([{"name": "lora", "targets": []}], ConfigError, "at least one target of q, k, v"),
+        ([{"name": "lora", "rank": 0}], ConfigError, "rank of LoRA must be at least 1"),
+        ([{"name": "adapter", "rank": 0}], ConfigError, "rank of an adapter must be at least 1"),
+        ([{"name": "adapter", "activation": "rely"}], UnknownNameError, "did you mean 'relu'"),
+        ([{"name": "adapter", "placement": "parralel"}], UnknownNameError, "did you mean 'parallel'"),
+        ([{"name": "partial", "blocks": 4}], ConfigError, "has 3 blocks: partial takes 1 to 3, got 4"),
+        ([{"name": "bias"}, {"name": "norm"}], ConfigError, "Two deltas train .*norm1.bias: keep one"),
+        ([{"name": "mlp_head", "layers": 1}], ConfigError, "at least 2 layers, got 1"),
+        ([{"name": "sidetune", "width": 0}], ConfigError, "must be at least 1, got 0"),
+        ([{"name": "prompt_pad", "width": 16}], ConfigError, "does not fit 32 pixels: give 1 to 15"),
+        ([{"name": "prompt_add", "layers": [0, 1]}], ConfigError, "layers needs deep prompts"),
+        ([{"name": "prompt", "num_tokens": 1, "project": 0}], ConfigError, "positive width"),
+        ([{"name": "lorra"}], UnknownNameError, "did you mean 'lora'"),
+    ],
+)
+def test_bad_deltas_are_refused_and_leave_the_backbone_alone(
+    specs: list[dict[str, Any]], error: type[Exception], message: str
+) -> None:
+    backbone, _ = make("vit")
+    before = state(backbone)
+    with pytest.raises(error, match=message):
+        attach(backbone, specs)
+    assert same(backbone, before)

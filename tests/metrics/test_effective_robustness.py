@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vpt.errors import ConfigError, UnknownNameError
+from vpt.metrics.effective_robustness import BASELINES, Line, band, effective_robustness, fit, logit
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def test_robustness_is_a_difference_of_accuracies_in_percentage_points() -> None:
+    # At 60 % the odds are 1.5.
+    expected = sigmoid(0.9232 * math.log(1.5) - 0.4977)
+    found = effective_robustness("imagenet_v2", 0.55, {"imagenet_val": 0.6})
+    assert found == pytest.approx(100 * (0.55 - expected))
+
+
+def test_a_model_of_the_population_lies_near_its_lines() -> None:
+    # vgg16 in robustness_top1s.csv of the ImageNet testbed.
+    references = {
+        "imagenet_val": 0.71592,
+        "imagenet_val_r": 0.8937,
+        "imagenet_val_a": 0.8856,
+        "imagenet_val_objectnet": 0.72448,
+    }
+    shifts = {
+        "imagenet_v2": 0.5851,
+        "imagenet_sketch": 0.17532,
+        "imagenet_r": 0.27873,
+        "imagenet_a": 0.02627,
+        "objectnet": 0.27817,
+    }
+    assert shifts.keys() == BASELINES.keys()
+    for shift, accuracy in shifts.items():
+        assert abs(effective_robustness(shift, accuracy, references)) < 5, shift
+
+
+def test_the_line_of_imagenet_a_has_a_knee() -> None:
+    baseline = BASELINES["imagenet_a"]
+    odds = math.log(0.9 / 0.1)
+    assert baseline.predict(0.9) == pytest.approx(sigmoid(0.6894 * odds - 5.14))
+    odds = math.log(0.95 / 0.05)
+    assert baseline.predict(0.95) == pytest.approx(sigmoid(2.956 * odds - 10.2774))
+    assert baseline.predict(0.9186) == float(baseline.line.predict(0.9186))
+
+
+@pytest.mark.filterwarnings("ignore:Accuracy 0.0 %")
+@pytest.mark.parametrize("shift", BASELINES)
+@pytest.mark.parametrize("accuracy", [0.0, 1.0])
+@pytest.mark.parametrize("reference", [0.0, 1.0])
+def test_accuracies_of_0_and_1_survive(shift: str, accuracy: float, reference: float) -> None:
+    found = effective_robustness(shift, accuracy, {BASELINES[shift].reference: reference})
+    assert found == pytest.approx(100 * (accuracy - reference), abs=1e-4)
+
+
+@pytest.mark.parametrize("shift", ["imagenet_r", "imagenet_a", "objectnet"])
+def test_the_reference_of_the_same_classes_is_required_by_name(shift: str) -> None:
+    with pytest.raises(ConfigError, match=f"compares with accuracy on {BASELINES[shift].reference}, got imagenet_val:"):
+        effective_robustness(shift, 0.5, {"imagenet_val": 0.76})
+
+
+def test_a_set_without_a_population_has_no_effective_robustness() -> None:
+    with pytest.raises(UnknownNameError, match=r"set with a baseline population .* 'caltech101'"):
+        effective_robustness("caltech101", 0.5, {"imagenet_val": 0.76})
+
+
+def test_extrapolation_warns() -> None:
+    with pytest.warns(UserWarning, match=r"55.9 % on imagenet_val is below 56 %.*extrapolated"):
+        effective_robustness("imagenet_v2", 0.4, {"imagenet_val": 0.559})
+
+
+@pytest.mark.parametrize(("accuracy", "reference"), [(55, 0.7), (0.5, 76.1), (float("nan"), 0.7)])
+def test_percentages_are_refused(accuracy: float, reference: float) -> None:
+    with pytest.raises(ConfigError, match="share between 0 and 1"):
+        effective_robustness("imagenet_v2", accuracy, {"imagenet_val": reference})
+
+
+def test_a_logit_axis_ends_at_half_an_image() -> None:
+    np.testing.assert_allclose(logit([0, 0.5, 1], 100), [-math.log(199), 0, math.log(199)])
+
+
+@given(slope=st.floats(0.3, 3), intercept=st.floats(-3, 1), n=st.integers(3, 40))
+def test_points_on_a_line_give_the_line_back(slope: float, intercept: float, n: int) -> None:
+    x = np.linspace(0.56, 0.9, n)
+    y = Line(slope, intercept, n, 1.0).predict(x)
+    found = fit(x, y, 10**9, 10**9)
+    assert (found.slope, found.intercept) == pytest.approx((slope, intercept), abs=1e-6)
+    assert found.n == n
+    assert found.r2 == pytest.approx(1)
+    low, high = band(x, x, y, 10**9, 10**9)
+    np.testing.assert_allclose(low, y, atol=1e-6)
+    np.testing.assert_allclose(high, y, atol=1e-6)
+
+
+def test_the_band_holds_the_line_and_is_narrowest_among_the_models() -> None:
+    generator = np.random.default_rng(0)
+    x = generator.uniform(0.6, 0.85, 80)
+    y = 1 / (1 + np.exp(-(1.1 * np.log(x / (1 - x)) - 2 + 0.2 * generator.normal(size=80))))
+    at = np.array([0.6, 0.73, 0.85])
+    low, high = band(at, x, y, 50_000, 50_000)
+    line = fit(x, y, 50_000, 50_000)
+    assert (line.slope, line.intercept) == pytest.approx((1.1, -2), abs=0.15)
+    assert ((low < line.predict(at)) & (line.predict(at) < high)).all()
+    width = high - low
+    assert width[1] < min(width[0], width[2])
+    np.testing.assert_array_equal(band(at, x, y, 50_000, 50_000), np.stack([low, high]))
+
+
+def test_a_fit_survives_0_and_1_and_refuses_too_few_models() -> None:
+    x, y = np.array([0.6, 0.7, 1.0, 0.8]), np.array([0.0, 0.3, 1.0, 0.4])
+    assert math.isfinite(fit(x, y, 100, 100).intercept)
+    assert np.isfinite(band([0, 0.5, 1], x, y, 100, 100)).all()
+    for reference in ([0.6, 0.7], [0.7, 0.7, 0.7]):
+        with pytest.raises(ConfigError, match="at least three models"):
+            fit(reference, [0.1, 0.2, 0.3][: len(reference)], 100, 100)

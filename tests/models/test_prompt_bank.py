@@ -1,0 +1,74 @@
+"""A bank answers for each image as the model of its task alone would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import vpt
+from vpt.backbones import create_backbone
+from vpt.errors import ConfigError, DeltaFileError, UnknownNameError
+from vpt.models import TunedModel, save_delta
+
+NANO = "vit_nano_patch8_64"
+TASKS: dict[str, tuple[int, list[dict[str, Any]]]] = {
+    "digits": (10, [{"name": "prompt", "num_tokens": 4}]),
+    "pets": (3, [{"name": "prompt", "num_tokens": 7, "log_bias": True}]),
+    "late": (5, [{"name": "prefix", "num_tokens": 2, "layers": [3, 6]}]),
+    "both": (2, [{"name": "prompt", "num_tokens": 1}, {"name": "prefix", "num_tokens": 3, "hidden": 4}]),
+}
+
+
+def save(folder: Path, name: str, classes: int, specs: list[dict[str, Any]], backbone: str = NANO) -> Path:
+    weights = "pretrained" if backbone == NANO else str(folder / "weights.safetensors")
+    model = TunedModel(create_backbone(backbone, weights), classes, specs)
+    with torch.no_grad():
+        for tensor in model.trained().values():
+            tensor.normal_(std=0.5)
+    return save_delta(folder / f"{name}.safetensors", model)
+
+
+@pytest.mark.parametrize("backbone", [NANO, "swin_tiny_patch4_window7_224"])
+def test_a_mixed_batch_equals_the_models_one_by_one(tmp_path: Path, backbone: str) -> None:
+    if backbone != NANO:
+        save_file(create_backbone(backbone, "random").model.state_dict(), tmp_path / "weights.safetensors")
+    files = {name: save(tmp_path, name, *task, backbone) for name, task in TASKS.items()}
+    bank = vpt.PromptBank(files)
+    size = bank.backbone.image_size
+    images = torch.rand(6, 3, size, size)
+    tasks = ["digits", "both", "pets", "digits", "late", "both"]
+    mixed = bank(images, tasks)
+    alone = {name: vpt.load(file) for name, file in files.items()}
+    for image, task, logits in zip(images, tasks, mixed, strict=True):
+        assert logits.shape == (TASKS[task][0],)
+        with torch.no_grad():
+            torch.testing.assert_close(logits, alone[task](image[None])[0], rtol=1e-4, atol=1e-4)
+
+
+def test_bad_banks_are_refused(tmp_path: Path) -> None:
+    digits = save(tmp_path, "digits", *TASKS["digits"])
+    with pytest.raises(ConfigError, match="at least one delta file"):
+        vpt.PromptBank({})
+    with pytest.raises(DeltaFileError, match="No delta file"):
+        vpt.PromptBank({"a": tmp_path / "nothing.safetensors"})
+    lora = save(tmp_path, "lora", 3, [{"name": "lora"}])
+    with pytest.raises(ConfigError, match="mixes deep prompts and prefixes; b has a lora"):
+        vpt.PromptBank({"a": digits, "b": lora})
+    full = tmp_path / "full.safetensors"
+    tuned = TunedModel(create_backbone(NANO, "pretrained"), 3)
+    tuned.backbone.unfreeze()
+    with pytest.raises(ConfigError, match="b trained more: backbone"):
+        vpt.PromptBank({"a": digits, "b": save_delta(full, tuned)})
+    save_file(create_backbone("vit_tiny_patch16_224", "random").model.state_dict(), tmp_path / "weights.safetensors")
+    other = save(tmp_path, "other", *TASKS["digits"], "vit_tiny_patch16_224")
+    with pytest.raises(ConfigError, match="one backbone: a was trained with name vit_nano"):
+        vpt.PromptBank({"a": digits, "b": other})
+    bank = vpt.PromptBank({"digits": digits})
+    with pytest.raises(UnknownNameError, match="did you mean 'digits'"):
+        bank(torch.rand(1, 3, 64, 64), ["digit"])
+    with pytest.raises(ConfigError, match="2 images were given with 1 tasks"):
+        bank(torch.rand(2, 3, 64, 64), ["digits"])

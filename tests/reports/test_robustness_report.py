@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.robustness.fakes import PROMPTS, task, write_delta
+from vpt.cli import main
+from vpt.data import ImageDataModule
+from vpt.errors import ConfigError, DataError
+from vpt.metrics.calibration import temperature
+from vpt.metrics.summary import summary
+from vpt.models import TunedModel
+from vpt.reports.page import page, write_report
+from vpt.reports.robustness_tables import tables
+from vpt.reports.robustness_values import effective_row, matched_accuracy, model_names, report
+from vpt.robustness import run
+from vpt.robustness.evaluation import records
+from vpt.robustness.evaluation.paired_difference import difference
+from vpt.robustness.interpolation.alpha_curve import accuracy_curve
+
+NAMES = ("gate", "head", "half")
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gate, a head, and the head once more in half precision; one evaluation of fewer images, one of other data."""
+    root = tmp_path_factory.mktemp("report")
+    probe, other = (write_delta(root / f"{seed}.safetensors", (), seed) for seed in (1, 2))
+    prompts = write_delta(root / "prompts.safetensors", PROMPTS)
+    options: dict[str, Any] = {"alphas": (0.0, 0.5, 1.0), "severities": (1, 3), "anchor": probe}
+    options |= {"corruptions": ("contrast", "pixelate")}
+    for name, delta, changes in (
+        ("gate", prompts, {}),
+        ("head", other, {}),
+        ("half", other, {"half": True}),
+        ("fewer", other, {"max_images": 4, "severities": ()}),
+    ):
+        run(delta, task(), out=root / name, **options | changes)
+    run(other, task(shift=None), out=root / "elsewhere", **options)
+    return root
+
+
+@pytest.fixture(scope="session")
+def written(root: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TunedModel, "forward", None)  # nothing is classified again
+        folders = [str(root / name) for name in NAMES]
+        assert main(["robustness", "report", *folders, "--out", str(root / "out")]) == 0
+    return root / "out"
+
+
+@pytest.fixture(scope="session")
+def values(written: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((written / "report.json").read_text(encoding="utf-8"))
+    return content
+
+
+class Page(HTMLParser):
+    """What a page refers to, its images, and the cells of its tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self._open = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.references += [str(value) for key, value in attrs if key in ("src", "href", "srcset", "data", "action")]
+        self._open = tag in ("td", "th")
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif self._open:
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = self._open and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.tables[-1][-1][-1] += data
+
+
+def test_the_page_needs_nothing_beside_itself(written: Path) -> None:
+    text = (written / "report.html").read_text(encoding="utf-8")
+    found = Page(text).references
+    assert len(found) == 4  # scatter, curves, reliability, heat map
+    for reference in found:
+        kind, data = reference.split(",")
+        assert kind == "data:image/png;base64"
+        image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+        image.load()
+        assert np.ptp(np.asarray(image.convert("L"))) > 200
+    rest = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text).lower()
+    assert not re.search(r"https?:|url\(|@import|<script|<link|<iframe|//", rest)
+
+
+def cells(values: dict[str, Any]) -> list[list[list[str]]]:
+    return [[list(table.columns), *map(list, table.rows)] for table in tables(values)]
+
+
+def test_the_cells_of_page_and_markdown_are_those_of_the_json(written: Path, values: dict[str, Any]) -> None:
+    assert Page((written / "report.html").read_text(encoding="utf-8")).tables == cells(values)
+    lines = (written / "report.md").read_text(encoding="utf-8").splitlines()
+    rows = [line[2:-2].split(" | ") for line in lines if line.startswith("| ") and not line.startswith("| ---")]
+    assert rows == [row for table in cells(values) for row in table]
+
+
+def test_cells_are_the_numbers_of_the_json(values: dict[str, Any]) -> None:
+    first, scores, _, differences, _ = tables(values)
+    lines = {(line["set"], line["model"]): line for line in values["headline"]}
+    assert len(first.rows) == len(lines)
+    for name, model, _, n, *found in first.rows:
+        line = lines[name, model]
+        assert int(n) == line["n"]
+        for cell, key in zip(found, ("zero", "fixed", "chosen_on_val", "tuned", "oracle"), strict=True):
+            keys = ("top1", "low", "high")
+            expected = [line[key][k] for k in keys if line[key][k] is not None] if line[key] else []
+            numbers = [float(number) for number in re.findall(r"[\d.]+", cell.split("(")[0])]
+            assert numbers == pytest.approx([100 * number for number in expected], abs=0.0501)
+    rows = {(row["set"], row["model"], row["alpha"]): row for row in values["rows"]}
+    for name, model, alpha, *found in scores.rows:
+        row = rows[name, model, float(alpha)]
+        assert float(found[scores.columns.index("NLL") - 3]) == pytest.approx(row["nll"], abs=5e-4)
+        assert float(found[scores.columns.index("ECE") - 3]) == pytest.approx(row["ece"], abs=5e-4)
+    assert len(differences.rows) == len(values["differences"])
+
+
+def test_rows_are_scores_of_records(root: Path, values: dict[str, Any]) -> None:
+    assert len(values["rows"]) == 3 * 7 * 3  # val, clean, art and four corrupted sets
+    record, val = (records.read(root / "gate" / "records" / f"{name}-alpha-0.5.parquet") for name in ("art", "val"))
+    row = next(r for r in values["rows"] if (r["model"], r["set"], r["alpha"]) == ("gate", "art", 0.5))
+    expected = summary(record.logits, record.label, temperature(val.logits, val.label))
+    assert {key: row[key] for key in expected if key not in ("n", "worst_group")} == {
+        key: value for key, value in expected.items() if key not in ("n", "worst_group")
+    }
+    assert row["protocol"]["delta_sha256"] == record.protocol["delta"]["sha256"]
+    assert str(root) not in json.dumps(values)
+
+
+def test_means_are_over_severities_and_then_over_all(values: dict[str, Any]) -> None:
+    own = [row for row in values["rows"] if row["model"] == "head" and row["severity"] and row["alpha"] == 1.0]
+    found = {row["set"]: row for row in values["averages"] if row["model"] == "head" and row["alpha"] == 1.0}
+    assert len(found) == 3
+    contrast = [row["nll"] for row in own if row["kind"] == "contrast"]
+    assert found["contrast (mean of severities 1, 3)"]["nll"] == pytest.approx(np.mean(contrast))
+    assert found["mean of corruptions"]["top1"] == pytest.approx(np.mean([row["top1"] for row in own]))
+
+
+def test_the_oracle_is_best_and_no_validation_line_has_one(values: dict[str, Any]) -> None:
+    for line in values["headline"]:
+        if line["set"] == "val":
+            assert line["oracle"] is None
+        else:
+            assert line["oracle"]["top1"] >= max(line[key]["top1"] for key in ("zero", "fixed", "tuned"))
+
+
+def test_models_are_compared_on_the_same_images(root: Path, values: dict[str, Any]) -> None:
+    one, two = (records.read(root / name / "records" / "clean-alpha-1.0.parquet") for name in ("gate", "head"))
+    found = {(row["first"], row["second"], row["set"], row["alpha"]): row for row in values["differences"]}
+    assert len(found) == 3 * 2 * 2  # pairs, sets, α
+    row, expected = found["gate", "head", "clean", 1.0], difference(one, two)
+    assert (row["value"], row["low"], row["high"]) == (expected.value, expected.low, expected.high)
+
+
+def test_a_head_has_an_exact_curve_unless_its_records_are_reduced(root: Path, values: dict[str, Any]) -> None:
+    assert {(curve["model"], curve["set"]) for curve in values["curves"]} == {("head", "clean"), ("head", "art")}
+    start, end = (records.read(root / "head" / "records" / f"art-alpha-{alpha}.parquet") for alpha in (0.0, 1.0))
+    exact = accuracy_curve(start.logits, end.logits, end.label)
+    curve = next(curve for curve in values["curves"] if curve["set"] == "art")
+    assert curve["top1"] == exact.accuracy(curve["alpha"]).tolist()
+    half = values["models"][2]
+    assert "too coarse for exact intervals" in half["why_no_exact_curve"]
+    assert all(("float16" in row["marks"]) == (row["model"] == "half") for row in values["rows"])
+    assert any("too coarse" in note for note in [page(values)])
+
+
+def test_other_numbers_of_images_are_marked_and_not_compared(root: Path) -> None:
+    values = report([root / "head", root / "fewer"])
+    marks = {(row["model"], row["set"]): row["marks"] for row in values["rows"]}
+    assert marks["fewer", "clean"] == ["4 of 10 drawn", "n differs"]
+    assert marks["head", "clean"] == ["n differs"]
+    assert not values["differences"]
+    assert "hold different images" in values["not_compared"][0]
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        (("gate", "elsewhere"), ConfigError, "other lists of images: report them apart"),
+        (("gate", "gate"), ConfigError, "named twice"),
+        (("nowhere",), DataError, "holds no evaluation"),
+    ],
+)
+def test_what_cannot_be_reported_together_is_refused(
+    names: Sequence[str], error: type[Exception], message: str, root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        write_report([root / name for name in names], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def copied(folder: Path, out: Path) -> Path:
+    (out / "records").mkdir(parents=True)
+    for path in (folder / "robustness.json", *(folder / "records").iterdir()):
+        (out / path.relative_to(folder)).write_bytes(path.read_bytes())
+    return out
+
+
+def test_missing_unfinished_and_strange_records_are_refused(root: Path, tmp_path: Path) -> None:
+    folder = copied(root / "gate", tmp_path / "copy")
+    path = folder / "records" / "art-alpha-0.5.parquet"
+    record = records.read(path)
+    path.unlink()
+    with pytest.raises(DataError, match=r"lacks records/art-alpha-0\.5\.parquet"):
+        report([folder])
+    part = {key: getattr(record, key)[:2] for key in ("index", "label", "logits")}
+    records.write(path, replace(record, **part, complete=False))
+    with pytest.raises(DataError, match="unfinished, 2 of 5 images"):
+        report([folder])
+    records.write(path, replace(record, protocol={**record.protocol, "delta": {"sha256": "0" * 64, "specs": []}}))
+    with pytest.raises(DataError, match="belongs to another evaluation"):
+        report([folder])
+
+
+class Masked(ImageDataModule):
+    """Data whose shift has two of the three classes, one of two columns."""
+
+    def groups(self, name: str) -> list[tuple[int, ...]] | None:
+        return [(0, 2), (1,)] if name == "art" else None
+
+
+def test_a_mask_counts_in_every_score(root: Path, tmp_path: Path) -> None:
+    data = task()
+    shift = data._splits["art"]
+    object.__setattr__(shift, "labels", shift.labels % 2)
+    masked = Masked("fake", data.class_names, data._splits, "square", 64, 4, 0, 0, "none", None)
+    options: dict[str, Any] = {"alphas": (0.0, 1.0), "severities": (), "anchor": root / "1.safetensors"}
+    run(root / "2.safetensors", masked, out=tmp_path / "masked", **options)
+    values = report([tmp_path / "masked"])
+    record = records.read(tmp_path / "masked" / "records" / "art-alpha-1.0.parquet")
+    merged = np.stack([record.logits[:, [0, 2]].max(axis=1), record.logits[:, 1]], axis=1)
+    row = next(row for row in values["rows"] if (row["set"], row["alpha"]) == ("art", 1.0))
+    assert row["top1"] == record.accuracy
+    assert row["nll"] == summary(merged, record.label)["nll"]
+    assert row["protocol"]["mask"]["classes"] == 2
+    assert "class mask" in row["marks"]
+    assert values["curves"][1]["top1"][-1] == record.accuracy
+
+
+def test_effective_robustness_compares_with_the_matched_classes() -> None:
+    logits = np.array([[3, 0, 9], [0, 1, 9], [0, 0, 9], [1, 0, 0]], dtype=np.float32)
+    protocol = {"groups": None}
+    record = records.Record(np.arange(4), np.array([0, 0, 2, 1]), logits, protocol, True)
+    assert matched_accuracy(record, None) == 1 / 4
+    assert matched_accuracy(record, [[0], [1]]) == 1 / 3
+    assert matched_accuracy(record, [[0, 2], [1]]) == 3 / 4
+    row = effective_row("clip", "imagenet_sketch", 0.0, 0.42, 0.634)
+    assert row["points"] > 20
+    assert not row["extrapolated"]
+    assert effective_row("weak", "imagenet_sketch", 0.0, 0.1, 0.3)["extrapolated"]
+
+
+def test_models_are_named_by_what_tells_them_apart() -> None:
+    folders = [Path(f"/runs/task/{name}/version_0/robustness") for name in ("linear", "deep")]
+    assert model_names(folders) == ["linear", "deep"]
+    assert model_names(folders[:1]) == ["linear"]
+    assert model_names([Path("/a/x/0"), Path("/a/x")]) == ["x/0", "x"]
+
+
+def test_names_are_escaped(values: dict[str, Any]) -> None:
+    strange = json.loads(json.dumps(values).replace('"gate"', '"<b>|&"'))
+    assert Page(page(strange)).tables == cells(strange)

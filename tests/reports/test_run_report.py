@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import csv as csvfile
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vpt.data.catalog.cards import card_names, load_card
+from vpt.errors import ConfigError
+from vpt.experiments.engine import serially
+from vpt.experiments.trial import Config, Trial, merged
+from vpt.reports.run_tables import csv, latex, markdown, notes, tables
+from vpt.reports.run_values import GROUPS, report
+
+VTAB = [name for name in card_names() if (card := load_card(name)) is not None and card.suite == "vtab"]
+
+
+def run(folder: Path, task: str, accuracy: float, seed: int = 1, **changes: Any) -> Path:
+    """A run's record as `RunRecord` writes it."""
+    data = {
+        "name": task,
+        "preset": "vpt",
+        "image_size": 224,
+        "complete": True,
+        "subset": None,
+        "counts": {"train": 1000, "test": 500},
+        "lists": {"test": "test"},
+        "fingerprint": "f",
+    } | changes.pop("data", {})
+    record = {
+        "task": "PromptTuning",
+        "hyperparameters": {"deep": True, "base_lr": 0.1, "num_tokens": 10},
+        "seed": seed,
+        "max_epochs": 100,
+        "epochs": 100,
+        "seconds": 10.0,
+        "epoch_rule": "last",
+        "data": data,
+        "backbone": {"weights_id": "vit", "fingerprint": "b"},
+        "parameters": {"trainable": 10, "total": 100},
+        "metrics": {"test/acc": accuracy},
+    } | changes
+    path = folder / f"{task}-{seed}-{len(list(folder.glob('*')))}"
+    path.mkdir(parents=True)
+    (path / "run.json").write_text(json.dumps(record))
+    return path
+
+
+def test_both_means_of_vtab_by_hand(tmp_path: Path) -> None:
+    assert len(VTAB) == 19
+    groups = {"natural": 0.8, "specialized": 0.6, "structured": 0.4}
+    for task in VTAB:
+        card = load_card(task)
+        assert card is not None
+        run(tmp_path, task, groups[card.group])
+    (method,) = report([tmp_path])["methods"]
+    assert method["means"]["mean of 3 groups"] == pytest.approx((0.8 + 0.6 + 0.4) / 3)
+    assert method["means"]["mean of 19 tasks"] == pytest.approx((7 * 0.8 + 4 * 0.6 + 8 * 0.4) / 19)
+    assert {name: method["means"][name] for name in GROUPS} == pytest.approx(groups)
+
+
+def test_a_single_task_has_no_mean_and_what_lightning_adds_is_no_option(tmp_path: Path) -> None:
+    run(tmp_path, "a", 0.5, 1)
+    told = {"deep": True, "base_lr": 0.1, "num_tokens": 10, "_class_path": "vpt.PromptTuning", "_instantiator": "x"}
+    run(tmp_path, "a", 0.7, 2, hyperparameters=told)
+    (method,) = report([tmp_path])["methods"]
+    assert method["means"] == {}
+    assert method["numbers"]["a"]["seeds"] == [1, 2]
+
+
+def test_fewer_tasks_have_no_mean_of_vtab(tmp_path: Path) -> None:
+    run(tmp_path, VTAB[0], 0.5)
+    run(tmp_path, VTAB[1], 0.7)
+    (method,) = report([tmp_path])["methods"]
+    assert method["means"] == {"mean of 2 tasks": pytest.approx(0.6)}
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"data": {"preset": "timm"}}, "preset"),
+        ({"data": {"complete": False}}, "partial data"),
+        ({"data": {"image_size": 64}}, "image size"),
+        ({"data": {"counts": {"train": 800, "test": 500}}}, "trained on"),
+        ({"read": {"train": 1000, "test": 20}}, "partial data"),
+        ({"read": {"train": 20}}, "partial data"),
+        ({"epoch_rule": "best"}, "epoch rule"),
+    ],
+)
+def test_what_differs_in_its_protocol_is_not_averaged_unless_told(
+    tmp_path: Path, change: dict[str, Any], what: str
+) -> None:
+    run(tmp_path, "a", 0.5)
+    run(tmp_path, "b", 0.7, **change)
+    (method,) = report([tmp_path])["methods"]
+    assert method["means"] == {}
+    assert method["no_means"] == f"its tasks differ in {what}"
+    (method,) = report([tmp_path], mixed=True)["methods"]
+    assert method["means"] == {"mean of 2 tasks": pytest.approx(0.6)}
+    assert method["mixed"] == [what]
+    text = markdown(report([tmp_path], mixed=True))
+    assert f"mixes {what}" in text
+    assert ("Partial data, by missing images or limited batches: b." in text) == (what == "partial data")
+
+
+def test_methods_without_a_mean_for_the_same_reason_share_a_sentence(tmp_path: Path) -> None:
+    for deep in (True, False):
+        run(tmp_path, "a", 0.5, hyperparameters={"deep": deep})
+        run(tmp_path, "b", 0.7, hyperparameters={"deep": deep}, data={"preset": "timm"})
+    said = [line for line in notes(report([tmp_path])) if line.startswith("No mean of")]
+    assert said == ["No mean of vpt_deep, vpt_shallow on vit: its tasks differ in preset (--mixed averages anyway)."]
+
+
+def test_seeds_are_averaged_and_other_options_stay_apart(tmp_path: Path) -> None:
+    for seed, accuracy in ((1, 0.5), (2, 0.6), (3, 0.7)):
+        run(tmp_path, "a", accuracy, seed)
+    run(tmp_path, "a", 0.9, 1, hyperparameters={"deep": True, "base_lr": 0.2, "num_tokens": 10})
+    methods = {row["method"]: row["numbers"]["a"] for row in report([tmp_path])["methods"]}
+    assert set(methods) == {"vpt_deep (base_lr 0.1)", "vpt_deep (base_lr 0.2)"}
+    number = methods["vpt_deep (base_lr 0.1)"]
+    assert (number["mean"], number["std"]) == (pytest.approx(0.6), pytest.approx(0.1))
+    assert number["seeds"] == [1, 2, 3]
+    assert methods["vpt_deep (base_lr 0.2)"]["std"] is None
+
+
+def test_the_same_run_twice_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, "a", 0.5)
+    run(tmp_path, "a", 0.5)
+    with pytest.raises(ConfigError, match="are the same run with the same seed"):
+        report([tmp_path])
+
+
+def test_nothing_tested_and_a_damaged_record_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No tested run below"):
+        report([tmp_path])
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match="is not the record of a run"):
+        report([tmp_path])
+
+
+def test_published_numbers_stand_beside_with_their_source(tmp_path: Path) -> None:
+    run(tmp_path, "caltech101", 0.9)
+    values = report([tmp_path])
+    card = load_card("caltech101")
+    assert card is not None
+    assert [row["accuracy"] for row in values["published"]] == [row["accuracy"] for row in card.published]
+    assert "V-PETL Bench README" in markdown(values)
+
+
+def test_ranks_share_ties(tmp_path: Path) -> None:
+    for task in ("a", "b"):
+        run(tmp_path, task, 0.5, hyperparameters={"deep": True})
+        run(tmp_path, task, 0.5 if task == "a" else 0.7, hyperparameters={"deep": False})
+    ranks = {row["method"]: row["ranks"] for row in report([tmp_path])["ranks"]}
+    assert ranks == {"vpt_deep": [1.5, 2.0], "vpt_shallow": [1.5, 1.0]}
+
+
+def test_real_runs_give_agreement_and_curves_and_every_form(config: Config, root: Path) -> None:
+    probe = {"class_path": "vpt.tasks.LinearProbe", "init_args": {"backbone": "vit_nano_patch8_64", "base_lr": 0.1}}
+    serially([Trial("deep", config, test=True), Trial("linear", config | {"model": probe}, test=True)], root)
+    values = report([root])
+    (pair,) = values["agreement"]
+    assert pair["n"] == 16
+    assert {pair["first"], pair["second"]} == {"vpt_deep", "linear"}
+    assert all(0 <= share <= 1 for share in (pair["agreement"], pair["ensemble"], *pair["accuracies"]))
+    stored = [json.loads((root / name / "run.json").read_text())["metrics"]["test/acc"] for name in ("deep", "linear")]
+    assert pair["accuracies"] == pytest.approx(stored)
+    assert {row["curve"] for row in values["curves"]} == {"validation top-1"}
+    rows = list(csvfile.DictReader(io.StringIO(csv(values))))
+    assert [float(row["mean"]) for row in rows] == pytest.approx(stored)
+    assert r"\toprule" in latex(values)
+    assert "vpt\\_deep" in latex(values)
+    text = markdown(values)
+    for table in tables(values):
+        assert f"## {table.title}" in text
+        assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_a_backbone_that_all_share_is_said_once(tmp_path: Path) -> None:
+    run(tmp_path, "a_b", 0.5, 1)
+    run(tmp_path, "a_b", 0.6, 2)
+    values = report([tmp_path])
+    assert tables(values)[0].columns == ["method", "trained", "epochs", "seeds", "a_b"]
+    assert "All on vit." in markdown(values)
+    assert r"vpt\_deep & 10 & 100 & 2 & 55.0 $\pm$ 7.1 \\" in latex(values)
+    run(tmp_path, "a_b", 0.5, 1, backbone={"weights_id": "swin", "fingerprint": "c"})
+    assert tables(report([tmp_path]))[0].columns == ["backbone", "method", "trained", "epochs", "seeds", "a_b"]
+
+
+def test_two_presets_of_one_method_are_two_rows(config: Config, root: Path) -> None:
+    presets = [Trial(name, merged(config, {"data.preset": name}), test=True) for name in ("square", "vpt")]
+    serially(presets, root)
+    assert {row["method"] for row in report([root])["methods"]} == {"vpt_deep (preset square)", "vpt_deep (preset vpt)"}

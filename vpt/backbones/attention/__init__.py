@@ -1,0 +1,1 @@
+"""Attention of timm's blocks, opened to extra keys and values, travelling prompts and recording."""

@@ -1,0 +1,242 @@
+"""Attention that accepts extra keys and values.
+
+A deep visual prompt acts on the image only through the keys and values it contributes (DESIGN decision 1), so opening
+timm's attention to extra keys and values is all that deep prompts need. The families
+are in `vpt.backbones.attention.families`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AttentionEdit(Protocol):
+    """What a delta does to the keys and values of one attention module."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it changes anything now; where no edit does, timm's own code runs."""
+
+    def __call__(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Changes keys and values.
+
+        Args:
+            attention: The module that calls, so that a delta can use its projections.
+            keys: (B, heads, K, head_dim); B counts images times windows.
+            values: (B, heads, K, head_dim).
+
+        Returns:
+            Keys and values with any extra ones appended behind the given ones, and a bias to add to the attention
+            logits, broadcastable to (B, heads, queries, keys after the edit), or None for no bias.
+        """
+
+    def complete(self, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        """Called when all edits have been made, for what asks the same keys beside the sequence.
+
+        Args:
+            attention: The module that calls.
+            keys: All of them, (B, heads, K, head_dim).
+            values: Likewise.
+            bias: The sum of all edits' biases, broadcastable to (B, heads, queries, K), or None.
+        """
+
+
+Parts = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Queries, keys, values of (B, heads, N, head_dim), and a bias on the logits, (1 or B, heads, N, N) or None."""
+
+
+class OpenAttention(nn.Module):
+    """An attention module with a list of edits to its keys and values, and with optional trimming of its queries.
+
+    Attributes:
+        edits: Applied in order; where none is active (and nothing is trimmed) timm's own code runs.
+        num_queries: Only the first so many tokens ask; None lets all of them.
+        windows: How many consecutive rows of a batch belong to one image.
+        fusible: Whether timm would call PyTorch's fused attention.
+    """
+
+    edits: list[AttentionEdit]
+    num_queries: int | None
+    windows: int
+    fusible: bool
+    sdpa_scale: float | None = None  # of the logits; None for 1/√head_dim
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Timm's own attributes, which are untyped."""
+
+    @property
+    def fused_attn(self) -> bool:
+        """Whether timm's own code calls PyTorch's fused attention: where timm wants it and it is not slow."""
+        return self.fusible and not self._fused_is_slow()
+
+    @fused_attn.setter
+    def fused_attn(self, fused: bool) -> None:
+        self.fusible = fused
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Projects tokens without regard to their positions.
+
+        Args:
+            x: Tokens as the block hands them over, (B, N, dim).
+
+        Returns:
+            Queries, keys and values of shape (B, heads, N, head_dim), query and key norms applied.
+        """
+        raise NotImplementedError
+
+    def prepare(self, x: Tensor, *args: Any, **kwargs: Any) -> Parts:
+        """Projects the sequence and gives it its positions.
+
+        Args:
+            x: Tokens as the block hands them over, (B, N, dim).
+            *args: What timm's `forward` takes besides.
+            **kwargs: Likewise.
+
+        Returns:
+            Queries, keys, values and the bias on the logits.
+        """
+        raise NotImplementedError
+
+    def finish(self, x: Tensor, out: Tensor) -> Tensor:
+        """Projects what the heads have gathered.
+
+        Args:
+            x: Tokens that ask, (B, n, dim).
+            out: Heads side by side, (B, n, heads · head_dim).
+
+        Returns:
+            (B, n, dim).
+        """
+        return cast("Tensor", self.proj_drop(self.proj(out)))
+
+    def key_shape(self) -> tuple[int, int]:
+        """The heads that have keys of their own, and the channels of a head."""
+        heads = int(self.num_heads)
+        return int(getattr(self, "num_kv_heads", heads)), int(self.proj.in_features) // heads
+
+    def edited(self, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Runs all active edits.
+
+        Args:
+            keys: (B, heads, N, head_dim).
+            values: (B, heads, N, head_dim).
+            bias: Of the sequence, (1 or B, heads, N, N) or None.
+
+        Returns:
+            Keys, values (B, heads, N + extra, head_dim) and the summed bias, 0 for extra keys unless an edit says so.
+        """
+        active = [edit for edit in self.edits if edit.active]
+        changes: Tensor | None = None
+        for edit in active:
+            keys, values, change = edit(self, keys, values)
+            changes = _sum(changes, change, keys.shape[2])
+        for edit in active:
+            edit.complete(self, keys, values, changes)
+        return keys, values, _sum(bias, changes, keys.shape[2])
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Attends from the tokens to the tokens and the extra keys.
+
+        Args:
+            x: Tokens as the block hands them over, (B, N, dim).
+            *args: What timm's `forward` takes besides.
+            **kwargs: Likewise.
+
+        Returns:
+            (B, num_queries or N, dim).
+
+        Raises:
+            UnsupportedBackboneError: A mask of the user is given together with edits.
+        """
+        if self.num_queries is None and not any(edit.active for edit in self.edits):
+            return cast("Tensor", super().forward(x, *args, **kwargs))  # timm's, next in line
+        q, k, v, bias = self.prepare(x, *args, **kwargs)
+        k, v, bias = self.edited(k, v, bias)
+        q = q[:, :, : self.num_queries]
+        if bias is not None and bias.shape[2] > 1:
+            bias = bias[:, :, : self.num_queries]
+        if torch.is_grad_enabled():
+            q = q.contiguous()  # a view would keep the projection of all tokens, keys and values too, for the backward
+        out = self.attend(q, k, v, bias)
+        return self.finish(x[:, : self.num_queries], out.transpose(1, 2).flatten(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """Softmax attention.
+
+        Args:
+            q: (B, heads, n, head_dim).
+            k: (B, heads or groups of heads, K, head_dim).
+            v: Like k.
+            bias: Broadcastable to (B, heads, n, K), or None.
+
+        Returns:
+            (B, heads, n, head_dim).
+        """
+        dropout = self.attn_drop.p if self.training else 0.0
+        if self._fused_is_slow():
+            return F.dropout(self.shares(q, k, bias), dropout) @ _per_head(q, v)
+        k, v = _per_head(q, k), _per_head(q, v)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.sdpa_scale)
+
+    def weights(self, num_queries: int | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The attention weights, computed in the open beside the fused path.
+
+        Args:
+            num_queries: Only for the first so many tokens; None for all.
+            x: Tokens as the block hands them over, (B, N, dim).
+            *args: What timm's `forward` takes besides.
+            **kwargs: Likewise.
+
+        Returns:
+            (B, heads, queries, N + extra), rows sum to 1. Keys of the sequence come first, extra keys last.
+        """
+        q, k, v, bias = self.prepare(x, *args, **kwargs)
+        k, _, bias = self.edited(k, v, bias)
+        if bias is not None and bias.shape[2] > 1:
+            bias = bias[:, :, :num_queries]
+        return self.shares(q[:, :, :num_queries], k, bias)
+
+    def shares(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+        """The weights that `attend` multiplies the values with.
+
+        Args:
+            q: (B, heads, n, head_dim).
+            k: (B, heads or groups of heads, K, head_dim).
+            bias: Broadcastable to (B, heads, n, K), or None.
+
+        Returns:
+            (B, heads, n, K), rows sum to 1.
+        """
+        scale = q.shape[-1] ** -0.5 if self.sdpa_scale is None else self.sdpa_scale
+        logits = (q * scale) @ _per_head(q, k).transpose(-2, -1)
+        return (logits if bias is None else logits + bias).softmax(dim=-1)
+
+    def _fused_is_slow(self) -> bool:
+        """In bfloat16 on a CPU, where a step with products errs no more (`python -m benchmarks.attention`)."""
+        weight = self.proj.weight
+        mixed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+        return bool(weight.device.type == "cpu" and mixed == torch.bfloat16)
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, 3 · heads · head_dim) as queries, keys and values of (B, heads, N, head_dim)."""
+        batch, tokens, _ = qkv.shape
+        q, k, v = qkv.reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+
+def _sum(one: Tensor | None, other: Tensor | None, columns: int) -> Tensor | None:
+    """Adds two biases on the logits; either may be missing or end before the last columns."""
+    given = [F.pad(bias, (0, columns - bias.shape[3])) for bias in (one, other) if bias is not None]
+    return None if not given else sum(given[1:], start=given[0])
+
+
+def _per_head(q: Tensor, k: Tensor) -> Tensor:
+    """Repeats the keys or values of a group of heads for each of its heads."""
+    groups = q.shape[1] // k.shape[1]
+    return k if groups == 1 else k.repeat_interleave(groups, dim=1)

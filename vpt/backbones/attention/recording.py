@@ -1,0 +1,181 @@
+"""Attention that is looked at: what each attention module was given, and from it the exact weights, beside the model.
+
+Nothing in the model changes: a hook keeps the arguments of timm's own call, and the weights are computed from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpt.backbones.attention.base import OpenAttention
+from vpt.backbones.attention.windows import Places, window_places
+from vpt.backbones.factory import Backbone
+from vpt.backbones.token_layout import TokenLayout
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """One call of one attention module; a row is an image, or in Swin a window of one.
+
+    Keys are in the order [prefix tokens, shallow prompts, patches, extra keys]; queries likewise without extra keys.
+
+    Attributes:
+        attention: The module.
+        places: Where its patches lie.
+        num_prefix: Class, distillation and register tokens.
+        args: What it was called with.
+        kwargs: Likewise.
+    """
+
+    attention: OpenAttention
+    places: Places
+    num_prefix: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the sequence, which are also keys."""
+        return int(self.args[0].shape[1])
+
+    @property
+    def first_patch(self) -> int:
+        """The first token that is a patch; between it and the prefix lie shallow prompts."""
+        return self.tokens - self.places.area
+
+    @torch.no_grad()
+    def weights(self, num_queries: int | None = None) -> Tensor:
+        """The attention weights.
+
+        Args:
+            num_queries: Only of the first so many tokens; None for all.
+
+        Returns:
+            (rows, heads, queries, tokens + extra keys); over the last dimension they sum to 1.
+        """
+        return self.attention.weights(num_queries, *self.args, **self.kwargs)
+
+    @torch.no_grad()
+    def weights_of(self, queries: Tensor) -> Tensor:
+        """The weights of what asks from outside the sequence: neither a position bias nor a shift mask holds for it.
+
+        Args:
+            queries: (1 or B, heads, n, head_dim).
+
+        Returns:
+            (rows, heads, n, tokens + extra keys).
+        """
+        _, keys, values, _ = self.attention.prepare(*self.args, **self.kwargs)
+        keys, _, bias = self.attention.edited(keys, values, None)
+        if queries.shape[0] > 1:
+            queries = queries.repeat_interleave(self.places.windows, dim=0)
+        return self.attention.shares(queries, keys, bias)
+
+
+@contextmanager
+def recording(backbone: Backbone) -> Iterator[list[AttentionCall]]:
+    """Keeps every call of the blocks' attention while it is open.
+
+    Args:
+        backbone: With or without deltas.
+
+    Yields:
+        A list that grows by a call a block, first to last, with each forward pass.
+
+    Raises:
+        UnsupportedBackboneError: The backbone's attention cannot be read.
+    """
+    layout, calls = backbone.layout, list[AttentionCall]()
+    hooks = [
+        attention.register_forward_pre_hook(_keep(calls, _places(layout, block), layout.num_prefix), with_kwargs=True)
+        for block, attention in enumerate(layout.attentions)
+    ]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _keep(calls: list[AttentionCall], places: Places, num_prefix: int) -> Any:
+    def keep(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(AttentionCall(attention, places, num_prefix, args, kwargs))  # type: ignore[arg-type]
+
+    return keep
+
+
+def _places(layout: TokenLayout, block: int) -> Places:
+    return window_places(layout.blocks[block]) if layout.windowed else Places(layout.grid, layout.grid)
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """Attention of one block, from the class token, or averaged over all patches where there is none.
+
+    The three parts are shares of the same softmax: over their last dimensions they sum to 1, less what goes to the
+    padding of a Swin whose windows do not fit its map.
+
+    Attributes:
+        prefix: To class, distillation and register tokens, (B, heads, prefix tokens).
+        patches: To patches of the block's own map in row-major order, (B, heads, rows · columns).
+        prompts: To prompts, (B, heads, n); n is 0 without prompts or at strength 0.
+        keys: How many keys a query sees, prompts included.
+    """
+
+    prefix: Tensor
+    patches: Tensor
+    prompts: Tensor
+    keys: int
+
+
+@torch.no_grad()
+def class_attention(backbone: Backbone, images: Tensor) -> list[LayerAttention]:
+    """Records the attention of every block in one forward pass.
+
+    Args:
+        backbone: With or without prompts attached.
+        images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
+
+    Returns:
+        One entry per block, first to last.
+
+    Raises:
+        UnsupportedBackboneError: The backbone's attention cannot be read.
+    """
+    with recording(backbone) as calls:
+        backbone(images)
+    queries = 1 if backbone.layout.has_class_token else None
+    return [summarise(call, call.weights(queries), queries is not None) for call in calls]
+
+
+def summarise(call: AttentionCall, weights: Tensor, by_token: bool) -> LayerAttention:
+    """Reads the summarising token's attention from weights.
+
+    Args:
+        call: What they are of.
+        weights: (rows, heads, queries, keys), of the first token at least if `by_token`, else of all.
+        by_token: Whether token 0 summarises the image; else the mean over its patches is taken.
+
+    Returns:
+        Its attention.
+    """
+    start, tokens, places = call.first_patch, call.tokens, call.places
+    if by_token:
+        weights = weights[:, :, 0]
+    else:
+        # Padding asks too, but nobody hears the answer.
+        real = places.cut(weights.new_ones(1, *places.grid)).repeat(len(weights) // places.windows, 1)
+        weights = torch.einsum("rhqk,rq->rhk", weights[:, :, start:tokens], real) / real[: places.windows].sum()
+    whole = weights.unflatten(0, (-1, places.windows)).sum(dim=1)  # type: ignore[no-untyped-call]
+    return LayerAttention(
+        prefix=whole[..., : call.num_prefix],
+        patches=places.stitch(weights[..., start:tokens]).flatten(-2),
+        prompts=torch.cat([whole[..., call.num_prefix : start], whole[..., tokens:]], dim=-1),
+        keys=weights.shape[-1],
+    )

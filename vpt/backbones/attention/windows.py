@@ -1,0 +1,180 @@
+"""What a Swin block does to tokens that belong to no place in the map: prompts that travel beside it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from timm.models.swin_transformer_v2 import PatchMerging as PatchMergingV2
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from vpt.backbones.attention.base import OpenAttention
+from vpt.backbones.factory import Backbone
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Places:
+    """A map of patches, cut into windows as timm's Swin cuts it; or whole, as one window.
+
+    Attributes:
+        grid: Patches (rows, columns) of the map.
+        window: Of a window; windows at the right and lower edge may hold padding.
+        shift: By how many (rows, columns) the map is rolled up and left before it is cut.
+    """
+
+    grid: Pair
+    window: Pair
+    shift: Pair = (0, 0)
+
+    @property
+    def area(self) -> int:
+        """Patches of a window, padding included."""
+        return math.prod(self.window)
+
+    @property
+    def across(self) -> Pair:
+        """Windows (down, across)."""
+        return math.ceil(self.grid[0] / self.window[0]), math.ceil(self.grid[1] / self.window[1])
+
+    @property
+    def windows(self) -> int:
+        """Windows of a map."""
+        return math.prod(self.across)
+
+    def stitch(self, values: Tensor) -> Tensor:
+        """Puts the patches of windows into their places.
+
+        Args:
+            values: (B · windows, ..., area).
+
+        Returns:
+            (B, ..., rows, columns), without padding.
+        """
+        (down, across), (height, width) = self.across, self.window
+        images = len(values) // self.windows
+        split = values.reshape(images, down, across, *values.shape[1:-1], height, width)
+        maps = split.movedim((1, 2), (-4, -2)).flatten(-4, -3).flatten(-2, -1)
+        return maps[..., : self.grid[0], : self.grid[1]].roll(self.shift, dims=(-2, -1))
+
+    def cut(self, maps: Tensor) -> Tensor:
+        """Undoes `stitch`; padding gets 0.
+
+        Args:
+            maps: (B, ..., rows, columns).
+
+        Returns:
+            (B · windows, ..., area).
+        """
+        (down, across), (height, width) = self.across, self.window
+        missing = (0, across * width - self.grid[1], 0, down * height - self.grid[0])
+        rolled = pad(maps.roll((-self.shift[0], -self.shift[1]), dims=(-2, -1)), missing)
+        split = rolled.unflatten(-1, (across, width)).unflatten(-3, (down, height))  # type: ignore[no-untyped-call]
+        windows: Tensor = split.movedim((-4, -2), (1, 2)).flatten(-2).flatten(0, 2)
+        return windows
+
+
+def window_places(block: Any) -> Places:
+    """Reads how a Swin block cuts its map.
+
+    Args:
+        block: timm's block of Swin or Swin V2.
+
+    Returns:
+        The places of its tokens.
+    """
+    return Places(tuple(block.input_resolution), tuple(block.window_size), tuple(block.shift_size))
+
+
+def patch_mergings(backbone: Backbone) -> dict[int, nn.Module]:
+    """Finds where the map is halved.
+
+    Args:
+        backbone: A Swin.
+
+    Returns:
+        The merging before a block, by the block's position.
+    """
+    found, block = {}, 0
+    for stage in cast("Any", backbone.model).layers:
+        if not isinstance(stage.downsample, nn.Identity):
+            found[block] = stage.downsample
+        block += len(stage.blocks)
+    return found
+
+
+def merge_tokens(merging: Any, tokens: Tensor) -> Tensor:
+    """Passes tokens without place through a patch merging: each counts as all four of its patches.
+
+    Args:
+        merging: timm's `PatchMerging` of Swin or Swin V2.
+        tokens: (B, n, dim).
+
+    Returns:
+        (B, n, 2 · dim).
+    """
+    four = torch.cat([tokens] * 4, dim=-1)
+    if isinstance(merging, PatchMergingV2):
+        return cast("Tensor", merging.norm(merging.reduction(four)))
+    return cast("Tensor", merging.reduction(merging.norm(four)))
+
+
+def window_answers(
+    attention: OpenAttention, entering: Tensor, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
+) -> Tensor:
+    """What tokens of an image gather in each of its windows, averaged over the windows.
+
+    Args:
+        attention: The module that asks.
+        entering: The tokens as its projection saw them, (B, n, dim).
+        queries: (B, heads, n, head_dim).
+        keys: All keys of each window, (B · windows, heads, K, head_dim).
+        values: Likewise.
+        bias: On the logits, broadcastable to (B · windows, heads, n, K), or None.
+
+    Returns:
+        (B, n, dim).
+    """
+    per_window = queries.repeat_interleave(attention.windows, dim=0)
+    out = attention.attend(per_window, keys, values, bias)
+    averaged = out.unflatten(0, (-1, attention.windows)).mean(dim=1)  # type: ignore[no-untyped-call]
+    return attention.finish(entering, averaged.transpose(1, 2).flatten(2))
+
+
+def rest_of_block(block: Any, tokens: Tensor, answers: Tensor) -> Tensor:
+    """Residual connections and MLP of a Swin block.
+
+    Args:
+        block: A block of Swin (pre-norm) or Swin V2 (post-norm).
+        tokens: (B, n, dim) before the block.
+        answers: What its attention gave them, (B, n, dim).
+
+    Returns:
+        (B, n, dim) behind the block.
+    """
+    if isinstance(block, SwinTransformerV2Block):
+        tokens = tokens + block.drop_path1(block.norm1(answers))
+        return cast("Tensor", tokens + block.drop_path2(block.norm2(block.mlp(tokens))))
+    tokens = tokens + block.drop_path1(answers)
+    return cast("Tensor", tokens + block.drop_path2(block.mlp(block.norm2(tokens))))
+
+
+def pool_with(backbone: Backbone, pooled: Tensor, tokens: Tensor) -> Tensor:
+    """Averages over the map and over tokens without place, as the reference implementation of VPT does.
+
+    Args:
+        backbone: A Swin with average pooling.
+        pooled: The average over its final map, (B, dim).
+        tokens: (B, n, dim) behind the last block.
+
+    Returns:
+        (B, dim).
+    """
+    rows, columns = backbone.layout.grid
+    normed = cast("Any", backbone.model).norm(tokens)
+    return cast("Tensor", (pooled * rows * columns + normed.sum(dim=1)) / (rows * columns + tokens.shape[1]))

@@ -1,0 +1,144 @@
+"""The linear maps and parameters of a vision transformer by the names that the literature gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+
+from vpt.backbones.attention.windows import patch_mergings
+from vpt.backbones.factory import Backbone
+
+
+@dataclass(frozen=True)
+class LinearTarget:
+    """One linear map of a block, perhaps fused with others in one module.
+
+    Attributes:
+        module: The layer that computes it.
+        start: First of its outputs among those of the module.
+        stop: One past the last.
+    """
+
+    module: nn.Linear
+    start: int
+    stop: int
+
+
+def linear_targets(backbone: Backbone) -> list[dict[str, LinearTarget]]:
+    """Finds the linear maps of every block.
+
+    Args:
+        backbone: A backbone whose blocks are known.
+
+    Returns:
+        One dict per block. ``q``, ``k``, ``v``, ``proj``: query, key, value and output projection of the attention,
+        the first three perhaps thirds of one layer. ``fc1``, ``fc2``: first and second layer of the MLP; the first of
+        a gated one may be two, ``fc1_g`` and ``fc1_x``.
+
+    Raises:
+        UnsupportedBackboneError: The structure of the backbone is not known.
+    """
+    return [_linears(cast("Any", block.attn)) | _layers(cast("Any", block.mlp)) for block in backbone.layout.blocks]
+
+
+def _linears(attention: Any) -> dict[str, LinearTarget]:
+    if attention.qkv is None:
+        parts = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
+        found = {name: LinearTarget(layer, 0, layer.out_features) for name, layer in parts.items()}
+    else:
+        dim = attention.qkv.out_features // 3
+        found = {name: LinearTarget(attention.qkv, i * dim, (i + 1) * dim) for i, name in enumerate("qkv")}
+    return found | {"proj": LinearTarget(attention.proj, 0, attention.proj.out_features)}
+
+
+def _layers(mlp: Any) -> dict[str, LinearTarget]:
+    """A gated MLP may have two first layers, `fc1_g` and `fc1_x`, and then none called `fc1`."""
+    names = [name for name in ("fc1", "fc1_g", "fc1_x", "fc2") if isinstance(getattr(mlp, name, None), nn.Linear)]
+    return {name: LinearTarget(getattr(mlp, name), 0, getattr(mlp, name).out_features) for name in names}
+
+
+def sublayers(backbone: Backbone) -> list[dict[str, nn.Module]]:
+    """The two parts of every block, whose outputs are added to the residual stream.
+
+    Args:
+        backbone: A backbone whose blocks are known.
+
+    Returns:
+        One dict per block with ``attn`` and ``mlp``; each maps tokens (B, N, dim) to tokens.
+
+    Raises:
+        UnsupportedBackboneError: The structure of the backbone is not known.
+    """
+    return [
+        {"attn": cast("nn.Module", block.attn), "mlp": cast("nn.Module", block.mlp)} for block in backbone.layout.blocks
+    ]
+
+
+def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
+    """Everything with a weight per output channel on the way of the tokens: patch embedding, norms, linear maps.
+
+    What acts on heads or on positions, not on the tokens' channels, is left out.
+
+    Args:
+        backbone: A backbone whose blocks are known.
+
+    Returns:
+        Layers by timm's name, in the order of its modules.
+
+    Raises:
+        UnsupportedBackboneError: The structure of the backbone is not known.
+    """
+    inner = {id(module) for attention in backbone.layout.attentions for module in _beside(attention)}
+    return {
+        name: module
+        for name, module in backbone.model.named_modules()
+        if (isinstance(module, nn.Linear | nn.Conv2d) or _is_norm(module)) and id(module) not in inner
+    }
+
+
+def _beside(attention: nn.Module) -> Iterator[nn.Module]:
+    """Modules of an attention that never see the tokens' channels: norms of heads, the network of a position bias."""
+    for name in ("q_norm", "k_norm", "cpb_mlp"):
+        if (module := getattr(attention, name, None)) is not None:
+            yield from module.modules()
+
+
+def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
+    """Names the parameters of a timm model that play a role.
+
+    Args:
+        backbone: Any backbone; for ``last`` one whose blocks are known.
+        role: ``all``; ``bias``: every additive vector named so; ``norm``: scale and shift of every normalisation;
+            ``last``: the last blocks, what lies between them and what follows them.
+        last: How many blocks for ``last``.
+
+    Returns:
+        Names as in `backbone.model.named_parameters()`, in that order.
+
+    Raises:
+        UnsupportedBackboneError: The blocks of the backbone are not known.
+    """
+    names = [name for name, _ in backbone.model.named_parameters()]
+    if role == "bias":
+        return [name for name in names if name.rpartition(".")[2] in ("bias", "q_bias", "v_bias")]
+    if role == "norm":
+        norms = {name for name, module in backbone.model.named_modules() if _is_norm(module)}
+        return [name for name in names if name.rpartition(".")[0] in norms]
+    if role == "last":
+        chosen = backbone.layout.blocks[-last:]
+        late = {id(p) for block in chosen for p in block.parameters()}
+        if backbone.layout.windowed:
+            first = len(backbone.layout.blocks) - last
+            between = [merging for number, merging in patch_mergings(backbone).items() if number > first]
+            late |= {id(p) for merging in between for p in merging.parameters()}
+        # timm's names of what a ViT applies after its blocks
+        after = ("norm.", "fc_norm.", "attn_pool.")
+        return [n for n, p in backbone.model.named_parameters() if id(p) in late or n.startswith(after)]
+    return names
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | nn.modules.batchnorm._NormBase)

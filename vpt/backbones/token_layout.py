@@ -1,0 +1,145 @@
+"""Facts per timm family: where tokens enter the blocks and which tokens the pool reads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+from timm.models.beit import Beit
+from timm.models.beit import Block as BeitBlock
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
+from torch import nn
+
+from vpt.backbones.attention.base import OpenAttention
+from vpt.backbones.attention.families import open_attention
+from vpt.backbones.trim_last_block import POOLED, TRIMMABLE
+from vpt.errors import UnsupportedBackboneError
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How a vision transformer lays out its tokens.
+
+    Attributes:
+        blocks: The transformer blocks, in order.
+        attentions: Their attention modules, opened.
+        norms: What each block applies to tokens on their way into the attention; nothing in post-norm blocks.
+        dims: Width of the tokens in each block.
+        patches: Patches in each block, without class and register tokens.
+        num_prefix: Class, distillation and register tokens at the head of the sequence.
+        grid: Patches (rows, columns).
+        patch_size: (height, width) in pixels.
+        pooled: How many tokens at the head of the sequence the pool reads; None if it reads patches too.
+        has_class_token: Whether token 0 summarises the image.
+        windowed: Whether tokens attend within windows; there is then no sequence that a token could be put into.
+    """
+
+    blocks: list[nn.Module]
+    attentions: list[OpenAttention]
+    norms: list[nn.Module]
+    dims: list[int]
+    patches: list[int]
+    num_prefix: int
+    grid: tuple[int, int]
+    patch_size: tuple[int, int]
+    pooled: int | None
+    has_class_token: bool
+    windowed: bool = False
+
+
+# Exact types: a subclass may do anything.
+SEQUENCES = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)
+WINDOWED = (SwinTransformer, SwinTransformerV2)
+PRE_NORM = (Block, EvaBlock, BeitBlock, SwinTransformerBlock)
+POST_NORM = (ResPostBlock, EvaBlockPostNorm, SwinTransformerV2Block)
+
+
+def read_layout(model: nn.Module) -> TokenLayout:
+    """Reads the layout of a timm model, opens its attention and readies its last block for the trim.
+
+    Args:
+        model: A timm model.
+
+    Returns:
+        The layout.
+
+    Raises:
+        UnsupportedBackboneError: The model, a block or an attention module is of a type whose equivalence with the
+            concatenated form has not been shown.
+    """
+    if type(model) in (*SEQUENCES, *TRIMMABLE.values()):
+        return _sequence(model)
+    if type(model) in WINDOWED:
+        return _windows(model)
+    known = ", ".join(cls.__name__ for cls in (*SEQUENCES, *WINDOWED))
+    raise UnsupportedBackboneError(
+        f"Prompts are not known to be exact on {type(model).__name__}; supported are timm's {known}."
+    )
+
+
+def _sequence(model: Any) -> TokenLayout:
+    """Models whose blocks all see one sequence: [class and register tokens, patches]."""
+    blocks = list(model.blocks)
+    norms = [_entry(index, block) for index, block in enumerate(blocks)]
+    by_token = getattr(model, "attn_pool", None) is None and model.global_pool == "token"
+    pooled = (2 if isinstance(model, VisionTransformerDistilled) else 1) if by_token else None
+    layout = TokenLayout(
+        blocks=blocks,
+        attentions=[open_attention(block.attn) for block in blocks],
+        norms=norms,
+        dims=[int(model.embed_dim)] * len(blocks),
+        patches=[math.prod(model.patch_embed.grid_size)] * len(blocks),
+        num_prefix=int(model.num_prefix_tokens),
+        grid=tuple(model.patch_embed.grid_size),
+        patch_size=tuple(model.patch_embed.patch_size),
+        pooled=pooled,
+        has_class_token=model.cls_token is not None,
+    )
+    if pooled is not None:
+        blocks[-1].__class__ = POOLED.get(type(blocks[-1]), type(blocks[-1]))
+        model.__class__ = TRIMMABLE.get(type(model), type(model))
+        model.pooled_tokens = pooled
+    return layout
+
+
+def _windows(model: Any) -> TokenLayout:
+    """Swin: blocks in stages, whose tokens attend within windows of a map that is halved between stages."""
+    if model.patch_embed.strict_img_size is False:
+        raise UnsupportedBackboneError("Prompts need a Swin of fixed image size: build it without dynamic_img_size.")
+    blocks = [block for stage in model.layers for block in stage.blocks]
+    norms = [_entry(index, block) for index, block in enumerate(blocks)]
+    return TokenLayout(
+        blocks=blocks,
+        attentions=[open_attention(block.attn, _count_windows(block)) for block in blocks],
+        norms=norms,
+        dims=[int(block.dim) for block in blocks],
+        patches=[math.prod(block.input_resolution) for block in blocks],
+        num_prefix=0,
+        grid=tuple(blocks[-1].input_resolution),
+        patch_size=tuple(model.patch_embed.patch_size),
+        pooled=None,
+        has_class_token=False,
+        windowed=True,
+    )
+
+
+def _entry(index: int, block: Any) -> nn.Module:
+    kind = next((own for own, pooled in POOLED.items() if type(block) is pooled), type(block))
+    if kind in PRE_NORM:
+        return cast("nn.Module", block.norm1)
+    if kind in POST_NORM:
+        return nn.Identity()
+    known = ", ".join(cls.__name__ for cls in (*PRE_NORM, *POST_NORM))
+    raise UnsupportedBackboneError(
+        f"Prompts are not known to be exact on block {index}, a {type(block).__name__}; supported are {known}."
+    )
+
+
+def _count_windows(block: Any) -> int:
+    sides = zip(block.input_resolution, block.window_size, strict=True)
+    return math.prod(math.ceil(side / window) for side, window in sides)

@@ -1,0 +1,52 @@
+"""``vpt configs``: the configs that come with the package, listed or copied."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+from pathlib import Path
+
+from vpt.cli.arguments import Parser, config_folder
+from vpt.errors import ConfigError, UnknownNameError
+
+
+def run(args: list[str]) -> None:
+    """Parses the command line, and lists or copies.
+
+    Args:
+        args: The command line, beginning with ``configs``.
+
+    Raises:
+        VPTError: A name does not exist, or a file would be overwritten.
+    """
+    parser = Parser(prog="vpt configs", description=__doc__, allow_abbrev=False)
+    parser.add_argument("names", nargs="*", help="files or folders, e.g. demo.yaml or vtab (default: all)")
+    parser.add_argument("--copy", type=Path, metavar="FOLDER", help="copy them there, e.g. to configs")
+    options = parser.parse_args(args[1:])
+    found = sorted(path.relative_to(config_folder()) for path in config_folder().rglob("*.yaml"))
+    chosen = [path for path in found if not options.names or _wanted(path, options.names)]
+    for name in options.names:
+        if not any(_wanted(path, [name]) for path in found):
+            raise UnknownNameError("config", name, [str(path) for path in found])
+    if options.copy is None:
+        width = max(len(str(path)) for path in chosen)
+        for path in chosen:
+            print(f"{path!s:<{width}}  {_title(config_folder() / path)}")
+        return
+    if there := [path for path in chosen if (options.copy / path).exists()]:
+        raise ConfigError(f"{options.copy / there[0]} exists already: name another folder or remove it.")
+    for path in chosen:
+        (options.copy / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(config_folder() / path, options.copy / path)
+    print(f"{len(chosen)} files copied to {options.copy}")
+
+
+def _wanted(path: Path, names: list[str]) -> bool:
+    return any(str(path) == name or name.rstrip("/") in map(str, path.parents) for name in names)
+
+
+def _title(path: Path) -> str:
+    """The first sentence of the comment at its head."""
+    lines = itertools.takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines())
+    return re.split(r"\. (?=[A-Za-z])", " ".join(line.removeprefix("# ") for line in lines))[0].rstrip(".")

@@ -1,0 +1,186 @@
+"""``vpt data``: which datasets there are, what is known of them, whether what is here is whole, and how to get more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpt.cli.arguments import Parser
+
+if TYPE_CHECKING:  # imported when used: --help does not wait for torch
+    from argparse import Namespace
+
+    from vpt.data.catalog.overview import Entry
+    from vpt.data.catalog.verify import ListReport, Report
+
+_BARS = "▁▂▃▄▅▆▇█"
+_BINS = 16
+_HEADERS = ("name", "classes", "official", "here")
+
+
+def run(args: list[str]) -> None:
+    """Parses the command line and does what it says.
+
+    Args:
+        args: The command line, beginning with ``data``.
+
+    Raises:
+        VPTError: The user's input is wrong, or a dataset is.
+    """
+    options = _parser().parse_args(args[1:])
+    options.action(options)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="vpt data", description=__doc__, allow_abbrev=False)
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    def add(name: str, action: Any, text: str) -> Parser:
+        made: Parser = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.set_defaults(action=action)
+        return made
+
+    listing = add("list", _list, "all datasets: official counts, what is here, licence")
+    show = add("show", _show, "the card of a dataset: layout, licence, how to get it, published numbers")
+    verify = add("verify", _verify, "count, decode and compare all images; fails if something is wrong")
+    prepare = add("prepare", _prepare, "turn an original into a task, after fetching it where that is allowed")
+    cache = add("cache", _cache, "how much the decoded images take")
+    gallery = add("corruptions", _corruptions, "draw an image under every corruption")
+    for each in (show, verify, prepare):
+        each.add_argument("name", help="of the dataset")
+    for each in (listing, verify, prepare):
+        each.add_argument("--root", type=Path, help="folder of all datasets (default: $VPT_DATA, or datasets)")
+    prepare.add_argument("--source", type=Path, help="folder of the unpacked original (default: fetch it)")
+    prepare.add_argument("--allow-partial", action="store_true", help="accept an original with too few images")
+    cache.add_argument("--clear", action="store_true", help="remove them")
+    gallery.add_argument("--out", type=Path, required=True, help="figure: .png, .svg or .pdf")
+    gallery.add_argument("--image", type=Path, help="default: a photograph that scikit-learn ships")
+    return parser
+
+
+def _root(options: Namespace) -> Path:
+    from vpt.data.datasets.vtab import default_root
+
+    root: Path = options.root or default_root()
+    return root.expanduser()
+
+
+def _list(options: Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vpt.data.catalog.overview import overview
+
+    root, console = _root(options), Console()
+    entries = overview(root)
+    rows = [[f"  {e.card.name}", f"{e.classes:,}", _official(e), _here(e)] for e in entries]
+    room = console.width - sum(max(map(len, column)) + 1 for column in zip(_HEADERS, *rows, strict=True))
+    table = Table(title=f"Datasets in {root}", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for header in _HEADERS:
+        table.add_column(header, justify="left" if header == "name" else "right", no_wrap=True)
+    table.add_column("licence", no_wrap=True, overflow="ellipsis", max_width=max(8, room - 1))
+    heading = ""
+    for entry, row in zip(entries, rows, strict=True):
+        group = f"{entry.card.suite} {entry.card.group}".strip()
+        if group != heading:
+            table.add_row(f"[bold]{group}[/bold]")
+            heading = group
+        table.add_row(*row, entry.card.licence)
+    console.print(table)
+    console.print("classes: those that are tested", style="dim")
+    console.print("official, here: training with validation + test images, or test images alone", style="dim")
+    console.print("–: not here", style="dim")
+    for entry in entries:
+        if entry.fault:
+            console.print(f"{entry.card.name}: {entry.fault}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _official(entry: Entry) -> str:
+    counts = _counts(entry.card.sizes)
+    return f"{entry.official_sets} × {counts}" if entry.official_sets > 1 else counts
+
+
+def _here(entry: Entry) -> str:
+    if entry.card.suite == "demo":
+        return "built in"
+    if entry.found is None:
+        return "see below" if entry.fault else "–"
+    return f"{entry.sets} of {entry.official_sets} sets" if entry.official_sets > 1 else _counts(entry.found)
+
+
+def _counts(sizes: dict[str, int]) -> str:
+    together = next((sizes[name] for name in ("train800val200", "trainval") if name in sizes), None)
+    if together is None and "train" in sizes:
+        together = sizes["train"] + sizes.get("val", 0)
+    return " + ".join(f"{size:,}" for size in (together, sizes.get("test")) if size is not None)
+
+
+def _show(options: Namespace) -> None:
+    from vpt.data.catalog.overview import describe, find_card
+
+    print(describe(find_card(options.name)))
+
+
+def _verify(options: Namespace) -> None:
+    from rich.console import Console
+
+    from vpt.data.catalog.verify import verify
+
+    report = verify(options.name, _root(options))
+    console = Console()
+    console.print(_report(report))
+    for fault in report.faults:
+        console.print(f"✗ {fault}", highlight=False, markup=False, soft_wrap=True)
+    for note in report.notes:
+        console.print(f"! {note}", highlight=False, markup=False, soft_wrap=True)
+    report.check()
+    disjoint = ", no file is in two splits" if report.compared else ""
+    console.print(f"✓ every image can be decoded{disjoint}", highlight=False)
+
+
+def _report(report: Report) -> Any:
+    from rich.table import Table
+
+    table = Table("list", title=report.name, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for header in ("images", "official", "classes", "per class"):
+        table.add_column(header, justify="right")
+    table.add_column("histogram")
+    for each in report.lists:
+        official = "–" if each.official is None else f"{each.official:,}"
+        occurring = each.histogram[each.histogram > 0]
+        spread = f"{occurring.min():,}–{occurring.max():,}"
+        classes = f"{len(occurring):,} of {each.classes:,}"
+        table.add_row(each.name, f"{each.found:,}", official, classes, spread, _bars(each))
+    return table
+
+
+def _bars(report: ListReport) -> str:
+    """Draws images per class, neighbouring classes together where they are many; an empty bin stays blank."""
+    import numpy as np
+
+    parts = np.array_split(report.histogram, min(_BINS, len(report.histogram)))
+    means = np.array([part.mean() for part in parts])
+    levels = np.ceil(means / means.max() * len(_BARS)).astype(int)
+    return "".join(_BARS[level - 1] if level else " " for level in levels)
+
+
+def _prepare(options: Namespace) -> None:
+    from vpt.data.catalog.download import obtain
+
+    folder = obtain(options.name, _root(options), options.source, options.allow_partial)
+    print(f"{folder} is ready; `vpt data verify {options.name}` looks at every image")
+
+
+def _cache(options: Namespace) -> None:
+    from vpt.data.cache import cache_folder, clear, usage
+
+    files, size = clear() if options.clear else usage()
+    what = f"{files:,} file{'' if files == 1 else 's'}, {size / 1e6:,.1f} MB"
+    print(f"{what} {'removed from' if options.clear else 'in'} {cache_folder()}")
+
+
+def _corruptions(options: Namespace) -> None:
+    from vpt.reports.corruption_gallery import corruption_figure, example
+    from vpt.reports.style import save_figure
+
+    print(f"written to {save_figure(corruption_figure(example(options.image)), options.out)}")

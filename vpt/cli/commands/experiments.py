@@ -1,0 +1,234 @@
+"""``vpt sweep|fewshot|combine|scale|pretrain|transfer``: many runs as one experiment."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpt.cli.arguments import Parser, data_section
+from vpt.cli.warning_filters import hush
+from vpt.errors import ConfigError
+
+if TYPE_CHECKING:  # imported when used: --help does not wait for torch
+    from vpt.experiments.engine import Engine
+    from vpt.experiments.sweep import Outcome, Plan
+
+_FIT = "All other arguments are those of vpt fit: -c CONFIG, --data.root FOLDER, --model.base_lr 0.1, ..."
+
+
+def run(args: list[str]) -> None:
+    """Parses the command line, runs the experiment, and prints its table.
+
+    Args:
+        args: The command line, beginning with the command.
+
+    Raises:
+        VPTError: The user's input is wrong, or nothing gave a result.
+    """
+    about, extend, action = COMMANDS[args[0]]
+    parser = Parser(prog=f"vpt {args[0]}", description=about, epilog=_FIT, allow_abbrev=False)
+    extend(parser)
+    _engine_flags(parser)
+    options, rest = parser.parse_known_args(args[1:])
+    hush()
+    _check_folder(options)
+    action(options, rest)
+
+
+def _engine_flags(parser: Parser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder of the experiment")
+    parser.add_argument("--resume", action="store_true", help="go on in --out; what is finished is not repeated")
+    parser.add_argument("--serial", action="store_true", help="one trial after another in this process, without Ray")
+    parser.add_argument("--workers", type=int, help="trials at once (default: what the machine or cluster holds)")
+    parser.add_argument("--cpus-per-trial", type=int, help="and torch threads (default: this machine's, shared evenly)")
+    parser.add_argument("--gpus-per-trial", type=float, help="0.25 runs four on one (default: 1 if there are any)")
+    parser.add_argument("--address", help="of a running Ray cluster, `auto` or HOST:PORT (default: this machine)")
+
+
+def _plan_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--grid", type=Path, help="YAML: what to search, e.g. configs/sweep/vpt.yaml (default: nothing)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="of the tested runs (default: the grid's; 42 44 82 100 800)"
+    )
+    parser.add_argument("--halving", type=int, help="keep the best 1/N of the grid at each rung (default: train all)")
+
+
+def _check_folder(options: Namespace) -> None:
+    if not options.resume and options.out.is_dir() and any(options.out.iterdir()):
+        raise ConfigError(f"{options.out} is not empty: --resume goes on in it, or name another --out.")
+
+
+def _engine(options: Namespace) -> Engine:
+    from vpt.experiments.engine import RayEngine, serially
+
+    if options.serial:
+        return serially
+    return RayEngine(options.address, options.cpus_per_trial, options.gpus_per_trial, options.workers)
+
+
+def _plan(options: Namespace) -> Plan:
+    from vpt.experiments.sweep import SEEDS, Plan, read_plan
+
+    if options.grid is None:
+        return Plan({}, seeds=tuple(options.seeds or SEEDS))
+    return read_plan(options.grid, options.seeds, options.halving)
+
+
+def _config(rest: list[str]) -> dict[str, Any]:
+    from vpt.cli.commands.lightning_cli import resolve
+
+    return resolve(rest)
+
+
+def _sweep(options: Namespace, rest: list[str]) -> None:
+    from vpt.experiments.sweep import sweep
+
+    if options.grid is None:
+        raise ConfigError("vpt sweep needs --grid FILE, e.g. configs/sweep/vpt.yaml.")
+    _show({"": sweep(_config(rest), _plan(options), options.out, _engine(options))}, options.out)
+
+
+def _fewshot(options: Namespace, rest: list[str]) -> None:
+    from vpt.experiments.series import by_shots, few_shot_plan, series
+
+    variants, plan = by_shots(_config(rest), options.shots), few_shot_plan(_plan(options))
+    _show(series(variants, plan, options.out, _engine(options)), options.out)
+
+
+def _combine(options: Namespace, rest: list[str]) -> None:
+    from vpt.experiments.series import combinations, series
+
+    config = _config(rest)
+    variants = combinations(config, _deltas(options.deltas or config["model"]["init_args"].get("deltas")))
+    _show(series(variants, _plan(options), options.out, _engine(options)), options.out)
+
+
+def _deltas(given: Any) -> list[dict[str, Any]]:
+    import yaml
+
+    if not given:
+        raise ConfigError(
+            "vpt combine needs --deltas, or a config with deltas, e.g. -c configs/method/prompt_lora.yaml."
+        )
+    found = [yaml.safe_load(each) if isinstance(each, str) else dict(each) for each in given]
+    return [{"name": each} if isinstance(each, str) else each for each in found]
+
+
+def _scale(options: Namespace, rest: list[str]) -> None:
+    from vpt.experiments.series import by_backbone, series
+
+    files = dict(pair.partition("=")[::2] for pair in options.weights_of)
+    variants = by_backbone(_config(rest), options.backbones, files)
+    _show(series(variants, _plan(options), options.out, _engine(options)), options.out)
+
+
+def _pretrain(options: Namespace, rest: list[str]) -> None:
+    from vpt.experiments.pretrain import compare
+
+    configs = {path.stem: _config(_on_task(rest, path)) for path in options.tasks}
+    if len(configs) < len(options.tasks):
+        raise ConfigError("Two of the --tasks have one file name, which is what their runs are called: rename one.")
+    _show(compare(configs, _plan(options), options.out, _engine(options)), options.out)
+
+
+def _on_task(rest: list[str], task: Path) -> list[str]:
+    """Puts the data section of a task's config over the other configs, and under the flags."""
+    configs = [at for at, arg in enumerate(rest) if arg.partition("=")[0] in ("-c", "--config")]
+    end = configs[-1] + 2 - ("=" in rest[configs[-1]]) if configs else 0
+    return [*rest[:end], "--data", json.dumps(data_section(task)), *rest[end:]]
+
+
+def _transfer(options: Namespace, rest: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vpt.experiments.transfer import transfer
+
+    if rest:
+        raise ConfigError(f"unrecognized arguments: {rest[0]} (see vpt transfer --help).")
+    for mode in options.mode:
+        matrix = transfer(options.runs, options.out, _engine(options), mode)
+        table = Table("from \\ to", *matrix, title=f"test top-1 (%), {mode}; diagonal: stored and measured again")
+        for source, row in matrix.items():
+            table.add_row(source, *(f"{100 * value:.1f}" for value in row.values()))
+        Console().print(table)
+    print(f"written to {options.out}")
+
+
+def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("variant", "chosen", "val", "test", "seeds", title="top-1 (%), mean ± std over seeds, last epoch")
+    for name, found in outcomes.items():
+        chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in found.chosen.items())
+        val = "–" if found.val is None else f"{100 * found.val:.1f}"
+        test = f"{100 * found.mean:.1f}" + (f" ± {100 * found.std:.1f}" if len(found.tests) > 1 else "")
+        table.add_row(name or out.name, chosen or "–", val, test, str(len(found.tests)))
+    console = Console()
+    console.print(table)
+    trained, whole = (sum(found.epochs[which] for found in outcomes.values()) for which in (0, 1))
+    seconds, images = (sum(getattr(found, key) for found in outcomes.values()) for key in ("seconds", "images"))
+    if trained < whole:
+        print(f"halving trained {trained} of the grid's {whole} epochs: {whole - trained} saved")
+    if seconds:
+        print(f"{images:,} images in {seconds:,.0f} s of trials: {images / seconds:.1f} images/s a trial")
+    for name, found in outcomes.items():
+        for row in found.tried:
+            if "failed" in row:
+                print(f"failed: {name} {row}")
+        for seed, reason in found.failed.items():
+            print(f"failed: {name} seed {seed}: {reason}")
+    print(f"written to {out}")
+
+
+def _few_flags(parser: Parser) -> None:
+    parser.add_argument("--shots", type=int, nargs="+", required=True, help="training images of each class")
+    _plan_flags(parser)
+
+
+def _combine_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--deltas", nargs="+", help="names or YAML such as '{name: lora, rank: 4}' (default: the config's)"
+    )
+    _plan_flags(parser)
+
+
+def _scale_flags(parser: Parser) -> None:
+    parser.add_argument("--backbones", nargs="+", required=True, help="timm's names")
+    parser.add_argument("--weights-of", nargs="*", default=[], metavar="NAME=FILE", help="weights of single backbones")
+    _plan_flags(parser)
+
+
+def _pretrain_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--tasks", type=Path, nargs="+", required=True, help="a config for each task, of which the data section counts"
+    )
+    _plan_flags(parser)
+
+
+def _transfer_flags(parser: Parser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", help="a finished run for each task")
+    parser.add_argument(
+        "--mode",
+        nargs="+",
+        choices=["init", "frozen"],
+        default=["init"],
+        help="init: train from the other task's delta; frozen: a new head on it (default: init)",
+    )
+
+
+# name -> (one line of help, adds its flags, runs it)
+COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Namespace, list[str]], None]]] = {
+    "sweep": ("search a grid on validation images, retrain with several seeds, test once each", _plan_flags, _sweep),
+    "fewshot": ("the same for several numbers of training images a class", _few_flags, _fewshot),
+    "combine": ("the same for all on/off combinations of deltas", _combine_flags, _combine),
+    "scale": ("the same recipe on several backbones", _scale_flags, _scale),
+    "pretrain": ("one delta for several tasks, then each task from it and alone", _pretrain_flags, _pretrain),
+    "transfer": ("the delta of each task on every other task", _transfer_flags, _transfer),
+}

@@ -1,0 +1,1 @@
+"""Which datasets there are, what is known of them, and how to get and verify them."""

@@ -1,0 +1,265 @@
+"""Which datasets there are, which of them lie on this machine, and what their cards say."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from vpt.data.catalog.cards import Card, card_names, load_card
+from vpt.data.datasets.imagenet_readers import expand, present_sets
+from vpt.data.datasets.imagenet_readers import home as imagenet_home
+from vpt.data.datasets.vtab import VTABDataModule
+from vpt.data.images import ImageList
+from vpt.data.module import ImageDataModule
+from vpt.errors import DataError, UnknownNameError, VPTError
+
+_VTAB_LISTS = ("train800val200", "train800")
+# Name or suite -> module, class, and the argument that takes the name; all others lie in VTAB's layout.
+_MODULES: dict[str, tuple[str, str, str | None]] = {
+    "fgvc": ("vpt.data.datasets.fgvc", "FGVCDataModule", "dataset"),
+    "imagenet": ("vpt.data.datasets.imagenet", "ImageNetDataModule", "variant"),
+    "flickr_in1k_1000": ("vpt.data.datasets.imagenet", "ImageNetDataModule", "variant"),
+    "oxford_pet_trimaps": ("vpt.data.datasets.pets", "PetTrimapsDataModule", None),
+    "shape_texture16": ("vpt.data.datasets.shape_texture", "ShapeTextureDataModule", None),
+}
+_MANY = "imagenet_c"
+MANY_SETS = len(expand([_MANY]))
+"""Test sets that ImageNet-C is made of."""
+_WIDTH = 88
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One dataset in the list.
+
+    Attributes:
+        card: What it officially is.
+        found: Number of images of each list on this machine; None if it is not here.
+        fault: Why what is here cannot be read, else empty.
+        sets: How many of ImageNet-C's sets are here, whose images are not counted; 1 for all others.
+    """
+
+    card: Card
+    found: dict[str, int] | None
+    fault: str = ""
+    sets: int = 1
+
+    @property
+    def official_sets(self) -> int:
+        """Number of test sets of the counted size: 95 for ImageNet-C, else 1."""
+        return MANY_SETS if self.card.name == _MANY else 1
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that count."""
+        return self.card.tested_classes or self.card.num_classes
+
+
+def find_card(name: str) -> Card:
+    """Looks a card up.
+
+    Args:
+        name: A dataset, also as ``"<suite>/<name>"``.
+
+    Raises:
+        UnknownNameError: It has no card.
+    """
+    card = load_card(bare_name(name))
+    if card is None:
+        raise UnknownNameError("dataset", name, card_names())
+    return card
+
+
+def bare_name(name: str) -> str:
+    """Takes the suite off a name.
+
+    Args:
+        name: A dataset, also as ``"<suite>/<name>"``; or any folder.
+    """
+    suite, _, last = name.rpartition("/")
+    card = load_card(last)
+    return last if card is not None and card.suite == suite else name
+
+
+def card_of(name: str) -> Card | None:
+    """Looks up the card of a dataset or of one of its variants.
+
+    Args:
+        name: A dataset; one of ImageNet's may be followed by ``-`` and a variant, e.g. ``"imagenet_c-fog-3"``.
+
+    Returns:
+        The card; None if there is none.
+    """
+    whole = load_card(name.partition("-")[0])
+    return load_card(name) or (whole if whole is not None and whole.suite == "imagenet" else None)
+
+
+def overview(root: Path) -> list[Entry]:
+    """Says of every dataset whether it is on this machine; reads lists, and looks for the first image of each.
+
+    Args:
+        root: The folder of all datasets.
+
+    Returns:
+        By suite, group and name.
+    """
+    cards = [card for name in card_names() if (card := load_card(name)) is not None]
+    suites = ["vtab", "fgvc", "imagenet", "local", "demo"]
+    groups = ["natural", "specialized", "structured"]
+
+    def key(card: Card) -> tuple[int, int, str]:
+        return suites.index(card.suite), groups.index(card.group) if card.group in groups else 0, card.name
+
+    return [_entry(card, root) for card in sorted(cards, key=key)]
+
+
+def _entry(card: Card, root: Path) -> Entry:
+    if card.suite == "demo":
+        return Entry(card, card.sizes)
+    try:
+        if card.name == _MANY:
+            return Entry(card, {}, sets=len(parts(card.name, root)))
+        lists = image_lists(card.name, root)
+        check_images(lists)
+        return Entry(card, {name: len(images.paths) for name, images in lists.items()})
+    except VPTError as error:
+        return Entry(card, None, str(error) if (root / card.name).exists() else "")
+
+
+def parts(name: str, root: Path) -> list[str]:
+    """Says which datasets a name stands for: itself, or those of ImageNet-C's 95 sets that are here.
+
+    Args:
+        name: A dataset, or any folder.
+        root: The folder of all datasets.
+
+    Raises:
+        DataError: ImageNet-C is not here.
+    """
+    card = card_of(name)
+    return present_sets(card, root) if card is not None and name == _MANY else [name]
+
+
+def check_images(lists: Mapping[str, ImageList]) -> None:
+    """Looks for the first image of each list.
+
+    Args:
+        lists: What :func:`image_lists` gives.
+
+    Raises:
+        DataError: One is not there.
+    """
+    for images in lists.values():
+        first = images.folder / images.paths[0]
+        if not first.is_file():
+            raise DataError(f"{first} does not exist, though {images.file} lists it: copy the images as well.")
+
+
+def image_lists(name: str, root: Path) -> dict[str, ImageList]:
+    """Reads the lists of a dataset as its data module does, and refuses what that refuses, save a wrong count.
+
+    ImageNet-1k's training images are listed too where they are here.
+
+    Args:
+        name: A dataset with a card, or a folder below the root in VTAB's layout.
+        root: The folder of all datasets.
+
+    Returns:
+        By the names that the card's sizes have, e.g. ``"test"``.
+
+    Raises:
+        DataError: A file is missing or malformed, or the dataset is made by this package and has no files.
+    """
+    lists: dict[str, ImageList] = {}
+    for module in _modules(name, root):
+        for split in module._splits.values():
+            if len(split.labels) == 0:  # a test set has no training images
+                continue
+            images = split.pixels.args[0] if isinstance(split.pixels, partial) and split.pixels.args else None
+            if not isinstance(images, ImageList):
+                raise DataError(f"{name} is made by this package: it has no files.")
+            lists[split.source.rsplit("/", 1)[-1].removesuffix(".txt")] = images
+    return lists
+
+
+def in_vtab_layout(name: str) -> bool:
+    """Says whether a dataset is a folder of lists, which is so unless its suite has a module of its own.
+
+    Args:
+        name: A dataset with a card, or any folder.
+    """
+    return _home(name) is None
+
+
+def _home(name: str) -> tuple[str, str, str | None] | None:
+    card = card_of(name)
+    return _MODULES.get(name) or (_MODULES.get(card.suite) if card is not None else None)
+
+
+def _modules(name: str, root: Path) -> Iterator[ImageDataModule]:
+    card, home = card_of(name), _home(name)
+    if card is not None and card.suite == "demo":
+        raise DataError(f"{name} is made by this package: it has no files.")
+    if home is None:
+        for train in _VTAB_LISTS:
+            if train == _VTAB_LISTS[0] or (root / name / f"{train}.txt").exists():
+                yield VTABDataModule(name, root, train=train)
+        return
+    module, class_name, argument = home
+    given: dict[str, Any] = {argument: name} if argument else {}
+    if card is not None and name == "imagenet_1k" and (imagenet_home(card, root) / "train").is_dir():
+        given["train"] = "train"
+    yield getattr(import_module(module), class_name)(root=root, allow_partial=True, **given)
+
+
+def describe(card: Card) -> str:
+    """Writes a card as text.
+
+    Args:
+        card: Which.
+
+    Returns:
+        Lines of at most 88 characters, save for addresses and what the card itself breaks into lines.
+    """
+    sizes = ", ".join(f"{name} {size:,}" for name, size in card.sizes.items())
+    facts = {
+        "name": card.name,
+        "suite": f"{card.suite}, {card.group}" if card.group else card.suite,
+        "classes": (f"{card.tested_classes:,} of " if card.tested_classes else "") + f"{card.num_classes:,}",
+        "images": sizes,
+        "licence": card.licence,
+        "use": "test only: it may not be trained on" if "no-training" in card.restrictions else "",
+        "source": card.source,
+        "citation": card.citation,
+        "notes": card.notes,
+    }
+    lines = [card.title, "", *(_fact(name, text) for name, text in facts.items() if text)]
+    for title, text in (("layout", card.layout), ("how to get it", card.obtain)):
+        if text:
+            lines += ["", title, textwrap.indent(text.rstrip(), "  ")]
+    if card.downloads:
+        lines += ["", f"`vpt data prepare {card.name}` fetches"]
+        lines += [f"  {download.file} from {url}" for download in card.downloads for url in download.urls]
+    if card.published:
+        lines += ["", "published, top-1 in percent", *map(_published, card.published)]
+    if card.class_names:
+        names = ", ".join(card.class_names)
+        lines += ["", "class names", textwrap.fill(names, _WIDTH, initial_indent="  ", subsequent_indent="  ")]
+    return "\n".join(lines)
+
+
+def _fact(name: str, text: str) -> str:
+    indent = " " * 12
+    plain = " ".join(text.split())
+    return textwrap.fill(plain, _WIDTH, initial_indent=f"{name:<12}", subsequent_indent=indent, break_long_words=False)
+
+
+def _published(row: dict[str, Any]) -> str:
+    preset = f", preset {row['preset']}" if row.get("preset") else ""
+    text = f"{row['accuracy']:>5}  {row['method']}, {row['backbone']}{preset} ({row['source']})"
+    return textwrap.fill(text, _WIDTH, initial_indent="  ", subsequent_indent=" " * 9)

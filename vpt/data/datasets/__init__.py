@@ -1,0 +1,1 @@
+"""One file a dataset or suite: where its images and labels lie, as a data module."""

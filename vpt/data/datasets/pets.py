@@ -1,0 +1,142 @@
+"""Oxford-IIIT Pet as segmentation: the trimaps that come with the photographs, as their authors publish them."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from vpt.data.cache import decoded
+from vpt.data.catalog.cards import Card, load_card
+from vpt.data.datasets.published_folder import check_count, find_folder, image_list
+from vpt.data.datasets.vtab import default_root
+from vpt.data.images import ImageList
+from vpt.data.masks import IGNORED, MaskDataModule, MaskList, MaskSplit, decoded_masks
+from vpt.data.subsets import hold_out
+from vpt.data.transforms import get_preset
+from vpt.errors import DataError, UnknownNameError
+
+_NAME = "oxford_pet_trimaps"
+_CLASSES = ("background", "pet", "border")
+_TRIMAP = {2: 0, 1: 1, 3: 2}
+_MEANING = "1 (pet), 2 (background) and 3 (border)"
+_TRAIN, _BORDER = ("train", "trainval"), ("class", "ignore")
+
+
+class PetTrimapsDataModule(MaskDataModule):
+    """Photographs of 37 breeds of cats and dogs with the class of every pixel.
+
+    A trimap says 1 for the pet, 2 for the background and 3 for the border between them, which is also everything that
+    its authors could not tell. Here they are the classes 1 (``pet``), 0 (``background``) and 2 (``border``).
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        train: Literal["train", "trainval"] = "train",
+        border: Literal["class", "ignore"] = "class",
+        val_fraction: float = 0.2,
+        split_seed: int = 0,
+        preset: str = "square",
+        image_size: int = 224,
+        allow_partial: bool = False,
+        **options: Any,
+    ) -> None:
+        """Reads the two official lists; decodes nothing.
+
+        Args:
+            root: Folder of all datasets; None for :func:`vpt.data.default_root`.
+            train: ``"train"`` leaves the validation images out of the official ``trainval``, ``"trainval"`` does not.
+            border: ``"class"``, a third class, as most papers count it; or ``"ignore"``, neither trained nor measured.
+            val_fraction: Share of each breed of ``trainval`` to validate on, in (0, 1); the authors give no such part.
+            split_seed: Chooses which; not the seed of the run.
+            preset: Name of the preprocessing; masks are resized as the images, by nearest neighbour.
+            image_size: Side of the square images in pixels.
+            allow_partial: Accept another number of images than the official one.
+            **options: See :class:`MaskDataModule`.
+
+        Raises:
+            DataError: A file is missing, malformed or incomplete.
+            UnknownNameError: Preset, `train` or `border` is unknown.
+            ConfigError: A number is out of range.
+        """
+        for kind, value, known in (("list of the pets", train, _TRAIN), ("treatment of borders", border, _BORDER)):
+            if value not in known:
+                raise UnknownNameError(kind, value, known)
+        card = load_card(_NAME)
+        if card is None:
+            raise DataError(f"{_NAME} has no card in vpt/data/catalog/cards.")
+        base = (Path(root) if root is not None else default_root()).expanduser()
+        needed = ["images", "annotations/trimaps", "annotations/trainval.txt", "annotations/test.txt"]
+        folder = find_folder(card, base, "oxford-iiit-pet", needed)
+        official = {stem: _read(folder / "annotations" / f"{stem}.txt", folder) for stem in ("trainval", "test")}
+        self.partial = not _complete(card, official, allow_partial)
+        both, classes = official["trainval"], dict(_TRIMAP) | ({3: IGNORED} if border == "ignore" else {})
+        rest, held = hold_out(both.paths, both.labels, val_fraction, split_seed)
+        lists = {
+            "train": (f"{_NAME}/{train}", both.take(rest) if train == "train" else both),
+            "val": (f"{_NAME}/val", both.take(held)),
+            "test": (f"{_NAME}/test", official["test"]),
+        }
+        chosen = get_preset(preset)
+        splits = {
+            name: MaskSplit(
+                source=source,
+                paths=images.paths,
+                labels=images.labels,
+                fingerprint=_mask_list(images, classes).fingerprint,
+                pixels=partial(decoded, images, chosen, image_size),
+                masks=partial(decoded_masks, _mask_list(images, classes), chosen, image_size),
+            )
+            for name, (source, images) in lists.items()
+        }
+        names = _CLASSES[: 2 if border == "ignore" else 3]
+        super().__init__(_NAME, names, splits, preset, image_size, card=card, **options)
+
+    def describe(self) -> dict[str, Any]:
+        """Says which data these are; adds ``partial`` to the base's description."""
+        return super().describe() | {"partial": self.partial}
+
+
+def _complete(card: Card, official: dict[str, ImageList], allow_partial: bool) -> bool:
+    """Whether both lists have as many images as they should."""
+    return all(
+        check_count(f"{_NAME}/{stem}", len(each), card.sizes[stem], allow_partial) for stem, each in official.items()
+    )
+
+
+def _read(file: Path, folder: Path) -> ImageList:
+    """Reads a list of ``name class species breed``; labels are the 37 classes, from 0."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read ({error}): unpack annotations.tar.gz again.") from error
+    paths, labels, lines = [], [], []
+    for line, content in enumerate(text.splitlines(), start=1):
+        if not content.strip() or content.startswith("#"):
+            continue
+        name, *numbers = content.split()
+        if len(numbers) != 3 or not numbers[0].isdecimal() or int(numbers[0]) < 1:
+            raise DataError(f"{file}, line {line}: expected 'name class species breed', found {content!r}.")
+        paths.append(f"images/{name}.jpg")
+        labels.append(int(numbers[0]) - 1)
+        lines.append(line)
+    return image_list(file, folder, paths, labels, lines)
+
+
+def _mask_list(images: ImageList, classes: dict[int, int]) -> MaskList:
+    """The trimaps of a list of images."""
+    trimaps = [f"annotations/trimaps/{Path(path).stem}.png" for path in images.paths]
+    fingerprint = hashlib.sha256(f"{images.fingerprint} {sorted(classes.items())}".encode()).hexdigest()
+    return MaskList(
+        file=images.file,
+        folder=images.folder,
+        paths=trimaps,
+        labels=images.labels,
+        lines=images.lines,
+        fingerprint=fingerprint,
+        images=images.paths,
+        classes=classes,
+        meaning=_MEANING,
+    )

@@ -1,0 +1,119 @@
+"""Shape against texture: edges, silhouettes and cue-conflict images in 16 classes (Geirhos et al., ICLR 2019)."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from vpt.data.cache import decoded
+from vpt.data.catalog.cards import load_card
+from vpt.data.catalog.classes import Groups
+from vpt.data.datasets.published_folder import check_count, find_folder, image_list, no_split
+from vpt.data.datasets.vtab import default_root
+from vpt.data.module import ImageDataModule, Split
+from vpt.data.transforms import get_preset
+from vpt.errors import DataError
+
+_NAME = "shape_texture16"
+_FOLDERS = {"test": "cue-conflict", "edges": "edges", "silhouettes": "filled-silhouettes"}
+
+
+class ShapeTextureDataModule(ImageDataModule):
+    """Test images that have the shape of one class and, in the cue-conflict set, the texture of another.
+
+    The test split is the cue-conflict set with its shapes as labels; ``edges`` and ``silhouettes`` are shifts. There is
+    nothing to train on: a classifier of ImageNet-1k answers, and :meth:`class_ids` gives its ids of each class, whose
+    probabilities the paper averages.
+
+    Attributes:
+        texture_labels: int64 (N,), the other label of the test images.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        preset: str = "timm",
+        image_size: int = 224,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        allow_partial: bool = False,
+    ) -> None:
+        """Reads labels.csv and class16_to_in1k_indices.json; no image yet.
+
+        Args:
+            root: Folder of all datasets; None for :func:`vpt.data.default_root`.
+            preset: Name of the preprocessing (:data:`vpt.data.transforms.PRESETS`).
+            image_size: Side of the square images in pixels.
+            batch_size: Images in a batch.
+            num_workers: Loader processes; 0 loads in the main process.
+            allow_partial: Accept another number of images than the official one.
+
+        Raises:
+            DataError: A file is missing, malformed or incomplete.
+            UnknownNameError: There is no such preset.
+            ConfigError: A number is out of range.
+        """
+        card = load_card(_NAME)
+        if card is None:
+            raise DataError(f"{_NAME} has no card in vpt/data/catalog/cards.")
+        base = (Path(root) if root is not None else default_root()).expanduser()
+        folder = find_folder(card, base, _NAME, ["labels.csv", "class16_to_in1k_indices.json"])
+        names, self._class_ids = _classes(folder / "class16_to_in1k_indices.json")
+        table = _table(folder / "labels.csv", names)
+        chosen, complete = get_preset(preset), True
+        why = f"{card.title} is a test set: nothing of it can be trained on."
+        splits = {name: no_split(f"{_NAME}/no-{name}", why) for name in ("train", "val")}
+        for name, kind in _FOLDERS.items():
+            rows = table[table["file"].str.startswith(f"{kind}/")]
+            images = image_list(folder / "labels.csv", folder, list(rows["file"]), rows["shape"])
+            complete &= check_count(f"{_NAME}/{kind}", len(rows), card.sizes[name], allow_partial)
+            pixels = partial(decoded, images, chosen, image_size)
+            splits[name] = Split(f"{_NAME}/{name}", images.paths, images.labels, images.fingerprint, pixels)
+            if name == "test":
+                self.texture_labels: NDArray[np.int64] = rows["texture"].to_numpy(np.int64)
+        self.partial = not complete
+        super().__init__(_NAME, names, splits, preset, image_size, batch_size, num_workers, 0, "none", card)
+
+    def class_ids(self) -> Groups:
+        """Returns the ImageNet-1k ids of each of the 16 classes."""
+        return self._class_ids
+
+    def describe(self) -> dict[str, Any]:
+        """Says which data these are; adds ``partial`` to the base's description."""
+        return super().describe() | {"partial": self.partial}
+
+
+def _classes(file: Path) -> tuple[list[str], Groups]:
+    """Class names, sorted, and the ImageNet-1k ids of each."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        names = sorted(content)
+        groups = tuple(tuple(int(each) for each in content[name]) for name in names)
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise DataError(f"{file} is not a map from class names to ImageNet-1k ids ({error}).") from error
+    if not all(groups) or not all(0 <= each < 1000 for group in groups for each in group):
+        raise DataError(f"{file}: every class needs ImageNet-1k ids, which lie in 0..999.")
+    return names, groups
+
+
+def _table(file: Path, names: list[str]) -> pd.DataFrame:
+    """The files with the numbers of their shape and texture; a texture is -1 where there is none."""
+    try:
+        table = pd.read_csv(file, keep_default_na=False)
+        rows = pd.DataFrame({"file": table["file"], "shape": table["shape_class"], "texture": table["texture_class"]})
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{file} is not a table with file, shape_class and texture_class ({error}).") from error
+    number = {name: position for position, name in enumerate(names)}
+    rows["shape"] = rows["shape"].map(lambda name: number.get(name, -1))
+    rows["texture"] = rows["texture"].map(lambda name: number.get(name, -1))
+    conflict = rows["file"].str.startswith("cue-conflict/")
+    bad = (rows["shape"] < 0) | (conflict & (rows["texture"] < 0))
+    if bad.any():
+        raise DataError(f"{file}: {rows['file'][bad].iloc[0]} has a class that is none of the {len(names)}.")
+    return rows

@@ -1,0 +1,214 @@
+"""What every delta is made of: a module of trained tensors that can be put on a backbone and taken off again."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from vpt.backbones.factory import Backbone
+from vpt.errors import ConfigError
+
+READOUT = sys.maxsize
+"""The place behind all blocks, as an answer of `DeltaPart.first_block`."""
+
+
+class DeltaPart(nn.Module, ABC):
+    """One kind of change to a frozen backbone.
+
+    Its parameters belong to it, never to the backbone; the constructor takes the backbone only to read sizes from it.
+
+    Attributes:
+        taxonomy: Its class in Delta Tuning (Ding et al., Nature Machine Intelligence 2023): new parts, chosen
+            parameters, or parameters written in another form.
+    """
+
+    taxonomy: ClassVar[Literal["addition", "specification", "reparameterisation"]]
+
+    def __init__(self, backbone: Backbone) -> None:
+        """Starts at full strength, attached to nothing.
+
+        Args:
+            backbone: The backbone that the change is for.
+        """
+        super().__init__()
+        self._on = [backbone]  # in a list, so that it does not become a part of this module
+        self._strength = 1.0
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone that the change is for."""
+        return self._on[0]
+
+    @property
+    def attached(self) -> bool:
+        """Whether the change is on the backbone."""
+        return any(part is self for part in self.backbone.attached)
+
+    def attach(self) -> None:
+        """Puts the change on the backbone.
+
+        Raises:
+            ConfigError: It is there already, or the weights of the backbone are merged with another delta's.
+        """
+        if self.attached:
+            raise ConfigError(f"This {type(self).__name__} is attached already.")
+        if any(isinstance(part, DeltaPart) and part.merged for part in self.backbone.attached):
+            raise ConfigError("A delta is merged into the backbone's weights: unmerge it before another is attached.")
+        self._attach()
+        self.backbone.attached.append(self)
+
+    def detach(self) -> None:
+        """Takes the change off, if it is on; the backbone is bit for bit what it was."""
+        if self.attached:
+            self._detach()
+            self.backbone.attached.remove(self)
+
+    @abstractmethod
+    def _attach(self) -> None:
+        """Puts the change on the backbone, all of it or nothing."""
+
+    @abstractmethod
+    def _detach(self) -> None:
+        """Takes the change off."""
+
+    @property
+    def merged(self) -> bool:
+        """Whether the change lies in the backbone's own weights for now."""
+        return False
+
+    def refresh(self) -> None:
+        """Called before every forward pass of the backbone."""
+
+    def _check_alone(self) -> None:
+        """Weights can be merged exactly, and restored bit for bit, only while nothing else changes the backbone."""
+        if [*self.backbone.attached] != [self]:
+            raise ConfigError(f"Only a {type(self).__name__} that is attached alone can be merged.")
+
+    @abstractmethod
+    def expected_parameters(self) -> int:
+        """The number of trained parameters by the method's formula."""
+
+    def first_block(self) -> int:
+        """How many blocks lie before everything that it changes: 0 unless it says more, `READOUT` for all of them."""
+        return 0
+
+    def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a delta file keeps: a form without what only training needs.
+
+        Returns:
+            The arguments that change in that form, and its tensors by name.
+        """
+        return {}, dict(self.named_parameters())
+
+    def _strengthened(self) -> None:
+        """Called after the strength has changed."""
+
+    @property
+    def strength(self) -> float:
+        """α in [0, 1]: 1 is the tuned model exactly, 0 the bare backbone exactly."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, alpha: float) -> None:
+        if not 0.0 <= alpha <= 1.0:
+            raise ConfigError(f"The strength of a delta lies between 0 (backbone) and 1 (tuned), got {alpha}.")
+        self._strength = float(alpha)
+        self._strengthened()
+
+
+Shape = tuple[int, int]
+
+
+def stack(shapes: Sequence[Shape], like: Tensor, draw: Callable[[Tensor], Tensor]) -> nn.Parameter | nn.ParameterList:
+    """Makes a matrix for each layer; those of successive layers of one shape lie in one tensor.
+
+    Args:
+        shapes: (n, dim) of each layer.
+        like: Gives dtype and device.
+        draw: Fills a tensor.
+
+    Returns:
+        One parameter (layers, n, dim) where all shapes are equal, else a list of them.
+    """
+    runs = [nn.Parameter(draw(like.new_empty(len(list(run)), *shape))) for shape, run in groupby(shapes)]
+    return runs[0] if len(runs) == 1 else nn.ParameterList(runs)
+
+
+def pick(stacked: nn.Parameter | nn.ParameterList, layer: int) -> Tensor:
+    """Takes the matrix of a layer.
+
+    Args:
+        stacked: What `stack` made.
+        layer: Counted from 0.
+
+    Returns:
+        (n, dim).
+    """
+    if isinstance(stacked, nn.Parameter):
+        return stacked[layer]
+    for run in stacked:
+        if layer < len(run):
+            return cast("Tensor", run[layer])
+        layer -= len(run)
+    raise IndexError(layer)
+
+
+def named_stack(name: str, matrices: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Lays matrices out as `stack` does, under the names that its parameters have.
+
+    Args:
+        name: Of the attribute that holds them.
+        matrices: (n, dim) of each layer.
+
+    Returns:
+        One tensor (layers, n, dim) where all shapes are equal, else one for each run of equal shapes.
+    """
+    runs = [torch.stack(list(run)) for _, run in groupby(matrices, key=lambda matrix: matrix.shape)]
+    return {name: runs[0]} if len(runs) == 1 else {f"{name}.{index}": run for index, run in enumerate(runs)}
+
+
+def chosen_blocks(depth: int, layers: Sequence[int] | None) -> list[int]:
+    """Reads a range of layers.
+
+    Args:
+        depth: Number of blocks.
+        layers: ``[first, last + 1]``, counted from 0; None for all.
+
+    Returns:
+        The positions of the blocks.
+
+    Raises:
+        ConfigError: There are no such blocks.
+    """
+    if layers is None:
+        return list(range(depth))
+    if len(layers) != 2 or not 0 <= layers[0] < layers[1] <= depth:
+        raise ConfigError(f"layers is [first, last + 1] of {depth} blocks, counted from 0, got {list(layers)}.")
+    return list(range(layers[0], layers[1]))
+
+
+def numbers_by_layer(num_tokens: int | Sequence[int], layers: int) -> list[int]:
+    """Reads a number of keys for each layer.
+
+    Args:
+        num_tokens: One number for all, or a list.
+        layers: How many layers have keys.
+
+    Returns:
+        The number of each.
+
+    Raises:
+        ConfigError: The list has another length, or a number is below 1.
+    """
+    numbers = [num_tokens] * layers if isinstance(num_tokens, int) else list(num_tokens)
+    if len(numbers) != layers:
+        raise ConfigError(f"num_tokens lists {len(numbers)} numbers for {layers} layers with prompts.")
+    if min(numbers) < 1:
+        raise ConfigError(f"num_tokens must be at least 1, got {min(numbers)}; for no prompts use a linear probe.")
+    return numbers

@@ -1,0 +1,173 @@
+"""What deep prompts and prefixes share: keys and values that are appended in the attention of chosen blocks."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import pad
+
+from vpt.backbones.attention.base import OpenAttention
+from vpt.backbones.factory import Backbone
+from vpt.deltas.base import DeltaPart
+from vpt.errors import ConfigError, UnknownNameError
+
+DropoutMode = Literal["sample", "shared", "key_value", "prompt"]
+Edited = tuple[Tensor, Tensor, Tensor | None]
+
+
+@dataclass(eq=False)
+class KeyEdit:
+    """What a delta does to one attention module; nothing at strength 0, where the backbone's own code runs."""
+
+    part: DeltaPart
+    layer: int
+    change: Callable[[int, OpenAttention, Tensor, Tensor], Edited]
+    finish: Callable[[int, OpenAttention, Tensor, Tensor, Tensor | None], None] | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether the strength is above 0."""
+        return self.part.strength != 0.0
+
+    def __call__(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
+        """See `AttentionEdit`."""
+        return self.change(self.layer, attention, keys, values)
+
+    def complete(self, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        """See `AttentionEdit`."""
+        if self.finish is not None:
+            self.finish(self.layer, attention, keys, values, bias)
+
+
+class ExtraKeys(DeltaPart):
+    """Keys and values of its own in chosen blocks. Its strength α adds log α to the logits of its keys.
+
+    Attributes:
+        blocks: Positions of the blocks that have them.
+    """
+
+    taxonomy = "addition"
+    modes: tuple[str, ...] = ("key_value", "prompt")
+
+    def __init__(
+        self, backbone: Backbone, blocks: list[int], dropout: float, dropout_mode: DropoutMode, log_bias: bool
+    ) -> None:
+        """Checks what is common.
+
+        Args:
+            backbone: The backbone that the keys are for.
+            blocks: Positions of the blocks that get keys.
+            dropout: Probability in [0, 1).
+            dropout_mode: One of `modes`.
+            log_bias: Adds −log n to the logits of n keys, so that at first they take the attention of one token.
+
+        Raises:
+            ConfigError: The probability is out of range.
+            UnknownNameError: The mode does not exist.
+            UnsupportedBackboneError: The backbone cannot take keys exactly.
+        """
+        super().__init__(backbone)
+        if not 0.0 <= dropout < 1.0:
+            raise ConfigError(f"Prompt dropout must lie in [0, 1), got {dropout}.")
+        if dropout_mode not in self.modes:
+            raise UnknownNameError("dropout_mode", dropout_mode, self.modes)
+        self.layout = backbone.layout
+        self.dropout, self.dropout_mode, self.log_bias = dropout, dropout_mode, log_bias
+        self.blocks = blocks
+        self._edits: list[tuple[OpenAttention, KeyEdit]] = []
+
+    @abstractmethod
+    def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
+        """The keys and values of a layer.
+
+        Args:
+            layer: Position among the layers that have keys.
+            attention: The module that they are for.
+            images: Images in the batch, B.
+
+        Returns:
+            Each (1, heads, n, head_dim), or (B, heads, n, head_dim) where they differ from image to image.
+        """
+
+    def first_block(self) -> int:
+        """The first block with keys."""
+        return self.blocks[0]
+
+    def _attach(self) -> None:
+        """Adds keys and values to every chosen block."""
+        self._edit((block, KeyEdit(self, layer, self._append)) for layer, block in enumerate(self.blocks))
+
+    def _edit(self, edits: Iterable[tuple[int, KeyEdit]]) -> None:
+        self._edits = [(self.layout.attentions[block], edit) for block, edit in edits]
+        for attention, edit in self._edits:
+            attention.edits.append(edit)
+
+    def _detach(self) -> None:
+        """Removes what `attach` added."""
+        for attention, edit in self._edits:
+            attention.edits.remove(edit)
+        self._edits = []
+
+    def _append(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
+        rows, _, before, _ = keys.shape
+        images = rows // attention.windows
+        own_keys, own_values = self.keys_values(layer, attention, images)
+        number = own_keys.shape[2]
+        if self._dropping("key_value"):
+            own_keys, own_values = (
+                drop(own.expand(images, -1, -1, -1), self.dropout) for own in (own_keys, own_values)
+            )
+        own_keys, own_values = (per_row(own, rows, attention.windows) for own in (own_keys, own_values))
+        bias = self.key_bias(keys, number, before)
+        if self._dropping("prompt"):
+            mask = per_row(pad(self._whole(keys, images, number), (before, 0)), rows, attention.windows)
+            bias = mask if bias is None else mask + bias
+        return torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2), bias
+
+    def _dropping(self, mode: str) -> bool:
+        return self.training and self.dropout > 0.0 and self.dropout_mode == mode
+
+    def key_bias(self, keys: Tensor, number: int, before: int, after: int = 0) -> Tensor | None:
+        """The bias on the logits: log α (less log n) on the own columns, 0 on others.
+
+        Args:
+            keys: Gives dtype and device.
+            number: Own columns, n.
+            before: Columns before them.
+            after: Columns behind them.
+
+        Returns:
+            (1, 1, 1, before + n + after), or None where all is 0.
+        """
+        if self._strength == 1.0 and not self.log_bias:
+            return None
+        odds = self._strength / number if self.log_bias else self._strength
+        return pad(keys.new_full((1, 1, 1, number), math.log(odds)), (before, after))
+
+    def _whole(self, keys: Tensor, images: int, number: int) -> Tensor:
+        """−∞ for each key of each image with probability `dropout`: (B, 1, 1, n)."""
+        dropped = torch.rand(images, 1, 1, number, device=keys.device) < self.dropout
+        return torch.zeros_like(dropped, dtype=keys.dtype).masked_fill(dropped, -math.inf)
+
+
+def per_row(own: Tensor, rows: int, windows: int) -> Tensor:
+    """Gives what belongs to all images or to each of them to every window of each.
+
+    Args:
+        own: (1, ...) or (B, ...), four dimensions.
+        rows: B · windows.
+        windows: Of an image.
+
+    Returns:
+        (rows, ...).
+    """
+    if own.shape[0] == 1:
+        return own.expand(rows, -1, -1, -1)
+    return own if windows == 1 else own.repeat_interleave(windows, dim=0)

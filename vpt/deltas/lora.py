@@ -1,0 +1,143 @@
+"""Low-rank adaptation of linear maps (Hu et al., "LoRA", ICLR 2022, section 4.1): W + (scale/rank) · B A."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vpt.backbones.factory import Backbone
+from vpt.backbones.target_modules import LinearTarget, linear_targets
+from vpt.deltas.base import DeltaPart, chosen_blocks
+from vpt.errors import ConfigError, UnknownNameError
+
+
+class Lora(DeltaPart):
+    """Low-rank changes to chosen linear maps of every block.
+
+    The change is computed beside the frozen map, so that a fused query-key-value layer can be changed in part. Its
+    strength scales the change: at 0 the frozen map runs alone.
+
+    Attributes:
+        targets: The maps that are changed, by ``block_name``.
+        down: A of each map by ``block_name``, (rank, inputs).
+        up: B of each map, (outputs, rank); zero at first, so that training starts from the backbone.
+    """
+
+    taxonomy = "reparameterisation"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        rank: int = 8,
+        scale: float | None = None,
+        targets: Sequence[str] = ("q", "v"),
+        layers: Sequence[int] | None = None,
+    ) -> None:
+        """Draws A as PyTorch draws a linear layer and sets B to zero.
+
+        Args:
+            backbone: The backbone that the change is for.
+            rank: Of each change, at least 1.
+            scale: Numerator of the factor scale/rank; None for the rank itself, a factor of 1.
+            targets: Any of ``q``, ``k``, ``v``, ``proj``, ``fc1``, ``fc2`` (`vpt.backbones.target_modules`).
+            layers: Only in blocks ``[first, last + 1]``, counted from 0; None for all.
+
+        Raises:
+            ConfigError: The rank is not positive, or no target is given.
+            UnknownNameError: A target does not exist.
+            UnsupportedBackboneError: The structure of the backbone is not known.
+        """
+        super().__init__(backbone)
+        if rank < 1:
+            raise ConfigError(f"The rank of LoRA must be at least 1, got {rank}.")
+        blocks = linear_targets(backbone)
+        known = list(blocks[0])
+        if not targets:
+            raise ConfigError(f"LoRA needs at least one target of {', '.join(known)}.")
+        for name in targets:
+            if name not in known:
+                raise UnknownNameError(f"LoRA target of {backbone.name}", name, known)
+        self._blocks = chosen_blocks(len(blocks), layers)
+        self.factor = 1.0 if scale is None else scale / rank
+        self.targets: dict[str, LinearTarget] = {
+            f"{index}_{name}": blocks[index][name] for index in self._blocks for name in targets
+        }
+        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
+        for key, target in self.targets.items():
+            down = backbone.mean.new_empty(rank, target.module.in_features)
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+            self.down[key] = nn.Parameter(down)
+            self.up[key] = nn.Parameter(backbone.mean.new_zeros(target.stop - target.start, rank))
+        self._hooks: list[RemovableHandle] = []
+        self._merged: dict[str, Tensor] = {}
+
+    def first_block(self) -> int:
+        """The first block with a change."""
+        return self._blocks[0]
+
+    def _attach(self) -> None:
+        """Adds the low-rank path to every map."""
+        self._hooks = [
+            target.module.register_forward_hook(partial(self._add, key)) for key, target in self.targets.items()
+        ]
+
+    def _detach(self) -> None:
+        """Takes the low-rank paths off; merged weights are restored first."""
+        self.unmerge()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def expected_parameters(self) -> int:
+        """Σ rank · (inputs + outputs) over the maps."""
+        rank = next(iter(self.down.values())).shape[0]
+        return sum(rank * (t.module.in_features + t.stop - t.start) for t in self.targets.values())
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Adds the change, at the present strength, to the frozen weights: same function, no cost at inference.
+
+        What is trained or loaded after it counts when it is merged again.
+
+        Raises:
+            ConfigError: Something else is attached to the backbone.
+        """
+        self._check_alone()
+        self.unmerge()
+        for key, target in self.targets.items():
+            weight = target.module.weight[target.start : target.stop]
+            self._merged[key] = weight.clone()
+            weight += self._strength * self.factor * (self.up[key] @ self.down[key])
+
+    @property
+    def merged(self) -> bool:
+        """Whether the change lies in the backbone's own weights for now."""
+        return bool(self._merged)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Puts the frozen weights back, bit for bit."""
+        for key, weight in self._merged.items():
+            target = self.targets[key]
+            target.module.weight[target.start : target.stop] = weight
+        self._merged = {}
+
+    def _strengthened(self) -> None:
+        """A merged change follows the strength."""
+        if self._merged:
+            self.merge()
+
+    def _add(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        if self._strength == 0.0 or self._merged:
+            return out
+        target = self.targets[key]
+        change: Tensor = (args[0] @ self.down[key].T) @ self.up[key].T * (self.factor * self._strength)
+        if (target.start, target.stop) == (0, out.shape[-1]):
+            return out + change
+        pieces = (out[..., : target.start], out[..., target.start : target.stop] + change, out[..., target.stop :])
+        return torch.cat(pieces, dim=-1)

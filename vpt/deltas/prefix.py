@@ -1,0 +1,123 @@
+"""Free keys and values in every block: P-Tuning v2 (Liu et al., ACL 2022, section 3.2) in vision transformers.
+
+Twice the parameters of deep prompts and a wider reach: nothing ties a key to its value. With `hidden` they come from a
+small network (Li and Liang, "Prefix-Tuning", ACL 2021, section 4.3), of which a delta file keeps only the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from vpt.backbones.attention.base import OpenAttention
+from vpt.backbones.factory import Backbone
+from vpt.deltas.base import chosen_blocks, named_stack, numbers_by_layer, pick, stack
+from vpt.deltas.key_value import DropoutMode, ExtraKeys
+from vpt.errors import ConfigError
+
+
+class Prefix(ExtraKeys):
+    """Learned keys and values for a vision transformer.
+
+    Attributes:
+        keys: (layers, n, heads · head_dim), as `stack` lays them out; absent with `hidden`.
+        values: Likewise.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_tokens: int | Sequence[int],
+        layers: Sequence[int] | None = None,
+        hidden: int | None = None,
+        dropout: float = 0.0,
+        dropout_mode: DropoutMode = "key_value",
+        log_bias: bool = False,
+        std: float = 0.02,
+    ) -> None:
+        """Draws keys and values from N(0, std²).
+
+        Args:
+            backbone: The backbone that they are for.
+            num_tokens: Keys per layer, at least 1, or a list with a number for each layer.
+            layers: Only in blocks ``[first, last + 1]``, counted from 0; None for all.
+            hidden: Width of the network that computes them in training, from an embedding of width `hidden` for each;
+                None for free ones. Needs one number for all layers.
+            dropout: Probability in [0, 1).
+            dropout_mode: ``"key_value"``: channels of keys and values, a mask per image (P-Tuning v2); ``"prompt"``:
+                whole keys per image.
+            log_bias: Adds −log n to the attention logits of n keys.
+            std: Standard deviation.
+
+        Raises:
+            ConfigError: A value is out of range.
+            UnknownNameError: The dropout mode does not exist.
+            UnsupportedBackboneError: The backbone cannot take keys exactly.
+        """
+        blocks = chosen_blocks(len(backbone.layout.blocks), layers)
+        super().__init__(backbone, blocks, dropout, dropout_mode, log_bias)
+        numbers = numbers_by_layer(num_tokens, len(blocks))
+        widths = [heads * size for heads, size in (self.layout.attentions[block].key_shape() for block in blocks)]
+        self._shapes = list(zip(numbers, widths, strict=True))
+        self.hidden = hidden
+        like = backbone.mean
+        if hidden is None:
+            self.keys, self.values = (stack(self._shapes, like, lambda t: t.normal_(std=std)) for _ in range(2))
+            return
+        if hidden < 1 or len(set(numbers)) > 1:
+            raise ConfigError(f"hidden needs to be at least 1 and one num_tokens for all layers, got {hidden}.")
+        place: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+        self.embedding = nn.Parameter(like.new_empty(numbers[0], hidden).normal_())
+        self.inner = nn.Linear(hidden, hidden, **place)
+        self.outer = nn.ModuleList(nn.Linear(hidden, 2 * width, **place) for width in widths)
+
+    def pair(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The keys and values of a layer, heads side by side.
+
+        Args:
+            layer: Position among the layers that have them.
+
+        Returns:
+            Each (n, heads · head_dim).
+        """
+        if self.hidden is None:
+            return pick(self.keys, layer), pick(self.values, layer)
+        keys, values = self.outer[layer](self.inner(self.embedding).tanh()).chunk(2, dim=-1)
+        return keys, values
+
+    def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
+        """The keys and values of a layer, head by head.
+
+        Args:
+            layer: Position among the layers that have them.
+            attention: The module that they are for.
+            images: Unused: they are the same for all images.
+
+        Returns:
+            Each (1, heads, n, head_dim).
+        """
+        heads, size = attention.key_shape()
+        keys, values = (part.reshape(-1, heads, size).transpose(0, 1).unsqueeze(0) for part in self.pair(layer))
+        return keys, values
+
+    def expected_parameters(self) -> int:
+        """Σ 2 · n · width over the layers; those of the network where there is one."""
+        if self.hidden is None:
+            return sum(2 * number * width for number, width in self._shapes)
+        hidden, number = self.hidden, self._shapes[0][0]
+        inner = number * hidden + hidden * hidden + hidden
+        return inner + sum(2 * width * (hidden + 1) for _, width in self._shapes)
+
+    def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Keys and values as plain tensors, without the network that computed them.
+
+        Returns:
+            The arguments that change, and the tensors that replace the parameters.
+        """
+        if self.hidden is None:
+            return super().folded()
+        pairs = [self.pair(layer) for layer in range(len(self._shapes))]
+        keys, values = ([part.detach() for part in parts] for parts in zip(*pairs, strict=True))
+        return {"hidden": None}, named_stack("keys", keys) | named_stack("values", values)

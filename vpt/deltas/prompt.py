@@ -1,0 +1,314 @@
+"""Visual prompts, shallow and deep (Jia et al., "Visual Prompt Tuning", ECCV 2022, sections 3.1-3.2).
+
+Deep prompts are inserted before every block and their outputs are discarded, so they act only through the keys and
+values of their block: K = W_k N(P) + b_k and V = W_v N(P) + b_v, with N the block's own norm. They are computed once
+per step for the whole batch. Shallow prompts are tokens that travel through all blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+from torch.utils.hooks import RemovableHandle
+
+from vpt.backbones.attention.base import OpenAttention
+from vpt.backbones.attention.windows import merge_tokens, patch_mergings, pool_with, rest_of_block, window_answers
+from vpt.backbones.factory import Backbone
+from vpt.deltas.base import chosen_blocks, named_stack, numbers_by_layer, pick, stack
+from vpt.deltas.key_value import DropoutMode, Edited, ExtraKeys, KeyEdit, per_row
+from vpt.errors import ConfigError
+
+
+class WindowPrompts:
+    """The way of shallow prompts through the blocks of a Swin."""
+
+    def __init__(self, backbone: Backbone, prompt: Prompt, reference_pooling: bool) -> None:
+        """Finds the way.
+
+        Args:
+            backbone: A Swin.
+            prompt: The shallow prompt.
+            reference_pooling: The final average includes the prompts.
+        """
+        self.backbone = [backbone]  # in a list, so that no module owns it twice
+        self.prompt, self.reference_pooling = prompt, reference_pooling
+        self.merging = patch_mergings(backbone)
+        # By block, so that a block that is run again for activation checkpointing finds what it found before.
+        self.tokens: dict[int, Tensor] = {}
+        self._asking: tuple[Tensor, Tensor, Tensor]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: nothing of the last forward pass, whose graph cannot be copied."""
+        return {key: value for key, value in vars(self).items() if key != "_asking"} | {"tokens": {}}
+
+    def hooks(self) -> list[RemovableHandle]:
+        """Starts the prompts before the first block, and lets the pool read them where that is asked for."""
+        backbone = self.backbone[0]
+        handles = [backbone.layout.blocks[0].register_forward_pre_hook(self._start)]
+        if self.reference_pooling:
+            handles.append(backbone.readout.register_forward_hook(self._pool, prepend=True))
+        return handles
+
+    def travel(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
+        """The edit: the prompts join every window."""
+        tokens, entering = self.entering(layer)
+        queries, own_keys, own_values = attention.project(entering)
+        rows = keys.shape[0]
+        keys, values = (
+            torch.cat([theirs, per_row(own, rows, attention.windows)], dim=2)
+            for theirs, own in ((keys, own_keys), (values, own_values))
+        )
+        self._asking = tokens, entering, queries
+        number = tokens.shape[1]
+        return keys, values, self.prompt.key_bias(keys, number, keys.shape[2] - number)
+
+    def entering(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The prompts as they come to a block, (B, n, dim), and as its attention sees them."""
+        tokens = self.tokens[layer]
+        if layer in self.merging:
+            tokens = merge_tokens(self.merging[layer], tokens)
+        return tokens, self.backbone[0].layout.norms[layer](tokens)
+
+    def gather(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        """What they gather from all keys, those of other deltas too, and their way on to the next block."""
+        tokens, entering, queries = self._asking
+        answers = window_answers(attention, entering, queries, keys, values, bias)
+        self.tokens[layer + 1] = rest_of_block(self.backbone[0].layout.blocks[layer], tokens, answers)
+
+    def _start(self, block: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if self.prompt.strength != 0.0:
+            images = args[0].shape[0]
+            self.tokens = {0: self.prompt.dropped(self.prompt.prompts(0), images).expand(images, -1, -1)}
+
+    def _pool(self, module: nn.Module, args: tuple[Tensor, ...], pooled: Tensor) -> Tensor:
+        if self.prompt.strength == 0.0:
+            return pooled
+        return pool_with(self.backbone[0], pooled, self.tokens[len(self.backbone[0].layout.blocks)])
+
+
+class Prompt(ExtraKeys):
+    """Learned prompts for a vision transformer.
+
+    Attributes:
+        tokens: The prompts, (layers, n, dim); layers is 1 if shallow or shared. Where number or width changes from
+            layer to layer, a list of such tensors, one for each run of equal layers.
+        projection: From narrower prompts to the backbone's width, one for all layers; or None.
+    """
+
+    modes = ("sample", "shared", "key_value", "prompt")
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_tokens: int | Sequence[int],
+        deep: bool = True,
+        dropout: float = 0.0,
+        dropout_mode: DropoutMode = "sample",
+        layers: Sequence[int] | None = None,
+        shared: bool = False,
+        project: int | None = None,
+        log_bias: bool = False,
+        reference_pooling: bool = False,
+    ) -> None:
+        """Draws prompts from U(-v, v) with v = √(6 / (3·p² + dim)), the paper's Xavier bound for patches of p pixels.
+
+        Args:
+            backbone: The backbone that the prompts are for.
+            num_tokens: Prompts per layer, at least 1; with deep prompts also a list, a number for each layer.
+            deep: Prompts before every block (VPT-deep) or only before the first (VPT-shallow).
+            dropout: Probability in [0, 1).
+            dropout_mode: What is dropped in training. ``"sample"``: channels of the prompts, a mask per image (the
+                reference's ViT); ``"shared"``: one mask per batch (the reference's Swin); ``"key_value"``: channels
+                of keys and values, a mask per image (P-Tuning v2); ``"prompt"``: whole prompts per image. The last
+                two need deep prompts.
+            layers: With deep prompts, only in blocks ``[first, last + 1]``, counted from 0; None for all.
+            shared: With deep prompts, the same prompts in every layer.
+            project: Learn prompts of this width and a linear map from it to the backbone's, one for all layers. A delta
+                file holds the mapped prompts.
+            log_bias: Adds −log n to the attention logits of n prompts, so that at first they take the attention of one
+                token instead of n/(n + N) of it.
+            reference_pooling: With shallow prompts on Swin, the final average includes the prompts, as in the reference
+                implementation.
+
+        Raises:
+            ConfigError: A value is out of range.
+            UnknownNameError: The dropout mode does not exist.
+            UnsupportedBackboneError: The backbone cannot take prompts exactly.
+        """
+        blocks = chosen_blocks(len(backbone.layout.blocks), layers) if deep else [0]
+        super().__init__(backbone, blocks, dropout, dropout_mode, log_bias)
+        if not deep:
+            self._check_shallow(layers is not None or shared or not isinstance(num_tokens, int))
+        if reference_pooling and (deep or not self.layout.windowed):
+            raise ConfigError(
+                "reference_pooling is for shallow prompts on Swin: elsewhere the pool never reads prompts."
+            )
+        self.deep, self.shared = deep, shared
+        self._way = WindowPrompts(backbone, self, reference_pooling) if self.layout.windowed and not deep else None
+        numbers = numbers_by_layer(num_tokens, len(blocks))
+        shapes = [(number, self.layout.dims[block]) for number, block in zip(numbers, blocks, strict=True)]
+        if shared and len(set(shapes)) > 1:
+            raise ConfigError("Shared prompts need the same number and width in every layer.")
+        self._shapes = shapes[:1] if shared else shapes
+        self.projection = None if project is None else self._projection(project, backbone.mean)
+        drawn = self._shapes if project is None else [(number, project) for number, _ in self._shapes]
+        height, width = self.layout.patch_size
+        bound = math.sqrt(6 / (3 * height * width + drawn[0][1]))
+        self.tokens = stack(drawn, backbone.mean, lambda tensor: tensor.uniform_(-bound, bound))
+        self._hooks: list[RemovableHandle] = []
+
+    def _check_shallow(self, by_layer: bool) -> None:
+        if self.dropout_mode not in ("sample", "shared"):
+            raise ConfigError(
+                f"dropout_mode {self.dropout_mode!r} needs deep prompts; shallow ones take 'sample' or 'shared'."
+            )
+        if by_layer:
+            raise ConfigError("layers, shared and a list of num_tokens need deep prompts.")
+
+    def _projection(self, width: int, like: Tensor) -> nn.Linear:
+        """As the reference draws it: Kaiming normal over the outputs."""
+        dims = {dim for _, dim in self._shapes}
+        if width < 1 or len(dims) > 1:
+            raise ConfigError(
+                f"project maps prompts of a positive width to one width of tokens, got {width} to {sorted(dims)}."
+            )
+        layer = nn.Linear(width, dims.pop(), dtype=like.dtype, device=like.device)
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+        return layer
+
+    def prompts(self, layer: int) -> Tensor:
+        """The prompts of a layer.
+
+        Args:
+            layer: Position among the layers that have prompts.
+
+        Returns:
+            (n, dim).
+        """
+        own = pick(self.tokens, 0 if self.shared else layer)
+        return own if self.projection is None else cast("Tensor", self.projection(own))
+
+    def expected_parameters(self) -> int:
+        """Σ n · dim over the layers (one if shallow or shared); projected from width d: Σ n · d + (d + 1) · dim."""
+        if self.projection is None:
+            return sum(number * dim for number, dim in self._shapes)
+        width, dim = self.projection.in_features, self.projection.out_features
+        return sum(number for number, _ in self._shapes) * width + (width + 1) * dim
+
+    def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Prompts behind their projection."""
+        if self.projection is None:
+            return super().folded()
+        mapped = [self.prompts(layer).detach() for layer in range(len(self._shapes))]
+        return {"project": None}, named_stack("tokens", mapped)
+
+    def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the prompts, projected by the block's own norm and weights (DESIGN decision 1).
+
+        Args:
+            layer: Position among the layers that have prompts.
+            attention: The module that they are for.
+            images: Images in the batch, B.
+
+        Returns:
+            Each (1, heads, n, head_dim), or (B, heads, n, head_dim) with a dropout mask for each image.
+        """
+        norm = self.layout.norms[self.blocks[layer]]
+        _, keys, values = attention.project(norm(self.dropped(self.prompts(layer), images)))
+        return keys, values
+
+    @property
+    def in_sequence(self) -> bool:
+        """Whether the prompts are tokens of the backbone's own sequence: shallow ones, except on Swin."""
+        return not self.deep and self._way is None
+
+    def queries(self, block: int) -> Tensor | None:
+        """What the prompts of a block ask with where they stand beside its sequence, Q = W_q N(P) + b_q.
+
+        Deep prompts ask only in the concatenated form (Jia et al., section 3.1), which discards the answers: nothing
+        that the model computes depends on these queries. Shallow prompts on Swin ask as they last came by.
+
+        Args:
+            block: Counted from 0.
+
+        Returns:
+            (1 or B, heads, n, head_dim); None at strength 0, in blocks without prompts and for prompts `in_sequence`.
+        """
+        if self.in_sequence or self.strength == 0.0 or (self.deep and block not in self.blocks):
+            return None
+        if self._way is not None:
+            entering = self._way.entering(block)[1]
+        else:
+            entering = self.layout.norms[block](self.prompts(self.blocks.index(block)).unsqueeze(0))
+        return self.layout.attentions[block].project(entering)[0]
+
+    def _attach(self) -> None:
+        """Adds keys and values to every chosen block (deep), or tokens before the first block (shallow)."""
+        if self.deep:
+            super()._attach()
+            return
+        blocks = self.layout.blocks
+        if self._way is not None:
+            travel, gather = self._way.travel, self._way.gather
+            self._edit((block, KeyEdit(self, block, travel, gather)) for block in range(len(blocks)))
+            self._hooks = self._way.hooks()
+            return
+        self._edit((block, KeyEdit(self, 0, self._weaken_tokens)) for block in range(len(blocks)))
+        self._hooks = [
+            blocks[0].register_forward_pre_hook(self._insert_tokens),
+            blocks[-1].register_forward_hook(self._remove_tokens),
+        ]
+
+    def _detach(self) -> None:
+        """Removes what `attach` added."""
+        super()._detach()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def dropped(self, prompts: Tensor, images: int) -> Tensor:
+        """Prompts after dropout on their channels.
+
+        Args:
+            prompts: (n, dim).
+            images: Images in the batch, B.
+
+        Returns:
+            (B, n, dim) with a mask per image, else (1, n, dim).
+        """
+        prompts = prompts.unsqueeze(0)
+        if self._dropping("sample"):
+            return drop(prompts.expand(images, -1, -1), self.dropout)
+        return drop(prompts, self.dropout) if self._dropping("shared") else prompts
+
+    def _weaken_tokens(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
+        """The edit of a shallow prompt: its bias on the prompts' columns, which follow the prefix tokens."""
+        before, number = self.layout.num_prefix + self._inserted_before(), self.prompts(0).shape[0]
+        return keys, values, self.key_bias(keys, number, before, keys.shape[2] - before - number)
+
+    def _inserted_before(self) -> int:
+        """Tokens between the prefix and these prompts: those of shallow prompts that were attached later."""
+        parts = self.backbone.attached
+        later = parts[parts.index(self) + 1 :] if self.attached else []
+        shallow = [part for part in later if isinstance(part, Prompt) and not part.deep and part.strength != 0.0]
+        return sum(part.prompts(0).shape[0] for part in shallow)
+
+    def _insert_tokens(self, block: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """[class, patches] becomes [class, prompts, patches]; at α = 0 nothing is inserted."""
+        if self._strength == 0.0:
+            return None
+        x, prefix = args[0], self.layout.num_prefix
+        prompts = self.dropped(self.prompts(0), x.shape[0]).expand(x.shape[0], -1, -1)
+        return (torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1), *args[1:])
+
+    def _remove_tokens(self, block: nn.Module, args: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        """Drops the prompts' outputs, unless the last block has kept only pooled tokens anyway."""
+        if self._strength == 0.0 or self.layout.attentions[-1].num_queries is not None:  # trimmed for the pool
+            return x
+        prefix = self.layout.num_prefix
+        return torch.cat([x[:, :prefix], x[:, prefix + self.prompts(0).shape[0] :]], dim=1)

@@ -1,0 +1,145 @@
+"""Prompts in other places than the sequence: added to the patches, or to a frame of pixels.
+
+Added: the ablation on prompt location of Jia et al., ECCV 2022, section 4.2. Framed: the padding template of Bahng et
+al., "Exploring Visual Prompts for Adapting Large-Scale Models", 2022. Both start at zero, which is the backbone, and
+strength α scales what is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vpt.backbones.factory import Backbone
+from vpt.deltas.base import DeltaPart, chosen_blocks, pick, stack
+from vpt.errors import ConfigError
+
+
+class PromptAdd(DeltaPart):
+    """A learned vector added to each patch on its way into the first block, or into every one.
+
+    Attributes:
+        tokens: (layers, patches, dim); where their shape changes from layer to layer, a list of such tensors.
+    """
+
+    taxonomy = "addition"
+
+    def __init__(self, backbone: Backbone, deep: bool = False, layers: Sequence[int] | None = None) -> None:
+        """Starts at zero.
+
+        Args:
+            backbone: The backbone that the prompts are for.
+            deep: Before every block, or only before the first.
+            layers: If deep, only in blocks ``[first, last + 1]``, counted from 0; None for all.
+
+        Raises:
+            ConfigError: There are no such blocks, or `layers` is given although only the first has prompts.
+            UnsupportedBackboneError: The blocks of the backbone are not known.
+        """
+        super().__init__(backbone)
+        layout = backbone.layout
+        if layers is not None and not deep:
+            raise ConfigError("layers needs deep prompts: without deep they are added before the first block only.")
+        self._numbers = chosen_blocks(len(layout.blocks), layers) if deep else [0]
+        self._blocks = [layout.blocks[number] for number in self._numbers]
+        self._shapes = [(layout.patches[number], layout.dims[number]) for number in self._numbers]
+        self.tokens = stack(self._shapes, backbone.mean, torch.zero_)
+        self._hooks: list[RemovableHandle] = []
+
+    def _attach(self) -> None:
+        """Adds before every chosen block; before shallow prompts have joined the patches."""
+        self._hooks = [
+            block.register_forward_pre_hook(partial(self._add, layer), prepend=True)
+            for layer, block in enumerate(self._blocks)
+        ]
+
+    def _detach(self) -> None:
+        """Removes what `attach` added."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def expected_parameters(self) -> int:
+        """Σ patches · dim over the layers."""
+        return sum(patches * dim for patches, dim in self._shapes)
+
+    def first_block(self) -> int:
+        """The first block with prompts."""
+        return self._numbers[0]
+
+    def _add(self, layer: int, block: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self._strength == 0.0:
+            return None
+        x, prompts = args[0], pick(self.tokens, layer)
+        prompts = prompts if self._strength == 1.0 else self._strength * prompts
+        if x.ndim == 4:  # the map of a Swin, (B, H, W, dim)
+            return (x + prompts.view(x.shape[1:]), *args[1:])
+        others = x.shape[1] - len(prompts)  # class and register tokens, and prompts of other deltas, come first
+        return (torch.cat([x[:, :others], x[:, others:] + prompts], dim=1), *args[1:])
+
+
+class PromptPad(DeltaPart):
+    """A learned frame of pixels added to the normalised image.
+
+    Attributes:
+        rows: Top and bottom, (2, 3, width, size).
+        columns: Left and right between them, (2, 3, size − 2 · width, width).
+    """
+
+    taxonomy = "addition"
+
+    def __init__(self, backbone: Backbone, width: int = 30) -> None:
+        """Starts at zero.
+
+        Args:
+            backbone: The backbone that the frame is for.
+            width: Of the frame, in pixels: at least 1 and less than half of the image.
+
+        Raises:
+            ConfigError: The frame does not fit.
+            UnsupportedBackboneError: The backbone's patch embedding is not known.
+        """
+        super().__init__(backbone)
+        size, like = backbone.image_size, backbone.mean
+        if not 1 <= width < size / 2:
+            raise ConfigError(f"A frame of {width} pixels does not fit {size} pixels: give 1 to {(size - 1) // 2}.")
+        _ = backbone.layout  # raises where the model is not known
+        self._embedding = [cast("nn.Module", backbone.model.patch_embed)]  # in a list, so that it stays the backbone's
+        self._width, self._size = width, size
+        self.rows = nn.Parameter(like.new_zeros(2, 3, width, size))
+        self.columns = nn.Parameter(like.new_zeros(2, 3, size - 2 * width, width))
+        self._hook: RemovableHandle | None = None
+
+    def _attach(self) -> None:
+        """Adds the frame before the patch embedding."""
+        self._hook = self._embedding[0].register_forward_pre_hook(self._add)
+
+    def _detach(self) -> None:
+        """Takes it off."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    def expected_parameters(self) -> int:
+        """12 · width · (size − width)."""
+        return 12 * self._width * (self._size - self._width)
+
+    def frame(self) -> Tensor:
+        """The frame around an empty middle.
+
+        Returns:
+            (3, size, size).
+        """
+        inside = self._size - 2 * self._width
+        middle = torch.cat([self.columns[0], self.columns.new_zeros(3, inside, inside), self.columns[1]], dim=2)
+        return torch.cat([self.rows[0], middle, self.rows[1]], dim=1)
+
+    def _add(self, embedding: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self._strength == 0.0:
+            return None
+        frame = self.frame() if self._strength == 1.0 else self._strength * self.frame()
+        return (args[0] + frame, *args[1:])

@@ -1,0 +1,224 @@
+"""One file that runs without this package: ONNX, or PyTorch's exported program."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpt.errors import ExportError
+from vpt.export.fold import fold
+from vpt.models.classifier import TunedModel
+from vpt.models.identity import about
+from vpt.version import __version__
+
+TOLERANCE = 1e-4
+_BATCHES = (1, 3)  # one image is the size at which exporters specialise, three is none that they have seen
+_REPEATS = 9
+
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was measured on a written file.
+
+    Attributes:
+        difference: max |Δ logit| / max |logit| over random images.
+        milliseconds: By batch size, medians of the eager model and of the file.
+    """
+
+    difference: float
+    milliseconds: dict[int, tuple[float, float]]
+
+    def __str__(self) -> str:
+        """One line for the terminal."""
+        times = (
+            f"batch {batch}: {eager:.1f} ms eager, {own:.1f} ms exported"
+            for batch, (eager, own) in self.milliseconds.items()
+        )
+        return f"largest difference {self.difference:.1e} of the largest logit; {'; '.join(times)}"
+
+
+@torch.inference_mode()
+def check(model: TunedModel, run: Run) -> Check:
+    """Compares a written file with the model that it was written from, on random images at two batch sizes.
+
+    Args:
+        model: In eval mode.
+        run: Runs the file: uint8 images (B, 3, H, W) to logits (B, classes).
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ExportError: The logits differ by more than `TOLERANCE` of the largest.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = model.backbone.image_size
+    worst, milliseconds = 0.0, {}
+    for batch in _BATCHES:
+        images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
+        expected = model(images)
+        gap = (run(images) - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+        if not float(gap) <= TOLERANCE:  # so that NaN fails too
+            raise ExportError(
+                f"On {batch} random images the exported file's logits differ by {float(gap):.1e} of the largest logit, "
+                f"more than {TOLERANCE:.0e}: nothing was written; please report this composition."
+            )
+        worst = max(worst, float(gap))
+        milliseconds[batch] = _interleaved(model, run, images)
+    return Check(worst, milliseconds)
+
+
+def _interleaved(model: Run, run: Run, images: Tensor) -> tuple[float, float]:
+    """Medians in ms, one call of each in turn, so that both see the same load of the machine."""
+    spent: tuple[list[float], list[float]] = ([], [])
+    for _ in range(_REPEATS):
+        for call, own in zip((model, run), spent, strict=True):
+            start = time.perf_counter()
+            call(images)
+            own.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(spent[0]), statistics.median(spent[1])
+
+
+FORMAT = "vpt-model/1"
+OPSET = 20  # the first with Gelu
+_NEEDED = ("onnx", "onnxruntime", "onnxscript")
+
+
+def export_onnx(model: TunedModel, path: str | Path) -> Check:
+    """Writes a model as an ONNX file: uint8 ``images`` (batch, 3, H, W) to float32 ``logits`` (batch, classes).
+
+    Normalisation is inside; deep prompts are constant keys and values. What `about` tells, as JSON, and the format are
+    the file's metadata, each under its own key.
+
+    Args:
+        model: In eval mode, on the CPU.
+        path: Ends in ``.onnx``; parent folders are made. Written beside and renamed when it was checked.
+
+    Returns:
+        What the check of the written file measured.
+
+    Raises:
+        ExportError: A library is missing, the composition cannot be exported, or the file is another function.
+    """
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise ExportError(
+            f"ONNX export needs {', '.join(missing)}: pip install 'vpt[onnx]', or use --format torch, which needs "
+            "nothing more."
+        )
+    return _export(model, Path(path), ".onnx", _write_onnx, _run_onnx)
+
+
+def export_torch(model: TunedModel, path: str | Path) -> Check:
+    """Writes a model as an exported program of PyTorch; input and output as those of `export_onnx`.
+
+    ``torch.export.load(path, extra_files={"vpt.json": ""})`` gives it back, and what `about` tells in the dict.
+
+    Args:
+        model: In eval mode, on the CPU.
+        path: Ends in ``.pt2``; parent folders are made. Written beside and renamed when it was checked.
+
+    Returns:
+        What the check of the written file measured.
+
+    Raises:
+        ExportError: The composition cannot be exported, or the file is another function.
+    """
+    return _export(model, Path(path), ".pt2", _write_torch, _run_torch)
+
+
+def _export(
+    model: TunedModel,
+    path: Path,
+    suffix: str,
+    write: Callable[[torch.export.ExportedProgram, dict[str, Any], Path], None],
+    load: Callable[[Path], Run],
+) -> Check:
+    if path.suffix != suffix:
+        raise ExportError(f"The file to write ends in {suffix}, got {path}.")
+    told = {"format": FORMAT, "vpt": __version__} | about(model)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # exporters warn about their own insides
+            partial = Path(folder, path.name)
+            write(_traced(model), told, partial)
+            measured = check(model, load(partial))
+            partial.replace(path)
+    except ExportError:
+        raise
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror or error}.") from error
+    except Exception as error:  # of whatever class: an operation, a shape or a control flow that has no translation
+        raise ExportError(
+            f"This composition on {model.backbone.name} cannot be written as {suffix[1:]}: {_first_line(error)}"
+        ) from error
+    return measured
+
+
+@torch.no_grad()
+def _traced(model: TunedModel) -> torch.export.ExportedProgram:
+    """The folded model as a graph of any batch size, without the places of the source that it came from."""
+    size = model.backbone.image_size
+    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)  # 1 would be taken for a constant
+    shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
+    program = torch.export.export(fold(model), (images,), dynamic_shapes=shapes, strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def _write_torch(program: torch.export.ExportedProgram, told: dict[str, Any], path: Path) -> None:
+    program.example_inputs = None  # the only part that would be pickled
+    torch.export.save(program, path, extra_files={"vpt.json": json.dumps(told)})
+
+
+def _run_torch(path: Path) -> Run:
+    return torch.export.load(path).module()
+
+
+def _write_onnx(program: torch.export.ExportedProgram, told: dict[str, Any], path: Path) -> None:
+    written: Any = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes={"images": {0: "batch"}},
+    )
+    for node in written.model.graph.all_nodes():
+        node.metadata_props.clear()  # traces of the export, longer than the graph
+    for key, value in told.items():
+        written.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    written.save(path, external_data=False)
+
+
+def _run_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # as many as the eager model has
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return run
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no reason given'}"

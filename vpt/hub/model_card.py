@@ -1,0 +1,177 @@
+"""The model card: what was trained on what, how well it does on how many images, and what it is not for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from vpt.data.catalog.cards import Card, load_card
+from vpt.run_record import images_read, method_name
+
+Record = Mapping[str, Any]
+_NAMES = {"acc": "accuracy", "mean_per_class": "mean accuracy over classes"}
+_LOSS = "loss"
+_COMPLETE = {True: "yes", False: "no, a part of it", None: "not known"}
+
+_BODY = """# {title}
+
+{what} Written by {writer}.
+
+## How to load it
+
+```python
+import vpt
+
+model = vpt.load({call})  # uint8 images (B, 3, {size}, {size}) to logits (B, {classes})
+```
+{weights}
+Images are prepared by the preset `{preset}`; normalisation is inside the model. The delta file is safetensors and refuses other backbone weights than those it was trained on.
+
+## What was trained
+
+{facts}
+
+## Results
+
+{results}
+
+## Intended use and limits
+
+Meant for telling the {classes} classes of {data} apart on images like those it was trained on, and for research on prompt tuning and other small deltas. The numbers above hold for the test images and the preprocessing named, for one seed, and say nothing on images from elsewhere: measure those with `vpt robustness` before you rely on it. What the backbone learned in pretraining, its biases included, is still there. Do not decide about people with it.
+
+## Licences
+
+{licences}
+"""  # noqa: E501  # paragraphs of Markdown
+
+
+def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
+    """Writes the card in Markdown with YAML front matter, in the form that the hub's leaderboards read.
+
+    Args:
+        repo: ``user/name``.
+        header: Of the delta file, without places of this machine.
+        record: Its ``run.json`` likewise, or what the delta file knows of it; may be empty.
+        stored: Numbers in the delta file.
+
+    Returns:
+        The text of README.md.
+    """
+    data = record.get("data") or {}
+    card = load_card(data["name"]) if "name" in data else None
+    measured = list(_measured(record))
+    title = repo.partition("/")[2]
+    backbone = header["backbone"]
+    elsewhere = backbone["weights"] not in ("pretrained", "random")
+    weights = f"\n`weights` is the file {backbone['weights']} of the backbone, which is not uploaded.\n"
+    name = card.title if card else data.get("name", "its training data")
+    body = _BODY.format(
+        title=title,
+        what=f"`{_method(header, record)}` on {backbone['weights_id']}, trained on {name}.",
+        writer=f"vpt {record.get('versions', {}).get('vpt', '')}".strip(),
+        call=f'"hf://{repo}"' + (', weights="…"' if elsewhere else ""),
+        weights=weights if elsewhere else "",
+        size=backbone["image_size"],
+        classes=len(header["class_names"]),
+        preset=data.get("preset") or header["preset"].get("name", "of the data"),
+        data=name,
+        facts="\n".join(f"- {what}: {value}" for what, value in _facts(header, record, stored) if value is not None),
+        results=_table(measured),
+        licences=_licences(card),
+    )
+    front = _front(title, header, record, card, measured)
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body}"
+
+
+def _method(header: Record, record: Record) -> str:
+    if record.get("task") and record.get("hyperparameters"):
+        return method_name(record["task"], record["hyperparameters"])
+    return "+".join(str(spec["name"]) for spec in header["specs"]) or "linear"
+
+
+def _front(
+    title: str, header: Record, record: Record, card: Card | None, measured: list[tuple[str, str, float, int]]
+) -> dict[str, Any]:
+    """What the hub reads; a base model only where it is one of the hub's own."""
+    weights_id, data = header["backbone"]["weights_id"], record.get("data") or {}
+    front: dict[str, Any] = {
+        "library_name": "vpt",
+        "pipeline_tag": "image-classification",
+        "tags": ["visual-prompt-tuning", "parameter-efficient-fine-tuning", _method(header, record)],
+    }
+    if weights_id.startswith("timm/"):
+        relation = "finetune" if _method(header, record) == "full" else "adapter"
+        front |= {"base_model": weights_id, "base_model_relation": relation}
+    if "name" in data:
+        front["datasets"] = [data["name"]]
+    numbers = [
+        {"type": key, "value": value, "name": f"{_NAMES.get(key, key)} (n = {n})"}
+        for split, key, value, n in measured
+        if split == "test"
+    ]
+    if numbers:
+        front["metrics"] = sorted({"accuracy" if number["type"] == "acc" else number["type"] for number in numbers})
+        for number in numbers:
+            number["type"] = "accuracy" if number["type"] == "acc" else number["type"]
+        dataset = {"type": data["name"], "name": card.title if card else data["name"], "split": "test"}
+        result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": numbers}
+        front["model-index"] = [{"name": title, "results": [result]}]
+    return front
+
+
+def _measured(record: Record) -> Iterator[tuple[str, str, float, int]]:
+    """Split, metric, value and n of everything that was measured on images that were not trained on."""
+    data = record.get("data") or {}
+    for name, value in record.get("metrics", {}).items():
+        split, _, key = name.partition("/")
+        n = images_read(record).get(split)
+        if (
+            split in ("val", "test")
+            and key not in (_LOSS, "n")
+            and n
+            and not data.get("shared_with_train", {}).get(split)
+        ):
+            yield split, key, value, n
+
+
+def _table(measured: list[tuple[str, str, float, int]]) -> str:
+    if not measured:
+        return "None were recorded: `vpt test` measures, and writes into the run that is pushed."
+    lines = [f"| {split} | {_NAMES.get(key, key)} | {value:.4f} | {n:,} |" for split, key, value, n in sorted(measured)]
+    return "\n".join(["| split | metric | value | n |", "|---|---|---|---|", *lines])
+
+
+def _facts(header: Record, record: Record, stored: int) -> Iterator[tuple[str, Any]]:
+    """The protocol, as far as it was recorded."""
+    backbone, data = header["backbone"], record.get("data") or {}
+    yield "backbone", f"{backbone['name']}, weights {backbone['weights_id']}, SHA-256 {backbone['fingerprint'][:12]}…"
+    if parameters := record.get("parameters"):
+        yield "trained parameters", f"{parameters['trainable']:,} of {parameters['total']:,}"
+    yield "numbers in the delta file", f"{stored:,}"
+    if data:
+        counts = ", ".join(f"{split} {n:,}" for split, n in data.get("counts", {}).items())
+        yield "data", f"{data['name']}, images: {counts}"
+        cut = {split: n for split, n in record.get("read", {}).items() if n != data.get("counts", {}).get(split)}
+        yield "read of them", ", ".join(f"{split} {n:,}" for split, n in cut.items()) or None
+        yield "complete by its card", _COMPLETE[data.get("complete")]
+        yield "preset", data.get("preset")
+        yield "augmentation", data.get("augment")
+    yield "seed", record.get("seed")
+    yield "epochs", record.get("epochs", record.get("max_epochs"))
+    yield "epoch rule", record.get("epoch_rule")
+    yield "precision", record.get("precision")
+    yield "deltas", ", ".join(f"`{spec}`" for spec in header["specs"]) or "none"
+
+
+def _licences(card: Card | None) -> str:
+    data = (
+        f"Data: {card.licence} ({card.source})."
+        if card
+        else "Data: no card states their licence; ask whoever gave them to you."
+    )
+    return (
+        f"Code: Apache-2.0. {data} The backbone's weights have a licence of their own. Nobody has stated one for this "
+        "delta: its owner may add `license` to the front matter."
+    )

@@ -1,0 +1,1 @@
+"""Scores of tables of logits. Arrays in, numbers out: no models, no files."""

@@ -1,0 +1,67 @@
+"""All scores of one record that are a single number, as one row of a report."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vpt.metrics.accuracy import mean_per_class, top1, wilson, worst_group
+from vpt.metrics.calibration import equal_mass, equal_width
+from vpt.metrics.logits import Logits, predictions
+from vpt.metrics.selective import aurc, risk_at
+
+
+def summary(
+    logits: Logits,
+    labels: NDArray[np.int64],
+    temperature: float | None = None,
+    groups: NDArray[np.int64] | None = None,
+) -> dict[str, float | None]:
+    """Scores a record.
+
+    Args:
+        logits: (N, classes), masked to the set's classes.
+        labels: (N,), columns of these.
+        temperature: Fitted on in-distribution validation images by `calibration.temperature`; None for none.
+        groups: (N,), group of each image, from 0; None where the set has none.
+
+    Returns:
+        Always these keys, in this order; shares lie in [0, 1] and None stands where an argument is missing.
+
+        - ``n``: images.
+        - ``top1``, ``top1_low``, ``top1_high``: accuracy and its 95 % Wilson interval.
+        - ``mean_per_class``, ``worst_group``: mean accuracy over classes, lowest over groups.
+        - ``nll``: mean negative log likelihood, natural logarithm, at least 0.
+        - ``brier``: mean squared distance of the probabilities from the right answer, in [0, 2].
+        - ``ece``, ``ece_equal_mass``: calibration error of 15 bins of equal width, and of equally many images.
+        - ``aurc``, ``risk_at_80``: area under the risk-coverage curve, error on the surest 80 %.
+        - ``temperature``, ``nll_scaled``, ``ece_scaled``, ``ece_equal_mass_scaled``: the argument, and the scores after
+          it.
+
+    Raises:
+        DataError: The table cannot be scored.
+        ConfigError: Groups are not one a label.
+    """
+    plain = predictions(logits, labels)
+    scaled = None if temperature is None else predictions(logits, labels, temperature)
+    low, high = wilson(int(plain.correct.sum()), len(labels))
+    answers = plain.confidence, plain.correct
+    after = None if scaled is None else (scaled.confidence, scaled.correct)
+    return {
+        "n": len(labels),
+        "top1": top1(logits, labels),
+        "top1_low": low,
+        "top1_high": high,
+        "mean_per_class": mean_per_class(logits, labels),
+        "worst_group": None if groups is None else worst_group(logits, labels, groups),
+        "nll": plain.nll,
+        "brier": float(plain.brier.mean()),
+        "ece": equal_width(*answers).error,
+        "ece_equal_mass": equal_mass(*answers).error,
+        "aurc": aurc(*answers),
+        "risk_at_80": risk_at(0.8, *answers),
+        "temperature": temperature,
+        "nll_scaled": None if scaled is None else scaled.nll,
+        "ece_scaled": None if after is None else equal_width(*after).error,
+        "ece_equal_mass_scaled": None if after is None else equal_mass(*after).error,
+    }

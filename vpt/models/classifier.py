@@ -1,0 +1,259 @@
+"""`AdaptedModel`: a backbone, what was trained on it, and a head; and `TunedModel`, the classifier among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from vpt.backbones.factory import Backbone
+from vpt.backbones.partial_forward import SplitBackbone
+from vpt.deltas.base import READOUT
+from vpt.deltas.composition import Delta, attach
+from vpt.errors import ConfigError
+
+
+class AdaptedModel(nn.Module):
+    """A frozen or trained backbone, an optional delta and a head that a subclass draws.
+
+    Attributes:
+        format: What a delta file of such a model is marked with.
+        backbone: The image encoder.
+        delta: What is trained on it, or None for a bare backbone.
+        head: From features to logits.
+        class_names: One per class.
+        preset: The preprocessing that the model expects, as a plain dict.
+        info: Anything worth keeping with the model: plain JSON values.
+    """
+
+    format: ClassVar[str]
+    head: nn.Module
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        specs: Sequence[dict[str, Any]] = (),
+        class_names: Sequence[str] | None = None,
+        preset: dict[str, Any] | None = None,
+    ) -> None:
+        """Attaches the delta and draws the head.
+
+        Args:
+            backbone: From `create_backbone`; from now on it belongs to this model.
+            num_classes: At least 1.
+            specs: The delta, as for `attach`; empty for none.
+            class_names: One per class; None for "0", "1", ...
+            preset: The preprocessing, as a plain dict.
+
+        Raises:
+            ConfigError: The number of classes is not positive or differs from the number of names.
+        """
+        super().__init__()
+        if num_classes < 1:
+            raise ConfigError(f"num_classes must be at least 1, got {num_classes}.")
+        self.backbone = backbone
+        self.delta: Delta | None = attach(backbone, specs) if specs else None
+        self.head = self._draw_head(num_classes)
+        self.class_names = [str(index) for index in range(num_classes)] if class_names is None else list(class_names)
+        if len(self.class_names) != num_classes:
+            raise ConfigError(f"{len(self.class_names)} class names were given for {num_classes} classes.")
+        self.preset = dict(preset or {})
+        self.info: dict[str, Any] = {}
+        self._strength = 1.0
+
+    def _draw_head(self, num_classes: int) -> nn.Module:
+        """A head on the backbone's features, of its dtype and on its device."""
+        raise NotImplementedError
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The features that the head reads.
+
+        Args:
+            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
+
+        Returns:
+            (B, num_features, ...).
+        """
+        raise NotImplementedError
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Applies the head.
+
+        Args:
+            features: (B, num_features, ...).
+
+        Returns:
+            Logits, (B, num_classes, ...).
+        """
+        return cast("Tensor", self.head(features))
+
+    def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+        """Splits what computes the features at the first thing that trains (DESIGN decision 4).
+
+        Returns:
+            A function of the image that training does not change, and one from its result to the features; None if
+            everything changes.
+        """
+        raise NotImplementedError
+
+    def file_header(self) -> dict[str, Any]:
+        """What a delta file must say of the head for it to be drawn again: plain JSON values by name."""
+        return {}
+
+    def constant_blocks(self) -> int:
+        """How many blocks lie before everything that trains: 0 for none, `READOUT` if only the head does."""
+        if not self.backbone.frozen:
+            return 0
+        return min((part.first_block() for part in self.backbone.attached), default=READOUT)
+
+    @property
+    def strength(self) -> float:
+        """α in [0, 1] of the delta and of the head's interpolation towards its anchor."""
+        return self._strength
+
+    def set_strength(self, alpha: float) -> None:
+        """Moves between the bare backbone and the tuned one (WiSE-FT, Wortsman et al., CVPR 2022, as a gate).
+
+        Args:
+            alpha: 1 for the tuned backbone, 0 for the bare one; `TunedModel` moves its head too.
+
+        Raises:
+            ConfigError: α lies outside [0, 1].
+        """
+        if not 0.0 <= alpha <= 1.0:
+            raise ConfigError(f"The strength lies between 0 (backbone) and 1 (tuned), got {alpha}.")
+        if self.delta is not None:
+            self.delta.set_strength(alpha)
+        self._strength = float(alpha)
+
+    def trained(self) -> dict[str, Tensor]:
+        """The tensors that training changes: name to tensor, sharing memory with the model."""
+        tensors: dict[str, Tensor] = {key: p for key, p in self.named_parameters() if p.requires_grad}
+        if not self.backbone.frozen:  # batch-norm statistics move too
+            tensors |= {key: t for key, t in self.state_dict(keep_vars=True).items() if key.startswith("backbone.")}
+        return tensors
+
+    def folded(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """What a delta file keeps: the trained tensors without those that only training needs.
+
+        Returns:
+            The specs and the tensors of an equal model.
+        """
+        tensors = self.trained()
+        if self.delta is None:
+            return [], tensors
+        specs, kept = self.delta.folded()
+        return specs, {k: t for k, t in tensors.items() if not k.startswith("delta.")} | {
+            f"delta.{key}": tensor for key, tensor in kept.items()
+        }
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """Counts parameters.
+
+        Returns:
+            Trainable and total.
+        """
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return trainable, sum(p.numel() for p in self.parameters())
+
+
+class TunedModel(AdaptedModel):
+    """A classifier made of a frozen backbone, an optional delta and a linear head on its pooled features.
+
+    Attributes:
+        head: (num_classes, num_features) linear layer.
+    """
+
+    format = "vpt-delta/1"
+    head: nn.Linear
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        specs: Sequence[dict[str, Any]] = (),
+        class_names: Sequence[str] | None = None,
+        preset: dict[str, Any] | None = None,
+    ) -> None:
+        """Attaches the delta and draws a small random head with zero bias. See `AdaptedModel`."""
+        super().__init__(backbone, num_classes, specs, class_names, preset)
+        self._anchor: tuple[Tensor, Tensor] | None = None
+
+    def _draw_head(self, num_classes: int) -> nn.Linear:
+        like = self.backbone.mean
+        head = nn.Linear(self.backbone.num_features, num_classes, dtype=like.dtype, device=like.device)
+        nn.init.trunc_normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
+        return head
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pooled features.
+
+        Args:
+            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
+
+        Returns:
+            (B, num_features).
+        """
+        return cast("Tensor", self.backbone(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classifies images.
+
+        Args:
+            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
+
+        Returns:
+            Logits, (B, num_classes).
+        """
+        return self.classify(self.backbone(images))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Applies the head, interpolated towards the anchor by the strength.
+
+        Args:
+            features: (B, num_features).
+
+        Returns:
+            Logits, (B, num_classes).
+        """
+        if self._anchor is None or self._strength == 1.0:
+            return cast("Tensor", self.head(features))
+        weight = torch.lerp(self._anchor[0], self.head.weight, self._strength)
+        bias = torch.lerp(self._anchor[1], self.head.bias, self._strength)
+        return nn.functional.linear(features, weight, bias)
+
+    def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+        """Splits the backbone at the first thing that trains (DESIGN decision 4).
+
+        Returns:
+            A function of the image that training does not change, and one from its result to the pooled features; None
+            if everything changes.
+        """
+        cut = self.constant_blocks()
+        if cut == READOUT:
+            return self.backbone.pooled, self.backbone.readout
+        if cut == 0:
+            return None
+        halves = SplitBackbone(self.backbone, cut)
+        return halves.before, halves.after
+
+    def set_anchor(self, head: nn.Linear) -> None:
+        """Gives the head that belongs to the bare backbone, e.g. a linear probe, so that strength moves both.
+
+        Args:
+            head: Of the shape of this model's own head.
+
+        Raises:
+            ConfigError: The shapes differ.
+        """
+        if head.weight.shape != self.head.weight.shape:
+            raise ConfigError(
+                f"The anchor head is {tuple(head.weight.shape)}, the tuned head {tuple(self.head.weight.shape)}: "
+                "both must be trained on the same backbone and classes."
+            )
+        like = self.head.weight
+        self._anchor = (head.weight.detach().to(like).clone(), head.bias.detach().to(like).clone())

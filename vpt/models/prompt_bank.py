@@ -1,0 +1,203 @@
+"""`PromptBank`: many tuned tasks on one backbone, mixed freely within a batch.
+
+Prompts and prefixes act through keys and values that do not depend on the image, so each image of a batch can be given
+those of its own task. Tasks with fewer keys are padded with keys that are masked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from vpt.backbones.attention.base import OpenAttention
+from vpt.backbones.factory import Backbone, create_backbone
+from vpt.deltas.composition import Delta
+from vpt.deltas.key_value import Edited, ExtraKeys, per_row
+from vpt.deltas.prompt import Prompt
+from vpt.errors import ConfigError, DeltaFileError, UnknownNameError
+from vpt.models.delta_file import check_fingerprint, read_delta
+
+Layer = tuple[Tensor, Tensor, Tensor | None]
+
+
+class PromptBank(nn.Module):
+    """A frozen backbone with the prompts and heads of many tasks.
+
+    Attributes:
+        backbone: Shared by all tasks.
+        tasks: Their names, in order.
+        heads: A linear head for each in their order, of any number of classes.
+        class_names: By task.
+        presets: The preprocessing that each task expects, by task.
+    """
+
+    def __init__(self, files: Mapping[str, str | Path], weights: str | None = None) -> None:
+        """Loads delta files.
+
+        Args:
+            files: Name of each task to its delta file, of deep prompts or prefixes; at least one.
+            weights: Where the backbone's weights are on this machine; None for where they were in training.
+
+        Raises:
+            ConfigError: There is no file, a file holds another kind of delta, or backbones differ.
+            DeltaFileError: A file is not a delta file, or was trained on other weights.
+        """
+        super().__init__()
+        if not files:
+            raise ConfigError("A bank needs at least one delta file.")
+        read = {task: read_delta(path) for task, path in files.items()}
+        self.tasks = list(read)
+        first = next(iter(read.values()))[0]["backbone"]
+        for task, (header, _) in read.items():
+            for key in ("name", "fingerprint", "image_size", "normalization"):
+                if header["backbone"][key] != first[key]:
+                    raise ConfigError(
+                        f"A bank has one backbone: {self.tasks[0]} was trained with {key} {first[key]}, "
+                        f"{task} with {header['backbone'][key]}."
+                    )
+        self.backbone: Backbone = create_backbone(
+            first["name"], weights or first["weights"], first["image_size"], first["normalization"]
+        )
+        check_fingerprint(str(files[self.tasks[0]]), first, self.backbone)
+        self.class_names = {task: list(header["class_names"]) for task, (header, _) in read.items()}
+        self.presets = {task: dict(header["preset"]) for task, (header, _) in read.items()}
+        self.heads = nn.ModuleList(_head(tensors) for _, tensors in read.values())
+        self._edits = self._install([_extras(self.backbone, task, *read[task]) for task in self.tasks])
+        self.requires_grad_(False)
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, tasks: Sequence[str]) -> list[Tensor]:
+        """Classifies each image by the model of its task, in one pass.
+
+        Args:
+            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1], preprocessed as their tasks expect.
+            tasks: The task of each image.
+
+        Returns:
+            The logits of each image, (classes of its task,).
+
+        Raises:
+            ConfigError: Images and tasks are not equally many.
+            UnknownNameError: A task is not in the bank.
+        """
+        if len(tasks) != len(images):
+            raise ConfigError(f"{len(images)} images were given with {len(tasks)} tasks: name one for each image.")
+        for task in tasks:
+            if task not in self.tasks:
+                raise UnknownNameError("task", task, self.tasks)
+        index = torch.tensor([self.tasks.index(task) for task in tasks], device=images.device)
+        for edit in self._edits:
+            edit.index = index
+        features = self.backbone(images)
+        return [self.heads[task](row) for task, row in zip(index.tolist(), features, strict=True)]
+
+    def _install(self, extras: list[list[Layer | None]]) -> list[BankEdit]:
+        edits = []
+        for block, attention in enumerate(self.backbone.layout.attentions):
+            of_tasks = [task[block] for task in extras]
+            if any(layer is not None for layer in of_tasks):
+                edits.append(BankEdit(*_padded(attention, of_tasks, self.backbone.mean)))
+                attention.edits.append(edits[-1])
+        return edits
+
+
+class BankEdit(nn.Module):
+    """The keys and values of all tasks in one block.
+
+    Attributes:
+        index: (B,) task of each image in the present batch.
+    """
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+    active = True
+
+    def __init__(self, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        """Keeps them.
+
+        Args:
+            keys: (tasks, heads, n, head_dim).
+            values: Likewise.
+            bias: On their logits, (tasks, 1, 1, n); None where it is 0 for all.
+        """
+        super().__init__()
+        self.register_buffer("keys", keys)
+        self.register_buffer("values", values)
+        self.register_buffer("bias", bias)
+        self.index = torch.zeros(0, dtype=torch.long)
+
+    def forward(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
+        """See `AttentionEdit`."""
+        rows, _, before, _ = keys.shape
+        own_keys, own_values = (
+            per_row(own[self.index].to(keys), rows, attention.windows) for own in (self.keys, self.values)
+        )
+        bias = None
+        if self.bias is not None:
+            bias = per_row(pad(self.bias[self.index].to(keys), (before, 0)), rows, attention.windows)
+        return torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2), bias
+
+    def complete(self, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        """See `AttentionEdit`."""
+
+
+def _head(tensors: Mapping[str, Tensor]) -> nn.Linear:
+    if not {"head.weight", "head.bias"} <= tensors.keys():
+        raise DeltaFileError("A delta file without a head cannot be in a bank.")
+    weight = tensors["head.weight"]
+    head = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+    head.load_state_dict({"weight": weight, "bias": tensors["head.bias"]})
+    return head
+
+
+@torch.no_grad()
+def _extras(
+    backbone: Backbone, task: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> list[Layer | None]:
+    """The keys, values and logit bias of a task in each block, (1, heads, n, head_dim) and (1, 1, 1, n)."""
+    if others := sorted({key.partition(".")[0] for key in tensors} - {"delta", "head"}):
+        raise ConfigError(f"A bank mixes deep prompts and prefixes; {task} trained more: {', '.join(others)}.")
+    delta = Delta(backbone, header["specs"]).eval()
+    own = {key.removeprefix("delta."): tensor for key, tensor in tensors.items() if key.startswith("delta.")}
+    delta.load_state_dict(own)
+    found: list[Layer | None] = [None] * len(backbone.layout.blocks)
+    for part in delta.parts:
+        if not isinstance(part, ExtraKeys) or (isinstance(part, Prompt) and not part.deep):
+            raise ConfigError(f"A bank mixes deep prompts and prefixes; {task} has a {type(part).__name__.lower()}.")
+        for layer, block in enumerate(part.blocks):
+            attention = backbone.layout.attentions[block]
+            keys, values = part.keys_values(layer, attention, 1)
+            found[block] = _joined(found[block], (keys, values, part.key_bias(keys, keys.shape[2], 0)))
+    return found
+
+
+def _joined(before: Layer | None, after: Layer) -> Layer:
+    if before is None:
+        return after
+    keys, values = torch.cat([before[0], after[0]], dim=2), torch.cat([before[1], after[1]], dim=2)
+    return keys, values, torch.cat([_filled(before), _filled(after)], dim=-1)
+
+
+def _filled(layer: Layer) -> Tensor:
+    """The bias of a layer, zeros where it has none: (1, 1, 1, n)."""
+    return layer[0].new_zeros(1, 1, 1, layer[0].shape[2]) if layer[2] is None else layer[2]
+
+
+def _padded(attention: OpenAttention, layers: Sequence[Layer | None], like: Tensor) -> Layer:
+    """Stacks the tasks of one block; those with fewer keys get masked ones behind."""
+    heads, size = attention.key_shape()
+    empty = like.new_zeros(1, heads, 0, size)
+    whole = [(empty, empty, None) if layer is None else layer for layer in layers]
+    most = max(layer[0].shape[2] for layer in whole)
+    keys = torch.cat([pad(layer[0], (0, 0, 0, most - layer[0].shape[2])) for layer in whole])
+    values = torch.cat([pad(layer[1], (0, 0, 0, most - layer[1].shape[2])) for layer in whole])
+    bias = torch.cat([pad(_filled(layer), (0, most - layer[0].shape[2]), value=-math.inf) for layer in whole])
+    return keys, values, bias if bool((bias != 0).any()) else None

@@ -1,0 +1,150 @@
+"""One page of tables and figures that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from vpt.reports.robustness_tables import Table
+from vpt.reports.style import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+import json
+from pathlib import Path
+from typing import Any
+
+from vpt.reports.robustness_figures import figures
+from vpt.reports.robustness_tables import markdown, notes, tables, title
+from vpt.reports.robustness_values import report
+
+_PIXELS = 100  # that an inch of a figure takes on the page, where it fits
+_LONG = 80  # characters of a cell that would be a column of single words on a narrow screen
+_CSS = """
+:root { color: #1f2937; background: #fff; font: 16px/1.5 system-ui, sans-serif; }
+body { max-width: 78rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; margin: 1rem 0 .5rem; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem; }
+p { max-width: 46rem; margin: .3rem 0 .7rem; color: #4b5563; }
+figure { margin: .5rem 0 0; }
+img { max-width: 100%; height: auto; display: block; }
+.scroll { overflow-x: auto; border: 1px solid #e5e7eb; border-radius: 4px; }
+table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: .3rem .55rem; text-align: left; vertical-align: top; }
+th { font-weight: 600; background: #f3f4f6; }
+td { border-top: 1px solid #e5e7eb; }
+td:not(.number) { min-width: 7.5rem; }
+td.long:not(.number) { min-width: 22rem; }
+td:first-child:not(.number) { min-width: 5rem; }
+.number { text-align: right; white-space: nowrap; }
+"""
+
+
+def document(
+    title: str,
+    notes: Sequence[str],
+    tables: Sequence[Table],
+    figures: Mapping[str, Figure],
+    captions: Mapping[str, str],
+) -> str:
+    """Writes a page: the first table, the figures, the other tables.
+
+    Args:
+        title: Its heading.
+        notes: Paragraphs below it.
+        tables: Any number.
+        figures: By name.
+        captions: A sentence for each figure.
+
+    Returns:
+        HTML, its figures inline, without any reference to elsewhere.
+    """
+    parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(note)}</p>" for note in notes), *map(_table, tables[:1])]
+    parts += [_figure(name, figure, captions[name]) for name, figure in figures.items()]
+    parts += [_table(table) for table in tables[1:]]
+    head = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+    )
+    return head + "\n".join(parts) + "\n</body>\n</html>\n"
+
+
+def _figure(name: str, figure: Figure, caption: str) -> str:
+    file = io.BytesIO()
+    with style():
+        figure.savefig(file, format="png", dpi=160)
+    data = base64.b64encode(file.getvalue()).decode()
+    width = round(_PIXELS * figure.get_figwidth())
+    image = f'<img alt="{escape(name)}" width="{width}" src="data:image/png;base64,{data}">'
+    return f"<h2>{escape(name)}</h2>\n<p>{escape(caption)}</p>\n<figure>{image}</figure>"
+
+
+def _table(table: Table) -> str:
+    lines = [f"<h2>{escape(table.title)}</h2>", f"<p>{escape(table.note)}</p>", '<div class="scroll"><table>']
+    lines += [f"<thead>{_row('th', table.columns, table.words)}</thead>", "<tbody>"]
+    lines += [_row("td", cells, table.words) for cells in table.rows]
+    return "\n".join([*lines, "</tbody></table></div>"])
+
+
+def _row(tag: str, cells: Sequence[str], words: int) -> str:
+    kinds = [_kind(cell, place < words) for place, cell in enumerate(cells)]
+    inner = "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+    return f"<tr>{inner}</tr>"
+
+
+def _kind(cell: str, words: bool) -> str:
+    if not words:
+        return ' class="number"'
+    return ' class="long"' if len(cell) > _LONG else ""
+
+
+_CAPTIONS = {
+    "Accuracy in and out of distribution": "Logit axes; dashed: as accurate under shift as without. Along each line α "
+    "goes from 0 (hollow) over 0.5 (grey) to 1 (filled, with the Wilson interval under shift).",
+    "Accuracy at every α": "Bands: 95 % Wilson intervals. Steps: exact curves where only the head differs. The "
+    "validation images may choose α, the others may not.",
+    "Reliability": "Bins of equal width; larger marks hold more images. Below the dashed line a model is too sure.",
+    "Accuracy under corruption": "This package's own corruptions of the clean set.",
+}
+
+
+def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Reports on evaluated models; nothing is classified again.
+
+    Args:
+        folders: Each of one `vpt.robustness.evaluation.evaluate`, all on the same data.
+        out: Folder for ``report.json``, ``report.md`` and ``report.html``; it is made.
+
+    Returns:
+        The three paths.
+
+    Raises:
+        ConfigError: A folder is named twice, the models were evaluated on different data, or `out` is a file.
+        DataError: An evaluation or a record is missing, unfinished or damaged.
+    """
+    values = report(folders)
+    texts = {
+        "report.json": json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.md": markdown(values),
+        "report.html": page(values),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8")
+    return [out / name for name in texts]
+
+
+def page(values: dict[str, Any]) -> str:
+    """Writes a report as HTML.
+
+    Args:
+        values: From `vpt.reports.robustness_values.report`.
+
+    Returns:
+        One page, its figures inline, without any reference to elsewhere.
+    """
+    return document(title(values), notes(values), tables(values), figures(values), _CAPTIONS)

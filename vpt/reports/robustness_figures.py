@@ -1,0 +1,278 @@
+"""The figures of a robustness report, each made of its values alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vpt.metrics.effective_robustness import logit
+from vpt.reports.style import NEUTRAL, short, style
+from vpt.robustness.evaluation.result import FIXED_ALPHA
+from vpt.robustness.evaluation.test_sets import CLEAN, SHIFT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Values = dict[str, Any]
+
+COLOURS = ("#c2410c", "#1d4ed8", "#047857", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4b5563")
+MARKERS = "osD^vPX*"
+_TICKS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
+_ACROSS = 3  # panels in a row
+
+
+def figures(report: Values) -> dict[str, Figure]:
+    """Draws what a report has values for.
+
+    Args:
+        report: From `vpt.reports.robustness_values.report`, or read back from its JSON.
+
+    Returns:
+        Figures by title: scatter, curves, reliability, corruptions.
+    """
+    drawn = {
+        "Accuracy in and out of distribution": scatter(report),
+        "Accuracy at every α": curves(report),
+        "Reliability": reliability(report),
+        "Accuracy under corruption": heat_map(report),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _panels(n: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    """Room for n panels, and a legend below."""
+    from matplotlib.figure import Figure
+
+    across = min(n, _ACROSS)
+    down = math.ceil(n / across)
+    figure = Figure(figsize=(3.4 * across + 0.4, height * down + 0.5), layout="constrained")
+    axes = list(figure.subplots(down, across, squeeze=False).ravel())
+    for empty in axes[n:]:
+        empty.set_axis_off()
+    return figure, axes[:n]
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    across = max(1, min(len(labels), int(figure.get_figwidth() // 2.2)))
+    figure.legend(handles, labels, loc="outside lower left", ncols=across, frameon=False)
+
+
+def _looks(report: Values) -> dict[str, tuple[str, str]]:
+    names = [model["model"] for model in report["models"]]
+    return {name: (COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]) for place, name in enumerate(names)}
+
+
+def _lines(report: Values, kinds: Sequence[str]) -> dict[str, dict[str, list[Values]]]:
+    """Rows by set and model, ascending α; the mean of all corruptions is a set of its own."""
+    found: dict[str, dict[str, list[Values]]] = {}
+    plain = [row for row in report["rows"] if row["kind"] in kinds]
+    for row in [*plain, *(row for row in report["averages"] if row["set"] == "mean of corruptions")]:
+        found.setdefault(row["set"], {}).setdefault(row["model"], []).append(row)
+    return {
+        name: {model: sorted(rows, key=lambda row: row["alpha"]) for model, rows in models.items()}
+        for name, models in found.items()
+    }
+
+
+def scatter(report: Values) -> Figure | None:
+    """Draws accuracy on each shift over accuracy on the clean set, both on logit axes.
+
+    Args:
+        report: Of `figures`.
+
+    Returns:
+        A panel for each shift and one for the mean of corruptions, a line over α for each model; None without any.
+    """
+    lines = _lines(report, (CLEAN, SHIFT))
+    clean = lines.pop(CLEAN, {})
+    if not lines or not clean:
+        return None
+    matched: dict[tuple[str, str, float], float] = {
+        (row["model"], row["set"], row["alpha"]): row["reference_accuracy"] for row in report["effective"]
+    }
+    with style():
+        figure, panels = _panels(len(lines), 3.3)
+        for axes, (name, models) in zip(panels, lines.items(), strict=True):
+            points = []
+            for model, rows in models.items():
+                own: dict[float, float] = {row["alpha"]: row["top1"] for row in clean[model]}
+                own |= {alpha: x for (who, shift, alpha), x in matched.items() if (who, shift) == (model, name)}
+                xs = [own[row["alpha"]] for row in rows]
+                x = logit(xs, clean[model][0]["n"])
+                y = logit([row["top1"] for row in rows], rows[0]["n"])
+                points += [x, y]
+                _path(axes, x, y, rows, model, _looks(report)[model])
+            _logit_axes(axes, np.concatenate(points))
+            axes.set_title(short(name, 30), loc="left")
+        _axis_names(panels, "top-1 on clean (%)", "top-1 on the shift (%)")
+        _legend(figure, panels[0])
+    return figure
+
+
+def _path(
+    axes: Axes,
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    rows: Sequence[Values],
+    model: str,
+    look: tuple[str, str],
+) -> None:
+    colour, marker = look
+    axes.plot(x, y, color=colour, linewidth=1, alpha=0.6)
+    for place, row in enumerate(rows):
+        ends = {0.0: "white", FIXED_ALPHA: "#d1d5db", 1.0: colour}
+        last = place == len(rows) - 1
+        if row["alpha"] not in ends and not last:
+            continue
+        face = ends.get(row["alpha"], colour)
+        axes.plot(
+            x[place], y[place], marker, color=colour, markerfacecolor=face, markersize=5.5, zorder=3,
+            linestyle="none", label=short(model, 30) if last else None,
+        )  # fmt: skip
+        if "top1_low" in row and last:
+            low, high = logit([row["top1_low"], row["top1_high"]], row["n"])
+            axes.vlines(x[place], low, high, color=colour, linewidth=1)
+
+
+def _logit_axes(axes: Axes, points: NDArray[np.float64]) -> None:
+    low, high = float(points.min()) - 0.4, float(points.max()) + 0.4
+    if high - low < 2:  # a few images apart
+        low, high = low - 0.6, high + 0.6
+    axes.plot([low, high], [low, high], color=NEUTRAL, linestyle="--", linewidth=0.8, zorder=1)
+    ticks = [tick for tick in _TICKS if low < math.log(tick / (1 - tick)) < high]
+    places = [math.log(tick / (1 - tick)) for tick in ticks]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(places, [f"{100 * tick:g}" for tick in ticks])
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_aspect("equal")
+
+
+def _axis_names(panels: Sequence[Axes], x: str, y: str) -> None:
+    across = min(len(panels), _ACROSS)
+    for place, axes in enumerate(panels):
+        axes.set_xlabel(x)
+        if place % across == 0:
+            axes.set_ylabel(y)
+
+
+def curves(report: Values) -> Figure | None:
+    """Draws accuracy over α with Wilson intervals; exact where only the head differs.
+
+    Args:
+        report: Of `figures`.
+
+    Returns:
+        A panel for each set; None if no model has more than one α.
+    """
+    moving = {model["model"] for model in report["models"] if len(model["alphas"]) > 1}
+    if not moving:
+        return None
+    lines = _lines(report, ("val", CLEAN, SHIFT))
+    exact = {(curve["model"], curve["set"]): curve for curve in report["curves"]}
+    with style():
+        figure, panels = _panels(len(lines), 2.7)
+        for axes, (name, models) in zip(panels, lines.items(), strict=True):
+            for model, rows in models.items():
+                _curve(axes, rows, exact.get((model, name)), model, _looks(report)[model])
+            axes.set_title(f"{short(name, 24)} (n = {next(iter(models.values()))[0]['n']:,})", loc="left")
+            axes.set_xlim(-0.03, 1.03)
+            axes.margins(y=0.08)
+        _axis_names(panels, "α", "top-1 (%)")
+        _legend(figure, max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
+    return figure
+
+
+def _curve(axes: Axes, rows: Sequence[Values], exact: Values | None, model: str, look: tuple[str, str]) -> None:
+    colour, marker = look
+    alphas, top1 = [row["alpha"] for row in rows], [100 * row["top1"] for row in rows]
+    if "top1_low" in rows[0]:
+        low, high = ([100 * row[key] for row in rows] for key in ("top1_low", "top1_high"))
+        if len(rows) > 1:
+            axes.fill_between(alphas, low, high, color=colour, alpha=0.1, linewidth=0)
+        else:
+            axes.vlines(alphas, low, high, color=colour, linewidth=1)
+    if exact is not None:
+        axes.plot(exact["alpha"], 100 * np.array(exact["top1"]), color=colour, linewidth=1, drawstyle="steps-mid")
+    joined = "none" if exact is not None else "-"
+    axes.plot(
+        alphas, top1, color=colour, marker=marker, markersize=4, linestyle=joined, linewidth=1.2,
+        label=short(model, 30),
+    )  # fmt: skip
+
+
+def reliability(report: Values) -> Figure | None:
+    """Draws accuracy over confidence on the clean set, at α = 0, 0.5 and 1.
+
+    Args:
+        report: Of `figures`.
+
+    Returns:
+        A panel for each α, the size of a mark grows with the images in its bin; None if none of these α was evaluated.
+    """
+    alphas = sorted({bins["alpha"] for bins in report["reliability"]})
+    if not alphas:
+        return None
+    with style():
+        figure, panels = _panels(len(alphas), 3.3)
+        for axes, alpha in zip(panels, alphas, strict=True):
+            axes.plot([0, 100], [0, 100], color=NEUTRAL, linestyle="--", linewidth=0.8)
+            for bins in (bins for bins in report["reliability"] if bins["alpha"] == alpha):
+                colour, marker = _looks(report)[bins["model"]]
+                x, y = (100 * np.array(bins[key]) for key in ("confidence", "accuracy"))
+                share = np.array(bins["count"]) / sum(bins["count"])
+                axes.plot(x, y, color=colour, linewidth=1, alpha=0.7)
+                axes.scatter(x, y, s=6 + 90 * share, color=colour, marker=marker, alpha=0.85, linewidths=0)
+                axes.plot([], [], color=colour, marker=marker, markersize=4, label=short(bins["model"], 30))
+            axes.set(xlim=(-3, 103), ylim=(-3, 103))
+            axes.set_title(f"clean, α = {alpha:g}", loc="left")
+        _axis_names(panels, "confidence (%)", "right (%)")
+        _legend(figure, max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
+    return figure
+
+
+def heat_map(report: Values) -> Figure | None:
+    """Draws accuracy under each corruption and severity, a panel for each model at its largest α.
+
+    Args:
+        report: Of `figures`.
+
+    Returns:
+        The figure; None if nothing was corrupted.
+    """
+    rows = [row for row in report["rows"] if row["severity"] is not None]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    severities = sorted({row["severity"] for row in rows})
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    if not rows:
+        return None
+    with style():
+        figure, panels = _panels(len(models), 0.9 + 0.3 * len(kinds))
+        for place, (axes, model) in enumerate(zip(panels, models, strict=True)):
+            own = [row for row in rows if row["model"] == model]
+            alpha = max(row["alpha"] for row in own)
+            values = np.full((len(kinds), len(severities)), np.nan)
+            for row in (row for row in own if row["alpha"] == alpha):
+                values[kinds.index(row["kind"]), severities.index(row["severity"])] = 100 * row["top1"]
+            image = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+            for (down, across), value in np.ndenumerate(values):
+                colour = "white" if value > 60 else "black"
+                text = "" if np.isnan(value) else f"{value:.0f}"
+                axes.text(across, down, text, ha="center", va="center", fontsize=8, color=colour)
+            first = place % _ACROSS == 0
+            axes.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds] if first else [])
+            axes.set_xticks(range(len(severities)), [str(severity) for severity in severities])
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+            axes.set_title(f"{short(model, 26)}, α = {alpha:g}", loc="left")
+            axes.set_xlabel("severity")
+        bar = figure.colorbar(image, ax=panels, shrink=0.8, pad=0.02, aspect=16)
+        bar.set_label("top-1 (%)")
+        bar.outline.set_visible(False)
+    return figure

@@ -1,0 +1,356 @@
+"""All scores of one or several evaluated models as plain values: what tables, figures and JSON are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from vpt.errors import ConfigError, DataError
+from vpt.metrics.accuracy import top1
+from vpt.metrics.calibration import equal_width, temperature
+from vpt.metrics.class_masks import group_max
+from vpt.metrics.effective_robustness import BASELINES, FIT_FROM, effective_robustness
+from vpt.metrics.logits import predictions
+from vpt.metrics.summary import summary
+from vpt.robustness.evaluation.paired_difference import difference
+from vpt.robustness.evaluation.records import Record
+from vpt.robustness.evaluation.result import FIXED_ALPHA, VAL, Row
+from vpt.robustness.evaluation.stored_evaluation import Answers, among, places
+from vpt.robustness.evaluation.test_sets import CLEAN, SHIFT
+from vpt.robustness.interpolation.alpha_curve import accuracy_curve
+
+_REFERENCE = "imagenet_1k"
+
+
+def effective_rows(name: str, model: Answers) -> Iterator[dict[str, Any]]:
+    """Compares accuracies under shift with what ImageNet's accuracy predicts.
+
+    Args:
+        name: Of the model.
+        model: Its answers; nothing is given unless its clean set is ImageNet's validation set, in full precision.
+
+    Yields:
+        Model, set, α, both accuracies, effective robustness in percentage points, and whether the baseline is
+        extrapolated.
+    """
+    protocol, rows = model.result.protocol, model.result.rows
+    if protocol["data"]["name"] != _REFERENCE or protocol["logits"] != "float32":
+        return
+    clean = {row.alpha: row for row in rows if row.kind == CLEAN}
+    for row in (row for row in rows if row.kind == SHIFT and row.set in BASELINES):
+        groups = model.record(row).protocol["groups"]
+        reference = matched_accuracy(model.record(clean[row.alpha]), groups)
+        yield effective_row(name, row.set, row.alpha, row.top1, reference)
+
+
+def matched_accuracy(record: Record, groups: list[list[int]] | None) -> float:
+    """Scores the reference on the classes of a shift.
+
+    Args:
+        record: Of ImageNet's validation set.
+        groups: Of the shift; None if it has all classes.
+
+    Returns:
+        Top-1 in [0, 1] of the images of these classes, among these classes.
+    """
+    if groups is None:
+        return top1(record.logits, record.label)
+    place = places(record.label, groups)
+    kept = place >= 0
+    return top1(group_max(record.logits[kept], groups), place[kept])
+
+
+def effective_row(model: str, shift: str, alpha: float, accuracy: float, reference: float) -> dict[str, Any]:
+    """Makes one row.
+
+    Args:
+        model: Its name.
+        shift: A key of `BASELINES`.
+        alpha: In [0, 1].
+        accuracy: On the shift, in [0, 1].
+        reference: On the reference set, in [0, 1].
+
+    Returns:
+        The row; ``extrapolated`` where the reference lies below all models that the baseline was fitted on.
+    """
+    baseline = BASELINES[shift]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the row says so itself
+        points = effective_robustness(shift, accuracy, {baseline.reference: reference})
+    return {
+        "model": model,
+        "set": shift,
+        "alpha": alpha,
+        "accuracy": accuracy,
+        "reference": baseline.reference,
+        "reference_accuracy": reference,
+        "points": points,
+        "extrapolated": reference < FIT_FROM,
+    }
+
+
+FORMAT = "vpt-report/1"
+COMPARED = (1.0, FIXED_ALPHA)
+"""α at which models are compared image by image: neither is chosen by looking."""
+
+_DRAWN = (0.0, FIXED_ALPHA, 1.0)  # of reliability diagrams
+_CURVE_POINTS = 201
+_AVERAGED = ("top1", "mean_per_class", "nll", "brier", "ece", "ece_equal_mass", "aurc", "risk_at_80")
+
+Values = dict[str, Any]
+
+
+def report(folders: Sequence[Path]) -> Values:
+    """Scores the records of evaluated models; no image is classified again.
+
+    Args:
+        folders: Each of one `vpt.robustness.evaluation.evaluate`, all on the same data.
+
+    Returns:
+        Plain values for JSON. Shares lie in [0, 1], differences are first minus second.
+
+        - ``data``: name and fingerprint.
+        - ``models``: what each is, its protocol, α chosen on validation images or why none is.
+        - ``rows``: model × set × α with protocol and all scores (:func:`vpt.metrics.summary.summary`); the
+          temperature is fitted on the validation images of the same model and α.
+        - ``averages``: model × corruption × α, means over severities; then over all corruptions.
+        - ``headline``: model × set: top-1 at α = 0, fixed 0.5, chosen on validation, 1, and as "oracle" the best.
+        - ``reliability``: bins of the clean set at α = 0, 0.5 and 1.
+        - ``curves``: exact curves over α where only the head differs.
+        - ``differences``: paired bootstrap at α = 1 and 0.5; ``not_compared`` says which pairs have other images.
+        - ``effective``: effective robustness, where a set has a baseline population.
+
+    Raises:
+        ConfigError: A folder is named twice, or the models were evaluated on different data.
+        DataError: An evaluation or a record is missing, unfinished or damaged.
+    """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ConfigError("A folder is named twice: name each evaluation once.")
+    models = dict(zip(model_names(folders), [Answers(folder) for folder in folders], strict=True))
+    _check_data(models)
+    rows = [row for name, model in models.items() for row in _rows(name, model)]
+    _mark(rows)
+    averages = [row for name, model in models.items() for row in _averages(name, model, rows)]
+    differences, not_compared = _differences(models)
+    data = next(iter(models.values())).result.protocol["data"]
+    return {
+        "format": FORMAT,
+        "data": {"name": data["name"], "fingerprint": data["fingerprint"]},
+        "models": [_model(name, model) for name, model in models.items()],
+        "headline": [line for name, model in models.items() for line in _headline(name, model, rows, averages)],
+        "rows": rows,
+        "averages": averages,
+        "reliability": [bins for name, model in models.items() for bins in _reliability(name, model)],
+        "curves": [curve for name, model in models.items() for curve in _curves(name, model)],
+        "differences": differences,
+        "not_compared": not_compared,
+        "effective": [row for name, model in models.items() for row in effective_rows(name, model)],
+    }
+
+
+def model_names(folders: Sequence[Path]) -> list[str]:
+    """Names models by what tells their folders apart.
+
+    Args:
+        folders: Distinct.
+
+    Returns:
+        One name each, e.g. ``"linear"`` for ``runs/linear/version_0/robustness``.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    if len(parts) == 1:
+        own = [part for part in parts[0][1:] if part != "robustness" and not part.startswith("version_")]
+        return [own[-1] if own else "model"]
+    first = 0
+    while len({part[first] for part in parts}) == 1 and all(len(part) > first + 1 for part in parts):
+        first += 1
+    rest = [part[first:] for part in parts]
+    while len({part[-1:] for part in rest}) == 1 and all(len(part) > 1 for part in rest):
+        rest = [part[:-1] for part in rest]
+    return ["/".join(part) for part in rest]
+
+
+def _check_data(models: dict[str, Answers]) -> None:
+    first, *others = models.values()
+    ours = first.result.protocol["data"]
+    for other in others:
+        theirs = other.result.protocol["data"]
+        if ours["fingerprint"] != theirs["fingerprint"]:
+            raise ConfigError(
+                f"{first.result.out} is on {ours['name']} ({ours['fingerprint'][:12]}) and {other.result.out} on "
+                f"{theirs['name']} ({theirs['fingerprint'][:12]}), other lists of images: report them apart."
+            )
+
+
+def _model(name: str, model: Answers) -> Values:
+    protocol, result = model.result.protocol, model.result
+    exact = protocol["way"] == "head" and protocol["logits"] == "float32"
+    return {
+        "model": name,
+        "backbone": protocol["backbone"]["name"],
+        "weights": protocol["backbone"]["weights_id"],
+        "weights_sha256": protocol["backbone"]["fingerprint"],
+        "delta_sha256": protocol["delta"]["sha256"],
+        "specs": protocol["delta"]["specs"],
+        "way": protocol["way"],
+        "head": protocol["head"],
+        "preset": protocol["data"]["preset"],
+        "image_size": protocol["data"]["image_size"],
+        "logits": protocol["logits"],
+        "complete": protocol["data"]["complete"],
+        "alphas": sorted({row.alpha for row in result.rows}),
+        "chosen_alpha": result.chosen_alpha,
+        "why_none_chosen": result.not_chosen,
+        "exact_curve": exact,
+        "why_no_exact_curve": _why_not_exact(exact, protocol["way"]),
+    }
+
+
+def _why_not_exact(exact: bool, way: str) -> str | None:
+    if exact:
+        return None
+    if way != "head":
+        return "More than the head differs between α = 0 and 1."
+    return "Its records are float16, too coarse for exact intervals of α: evaluate again without --half."
+
+
+def _rows(name: str, model: Answers) -> Iterator[Values]:
+    fitted = {row.alpha: temperature(*among(model.record(row))) for row in model.result.rows if row.kind == VAL}
+    for row in model.result.rows:
+        record = model.record(row)
+        scores = summary(*among(record), temperature=fitted.get(row.alpha))
+        del scores["n"], scores["worst_group"]  # n stands before; no set of records has groups of images
+        own = {"model": name, "set": row.set, "kind": row.kind, "severity": row.severity, "alpha": row.alpha}
+        yield own | {"n": row.n, "protocol": _protocol(model, row, dict(record.protocol)), "marks": []} | scores
+
+
+def _protocol(model: Answers, row: Row, protocol: Values) -> Values:
+    data, groups = protocol["data"], protocol["groups"]
+    split = row.set if row.kind in (VAL, SHIFT) else "test"
+    listed = data["counts"].get(split)
+    text = json.dumps(groups)
+    mask = None if groups is None else {"classes": len(groups), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return {
+        "weights": protocol["backbone"]["weights_id"],
+        "delta_sha256": protocol["delta"]["sha256"],
+        "alpha": row.alpha,
+        "way": protocol["way"],
+        "preset": data["preset"],
+        "image_size": data["image_size"],
+        "mask": mask,
+        "list": protocol["list"],
+        "listed": listed,
+        "seed": protocol["seed"],
+        "partial": data["complete"] is False,
+        "half": protocol["logits"] == "float16",
+        "bf16": protocol["precision"] == "bf16",
+        "interpolated_logits": row.record is None,
+    }
+
+
+def _mark(rows: list[Values]) -> None:
+    """Says beside each number what sets it apart, and from which other numbers."""
+    for row in rows:
+        protocol = row["protocol"]
+        same = [other for other in rows if other["set"] == row["set"]]
+        marks = {
+            "partial data": protocol["partial"],
+            f"{row['n']} of {protocol['listed']} drawn": protocol["seed"] is not None,
+            "float16": protocol["half"],
+            "bf16": protocol["bf16"],
+            "precision differs": len({other["protocol"]["bf16"] for other in same}) > 1,
+            "class mask": protocol["mask"] is not None,
+            "preset differs": len({other["protocol"]["preset"] for other in same}) > 1,
+            "image size differs": len({other["protocol"]["image_size"] for other in same}) > 1,
+            "n differs": len({other["n"] for other in same}) > 1,
+        }
+        row["marks"] = [mark for mark, holds in marks.items() if holds]
+
+
+def _averages(name: str, model: Answers, rows: list[Values]) -> Iterator[Values]:
+    scored = {(row["set"], row["alpha"]): row for row in rows if row["model"] == name}
+    for label, group, _ in model.result.groups():
+        if group[0].kind in (VAL, CLEAN, SHIFT):
+            continue
+        for alpha in sorted({row.alpha for row in group}):
+            chosen = [scored[row.set, row.alpha] for row in group if row.alpha == alpha]
+            means = {key: fmean(row[key] for row in chosen) for key in _AVERAGED}
+            first = {"model": name, "set": label, "alpha": alpha, "sets": len(chosen), "n": chosen[0]["n"]}
+            yield first | {"marks": chosen[0]["marks"]} | means
+
+
+def _headline(name: str, model: Answers, rows: list[Values], averages: list[Values]) -> Iterator[Values]:
+    plain = [row for row in rows if row["model"] == name and row["kind"] in (VAL, CLEAN, SHIFT)]
+    own = [*plain, *(row for row in averages if row["model"] == name)]
+    preset = model.result.protocol["data"]["preset"]
+    for label in dict.fromkeys(row["set"] for row in own):
+        at = {row["alpha"]: _cell(row) for row in own if row["set"] == label}
+        first = next(row for row in own if row["set"] == label)
+        best = max(at.values(), key=lambda cell: cell["top1"]) if len(at) > 1 and label != VAL else None
+        chosen = model.result.chosen_alpha
+        yield {
+            "model": name,
+            "set": label,
+            "n": first["n"],
+            "preset": preset,
+            "marks": first["marks"],
+            "zero": at.get(0.0),
+            "fixed": at.get(FIXED_ALPHA),
+            "chosen_on_val": None if chosen is None else at.get(chosen),
+            "tuned": at.get(1.0),
+            "oracle": best,
+        }
+
+
+def _cell(row: Values) -> Values:
+    return {"alpha": row["alpha"], "top1": row["top1"], "low": row.get("top1_low"), "high": row.get("top1_high")}
+
+
+def _reliability(name: str, model: Answers) -> Iterator[Values]:
+    for row in model.result.rows:
+        if row.kind == CLEAN and row.alpha in _DRAWN:
+            said = predictions(*among(model.record(row)))
+            bins = equal_width(said.confidence, said.correct)
+            values = {key: [float(value) for value in array] for key, array in asdict(bins).items()}
+            yield {"model": name, "alpha": row.alpha, "ece": bins.error} | values
+
+
+def _curves(name: str, model: Answers) -> Iterator[Values]:
+    protocol, rows = model.result.protocol, model.result.rows
+    if protocol["way"] != "head" or protocol["logits"] != "float32" or len({row.alpha for row in rows}) == 1:
+        return
+    alphas = np.linspace(0, 1, _CURVE_POINTS)
+    for row in {row.set: row for row in rows if row.kind in (CLEAN, SHIFT)}.values():
+        start, end = model.ends(row)
+        groups = end.protocol["groups"]
+        labels = end.label if groups is None else places(end.label, groups)
+        curve = accuracy_curve(start.logits, end.logits, labels, groups)
+        values = {"alpha": alphas.tolist(), "top1": curve.accuracy(alphas).tolist()}
+        yield {"model": name, "set": row.set, "n": row.n} | values | {"oracle": curve.best}
+
+
+def _differences(models: dict[str, Answers]) -> tuple[list[Values], list[str]]:
+    found, refused = [], []
+    for (first, ours), (second, theirs) in combinations(models.items(), 2):
+        rows = {(row.set, row.alpha): row for row in theirs.result.rows}
+        for row in ours.result.rows:
+            other = rows.get((row.set, row.alpha))
+            if other is None or row.alpha not in COMPARED or row.kind not in (CLEAN, SHIFT):
+                continue
+            one, two = (replace(rec, logits=rec.scored) for rec in (ours.record(row), theirs.record(other)))
+            try:
+                values = asdict(difference(one, two))
+            except DataError as error:
+                refused.append(f"{first} and {second} on {row.set}: {error}")
+                continue
+            found.append({"first": first, "second": second, "set": row.set, "alpha": row.alpha} | values)
+    return found, list(dict.fromkeys(refused))

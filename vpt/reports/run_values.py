@@ -1,0 +1,192 @@
+"""`vpt report`: what runs measured, in plain values that tables and figures are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, cast
+
+import numpy as np
+
+from vpt.data.catalog.cards import load_card
+from vpt.experiments.cost_ledger import scalars
+from vpt.experiments.trial import ANSWERS_FILE
+from vpt.metrics.accuracy import wilson
+from vpt.reports.run_rows import Cell, Row, cells, read_runs
+from vpt.robustness.evaluation import records
+
+Values = dict[str, Any]
+GROUPS = {"natural": 7, "specialized": 4, "structured": 8}
+"""Tasks of VTAB-1k."""
+_CURVES = {"val/acc": "validation top-1", "train/loss": "training loss"}
+
+
+def report(folders: Sequence[Path], mixed: bool = False) -> Values:
+    """Reads runs, and averages what may be averaged.
+
+    Args:
+        folders: Searched for tested runs.
+        mixed: Average across presets, image sizes, partial data, epoch rules and training sets, too.
+
+    Returns:
+        JSON values: ``tasks``, ``methods`` (rows with a number for each task, and means), ``published``, ``agreement``,
+        ``curves``.
+
+    Raises:
+        ConfigError: There is no tested run, or two are the same.
+    """
+    rows = read_runs(folders)
+    found = cells(rows)
+    tasks = list(dict.fromkeys(cell.first.task for cell in found))
+    by_method: dict[tuple[str, str], list[Cell]] = {}
+    for cell in found:
+        by_method.setdefault((cell.first.backbone, cell.label), []).append(cell)
+    return {
+        "tasks": [_task(name, found) for name in tasks],
+        "methods": [_method(*key, own, mixed) for key, own in by_method.items()],
+        "published": [row for name in tasks for row in _published(name)],
+        "agreement": [row for name in tasks for row in _agreement(name, found)],
+        "curves": [row for cell in found for row in _curves(cell)],
+        "ranks": _ranks(found),
+    }
+
+
+def _task(name: str, found: Sequence[Cell]) -> Values:
+    first = next(cell.first for cell in found if cell.first.task == name)
+    sizes = sorted({cell.first.n for cell in found if cell.first.task == name})
+    return {"task": name, "group": first.group, "n": sizes}
+
+
+def _method(backbone: str, label: str, own: Sequence[Cell], mixed: bool) -> Values:
+    numbers = {cell.first.task: _number(cell) for cell in own}
+    differs = _differs([cell.first for cell in own])
+    refused = None if mixed or not differs else f"its tasks differ in {', '.join(differs)}"
+    means = {} if refused else _means(own)
+    seeds = sorted({len(cell.rows) for cell in own})
+    speeds = [speed for cell in own for row in cell.rows if (speed := row.images_per_second)]
+    return {
+        "backbone": backbone,
+        "method": label,
+        "trainable": sorted({cell.first.record["parameters"]["trainable"] for cell in own}),
+        "epochs": sorted({cell.first.record["max_epochs"] for cell in own}),
+        "seeds": seeds,
+        "numbers": numbers,
+        "means": means,
+        "no_means": refused,
+        "mixed": differs if mixed else [],
+        "images_per_second": mean(speeds) if speeds else None,
+    }
+
+
+def _number(cell: Cell) -> Values:
+    shares = [row.accuracy for row in cell.rows]
+    low, high = wilson(round(mean(shares) * cell.first.n), cell.first.n)
+    return {
+        "mean": mean(shares),
+        "std": stdev(shares) if len(shares) > 1 else None,
+        "seeds": [row.seed for row in cell.rows],
+        "n": cell.first.n,
+        "low": low,
+        "high": high,
+        "protocol": cell.first.protocol,
+        "options": cell.first.options,
+    }
+
+
+def _differs(rows: Sequence[Row]) -> list[str]:
+    protocols = [row.protocol for row in rows]
+    return [key for key in protocols[0] if any(other[key] != protocols[0][key] for other in protocols)]
+
+
+def _means(own: Sequence[Cell]) -> Values:
+    """Both means of VTAB-1k where all of its tasks are there; else the mean of those that are, under its own name."""
+    shares = {cell.first.task: mean(row.accuracy for row in cell.rows) for cell in own}
+    groups: dict[str, list[float]] = {}
+    for cell in own:
+        if cell.first.group in GROUPS:
+            groups.setdefault(cell.first.group, []).append(shares[cell.first.task])
+    means: Values = {f"mean of {len(shares)} tasks": mean(shares.values())} if len(shares) > 1 else {}
+    whole = {name: values for name, values in groups.items() if len(values) == GROUPS[name]}
+    means |= {name: mean(values) for name, values in whole.items()}
+    if len(whole) == len(GROUPS):
+        means["mean of 19 tasks"] = mean(value for values in whole.values() for value in values)
+        means["mean of 3 groups"] = mean(mean(values) for values in whole.values())
+    return means
+
+
+def _published(name: str) -> Iterator[Values]:
+    card = load_card(name)
+    for row in [] if card is None else card.published:
+        yield {"task": name, **row}
+
+
+def _agreement(name: str, found: Sequence[Cell]) -> Iterator[Values]:
+    """How often two methods answer alike, and what the mean of their probabilities answers; of a seed both have."""
+    for one, other in combinations([cell for cell in found if cell.first.task == name], 2):
+        pair = _same_images(one, other)
+        if pair is None:
+            continue
+        seed, first, second = pair
+        ours, theirs = (_softmax(record.logits) for record in (first, second))
+        right = [np.mean(p.argmax(1) == first.label) for p in (ours, theirs, (ours + theirs) / 2)]
+        yield {
+            "task": name,
+            "first": one.label,
+            "second": other.label,
+            "seed": seed,
+            "n": len(first.label),
+            "agreement": float(np.mean(ours.argmax(1) == theirs.argmax(1))),
+            "accuracies": [float(each) for each in right[:2]],
+            "ensemble": float(right[2]),
+        }
+
+
+def _same_images(one: Cell, other: Cell) -> tuple[int | None, Any, Any] | None:
+    theirs = {row.seed: row for row in other.rows}
+    for row in one.rows:
+        rival = theirs.get(row.seed)
+        files = [each.folder / ANSWERS_FILE for each in (row, rival) if each is not None]
+        if rival is None or not all(file.is_file() for file in files):
+            continue
+        if row.record["data"]["lists"]["test"] != rival.record["data"]["lists"]["test"]:
+            continue
+        first, second = (records.read(file) for file in files)
+        if np.array_equal(first.index, second.index) and np.array_equal(first.label, second.label):
+            return row.seed, first, second
+    return None
+
+
+def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return cast("np.ndarray[Any, Any]", shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def _curves(cell: Cell) -> Iterator[Values]:
+    for tag, title in _CURVES.items():
+        points = scalars(cell.first.folder, tag)
+        if len(points) > 1:
+            steps, values = zip(*points, strict=True)
+            own: Values = {"task": cell.first.task, "method": cell.label, "curve": title, "seed": cell.first.seed}
+            yield own | {"steps": list(steps), "values": list(values)}
+
+
+def _ranks(found: Sequence[Cell]) -> list[Values]:
+    """Rank of every method on the tasks that all of them have; ties share the mean rank."""
+    table: dict[str, Mapping[str, float]] = {}
+    several = len({cell.first.backbone for cell in found}) > 1
+    for cell in found:
+        key = f"{cell.label}, {cell.first.backbone}" if several else cell.label
+        table[key] = {**table.get(key, {}), cell.first.task: mean(row.accuracy for row in cell.rows)}
+    shared = set.intersection(*(set(numbers) for numbers in table.values()))
+    if len(table) < 2 or not shared:
+        return []
+    ranks: dict[str, list[float]] = {key: [] for key in table}
+    for task in sorted(shared):
+        for key, numbers in table.items():
+            better = sum(other[task] > numbers[task] for other in table.values())
+            equal = sum(other[task] == numbers[task] for other in table.values())
+            ranks[key].append(better + (equal + 1) / 2)
+    rows: list[Values] = [{"method": key, "ranks": values, "mean": mean(values)} for key, values in ranks.items()]
+    return sorted(rows, key=lambda row: float(row["mean"]))

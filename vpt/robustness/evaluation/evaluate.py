@@ -1,0 +1,251 @@
+"""`run`: a delta file, measured on the clean test set, on every shift and under corruption, at every α."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vpt.data import ImageDataModule
+from vpt.data.corruptions import BASIC, PARAMETERS
+from vpt.errors import ConfigError
+from vpt.models import TunedModel
+from vpt.models.delta_file import identity, unfilled
+from vpt.robustness.evaluation.evaluation_loop import Pair, evaluate, table
+from vpt.robustness.evaluation.result import VAL, RobustnessResult, Row, between, score, why_not
+from vpt.robustness.evaluation.test_sets import EvaluationSet, evaluation_sets, subset
+from vpt.robustness.interpolation.wise_ft import Way, sweep
+from vpt.version import __version__
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_PACKAGES = ("torch", "timm", "numpy", "albumentations", "opencv-python-headless", "pillow")
+
+
+def run(
+    delta: Path,
+    data: ImageDataModule,
+    alphas: Sequence[float],
+    out: Path,
+    anchor: Path | None = None,
+    max_images: int | None = None,
+    severities: Sequence[int] = (1, 2, 3, 4, 5),
+    batch_size: int = 64,
+    seed: int = 0,
+    weights: str | None = None,
+    corruptions: Sequence[str] = BASIC,
+    start: Path | None = None,
+    half: bool = False,
+    bf16: bool = False,
+) -> RobustnessResult:
+    """Evaluates a delta file in and out of distribution and keeps every answer.
+
+    Finished records under `out` are reused and interrupted ones continued where their protocol is the same.
+
+    Args:
+        delta: A delta file. After full fine-tuning its tensors are interpolated end to end, which needs an anchor.
+            Where only the head differs, α = 0 and 1 are evaluated in one pass, and all others computed from these. A
+            head without an anchor is evaluated at α = 1 only.
+        data: The task it was trained on; its test split and shifts are used, and where α moves something its validation
+            split, unless that was trained on.
+        alphas: In [0, 1]: 0 is the bare backbone, 1 the tuned model.
+        out: Folder for ``robustness.json`` and ``records/*.parquet``.
+        anchor: A linear probe's delta file, whose head belongs to α = 0; None for the tuned head at every α.
+        max_images: Of each list, drawn by class; None for all.
+        severities: Of each corruption; empty for no corruptions.
+        batch_size: Images in a forward pass.
+        seed: Of the draw for `max_images`.
+        weights: Where the backbone's weights are; None for where they were at training time.
+        corruptions: Kinds of corruption (:data:`vpt.data.corruptions.CORRUPTIONS`).
+        start: A delta file of the same configuration, e.g. a run's ``init.safetensors``, that α = 0 is to be instead of
+            the bare backbone: all trained tensors are then interpolated.
+        half: Keep logits as float16; such records are not interpolated.
+        bf16: Forward passes under autocast to bfloat16: about twice as fast where the processor has it, logits to three
+            digits. Every record and report says so.
+
+    Returns:
+        The scores.
+
+    Raises:
+        UnknownNameError: There is no such corruption.
+        ConfigError: An argument is out of range, or delta, anchor and data do not belong together.
+        DeltaFileError: A file is not a delta file, or belongs to other weights.
+        DataError: An image cannot be read.
+        WeightsError: The backbone's weights cannot be found.
+    """
+    _check_numbers(alphas, batch_size)
+    sets = evaluation_sets(data, severities, corruptions)
+    model, tensors = unfilled(delta, weights)
+    check_data(delta, model, data)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    swept, way = sweep(delta, model.to(device), tensors, alphas, anchor, start)
+    wanted = [1.0] if way == "none" else sorted(float(alpha) for alpha in alphas)
+    not_chosen = why_not([model.info], data) if len(wanted) > 1 else "there is one α only."
+    if not_chosen is None:
+        sets.insert(0, EvaluationSet(VAL, VAL))
+    files = {"delta": delta, "anchor": anchor, "start": start}
+    precision = {"precision": "bf16" if bf16 else "fp32", "device": device}
+    protocol = _protocol(files, model, data, way, half) | precision
+    measured = [0.0, 1.0] if way == "head" and not half and wanted != [1.0] else wanted
+    pairs = _pairs(data, sets, measured, protocol, out / "records", max_images, seed)
+    with _progress() as progress:
+        answers = sum(len(pair.index) for pair in pairs)
+        bar = progress.add_task(str(data.name), total=answers, completed=sum(pair.done for pair in pairs))
+        for split in dict.fromkeys(item.split for item in sets):
+            group = [pair for pair in pairs if pair.item.split == split]
+            index = group[0].index
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                evaluate(swept, data.split(split), index, group, batch_size, lambda n: progress.advance(bar, n))
+    rows = [row for item in sets for row in _rows([pair for pair in pairs if pair.item == item], wanted)]
+    result = RobustnessResult(rows, protocol | {"max_images": max_images}, out, not_chosen)
+    result.write()
+    return result
+
+
+def _rows(pairs: Sequence[Pair], alphas: Sequence[float]) -> list[Row]:
+    """Scores one set; what was not measured lies between the first and the last that were."""
+    kept = {pair.alpha: pair for pair in pairs}
+    return [
+        score(kept[alpha].record(), kept[alpha].path.name)
+        if alpha in kept
+        else score(between(pairs[0].record(), pairs[-1].record(), alpha), None)
+        for alpha in alphas
+    ]
+
+
+def _check_numbers(alphas: Sequence[float], batch_size: int) -> None:
+    if not alphas or len(set(alphas)) < len(alphas) or not all(0.0 <= alpha <= 1.0 for alpha in alphas):
+        raise ConfigError(f"alphas are distinct numbers between 0 (backbone) and 1 (tuned), got {list(alphas)}.")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
+
+
+def check_data(delta: Path, model: TunedModel, data: ImageDataModule) -> None:
+    """Refuses data that a delta was not trained for.
+
+    Args:
+        delta: Its file, for the message.
+        model: The model in it.
+        data: What it is to be used on.
+
+    Raises:
+        ConfigError: Classes, image size or preset differ.
+    """
+    ours, theirs = model.class_names, data.class_names
+    if len(ours) != len(theirs):
+        raise ConfigError(f"{delta} has {len(ours)} classes, {data.name} has {len(theirs)}: give its own task.")
+    for position, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        if our != their:
+            raise ConfigError(
+                f"Class {position} is {our!r} in {delta} and {their!r} in {data.name}: give its own task."
+            )
+    if model.backbone.image_size != data.image_size:
+        raise ConfigError(
+            f"{delta} takes images of {model.backbone.image_size} px, the data give {data.image_size} px: "
+            f"set the data's image_size to {model.backbone.image_size}."
+        )
+    if model.preset != data.preset.to_dict():
+        raise ConfigError(
+            f"{delta} was trained with preset {model.preset.get('name', 'unknown')!r}, the data use "
+            f"{data.preset.name!r}: set the data's preset to that of the delta."
+        )
+
+
+def _protocol(
+    files: dict[str, Path | None], model: TunedModel, data: ImageDataModule, way: Way, half: bool
+) -> dict[str, Any]:
+    """What all records of a run have in common. No path of this machine: the files are named by their contents."""
+    backbone = {key: value for key, value in identity(model).items() if key != "weights"}
+    described = data.describe()
+    keys = ("name", "preset", "image_size", "num_classes", "fingerprint", "complete", "counts", "shared_with_train")
+    hashes = {name: None if path is None else {"sha256": _sha256(path)} for name, path in files.items()}
+    specs = [] if model.delta is None else model.delta.specs
+    return {
+        "backbone": backbone,
+        **hashes,
+        "delta": {**(hashes["delta"] or {}), "specs": specs},
+        "training": model.info,
+        "way": way,
+        "head": "interpolated" if files["anchor"] or files["start"] else "tuned",
+        "logits": "float16" if half else "float32",
+        "preprocessing": model.preset,
+        "data": {key: described[key] for key in keys} | {"crop_border": described.get("crop_border")},
+        "versions": {"vpt": __version__, "python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
+    }
+
+
+def _pairs(
+    data: ImageDataModule,
+    sets: Sequence[EvaluationSet],
+    alphas: Sequence[float],
+    protocol: dict[str, Any],
+    folder: Path,
+    max_images: int | None,
+    seed: int,
+) -> list[Pair]:
+    lists, pairs = data.describe()["lists"], []
+    for item in sets:
+        dataset = data.split(item.split)
+        index = subset(dataset.labels, max_images, seed)
+        own = {
+            "set": item.name,
+            "kind": item.kind,
+            "severity": item.severity,
+            "parameter": None if item.severity is None else PARAMETERS[item.kind][item.severity - 1],
+            "list": lists[item.split],
+            "groups": groups(data, item.split),
+            "n": len(index),
+            "seed": None if len(index) == len(dataset) else seed,
+        }
+        if item.severity is not None:
+            own["seeding"] = "name"  # earlier versions had none and seeded by position
+        half = protocol["logits"] == "float16"
+        if half and own["groups"] is not None:
+            raise ConfigError(f"{item.name} is scored among some classes, which needs full precision: no --half.")
+        answers = table(len(alphas), len(index), data.num_classes, half, folder)
+        for alpha, logits in zip(alphas, answers, strict=True):
+            full = protocol | own | {"alpha": float(alpha)}
+            path = folder / f"{item.name}-alpha-{float(alpha)}.parquet"
+            pairs.append(Pair(item, float(alpha), index, dataset.labels[index], logits, full, path))
+    return pairs
+
+
+def groups(data: ImageDataModule, split: str) -> list[list[int]] | None:
+    """Which classes count on a split, as its data module says.
+
+    Args:
+        data: A data module; with ``groups(split)`` if not all classes are classes of all splits.
+        split: Name of the split.
+
+    Returns:
+        Positions of each class's logits, its label first; None if all classes count.
+
+    Raises:
+        ConfigError: An image's class is not among them.
+    """
+    found = data.groups(split) if hasattr(data, "groups") else None
+    if found is None:
+        return None
+    if strange := sorted(set(data.split(split).labels.tolist()) - {group[0] for group in found}):
+        raise ConfigError(f"Class {strange[0]} occurs in {split!r} of {data.name}, but its class mask leaves it out.")
+    return [[int(position) for position in group] for group in found]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("Evaluating {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

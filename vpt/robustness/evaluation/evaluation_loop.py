@@ -1,0 +1,195 @@
+"""The loop: every image is decoded once, then corrupted once per set and classified at every α."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vpt.data import ImageDataset
+from vpt.robustness.evaluation import records
+from vpt.robustness.evaluation.records import Record
+from vpt.robustness.evaluation.test_sets import EvaluationSet
+
+SAVE_EVERY = 60.0
+"""Seconds of work that a killed evaluation loses at most, or twenty times what saving takes."""
+
+CHUNK = 4
+"""Batches that are classified at one α before the model moves to the next."""
+
+
+class Swept(Protocol):
+    """A classifier that moves between two models; `TunedModel` and `wise_ft.EndToEnd` are."""
+
+    @property
+    def head(self) -> nn.Linear:
+        """The head, on the model's device."""
+
+    def set_strength(self, alpha: float) -> None:
+        """Moves it to α in [0, 1]."""
+
+    def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+        """What is the same at every α, and what leads from there to the features; None if nothing is."""
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Features (B, num_features) to logits (B, classes)."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to logits (B, classes)."""
+
+
+def table(pairs: int, images: int, classes: int, half: bool, folder: Path) -> NDArray[np.floating[Any]]:
+    """Room for the answers of one set, on disk, so that many α of many images need no more memory than one.
+
+    Args:
+        pairs: How many α.
+        images: Of the set, at least 1.
+        classes: Width of the logits.
+        half: float16 instead of float32.
+        folder: Where there is room; the file has no name and goes with the process.
+
+    Returns:
+        (pairs, images, classes).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, np.float16 if half else np.float32, "w+", shape=(pairs, images, classes))
+
+
+class Pair:
+    """One evaluation set at one strength, filled image by image and resumed from its file.
+
+    Attributes:
+        item: The set.
+        alpha: The strength.
+        index: int64 (N,), positions in the list.
+        done: How many of its images are classified, counted from the first.
+    """
+
+    def __init__(
+        self,
+        item: EvaluationSet,
+        alpha: float,
+        index: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        logits: NDArray[np.floating[Any]],
+        protocol: Mapping[str, Any],
+        path: Path,
+    ) -> None:
+        """Takes up what an earlier evaluation under the same protocol has left.
+
+        Args:
+            item: The set.
+            alpha: The strength in [0, 1].
+            index: int64 (N,), positions in the list.
+            labels: int64 (N,).
+            logits: (N, classes), where the answers are put.
+            protocol: How the answers come about.
+            path: Where the record is kept.
+        """
+        self.item, self.alpha, self.path = item, alpha, path
+        self.index, self._labels, self._protocol = index, labels, protocol
+        self._logits = logits
+        self.done = 0
+        if (earlier := records.resume(path, protocol)) is not None:
+            self.done = len(earlier.index)
+            self._logits[: self.done] = earlier.logits
+        self._saved = self.done
+
+    def put(self, start: int, logits: Tensor) -> None:
+        """Adds the answers to a batch; images that are done already keep the answer they have.
+
+        Args:
+            start: Position of the batch's first image, at most `done`.
+            logits: (B, classes).
+        """
+        stop = start + len(logits)
+        self._logits[self.done : stop] = logits[self.done - start :].float().cpu().numpy()
+        self.done = stop
+
+    def save(self) -> None:
+        """Writes the record so far, if there is anything new."""
+        if self.done > self._saved:
+            records.write(self.path, self.record())
+            self._saved = self.done
+
+    def record(self) -> Record:
+        """The record so far."""
+        done = self.done
+        complete = done == len(self.index)
+        return Record(self.index[:done], self._labels[:done], self._logits[:done], self._protocol, complete)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Swept,
+    dataset: ImageDataset,
+    index: NDArray[np.int64],
+    pairs: Sequence[Pair],
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Fills all pairs of one list, and saves them even when it is interrupted.
+
+    Args:
+        model: In eval mode.
+        dataset: The list's images.
+        index: int64 (N,), which of them.
+        pairs: All of the list.
+        batch_size: Images in a forward pass.
+        advance: Called with the number of answers given so far since the last call.
+    """
+    device = model.head.weight.device
+    encode, answer = _halves(model)
+    first = min(pair.done for pair in pairs) // batch_size * batch_size
+    saved, pause = time.monotonic(), SAVE_EVERY
+    try:
+        for start in range(first, len(index), batch_size * CHUNK):
+            rows = index[start : start + batch_size * CHUNK]
+            images = torch.stack([dataset[int(row)]["image"] for row in rows])
+            names = [dataset.paths[row] for row in rows]
+            for item, waiting in _by_set(pairs, start + len(rows)).items():
+                batches = torch.split(item.variant(images, names).to(device), batch_size)
+                encoded = [encode(batch) for batch in batches]
+                for pair in waiting:
+                    model.set_strength(pair.alpha)
+                    for begin, batch in zip(range(start, len(index), batch_size), encoded, strict=False):
+                        if begin + len(batch) > pair.done:
+                            advance(begin + len(batch) - pair.done)
+                            pair.put(begin, answer(batch))
+            if (now := time.monotonic()) - saved > pause:
+                _save(pairs)
+                saved = time.monotonic()
+                pause = max(SAVE_EVERY, 20 * (saved - now))
+    finally:
+        _save(pairs)
+
+
+def _halves(model: Swept) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Images to what is the same at every α, and from there to logits."""
+    halves = model.constant_part()
+    if halves is None:
+        return lambda images: images, model
+    before, after = halves
+    return before, lambda encoded: model.classify(after(encoded))
+
+
+def _by_set(pairs: Sequence[Pair], stop: int) -> dict[EvaluationSet, list[Pair]]:
+    """The pairs that still lack images before `stop`, by set."""
+    groups: dict[EvaluationSet, list[Pair]] = {}
+    for pair in pairs:
+        if pair.done < stop:
+            groups.setdefault(pair.item, []).append(pair)
+    return groups
+
+
+def _save(pairs: Sequence[Pair]) -> None:
+    for pair in pairs:
+        pair.save()

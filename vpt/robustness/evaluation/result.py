@@ -1,0 +1,279 @@
+"""What an evaluation found: one row per test set and strength, made of records alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from vpt.atomic_write import write_json
+from vpt.data import ImageDataModule
+from vpt.errors import ConfigError, DataError
+from vpt.metrics import accuracy
+from vpt.robustness.evaluation.records import Record
+from vpt.robustness.evaluation.test_sets import CLEAN, SHIFT
+
+VAL = "val"
+
+
+def why_not(infos: Sequence[Mapping[str, Any]], data: ImageDataModule) -> str | None:
+    """Says why the validation split cannot choose between models.
+
+    Args:
+        infos: What each model says about its training (`TunedModel.info`).
+        data: Whose validation split is meant.
+
+    Returns:
+        A reason; None if the images were not trained on.
+    """
+    described = data.describe()
+    n = described["counts"].get(VAL, 0)
+    if n == 0:
+        return f"{data.name} has no validation images."
+    said = [(info.get("data") or {}).get("shared_with_train", {}).get(VAL, 0) for info in infos]
+    if shared := max(described["shared_with_train"].get(VAL, 0), *said):
+        return f"{shared} of its {n} images were trained on; train on train800 to keep them apart."
+    return None
+
+
+RESULT_FILE = "robustness.json"
+FIXED_ALPHA = 0.5
+"""What WiSE-FT recommends where nothing is known (Wortsman et al., CVPR 2022, section 4.1)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores of one test set at one strength; accuracies lie in [0, 1].
+
+    Attributes:
+        set: Name of the set.
+        kind: ``"clean"``, ``"val"``, ``"shift"`` or the corruption.
+        severity: Of a corruption, else None.
+        n: Images.
+        alpha: Strength.
+        top1: Share classified rightly.
+        low: Lower bound of its 95 % Wilson interval.
+        high: Upper bound.
+        mean_per_class: Mean over the classes present.
+        record: The record's file name; None if the logits are those of α = 0 and α = 1, interpolated.
+    """
+
+    set: str
+    kind: str
+    severity: int | None
+    n: int
+    alpha: float
+    top1: float
+    low: float
+    high: float
+    mean_per_class: float
+    record: str | None
+
+
+def between(start: Record, end: Record, alpha: float) -> Record:
+    """Interpolates the logits of two records: (1 − α)·z0 + α·z1.
+
+    Where only the head differs this is exactly the interpolated head; elsewhere it is output ensembling, a method of
+    its own (Wortsman et al., CVPR 2022, section 3).
+
+    Args:
+        start: At α = 0.
+        end: At α = 1, the same images.
+        alpha: In [0, 1].
+
+    Returns:
+        A record of both protocols' common entries and this α.
+
+    Raises:
+        DataError: The records are not of the same images, not complete, or hold half-precision logits.
+    """
+    for record in (start, end):
+        if record.logits.dtype != np.float32 or not record.complete:
+            raise DataError("Logits are interpolated from complete records in float32: evaluate again without --half.")
+    if not np.array_equal(start.index, end.index) or not np.array_equal(start.label, end.label):
+        raise DataError("Two records are of different images: take both from one evaluation.")
+    one, other = start.logits.astype(np.float64), end.logits.astype(np.float64)
+    logits = ((1 - alpha) * one + alpha * other).astype(np.float32)
+    return replace(end, logits=logits, protocol={**end.protocol, "alpha": float(alpha)})
+
+
+def choose_alpha(rows: Sequence[Row]) -> float:
+    """Chooses α on validation images of the training distribution; no test image has a say.
+
+    Args:
+        rows: Of the validation set; others are left out.
+
+    Returns:
+        The α of the highest top-1; of several the one nearest to 0.5, then the smaller.
+
+    Raises:
+        ConfigError: There are no validation rows.
+    """
+    candidates = [row for row in rows if row.kind == VAL]
+    if not candidates:
+        raise ConfigError("α is chosen on a validation set, but none was evaluated: use the fixed α = 0.5.")
+    return min(candidates, key=lambda row: (-row.top1, abs(row.alpha - FIXED_ALPHA), row.alpha)).alpha
+
+
+def shown_alphas(alphas: Sequence[float]) -> list[float]:
+    """Picks what a table on a screen has room for.
+
+    Args:
+        alphas: All that were evaluated.
+
+    Returns:
+        Up to five as they are; of more only 0, 0.5 and 1.
+    """
+    return [alpha for alpha in alphas if len(alphas) <= 5 or alpha in (0.0, FIXED_ALPHA, 1.0)]
+
+
+def score(record: Record, name: str | None) -> Row:
+    """Scores a record.
+
+    Args:
+        record: Complete.
+        name: Its file name; None if it has none.
+
+    Returns:
+        The row.
+    """
+    protocol, n = record.protocol, len(record.label)
+    logits = record.scored
+    low, high = accuracy.wilson(int(accuracy.correct(logits, record.label).sum()), n)
+    return Row(
+        set=protocol["set"],
+        kind=protocol["kind"],
+        severity=protocol["severity"],
+        n=n,
+        alpha=protocol["alpha"],
+        top1=accuracy.top1(logits, record.label),
+        low=low,
+        high=high,
+        mean_per_class=accuracy.mean_per_class(logits, record.label),
+        record=name,
+    )
+
+
+@dataclass(frozen=True)
+class RobustnessResult:
+    """All rows of an evaluation.
+
+    Attributes:
+        rows: By set, then by strength.
+        protocol: What all rows have in common.
+        out: The folder of ``robustness.json`` and ``records/``.
+        not_chosen: Why no α is chosen on validation images; None if one is.
+    """
+
+    rows: Sequence[Row]
+    protocol: Mapping[str, Any]
+    out: Path
+    not_chosen: str | None = None
+
+    @classmethod
+    def read(cls, out: Path) -> RobustnessResult:
+        """Reads what `write` wrote.
+
+        Args:
+            out: The folder.
+
+        Returns:
+            The same result.
+
+        Raises:
+            DataError: There is none, or another version wrote it.
+        """
+        try:
+            content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
+            rows = [Row(**row) for row in content["rows"]]
+            return cls(rows, content["protocol"], out, content["alpha"]["why_not"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{out} holds no evaluation of this version: `vpt robustness run --out {out}` makes one."
+            ) from error
+
+    @property
+    def chosen_alpha(self) -> float | None:
+        """The α chosen on validation images, or None."""
+        return choose_alpha(self.rows) if self.not_chosen is None else None
+
+    def write(self) -> Path:
+        """Writes ``robustness.json``.
+
+        Returns:
+            Its path.
+        """
+        alpha = {"fixed": FIXED_ALPHA, "chosen_on_val": self.chosen_alpha, "why_not": self.not_chosen}
+        content = {"protocol": self.protocol, "alpha": alpha, "rows": [asdict(row) for row in self.rows]}
+        path = self.out / RESULT_FILE
+        write_json(path, content)
+        return path
+
+    def table(self) -> Table:
+        """Top-1 in percent: val, clean, each shift, the mean over severities of each corruption, and over all of them.
+
+        Returns:
+            A table for `rich.print`. Beside fixed α stand the one chosen on validation images, and as "oracle" the best
+            α of each line, which looked at the answers and is no result.
+        """
+        alphas = sorted({row.alpha for row in self.rows})
+        shown = shown_alphas(alphas)
+        chosen = self.chosen_alpha
+        table = Table(title=self._title(), caption=self._caption(), title_justify="left", caption_justify="left")
+        table.add_column("test set")
+        table.add_column("n", justify="right")
+        for alpha in shown:
+            table.add_column(f"α = {alpha:g}", justify="right")
+        if chosen is not None:
+            table.add_column(f"val: α = {chosen:g}", justify="right")
+        if len(alphas) > 1:
+            table.add_column("oracle", justify="right")
+        for label, rows, ends in self.groups():
+            means = {alpha: fmean(row.top1 for row in rows if row.alpha == alpha) for alpha in alphas}
+            cells = [f"{100 * means[alpha]:.1f}" for alpha in [*shown, *([] if chosen is None else [chosen])]]
+            if len(alphas) > 1:
+                best = max(alphas, key=lambda alpha: means[alpha])
+                cells.append(f"{100 * means[best]:.1f} ({best:g})")
+            table.add_row(label, str(rows[0].n), *cells, end_section=ends)
+        return table
+
+    def groups(self) -> list[tuple[str, list[Row], bool]]:
+        """The table's lines: label, rows to average at each strength, whether a rule follows."""
+        plain = [row for row in self.rows if row.kind in (VAL, CLEAN, SHIFT)]
+        corrupted = [row for row in self.rows if row.kind not in (VAL, CLEAN, SHIFT)]
+        names = list(dict.fromkeys(row.set for row in plain))
+        kinds = list(dict.fromkeys(row.kind for row in corrupted))
+        suffix = _severities(sorted({row.severity for row in corrupted if row.severity is not None}))
+        groups = [(name, [row for row in plain if row.set == name], name == names[-1]) for name in names]
+        groups += [(kind + suffix, [row for row in corrupted if row.kind == kind], kind == kinds[-1]) for kind in kinds]
+        return groups + ([("mean of corruptions", corrupted, True)] if kinds else [])
+
+    def _title(self) -> str:
+        counts = {row.n for row in self.rows if row.kind not in (VAL, SHIFT)}
+        return f"Top-1 (%) on {self.protocol['data']['name']}, n = {', '.join(map(str, sorted(counts)))}"
+
+    def _caption(self) -> str:
+        way, head = self.protocol["way"], self.protocol["head"]
+        if way == "none":
+            return "Nothing to interpolate with: the trained model only."
+        text = {
+            "end-to-end": "Weights interpolated end to end, head included; α = 1: tuned model.",
+            "head": "α = 0: the anchor's head; α = 1: the tuned head; one backbone.",
+            "strength": "α = 0: backbone without delta under the linear probe's head; α = 1: tuned model."
+            if head == "interpolated"
+            else "α = 0: backbone without delta; α = 1: tuned model; the tuned head at every α.",
+        }[way]
+        return text + (f" No α chosen on val: {self.not_chosen}" if self.not_chosen else "")
+
+
+def _severities(numbers: Sequence[int]) -> str:
+    if len(numbers) < 2:
+        return "".join(f" (severity {number})" for number in numbers)
+    whole = list(numbers) == list(range(numbers[0], numbers[-1] + 1))
+    return f" (mean of severities {f'{numbers[0]}-{numbers[-1]}' if whole else ', '.join(map(str, numbers))})"

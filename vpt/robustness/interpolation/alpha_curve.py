@@ -1,0 +1,300 @@
+"""Accuracy at every α between two tables of logits, exactly and without a grid.
+
+Where only a linear head differs, or where outputs are averaged, the logits at α are (1 − α)·L₀ + α·L₁. The lead of one
+class over another is then linear in α, so the α at which an image is classified rightly form one interval (one for
+each column of its class, where several columns stand for a class). Accuracy is a step function of their ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from rich.table import Table
+
+from vpt.errors import ConfigError, DataError
+from vpt.metrics.class_masks import group_columns
+from vpt.metrics.logits import Logits, blocks, check_finite, check_labels, check_precision
+from vpt.robustness.evaluation import records
+from vpt.robustness.evaluation.result import RobustnessResult, between, score, shown_alphas
+
+
+@dataclass(frozen=True)
+class AccuracyCurve:
+    """A step function of α on [0, 1].
+
+    Of equal logits the first class wins, as in `scores.correct`. Two logits are equal where an image's interval ends,
+    so the value at a break may differ from both sides; both ends of the curve are breaks.
+
+    Attributes:
+        breaks: float64 (K,), α at which accuracy may change, ascending from 0 to 1; exact but for float64 rounding.
+        at: float64 (K,), accuracy at the breaks.
+        between: float64 (K - 1,), accuracy between consecutive breaks.
+    """
+
+    breaks: NDArray[np.float64]
+    at: NDArray[np.float64]
+    between: NDArray[np.float64]
+
+    def accuracy(self, alphas: ArrayLike) -> NDArray[np.float64]:
+        """Evaluates the curve.
+
+        Args:
+            alphas: In [0, 1], any shape.
+
+        Returns:
+            Accuracies in [0, 1], of that shape.
+
+        Raises:
+            ConfigError: An α is out of range.
+        """
+        points = np.asarray(alphas, dtype=np.float64)
+        if not ((points >= 0) & (points <= 1)).all():
+            raise ConfigError(f"α lies between 0 (first table) and 1 (second table), got {points}.")
+        place = np.searchsorted(self.breaks, points)
+        inside = self.between[np.maximum(place - 1, 0)]
+        return np.where(self.breaks[place] == points, self.at[place], inside)
+
+    @property
+    def best(self) -> float:
+        """The maximum over all α."""
+        return float(max(self.at.max(), self.between.max()))
+
+    def optima(self) -> NDArray[np.float64]:
+        """Finds all α where accuracy is highest.
+
+        Returns:
+            float64 (M, 2), lower and upper ends of the intervals, ascending. Equal ends are a single point, which a tie
+            of logits can single out; whether an end itself belongs to its interval, `accuracy` tells.
+        """
+        values = np.empty(2 * len(self.breaks) - 1)
+        values[::2], values[1::2] = self.at, self.between
+        top = np.diff(np.concatenate([[False], values == self.best, [False]]).astype(np.int8))
+        first, last = np.flatnonzero(top == 1), np.flatnonzero(top == -1) - 1
+        return np.stack([self.breaks[first // 2], self.breaks[(last + 1) // 2]], axis=1)
+
+    def best_alpha(self) -> float:
+        """Chooses the middle of the widest optimal interval; on validation data a choice, on test data an oracle.
+
+        Returns:
+            α in [0, 1].
+        """
+        optima = self.optima()
+        low, high = optima[np.argmax(optima[:, 1] - optima[:, 0])]
+        return float(low + (high - low) / 2)
+
+
+def accuracy_curve(
+    zero: Logits, one: Logits, labels: NDArray[np.int64], groups: Sequence[Sequence[int]] | None = None
+) -> AccuracyCurve:
+    """Finds the accuracy of (1 − α)·zero + α·one for all α at once.
+
+    Masks come first: both tables have the columns of the set. Time is that of a few passes over both tables; beside
+    them about 50 MB are held, whatever their size, and a few numbers an image.
+
+    Args:
+        zero: float32 or float64 (N, classes), logits at α = 0.
+        one: The same images at α = 1; `paired_difference.check_same_images` tells whether two records are.
+        labels: (N,), columns; with `groups`, positions in these.
+        groups: The columns of each class where the largest counts, as in `masks.group_max`; None for one each.
+
+    Returns:
+        The curve.
+
+    Raises:
+        DataError: A table cannot be scored, is a reduced record, or the two differ in shape.
+        ConfigError: A group is empty or names a column that does not exist.
+    """
+    for table in (zero, one):
+        check_precision(table)
+        check_finite(table)
+    if zero.shape != one.shape:
+        raise DataError(f"Both tables have the same images and classes, got shapes {zero.shape} and {one.shape}.")
+    groups = groups if groups is not None else [[column] for column in range(zero.shape[1])]
+    check_labels(labels, len(zero), len(groups))
+    columns = group_columns(groups, zero.shape[1])
+    owners = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    members = _padded(groups)
+    spans = [_no_spans(len(labels)) for _ in range(members.shape[1])]
+    for slot, span in enumerate(spans):
+        holders = np.flatnonzero(members[labels, slot] >= 0)
+        for rows in blocks(len(holders), len(columns)):
+            images = holders[rows]
+            own = members[labels[images], slot]
+            lead0, lead1 = (_lead(table[images], own, columns) for table in (zero, one))
+            span[images] = _winning_span(lead0, lead1, owners - labels[images, None])
+    return _step_function(np.stack(spans, axis=1))
+
+
+# The α at which one column beats all columns of other classes: an interval whose ends may be excluded.
+_SPAN = np.dtype([("low", np.float64), ("high", np.float64), ("low_open", np.bool_), ("high_open", np.bool_)])
+
+
+def _padded(groups: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """(classes, largest group): the columns of each class, then -1."""
+    members = np.full((len(groups), max(len(group) for group in groups)), -1, dtype=np.int64)
+    for row, group in zip(members, groups, strict=True):
+        row[: len(group)] = group
+    return members
+
+
+def _no_spans(n: int) -> NDArray[np.void]:
+    spans = np.zeros(n, dtype=_SPAN)
+    spans["low"] = 1
+    return spans
+
+
+def _lead(logits: Logits, own: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(B, columns): how far each image's own column is above each column."""
+    exact = logits.astype(np.float64)
+    return np.asarray(exact[np.arange(len(own)), own, None] - exact[:, columns])
+
+
+def _winning_span(lead0: NDArray[np.float64], lead1: NDArray[np.float64], rank: NDArray[np.int64]) -> NDArray[np.void]:
+    """Intersects what each rival allows.
+
+    Args:
+        lead0: (B, columns), at α = 0.
+        lead1: At α = 1.
+        rank: (B, columns), negative where the column's class comes first and so wins a tie, 0 where it is the own.
+
+    Returns:
+        (B,), low > high where a rival is never beaten.
+    """
+    earlier, later = rank < 0, rank > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cross = np.abs(lead0 / (lead0 - lead1))  # in [0, 1] wherever it is used; abs because of -0
+    rising = (lead0 < lead1) & (lead0 <= 0) & (lead1 >= 0)
+    falling = (lead0 > lead1) & (lead0 >= 0) & (lead1 <= 0)
+    low, low_open = (np.where(rising & who, cross, -1).max(axis=1) for who in (later, earlier))
+    high, high_open = (np.where(falling & who, cross, 2).min(axis=1) for who in (later, earlier))
+    # A column of the own class that is ahead everywhere wins wherever this one does, so it may count as a rival here.
+    beaten = (lead0 < 0) & (lead1 < 0) | (lead0 == 0) & (lead1 == 0) & earlier
+    spans = np.zeros(len(rank), dtype=_SPAN)
+    spans["low"], spans["high"] = np.maximum(0, np.maximum(low, low_open)), np.minimum(1, np.minimum(high, high_open))
+    spans["low_open"], spans["high_open"] = low_open >= np.maximum(low, 0), high_open <= np.minimum(high, 1)
+    spans[beaten.any(axis=1)] = _no_spans(1)
+    return spans
+
+
+def _step_function(spans: NDArray[np.void]) -> AccuracyCurve:
+    """Counts the images that are right at each break and between them.
+
+    Breaks and the gaps between them are numbered 0, 1, 2, …: break k is place 2k. Open and closed ends, single points
+    and unions are then exact arithmetic of integers.
+
+    Args:
+        spans: (N, largest group); an image is right where any of its spans holds α.
+    """
+    low, high = spans["low"], spans["high"]
+    real = low <= high
+    breaks = np.unique(np.concatenate([[0.0, 1.0], low[real], high[real]]))
+    places = 2 * len(breaks) - 1
+    first = np.where(real, 2 * np.searchsorted(breaks, low) + spans["low_open"], places)
+    last = np.where(real, 2 * np.searchsorted(breaks, high) - spans["high_open"], -1)
+    order = np.argsort(first, axis=1)
+    first, last = np.take_along_axis(first, order, axis=1), np.take_along_axis(last, order, axis=1)
+    reached = np.maximum.accumulate(last, axis=1)
+    first[:, 1:] = np.maximum(first[:, 1:], reached[:, :-1] + 1)  # what an earlier span has counted already
+    new = first <= last
+    steps = np.bincount(first[new], minlength=places + 1) - np.bincount(last[new] + 1, minlength=places + 1)
+    accuracy = np.cumsum(steps)[:places] / len(spans)
+    return AccuracyCurve(breaks, accuracy[::2], accuracy[1::2])
+
+
+ENSEMBLE = "ensemble"
+METHODS = {"strength": "gate", "end-to-end": "weights", "head": "head"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method on all sets.
+
+    Attributes:
+        method: Its name.
+        result: Its rows.
+    """
+
+    method: str
+    result: RobustnessResult
+
+
+def curves(folders: Sequence[Path]) -> list[Curve]:
+    """Reads evaluations of one delta file and adds the ensemble of the first one's ends.
+
+    Args:
+        folders: Each of one `vpt.robustness.evaluation.evaluate`, of the same delta, data and α.
+
+    Returns:
+        A curve per folder, then the ensemble.
+
+    Raises:
+        DataError: A folder holds no evaluation, or its records are incomplete or in half precision.
+        ConfigError: The evaluations are of different models, data or α, or α = 0 and 1 are missing.
+    """
+    found = [_named(RobustnessResult.read(folder)) for folder in folders]
+    first = found[0].result
+    for curve in found[1:]:
+        other = curve.result
+        for what, ours, theirs in (
+            ("deltas", first.protocol["delta"]["sha256"], other.protocol["delta"]["sha256"]),
+            ("data", first.protocol["data"], other.protocol["data"]),
+            ("α or sets", [(r.set, r.alpha, r.n) for r in first.rows], [(r.set, r.alpha, r.n) for r in other.rows]),
+        ):
+            if ours != theirs:
+                raise ConfigError(f"{first.out} and {other.out} are of different {what}: compare like with like.")
+    return [*found, _ensemble(first)]
+
+
+def _named(result: RobustnessResult) -> Curve:
+    if result.protocol["start"]:
+        return Curve("from start", result)
+    way = result.protocol["way"]
+    if way not in METHODS:
+        raise ConfigError(f"In {result.out} α moves nothing, so there is nothing to compare: evaluate with an anchor.")
+    return Curve(METHODS[way], result)
+
+
+def _ensemble(result: RobustnessResult) -> Curve:
+    kept = {(row.set, row.alpha): row.record for row in result.rows}
+    rows = []
+    for row in result.rows:
+        ends = [kept.get((row.set, alpha)) for alpha in (0.0, 1.0)]
+        if None in ends:
+            raise ConfigError(f"{result.out} has no records at α = 0 and 1, which an ensemble is made of.")
+        start, end = (records.read(result.out / "records" / str(name)) for name in ends)
+        rows.append(score(between(start, end, row.alpha), None))
+    return Curve(ENSEMBLE, replace(result, rows=rows))
+
+
+def table(found: Sequence[Curve]) -> Table:
+    """Top-1 in percent, a line for each set and method.
+
+    Args:
+        found: From `curves`.
+
+    Returns:
+        A table for `rich.print`, its last column at the α that each method chooses on validation images.
+    """
+    first = found[0].result
+    alphas = sorted({row.alpha for row in first.rows})
+    shown = shown_alphas(alphas)
+    drawn = Table(title=f"Top-1 (%) on {first.protocol['data']['name']}", title_justify="left", caption_justify="left")
+    for heading in ("test set", "n", "method", *(f"α = {alpha:g}" for alpha in shown), "chosen on val"):
+        drawn.add_column(heading, justify="left" if heading in ("test set", "method") else "right")
+    for group in zip(*(curve.result.groups() for curve in found), strict=True):
+        for curve, (label, rows, _) in zip(found, group, strict=True):
+            means = {alpha: fmean(row.top1 for row in rows if row.alpha == alpha) for alpha in alphas}
+            chosen = curve.result.chosen_alpha
+            last = "–" if chosen is None else f"{100 * means[chosen]:.1f} ({chosen:g})"
+            cells = [f"{100 * means[alpha]:.1f}" for alpha in shown]
+            start = (label, str(rows[0].n)) if curve is found[0] else ("", "")
+            drawn.add_row(*start, curve.method, *cells, last, end_section=curve is found[-1])
+    drawn.caption = "ensemble: the logits of α = 0 and α = 1 mixed."
+    if first.not_chosen:
+        drawn.caption += f" No α chosen on val: {first.not_chosen}"
+    return drawn

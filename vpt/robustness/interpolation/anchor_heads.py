@@ -1,0 +1,246 @@
+"""Heads that know the classes before anything is trained: the other end of WiSE-FT, written as delta files.
+
+A linear probe is one too (`vpt.models.delta_file.read_head` reads either). Text heads
+are CLIP's zero-shot classifier (Radford et al., ICML 2021, section 3.1.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpt.backbones import Backbone, pretrained_head
+from vpt.data import ImageDataset
+from vpt.errors import ConfigError, WeightsError
+from vpt.models.classifier import TunedModel
+from vpt.models.delta_file import save_delta
+
+
+def sub_head(head: nn.Linear, classes: Sequence[int]) -> nn.Linear:
+    """Takes the rows of a pretrained classifier that are the classes of a task.
+
+    Args:
+        head: (C, features), e.g. of the ImageNet weights of the same backbone.
+        classes: For each class of the task its position in 0..C-1, in the task's order.
+
+    Returns:
+        A frozen (classes, features) head; a missing bias becomes zero.
+
+    Raises:
+        ConfigError: A position does not exist, occurs twice, or there is none.
+    """
+    known = head.out_features
+    if not classes:
+        raise ConfigError("A head needs at least one class: give a position in the pretrained head for each.")
+    for place, position in enumerate(classes):
+        if not 0 <= position < known:
+            raise ConfigError(f"Class {place} is matched to {position}, but the pretrained head has 0 to {known - 1}.")
+        if (first := classes.index(position)) != place:
+            raise ConfigError(f"Classes {first} and {place} are both matched to {position}: only one could ever win.")
+    rows = torch.tensor(list(classes), device=head.weight.device)
+    bias = head.weight.new_zeros(known) if head.bias is None else head.bias
+    return frozen(head.weight[rows], bias[rows])
+
+
+def own_head(backbone: Backbone, classes: Sequence[int] | None = None) -> nn.Linear:
+    """The classifier that a backbone's weights were published with, or the part of it that a task needs.
+
+    Args:
+        backbone: From `create_backbone`.
+        classes: As for `sub_head`; None for all.
+
+    Returns:
+        A frozen (classes, features) head.
+
+    Raises:
+        WeightsError: The weights have no linear classifier.
+        ConfigError: The match of classes is impossible.
+    """
+    head = pretrained_head(backbone.name, backbone.weights)
+    return head if classes is None else sub_head(head, classes)
+
+
+def write_head(
+    path: Path,
+    backbone: Backbone,
+    head: nn.Linear,
+    class_names: Sequence[str],
+    preset: dict[str, Any],
+    info: Mapping[str, Any],
+) -> Path:
+    """Writes a head as a linear probe's delta file, which ``--anchor`` and ``init_head`` take.
+
+    Args:
+        path: Ends in ``.safetensors``.
+        backbone: What the head reads; from `create_backbone`.
+        head: (classes, features).
+        class_names: The task's.
+        preset: The preprocessing (`Preset.to_dict`).
+        info: Where the head comes from; plain JSON values.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: The head does not fit backbone or classes.
+    """
+    if head.weight.shape != (len(class_names), backbone.num_features):
+        raise ConfigError(
+            f"The head is {tuple(head.weight.shape)}, but {backbone.name} has {backbone.num_features} features and the "
+            f"task {len(class_names)} classes."
+        )
+    model = TunedModel(backbone, len(class_names), (), class_names, preset)
+    model.head.load_state_dict(head.state_dict())
+    model.info = dict(info)
+    return save_delta(path, model)
+
+
+def frozen(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A head that does not train.
+
+    Args:
+        weight: (classes, features).
+        bias: (classes,).
+    """
+    made = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype, device=weight.device)
+    with torch.no_grad():
+        made.weight.copy_(weight)
+        made.bias.copy_(bias)
+    return made.requires_grad_(False)
+
+
+Encoder = Callable[[list[str]], Tensor]
+"""Texts to embeddings (texts, embedding), of any length."""
+
+TEMPLATES = Path(__file__).with_name("templates.txt")
+
+
+def read_templates(path: Path = TEMPLATES) -> list[str]:
+    """Reads templates, a line each; one line is a single hard prompt, several are an ensemble.
+
+    Args:
+        path: A text file in UTF-8; by default the list of this package.
+
+    Returns:
+        The lines that are not empty.
+
+    Raises:
+        ConfigError: There is no such file, no line, or a line in which ``{}`` does not stand exactly once.
+    """
+    if not path.is_file():
+        raise ConfigError(f"No templates {path}: give a text file with lines such as `a photo of a {{}}.`.")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError(f"{path} has no template: write lines such as `a photo of a {{}}.`.")
+    for line in lines:
+        if line.count("{}") != 1:
+            raise ConfigError(f"The template {line!r} in {path} must have {{}} once, where the class name goes.")
+    return lines
+
+
+@torch.no_grad()
+def text_head(class_names: Sequence[str], templates: Sequence[str], encode: Encoder, scale: float) -> nn.Linear:
+    """Embeds every class in every template: each normalised, averaged, normalised again, times the scale.
+
+    Args:
+        class_names: Different ones; ``_`` is read as a space.
+        templates: From `read_templates`.
+        encode: The text tower.
+        scale: exp(logit_scale), 100 in OpenAI's CLIP.
+
+    Returns:
+        A frozen (classes, embedding) head with zero bias, for normalised image embeddings.
+
+    Raises:
+        ConfigError: Two classes have the same name, so that one of them could never win.
+    """
+    names = [name.replace("_", " ").strip() for name in class_names]
+    if twice := sorted({name for name in names if [other.casefold() for other in names].count(name.casefold()) > 1}):
+        raise ConfigError(f"Several classes are called {', '.join(map(repr, twice))}: tell them apart by their names.")
+    rows = []
+    for name in names:
+        each = nn.functional.normalize(encode([template.replace("{}", name) for template in templates]), dim=-1)
+        rows.append(nn.functional.normalize(each.mean(dim=0), dim=-1))
+    weight = torch.stack(rows) * scale
+    return frozen(weight, weight.new_zeros(len(names)))
+
+
+def image_head(texts: nn.Linear, projection: nn.Linear, features: Tensor) -> nn.Linear:
+    """Puts a text head behind the image tower's projection, as one linear head on pooled features.
+
+    CLIP divides each projected image by its own length, which no linear head can. Here all are divided by their mean
+    length: the answers (argmax) are exactly CLIP's, the logits differ by each image's length over the mean.
+
+    Args:
+        texts: (classes, embedding), from `text_head`.
+        projection: (embedding, features): the classifier of timm's CLIP weights.
+        features: (N, features), pooled features of some training images.
+
+    Returns:
+        A frozen (classes, features) head.
+
+    Raises:
+        ConfigError: The widths do not fit.
+    """
+    if texts.in_features != projection.out_features or projection.in_features != features.shape[-1]:
+        raise ConfigError(
+            f"Texts of width {texts.in_features}, a projection from {projection.in_features} to "
+            f"{projection.out_features} and features of width {features.shape[-1]} do not fit: take one CLIP model."
+        )
+    with torch.no_grad():
+        length = projection(features.to(projection.weight)).norm(dim=-1).mean()
+        offset = texts.bias if projection.bias is None else texts.bias + texts.weight @ projection.bias / length
+        return frozen(texts.weight @ projection.weight / length, offset)
+
+
+def clip_text(name: str, pretrained: str) -> tuple[Encoder, float]:
+    """Loads the text tower of an open_clip model.
+
+    Args:
+        name: open_clip's name, e.g. ``ViT-B-16``.
+        pretrained: Its weights, e.g. ``openai``, or a path.
+
+    Returns:
+        The tower, and exp(logit_scale).
+
+    Raises:
+        ConfigError: open_clip is not installed.
+        WeightsError: There is no such model or the weights cannot be fetched.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ConfigError("Text heads need open_clip: pip install 'vpt[clip]'.") from error
+    try:
+        model = open_clip.create_model(name, pretrained=pretrained).eval().requires_grad_(False)
+        tokenize = open_clip.get_tokenizer(name)
+    except Exception as error:  # unknown names, files and every error of the hub's client
+        raise WeightsError(f"open_clip cannot load {name} with {pretrained!r} ({type(error).__name__}).") from error
+    return lambda texts: model.encode_text(tokenize(texts)), float(model.logit_scale.exp())
+
+
+@torch.inference_mode()
+def zero_shot(backbone: Backbone, texts: nn.Linear, images: ImageDataset, number: int = 256) -> nn.Linear:
+    """A text head on the pooled features of timm's CLIP image tower.
+
+    Args:
+        backbone: The image tower.
+        texts: (classes, embedding), from `text_head`.
+        images: Training images, which tell how long projected features are.
+        number: How many of them are looked at, evenly spread over the list.
+
+    Returns:
+        A frozen (classes, features) head.
+
+    Raises:
+        ConfigError: Tower and texts are not of one CLIP model.
+        WeightsError: The tower's weights have no projection.
+    """
+    projection = pretrained_head(backbone.name, backbone.weights)
+    rows = range(0, len(images), max(1, len(images) // number))
+    features = [backbone(images[row]["image"][None]) for row in rows]
+    return image_head(texts, projection, torch.cat(features))

@@ -1,0 +1,256 @@
+"""WiSE-FT end-to-end: every tensor of a model moves between two endpoints, backbone and head alike.
+
+Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, equation 1: θ(α) = (1 − α)·θ0 + α·θ1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from vpt.errors import ConfigError
+from vpt.models.classifier import TunedModel
+from vpt.models.delta_file import check_fingerprint, fill, read_delta, read_head
+from vpt.robustness.evaluation.evaluation_loop import Swept
+
+Way = Literal["end-to-end", "strength", "head", "none"]
+"""What α moves: all tensors, the strength of a delta, the head alone, or nothing."""
+
+
+class Interpolation:
+    """Writes θ(α) into one set of tensors, from both endpoints every time, so that nothing drifts.
+
+    Only floating tensors that differ are interpolated, batch-norm statistics among them. Besides these tensors it holds
+    a copy of their start; their end may lie in a file that is mapped into memory.
+    """
+
+    def __init__(self, targets: Mapping[str, Tensor], start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> None:
+        """Checks the endpoints, and sets what both share.
+
+        Args:
+            targets: The tensors to write to, which hold anything; each name of an endpoint is among theirs.
+            start: θ0, at α = 0. It may share memory with the targets.
+            end: θ1, at α = 1.
+
+        Raises:
+            ConfigError: Names, shapes or types of the endpoints differ, or integers do.
+        """
+        check_alike(start, end)
+        if strange := sorted(end.keys() - targets.keys()):
+            raise ConfigError(f"The endpoints hold {_some(strange)}, which this model does not have.")
+        self._moving: list[tuple[Tensor, Tensor, Tensor]] = []
+        for key, last in end.items():
+            target, first = targets[key], start[key]
+            if same_bits(first, last):
+                target.copy_(last)
+            else:
+                self._moving.append((target, first.to(target.device).clone(), last.to(target.device)))
+
+    @property
+    def moving(self) -> int:
+        """Bytes of the tensors that are interpolated."""
+        return sum(target.numel() * target.element_size() for target, _, _ in self._moving)
+
+    @torch.no_grad()
+    def set(self, alpha: float) -> None:
+        """Moves the targets.
+
+        Args:
+            alpha: In [0, 1]; the endpoints themselves come back bit for bit.
+
+        Raises:
+            ConfigError: α lies outside [0, 1].
+        """
+        if not 0.0 <= alpha <= 1.0:
+            raise ConfigError(f"α lies between 0 (start) and 1 (end), got {alpha}.")
+        for target, start, end in self._moving:
+            if alpha in (0.0, 1.0):  # lerp would turn −0 into 0 there
+                target.copy_(end if alpha == 1.0 else start)
+            else:
+                torch.lerp(start, end, alpha, out=target)
+
+
+class EndToEnd:
+    """A tuned model whose trained tensors move along the line from another model's."""
+
+    def __init__(self, model: TunedModel, start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> None:
+        """Takes the model over and sets it to α = 1.
+
+        Args:
+            model: Of the architecture of both endpoints, on their device.
+            start: θ0 by the names of `TunedModel.state_dict`.
+            end: θ1, the same names.
+
+        Raises:
+            ConfigError: The endpoints do not fit each other or the model.
+        """
+        self.model = model
+        self._line = Interpolation(model.state_dict(), start, end)
+        self.set_strength(1.0)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The model's head."""
+        return self.model.head
+
+    @property
+    def moving(self) -> int:
+        """Bytes of the tensors that are interpolated."""
+        return self._line.moving
+
+    def set_strength(self, alpha: float) -> None:
+        """Moves the model.
+
+        Args:
+            alpha: 0 for the start, 1 for the end.
+
+        Raises:
+            ConfigError: α lies outside [0, 1].
+        """
+        self._line.set(alpha)
+
+    def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+        """Nothing is the same at every α."""
+        return None
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Applies the head.
+
+        Args:
+            features: (B, num_features).
+
+        Returns:
+            Logits, (B, num_classes).
+        """
+        return self.model.classify(features)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Classifies images.
+
+        Args:
+            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
+
+        Returns:
+            Logits, (B, num_classes).
+        """
+        return cast("Tensor", self.model(images))
+
+
+def sweep(
+    delta: Path,
+    model: TunedModel,
+    tensors: Mapping[str, Tensor],
+    alphas: Sequence[float],
+    anchor: Path | None = None,
+    start: Path | None = None,
+) -> tuple[Swept, Way]:
+    """Puts a delta file's tensors into its model so that α moves it.
+
+    Args:
+        delta: The file, for messages.
+        model: From `vpt.models.delta_file.unfilled`, on its device.
+        tensors: The file's.
+        alphas: Where it is to be evaluated.
+        anchor: A linear probe's delta file, whose head belongs to α = 0.
+        start: A delta file of the same architecture that α = 0 is to be; None for the pretrained backbone.
+
+    Returns:
+        The model at α = 1, and what α moves.
+
+    Raises:
+        ConfigError: The endpoints do not belong together, or the head at α = 0 would be a random one.
+        DeltaFileError: A file is not a delta file, or belongs to other weights.
+    """
+    head = None if anchor is None else read_head(anchor, model, "anchor")
+    if start is not None:
+        return EndToEnd(model, _read_start(start, model, head), tensors), "end-to-end"
+    if any(key.startswith("backbone.") for key in tensors):
+        if list(alphas) == [1.0]:
+            fill(model, tensors, str(delta))
+            return model, "none"
+        if head is None:
+            raise ConfigError(
+                f"{delta} trained the whole backbone, so at α = 0 there is the pretrained one, whose head for these "
+                "classes would be drawn at random: give --anchor with a linear probe's delta file, or --alphas 1."
+            )
+        bare = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("backbone.")}
+        if not all(key in tensors and same_bits(tensor, tensors[key]) for key, tensor in bare.items()):
+            return EndToEnd(model, bare | _named(head), tensors), "end-to-end"
+    fill(model, tensors, str(delta))
+    if head is not None:
+        model.set_anchor(head)
+    if model.delta is not None:
+        return model, "strength"
+    return model, "none" if head is None else "head"
+
+
+def check_alike(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Refuses two sets of tensors that cannot be combined.
+
+    Args:
+        ours: By name.
+        theirs: By name.
+
+    Raises:
+        ConfigError: Names, shapes or types differ, or integers do; the message names the tensor.
+    """
+    for where, extra in (("first", ours.keys() - theirs.keys()), ("second", theirs.keys() - ours.keys())):
+        if extra:
+            raise ConfigError(
+                f"Only the {where} of two models holds {_some(sorted(extra))}: combine models of one kind."
+            )
+    for key, one in ours.items():
+        other = theirs[key]
+        if one.shape != other.shape:
+            raise ConfigError(f"{key!r} has shape {tuple(one.shape)} in one model and {tuple(other.shape)} in another.")
+        if one.dtype != other.dtype:
+            raise ConfigError(f"{key!r} is {one.dtype} in one model and {other.dtype} in another.")
+        if not one.is_floating_point() and not same_bits(one, other):
+            raise ConfigError(
+                f"{key!r} ({one.dtype}) differs between two models: only floating tensors can be combined, all others "
+                "must be equal."
+            )
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same bit for bit: 0 is not −0, and NaN is itself.
+
+    Args:
+        one: Any tensor.
+        other: Any tensor, on any device.
+    """
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one.flatten().view(torch.uint8), other.to(one.device).flatten().view(torch.uint8))
+
+
+def _read_start(path: Path, model: TunedModel, head: nn.Linear | None) -> dict[str, Tensor]:
+    header, tensors = read_delta(path)
+    check_fingerprint(str(path), header["backbone"], model.backbone)
+    specs = [] if model.delta is None else model.delta.specs
+    for what, theirs, ours in (
+        ("another delta", header["specs"], specs),
+        ("other classes", header["class_names"], model.class_names),
+        ("another preset", header["preset"], model.preset),
+    ):
+        if theirs != ours:
+            raise ConfigError(f"The start {path} has {what}: give a delta file of the same configuration.")
+    if head is not None:
+        return tensors | _named(head)
+    if header["info"].get("random_head"):
+        raise ConfigError(
+            f"The head in {path} was drawn at random: give --anchor with a linear probe's delta file for α = 0."
+        )
+    return tensors
+
+
+def _named(head: nn.Linear) -> dict[str, Tensor]:
+    return {f"head.{key}": tensor for key, tensor in head.state_dict().items()}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,174 @@
+"""How the classes come apart from layer to layer: features of each block in two dimensions, untuned above tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vpt.errors import ConfigError
+from vpt.models import TunedModel
+from vpt.reports.style import short, style
+from vpt.visualize.attention_map_figures import chosen
+from vpt.visualize.attention_maps import evaluating
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float32]
+Method = Literal["tsne", "pca"]
+
+_COLUMNS, _BATCH, _FEWEST, _NEIGHBOURS = 4, 16, 8, 5
+_COLOURS = (
+    "#1d4ed8", "#c2410c", "#047857", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4b5563", "#84cc16", "#f59e0b",
+)  # fmt: skip
+
+
+@torch.no_grad()
+def layer_features(model: TunedModel, images: Tensor) -> list[Array]:
+    """Reads the summary of the image behind every block, before the final norm.
+
+    Args:
+        model: As it is, with its strength.
+        images: uint8 (B, 3, H, W).
+
+    Returns:
+        (B, dim) for each block: the class token, or the mean over patches where there is none.
+
+    Raises:
+        UnsupportedBackboneError: The backbone's tokens are not known.
+    """
+    layout = model.backbone.layout
+    kept: list[list[Tensor]] = [[] for _ in layout.blocks]
+
+    def keeper(own: list[Tensor], patches: int) -> Any:
+        def keep(block: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+            whole = out[:, 0] if layout.has_class_token else out.flatten(1, -2)[:, -patches:].mean(dim=1)
+            own.append(whole.float().cpu())
+
+        return keep
+
+    hooks = [
+        block.register_forward_hook(keeper(own, patches))
+        for block, own, patches in zip(layout.blocks, kept, layout.patches, strict=True)
+    ]
+    try:
+        with evaluating(model):
+            for batch in torch.split(images, _BATCH):
+                model.backbone(batch.to(model.head.weight.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [torch.cat(own).numpy() for own in kept]
+
+
+def plane(features: Array, method: Method = "tsne") -> Array:
+    """Lays features out in two dimensions, each scaled to length 1 first, so that distances are those of angles.
+
+    Args:
+        features: (n, dim), n at least 8.
+        method: ``"tsne"`` (van der Maaten and Hinton, JMLR 2008; perplexity 30, less for few images; starts from the
+            principal components, seed 0) or ``"pca"``, the first two components.
+
+    Returns:
+        (n, 2).
+
+    Raises:
+        ConfigError: There are too few images.
+    """
+    if len(features) < _FEWEST:
+        raise ConfigError(f"Features are laid out for at least {_FEWEST} images, got {len(features)}.")
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    unit = _unit(features)
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    pca = method == "pca"
+    layout = PCA(2, random_state=0) if pca else TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1)
+    laid: Array = layout.fit_transform(unit)
+    return laid
+
+
+def features_figure(
+    tuned: Sequence[Array],
+    untuned: Sequence[Array] | None,
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    method: Method = "tsne",
+) -> Figure:
+    """Draws the features of up to four layers, coloured by class.
+
+    The number in each title is the share of images whose nearest five others (by angle, in all dimensions) vote for
+    their class: the plane may mislead, the number does not depend on it.
+
+    Args:
+        tuned: (B, dim) for each layer, from `layer_features`.
+        untuned: The same at strength 0, drawn above; None for no comparison.
+        labels: (B,).
+        class_names: One per class.
+        method: See `plane`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ConfigError: There are too few images.
+    """
+    from matplotlib.figure import Figure
+
+    layers = chosen(len(tuned), _COLUMNS)
+    rows = [("tuned", tuned)] if untuned is None else [("untuned", untuned), ("tuned", tuned)]
+    with style():
+        figure = Figure(figsize=(2.3 * len(layers) + 1.7, 2.35 * len(rows) + 0.6), layout="constrained")
+        grid = figure.subplots(len(rows), len(layers), squeeze=False)
+        for line, (name, features) in zip(grid, rows, strict=True):
+            line[0].set_ylabel(name, fontsize=11, fontweight="bold")
+            for axes, layer in zip(line, layers, strict=True):
+                _scatter(axes, plane(features[layer], method), labels, class_names)
+                axes.set_title(f"layer {layer + 1}: {neighbour_accuracy(features[layer], labels):.0%} by neighbours")
+        handles, names = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside right center", frameon=False, markerscale=1.6)
+        title = f"Features behind each block, {len(labels)} images ({'t-SNE' if method == 'tsne' else 'PCA'})"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
+    return figure
+
+
+def neighbour_accuracy(features: Array, labels: NDArray[np.int64]) -> float:
+    """Classifies each image by its nearest five others; a tie goes to the smaller label.
+
+    Args:
+        features: (n, dim); compared by angle.
+        labels: (n,).
+
+    Returns:
+        The share that is right, in [0, 1].
+    """
+    unit = _unit(features)
+    near = unit @ unit.T
+    np.fill_diagonal(near, -np.inf)
+    votes = labels[np.argsort(-near, axis=1, kind="stable")[:, :_NEIGHBOURS]]
+    guesses = np.array([np.bincount(vote).argmax() for vote in votes])
+    return float((guesses == labels).mean())
+
+
+def _unit(features: Array) -> Array:
+    unit: Array = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _scatter(axes: Axes, places: Array, labels: NDArray[np.int64], class_names: Sequence[str]) -> None:
+    for order, label in enumerate(np.unique(labels)):
+        own = places[labels == label]
+        colour, marker = _COLOURS[order % len(_COLOURS)], "os^D"[order // len(_COLOURS) % 4]
+        axes.scatter(
+            own[:, 0], own[:, 1], s=11, color=colour, marker=marker, linewidths=0, alpha=0.85,
+            label=short(class_names[label], 16),
+        )  # fmt: skip
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(True)
