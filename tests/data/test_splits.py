@@ -12,7 +12,7 @@ from vpt.data.catalog.cards import load_card
 from vpt.data.prepare import TASKS
 from vpt.data.prepare.vtab_rules import choose, manifest, order
 
-MANIFEST = Path(vpt.__file__).parent / "data" / "splits" / "vtab.tsv"
+MANIFEST = Path(vpt.__file__).parent / "data" / "prepare" / "vtab_splits.tsv"
 
 
 def test_the_committed_manifest_is_what_the_rule_gives() -> None:
