@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,26 +17,24 @@ PACKAGE = ROOT / "vpt"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = [*MODULES, *sorted(path for folder in ("benchmarks", "datasets") for path in (ROOT / folder).rglob("*.py"))]
 
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def drawn() -> list[str]:
+    """What the tree of docs/architecture.md names below vpt/, in its order: files, and folders with a slash behind."""
+    (tree,) = re.findall(r"```text\nvpt/\n(.*?)```", ARCHITECTURE, re.DOTALL)
+    found: list[str] = []
+    above: list[str] = []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2 - 1
+        for name in re.findall(r"(?<= )\w+(?:/|\.py)(?= |$)", line):
+            above[depth:] = [name] if name.endswith("/") else []
+            found.append("".join(above[:depth]) + name)
+    return found
+
+
 # The column of rooms from the ground up: a room imports only what stands before it.
-COLUMN = (
-    "errors",
-    "version",
-    "atomic_write",
-    "run_record",
-    "backbones",
-    "data",
-    "deltas",
-    "models",
-    "metrics",
-    "tasks",
-    "export",
-    "hub",
-    "robustness",
-    "experiments",
-    "reports",
-    "visualize",
-    "cli",
-)
+COLUMN = [name.rstrip("/").removesuffix(".py") for name in drawn() if "/" not in name.rstrip("/")]
 NOT_EVEN = {
     "data": {"backbones"},
     "deltas": {"data"},
@@ -87,8 +86,50 @@ def test_imports_go_one_way(path: Path) -> None:
     assert {name.split(".")[1] for name in imported(path) if name.startswith("vpt.")} - {own} <= below
 
 
-def test_every_part_has_its_place() -> None:
-    assert {part(path) for path in MODULES} - ROOTS == set(COLUMN)
+def test_the_page_on_architecture_draws_every_module_and_no_other() -> None:
+    rooms = {f"{path.parent.relative_to(PACKAGE)}/" for path in MODULES if path.parent != PACKAGE}
+    files = {str(path.relative_to(PACKAGE)) for path in MODULES if path.stem not in ROOTS}
+    assert sorted(drawn()) == sorted(rooms | files)
+
+
+def test_what_the_page_on_architecture_walks_through_is_there() -> None:
+    named = set(re.findall(r"`([\w/]+\.py)`", ARCHITECTURE.partition("## Three walks")[2])) - {
+        "cli/__init__.py",
+        "tests/test_house.py",
+    }
+    assert len(named) > 20
+    assert [name for name in named if not any(f"/{each}".endswith(f"/{name}") for each in drawn())] == []
+
+
+def test_no_room_is_too_full_to_be_seen_at_once() -> None:
+    for room in {path.parent for path in MODULES}:
+        assert len(list(room.glob("*.py"))) <= 15, room
+
+
+def test_no_file_is_part_of_an_import_cycle() -> None:
+    names = {
+        ".".join(("vpt", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in MODULES
+    }
+
+    def module(name: str) -> str:
+        while name not in names:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {
+        name: {module(each) for each in imported(path) if each.startswith("vpt.")} - {name, "vpt"}
+        for name, path in names.items()
+    }
+    while leaves := {name for name, needed in graph.items() if not needed & graph.keys()}:
+        graph = {name: needed for name, needed in graph.items() if name not in leaves}
+    assert not graph
+
+
+def test_every_public_name_is_in_the_documentation() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    words = set(re.findall(r"\w+", " ".join(page.read_text(encoding="utf-8") for page in pages)))
+    assert [name for name in vpt.__all__ if name not in words] == []
 
 
 def test_the_reader_of_imports_sees_all_their_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
