@@ -14,7 +14,8 @@ from vpt.errors import ConfigError, DataError
 from vpt.models.delta_file import read_delta, write_delta
 from vpt.robustness import Row, run
 from vpt.robustness.evaluation.records import Record, read
-from vpt.robustness.evaluation.result import VAL, between, choose_alpha, shown_alphas
+from vpt.robustness.evaluation.result import between, choose_alpha, shown_alphas
+from vpt.robustness.evaluation.test_sets import VAL
 
 
 def row(alpha: float, top1: float, kind: str = VAL) -> Row:
@@ -59,6 +60,7 @@ def test_logits_between_two_records_are_their_mixture() -> None:
         ({"logits": np.zeros((20, 4), dtype=np.float16)}, "without --half"),
         ({"complete": False}, "complete records"),
         ({"index": np.arange(1, 21)}, "different images"),
+        ({"label": np.zeros(20, dtype=np.int64)}, "different images"),
     ],
 )
 def test_records_that_cannot_be_mixed_are_refused(change: dict[str, Any], message: str) -> None:

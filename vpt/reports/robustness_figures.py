@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vpt.metrics.effective_robustness import logit
 from vpt.reports.style import NEUTRAL, short, style
 from vpt.robustness.evaluation.result import FIXED_ALPHA
-from vpt.robustness.evaluation.test_sets import CLEAN, SHIFT
+from vpt.robustness.evaluation.test_sets import CLEAN, SHIFT, VAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -174,7 +174,7 @@ def curves(report: Values) -> Figure | None:
     moving = {model["model"] for model in report["models"] if len(model["alphas"]) > 1}
     if not moving:
         return None
-    lines = _lines(report, ("val", CLEAN, SHIFT))
+    lines = _lines(report, (VAL, CLEAN, SHIFT))
     exact = {(curve["model"], curve["set"]): curve for curve in report["curves"]}
     with style():
         figure, panels = _panels(len(lines), 2.7)

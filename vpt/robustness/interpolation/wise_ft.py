@@ -50,11 +50,6 @@ class Interpolation:
             else:
                 self._moving.append((target, first.to(target.device).clone(), last.to(target.device)))
 
-    @property
-    def moving(self) -> int:
-        """Bytes of the tensors that are interpolated."""
-        return sum(target.numel() * target.element_size() for target, _, _ in self._moving)
-
     @torch.no_grad()
     def set(self, alpha: float) -> None:
         """Moves the targets.
@@ -96,11 +91,6 @@ class EndToEnd:
     def head(self) -> nn.Linear:
         """The model's head."""
         return self.model.head
-
-    @property
-    def moving(self) -> int:
-        """Bytes of the tensors that are interpolated."""
-        return self._line.moving
 
     def set_strength(self, alpha: float) -> None:
         """Moves the model.
