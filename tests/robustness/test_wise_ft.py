@@ -70,7 +70,7 @@ def test_the_ends_come_back_bit_for_bit(first: list[float], last: list[float]) -
     target = {"w": torch.zeros(4)}
     line = Interpolation(target, start, end)
     for alpha, expected in ((0.0, start), (0.3, None), (1.0, end), (0.0, start)):
-        line.set(alpha)
+        line.set_alpha(alpha)
         if expected is not None:
             assert torch.equal(target["w"].view(torch.int32), expected["w"].view(torch.int32))
 
@@ -81,7 +81,7 @@ def test_between_the_ends_is_equation_1_and_nothing_drifts() -> None:
     target = {"w": torch.empty(50, dtype=torch.float64)}
     line = Interpolation(target, start, end)
     for alpha in (0.1, 0.9, 0.5, 0.1):
-        line.set(alpha)
+        line.set_alpha(alpha)
         torch.testing.assert_close(target["w"], (1 - alpha) * start["w"] + alpha * end["w"], rtol=1e-14, atol=1e-14)
 
 
@@ -93,7 +93,7 @@ def test_only_what_differs_moves_and_its_storage_stays() -> None:
     line = Interpolation(target, start, end)
     assert target["same"].tolist() == [1, 1, 1]
     target["same"].zero_()
-    line.set(0.5)
+    line.set_alpha(0.5)
     assert target["same"].tolist() == [0, 0, 0]  # not written again
     assert target["moved"].tolist() == [0.5, 0.5]
     assert {key: tensor.data_ptr() for key, tensor in target.items()} == pointers
@@ -130,7 +130,7 @@ def test_integers_stay_what_they_are_and_must_be_equal() -> None:
     target = {key: tensor.clone() for key, tensor in end.items()}
     line = Interpolation(target, start, end)
     for alpha in (0.05, 0.1, 0.35, 0.9):  # a lerp of floats is cut to other integers here
-        line.set(alpha)
+        line.set_alpha(alpha)
         assert all(torch.equal(target[key], tensor) for key, tensor in integers.items())
     name = next(iter(integers))
     end[name][0, 0] += 1
