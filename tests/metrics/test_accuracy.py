@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -64,6 +64,7 @@ def test_a_bootstrap_depends_on_its_seed_alone() -> None:
     assert difference(first, second, seed=3) != difference(first, second, seed=4)
 
 
+@settings(max_examples=30)
 @given(st.tuples(*[st.integers(0, 30)] * 4).filter(any))
 def test_swapping_the_models_turns_the_sign(counts: tuple[int, int, int, int]) -> None:
     first, second = hits(*counts)

@@ -11,7 +11,7 @@ import pytest
 from vpt.data.catalog.cards import card_names, load_card
 from vpt.errors import ConfigError
 from vpt.experiments.engine import serially
-from vpt.experiments.trial import Config, Trial, merged
+from vpt.experiments.trial import Config, Trial
 from vpt.reports.run_report import TITLE, csv, latex, notes, tables
 from vpt.reports.run_values import GROUPS, report
 from vpt.reports.tables import markdown
@@ -195,7 +195,8 @@ def test_a_backbone_that_all_share_is_said_once(tmp_path: Path) -> None:
     assert tables(report([tmp_path]))[0].columns == ["backbone", "method", "trained", "epochs", "seeds", "a_b"]
 
 
-def test_two_presets_of_one_method_are_two_rows(config: Config, root: Path) -> None:
-    presets = [Trial(name, merged(config, {"data.preset": name}), test=True) for name in ("square", "vpt")]
-    serially(presets, root)
-    assert {row["method"] for row in report([root])["methods"]} == {"vpt_deep (preset square)", "vpt_deep (preset vpt)"}
+def test_two_presets_of_one_method_are_two_rows(tmp_path: Path) -> None:
+    for preset in ("square", "vpt"):
+        run(tmp_path, "a", 0.5, data={"preset": preset})
+    methods = {row["method"] for row in report([tmp_path])["methods"]}
+    assert methods == {"vpt_deep (preset square)", "vpt_deep (preset vpt)"}
