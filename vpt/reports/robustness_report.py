@@ -6,20 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vpt.reports.page import Report
-from vpt.reports.robustness_figures import figures
+from vpt.reports.robustness_figures import CAPTIONS, figures
 from vpt.reports.tables import Table, percent
 from vpt.robustness.evaluation.result import shown_alphas
 from vpt.robustness.interpolation.alpha_curve import METHODS
 
 Values = dict[str, Any]
-CAPTIONS = {
-    "Accuracy in and out of distribution": "Logit axes; dashed: as accurate under shift as without. Along each line α "
-    "goes from 0 (hollow) over 0.5 (grey) to 1 (filled, with the Wilson interval under shift).",
-    "Accuracy at every α": "Bands: 95 % Wilson intervals. Steps: exact curves where only the head differs. The "
-    "validation images may choose α, the others may not.",
-    "Reliability": "Bins of equal width; larger marks hold more images. Below the dashed line a model is too sure.",
-    "Accuracy under corruption": "This package's own corruptions of the clean set.",
-}
 
 
 def robustness_report(values: Values) -> Report:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,43 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vpt.data import ImageDataset
-from vpt.models import TunedModel
 from vpt.robustness.evaluation import records
 from vpt.robustness.evaluation.records import Record
 from vpt.robustness.evaluation.test_sets import EvaluationSet
+from vpt.robustness.interpolation.wise_ft import Swept
 
 SAVE_EVERY = 60.0
 """Seconds of work that a killed evaluation loses at most, or twenty times what saving takes."""
 
 CHUNK = 4
 """Batches that are classified at one α before the model moves to the next."""
-
-
-Way = Literal["end-to-end", "strength", "head", "none"]
-"""What α moves: all tensors, the strength of a delta, the head alone, or nothing."""
-
-
-@dataclass(frozen=True)
-class Swept:
-    """A classifier that moves between two models.
-
-    Attributes:
-        model: In eval mode, at α = 1.
-        way: What α moves.
-        set_alpha: Moves the model to α in [0, 1].
-    """
-
-    model: TunedModel
-    way: Way
-    set_alpha: Callable[[float], None]
-
-    def halves(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """Images to what is the same at every α, and from there to logits."""
-        halves = None if self.way == "end-to-end" else self.model.constant_part()
-        if halves is None:
-            return lambda images: images, self.model
-        before, after = halves
-        return before, lambda encoded: self.model.classify(after(encoded))
 
 
 def table(pairs: int, images: int, classes: int, half: bool, folder: Path) -> NDArray[np.floating[Any]]:

@@ -5,8 +5,10 @@ Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, equation 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,32 @@ from torch import Tensor, nn
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import check_fingerprint, fill, read_delta, read_head
-from vpt.robustness.evaluation.evaluation_loop import Swept, Way
+
+Way = Literal["end-to-end", "strength", "head", "none"]
+"""What α moves: all tensors, the strength of a delta, the head alone, or nothing."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A classifier that moves between two models.
+
+    Attributes:
+        model: In eval mode, at α = 1.
+        way: What α moves.
+        set_alpha: Moves the model to α in [0, 1].
+    """
+
+    model: TunedModel
+    way: Way
+    set_alpha: Callable[[float], None]
+
+    def halves(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Images to what is the same at every α, and from there to logits."""
+        halves = None if self.way == "end-to-end" else self.model.constant_part()
+        if halves is None:
+            return lambda images: images, self.model
+        before, after = halves
+        return before, lambda encoded: self.model.classify(after(encoded))
 
 
 class Interpolation:
