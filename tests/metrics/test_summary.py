@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from vpt.errors import ConfigError
 from vpt.metrics.summary import summary
 
 # Probabilities 3/4, 4/5 and 3/5 of the first answers; the second is wrong.
@@ -14,14 +13,13 @@ LABELS = np.array([0, 0, 0])
 
 
 def test_a_summary_by_hand() -> None:
-    found = summary(LOGITS, LABELS, groups=np.array([0, 0, 2]))
+    found = summary(LOGITS, LABELS)
     expected = {
         "n": 3,
         "top1": 2 / 3,
         "top1_low": 0.2077,
         "top1_high": 0.9385,
         "mean_per_class": 2 / 3,
-        "worst_group": 1 / 2,
         "nll": -np.log([3 / 4, 1 / 5, 3 / 5]).mean(),
         "brier": (2 / 16 + 2 * 16 / 25 + 2 * 4 / 25) / 3,
         "ece": (1 / 4 + 4 / 5 + 2 / 5) / 3,
@@ -45,8 +43,3 @@ def test_a_temperature_adds_its_scores_and_changes_no_other() -> None:
     changed = {"nll_scaled": "nll", "ece_scaled": "ece", "ece_equal_mass_scaled": "ece_equal_mass"}
     assert [scaled[key] for key in changed] == pytest.approx([halved[key] for key in changed.values()])
     assert {key for key in plain if plain[key] != scaled[key]} == {"temperature", *changed}
-
-
-def test_groups_are_one_an_image() -> None:
-    with pytest.raises(ConfigError, match="one group"):
-        summary(LOGITS, LABELS, groups=np.array([0, 1]))

@@ -25,7 +25,7 @@ def test_every_kind_has_a_row_with_the_image_itself_and_at_every_severity() -> N
 
 
 def test_no_label_touches_the_edge() -> None:
-    figure = corruption_figure(np.tile(IMAGE, (14, 14, 1)))
+    figure = corruption_figure(np.tile(IMAGE, (4, 4, 1)))
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()
     for axes in figure.axes:

@@ -18,15 +18,15 @@ from tests.robustness.fakes import PROMPTS, task, write_delta
 from vpt.cli import main
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DataError
+from vpt.metrics.accuracy import correct, difference
 from vpt.metrics.calibration import temperature
 from vpt.metrics.summary import summary
 from vpt.models import TunedModel
-from vpt.reports.page import page, write_report
-from vpt.reports.robustness_tables import tables
-from vpt.reports.robustness_values import effective_row, matched_accuracy, model_names, report
+from vpt.reports.page import document
+from vpt.reports.robustness_report import tables
+from vpt.reports.robustness_values import effective_row, model_names, report
 from vpt.robustness import run
 from vpt.robustness.evaluation import records
-from vpt.robustness.evaluation.paired_difference import difference
 from vpt.robustness.interpolation.alpha_curve import accuracy_curve
 
 NAMES = ("gate", "head", "half")
@@ -144,9 +144,7 @@ def test_rows_are_scores_of_records(root: Path, values: dict[str, Any]) -> None:
     record, val = (records.read(root / "gate" / "records" / f"{name}-alpha-0.5.parquet") for name in ("art", "val"))
     row = next(r for r in values["rows"] if (r["model"], r["set"], r["alpha"]) == ("gate", "art", 0.5))
     expected = summary(record.logits, record.label, temperature(val.logits, val.label))
-    assert {key: row[key] for key in expected if key not in ("n", "worst_group")} == {
-        key: value for key, value in expected.items() if key not in ("n", "worst_group")
-    }
+    assert {key: row[key] for key in expected} == expected
     assert row["protocol"]["delta_sha256"] == record.protocol["delta"]["sha256"]
     assert str(root) not in json.dumps(values)
 
@@ -172,11 +170,16 @@ def test_models_are_compared_on_the_same_images(root: Path, values: dict[str, An
     one, two = (records.read(root / name / "records" / "clean-alpha-1.0.parquet") for name in ("gate", "head"))
     found = {(row["first"], row["second"], row["set"], row["alpha"]): row for row in values["differences"]}
     assert len(found) == 3 * 2 * 2  # pairs, sets, α
-    row, expected = found["gate", "head", "clean", 1.0], difference(one, two)
+    row, expected = (
+        found["gate", "head", "clean", 1.0],
+        difference(correct(one.logits, one.label), correct(two.logits, two.label)),
+    )
     assert (row["value"], row["low"], row["high"]) == (expected.value, expected.low, expected.high)
 
 
-def test_a_head_has_an_exact_curve_unless_its_records_are_reduced(root: Path, values: dict[str, Any]) -> None:
+def test_a_head_has_an_exact_curve_unless_its_records_are_reduced(
+    root: Path, written: Path, values: dict[str, Any]
+) -> None:
     assert {(curve["model"], curve["set"]) for curve in values["curves"]} == {("head", "clean"), ("head", "art")}
     start, end = (records.read(root / "head" / "records" / f"art-alpha-{alpha}.parquet") for alpha in (0.0, 1.0))
     exact = accuracy_curve(start.logits, end.logits, end.label)
@@ -185,7 +188,7 @@ def test_a_head_has_an_exact_curve_unless_its_records_are_reduced(root: Path, va
     half = values["models"][2]
     assert "too coarse for exact intervals" in half["why_no_exact_curve"]
     assert all(("float16" in row["marks"]) == (row["model"] == "half") for row in values["rows"])
-    assert any("too coarse" in note for note in [page(values)])
+    assert "too coarse" in (written / "report.html").read_text(encoding="utf-8")
 
 
 def test_other_numbers_of_images_are_marked_and_not_compared(root: Path) -> None:
@@ -195,6 +198,15 @@ def test_other_numbers_of_images_are_marked_and_not_compared(root: Path) -> None
     assert marks["head", "clean"] == ["n differs"]
     assert not values["differences"]
     assert "hold different images" in values["not_compared"][0]
+
+
+def test_other_labels_are_not_compared(root: Path, tmp_path: Path) -> None:
+    other = copied(root / "gate", tmp_path / "other")
+    for path in (other / "records").glob("clean-alpha-1.0.parquet"):
+        record = records.read(path)
+        records.write(path, replace(record, label=record.label[::-1]))
+    (refused,) = report([root / "gate", other])["not_compared"]
+    assert "on clean: The records of sets 'clean' (10 images) and 'clean' (10 images) hold different labels" in refused
 
 
 @pytest.mark.parametrize(
@@ -209,7 +221,8 @@ def test_what_cannot_be_reported_together_is_refused(
     names: Sequence[str], error: type[Exception], message: str, root: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=message):
-        write_report([root / name for name in names], tmp_path / "out")
+        report([root / name for name in names])
+    assert main(["robustness", "report", *(str(root / name) for name in names), "--out", str(tmp_path / "out")]) == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -261,13 +274,7 @@ def test_a_mask_counts_in_every_score(root: Path, tmp_path: Path) -> None:
     assert values["curves"][1]["top1"][-1] == record.accuracy
 
 
-def test_effective_robustness_compares_with_the_matched_classes() -> None:
-    logits = np.array([[3, 0, 9], [0, 1, 9], [0, 0, 9], [1, 0, 0]], dtype=np.float32)
-    protocol = {"groups": None}
-    record = records.Record(np.arange(4), np.array([0, 0, 2, 1]), logits, protocol, True)
-    assert matched_accuracy(record, None) == 1 / 4
-    assert matched_accuracy(record, [[0], [1]]) == 1 / 3
-    assert matched_accuracy(record, [[0, 2], [1]]) == 3 / 4
+def test_effective_robustness_says_where_it_is_extrapolated() -> None:
     row = effective_row("clip", "imagenet_sketch", 0.0, 0.42, 0.634)
     assert row["points"] > 20
     assert not row["extrapolated"]
@@ -283,4 +290,4 @@ def test_models_are_named_by_what_tells_them_apart() -> None:
 
 def test_names_are_escaped(values: dict[str, Any]) -> None:
     strange = json.loads(json.dumps(values).replace('"gate"', '"<b>|&"'))
-    assert Page(page(strange)).tables == cells(strange)
+    assert Page(document("", (), tables(strange), {}, {})).tables == cells(strange)

@@ -11,9 +11,10 @@ import pytest
 from vpt.data.catalog.cards import card_names, load_card
 from vpt.errors import ConfigError
 from vpt.experiments.engine import serially
-from vpt.experiments.trial import Config, Trial, merged
-from vpt.reports.run_tables import csv, latex, markdown, notes, tables
+from vpt.experiments.trial import Config, Trial
+from vpt.reports.run_report import TITLE, csv, latex, notes, tables
 from vpt.reports.run_values import GROUPS, report
+from vpt.reports.tables import markdown
 
 VTAB = [name for name in card_names() if (card := load_card(name)) is not None and card.suite == "vtab"]
 
@@ -47,6 +48,10 @@ def run(folder: Path, task: str, accuracy: float, seed: int = 1, **changes: Any)
     path.mkdir(parents=True)
     (path / "run.json").write_text(json.dumps(record))
     return path
+
+
+def text_of(values: dict[str, Any]) -> str:
+    return markdown(TITLE, notes(values), tables(values))
 
 
 def test_both_means_of_vtab_by_hand(tmp_path: Path) -> None:
@@ -101,7 +106,7 @@ def test_what_differs_in_its_protocol_is_not_averaged_unless_told(
     (method,) = report([tmp_path], mixed=True)["methods"]
     assert method["means"] == {"mean of 2 tasks": pytest.approx(0.6)}
     assert method["mixed"] == [what]
-    text = markdown(report([tmp_path], mixed=True))
+    text = text_of(report([tmp_path], mixed=True))
     assert f"mixes {what}" in text
     assert ("Partial data, by missing images or limited batches: b." in text) == (what == "partial data")
 
@@ -147,7 +152,7 @@ def test_published_numbers_stand_beside_with_their_source(tmp_path: Path) -> Non
     card = load_card("caltech101")
     assert card is not None
     assert [row["accuracy"] for row in values["published"]] == [row["accuracy"] for row in card.published]
-    assert "V-PETL Bench README" in markdown(values)
+    assert "V-PETL Bench README" in text_of(values)
 
 
 def test_ranks_share_ties(tmp_path: Path) -> None:
@@ -173,7 +178,7 @@ def test_real_runs_give_agreement_and_curves_and_every_form(config: Config, root
     assert [float(row["mean"]) for row in rows] == pytest.approx(stored)
     assert r"\toprule" in latex(values)
     assert "vpt\\_deep" in latex(values)
-    text = markdown(values)
+    text = text_of(values)
     for table in tables(values):
         assert f"## {table.title}" in text
         assert all(len(row) == len(table.columns) for row in table.rows)
@@ -184,13 +189,14 @@ def test_a_backbone_that_all_share_is_said_once(tmp_path: Path) -> None:
     run(tmp_path, "a_b", 0.6, 2)
     values = report([tmp_path])
     assert tables(values)[0].columns == ["method", "trained", "epochs", "seeds", "a_b"]
-    assert "All on vit." in markdown(values)
+    assert "All on vit." in text_of(values)
     assert r"vpt\_deep & 10 & 100 & 2 & 55.0 $\pm$ 7.1 \\" in latex(values)
     run(tmp_path, "a_b", 0.5, 1, backbone={"weights_id": "swin", "fingerprint": "c"})
     assert tables(report([tmp_path]))[0].columns == ["backbone", "method", "trained", "epochs", "seeds", "a_b"]
 
 
-def test_two_presets_of_one_method_are_two_rows(config: Config, root: Path) -> None:
-    presets = [Trial(name, merged(config, {"data.preset": name}), test=True) for name in ("square", "vpt")]
-    serially(presets, root)
-    assert {row["method"] for row in report([root])["methods"]} == {"vpt_deep (preset square)", "vpt_deep (preset vpt)"}
+def test_two_presets_of_one_method_are_two_rows(tmp_path: Path) -> None:
+    for preset in ("square", "vpt"):
+        run(tmp_path, "a", 0.5, data={"preset": preset})
+    methods = {row["method"] for row in report([tmp_path])["methods"]}
+    assert methods == {"vpt_deep (preset square)", "vpt_deep (preset vpt)"}

@@ -44,6 +44,14 @@ def measure(
     return run(delta, data or task(), alphas, out, **arguments)
 
 
+@pytest.fixture(scope="session")
+def whole(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation that tests read and leave as it is."""
+    out = tmp_path_factory.mktemp("whole")
+    measure(prompts, out)
+    return out
+
+
 def contents(out: Path) -> dict[str, Any]:
     return {path.name: read(path) for path in sorted((out / "records").iterdir())}
 
@@ -58,15 +66,15 @@ def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         assert theirs[name].complete
 
 
-def test_every_set_at_every_strength_leaves_a_record_and_a_row(prompts: Path, tmp_path: Path) -> None:
-    result = measure(prompts, tmp_path)
+def test_every_set_at_every_strength_leaves_a_record_and_a_row(whole: Path) -> None:
+    result = RobustnessResult.read(whole)
     assert len(result.rows) == 5 * 3  # val, clean, art and two corruptions at one severity
     assert {row.n for row in result.rows if row.set not in ("val", "art")} == {10}
     assert {row.set: row.n for row in result.rows if row.set in ("val", "art")} == {"val": 6, "art": 5}
-    stored = json.loads((tmp_path / "robustness.json").read_text())
+    stored = json.loads((whole / "robustness.json").read_text())
     assert len(stored["rows"]) == 15
     for row in stored["rows"]:
-        record = read(tmp_path / "records" / row["record"])
+        record = read(whole / "records" / row["record"])
         assert (record.protocol["set"], record.protocol["alpha"]) == (row["set"], row["alpha"])
         assert row["top1"] == record.accuracy
         assert row["low"] <= row["top1"] <= row["high"]
@@ -130,9 +138,8 @@ def test_each_image_is_decoded_once(prompts: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_an_interrupted_run_continues_to_equal_records(
-    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prompts: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure(prompts, tmp_path / "whole")
     calls = 0
     original = TunedModel.forward
 
@@ -151,7 +158,7 @@ def test_an_interrupted_run_continues_to_equal_records(
     assert {len(record.index) for record in left.values()} == {4, 6, 10}
     assert not all(record.complete for record in left.values())
     measure(prompts, tmp_path / "cut")
-    assert_equal(contents(tmp_path / "whole"), contents(tmp_path / "cut"))
+    assert_equal(contents(whole), contents(tmp_path / "cut"))
 
 
 def test_answers_wait_on_disk_in_a_file_without_a_name(tmp_path: Path) -> None:
@@ -180,23 +187,24 @@ def test_finished_records_are_not_computed_again(
     assert strengths == {0.5}
 
 
+def measured(delta: Path, out: Path) -> Any:
+    measure(delta, out, (1.0,), severities=())
+    return read(out / "records" / "clean-alpha-1.0.parquet").logits
+
+
 def test_records_of_another_delta_are_not_reused(prompts: Path, folder: Path, tmp_path: Path) -> None:
     other = write_delta(folder / "other.safetensors", PROMPTS, seed=7)
-    measure(prompts, tmp_path)
-    before = contents(tmp_path)
-    measure(other, tmp_path)
-    after = contents(tmp_path)
-    name = "clean-alpha-1.0.parquet"
-    assert not np.allclose(before[name].logits, after[name].logits)
+    before, after = (measured(delta, tmp_path) for delta in (prompts, other))
+    assert not np.allclose(before, after)
 
 
-def test_batch_size_does_not_change_a_record(prompts: Path, tmp_path: Path) -> None:
-    measure(prompts, tmp_path / "a", batch_size=1)
-    measure(prompts, tmp_path / "b", batch_size=7)
-    ours, theirs = contents(tmp_path / "a"), contents(tmp_path / "b")
-    for name, record in ours.items():
-        assert record.protocol == theirs[name].protocol
-        np.testing.assert_allclose(record.logits, theirs[name].logits, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("size", [1, 7])
+def test_batch_size_does_not_change_a_record(size: int, prompts: Path, whole: Path, tmp_path: Path) -> None:
+    measure(prompts, tmp_path, batch_size=size, corruptions=TWO[:1])
+    fours = contents(whole)
+    for name, record in contents(tmp_path).items():
+        assert record.protocol == fours[name].protocol
+        np.testing.assert_allclose(record.logits, fours[name].logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_without_prompts_is_evaluated_once(linear: Path, tmp_path: Path) -> None:

@@ -39,6 +39,13 @@ def test_accuracy_is_computed_from_the_record(record: Record) -> None:
     assert replace(record, logits=logits).accuracy == pytest.approx(2 / 3)
 
 
+def test_records_of_the_same_images_agree_in_index_and_label(record: Record) -> None:
+    assert record.same_images(replace(record, logits=-record.logits))
+    assert not record.same_images(replace(record, index=np.array([0, 3, 8])))
+    assert not record.same_images(replace(record, label=np.array([1, 0, 0])))
+    assert not record.same_images(replace(record, index=record.index[:2], label=record.label[:2]))
+
+
 def test_a_record_of_half_precision_comes_back_as_such(record: Record, tmp_path: Path) -> None:
     half = replace(record, logits=record.logits.astype(np.float16))
     write(tmp_path / "r.parquet", half)

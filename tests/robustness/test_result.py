@@ -12,9 +12,10 @@ from tests.robustness.fakes import PROMPTS, split, task
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DataError
 from vpt.models.delta_file import read_delta, write_delta
-from vpt.robustness import Row, run
+from vpt.robustness import RobustnessResult, Row, run
 from vpt.robustness.evaluation.records import Record, read
-from vpt.robustness.evaluation.result import VAL, between, choose_alpha, shown_alphas
+from vpt.robustness.evaluation.result import between, choose_alpha, shown_alphas
+from vpt.robustness.evaluation.test_sets import VAL
 
 
 def row(alpha: float, top1: float, kind: str = VAL) -> Row:
@@ -59,6 +60,7 @@ def test_logits_between_two_records_are_their_mixture() -> None:
         ({"logits": np.zeros((20, 4), dtype=np.float16)}, "without --half"),
         ({"complete": False}, "complete records"),
         ({"index": np.arange(1, 21)}, "different images"),
+        ({"label": np.zeros(20, dtype=np.int64)}, "different images"),
     ],
 )
 def test_records_that_cannot_be_mixed_are_refused(change: dict[str, Any], message: str) -> None:
@@ -71,7 +73,7 @@ def test_a_table_has_room_for_five_alphas() -> None:
     assert shown_alphas([step / 10 for step in range(11)]) == [0.0, 0.5, 1.0]
 
 
-def measure(delta: Path, out: Path, data: ImageDataModule | None = None, **changes: Any) -> Any:
+def measure(delta: Path, out: Path, data: ImageDataModule | None = None, **changes: Any) -> RobustnessResult:
     arguments: dict[str, Any] = {"alphas": (0.0, 0.5, 1.0), "severities": (), "batch_size": 4} | changes
     return run(delta, data or task(), out=out, **arguments)
 
@@ -81,10 +83,15 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fakes.write_delta(tmp_path_factory.mktemp("result") / "prompts.safetensors", PROMPTS)
 
 
-def test_the_chosen_alpha_is_written_beside_the_fixed_one(prompts: Path, tmp_path: Path) -> None:
-    result = measure(prompts, tmp_path)
-    stored = json.loads((tmp_path / "robustness.json").read_text())["alpha"]
-    assert stored == {"fixed": 0.5, "chosen_on_val": result.chosen_alpha, "why_not": None}
+@pytest.fixture(scope="session")
+def whole(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> RobustnessResult:
+    """An evaluation in full precision that tests read and leave as it is."""
+    return measure(prompts, tmp_path_factory.mktemp("whole"))
+
+
+def test_the_chosen_alpha_is_written_beside_the_fixed_one(whole: RobustnessResult) -> None:
+    stored = json.loads((whole.out / "robustness.json").read_text())["alpha"]
+    assert stored == {"fixed": 0.5, "chosen_on_val": whole.chosen_alpha, "why_not": None}
 
 
 def test_validation_images_that_were_trained_on_choose_nothing(prompts: Path, tmp_path: Path) -> None:
@@ -103,21 +110,17 @@ def test_what_the_delta_was_trained_on_counts_not_what_the_data_say_now(prompts:
     assert "2 of its 6 images were trained on" in str(measure(delta, tmp_path).not_chosen)
 
 
-def test_half_precision_is_marked_and_only_on_request(prompts: Path, tmp_path: Path) -> None:
-    measure(prompts, tmp_path / "full")
-    measure(prompts, tmp_path / "half", half=True)
-    name = "records/clean-alpha-0.5.parquet"
-    full, half = read(tmp_path / "full" / name), read(tmp_path / "half" / name)
+def test_half_precision_is_marked_and_only_on_request(prompts: Path, whole: RobustnessResult, tmp_path: Path) -> None:
+    measure(prompts, tmp_path, half=True)
+    full, half = (read(out / "records" / "clean-alpha-0.5.parquet") for out in (whole.out, tmp_path))
     assert (str(full.logits.dtype), full.protocol["logits"]) == ("float32", "float32")
     assert (str(half.logits.dtype), half.protocol["logits"]) == ("float16", "float16")
     np.testing.assert_array_equal(half.logits, full.logits.astype(np.float16))
 
 
-def test_bfloat16_is_marked_and_only_on_request(prompts: Path, tmp_path: Path) -> None:
-    measure(prompts, tmp_path / "fp32")
-    measure(prompts, tmp_path / "bf16", bf16=True)
-    name = "records/clean-alpha-0.5.parquet"
-    full, half = read(tmp_path / "fp32" / name), read(tmp_path / "bf16" / name)
+def test_bfloat16_is_marked_and_only_on_request(prompts: Path, whole: RobustnessResult, tmp_path: Path) -> None:
+    measure(prompts, tmp_path, alphas=(0.5,), bf16=True)
+    full, half = (read(out / "records" / "clean-alpha-0.5.parquet") for out in (whole.out, tmp_path))
     assert (full.protocol["precision"], half.protocol["precision"]) == ("fp32", "bf16")
     assert half.logits.dtype == np.float32
     assert 1e-5 < np.abs(half.logits - full.logits).max() / np.abs(full.logits).max() < 0.05

@@ -14,15 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 from scipy.special import logit as log_odds
-from scipy.stats import linregress
 
 from vpt.errors import ConfigError, UnknownNameError, VPTWarning
 
 FIT_FROM = 0.56
-"""The lowest reference accuracy among the models that the baselines are fitted on."""
-
-RESAMPLES = 1000
-"""Of the bootstrap, as in Taori et al."""
+"""The lowest reference accuracy among the models that the baselines were fitted on."""
 
 _INSIDE = 1e-12  # keeps the log-odds of an accuracy of 0 or 1 finite
 
@@ -43,17 +39,17 @@ class Line:
     n: int
     r2: float
 
-    def predict(self, reference: ArrayLike) -> NDArray[np.float64]:
+    def predict(self, reference: float) -> float:
         """Gives β.
 
         Args:
-            reference: Accuracies in [0, 1]; 0 and 1 are moved inwards by 1e-12, so that β is finite for any slope.
+            reference: Accuracy in [0, 1]; 0 and 1 are moved inwards by 1e-12, so that β is finite for any slope.
 
         Returns:
-            float64, expected accuracies under shift in [0, 1].
+            The expected accuracy under shift in [0, 1].
         """
-        inside = np.clip(np.asarray(reference, dtype=np.float64), _INSIDE, 1 - _INSIDE)
-        return np.asarray(expit(self.slope * log_odds(inside) + self.intercept))
+        inside = np.clip(reference, _INSIDE, 1 - _INSIDE)
+        return float(expit(self.slope * log_odds(inside) + self.intercept))
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ class Baseline:
             The expected accuracy under shift in [0, 1].
         """
         line = self.below if self.below is not None and reference < self.knee else self.line
-        return float(line.predict(reference))
+        return line.predict(reference)
 
 
 BASELINES: dict[str, Baseline] = {
@@ -103,7 +99,7 @@ format of the validation set, ObjectNet its beta release. ImageNet-A has a knee 
 images; ResNet-50 itself, with 0 % there, is in neither line.
 
 `imagenet_val_r`, `_a` and `_objectnet` are ImageNet's validation images of the shift's classes, scored among these
-classes: a slice of one record, see `masks.matched` and `masks.group_max`."""
+classes: a slice of one record, see `class_masks.matched`."""
 
 
 def effective_robustness(shift: str, accuracy: float, references: Mapping[str, float]) -> float:
@@ -150,7 +146,7 @@ def effective_robustness(shift: str, accuracy: float, references: Mapping[str, f
 
 
 def logit(accuracy: ArrayLike, n: int) -> NDArray[np.float64]:
-    """Puts accuracies on a logit axis, for figures and fits.
+    """Puts accuracies on a logit axis, for figures.
 
     Args:
         accuracy: In [0, 1]; less than half an image, or all but half an image, is moved to that, so 0 and 1 are finite.
@@ -160,68 +156,3 @@ def logit(accuracy: ArrayLike, n: int) -> NDArray[np.float64]:
         float64, natural logarithm of the odds.
     """
     return np.asarray(log_odds(np.clip(np.asarray(accuracy, dtype=np.float64), 0.5 / n, 1 - 0.5 / n)))
-
-
-def fit(reference: ArrayLike, shift: ArrayLike, n_reference: int, n_shift: int) -> Line:
-    """Fits a baseline by ordinary least squares on logit axes.
-
-    The testbed leaves out models with an accuracy of 0; here they count as half an image.
-
-    Args:
-        reference: (models,), accuracies in [0, 1], at least three and not all equal.
-        shift: (models,), in [0, 1].
-        n_reference: Images of the reference set.
-        n_shift: Images of the shift.
-
-    Returns:
-        The line.
-
-    Raises:
-        ConfigError: There are too few models for a line.
-    """
-    x, y = _axes(reference, shift, n_reference, n_shift)
-    found = linregress(x, y)
-    return Line(float(found.slope), float(found.intercept), len(x), float(found.rvalue**2))
-
-
-def band(
-    at: ArrayLike, reference: ArrayLike, shift: ArrayLike, n_reference: int, n_shift: int, seed: int = 0
-) -> NDArray[np.float64]:
-    """The 95 % bootstrap band of a fitted baseline: models are drawn again, percentiles of β are taken.
-
-    Args:
-        at: (points,), reference accuracies in [0, 1].
-        reference: As in `fit`.
-        shift: As in `fit`.
-        n_reference: As in `fit`.
-        n_shift: As in `fit`.
-        seed: Of the bootstrap.
-
-    Returns:
-        float64 (2, points), lower and upper accuracy. Resamples of a single model, which have no line, do not count.
-
-    Raises:
-        ConfigError: There are too few models for a line.
-    """
-    x, y = _axes(reference, shift, n_reference, n_shift)
-    drawn = np.random.default_rng(seed).integers(0, len(x), (RESAMPLES, len(x)))
-    x, y = x[drawn], y[drawn]
-    varied = np.ptp(x, axis=1) > 0
-    x, y = x[varied], y[varied]
-    over_x = x - x.mean(axis=1, keepdims=True)
-    slope = (over_x * y).sum(axis=1) / np.square(over_x).sum(axis=1)
-    intercept = y.mean(axis=1) - slope * x.mean(axis=1)
-    beta = expit(slope[:, None] * logit(at, n_reference) + intercept[:, None])
-    return np.asarray(np.quantile(beta, (0.025, 0.975), axis=0))
-
-
-def _axes(
-    reference: ArrayLike, shift: ArrayLike, n_reference: int, n_shift: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    x, y = logit(reference, n_reference), logit(shift, n_shift)
-    if x.ndim != 1 or x.shape != y.shape or len(x) < 3 or np.ptp(x) == 0:
-        raise ConfigError(
-            "A baseline needs two accuracies of at least three models, which differ on the reference set, "
-            f"got shapes {x.shape} and {y.shape}."
-        )
-    return x, y

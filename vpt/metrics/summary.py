@@ -5,32 +5,26 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vpt.metrics.accuracy import mean_per_class, top1, wilson, worst_group
+from vpt.metrics.accuracy import mean_per_class, top1, wilson
 from vpt.metrics.calibration import equal_mass, equal_width
 from vpt.metrics.logits import Logits, predictions
 from vpt.metrics.selective import aurc, risk_at
 
 
-def summary(
-    logits: Logits,
-    labels: NDArray[np.int64],
-    temperature: float | None = None,
-    groups: NDArray[np.int64] | None = None,
-) -> dict[str, float | None]:
+def summary(logits: Logits, labels: NDArray[np.int64], temperature: float | None = None) -> dict[str, float | None]:
     """Scores a record.
 
     Args:
         logits: (N, classes), masked to the set's classes.
         labels: (N,), columns of these.
         temperature: Fitted on in-distribution validation images by `calibration.temperature`; None for none.
-        groups: (N,), group of each image, from 0; None where the set has none.
 
     Returns:
-        Always these keys, in this order; shares lie in [0, 1] and None stands where an argument is missing.
+        Always these keys, in this order; shares lie in [0, 1] and None stands where there is no temperature.
 
         - ``n``: images.
         - ``top1``, ``top1_low``, ``top1_high``: accuracy and its 95 % Wilson interval.
-        - ``mean_per_class``, ``worst_group``: mean accuracy over classes, lowest over groups.
+        - ``mean_per_class``: mean accuracy over classes.
         - ``nll``: mean negative log likelihood, natural logarithm, at least 0.
         - ``brier``: mean squared distance of the probabilities from the right answer, in [0, 2].
         - ``ece``, ``ece_equal_mass``: calibration error of 15 bins of equal width, and of equally many images.
@@ -40,7 +34,6 @@ def summary(
 
     Raises:
         DataError: The table cannot be scored.
-        ConfigError: Groups are not one a label.
     """
     plain = predictions(logits, labels)
     scaled = None if temperature is None else predictions(logits, labels, temperature)
@@ -53,7 +46,6 @@ def summary(
         "top1_low": low,
         "top1_high": high,
         "mean_per_class": mean_per_class(logits, labels),
-        "worst_group": None if groups is None else worst_group(logits, labels, groups),
         "nll": plain.nll,
         "brier": float(plain.brier.mean()),
         "ece": equal_width(*answers).error,

@@ -1,25 +1,22 @@
-"""One page of tables and figures that needs nothing beside itself."""
+"""Reports as files: plain values, Markdown, and one page of tables and figures that needs nothing beside itself."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from vpt.reports.robustness_tables import Table
+from vpt.atomic_write import write_text
 from vpt.reports.style import style
+from vpt.reports.tables import Table, markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-import json
-from pathlib import Path
-from typing import Any
-
-from vpt.reports.robustness_figures import figures
-from vpt.reports.robustness_tables import markdown, notes, tables, title
-from vpt.reports.robustness_values import report
 
 _PIXELS = 100  # that an inch of a figure takes on the page, where it fits
 _LONG = 80  # characters of a cell that would be a column of single words on a narrow screen
@@ -41,6 +38,52 @@ td.long:not(.number) { min-width: 22rem; }
 td:first-child:not(.number) { min-width: 5rem; }
 .number { text-align: right; white-space: nowrap; }
 """
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, laid out for readers.
+
+    Attributes:
+        values: All of it as plain JSON values.
+        title: Heading.
+        notes: Paragraphs below it.
+        tables: Any number.
+        figures: By name.
+        captions: A sentence for each figure.
+        others: Further forms of the tables, by the suffix of their file.
+    """
+
+    values: Mapping[str, Any]
+    title: str
+    notes: Sequence[str]
+    tables: Sequence[Table]
+    figures: Mapping[str, Figure]
+    captions: Mapping[str, str]
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, out: Path) -> list[Path]:
+        """Writes all forms.
+
+        Args:
+            out: Folder for ``report.json``, ``report.md``, the others, and ``report.html``; it is made.
+
+        Returns:
+            The paths.
+
+        Raises:
+            ValueError: A value is not finite.
+        """
+        texts = {
+            "json": json.dumps(self.values, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+            "md": markdown(self.title, self.notes, self.tables),
+            **self.others,
+            "html": document(self.title, self.notes, self.tables, self.figures, self.captions),
+        }
+        paths = [out / f"report.{suffix}" for suffix in texts]
+        for path, text in zip(paths, texts.values(), strict=True):
+            write_text(path, text)
+        return paths
 
 
 def document(
@@ -100,51 +143,3 @@ def _kind(cell: str, words: bool) -> str:
     if not words:
         return ' class="number"'
     return ' class="long"' if len(cell) > _LONG else ""
-
-
-_CAPTIONS = {
-    "Accuracy in and out of distribution": "Logit axes; dashed: as accurate under shift as without. Along each line α "
-    "goes from 0 (hollow) over 0.5 (grey) to 1 (filled, with the Wilson interval under shift).",
-    "Accuracy at every α": "Bands: 95 % Wilson intervals. Steps: exact curves where only the head differs. The "
-    "validation images may choose α, the others may not.",
-    "Reliability": "Bins of equal width; larger marks hold more images. Below the dashed line a model is too sure.",
-    "Accuracy under corruption": "This package's own corruptions of the clean set.",
-}
-
-
-def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
-    """Reports on evaluated models; nothing is classified again.
-
-    Args:
-        folders: Each of one `vpt.robustness.evaluation.evaluate`, all on the same data.
-        out: Folder for ``report.json``, ``report.md`` and ``report.html``; it is made.
-
-    Returns:
-        The three paths.
-
-    Raises:
-        ConfigError: A folder is named twice, the models were evaluated on different data, or `out` is a file.
-        DataError: An evaluation or a record is missing, unfinished or damaged.
-    """
-    values = report(folders)
-    texts = {
-        "report.json": json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "report.md": markdown(values),
-        "report.html": page(values),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (out / name).write_text(text, encoding="utf-8")
-    return [out / name for name in texts]
-
-
-def page(values: dict[str, Any]) -> str:
-    """Writes a report as HTML.
-
-    Args:
-        values: From `vpt.reports.robustness_values.report`.
-
-    Returns:
-        One page, its figures inline, without any reference to elsewhere.
-    """
-    return document(title(values), notes(values), tables(values), figures(values), _CAPTIONS)

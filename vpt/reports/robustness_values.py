@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -14,94 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from vpt.errors import ConfigError, DataError
-from vpt.metrics.accuracy import top1
+from vpt.errors import ConfigError
+from vpt.metrics.accuracy import correct, difference, top1
 from vpt.metrics.calibration import equal_width, temperature
-from vpt.metrics.class_masks import group_max
+from vpt.metrics.class_masks import matched, positions
 from vpt.metrics.effective_robustness import BASELINES, FIT_FROM, effective_robustness
 from vpt.metrics.logits import predictions
 from vpt.metrics.summary import summary
-from vpt.robustness.evaluation.paired_difference import difference
 from vpt.robustness.evaluation.records import Record
-from vpt.robustness.evaluation.result import FIXED_ALPHA, VAL, Row
-from vpt.robustness.evaluation.stored_evaluation import Answers, among, places
-from vpt.robustness.evaluation.test_sets import CLEAN, SHIFT
+from vpt.robustness.evaluation.result import FIXED_ALPHA, RobustnessResult, Row
+from vpt.robustness.evaluation.test_sets import CLEAN, SHIFT, VAL
 from vpt.robustness.interpolation.alpha_curve import accuracy_curve
-
-_REFERENCE = "imagenet_1k"
-
-
-def effective_rows(name: str, model: Answers) -> Iterator[dict[str, Any]]:
-    """Compares accuracies under shift with what ImageNet's accuracy predicts.
-
-    Args:
-        name: Of the model.
-        model: Its answers; nothing is given unless its clean set is ImageNet's validation set, in full precision.
-
-    Yields:
-        Model, set, α, both accuracies, effective robustness in percentage points, and whether the baseline is
-        extrapolated.
-    """
-    protocol, rows = model.result.protocol, model.result.rows
-    if protocol["data"]["name"] != _REFERENCE or protocol["logits"] != "float32":
-        return
-    clean = {row.alpha: row for row in rows if row.kind == CLEAN}
-    for row in (row for row in rows if row.kind == SHIFT and row.set in BASELINES):
-        groups = model.record(row).protocol["groups"]
-        reference = matched_accuracy(model.record(clean[row.alpha]), groups)
-        yield effective_row(name, row.set, row.alpha, row.top1, reference)
-
-
-def matched_accuracy(record: Record, groups: list[list[int]] | None) -> float:
-    """Scores the reference on the classes of a shift.
-
-    Args:
-        record: Of ImageNet's validation set.
-        groups: Of the shift; None if it has all classes.
-
-    Returns:
-        Top-1 in [0, 1] of the images of these classes, among these classes.
-    """
-    if groups is None:
-        return top1(record.logits, record.label)
-    place = places(record.label, groups)
-    kept = place >= 0
-    return top1(group_max(record.logits[kept], groups), place[kept])
-
-
-def effective_row(model: str, shift: str, alpha: float, accuracy: float, reference: float) -> dict[str, Any]:
-    """Makes one row.
-
-    Args:
-        model: Its name.
-        shift: A key of `BASELINES`.
-        alpha: In [0, 1].
-        accuracy: On the shift, in [0, 1].
-        reference: On the reference set, in [0, 1].
-
-    Returns:
-        The row; ``extrapolated`` where the reference lies below all models that the baseline was fitted on.
-    """
-    baseline = BASELINES[shift]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the row says so itself
-        points = effective_robustness(shift, accuracy, {baseline.reference: reference})
-    return {
-        "model": model,
-        "set": shift,
-        "alpha": alpha,
-        "accuracy": accuracy,
-        "reference": baseline.reference,
-        "reference_accuracy": reference,
-        "points": points,
-        "extrapolated": reference < FIT_FROM,
-    }
-
 
 FORMAT = "vpt-report/1"
 COMPARED = (1.0, FIXED_ALPHA)
 """α at which models are compared image by image: neither is chosen by looking."""
 
+_REFERENCE = "imagenet_1k"  # the data on whose accuracy the baselines of effective robustness depend
 _DRAWN = (0.0, FIXED_ALPHA, 1.0)  # of reliability diagrams
 _CURVE_POINTS = 201
 _AVERAGED = ("top1", "mean_per_class", "nll", "brier", "ece", "ece_equal_mass", "aurc", "risk_at_80")
@@ -135,13 +64,13 @@ def report(folders: Sequence[Path]) -> Values:
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ConfigError("A folder is named twice: name each evaluation once.")
-    models = dict(zip(model_names(folders), [Answers(folder) for folder in folders], strict=True))
+    models = dict(zip(model_names(folders), [RobustnessResult.read(folder) for folder in folders], strict=True))
     _check_data(models)
     rows = [row for name, model in models.items() for row in _rows(name, model)]
     _mark(rows)
     averages = [row for name, model in models.items() for row in _averages(name, model, rows)]
     differences, not_compared = _differences(models)
-    data = next(iter(models.values())).result.protocol["data"]
+    data = next(iter(models.values())).protocol["data"]
     return {
         "format": FORMAT,
         "data": {"name": data["name"], "fingerprint": data["fingerprint"]},
@@ -153,7 +82,7 @@ def report(folders: Sequence[Path]) -> Values:
         "curves": [curve for name, model in models.items() for curve in _curves(name, model)],
         "differences": differences,
         "not_compared": not_compared,
-        "effective": [row for name, model in models.items() for row in effective_rows(name, model)],
+        "effective": [row for name, model in models.items() for row in _effective(name, model)],
     }
 
 
@@ -179,21 +108,21 @@ def model_names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(part) for part in rest]
 
 
-def _check_data(models: dict[str, Answers]) -> None:
+def _check_data(models: dict[str, RobustnessResult]) -> None:
     first, *others = models.values()
-    ours = first.result.protocol["data"]
+    ours = first.protocol["data"]
     for other in others:
-        theirs = other.result.protocol["data"]
+        theirs = other.protocol["data"]
         if ours["fingerprint"] != theirs["fingerprint"]:
             raise ConfigError(
-                f"{first.result.out} is on {ours['name']} ({ours['fingerprint'][:12]}) and {other.result.out} on "
+                f"{first.out} is on {ours['name']} ({ours['fingerprint'][:12]}) and {other.out} on "
                 f"{theirs['name']} ({theirs['fingerprint'][:12]}), other lists of images: report them apart."
             )
 
 
-def _model(name: str, model: Answers) -> Values:
-    protocol, result = model.result.protocol, model.result
-    exact = protocol["way"] == "head" and protocol["logits"] == "float32"
+def _model(name: str, result: RobustnessResult) -> Values:
+    protocol = result.protocol
+    exact = _has_exact_curve(protocol)
     return {
         "model": name,
         "backbone": protocol["backbone"]["name"],
@@ -215,6 +144,10 @@ def _model(name: str, model: Answers) -> Values:
     }
 
 
+def _has_exact_curve(protocol: Mapping[str, Any]) -> bool:
+    return bool(protocol["way"] == "head" and protocol["logits"] == "float32")
+
+
 def _why_not_exact(exact: bool, way: str) -> str | None:
     if exact:
         return None
@@ -223,17 +156,16 @@ def _why_not_exact(exact: bool, way: str) -> str | None:
     return "Its records are float16, too coarse for exact intervals of α: evaluate again without --half."
 
 
-def _rows(name: str, model: Answers) -> Iterator[Values]:
-    fitted = {row.alpha: temperature(*among(model.record(row))) for row in model.result.rows if row.kind == VAL}
-    for row in model.result.rows:
-        record = model.record(row)
-        scores = summary(*among(record), temperature=fitted.get(row.alpha))
-        del scores["n"], scores["worst_group"]  # n stands before; no set of records has groups of images
-        own = {"model": name, "set": row.set, "kind": row.kind, "severity": row.severity, "alpha": row.alpha}
-        yield own | {"n": row.n, "protocol": _protocol(model, row, dict(record.protocol)), "marks": []} | scores
+def _rows(name: str, result: RobustnessResult) -> Iterator[Values]:
+    fitted = {row.alpha: temperature(*result.record(row).matched) for row in result.rows if row.kind == VAL}
+    for row in result.rows:
+        record = result.record(row)
+        own: Values = {"model": name, "set": row.set, "kind": row.kind, "severity": row.severity, "alpha": row.alpha}
+        own |= {"n": row.n, "protocol": _protocol(row, record.protocol), "marks": []}
+        yield own | summary(*record.matched, temperature=fitted.get(row.alpha))
 
 
-def _protocol(model: Answers, row: Row, protocol: Values) -> Values:
+def _protocol(row: Row, protocol: Mapping[str, Any]) -> Values:
     data, groups = protocol["data"], protocol["groups"]
     split = row.set if row.kind in (VAL, SHIFT) else "test"
     listed = data["counts"].get(split)
@@ -276,10 +208,10 @@ def _mark(rows: list[Values]) -> None:
         row["marks"] = [mark for mark, holds in marks.items() if holds]
 
 
-def _averages(name: str, model: Answers, rows: list[Values]) -> Iterator[Values]:
+def _averages(name: str, result: RobustnessResult, rows: list[Values]) -> Iterator[Values]:
     scored = {(row["set"], row["alpha"]): row for row in rows if row["model"] == name}
-    for label, group, _ in model.result.groups():
-        if group[0].kind in (VAL, CLEAN, SHIFT):
+    for label, group, _ in result.groups():
+        if group[0].severity is None:
             continue
         for alpha in sorted({row.alpha for row in group}):
             chosen = [scored[row.set, row.alpha] for row in group if row.alpha == alpha]
@@ -288,15 +220,15 @@ def _averages(name: str, model: Answers, rows: list[Values]) -> Iterator[Values]
             yield first | {"marks": chosen[0]["marks"]} | means
 
 
-def _headline(name: str, model: Answers, rows: list[Values], averages: list[Values]) -> Iterator[Values]:
-    plain = [row for row in rows if row["model"] == name and row["kind"] in (VAL, CLEAN, SHIFT)]
+def _headline(name: str, result: RobustnessResult, rows: list[Values], averages: list[Values]) -> Iterator[Values]:
+    plain = [row for row in rows if row["model"] == name and row["severity"] is None]
     own = [*plain, *(row for row in averages if row["model"] == name)]
-    preset = model.result.protocol["data"]["preset"]
+    preset = result.protocol["data"]["preset"]
     for label in dict.fromkeys(row["set"] for row in own):
         at = {row["alpha"]: _cell(row) for row in own if row["set"] == label}
         first = next(row for row in own if row["set"] == label)
         best = max(at.values(), key=lambda cell: cell["top1"]) if len(at) > 1 and label != VAL else None
-        chosen = model.result.chosen_alpha
+        chosen = result.chosen_alpha
         yield {
             "model": name,
             "set": label,
@@ -315,42 +247,90 @@ def _cell(row: Values) -> Values:
     return {"alpha": row["alpha"], "top1": row["top1"], "low": row.get("top1_low"), "high": row.get("top1_high")}
 
 
-def _reliability(name: str, model: Answers) -> Iterator[Values]:
-    for row in model.result.rows:
+def _reliability(name: str, result: RobustnessResult) -> Iterator[Values]:
+    for row in result.rows:
         if row.kind == CLEAN and row.alpha in _DRAWN:
-            said = predictions(*among(model.record(row)))
+            said = predictions(*result.record(row).matched)
             bins = equal_width(said.confidence, said.correct)
             values = {key: [float(value) for value in array] for key, array in asdict(bins).items()}
             yield {"model": name, "alpha": row.alpha, "ece": bins.error} | values
 
 
-def _curves(name: str, model: Answers) -> Iterator[Values]:
-    protocol, rows = model.result.protocol, model.result.rows
-    if protocol["way"] != "head" or protocol["logits"] != "float32" or len({row.alpha for row in rows}) == 1:
+def _curves(name: str, result: RobustnessResult) -> Iterator[Values]:
+    protocol, rows = result.protocol, result.rows
+    if not _has_exact_curve(protocol) or len({row.alpha for row in rows}) == 1:
         return
     alphas = np.linspace(0, 1, _CURVE_POINTS)
     for row in {row.set: row for row in rows if row.kind in (CLEAN, SHIFT)}.values():
-        start, end = model.ends(row)
+        start, end = result.ends(row)
         groups = end.protocol["groups"]
-        labels = end.label if groups is None else places(end.label, groups)
+        labels = end.label if groups is None else positions(end.label, groups)
         curve = accuracy_curve(start.logits, end.logits, labels, groups)
         values = {"alpha": alphas.tolist(), "top1": curve.accuracy(alphas).tolist()}
         yield {"model": name, "set": row.set, "n": row.n} | values | {"oracle": curve.best}
 
 
-def _differences(models: dict[str, Answers]) -> tuple[list[Values], list[str]]:
+def _differences(models: dict[str, RobustnessResult]) -> tuple[list[Values], list[str]]:
     found, refused = [], []
     for (first, ours), (second, theirs) in combinations(models.items(), 2):
-        rows = {(row.set, row.alpha): row for row in theirs.result.rows}
-        for row in ours.result.rows:
+        rows = {(row.set, row.alpha): row for row in theirs.rows}
+        for row in ours.rows:
             other = rows.get((row.set, row.alpha))
             if other is None or row.alpha not in COMPARED or row.kind not in (CLEAN, SHIFT):
                 continue
-            one, two = (replace(rec, logits=rec.scored) for rec in (ours.record(row), theirs.record(other)))
-            try:
-                values = asdict(difference(one, two))
-            except DataError as error:
-                refused.append(f"{first} and {second} on {row.set}: {error}")
+            one, two = ours.record(row), theirs.record(other)
+            if not one.same_images(two):
+                refused.append(f"{first} and {second} on {row.set}: {_other_images(one, two)}")
                 continue
+            values = asdict(difference(correct(one.scored, one.label), correct(two.scored, two.label)))
             found.append({"first": first, "second": second, "set": row.set, "alpha": row.alpha} | values)
     return found, list(dict.fromkeys(refused))
+
+
+def _other_images(one: Record, two: Record) -> str:
+    what = "labels" if np.array_equal(one.index, two.index) else "images"
+    ours, theirs = (f"{record.protocol['set']!r} ({len(record.label)} images)" for record in (one, two))
+    return (
+        f"The records of sets {ours} and {theirs} hold different {what}: compare two models on one list, both "
+        "evaluated with the same max_images and seed."
+    )
+
+
+def _effective(name: str, result: RobustnessResult) -> Iterator[Values]:
+    """Effective robustness, where the clean set is ImageNet's validation set in full precision."""
+    if result.protocol["data"]["name"] != _REFERENCE or result.protocol["logits"] != "float32":
+        return
+    clean = {row.alpha: row for row in result.rows if row.kind == CLEAN}
+    for row in (row for row in result.rows if row.kind == SHIFT and row.set in BASELINES):
+        groups, reference = result.record(row).protocol["groups"], result.record(clean[row.alpha])
+        accuracy = top1(*matched(reference.logits, reference.label, groups))
+        yield effective_row(name, row.set, row.alpha, row.top1, accuracy)
+
+
+def effective_row(model: str, shift: str, alpha: float, accuracy: float, reference: float) -> dict[str, Any]:
+    """Makes one row.
+
+    Args:
+        model: Its name.
+        shift: A key of `BASELINES`.
+        alpha: In [0, 1].
+        accuracy: On the shift, in [0, 1].
+        reference: On the reference set, in [0, 1].
+
+    Returns:
+        The row; ``extrapolated`` where the reference lies below all models that the baseline was fitted on.
+    """
+    baseline = BASELINES[shift]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the row says so itself
+        points = effective_robustness(shift, accuracy, {baseline.reference: reference})
+    return {
+        "model": model,
+        "set": shift,
+        "alpha": alpha,
+        "accuracy": accuracy,
+        "reference": baseline.reference,
+        "reference_accuracy": reference,
+        "points": points,
+        "extrapolated": reference < FIT_FROM,
+    }

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from vpt.data.catalog.cards import load_card
 from vpt.experiments.cost_ledger import scalars
@@ -16,6 +17,7 @@ from vpt.experiments.trial import ANSWERS_FILE
 from vpt.metrics.accuracy import wilson
 from vpt.reports.run_rows import Cell, Row, cells, read_runs
 from vpt.robustness.evaluation import records
+from vpt.robustness.evaluation.records import Record
 
 Values = dict[str, Any]
 GROUPS = {"natural": 7, "specialized": 4, "structured": 8}
@@ -129,7 +131,7 @@ def _agreement(name: str, found: Sequence[Cell]) -> Iterator[Values]:
         if pair is None:
             continue
         seed, first, second = pair
-        ours, theirs = (_softmax(record.logits) for record in (first, second))
+        ours, theirs = (softmax(record.logits, axis=1) for record in (first, second))
         right = [np.mean(p.argmax(1) == first.label) for p in (ours, theirs, (ours + theirs) / 2)]
         yield {
             "task": name,
@@ -143,7 +145,7 @@ def _agreement(name: str, found: Sequence[Cell]) -> Iterator[Values]:
         }
 
 
-def _same_images(one: Cell, other: Cell) -> tuple[int | None, Any, Any] | None:
+def _same_images(one: Cell, other: Cell) -> tuple[int | None, Record, Record] | None:
     theirs = {row.seed: row for row in other.rows}
     for row in one.rows:
         rival = theirs.get(row.seed)
@@ -153,14 +155,9 @@ def _same_images(one: Cell, other: Cell) -> tuple[int | None, Any, Any] | None:
         if row.record["data"]["lists"]["test"] != rival.record["data"]["lists"]["test"]:
             continue
         first, second = (records.read(file) for file in files)
-        if np.array_equal(first.index, second.index) and np.array_equal(first.label, second.label):
+        if first.same_images(second):
             return row.seed, first, second
     return None
-
-
-def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return cast("np.ndarray[Any, Any]", shifted / shifted.sum(axis=1, keepdims=True))
 
 
 def _curves(cell: Cell) -> Iterator[Values]:

@@ -25,6 +25,21 @@ class Table:
     words: int = 2
 
 
+def percent(value: float | None, std: float | None = None) -> str:
+    """Writes a share in percent.
+
+    Args:
+        value: In [0, 1], or None.
+        std: Its standard deviation, or None.
+
+    Returns:
+        Percent with one digit; a dash for None.
+    """
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
 def markdown(title: str, notes: Sequence[str], tables: Sequence[Table]) -> str:
     """Writes a report as Markdown.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vpt.cli.arguments import Parser
@@ -28,28 +27,17 @@ def run(args: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vpt.reports.page import document
-    from vpt.reports.run_figures import CAPTIONS, figures
-    from vpt.reports.run_tables import TITLE, csv, latex, markdown, notes, tables
+    from vpt.reports.run_report import run_report
     from vpt.reports.run_values import report
 
-    values = report(options.runs, options.mixed)
-    texts = {
-        "report.json": json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "report.md": markdown(values),
-        "report.csv": csv(values),
-        "report.tex": latex(values),
-        "report.html": document(TITLE, notes(values), tables(values), figures(values), CAPTIONS),
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (options.out / name).write_text(text, encoding="utf-8")
+    made = run_report(report(options.runs, options.mixed))
+    paths = made.write(options.out)
     console = Console()
-    for table in tables(values)[:2]:
+    for table in made.tables[:2]:
         shown = Table(*table.columns, title=table.title, caption=table.note)
         for row in table.rows:
             shown.add_row(*row)
         console.print(shown)
-    for note in notes(values):
+    for note in made.notes:
         console.print(note, highlight=False, soft_wrap=True)
-    print(f"written to {options.out}: {', '.join(texts)}")
+    print(f"written to {options.out}: {', '.join(path.name for path in paths)}")

@@ -117,9 +117,10 @@ def _compare(options: Namespace, overrides: list[str]) -> None:
 
 
 def _report(options: Namespace, overrides: list[str]) -> None:
-    from vpt.reports.page import write_report
+    from vpt.reports.robustness_report import robustness_report
+    from vpt.reports.robustness_values import report
 
-    for path in write_report(options.folders, options.out or options.folders[0]):
+    for path in robustness_report(report(options.folders)).write(options.out or options.folders[0]):
         print(f"written to {path}")
 
 

@@ -19,8 +19,8 @@ from vpt.errors import ConfigError
 from vpt.models import TunedModel
 from vpt.models.delta_file import identity, unfilled
 from vpt.robustness.evaluation.evaluation_loop import Pair, evaluate, table
-from vpt.robustness.evaluation.result import VAL, RobustnessResult, Row, between, score, why_not
-from vpt.robustness.evaluation.test_sets import EvaluationSet, evaluation_sets, subset
+from vpt.robustness.evaluation.result import RobustnessResult, Row, between, score, why_val_cannot_choose
+from vpt.robustness.evaluation.test_sets import VAL, EvaluationSet, evaluation_sets, subset
 from vpt.robustness.interpolation.wise_ft import Way, sweep
 from vpt.version import __version__
 
@@ -84,9 +84,10 @@ def run(
     model, tensors = unfilled(delta, weights)
     check_data(delta, model, data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    swept, way = sweep(delta, model.to(device), tensors, alphas, anchor, start)
+    swept = sweep(delta, model.to(device), tensors, alphas, anchor, start)
+    way = swept.way
     wanted = [1.0] if way == "none" else sorted(float(alpha) for alpha in alphas)
-    not_chosen = why_not([model.info], data) if len(wanted) > 1 else "there is one α only."
+    not_chosen = why_val_cannot_choose([model.info], data) if len(wanted) > 1 else "there is one α only."
     if not_chosen is None:
         sets.insert(0, EvaluationSet(VAL, VAL))
     files = {"delta": delta, "anchor": anchor, "start": start}

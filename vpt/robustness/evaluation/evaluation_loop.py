@@ -6,43 +6,24 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpt.data import ImageDataset
 from vpt.robustness.evaluation import records
 from vpt.robustness.evaluation.records import Record
 from vpt.robustness.evaluation.test_sets import EvaluationSet
+from vpt.robustness.interpolation.wise_ft import Swept
 
 SAVE_EVERY = 60.0
 """Seconds of work that a killed evaluation loses at most, or twenty times what saving takes."""
 
 CHUNK = 4
 """Batches that are classified at one α before the model moves to the next."""
-
-
-class Swept(Protocol):
-    """A classifier that moves between two models; `TunedModel` and `wise_ft.EndToEnd` are."""
-
-    @property
-    def head(self) -> nn.Linear:
-        """The head, on the model's device."""
-
-    def set_strength(self, alpha: float) -> None:
-        """Moves it to α in [0, 1]."""
-
-    def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
-        """What is the same at every α, and what leads from there to the features; None if nothing is."""
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Features (B, num_features) to logits (B, classes)."""
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to logits (B, classes)."""
 
 
 def table(pairs: int, images: int, classes: int, half: bool, folder: Path) -> NDArray[np.floating[Any]]:
@@ -129,7 +110,7 @@ class Pair:
 
 @torch.inference_mode()
 def evaluate(
-    model: Swept,
+    swept: Swept,
     dataset: ImageDataset,
     index: NDArray[np.int64],
     pairs: Sequence[Pair],
@@ -139,15 +120,15 @@ def evaluate(
     """Fills all pairs of one list, and saves them even when it is interrupted.
 
     Args:
-        model: In eval mode.
+        swept: What is evaluated.
         dataset: The list's images.
         index: int64 (N,), which of them.
         pairs: All of the list.
         batch_size: Images in a forward pass.
         advance: Called with the number of answers given so far since the last call.
     """
-    device = model.head.weight.device
-    encode, answer = _halves(model)
+    device = swept.model.head.weight.device
+    encode, answer = swept.halves()
     first = min(pair.done for pair in pairs) // batch_size * batch_size
     saved, pause = time.monotonic(), SAVE_EVERY
     try:
@@ -159,7 +140,7 @@ def evaluate(
                 batches = torch.split(item.variant(images, names).to(device), batch_size)
                 encoded = [encode(batch) for batch in batches]
                 for pair in waiting:
-                    model.set_strength(pair.alpha)
+                    swept.set_alpha(pair.alpha)
                     for begin, batch in zip(range(start, len(index), batch_size), encoded, strict=False):
                         if begin + len(batch) > pair.done:
                             advance(begin + len(batch) - pair.done)
@@ -170,15 +151,6 @@ def evaluate(
                 pause = max(SAVE_EVERY, 20 * (saved - now))
     finally:
         _save(pairs)
-
-
-def _halves(model: Swept) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """Images to what is the same at every α, and from there to logits."""
-    halves = model.constant_part()
-    if halves is None:
-        return lambda images: images, model
-    before, after = halves
-    return before, lambda encoded: model.classify(after(encoded))
 
 
 def _by_set(pairs: Sequence[Pair], stop: int) -> dict[EvaluationSet, list[Pair]]:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from vpt.atomic_write import atomic_write
 from vpt.errors import DataError
 from vpt.metrics import accuracy
-from vpt.metrics.class_masks import restrict
+from vpt.metrics.class_masks import matched, restrict
+from vpt.metrics.logits import Logits
 
 FORMAT = "vpt-record/1"
 _KEY = b"vpt"
@@ -52,9 +53,22 @@ class Record:
         return self.logits if groups is None else restrict(torch.tensor(self.logits), groups).numpy()
 
     @property
+    def matched(self) -> tuple[Logits, NDArray[np.int64]]:
+        """Logits and labels of the classes that count alone, (N, classes of the test set) and (N,) their columns."""
+        return matched(self.logits, self.label, self.protocol.get("groups"))
+
+    @property
     def accuracy(self) -> float:
         """Top-1 in [0, 1], among the classes of the test set."""
         return accuracy.top1(self.scored, self.label)
+
+    def same_images(self, other: Record) -> bool:
+        """Whether another record is of the same images with the same labels.
+
+        Args:
+            other: A record.
+        """
+        return np.array_equal(self.index, other.index) and np.array_equal(self.label, other.label)
 
 
 def write(path: Path, record: Record) -> None:

@@ -16,31 +16,9 @@ from vpt.atomic_write import write_json
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DataError
 from vpt.metrics import accuracy
+from vpt.robustness.evaluation import records
 from vpt.robustness.evaluation.records import Record
-from vpt.robustness.evaluation.test_sets import CLEAN, SHIFT
-
-VAL = "val"
-
-
-def why_not(infos: Sequence[Mapping[str, Any]], data: ImageDataModule) -> str | None:
-    """Says why the validation split cannot choose between models.
-
-    Args:
-        infos: What each model says about its training (`TunedModel.info`).
-        data: Whose validation split is meant.
-
-    Returns:
-        A reason; None if the images were not trained on.
-    """
-    described = data.describe()
-    n = described["counts"].get(VAL, 0)
-    if n == 0:
-        return f"{data.name} has no validation images."
-    said = [(info.get("data") or {}).get("shared_with_train", {}).get(VAL, 0) for info in infos]
-    if shared := max(described["shared_with_train"].get(VAL, 0), *said):
-        return f"{shared} of its {n} images were trained on; train on train800 to keep them apart."
-    return None
-
+from vpt.robustness.evaluation.test_sets import SHIFT, VAL
 
 RESULT_FILE = "robustness.json"
 FIXED_ALPHA = 0.5
@@ -96,11 +74,31 @@ def between(start: Record, end: Record, alpha: float) -> Record:
     for record in (start, end):
         if record.logits.dtype != np.float32 or not record.complete:
             raise DataError("Logits are interpolated from complete records in float32: evaluate again without --half.")
-    if not np.array_equal(start.index, end.index) or not np.array_equal(start.label, end.label):
+    if not start.same_images(end):
         raise DataError("Two records are of different images: take both from one evaluation.")
     one, other = start.logits.astype(np.float64), end.logits.astype(np.float64)
     logits = ((1 - alpha) * one + alpha * other).astype(np.float32)
     return replace(end, logits=logits, protocol={**end.protocol, "alpha": float(alpha)})
+
+
+def why_val_cannot_choose(infos: Sequence[Mapping[str, Any]], data: ImageDataModule) -> str | None:
+    """Says why the validation split cannot choose between models.
+
+    Args:
+        infos: What each model says about its training (`TunedModel.info`).
+        data: Whose validation split is meant.
+
+    Returns:
+        A reason; None if the images were not trained on.
+    """
+    described = data.describe()
+    n = described["counts"].get(VAL, 0)
+    if n == 0:
+        return f"{data.name} has no validation images."
+    said = [(info.get("data") or {}).get("shared_with_train", {}).get(VAL, 0) for info in infos]
+    if shared := max(described["shared_with_train"].get(VAL, 0), *said):
+        return f"{shared} of its {n} images were trained on; train on train800 to keep them apart."
+    return None
 
 
 def choose_alpha(rows: Sequence[Row]) -> float:
@@ -198,6 +196,51 @@ class RobustnessResult:
                 f"{out} holds no evaluation of this version: `vpt robustness run --out {out}` makes one."
             ) from error
 
+    def record(self, row: Row) -> Record:
+        """Reads the answers that a row was made of, so that only a record or two are in memory.
+
+        Args:
+            row: One of `rows`.
+
+        Returns:
+            The record; where a row has no file, the logits of α = 0 and α = 1, interpolated.
+
+        Raises:
+            DataError: A record is missing, damaged, unfinished, or of another evaluation.
+        """
+        if row.record is not None:
+            return self._read_record(row, row.alpha, row.record)
+        return between(*self.ends(row), row.alpha)
+
+    def ends(self, row: Row) -> tuple[Record, Record]:
+        """Reads the records at both ends of a set's curve.
+
+        Args:
+            row: Any row of the set.
+
+        Returns:
+            At α = 0 and α = 1.
+
+        Raises:
+            DataError: As `record`.
+        """
+        start, end = (self._read_record(row, alpha, f"{row.set}-alpha-{alpha}.parquet") for alpha in (0.0, 1.0))
+        return start, end
+
+    def _read_record(self, row: Row, alpha: float, name: str) -> Record:
+        path = self.out / "records" / Path(name).name
+        again = f"`vpt robustness run` with the same options and --out {self.out} completes it."
+        if not path.is_file():
+            raise DataError(f"{self.out} lacks records/{path.name}: {again}")
+        record = records.read(path)
+        if not record.complete or len(record.label) != row.n:
+            raise DataError(f"{path} is unfinished, {len(record.label)} of {row.n} images: {again}")
+        protocol = record.protocol
+        same = all(protocol.get(key) == self.protocol.get(key) for key in ("backbone", "delta", "data", "logits"))
+        if not same or (protocol["set"], protocol["alpha"]) != (row.set, alpha):
+            raise DataError(f"{path} belongs to another evaluation than robustness.json beside it: run it again.")
+        return record
+
     @property
     def chosen_alpha(self) -> float | None:
         """The α chosen on validation images, or None."""
@@ -245,8 +288,8 @@ class RobustnessResult:
 
     def groups(self) -> list[tuple[str, list[Row], bool]]:
         """The table's lines: label, rows to average at each strength, whether a rule follows."""
-        plain = [row for row in self.rows if row.kind in (VAL, CLEAN, SHIFT)]
-        corrupted = [row for row in self.rows if row.kind not in (VAL, CLEAN, SHIFT)]
+        plain = [row for row in self.rows if row.severity is None]
+        corrupted = [row for row in self.rows if row.severity is not None]
         names = list(dict.fromkeys(row.set for row in plain))
         kinds = list(dict.fromkeys(row.kind for row in corrupted))
         suffix = _severities(sorted({row.severity for row in corrupted if row.severity is not None}))

@@ -14,7 +14,8 @@ from vpt.data import ImageDataModule
 from vpt.data.corruptions import BASIC, CORRUPTIONS, SEVERITIES, corrupt
 from vpt.errors import ConfigError, UnknownNameError
 
-CLEAN, SHIFT = "clean", "shift"
+CLEAN, VAL, SHIFT = "clean", "val", "shift"
+"""Kinds of test sets that are not corrupted."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class EvaluationSet:
 
     Attributes:
         split: The list it is made of: ``"test"`` or a shift's name.
-        kind: ``"clean"``, ``"shift"`` (a list of its own), or the name of a corruption of the test list.
+        kind: ``"clean"``, ``"val"``, ``"shift"`` (a list of its own), or the name of a corruption of the test list.
         severity: 1 (weak) to 5 (strong) of a corruption, else None.
     """
 

@@ -1,4 +1,4 @@
-"""Accuracy at every α between two tables of logits, exactly and without a grid.
+"""Accuracy over α: exactly between two tables of logits, and of several methods side by side.
 
 Where only a linear head differs, or where outputs are averaged, the logits at α are (1 − α)·L₀ + α·L₁. The lead of one
 class over another is then linear in α, so the α at which an image is classified rightly form one interval (one for
@@ -19,15 +19,18 @@ from rich.table import Table
 from vpt.errors import ConfigError, DataError
 from vpt.metrics.class_masks import group_columns
 from vpt.metrics.logits import Logits, blocks, check_finite, check_labels, check_precision
-from vpt.robustness.evaluation import records
 from vpt.robustness.evaluation.result import RobustnessResult, between, score, shown_alphas
+
+ENSEMBLE = "ensemble"
+METHODS = {"strength": "gate", "end-to-end": "weights", "head": "head"}
+"""What a method is called, by what its α moves."""
 
 
 @dataclass(frozen=True)
 class AccuracyCurve:
     """A step function of α on [0, 1].
 
-    Of equal logits the first class wins, as in `scores.correct`. Two logits are equal where an image's interval ends,
+    Of equal logits the first class wins, as in `accuracy.correct`. Two logits are equal where an image's interval ends,
     so the value at a break may differ from both sides; both ends of the curve are breaks.
 
     Attributes:
@@ -64,29 +67,6 @@ class AccuracyCurve:
         """The maximum over all α."""
         return float(max(self.at.max(), self.between.max()))
 
-    def optima(self) -> NDArray[np.float64]:
-        """Finds all α where accuracy is highest.
-
-        Returns:
-            float64 (M, 2), lower and upper ends of the intervals, ascending. Equal ends are a single point, which a tie
-            of logits can single out; whether an end itself belongs to its interval, `accuracy` tells.
-        """
-        values = np.empty(2 * len(self.breaks) - 1)
-        values[::2], values[1::2] = self.at, self.between
-        top = np.diff(np.concatenate([[False], values == self.best, [False]]).astype(np.int8))
-        first, last = np.flatnonzero(top == 1), np.flatnonzero(top == -1) - 1
-        return np.stack([self.breaks[first // 2], self.breaks[(last + 1) // 2]], axis=1)
-
-    def best_alpha(self) -> float:
-        """Chooses the middle of the widest optimal interval; on validation data a choice, on test data an oracle.
-
-        Returns:
-            α in [0, 1].
-        """
-        optima = self.optima()
-        low, high = optima[np.argmax(optima[:, 1] - optima[:, 0])]
-        return float(low + (high - low) / 2)
-
 
 def accuracy_curve(
     zero: Logits, one: Logits, labels: NDArray[np.int64], groups: Sequence[Sequence[int]] | None = None
@@ -98,9 +78,9 @@ def accuracy_curve(
 
     Args:
         zero: float32 or float64 (N, classes), logits at α = 0.
-        one: The same images at α = 1; `paired_difference.check_same_images` tells whether two records are.
+        one: The same images at α = 1; `Record.same_images` tells whether two records are.
         labels: (N,), columns; with `groups`, positions in these.
-        groups: The columns of each class where the largest counts, as in `masks.group_max`; None for one each.
+        groups: The columns of each class where the largest counts, as in `class_masks.group_max`; None for one each.
 
     Returns:
         The curve.
@@ -206,10 +186,6 @@ def _step_function(spans: NDArray[np.void]) -> AccuracyCurve:
     return AccuracyCurve(breaks, accuracy[::2], accuracy[1::2])
 
 
-ENSEMBLE = "ensemble"
-METHODS = {"strength": "gate", "end-to-end": "weights", "head": "head"}
-
-
 @dataclass(frozen=True)
 class Curve:
     """One method on all sets.
@@ -260,14 +236,9 @@ def _named(result: RobustnessResult) -> Curve:
 
 
 def _ensemble(result: RobustnessResult) -> Curve:
-    kept = {(row.set, row.alpha): row.record for row in result.rows}
-    rows = []
-    for row in result.rows:
-        ends = [kept.get((row.set, alpha)) for alpha in (0.0, 1.0)]
-        if None in ends:
-            raise ConfigError(f"{result.out} has no records at α = 0 and 1, which an ensemble is made of.")
-        start, end = (records.read(result.out / "records" / str(name)) for name in ends)
-        rows.append(score(between(start, end, row.alpha), None))
+    if not {0.0, 1.0} <= {row.alpha for row in result.rows}:
+        raise ConfigError(f"{result.out} has no records at α = 0 and 1, which an ensemble is made of.")
+    rows = [score(between(*result.ends(row), row.alpha), None) for row in result.rows]
     return Curve(ENSEMBLE, replace(result, rows=rows))
 
 

@@ -20,7 +20,8 @@ from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import fill, read_delta, unfilled, write_delta
 from vpt.robustness.evaluation.evaluate import check_data
-from vpt.robustness.evaluation.result import VAL, why_not
+from vpt.robustness.evaluation.result import why_val_cannot_choose
+from vpt.robustness.evaluation.test_sets import VAL
 from vpt.robustness.interpolation.wise_ft import check_alike
 
 Tensors = Mapping[str, Tensor]
@@ -94,7 +95,7 @@ def greedy(
         WeightsError: The backbone's weights cannot be found.
     """
     headers, ingredients = _read(deltas)
-    if reason := why_not([header["info"] for header in headers], data):
+    if reason := why_val_cannot_choose([header["info"] for header in headers], data):
         raise ConfigError(f"A greedy soup is chosen on validation images: {reason}")
     model, _ = unfilled(deltas[0], weights)
     check_data(deltas[0], model, data)

@@ -6,8 +6,9 @@ Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, equation 1
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,32 @@ from torch import Tensor, nn
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import check_fingerprint, fill, read_delta, read_head
-from vpt.robustness.evaluation.evaluation_loop import Swept
 
 Way = Literal["end-to-end", "strength", "head", "none"]
 """What α moves: all tensors, the strength of a delta, the head alone, or nothing."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A classifier that moves between two models.
+
+    Attributes:
+        model: In eval mode, at α = 1.
+        way: What α moves.
+        set_alpha: Moves the model to α in [0, 1].
+    """
+
+    model: TunedModel
+    way: Way
+    set_alpha: Callable[[float], None]
+
+    def halves(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Images to what is the same at every α, and from there to logits."""
+        halves = None if self.way == "end-to-end" else self.model.constant_part()
+        if halves is None:
+            return lambda images: images, self.model
+        before, after = halves
+        return before, lambda encoded: self.model.classify(after(encoded))
 
 
 class Interpolation:
@@ -50,13 +73,8 @@ class Interpolation:
             else:
                 self._moving.append((target, first.to(target.device).clone(), last.to(target.device)))
 
-    @property
-    def moving(self) -> int:
-        """Bytes of the tensors that are interpolated."""
-        return sum(target.numel() * target.element_size() for target, _, _ in self._moving)
-
     @torch.no_grad()
-    def set(self, alpha: float) -> None:
+    def set_alpha(self, alpha: float) -> None:
         """Moves the targets.
 
         Args:
@@ -74,72 +92,6 @@ class Interpolation:
                 torch.lerp(start, end, alpha, out=target)
 
 
-class EndToEnd:
-    """A tuned model whose trained tensors move along the line from another model's."""
-
-    def __init__(self, model: TunedModel, start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> None:
-        """Takes the model over and sets it to α = 1.
-
-        Args:
-            model: Of the architecture of both endpoints, on their device.
-            start: θ0 by the names of `TunedModel.state_dict`.
-            end: θ1, the same names.
-
-        Raises:
-            ConfigError: The endpoints do not fit each other or the model.
-        """
-        self.model = model
-        self._line = Interpolation(model.state_dict(), start, end)
-        self.set_strength(1.0)
-
-    @property
-    def head(self) -> nn.Linear:
-        """The model's head."""
-        return self.model.head
-
-    @property
-    def moving(self) -> int:
-        """Bytes of the tensors that are interpolated."""
-        return self._line.moving
-
-    def set_strength(self, alpha: float) -> None:
-        """Moves the model.
-
-        Args:
-            alpha: 0 for the start, 1 for the end.
-
-        Raises:
-            ConfigError: α lies outside [0, 1].
-        """
-        self._line.set(alpha)
-
-    def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
-        """Nothing is the same at every α."""
-        return None
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Applies the head.
-
-        Args:
-            features: (B, num_features).
-
-        Returns:
-            Logits, (B, num_classes).
-        """
-        return self.model.classify(features)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Classifies images.
-
-        Args:
-            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
-
-        Returns:
-            Logits, (B, num_classes).
-        """
-        return cast("Tensor", self.model(images))
-
-
 def sweep(
     delta: Path,
     model: TunedModel,
@@ -147,7 +99,7 @@ def sweep(
     alphas: Sequence[float],
     anchor: Path | None = None,
     start: Path | None = None,
-) -> tuple[Swept, Way]:
+) -> Swept:
     """Puts a delta file's tensors into its model so that α moves it.
 
     Args:
@@ -159,7 +111,7 @@ def sweep(
         start: A delta file of the same architecture that α = 0 is to be; None for the pretrained backbone.
 
     Returns:
-        The model at α = 1, and what α moves.
+        The model at α = 1.
 
     Raises:
         ConfigError: The endpoints do not belong together, or the head at α = 0 would be a random one.
@@ -167,11 +119,11 @@ def sweep(
     """
     head = None if anchor is None else read_head(anchor, model, "anchor")
     if start is not None:
-        return EndToEnd(model, _read_start(start, model, head), tensors), "end-to-end"
+        return _end_to_end(model, _read_start(start, model, head), tensors)
     if any(key.startswith("backbone.") for key in tensors):
         if list(alphas) == [1.0]:
             fill(model, tensors, str(delta))
-            return model, "none"
+            return Swept(model, "none", model.set_strength)
         if head is None:
             raise ConfigError(
                 f"{delta} trained the whole backbone, so at α = 0 there is the pretrained one, whose head for these "
@@ -179,13 +131,18 @@ def sweep(
             )
         bare = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("backbone.")}
         if not all(key in tensors and same_bits(tensor, tensors[key]) for key, tensor in bare.items()):
-            return EndToEnd(model, bare | _named(head), tensors), "end-to-end"
+            return _end_to_end(model, bare | _named(head), tensors)
     fill(model, tensors, str(delta))
     if head is not None:
         model.set_anchor(head)
-    if model.delta is not None:
-        return model, "strength"
-    return model, "none" if head is None else "head"
+    way: Way = "strength" if model.delta is not None else "none" if head is None else "head"
+    return Swept(model, way, model.set_strength)
+
+
+def _end_to_end(model: TunedModel, start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> Swept:
+    line = Interpolation(model.state_dict(), start, end)
+    line.set_alpha(1.0)
+    return Swept(model, "end-to-end", line.set_alpha)
 
 
 def check_alike(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The tables of `vpt report`, and what they are written as: Markdown, CSV, LaTeX."""
+"""`vpt report`: tables and figures of tested runs, also as CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -7,10 +7,25 @@ from typing import Any
 
 import pandas as pd
 
-from vpt.reports.robustness_tables import Table
+from vpt.reports.page import Report
+from vpt.reports.run_figures import CAPTIONS, figures
+from vpt.reports.tables import Table, percent
 
 Values = dict[str, Any]
 TITLE = "Tuned models on their tasks"
+
+
+def run_report(values: Values) -> Report:
+    """Lays out a report.
+
+    Args:
+        values: From `vpt.reports.run_values.report`, or read back from its JSON.
+
+    Returns:
+        Accuracies, learning curves and ranks, means, and protocols; its other forms are CSV and LaTeX.
+    """
+    others = {"csv": csv(values), "tex": latex(values)}
+    return Report(values, TITLE, notes(values), tables(values), figures(values), CAPTIONS, others)
 
 
 def tables(report: Values) -> list[Table]:
@@ -65,21 +80,6 @@ def _backbones(report: Values) -> list[str]:
 def _partial(report: Values, task: str) -> bool:
     numbers = [row["numbers"][task] for row in report["methods"] if task in row["numbers"]]
     return any(number["protocol"]["partial data"] for number in numbers)
-
-
-def percent(value: float | None, std: float | None = None) -> str:
-    """A share in percent.
-
-    Args:
-        value: In [0, 1], or None.
-        std: Likewise.
-
-    Returns:
-        Text; a dash for None.
-    """
-    if value is None:
-        return "–"
-    return f"{100 * value:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
 
 
 def _accuracy(report: Values) -> Table:
@@ -174,24 +174,6 @@ def _protocols(report: Values) -> Table:
 
 def _range(values: Sequence[int]) -> str:
     return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,}–{values[-1]:,}"
-
-
-def markdown(report: Values) -> str:
-    """Writes all tables as Markdown.
-
-    Args:
-        report: From `vpt.reports.run_values.report`.
-    """
-    lines = [f"# {TITLE}", "", *(f"{note}\n" for note in notes(report))]
-    for table in tables(report):
-        rule = ["---" if place < table.words else "--:" for place in range(len(table.columns))]
-        lines += [f"## {table.title}", "", table.note, ""]
-        lines += [f"| {' | '.join(cells)} |" for cells in (table.columns, rule, *map(_escaped, table.rows))] + [""]
-    return "\n".join(lines)
-
-
-def _escaped(cells: Sequence[str]) -> list[str]:
-    return [cell.replace("|", "\\|") for cell in cells]
 
 
 def csv(report: Values) -> str:

@@ -1,33 +1,30 @@
-"""The tables of a report as text cells, the same in Markdown and on the page."""
+"""`vpt robustness report`: all scores and figures of evaluated models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from vpt.reports.page import Report
+from vpt.reports.robustness_figures import CAPTIONS, figures
+from vpt.reports.tables import Table, percent
 from vpt.robustness.evaluation.result import shown_alphas
+from vpt.robustness.interpolation.alpha_curve import METHODS
 
 Values = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table.
+def robustness_report(values: Values) -> Report:
+    """Lays out a report.
 
-    Attributes:
-        title: What it shows.
-        note: How to read it.
-        columns: Headings.
-        rows: A cell for each heading.
-        words: How many columns from the left are words, the others are numbers.
+    Args:
+        values: From `vpt.reports.robustness_values.report`, or read back from its JSON.
+
+    Returns:
+        Headline, figures, scores, and what was measured.
     """
-
-    title: str
-    note: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    words: int = 2
+    title = f"Robustness on {values['data']['name']}"
+    return Report(values, title, notes(values), tables(values), figures(values), CAPTIONS)
 
 
 def tables(report: Values) -> list[Table]:
@@ -50,40 +47,6 @@ def tables(report: Values) -> list[Table]:
     return [table for table in (make(report) for make in makers) if table.rows]
 
 
-def markdown(report: Values) -> str:
-    """Writes a report as Markdown.
-
-    Args:
-        report: From `vpt.reports.robustness_values.report`.
-
-    Returns:
-        Headings, notes and tables.
-    """
-    lines = [f"# {title(report)}", "", *notes(report), ""]
-    for table in tables(report):
-        rule = ["---" if position < table.words else "---:" for position in range(len(table.columns))]
-        lines += [f"## {table.title}", "", table.note, ""]
-        lines += [f"| {' | '.join(map(_escaped, cells))} |" for cells in (table.columns, rule, *table.rows)]
-        lines += [""]
-    return "\n".join(lines)
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
-
-
-def title(report: Values) -> str:
-    """Names the report after its data.
-
-    Args:
-        report: From `vpt.reports.robustness_values.report`.
-
-    Returns:
-        A heading.
-    """
-    return f"Robustness on {report['data']['name']}"
-
-
 def notes(report: Values) -> list[str]:
     """Says what a reader of all tables must know.
 
@@ -104,18 +67,6 @@ def notes(report: Values) -> list[str]:
         ],
         *[f"Not compared: {sentence}" for sentence in report["not_compared"]],
     ]
-
-
-def percent(value: float | None) -> str:
-    """Writes a share.
-
-    Args:
-        value: In [0, 1], or None.
-
-    Returns:
-        Percent with one digit, or a dash.
-    """
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def _interval(value: float, low: float | None, high: float | None) -> str:
@@ -249,7 +200,7 @@ def _models(report: Values) -> Table:
             model["weights_sha256"][:12],
             (model["delta_sha256"] or "–")[:12],
             ", ".join(_spec(spec) for spec in model["specs"]) or "none",
-            {"strength": "gate", "end-to-end": "weights", "head": "head", "none": "nothing"}[model["way"]],
+            METHODS.get(model["way"], "nothing"),
             model["head"],
             model["preset"],
             f"{model['image_size']} px",
