@@ -94,18 +94,18 @@ def _sweep(options: Namespace, rest: list[str]) -> None:
 
 
 def _fewshot(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.series import by_shots, few_shot_plan, series
+    from vpt.experiments.variants import by_shots, few_shot_plan, sweep_variants
 
     variants, plan = by_shots(_config(rest), options.shots), few_shot_plan(_plan(options))
-    _show(series(variants, plan, options.out, _engine(options)), options.out)
+    _show(sweep_variants(variants, plan, options.out, _engine(options)), options.out)
 
 
 def _combine(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.series import combinations, series
+    from vpt.experiments.variants import combinations, sweep_variants
 
     config = _config(rest)
     variants = combinations(config, _deltas(options.deltas or config["model"]["init_args"].get("deltas")))
-    _show(series(variants, _plan(options), options.out, _engine(options)), options.out)
+    _show(sweep_variants(variants, _plan(options), options.out, _engine(options)), options.out)
 
 
 def _deltas(given: Any) -> list[dict[str, Any]]:
@@ -120,11 +120,11 @@ def _deltas(given: Any) -> list[dict[str, Any]]:
 
 
 def _scale(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.series import by_backbone, series
+    from vpt.experiments.variants import by_backbone, sweep_variants
 
     files = dict(pair.partition("=")[::2] for pair in options.weights_of)
     variants = by_backbone(_config(rest), options.backbones, files)
-    _show(series(variants, _plan(options), options.out, _engine(options)), options.out)
+    _show(sweep_variants(variants, _plan(options), options.out, _engine(options)), options.out)
 
 
 def _pretrain(options: Namespace, rest: list[str]) -> None:

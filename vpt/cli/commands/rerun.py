@@ -7,6 +7,7 @@ from pathlib import Path
 from vpt.cli.arguments import Parser
 from vpt.cli.warning_filters import hush
 from vpt.errors import ConfigError, VPTError
+from vpt.run_record import CONFIG_FILE
 
 
 def run(args: list[str]) -> None:
@@ -24,9 +25,9 @@ def run(args: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="keep the repetition in this folder (default: it is removed)")
     options, rest = parser.parse_known_args(args[1:])
     hush()
-    config = options.run / "config.yaml"
+    config = options.run / CONFIG_FILE
     if not config.is_file():
-        raise ConfigError(f"{options.run} is no run: it has no config.yaml.")
+        raise ConfigError(f"{options.run} is no run: it has no {CONFIG_FILE}.")
 
     from vpt.cli.commands.lightning_cli import resolve
     from vpt.experiments.rerun import rerun
