@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from vpt.atomic_write import write_text
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.models import TunedModel
 from vpt.reports.page import document
 from vpt.reports.style import save_figure
 from vpt.visualize.attention_map_figures import (
     mass_figure,
+    nearest_figure,
     prompts_figure,
     rollout_figure,
     share_figure,
@@ -24,7 +26,6 @@ from vpt.visualize.attention_map_figures import (
 )
 from vpt.visualize.attention_maps import AttentionMaps, attention_maps, strength
 from vpt.visualize.layer_features import features_figure, layer_features
-from vpt.visualize.nearest_patches import nearest_figure
 from vpt.visualize.prompt_attention import draw_attention, has_prompts
 
 if TYPE_CHECKING:
@@ -227,5 +228,5 @@ def write_gallery(
     notes = [f"{model.backbone.name}, {specs}, {len(model.class_names)} classes.", *left_out]
     titles = {KINDS[kind].title: figure for kind, figure in figures.items()}
     page = document("Attention", notes, (), titles, {kind.title: kind.caption for kind in KINDS.values()})
-    (out / "index.html").write_text(page, encoding="utf-8")
+    write_text(out / "index.html", page)
     return [*paths, out / "index.html"], left_out

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from vpt.cli.arguments import DATA_HELP, DATA_OVERRIDES, Parser, delta_data
-from vpt.cli.warning_filters import hush
 from vpt.errors import ConfigError
 
 # of vpt.visualize.figure_kinds, without importing torch
@@ -14,15 +13,8 @@ _KINDS = "compare class rollout share mass prompts patches features"
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line and draws the figures.
-
-    Args:
-        args: The command line, beginning with ``attention``.
-
-    Raises:
-        VPTError: The user's input is wrong.
-    """
-    parser = Parser(prog="vpt attention", description=__doc__, epilog=DATA_OVERRIDES, allow_abbrev=False)
+    """Parses the command line and draws the figures."""
+    parser = Parser(prog="vpt attention", description=__doc__, epilog=DATA_OVERRIDES)
     parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
     parser.add_argument("--images", type=Path, nargs="+", help="image files or folders (default: from the data)")
     parser.add_argument("--data", type=Path, help=DATA_HELP)
@@ -35,7 +27,6 @@ def run(args: list[str]) -> None:
     )
     parser.add_argument("--format", choices=("png", "svg"), default="png", help="of figures in a folder")
     options, overrides = parser.parse_with_data(args[1:])
-    hush()
     if options.kind is None:
         _draw_comparison(options, overrides)
     else:

@@ -32,11 +32,11 @@ def run(args: list[str]) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="vpt data", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="vpt data", description=__doc__)
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
     def add(name: str, action: Any, text: str) -> Parser:
-        made: Parser = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made: Parser = actions.add_parser(name, help=text, description=text)
         made.set_defaults(action=action)
         return made
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpt.cli.arguments import Parser, data_section
-from vpt.cli.warning_filters import hush
 from vpt.errors import ConfigError
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
@@ -29,11 +28,10 @@ def run(args: list[str]) -> None:
         VPTError: The user's input is wrong, or nothing gave a result.
     """
     about, extend, action = COMMANDS[args[0]]
-    parser = Parser(prog=f"vpt {args[0]}", description=about, epilog=_FIT, allow_abbrev=False)
+    parser = Parser(prog=f"vpt {args[0]}", description=about, epilog=_FIT)
     extend(parser)
     _engine_flags(parser)
     options, rest = parser.parse_known_args(args[1:])
-    hush()
     _check_folder(options)
     action(options, rest)
 

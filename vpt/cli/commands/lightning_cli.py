@@ -191,19 +191,12 @@ def resolve(args: list[str], data: bool = True) -> dict[str, Any]:
 
 
 def run(args: list[str]) -> None:
-    """Runs one of the four commands.
-
-    Args:
-        args: The command line, beginning with the command.
-
-    Raises:
-        VPTError: The user's input is wrong.
-    """
+    """Runs one of the four commands."""
     _cli(VPTCLI, args)
 
 
 def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
-    hush()
+    hush()  # again: Lightning adds filters of its own when it is imported
     quiet_parser = {name: {"exit_on_error": False} for name in VPTCLI.subcommands()}
     try:
         return cli(

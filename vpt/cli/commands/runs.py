@@ -13,14 +13,7 @@ from vpt.run_record import RUN_FILE, images_read, read_record
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line and prints a table and a list.
-
-    Args:
-        args: The command line, beginning with ``runs``.
-
-    Raises:
-        VPTError: The user's input is wrong.
-    """
+    """Parses the command line and prints a table and a list."""
     from rich.console import Console
 
     parser = Parser(prog="vpt runs", description=__doc__)
