@@ -16,8 +16,8 @@ from vpt.models import TunedModel
 from vpt.reports.style import confusion_figure, pixels, save_figure
 from vpt.tasks import ClassificationTask, SegmentationTask
 from vpt.tasks.callbacks import run_folder
-from vpt.visualize.attention_figure import sample_images
 from vpt.visualize.prompt_attention import draw_attention, has_prompts, measure_attention
+from vpt.visualize.scene import sample_images
 from vpt.visualize.segmentation_figure import draw_segmentation
 
 if TYPE_CHECKING:
