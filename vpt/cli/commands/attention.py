@@ -54,8 +54,9 @@ def run(args: list[str]) -> None:
 def _place(options: argparse.Namespace) -> Path:
     """A figure's file, or a folder for several; what is drawn where no kind is named is always one figure."""
     out: Path | None = options.out
+    figures: Path = options.delta.parent / "figures"
     if options.kind is not None:
-        return out or options.delta.parent / "figures" / "attention"
+        return out or figures / "attention"
     if out is None:
-        return options.delta.parent / "figures" / f"attention_test.{options.format}"
+        return figures / f"attention_test.{options.format}"
     return out if out.suffix else out / f"compare.{options.format}"

@@ -13,14 +13,7 @@ from vpt.errors import ConfigError, UnknownNameError
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line, and lists or copies.
-
-    Args:
-        args: The command line, beginning with ``configs``.
-
-    Raises:
-        VPTError: A name does not exist, or a file would be overwritten.
-    """
+    """Parses the command line, and lists or copies, never over another file."""
     parser = Parser(prog="vpt configs", description=__doc__)
     parser.add_argument("names", nargs="*", help="files or folders, e.g. demo.yaml or vtab (default: all)")
     parser.add_argument("--copy", type=Path, metavar="FOLDER", help="copy them there, e.g. to configs")

@@ -19,14 +19,7 @@ _HEADERS = ("name", "classes", "official", "here")
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line and does what it says.
-
-    Args:
-        args: The command line, beginning with ``data``.
-
-    Raises:
-        VPTError: The user's input is wrong, or a dataset is.
-    """
+    """Parses the command line and does what it says."""
     options = _parser().parse_args(args[1:])
     options.action(options)
 

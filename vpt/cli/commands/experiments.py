@@ -19,14 +19,7 @@ _FIT = "All other arguments are those of vpt fit: -c CONFIG, --data.root FOLDER,
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line, runs the experiment, and prints its table.
-
-    Args:
-        args: The command line, beginning with the command.
-
-    Raises:
-        VPTError: The user's input is wrong, or nothing gave a result.
-    """
+    """Parses the command line, runs the experiment, and prints its table."""
     about, extend, action = COMMANDS[args[0]]
     parser = Parser(prog=f"vpt {args[0]}", description=about, epilog=_FIT)
     extend(parser)

@@ -8,14 +8,7 @@ from vpt.cli.arguments import Parser
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line and uploads.
-
-    Args:
-        args: The command line, beginning with ``push``.
-
-    Raises:
-        VPTError: The user's input is wrong, or the hub refuses.
-    """
+    """Parses the command line and uploads."""
     parser = Parser(prog="vpt push", description=__doc__)
     parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
     parser.add_argument("--repo", required=True, help="user/name; made if it is not there")

@@ -10,14 +10,7 @@ from vpt.run_record import CONFIG_FILE
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line, repeats the run, and prints both numbers.
-
-    Args:
-        args: The command line, beginning with ``rerun``.
-
-    Raises:
-        VPTError: The user's input is wrong, or a number came out otherwise.
-    """
+    """Parses the command line, repeats the run, and prints both numbers; one that came out otherwise is an error."""
     epilog = "Values that are another on this machine: --data.root FOLDER --model.weights FILE"
     parser = Parser(prog="vpt rerun", description=__doc__, epilog=epilog)
     parser.add_argument("run", type=Path, help="folder with run.json and config.yaml")
