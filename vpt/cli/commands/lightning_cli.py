@@ -197,9 +197,11 @@ def run(args: list[str]) -> None:
 
 def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
     hush()  # again: Lightning adds filters of its own when it is imported
-    quiet_parser = {name: {"exit_on_error": False} for name in VPTCLI.subcommands()}
+    command = args[0]
+    # To build the parsers of all four takes longer than to read the command line with one.
+    offered = {"subcommands": staticmethod(lambda: {command: VPTCLI.subcommands()[command]})}
     try:
-        return cli(
+        return type(cli.__name__, (cli,), offered)(
             TuningTask,
             ImageDataModule,
             subclass_mode_model=True,
@@ -209,7 +211,7 @@ def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
             save_config_kwargs={"overwrite": True},  # a version folder is new, or the user named it
             # No summary: what trains is said in one line, and hundreds of frozen modules tell nobody anything.
             trainer_defaults={"default_root_dir": "runs", "log_every_n_steps": 10, "enable_model_summary": False},
-            parser_kwargs={"prog": "vpt", "exit_on_error": False, **quiet_parser},
+            parser_kwargs={"prog": "vpt", "exit_on_error": False, command: {"exit_on_error": False}},
             args=args,
         )
     except ArgumentError as error:
