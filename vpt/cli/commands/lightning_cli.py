@@ -200,8 +200,9 @@ def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
     command = args[0]
     # To build the parsers of all four takes longer than to read the command line with one.
     offered = {"subcommands": staticmethod(lambda: {command: VPTCLI.subcommands()[command]})}
+    of_one: type[VPTCLI] = type(cli.__name__, (cli,), offered)
     try:
-        return type(cli.__name__, (cli,), offered)(
+        return of_one(
             TuningTask,
             ImageDataModule,
             subclass_mode_model=True,
