@@ -89,9 +89,9 @@ class MultiTask(L.LightningModule):
         """Optimiser and schedule of the task, over delta and heads."""
         delta = cast("nn.Module", self.task.model.delta)
         trained = [p for p in [*delta.parameters(), *self.heads.parameters()] if p.requires_grad]
+        steps = max(1, int(self.trainer.estimated_stepping_batches))  # sets the loaders up
         loaders = cast("dict[str, Any]", self.trainer.train_dataloader)
         batch = max(int(loader.batch_size) for loader in loaders.values())
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
         return scheduled_optimizer(trained, self.task.hparams, batch, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

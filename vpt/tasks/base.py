@@ -276,7 +276,7 @@ class TuningTask(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser and the schedule per step."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        steps = max(1, int(self.trainer.estimated_stepping_batches))  # sets the loaders up
         return scheduled_optimizer(trained, self.hparams, self._global_batch(), steps)
 
     def _global_batch(self) -> int:
