@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,9 @@ def test_importing_the_package_imports_no_library() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_loading_a_model_waits_for_no_training_framework() -> None:
-    code = "import sys, vpt; vpt.load; print('torch' in sys.modules, 'lightning' in sys.modules)"
+def test_loading_and_pushing_a_model_wait_for_no_training_framework() -> None:
+    rooms = "vpt.models.delta_file, vpt.models.prompt_bank, vpt.export, vpt.hub.push"
+    code = f"import sys, vpt, {rooms}; vpt.load; print('torch' in sys.modules, 'lightning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True False\n"
 
@@ -28,6 +30,13 @@ def test_loading_a_model_waits_for_no_training_framework() -> None:
 def test_every_public_name_exists(name: str) -> None:
     assert getattr(vpt, name) is not None
     assert name in dir(vpt)
+
+
+def test_type_checkers_know_every_public_name_from_where_it_is() -> None:
+    (known,) = [node for node in ast.parse(Path(vpt.__file__).read_text()).body if isinstance(node, ast.If)]
+    imports = [node for node in known.body if isinstance(node, ast.ImportFrom)]
+    homes = {name.asname: node.module for node in imports for name in node.names if name.name == name.asname}
+    assert homes == vpt._HOMES
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -6,82 +6,59 @@ The names below are imported when they are first used, so that ``import vpt`` an
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from vpt.errors import VPTError
-from vpt.version import __version__
+from vpt.errors import VPTError as VPTError
+from vpt.version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from vpt.backbones import Backbone, create_backbone, pretrained_head
-    from vpt.data import (
-        DigitsDataModule,
-        FGVCDataModule,
-        FolderDataModule,
-        ImageDataModule,
-        ImageNetDataModule,
-        PetTrimapsDataModule,
-        ShapeScenesDataModule,
-        ShapesDataModule,
-        ShapeTextureDataModule,
-        VTABDataModule,
-    )
-    from vpt.deltas import attach
-    from vpt.hub.client import load
-    from vpt.models.delta_file import load_segmentation, save_delta
-    from vpt.models.prompt_bank import PromptBank
-    from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning, SegmentationTask
-
-__all__ = [
-    "Backbone",
-    "DeltaTuning",
-    "DigitsDataModule",
-    "FGVCDataModule",
-    "FineTuning",
-    "FolderDataModule",
-    "ImageDataModule",
-    "ImageNetDataModule",
-    "LinearProbe",
-    "PetTrimapsDataModule",
-    "PromptBank",
-    "PromptTuning",
-    "SegmentationTask",
-    "ShapeScenesDataModule",
-    "ShapeTextureDataModule",
-    "ShapesDataModule",
-    "VPTError",
-    "VTABDataModule",
-    "__version__",
-    "attach",
-    "create_backbone",
-    "load",
-    "load_segmentation",
-    "pretrained_head",
-    "save_delta",
-]
+if TYPE_CHECKING:  # so that type checkers and editors know them, `X as X` because they are for others
+    from vpt.backbones import Backbone as Backbone
+    from vpt.backbones import create_backbone as create_backbone
+    from vpt.backbones import pretrained_head as pretrained_head
+    from vpt.data import DigitsDataModule as DigitsDataModule
+    from vpt.data import FGVCDataModule as FGVCDataModule
+    from vpt.data import FolderDataModule as FolderDataModule
+    from vpt.data import ImageDataModule as ImageDataModule
+    from vpt.data import ImageNetDataModule as ImageNetDataModule
+    from vpt.data import PetTrimapsDataModule as PetTrimapsDataModule
+    from vpt.data import ShapeScenesDataModule as ShapeScenesDataModule
+    from vpt.data import ShapesDataModule as ShapesDataModule
+    from vpt.data import ShapeTextureDataModule as ShapeTextureDataModule
+    from vpt.data import VTABDataModule as VTABDataModule
+    from vpt.deltas import attach as attach
+    from vpt.hub.client import load as load
+    from vpt.models.delta_file import load_segmentation as load_segmentation
+    from vpt.models.delta_file import save_delta as save_delta
+    from vpt.models.prompt_bank import PromptBank as PromptBank
+    from vpt.tasks import DeltaTuning as DeltaTuning
+    from vpt.tasks import FineTuning as FineTuning
+    from vpt.tasks import LinearProbe as LinearProbe
+    from vpt.tasks import PromptTuning as PromptTuning
+    from vpt.tasks import SegmentationTask as SegmentationTask
 
 _HOMES = {
-    "Backbone": "vpt.backbones",
-    "DeltaTuning": "vpt.tasks",
-    "DigitsDataModule": "vpt.data",
-    "FGVCDataModule": "vpt.data",
-    "FineTuning": "vpt.tasks",
-    "FolderDataModule": "vpt.data",
-    "ImageDataModule": "vpt.data",
-    "ImageNetDataModule": "vpt.data",
-    "LinearProbe": "vpt.tasks",
-    "PetTrimapsDataModule": "vpt.data",
-    "PromptBank": "vpt.models.prompt_bank",
-    "PromptTuning": "vpt.tasks",
-    "SegmentationTask": "vpt.tasks",
-    "ShapeScenesDataModule": "vpt.data",
-    "ShapeTextureDataModule": "vpt.data",
-    "ShapesDataModule": "vpt.data",
-    "VTABDataModule": "vpt.data",
-    "attach": "vpt.deltas",
-    "create_backbone": "vpt.backbones",
-    "load": "vpt.hub.client",
-    "load_segmentation": "vpt.models.delta_file",
-    "pretrained_head": "vpt.backbones",
-    "save_delta": "vpt.models.delta_file",
+    name: module
+    for module, names in {
+        "vpt.backbones": ("Backbone", "create_backbone", "pretrained_head"),
+        "vpt.data": (
+            "DigitsDataModule",
+            "FGVCDataModule",
+            "FolderDataModule",
+            "ImageDataModule",
+            "ImageNetDataModule",
+            "PetTrimapsDataModule",
+            "ShapeScenesDataModule",
+            "ShapeTextureDataModule",
+            "ShapesDataModule",
+            "VTABDataModule",
+        ),
+        "vpt.deltas": ("attach",),
+        "vpt.hub.client": ("load",),
+        "vpt.models.delta_file": ("load_segmentation", "save_delta"),
+        "vpt.models.prompt_bank": ("PromptBank",),
+        "vpt.tasks": ("DeltaTuning", "FineTuning", "LinearProbe", "PromptTuning", "SegmentationTask"),
+    }.items()
+    for name in names
 }
+__all__ = sorted([*_HOMES, "VPTError", "__version__"])
 
 
 def __getattr__(name: str) -> object:
@@ -94,4 +71,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """Lists the public names, imported or not."""
-    return sorted(__all__)
+    return __all__

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from vpt.errors import ConfigError
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 DELTA_FILE = "delta.safetensors"
 INIT_FILE = "init.safetensors"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Reads what a run did and measured.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        What its ``run.json`` says.
+
+    Raises:
+        ConfigError: It has none, or a damaged one.
+    """
+    path = folder / RUN_FILE
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} is no run: it has no {RUN_FILE}.") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not the record of a run ({error}).") from error
+    return record
+
 
 _NAMES = {"LinearProbe": "linear", "FineTuning": "full"}
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.robustness.fakes import write_delta
 from vpt.cli.commands import attention
 from vpt.visualize.figure_kinds import KINDS
 
@@ -35,6 +36,14 @@ def test_the_comparison_goes_to_a_folder_too(vpt: Vpt, trained: Run, task: Path)
     answer = vpt("attention", "--delta", delta, "--images", image, "--out=pictures", "--format=svg")
     assert answer.out.splitlines() == ["written to pictures/compare.svg"]
     assert Path("pictures/compare.svg").is_file()
+
+
+def test_without_prompts_there_is_nothing_to_compare(vpt: Vpt, task: Path, tmp_path: Path) -> None:
+    delta = str(write_delta(tmp_path / "delta.safetensors", ()))
+    image = str(next(task.rglob("*.jpg")))
+    sentence = vpt("attention", "--delta", delta, "--images", image).sentence
+    assert f"{delta} holds no prompts, so there is nothing to compare: give a prompt run's delta file" in sentence
+    assert not Path("figures").exists()
 
 
 @pytest.mark.parametrize(

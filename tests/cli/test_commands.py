@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from vpt.cli import main
 from vpt.models.delta_file import read_delta, read_header, write_delta
 
 from .conftest import CONFIGS, Run, Vpt
@@ -41,19 +42,24 @@ def test_robustness_takes_the_data_of_a_config_and_overrides(vpt: Vpt, trained: 
     assert {row["set"] for row in rows} == {"clean", "fog-3"}
 
 
-def test_robustness_compares_gate_and_ensemble(vpt: Vpt, trained: Run) -> None:
+@pytest.fixture(scope="module")
+def evaluated(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What an evaluation of the run left. Tests may read it."""
+    out = str(tmp_path_factory.mktemp("evaluated") / "result")
     delta = str(trained.folder / "delta.safetensors")
-    assert vpt("robustness", "run", "--delta", delta, *FEW, "--out=result").status == 0
-    answer = vpt("robustness", "compare", "result")
+    assert main(["robustness", "run", "--delta", delta, *FEW, "--out", out]) == 0
+    return out
+
+
+def test_robustness_compares_gate_and_ensemble(vpt: Vpt, evaluated: str) -> None:
+    answer = vpt("robustness", "compare", evaluated)
     assert answer.status == 0, answer.err
     assert "gate" in answer.out
     assert "ensemble" in answer.out
 
 
-def test_robustness_reports_on_the_records_of_a_run(vpt: Vpt, trained: Run) -> None:
-    delta = str(trained.folder / "delta.safetensors")
-    assert vpt("robustness", "run", "--delta", delta, *FEW, "--out=result").status == 0
-    answer = vpt("robustness", "report", "result", "--out=page")
+def test_robustness_reports_on_the_records_of_a_run(vpt: Vpt, evaluated: str) -> None:
+    answer = vpt("robustness", "report", evaluated, "--out=page")
     assert answer.out.splitlines() == [f"written to page/report.{kind}" for kind in ("json", "md", "html")]
     assert json.loads(Path("page/report.json").read_text())["models"][0]["backbone"] == "vit_nano_patch8_64"
     assert "nowhere holds no evaluation" in vpt("robustness", "report", "nowhere").sentence

@@ -12,31 +12,30 @@ import torch
 
 from vpt.models.delta_file import read_delta
 
-from .conftest import DEMO, QUICK, SMALL
+from .conftest import DEMO, QUICK, Vpt
 
 DDP = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
 
 
-def test_two_processes_train_one_run(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vpt", "fit", *DEMO, *SMALL, *QUICK, *DDP]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (folder,) = (tmp_path / "runs").glob("*/*/*")
-    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
-    assert len(list(tmp_path.rglob("delta.safetensors"))) == 1
-    assert (folder / "checkpoints" / "last.ckpt").is_file()
-
-
-def test_two_processes_give_what_one_gives_with_the_same_global_batch(tmp_path: Path) -> None:
+def test_two_processes_train_one_run_as_one_does_with_the_same_global_batch(vpt: Vpt, tmp_path: Path) -> None:
     """797 test images in two processes: an odd number, so that counting one twice would show."""
     found = []
     for name, batch, flags in (("one", "16", []), ("two", "8", DDP)):
         whole = [*QUICK, "--trainer.limit_train_batches=25", "--trainer.default_root_dir", name]
         train = [*DEMO, *whole, "--data.train", "train800", "--data.batch_size", batch, *flags]
-        _vpt(tmp_path, "fit", *train)
+
+        def run(*args: str, alone: bool = not flags) -> None:
+            if alone:
+                answer = vpt(*args)
+                assert answer.status == 0, answer.err
+            else:
+                _started(tmp_path, *args)
+
+        run("fit", *train)
         (folder,) = (tmp_path / name).glob("*/*/*")
-        evaluate = ["-c", str(folder / "config.yaml"), "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]
-        _vpt(tmp_path, "test", *evaluate)
+        assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+        assert (folder / "checkpoints" / "last.ckpt").is_file()
+        run("test", "-c", str(folder / "config.yaml"), "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"))
         record = json.loads((folder / "run.json").read_text())
         assert len(list((tmp_path / name).rglob("delta.safetensors"))) == 1
         found.append((record["metrics"], read_delta(folder / "delta.safetensors")[1]))
@@ -50,7 +49,7 @@ def test_two_processes_give_what_one_gives_with_the_same_global_batch(tmp_path: 
         torch.testing.assert_close(others[key], tensor, rtol=1e-3, atol=1e-4)
 
 
-def _vpt(folder: Path, *args: str) -> None:
+def _started(folder: Path, *args: str) -> None:
     command = [sys.executable, "-m", "vpt", *args]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]

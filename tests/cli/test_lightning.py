@@ -49,7 +49,11 @@ def test_every_method_lies_over_the_demo_from_fit_to_test(vpt: Vpt, method: Path
     answer = vpt("test", *run.config, "--ckpt_path", run.checkpoint, *SMALL)
     assert answer.status == 0, answer.err
     assert {"val/acc", "test/acc"} <= run.record["metrics"].keys()
-    assert _fast(vpt, *DEMO, "-c", str(method)).status == 0
+
+
+@pytest.mark.parametrize("method", ["vpt_deep", "full", "linear_lbfgs"])  # the ways to train: deltas, all, a solver
+def test_a_dry_run_needs_no_more_than_a_batch(vpt: Vpt, method: str) -> None:
+    assert _fast(vpt, *DEMO, "-c", str(CONFIGS / "method" / f"{method}.yaml")).status == 0
 
 
 def test_a_run_folder_is_complete_and_its_config_explicit(trained: Run) -> None:

@@ -19,6 +19,10 @@ def _seed_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def config() -> Config:
+    return small_config()
+
+
+def small_config() -> Config:
     """VPT-deep on the digits, two epochs of two batches."""
     model: dict[str, Any] = {"backbone": "vit_nano_patch8_64", "num_tokens": 2, "base_lr": 0.1}
     return {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vpt.cli import main
 from vpt.errors import ConfigError
 from vpt.experiments.engine import RayEngine, serially
 from vpt.experiments.trial import Config, Failure, Trial, merged
@@ -70,29 +71,32 @@ sys.exit(1)
 """
 
 
-def test_a_killed_driver_resumes_to_the_same_table(config: Config, tmp_path: Path) -> None:
+def test_a_killed_driver_resumes_to_the_same_table(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     config["data"]["init_args"]["image_size"] = 64
     config["trainer"]["max_epochs"] = 1
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "grid.yaml").write_text("grid: {model.base_lr: [0.1, 0.2, 0.4]}\nseeds: [1]\n")
-    command = [sys.executable, "-m", "vpt", "sweep", "-c", "config.yaml", "--grid", "grid.yaml", "--serial", "--out"]
-    whole = subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert whole.returncode == 0, whole.stderr[-2000:]
-    driver = subprocess.Popen([*command, "cut"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    Path("grid.yaml").write_text("grid: {model.base_lr: [0.1, 0.2, 0.4]}\nseeds: [1]\n")
+    command = ["sweep", "-c", "config.yaml", "--grid", "grid.yaml", "--serial", "--out"]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "vpt", *command, "cut"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     for _ in range(1200):
-        if (tmp_path / "cut" / "choose" / "base_lr=0.1" / "delta.safetensors").exists():
+        if Path("cut/choose/base_lr=0.1/delta.safetensors").exists():
             break
         time.sleep(0.05)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    refused = subprocess.run([*command, "cut"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert refused.returncode == 1
-    assert "cut is not empty: --resume goes on in it" in refused.stderr
-    before = (tmp_path / "cut" / "choose" / "base_lr=0.1" / "run.json").stat().st_mtime_ns
-    resumed = subprocess.run([*command, "cut", "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert (tmp_path / "cut" / "choose" / "base_lr=0.1" / "run.json").stat().st_mtime_ns == before
-    assert _table(resumed.stdout) == _table(whole.stdout)
+    assert main([*command, "whole"]) == 0
+    whole = capsys.readouterr().out
+    assert main([*command, "cut"]) == 1
+    assert "cut is not empty: --resume goes on in it" in capsys.readouterr().err
+    before = Path("cut/choose/base_lr=0.1/run.json").stat().st_mtime_ns
+    assert main([*command, "cut", "--resume"]) == 0
+    assert Path("cut/choose/base_lr=0.1/run.json").stat().st_mtime_ns == before
+    assert _table(capsys.readouterr().out) == _table(whole)
 
 
 def _table(text: str) -> list[str]:

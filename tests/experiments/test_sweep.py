@@ -9,9 +9,9 @@ import pytest
 
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.engine import serially
-from vpt.experiments.series import by_backbone, by_shots, combinations, few_shot_plan, series
 from vpt.experiments.sweep import SEEDS, Plan, read_plan, rungs, sweep, sweeps
 from vpt.experiments.trial import Config, Failure, Record, Trial, finished
+from vpt.experiments.variants import by_backbone, by_shots, combinations, few_shot_plan, sweep_variants
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "sweep"
 
@@ -145,7 +145,7 @@ def test_halving_by_one_is_refused() -> None:
 
 def test_few_shots_draw_a_nested_subset_for_each_seed(config: Config, root: Path) -> None:
     plan = few_shot_plan(Plan({}, seeds=(3, 4)))
-    found = series(by_shots(config, [1, 2]), plan, root, serially)
+    found = sweep_variants(by_shots(config, [1, 2]), plan, root, serially)
     assert list(found) == ["shots=1", "shots=2"]
     counts = {}
     for shots in (1, 2):
@@ -176,7 +176,7 @@ def test_all_combinations_of_deltas_are_built_and_none_is_the_probe(config: Conf
         "prompt+lora+bias",
     ]
     chosen = {name: variants[name] for name in ("none", "prompt+lora")}
-    found = series(chosen, Plan({}, seeds=(1,)), root, serially)
+    found = sweep_variants(chosen, Plan({}, seeds=(1,)), root, serially)
     assert all(0 <= each.mean <= 1 for each in found.values())
     record = json.loads((root / "prompt+lora" / "test" / "seed=1" / "run.json").read_text())
     assert [delta["name"] for delta in record["hyperparameters"]["deltas"]] == ["prompt", "lora"]
@@ -187,7 +187,7 @@ def test_all_combinations_of_deltas_are_built_and_none_is_the_probe(config: Conf
 def test_one_recipe_on_several_backbones(config: Config, root: Path) -> None:
     variants = by_backbone(config, ["vit_nano_patch8_64", "swin_nano_patch4_window7_64", "swin_nano_patch4_window8_64"])
     del variants["swin_nano_patch4_window7_64"]  # there is none
-    found = series(variants, Plan({}, seeds=(1,)), root, serially)
+    found = sweep_variants(variants, Plan({}, seeds=(1,)), root, serially)
     assert set(found) == {"vit_nano_patch8_64", "swin_nano_patch4_window8_64"}
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,36 @@ from vpt.experiments.transfer import transfer
 from vpt.experiments.trial import Config, Trial, merged, run_trial
 from vpt.models.delta_file import read_delta
 
+from .conftest import small_config
 
-@pytest.fixture
-def two(config: Config) -> dict[str, Config]:
+
+def make_two() -> dict[str, Config]:
+    """A run each on the digits and the shapes, tested on all of a list."""
+    config = small_config()
     config["trainer"].pop("limit_test_batches")
-    shapes = dict(config, data={"class_path": "vpt.data.ShapesDataModule", "init_args": {"batch_size": 8}})
-    return {"digits": config, "shapes": shapes}
+    config = merged(config, {"data.test": "val200"})
+    shapes = {"batch_size": 8, "test": "val200"}
+    return {
+        "digits": config,
+        "shapes": dict(config, data={"class_path": "vpt.data.ShapesDataModule", "init_args": shapes}),
+    }
 
 
 @pytest.fixture
-def runs(two: dict[str, Config], tmp_path: Path) -> list[Path]:
-    for name, config in two.items():
-        run_trial(Trial(name, config, test=True), tmp_path / "runs")
-    return [tmp_path / "runs" / name for name in two]
+def two() -> dict[str, Config]:
+    return make_two()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Finished runs that no test changes."""
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PL_GLOBAL_SEED", "0")
+        patch.setenv("PL_SEED_WORKERS", "1")
+        for name, config in make_two().items():
+            run_trial(Trial(name, config, test=True), root)
+    return [root / "digits", root / "shapes"]
 
 
 def test_the_diagonal_is_what_is_stored_and_is_measured_again(runs: list[Path], root: Path) -> None:
@@ -52,11 +70,12 @@ def test_a_run_in_half_precision_is_measured_again_as_it_was_tested(two: dict[st
 
 
 def test_a_stored_number_that_the_file_does_not_give_is_no_basis(runs: list[Path], root: Path) -> None:
-    record = json.loads((runs[0] / "run.json").read_text())
+    changed = shutil.copytree(runs[0], root / "changed")
+    record = json.loads((changed / "run.json").read_text())
     record["metrics"]["test/acc"] += 0.01
-    (runs[0] / "run.json").write_text(json.dumps(record))
+    (changed / "run.json").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match="stored, its delta file gives"):
-        transfer(runs, root, serially)
+        transfer([changed, runs[1]], root, serially)
 
 
 def test_two_runs_of_one_task_or_an_untested_one_are_refused(

@@ -85,7 +85,7 @@ def test_kept_maps_train_the_same_head_as_fresh_ones() -> None:
     heads, seen = [], []
     for keep in (True, False):
         L.seed_everything(0)
-        task, module = SegmentationTask(**BASE), data()
+        task, module = SegmentationTask(**BASE), data(train="val200")
         calls: list[int] = []
         task.model.backbone.layout.blocks[0].register_forward_hook(
             lambda b, a, out, calls=calls: calls.append(len(out))
@@ -94,7 +94,7 @@ def test_kept_maps_train_the_same_head_as_fresh_ones() -> None:
         trainer(epochs=3, batches=100).fit(task, datamodule=module)
         heads.append(task.model.head.state_dict()["weight"].clone())
         seen.append(sum(calls))
-    assert seen == [800 + 32, 3 * (800 + 32)]
+    assert seen == [200 + 32, 3 * (200 + 32)]
     torch.testing.assert_close(heads[0], heads[1], rtol=1e-3, atol=1e-4)
 
 

@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from tests.robustness.fakes import BACKBONE, SIZE
+from tests.robustness.fakes import task as fake_task
 from vpt.data import DigitsDataModule
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models import load
@@ -123,8 +125,8 @@ def test_the_linear_probe_passes_each_image_through_the_backbone_once() -> None:
     seen: list[int] = []
     task.model.backbone.layout.blocks[0].register_forward_hook(lambda block, args, out: seen.append(len(out)))
     run = trainer(epochs=2, batches=100)
-    run.fit(task, datamodule=data())
-    assert sum(seen) == 800 + 32  # all training images, four validation batches
+    run.fit(task, datamodule=data(train="val200"))
+    assert sum(seen) == 200 + 32  # all training images, four validation batches
 
 
 def test_kept_features_train_the_same_head_as_fresh_ones() -> None:
@@ -169,12 +171,12 @@ def test_lbfgs_chooses_its_penalty_on_images_that_the_head_has_not_seen() -> Non
     task, module = LinearProbe(**BASE, solver="lbfgs", l2=candidates), data(train="train800val200")
     run = trainer(epochs=1, batches=125)
     run.fit(task, datamodule=module)
-    parts = {}
-    for name in ("train", "val"):
-        images = module.split(name)
-        with torch.no_grad():
-            features = task.model.backbone(torch.from_numpy(images.images.copy()))
-        parts[name] = features, torch.from_numpy(images.labels)
+    assert task._kept is not None
+    parts = {  # equal to fresh features, as tested above
+        name: (store.values, torch.from_numpy(module.split(name).labels))
+        for name, store in task._kept[1]._stores.items()
+        if store is not None
+    }
     (train, labels), val = parts["train"], parts["val"]
     scores = {}
     for l2 in candidates:  # train800 comes first in train800val200
@@ -317,7 +319,7 @@ def test_a_test_on_other_data_leaves_the_record_of_the_run_alone(tmp_path: Path)
 
 
 def test_a_record_says_how_many_images_were_read(tmp_path: Path) -> None:
-    task = LinearProbe(**BASE)
+    task = LinearProbe(backbone=BACKBONE, weights="random", num_classes=3, image_size=SIZE)
     run = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -327,10 +329,11 @@ def test_a_record_says_how_many_images_were_read(tmp_path: Path) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    run.fit(task, datamodule=data(batch_size=64))
-    run.test(task, datamodule=data(batch_size=64), verbose=False)
+    few = fake_task(shift=None)  # in batches of 4
+    run.fit(task, datamodule=few)
+    run.test(task, datamodule=few, verbose=False)
     record = json.loads((tmp_path / "run" / "0" / "run.json").read_text())
-    assert record["read"] == {"train": 800, "val": 200, "test": 797} == record["data"]["counts"]
+    assert record["read"] == {"train": 6, "val": 6, "test": 10} == record["data"]["counts"]
 
 
 @pytest.mark.parametrize(
@@ -365,7 +368,7 @@ def test_bad_solvers_are_refused(options: dict[str, Any], error: type[Exception]
 def probe(folder: Path, **options: Any) -> Path:
     L.seed_everything(1)
     task = LinearProbe(**BASE | options)
-    trainer(folder, callbacks=[DeltaWriter()]).fit(task, datamodule=data())
+    trainer(folder, epochs=1, batches=1, callbacks=[DeltaWriter()]).fit(task, datamodule=data())
     return folder / "run" / "0" / "delta.safetensors"
 
 
@@ -394,7 +397,7 @@ def test_a_head_of_another_backbone_or_of_more_than_a_head_is_no_start(tmp_path:
     with pytest.raises(ConfigError, match=r"The init_head .* was trained with other backbone weights"):
         trainer().fit(FineTuning(**BASE, init_head=str(other)), datamodule=data())
     task = PromptTuning(**BASE)
-    trainer(tmp_path / "prompts", callbacks=[DeltaWriter()]).fit(task, datamodule=data())
+    trainer(tmp_path / "prompts", epochs=1, batches=1, callbacks=[DeltaWriter()]).fit(task, datamodule=data())
     prompts = str(tmp_path / "prompts" / "run" / "0" / "delta.safetensors")
     with pytest.raises(ConfigError, match="not a linear probe"):
         trainer().fit(FineTuning(**BASE, init_head=prompts), datamodule=data())
@@ -406,7 +409,7 @@ def test_the_start_of_a_run_is_kept_on_request(tmp_path: Path) -> None:
     L.seed_everything(0)
     task = PromptTuning(**BASE)
     first = {key: tensor.clone() for key, tensor in task.model.trained().items()}
-    trainer(tmp_path, callbacks=[InitWriter()]).fit(task, datamodule=data())
+    trainer(tmp_path, epochs=1, callbacks=[InitWriter()]).fit(task, datamodule=data())
     header, tensors = read_delta(tmp_path / "run" / "0" / "init.safetensors")
     assert all(torch.equal(tensors[key], tensor) for key, tensor in first.items())
     assert header["info"] == {"random_head": True}

@@ -11,9 +11,10 @@ from PIL import Image
 from tests.robustness.fakes import CLASSES, PROMPTS, images, task, write_delta
 from vpt.errors import ConfigError, DataError, VPTError
 from vpt.models import load
-from vpt.visualize import attention_figure, attention_figure_from_data
-from vpt.visualize.attention_figure import sample_images
+from vpt.reports.style import save_figure
+from vpt.visualize import draw, scene_from_data, scene_from_files
 from vpt.visualize.prompt_attention import draw_attention
+from vpt.visualize.scene import sample_images
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,10 @@ def pictures(tmp_path: Path) -> Path:
         Image.fromarray(images(1, number)[0].transpose(1, 2, 0)).resize((90, 50)).save(folder / f"{number}.jpg")
     (folder / "notes.txt").write_text("not an image")
     return folder
+
+
+def compare(delta: Path, paths: list[Path], out: Path) -> Path:
+    return save_figure(draw(scene_from_files(delta, paths), "compare"), out)
 
 
 def titles(figure: Figure) -> list[str]:
@@ -63,19 +68,21 @@ def test_predictions_are_marked_right_or_wrong_only_where_the_class_is_known(del
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_files_and_folders_become_a_figure(suffix: str, delta: Path, pictures: Path, tmp_path: Path) -> None:
-    out = attention_figure(delta, [pictures / "7.jpg"], tmp_path / "new" / f"one.{suffix}")
+    out = compare(delta, [pictures / "7.jpg"], tmp_path / "new" / f"one.{suffix}")
     assert out.stat().st_size > 10_000
     if suffix == "png":
-        many = attention_figure(delta, [pictures.parent], tmp_path / "six.png")
+        many = compare(delta, [pictures.parent], tmp_path / "six.png")
         with Image.open(out) as one, Image.open(many) as six:
             assert six.width == one.width == 1184
             assert six.height - one.height == 5 * 1.75 * 160  # a folder stands for six images in or below it
 
 
 def test_a_figure_of_the_task_knows_the_classes(delta: Path, tmp_path: Path) -> None:
-    assert attention_figure_from_data(delta, task(), tmp_path / "a.png", number=2).is_file()
+    scene = scene_from_data(delta, task(), number=2)
+    assert set(scene.names) < {"ant", "bee", "cat"}
+    assert save_figure(draw(scene, "compare"), tmp_path / "a.png").is_file()
     with pytest.raises(ConfigError, match="'cow' in fake"):
-        attention_figure_from_data(delta, task(classes=("ant", "bee", "cow")), tmp_path / "b.png")
+        scene_from_data(delta, task(classes=("ant", "bee", "cow")))
 
 
 def test_samples_are_of_different_classes_and_depend_on_the_seed() -> None:
@@ -94,7 +101,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(delta: Path, pictures: 
     empty.mkdir()
     out = tmp_path / "x.png"
     cases: list[tuple[Path, list[Path], Path, type[VPTError], str]] = [
-        (linear, [pictures], out, ConfigError, "holds no prompts"),
+        (linear, [pictures], out, ConfigError, "the model has no prompts"),
         (delta, [tmp_path / "absent.png"], out, DataError, r"No image .*absent\.png"),
         (delta, [pictures / "notes.txt"], out, DataError, r"notes\.txt cannot be decoded"),
         (delta, [empty], out, DataError, "no image in the folder"),
@@ -104,5 +111,5 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(delta: Path, pictures: 
     ]
     for file, paths, target, error, message in cases:
         with pytest.raises(error, match=message):
-            attention_figure(file, paths, target)
+            compare(file, paths, target)
     assert not out.exists()

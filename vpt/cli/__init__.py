@@ -10,9 +10,11 @@ import sys
 from importlib import import_module
 
 import vpt
+from vpt.cli.warning_filters import hush
 from vpt.errors import UnknownNameError, VPTError
 
-# name -> (module with run(args) -> None, one line of help)
+# name -> (module, one line of help); `run(args)` of the module takes the command line from the command's name on, and
+# raises a VPTError where the user's input is wrong
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("vpt.cli.commands.lightning_cli", "train a prompt or another delta from a config; writes a run folder"),
     "validate": ("vpt.cli.commands.lightning_cli", "measure a checkpoint on the validation split"),
@@ -88,6 +90,7 @@ def _dispatch(args: list[str]) -> None:
     elif args[0] in ("-V", "--version"):
         print(f"vpt {vpt.__version__}")
     elif args[0] in COMMANDS:
+        hush()
         import_module(COMMANDS[args[0]][0]).run(args)
     else:
         raise UnknownNameError("command", args[0], COMMANDS)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vpt.errors import ConfigError, UnknownNameError, VPTError
+from vpt.run_record import CONFIG_FILE
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.data import ImageDataModule
@@ -62,7 +63,15 @@ DATA_OVERRIDES = "Flags --data.KEY VALUE override single values of the data, for
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are the user's, in one sentence."""
+    """argparse whose errors are the user's, in one sentence, and whose flags are written out."""
+
+    def __init__(self, **options: Any) -> None:
+        """Builds the parser.
+
+        Args:
+            **options: See `argparse.ArgumentParser`.
+        """
+        super().__init__(**{"allow_abbrev": False} | options)
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing the usage.
@@ -112,7 +121,7 @@ def delta_data(delta: Path, config: Path | None = None, overrides: Sequence[str]
     from vpt.models.delta_file import read_header
 
     size = read_header(delta)["backbone"]["image_size"]
-    return config_data(config or delta.parent / "config.yaml", size, overrides)
+    return config_data(config or delta.parent / CONFIG_FILE, size, overrides)
 
 
 def config_data(config: Path, size: int, overrides: Sequence[str] = ()) -> ImageDataModule:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vpt.errors import ConfigError, VPTError
-from vpt.experiments.trial import Failure, Record, Trial, finished, run_trial
+from vpt.experiments.trial import Failure, Record, Trial, finished, run_trial, val_accuracy
 from vpt.models.feature_cache import share
 
 SHOWN = 8
@@ -38,7 +38,7 @@ class Board:
         self._console = Console(stderr=True)
         self._total, self._before, self._done, self._failed = total, len(found), 0, 0
         self._last: list[tuple[str, Record | Failure]] = []
-        self._best = max(((_val(record), name) for name, record in found.items()), default=(-1.0, ""))
+        self._best = max(((val_accuracy(record), name) for name, record in found.items()), default=(-1.0, ""))
         self._start = time.monotonic()
         self._live = Live(self._render(), console=self._console, refresh_per_second=1, transient=False)
 
@@ -64,7 +64,7 @@ class Board:
         self._done += 1
         self._failed += not isinstance(result, dict)
         self._last = [*self._last, (trial.name, result)][-SHOWN:]
-        self._best = max(self._best, (_val(result), trial.name))
+        self._best = max(self._best, (val_accuracy(result), trial.name))
         if self._live.is_started:
             self._live.update(self._render())
         else:
@@ -89,16 +89,12 @@ class Board:
         return f"{self._before + self._done}/{self._total} " + "  ".join(cell for cell in _cells(name, result) if cell)
 
 
-def _cells(name: str, result: Any) -> tuple[str, str, str, str]:
+def _cells(name: str, result: Record | Failure) -> tuple[str, str, str, str]:
     if not isinstance(result, dict):
         return name, "failed", result.reason, ""
     metrics = result.get("metrics", {})
     val, test = (f"{100 * metrics[key]:.1f}" if key in metrics else "" for key in ("val/acc", "test/acc"))
     return name, val and f"val {val}", test and f"test {test}", f"{result.get('seconds', 0):.0f} s"
-
-
-def _val(result: Any) -> float:
-    return float(result["metrics"].get("val/acc", -1.0)) if isinstance(result, dict) else -1.0
 
 
 RETRIES = 2

@@ -1,24 +1,135 @@
-"""One shared delta for several tasks, then each task from there, against each task alone."""
+"""One shared delta for several tasks, then each task from there, against each task alone.
+
+All tasks train it at once, with a head for each (P-Tuning v2's multi-task setting, Liu et al., ACL 2022).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
 
-from vpt.errors import ConfigError
+from vpt.data import ImageDataModule
+from vpt.errors import ConfigError, DivergedError
 from vpt.experiments.engine import Engine
-from vpt.experiments.series import series
 from vpt.experiments.sweep import Outcome, Plan
 from vpt.experiments.trial import Config, merged
+from vpt.experiments.variants import sweep_variants
 from vpt.models.delta_file import save_delta
+from vpt.tasks.base import Batch
 from vpt.tasks.build import build, build_data
-from vpt.tasks.multitask import MultiTask, SharedData
+from vpt.tasks.callbacks import last_checkpoint
+from vpt.tasks.classification import ClassificationTask
+from vpt.tasks.optimizers import scheduled_optimizer
 
 SHARED_FILE = "shared.safetensors"
+
+
+class MultiTask(L.LightningModule):
+    """Trains the delta of a task together on several data sets; every step sees a batch of each.
+
+    The loss is the mean of the tasks' cross-entropies. What is kept is the delta; the heads only serve its training.
+    """
+
+    def __init__(self, task: ClassificationTask, classes: dict[str, int]) -> None:
+        """Takes over delta and backbone of a task, and draws a head for each data set.
+
+        Args:
+            task: On the backbone, with the delta to be trained.
+            classes: Number of classes by name of the data.
+
+        Raises:
+            ConfigError: There are fewer than two data sets, or there is nothing to share.
+        """
+        super().__init__()
+        if len(classes) < 2:
+            raise ConfigError(f"Shared training needs at least two tasks, got {', '.join(classes)}.")
+        if task.model.delta is None:
+            raise ConfigError("Shared training needs a delta that the tasks share, such as PromptTuning's.")
+        self.task = task
+        self.names = list(classes)
+        heads = [nn.Linear(task.model.head.in_features, count) for count in classes.values()]
+        for head in heads:
+            nn.init.trunc_normal_(head.weight, std=0.01)
+            nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleList(heads)
+
+    def train(self, mode: bool = True) -> MultiTask:
+        """Leaves frozen parts in eval mode, as the task does."""
+        super().train(mode)
+        self.task.train(mode)
+        return self
+
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
+        """Mean cross-entropy of a batch of each task, by name of the data.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            DivergedError: The loss is not finite.
+        """
+        losses = []
+        for name, head in zip(self.names, self.heads, strict=True):
+            logits = head(self.task.model.backbone(batch[name]["image"]))
+            losses.append(nn.functional.cross_entropy(logits, batch[name]["label"]))
+            self.log(f"train/loss/{name}", losses[-1], batch_size=len(logits))
+        loss = torch.stack(losses).mean()
+        if not bool(loss.detach().isfinite()):
+            raise DivergedError(f"The loss is not finite in epoch {self.current_epoch}: lower base_lr.")
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimiser and schedule of the task, over delta and heads."""
+        delta = cast("nn.Module", self.task.model.delta)
+        trained = [p for p in [*delta.parameters(), *self.heads.parameters()] if p.requires_grad]
+        steps = max(1, int(self.trainer.estimated_stepping_batches))  # sets the loaders up
+        loaders = cast("dict[str, Any]", self.trainer.train_dataloader)
+        batch = max(int(loader.batch_size) for loader in loaders.values())
+        return scheduled_optimizer(trained, self.task.hparams, batch, steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what trains."""
+        checkpoint["state_dict"] = {key: p for key, p in self.named_parameters() if p.requires_grad}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Completes a checkpoint with what is frozen."""
+        checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
+
+
+class SharedData(L.LightningDataModule):
+    """A batch of each of several data sets a step; shorter ones start again until the longest is through."""
+
+    def __init__(self, parts: dict[str, ImageDataModule]) -> None:
+        """Keeps the data modules.
+
+        Args:
+            parts: By name.
+        """
+        super().__init__()
+        self.parts = parts
+
+    def prepare_data(self) -> None:
+        """Decodes what is not decoded yet."""
+        for part in self.parts.values():
+            part.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Sets all of them up."""
+        for part in self.parts.values():
+            part.trainer = self.trainer
+            part.setup(stage)
+
+    def train_dataloader(self) -> CombinedLoader:
+        """All training loaders as one."""
+        loaders = {name: part.train_dataloader() for name, part in self.parts.items()}
+        return CombinedLoader(loaders, "max_size_cycle")
 
 
 def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
@@ -57,12 +168,9 @@ def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
 
 def _trainer(given: dict[str, Any], checkpoint: Path) -> L.Trainer:
     keys = ("max_epochs", "precision", "accelerator", "devices", "deterministic")
-    last = ModelCheckpoint(
-        checkpoint.parent, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
-    )
     return L.Trainer(
         **{key: given[key] for key in keys if given.get(key) is not None},
-        callbacks=[last],
+        callbacks=[last_checkpoint(checkpoint.parent)],
         logger=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -89,4 +197,4 @@ def compare(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engin
     shared = str(pretrain({name: merged(config, seen) for name, config in configs.items()}, root).resolve())
     variants = {f"{name}/alone": dict(config) for name, config in configs.items()}
     variants |= {f"{name}/shared": merged(config, {"model.init_delta": shared}) for name, config in configs.items()}
-    return series(variants, plan, root, engine)
+    return sweep_variants(variants, plan, root, engine)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from vpt.errors import ConfigError
 from vpt.experiments.trial import Config, Record, Trial, run_trial
-from vpt.run_record import RUN_FILE
+from vpt.run_record import read_record
 
 COMPARED = ("val/acc", "val/loss", "test/acc", "test/loss", "test/mean_per_class")
 
@@ -48,10 +47,7 @@ def rerun(folder: Path, config: Config, out: Path | None = None) -> Comparison:
         ConfigError: The run has no numbers, or was not finished.
         VPTError: It cannot be repeated here.
     """
-    path = folder / RUN_FILE
-    if not path.is_file():
-        raise ConfigError(f"{folder} is no run: it has no {RUN_FILE}.")
-    stored: Record = json.loads(path.read_text())
+    stored = read_record(folder)
     if stored.get("status") != "finished" or not stored.get("metrics"):
         raise ConfigError(f"{folder} is no finished run (status {stored.get('status')}).")
     trial = Trial("again", config, test="test/acc" in stored["metrics"])

@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -21,7 +21,7 @@ import yaml
 from vpt.atomic_write import write_json
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.engine import Engine
-from vpt.experiments.trial import Config, Failure, Record, Trial, merged
+from vpt.experiments.trial import Config, Failure, Record, Trial, merged, val_accuracy
 from vpt.run_record import images_read
 
 SEEDS = (42, 44, 82, 100, 800)
@@ -203,14 +203,16 @@ def _search(groups: list[list[Trial]], plan: Plan, root: Path, engine: Engine) -
 
 
 def _survivors(group: list[Trial], found: Mapping[str, Record | Failure], halving: int) -> list[Trial]:
-    ranked = sorted(
-        (trial for trial in group if _val(found[trial.name]) >= 0), key=lambda trial: -_val(found[trial.name])
-    )
+    measured = [trial for trial in group if val_accuracy(found[trial.name]) >= 0]
+    ranked = sorted(measured, key=lambda trial: -val_accuracy(found[trial.name]))
     return ranked[: max(1, math.ceil(len(group) / halving))]
 
 
 def rungs(epochs: int, points: int, halving: int) -> list[int]:
     """Epochs at which only the best 1/halving go on.
+
+    Ray Tune's ASHA and optuna's SuccessiveHalvingPruner stop trials in the order in which they report, so what survives
+    depends on the machine; these rungs wait for all trials, so that every engine finds the same.
 
     Args:
         epochs: Of a whole training.
@@ -228,13 +230,13 @@ def rungs(epochs: int, points: int, halving: int) -> list[int]:
 def _best(points: Sequence[Trial], found: Mapping[str, Record | Failure]) -> tuple[Trial, float]:
     """The best validation accuracy among those that trained longest; of equals the first, whose rate is smallest."""
     good = [(trial, record) for trial in points if isinstance(record := found.get(trial.name), dict)]
-    good = [(trial, record) for trial, record in good if _val(record) >= 0]
+    good = [(trial, record) for trial, record in good if val_accuracy(record) >= 0]
     if not good:
         reasons = [result.reason for result in found.values() if isinstance(result, Failure)]
         raise VPTError(f"No trial gave a validation accuracy: {reasons[0] if reasons else 'there are no val images'}")
     longest = max(record["epochs"] for _, record in good)
-    trial, record = max(((t, r) for t, r in good if r["epochs"] == longest), key=lambda pair: _val(pair[1]))
-    return trial, _val(record)
+    trial, record = max(((t, r) for t, r in good if r["epochs"] == longest), key=lambda pair: val_accuracy(pair[1]))
+    return trial, val_accuracy(record)
 
 
 def _outcome(
@@ -265,11 +267,7 @@ def _outcome(
 def _row(result: Record | Failure) -> dict[str, Any]:
     if isinstance(result, Failure):
         return {"failed": result.reason}
-    return {"val": _val(result), "epochs": result["epochs"]}
-
-
-def _val(result: Record | Failure) -> float:
-    return float(result["metrics"].get("val/acc", -1.0)) if isinstance(result, dict) else -1.0
+    return {"val": val_accuracy(result), "epochs": result["epochs"]}
 
 
 def _name(prefix: str, stage: str, values: Mapping[str, Any]) -> str:
@@ -283,21 +281,18 @@ def _short(value: Any) -> str:
 
 
 def _plain(config: Config, plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    found = asdict(outcome)
+    trained, whole = found.pop("epochs")
     return {
         "written": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "config": config,
         "grid": plan.grid,
         "choose": plan.choose,
         "retrain": plan.retrain,
-        "chosen": outcome.chosen,
-        "val": outcome.val,
-        "tests": {str(seed): value for seed, value in outcome.tests.items()},
+        **found,
         "mean": outcome.mean,
         "std": outcome.std,
-        "tried": outcome.tried,
-        "failed": {str(seed): reason for seed, reason in outcome.failed.items()},
-        "epochs_trained": outcome.epochs[0],
-        "epochs_of_the_grid": outcome.epochs[1],
+        "epochs_trained": trained,
+        "epochs_of_the_grid": whole,
         "seconds": round(outcome.seconds, 1),
-        "images": outcome.images,
     }

@@ -21,7 +21,7 @@ from vpt.experiments.trial import Config, Failure, Record, Trial, merged
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import load
 from vpt.models.logistic_regression import choose_l2, fit_logistic
-from vpt.run_record import CONFIG_FILE, DELTA_FILE, RUN_FILE
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, RUN_FILE, read_record
 from vpt.tasks.build import build_data
 
 Mode = Literal["init", "frozen"]
@@ -69,7 +69,7 @@ def read_source(folder: Path) -> Source:
     for name in (RUN_FILE, CONFIG_FILE, DELTA_FILE):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder} is no finished run: it has no {name}.")
-    record = json.loads((folder / RUN_FILE).read_text())
+    record = read_record(folder)
     if "test/acc" not in record.get("metrics", {}):
         raise ConfigError(f"{folder} was not tested: vpt test -c {folder}/config.yaml --ckpt_path ... first.")
     return Source(folder, yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")), record)

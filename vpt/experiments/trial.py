@@ -14,7 +14,6 @@ import lightning as L
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -22,74 +21,16 @@ from torch import Tensor
 from vpt.atomic_write import write_json, write_text
 from vpt.errors import ConfigError
 from vpt.robustness.evaluation import records
-from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE, read_record
 from vpt.tasks import DeltaWriter, RunRecord
 from vpt.tasks.build import build
-
-ANSWERS_FILE = "test.parquet"
-
-
-class AnswerWriter(L.Callback):
-    """Writes the logits of all test images as a record of `vpt.robustness.evaluation.records`; in one process only."""
-
-    def __init__(self, folder: Path) -> None:
-        """Starts empty.
-
-        Args:
-            folder: Of the run.
-        """
-        self._folder = folder
-        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forgets an earlier test.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
-        self._rows = []
-
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps the logits of a batch.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-            outputs: Logits, (B, classes).
-            batch: With ``index`` and ``label``.
-            batch_idx: Its position.
-            dataloader_idx: Always 0.
-        """
-        if trainer.world_size == 1:
-            self._rows.append((batch["index"].cpu(), batch["label"].cpu(), outputs.float().cpu()))
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the file.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
-        if not self._rows:
-            return
-        index, label, logits = (torch.cat(column).numpy() for column in zip(*self._rows, strict=True))
-        record = records.Record(index.astype(np.int64), label.astype(np.int64), logits, {"set": "test"}, True)
-        records.write(self._folder / ANSWERS_FILE, record)
-
+from vpt.tasks.callbacks import last_checkpoint
 
 Config = dict[str, Any]
 Record = dict[str, Any]
 
 TRIAL_FILE = "trial.json"
+ANSWERS_FILE = "test.parquet"
 _OURS = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary")
 
 
@@ -121,6 +62,18 @@ class Failure:
     """
 
     reason: str
+
+
+def val_accuracy(result: Record | Failure) -> float:
+    """How good a trial is on validation images.
+
+    Args:
+        result: Its record, or why there is none.
+
+    Returns:
+        Top-1 in [0, 1], or -1, worse than any, where none was measured.
+    """
+    return float(result["metrics"].get("val/acc", -1.0)) if isinstance(result, dict) else -1.0
 
 
 def merged(config: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
@@ -168,7 +121,7 @@ def finished(trial: Trial, root: Path) -> Record | None:
     if not (folder / RUN_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
         return None
     _check_same(trial, folder)
-    record: Record = json.loads((folder / RUN_FILE).read_text())
+    record = read_record(folder)
     trained = record.get("status") == "finished" and (folder / DELTA_FILE).is_file()
     if trial.stop is not None and record.get("epochs", 0) >= trial.stop and record.get("status") != "running":
         trained = True
@@ -209,8 +162,7 @@ def run_trial(trial: Trial, root: Path) -> Record:
                 raise
             config = _halved(config)
         gc.collect()  # frames of the failed step hold memory and, in torch 2.10, the hooks of a dead checkpoint
-    record: Record = json.loads((folder / RUN_FILE).read_text())
-    return record
+    return read_record(folder)
 
 
 def _run(trial: Trial, config: Config, folder: Path) -> None:
@@ -236,9 +188,7 @@ def _trainer(config: Config, folder: Path, stop: int | None) -> L.Trainer:
     if stop is not None:
         callbacks.append(_Pause(stop))
     if given.get("enable_checkpointing") is not False:
-        place = folder / LAST_CHECKPOINT.parent
-        last = ModelCheckpoint(place, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-        callbacks.append(last)
+        callbacks.append(last_checkpoint(folder / LAST_CHECKPOINT.parent))
     return L.Trainer(
         **given,
         callbacks=callbacks,
@@ -246,6 +196,44 @@ def _trainer(config: Config, folder: Path, stop: int | None) -> L.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+class AnswerWriter(L.Callback):
+    """Writes the logits of all test images as a record of `vpt.robustness.evaluation.records`; in one process only."""
+
+    def __init__(self, folder: Path) -> None:
+        """Starts empty.
+
+        Args:
+            folder: Of the run.
+        """
+        self._folder = folder
+        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets an earlier test."""
+        self._rows = []
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the logits of a batch, (B, classes), with its ``index`` and ``label``."""
+        if trainer.world_size == 1:
+            self._rows.append((batch["index"].cpu(), batch["label"].cpu(), outputs.float().cpu()))
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the file."""
+        if not self._rows:
+            return
+        index, label, logits = (torch.cat(column).numpy() for column in zip(*self._rows, strict=True))
+        record = records.Record(index.astype(np.int64), label.astype(np.int64), logits, {"set": "test"}, True)
+        records.write(self._folder / ANSWERS_FILE, record)
 
 
 class _Pause(L.Callback):

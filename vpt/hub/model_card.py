@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from vpt.data.catalog.cards import Card, load_card
 from vpt.run_record import images_read, method_name
+
+if TYPE_CHECKING:  # imported when used: vpt.data is made of Lightning's data modules
+    from vpt.data.catalog.cards import Card
 
 Record = Mapping[str, Any]
 _NAMES = {"acc": "accuracy", "mean_per_class": "mean accuracy over classes"}
-_LOSS = "loss"
+_TYPES = {"acc": "accuracy"}  # the hub's words
+_NOT_SHOWN = ("loss", "n")
 _COMPLETE = {True: "yes", False: "no, a part of it", None: "not known"}
 
 _BODY = """# {title}
@@ -60,7 +63,7 @@ def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
         The text of README.md.
     """
     data = record.get("data") or {}
-    card = load_card(data["name"]) if "name" in data else None
+    card = _card(data["name"]) if "name" in data else None
     measured = list(_measured(record))
     title = repo.partition("/")[2]
     backbone = header["backbone"]
@@ -85,6 +88,12 @@ def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body}"
 
 
+def _card(name: str) -> Card | None:
+    from vpt.data.catalog.cards import load_card
+
+    return load_card(name)
+
+
 def _method(header: Record, record: Record) -> str:
     if record.get("task") and record.get("hyperparameters"):
         return method_name(record["task"], record["hyperparameters"])
@@ -107,14 +116,12 @@ def _front(
     if "name" in data:
         front["datasets"] = [data["name"]]
     numbers = [
-        {"type": key, "value": value, "name": f"{_NAMES.get(key, key)} (n = {n})"}
+        {"type": _TYPES.get(key, key), "value": value, "name": f"{_NAMES.get(key, key)} (n = {n})"}
         for split, key, value, n in measured
         if split == "test"
     ]
     if numbers:
-        front["metrics"] = sorted({"accuracy" if number["type"] == "acc" else number["type"] for number in numbers})
-        for number in numbers:
-            number["type"] = "accuracy" if number["type"] == "acc" else number["type"]
+        front["metrics"] = sorted({number["type"] for number in numbers})
         dataset = {"type": data["name"], "name": card.title if card else data["name"], "split": "test"}
         result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": numbers}
         front["model-index"] = [{"name": title, "results": [result]}]
@@ -127,12 +134,8 @@ def _measured(record: Record) -> Iterator[tuple[str, str, float, int]]:
     for name, value in record.get("metrics", {}).items():
         split, _, key = name.partition("/")
         n = images_read(record).get(split)
-        if (
-            split in ("val", "test")
-            and key not in (_LOSS, "n")
-            and n
-            and not data.get("shared_with_train", {}).get(split)
-        ):
+        unseen = split in ("val", "test") and not data.get("shared_with_train", {}).get(split)
+        if n and unseen and key not in _NOT_SHOWN:
             yield split, key, value, n
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from vpt.atomic_write import write_json, write_text
 from vpt.errors import ConfigError, HubError
 from vpt.hub.client import REPO, one_sentence
 from vpt.hub.model_card import model_card
@@ -80,12 +81,11 @@ def write_public(delta: Path, repo: str, folder: Path) -> None:
     write_delta(folder / DELTA_FILE, header, tensors)
     config = _beside(delta, CONFIG_FILE, yaml.safe_load)
     if config is not None:
-        text = yaml.safe_dump(without_places(config), sort_keys=False, allow_unicode=True)
-        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+        write_text(folder / CONFIG_FILE, yaml.safe_dump(without_places(config), sort_keys=False, allow_unicode=True))
     record = without_places(_beside(delta, RUN_FILE, json.loads) or header["info"])
-    (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / RUN_FILE, record)
     size = sum(tensor.numel() for tensor in tensors.values())
-    (folder / "README.md").write_text(model_card(repo, header, record, size), encoding="utf-8")
+    write_text(folder / "README.md", model_card(repo, header, record, size))
 
 
 def _beside(delta: Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any] | None:

@@ -9,16 +9,16 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vpt.backbones import Backbone, create_backbone
 from vpt.errors import ConfigError, DivergedError, UnknownNameError
 from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill, identity, start_from
 from vpt.models.feature_cache import FeatureCache
-from vpt.tasks.optimizers import build_optimizer, warmup_cosine
+from vpt.tasks.optimizers import scheduled_optimizer
 
 Batch = dict[str, Tensor]
 
@@ -29,9 +29,14 @@ class TuningTask(L.LightningModule):
     A batch is a dict of ``image`` uint8 (B, 3, H, W), ``index`` int64 (B,) and what the images are to be compared with.
 
     Attributes:
+        target: Name of what logits are compared with in a batch.
+        ignored: Value of a target that does not count; None for no such value.
         model: What is trained.
+        test_confusion: (classes, classes) confusion matrix of the test set, rows are true classes; kept after the test.
     """
 
+    target: str
+    ignored: int | None = None
     model: AdaptedModel
 
     def __init__(
@@ -89,6 +94,10 @@ class TuningTask(L.LightningModule):
         self.model = self._build(encoder, num_classes)
         # Lightning's own mean over processes with unequal shares of the images is not that over the images.
         self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
+        metrics = MetricCollection(self._metrics(num_classes), compute_groups=False)
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=self.ignored)
         self._finite: Tensor | None = None
         self._kept: tuple[Any, FeatureCache, Callable[[Tensor], Tensor]] | None = None
 
@@ -98,6 +107,10 @@ class TuningTask(L.LightningModule):
 
     def _build(self, backbone: Backbone, num_classes: int) -> AdaptedModel:
         """The model, with `specs` on its backbone."""
+        raise NotImplementedError
+
+    def _metrics(self, num_classes: int) -> dict[str, Metric | MetricCollection]:
+        """What is measured of logits and targets besides the loss, by its name behind the split."""
         raise NotImplementedError
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -192,10 +205,6 @@ class TuningTask(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The loss of a batch.
 
-        Args:
-            batch: A batch.
-            batch_idx: Its position in the epoch.
-
         Returns:
             The mean loss, a scalar.
 
@@ -220,6 +229,39 @@ class TuningTask(L.LightningModule):
         parts = [dict(zip(columns, part, strict=True)) for part in zip(*columns.values(), strict=True)]
         return torch.cat([checkpoint(self.logits, part, "train", use_reentrant=False) for part in parts])
 
+    def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
+        """Updates the metrics of a split, and gives the logits of the batch."""
+        logits, target = self._to_compare(self.logits(batch, split), split), batch[self.target]
+        mean = cast("MeanMetric", self.losses[split])
+        counted = len(target) if self.ignored is None else (target != self.ignored).sum()
+        mean.update(self.loss(logits, batch), weight=counted)
+        self.log(f"{split}/loss", mean, on_step=False, on_epoch=True)
+        metrics.update(logits, target.long())
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
+        return logits
+
+    def _to_compare(self, logits: Tensor, split: str) -> Tensor:
+        """The logits that a split is measured by."""
+        return logits
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Updates the validation metrics."""
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Updates the test metrics and the confusion matrix.
+
+        Returns:
+            Logits, (B, num_classes, ...), for callbacks.
+        """
+        logits = self._evaluate(batch, "test", self.test_metrics)
+        self.test_confusion.update(logits, batch[self.target].long())
+        return logits
+
+    def on_test_epoch_start(self) -> None:
+        """Starts a new confusion matrix; it is kept after the test for figures."""
+        self.test_confusion.reset()
+
     def on_train_epoch_end(self) -> None:
         """Stops before a checkpoint of a diverged model is written."""
         self._check_finite()
@@ -232,18 +274,10 @@ class TuningTask(L.LightningModule):
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Builds the optimiser and the schedule per step.
-
-        Returns:
-            What Lightning expects.
-        """
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        options = self.hparams
-        rate = options["base_lr"] * self._global_batch() / 256
+        """Builds the optimiser and the schedule per step."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = build_optimizer(trained, options["optimizer"], rate, options["weight_decay"], options["momentum"])
-        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, options["warmup"]))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        steps = max(1, int(self.trainer.estimated_stepping_batches))  # sets the loaders up
+        return scheduled_optimizer(trained, self.hparams, self._global_batch(), steps)
 
     def _global_batch(self) -> int:
         batch = getattr(self.trainer.train_dataloader, "batch_size", None)

@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vpt.atomic_write import write_json
+from vpt.atomic_write import atomic_write, write_json
 from vpt.models.delta_file import identity, save_delta
 from vpt.run_record import CONFIG_FILE, DELTA_FILE, INIT_FILE, LAST_CHECKPOINT, RUN_FILE
 from vpt.tasks.base import TuningTask
@@ -49,6 +49,26 @@ def run_folder(trainer: L.Trainer) -> Path | None:
     return None if place is None else Path(place)
 
 
+def last_checkpoint(folder: Path | None = None) -> ModelCheckpoint:
+    """Keeps the last epoch in ``last.ckpt``, written after every epoch.
+
+    Which epoch is reported is part of the protocol: validation does not choose it. Lightning's own ``save_last`` with
+    ``save_top_k=0`` would write at the very end only.
+
+    Args:
+        folder: Where to; None for ``checkpoints`` in the run's folder.
+    """
+    return ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+
+
+def _written(trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[Path, TuningTask] | None:
+    """The folder that this process writes a task's files to, and the task; None for nothing to write."""
+    folder = run_folder(trainer)
+    if folder is None or not trainer.is_global_zero or not isinstance(pl_module, TuningTask):
+        return None
+    return folder, pl_module
+
+
 class RunRecord(L.Callback):
     """Keeps `run.json` up to date: the protocol of every number that the run prints."""
 
@@ -57,12 +77,7 @@ class RunRecord(L.Callback):
         self._start = time.monotonic()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Counts parameters, prints them, and writes the protocol before anything is trained.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
+        """Counts parameters, prints them, and writes the protocol before anything is trained."""
         self._start = time.monotonic()
         self._update(trainer, pl_module, {"status": "running"})
         if isinstance(pl_module, TuningTask):
@@ -72,12 +87,7 @@ class RunRecord(L.Callback):
                 logger.log_metrics({"parameters/trainable": trainable, "parameters/total": total}, step=0)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Adds the last epoch's metrics.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
+        """Adds the last epoch's metrics."""
         done = trainer.state.status != "interrupted" and trainer.current_epoch >= (trainer.max_epochs or 0)
         self._update(
             trainer,
@@ -92,13 +102,7 @@ class RunRecord(L.Callback):
         )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Says how a run that did not finish ended.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-            exception: What ended it.
-        """
+        """Says how a run that did not finish ended."""
         if trainer.state.fn == "fit":
             status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
             self._update(trainer, pl_module, {"status": status, "epochs": trainer.current_epoch})
@@ -107,28 +111,18 @@ class RunRecord(L.Callback):
                 rank_zero_info(f"To go on: vpt fit -c {folder / CONFIG_FILE} --ckpt_path {folder / LAST_CHECKPOINT}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Adds the metrics of a validation that is a run of its own.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
+        """Adds the metrics of a validation that is a run of its own."""
         if trainer.state.fn == "validate":
             self._update(trainer, pl_module, {"metrics": _metrics(trainer), "read": _read_of(trainer, "val")})
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Adds the test metrics.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
+        """Adds the test metrics."""
         self._update(trainer, pl_module, {"metrics": _metrics(trainer), "read": _read_of(trainer, "test")})
 
-    def _update(self, trainer: L.Trainer, task: L.LightningModule, news: dict[str, Any]) -> None:
-        folder = run_folder(trainer)
-        if folder is None or not trainer.is_global_zero or not isinstance(task, TuningTask):
+    def _update(self, trainer: L.Trainer, pl_module: L.LightningModule, news: dict[str, Any]) -> None:
+        if (found := _written(trainer, pl_module)) is None:
             return
+        folder, task = found
         now = protocol(trainer, task)
         path = folder / RUN_FILE
         record = _read(path)
@@ -147,35 +141,22 @@ class DeltaWriter(L.Callback):
     """Writes `delta.safetensors` when training ends: the last epoch, never a chosen one."""
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the file.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
-        folder = run_folder(trainer)
-        if folder is None or not trainer.is_global_zero or not isinstance(pl_module, TuningTask):
-            return
-        pl_module.model.info = protocol(trainer, pl_module) | {"metrics": _metrics(trainer)}
-        save_delta(folder / DELTA_FILE, pl_module.model)
+        """Writes the file."""
+        if (found := _written(trainer, pl_module)) is not None:
+            folder, task = found
+            task.model.info = protocol(trainer, task) | {"metrics": _metrics(trainer)}
+            save_delta(folder / DELTA_FILE, task.model)
 
 
 class InitWriter(L.Callback):
     """Writes `init.safetensors`, the delta before the first step, for interpolation from there; add it where wanted."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the file, unless training is resumed.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
-        folder = run_folder(trainer)
-        if folder is None or not trainer.is_global_zero or not isinstance(pl_module, TuningTask):
-            return
-        if trainer.ckpt_path is None:
-            pl_module.model.info = {"random_head": pl_module.hparams.get("init_head") is None}
-            save_delta(folder / INIT_FILE, pl_module.model)
+        """Writes the file, unless training is resumed."""
+        if (found := _written(trainer, pl_module)) is not None and trainer.ckpt_path is None:
+            folder, task = found
+            task.model.info = {"random_head": task.hparams.get("init_head") is None}
+            save_delta(folder / INIT_FILE, task.model)
 
 
 def protocol(trainer: L.Trainer, task: TuningTask) -> dict[str, Any]:
@@ -242,7 +223,7 @@ def _metrics(trainer: L.Trainer) -> dict[str, float]:
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes `predictions.csv` batch by batch: index, path, predicted class and its probability.
+    """Writes `predictions.csv` batch by batch, so not as one whole: index, path, predicted class and its probability.
 
     Of a segmentation, writes `predictions/INDEX.png`, 8-bit masks of class numbers.
     """
@@ -261,17 +242,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Adds the lines of a batch; the first batch starts the file.
-
-        Args:
-            trainer: The trainer, with a data module.
-            pl_module: The task.
-            prediction: ``index`` (B,), and ``logits`` (B, classes) or ``mask`` (B, H, W).
-            batch_indices: Unused: the prediction says which images it is about.
-            batch: Unused.
-            batch_idx: Position of the batch.
-            dataloader_idx: Unused: there is one loader.
-        """
+        """Adds the lines of a batch, which the prediction names by their ``index``; the first batch starts the file."""
         if getattr(trainer, "fast_dev_run", False):
             return
         if "mask" in prediction:
@@ -289,9 +260,9 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def _write_masks(folder: Path, prediction: Mapping[str, Tensor]) -> None:
-    folder.mkdir(exist_ok=True)
     for index, mask in zip(prediction["index"].tolist(), prediction["mask"].cpu().numpy(), strict=True):
-        Image.fromarray(mask).save(folder / f"{index:06d}.png")
+        with atomic_write(folder / f"{index:06d}.png") as partial:
+            Image.fromarray(mask).save(partial, "PNG")
 
 
 def predictions_path(trainer: L.Trainer) -> Path:

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from vpt.backbones import Backbone
@@ -42,9 +42,9 @@ class ClassificationTask(TuningTask):
 
     Attributes:
         model: The `TunedModel` that is trained.
-        test_confusion: (classes, classes) confusion matrix of the test set, rows are true classes.
     """
 
+    target = "label"
     model: TunedModel
 
     def __init__(self, init_head: str | None = None, **task: Any) -> None:
@@ -56,17 +56,12 @@ class ClassificationTask(TuningTask):
             **task: See `TuningTask`.
         """
         super().__init__(**task)
-        num_classes = len(self.model.class_names)
-        metrics = MetricCollection(
-            {"acc": MulticlassAccuracy(num_classes, average="micro"), "mean_per_class": MeanPerClass(num_classes)},
-            compute_groups=False,
-        )
-        self.val_metrics = metrics.clone(prefix="val/")
-        self.test_metrics = metrics.clone(prefix="test/")
-        self.test_confusion = MulticlassConfusionMatrix(num_classes)
 
     def _build(self, backbone: Backbone, num_classes: int) -> TunedModel:
         return TunedModel(backbone, num_classes, self.specs())
+
+    def _metrics(self, num_classes: int) -> dict[str, Metric | MetricCollection]:
+        return {"acc": MulticlassAccuracy(num_classes, average="micro"), "mean_per_class": MeanPerClass(num_classes)}
 
     def setup(self, stage: str) -> None:
         """Also takes the head that training starts from.
@@ -102,60 +97,19 @@ class ClassificationTask(TuningTask):
         """
         return nn.functional.cross_entropy(logits, batch["label"])
 
-    def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
-        logits = self._among_classes(self.logits(batch, split), split)
-        loss = self.loss(logits, batch)
-        mean = cast("MeanMetric", self.losses[split])
-        mean.update(loss, weight=len(batch["label"]))
-        self.log(f"{split}/loss", mean, on_step=False, on_epoch=True)
-        metrics.update(logits, batch["label"])
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
-        return logits
-
-    def _among_classes(self, logits: Tensor, split: str) -> Tensor:
+    def _to_compare(self, logits: Tensor, split: str) -> Tensor:
         """Leaves the logits of the classes of a split, where the data say that not all are (ImageNet-R, ObjectNet)."""
         data: Any = getattr(self.trainer, "datamodule", None)
         groups = data.groups(split) if hasattr(data, "groups") else None
         return logits if groups is None else restrict(logits, groups)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Updates the validation metrics.
-
-        Args:
-            batch: A batch.
-            batch_idx: Its position.
-        """
-        self._evaluate(batch, "val", self.val_metrics)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Updates the test metrics and the confusion matrix.
-
-        Args:
-            batch: A batch.
-            batch_idx: Its position.
-
-        Returns:
-            Logits, (B, num_classes), for callbacks.
-        """
-        logits = self._evaluate(batch, "test", self.test_metrics)
-        self.test_confusion.update(logits, batch["label"])
-        return logits
-
-    def on_test_epoch_start(self) -> None:
-        """Starts a new confusion matrix; it is kept after the test for figures."""
-        self.test_confusion.reset()
-
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Predicts a batch.
-
-        Args:
-            batch: A batch; labels are not needed.
-            batch_idx: Its position.
+        """Predicts a batch, which needs no labels.
 
         Returns:
             ``index`` (B,) and ``logits`` (B, num_classes).
         """
-        return {"index": batch["index"], "logits": self._among_classes(self(batch["image"]), "test")}
+        return {"index": batch["index"], "logits": self._to_compare(self(batch["image"]), "test")}
 
 
 class PromptTuning(ClassificationTask):
@@ -227,10 +181,6 @@ class LinearProbe(ClassificationTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One step of the optimiser; or collects features, and solves for the head when the epoch is complete.
 
-        Args:
-            batch: A batch.
-            batch_idx: Its position in the epoch.
-
         Returns:
             The mean loss, a scalar; None with ``lbfgs``.
 
@@ -279,9 +229,6 @@ class LinearProbe(ClassificationTask):
         """Builds optimiser and schedule; for ``lbfgs`` one that never moves anything.
 
         Lightning counts steps, and keeps a checkpoint, only where an optimiser steps.
-
-        Returns:
-            What Lightning expects.
         """
         if self.automatic_optimization:
             return super().configure_optimizers()

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 
-def build_optimizer(
-    parameters: Sequence[nn.Parameter], name: str, rate: float, weight_decay: float, momentum: float
-) -> torch.optim.Optimizer:
-    """Builds an optimiser that decays tensors of two or more dimensions only.
+def scheduled_optimizer(
+    parameters: Sequence[nn.Parameter], options: Mapping[str, Any], batch: int, steps: int
+) -> OptimizerLRScheduler:
+    """Builds an optimiser that decays tensors of two or more dimensions only, and its schedule per step.
 
     Args:
         parameters: What is trained.
-        name: ``sgd`` or ``adamw``.
-        rate: Learning rate, positive.
-        weight_decay: Of prompts and weights; biases and norms get none.
-        momentum: Of SGD.
+        options: ``optimizer``, ``base_lr``, ``weight_decay``, ``momentum`` and ``warmup``, as of a `TuningTask`.
+        batch: Images of a step on all devices; the learning rate is base_lr · batch / 256.
+        steps: All steps of the training, at least 1.
 
     Returns:
-        The optimiser, with two groups: decayed and not.
+        What Lightning expects; the optimiser has two groups: decayed (prompts and weights) and not (biases, norms).
     """
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options["weight_decay"]},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=momentum)
-    return torch.optim.AdamW(groups, lr=rate)
+    rate = options["base_lr"] * batch / 256
+    optimizer: torch.optim.Optimizer
+    if options["optimizer"] == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=options["momentum"])
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=rate)
+    schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, options["warmup"]))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:

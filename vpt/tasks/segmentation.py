@@ -9,8 +9,8 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection, SumMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
+from torchmetrics import Metric, MetricCollection, SumMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from vpt.backbones import Backbone
 from vpt.data import ImageDataModule, MaskDataModule
@@ -30,9 +30,10 @@ class SegmentationTask(TuningTask):
 
     Attributes:
         model: The `DenseModel` that is trained.
-        test_confusion: (classes, classes) confusion matrix of the pixels of the test set, rows are true classes.
     """
 
+    target = "mask"
+    ignored = IGNORED
     model: DenseModel
 
     def __init__(
@@ -64,18 +65,7 @@ class SegmentationTask(TuningTask):
         super().__init__(**task)
         if full:
             self.model.backbone.unfreeze()
-        num_classes = len(self.model.class_names)
-        metrics = MetricCollection(
-            {
-                "miou": MulticlassJaccardIndex(num_classes, ignore_index=IGNORED),
-                "pixel_acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED),
-            },
-            compute_groups=False,
-        )
-        self.val_metrics = metrics.clone(prefix="val/")
-        self.test_metrics = metrics.clone(prefix="test/")
         self.counts = nn.ModuleDict({"val": SumMetric(), "test": SumMetric()})
-        self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED)
 
     def specs(self) -> list[dict[str, Any]]:
         """The deltas as given."""
@@ -83,6 +73,12 @@ class SegmentationTask(TuningTask):
 
     def _build(self, backbone: Backbone, num_classes: int) -> DenseModel:
         return DenseModel(backbone, num_classes, self.specs(), **cast("dict[str, Any]", self._head))
+
+    def _metrics(self, num_classes: int) -> dict[str, Metric | MetricCollection]:
+        return {
+            "miou": MulticlassJaccardIndex(num_classes, ignore_index=IGNORED),
+            "pixel_acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED),
+        }
 
     def setup(self, stage: str) -> None:
         """Also checks that the data have masks.
@@ -127,39 +123,13 @@ class SegmentationTask(TuningTask):
         """
         mask = batch["mask"].long()
         summed = nn.functional.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="sum")
-        return summed / _counted(mask).clamp(min=1)
+        return summed / (mask != IGNORED).sum().clamp(min=1)
 
     def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
-        logits, mask = self.logits(batch, split), batch["mask"].long()
-        mean, count = cast("MeanMetric", self.losses[split]), cast("SumMetric", self.counts[split])
-        mean.update(self.loss(logits, batch), weight=_counted(mask))
-        count.update(len(mask))
-        metrics.update(logits, mask)
-        self.log_dict({f"{split}/loss": mean, f"{split}/n": count}, on_step=False, on_epoch=True)
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
-        return logits
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Updates the validation metrics.
-
-        Args:
-            batch: A batch.
-            batch_idx: Its position.
-        """
-        self._evaluate(batch, "val", self.val_metrics)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Updates the test metrics and the confusion matrix.
-
-        Args:
-            batch: A batch.
-            batch_idx: Its position.
-        """
-        self.test_confusion.update(self._evaluate(batch, "test", self.test_metrics), batch["mask"].long())
-
-    def on_test_epoch_start(self) -> None:
-        """Starts a new confusion matrix; it is kept after the test."""
-        self.test_confusion.reset()
+        count = cast("SumMetric", self.counts[split])
+        count.update(len(batch["mask"]))
+        self.log(f"{split}/n", count, on_step=False, on_epoch=True)
+        return super()._evaluate(batch, split, metrics)
 
     def on_test_epoch_end(self) -> None:
         """Logs the IoU of each class that occurs in masks or answers."""
@@ -171,18 +141,9 @@ class SegmentationTask(TuningTask):
                 self.log(f"test/iou/{name}", hit / size)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Predicts a batch.
-
-        Args:
-            batch: A batch; masks are not needed.
-            batch_idx: Its position.
+        """Predicts a batch, which needs no masks.
 
         Returns:
             ``index`` (B,) and ``mask`` uint8 (B, H, W), the class of each pixel.
         """
         return {"index": batch["index"], "mask": self(batch["image"]).argmax(dim=1).to(torch.uint8)}
-
-
-def _counted(mask: Tensor) -> Tensor:
-    """How many pixels count."""
-    return (mask != IGNORED).sum()

@@ -1,10 +1,10 @@
 """See what prompts attend to and which classes are confused."""
 
 from vpt.reports.style import confusion_figure
-from vpt.visualize.attention_figure import attention_figure, attention_figure_from_batch, attention_figure_from_data
 from vpt.visualize.attention_maps import AttentionMaps, attention_maps
 from vpt.visualize.callbacks import AttentionLogger, FigureLogger
-from vpt.visualize.figure_kinds import Scene, draw, write_gallery
+from vpt.visualize.figure_kinds import draw, write_gallery
+from vpt.visualize.scene import Scene, scene_from_data, scene_from_files
 from vpt.visualize.segmentation_figure import segmentation_figure
 
 __all__ = [
@@ -12,12 +12,11 @@ __all__ = [
     "AttentionMaps",
     "FigureLogger",
     "Scene",
-    "attention_figure",
-    "attention_figure_from_batch",
-    "attention_figure_from_data",
     "attention_maps",
     "confusion_figure",
     "draw",
+    "scene_from_data",
+    "scene_from_files",
     "segmentation_figure",
     "write_gallery",
 ]

@@ -1,4 +1,4 @@
-"""Figures of attention maps: a row for each image, one scale for what is compared."""
+"""Figures of attention maps: a row for each image or prompt, one scale for what is compared."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vpt.errors import ConfigError
-from vpt.reports.style import NEUTRAL, SEQUENTIAL, short, style
+from vpt.reports.style import ACCENT, SEQUENTIAL, short
 from vpt.visualize.attention_maps import AttentionMaps, LayerMaps
-from vpt.visualize.prompt_attention import UNTUNED_TUNED, bare, draw_pairs
+from vpt.visualize.panels import UNTUNED_TUNED, Array, bare, chosen, colour_bar, draw_pairs, panels, show
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Array = NDArray[np.float32]
-
 _LAYERS, _PROMPTS = 6, 10  # columns that fit
+_SEARCHED, _CROPS = 5, 8  # prompts and patches of `nearest_figure`
 _SATURATED = 0.97  # above this quantile colours saturate: sink patches get 20 times the mean and more
 _TIMES = "attention to a patch ÷ mean over patches"
 
@@ -130,8 +129,6 @@ def rollout_figure(
     Returns:
         A row for each image; below each map how much comes from all patches and from all prompts.
     """
-    from matplotlib.figure import Figure
-
     title = "Attention rollout: which patches the pooled features come from"
     after = np.stack([relative(own) for own in tuned.rollout.patches])
     sources = [_sources(tuned, place) for place in range(len(images))]
@@ -140,16 +137,13 @@ def rollout_figure(
         below = [[text] for text in sources]
         return _grid(title, list(images), [[own] for own in after], ["all layers"], label, names, below=below)
     before = np.stack([relative(own) for own in untuned.rollout.patches])
-    with style():
-        figure = Figure(figsize=(7.4, 1.85 * len(images) + 1.2), layout="constrained")
-        axes = figure.subplots(len(images), 4, squeeze=False)
+    with panels((7.4, 1.85 * len(images) + 1.2), len(images), 4, title) as (figure, axes):
         draw_pairs(axes, before, after, images, label, UNTUNED_TUNED)
         figure.axes[-1].tick_params(labelsize=7.5)  # differences are small: their ticks are long and their bar is short
         for place, row in enumerate(axes):
             row[0].set_xlabel(short(names[place]) if names else "")
             row[1].set_xlabel(_sources(untuned, place))
             row[2].set_xlabel(sources[place])
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
     return figure
 
 
@@ -162,18 +156,14 @@ def share_figure(tuned: AttentionMaps) -> Figure:
     Returns:
         A heat map for the class token and one for the mean patch; only the latter where there is no class token.
     """
-    from matplotlib.figure import Figure
-
     tables = {"of the mean patch": tuned.share(of_patches=True)}
     if tuned.has_class_token:
         tables = {"of the class token": tuned.share()} | tables
     depth, heads = tables["of the mean patch"].shape
     high = 100 * float(np.nanmax(list(tables.values())))
     size = (1.6 + len(tables) * max(2.4, 0.42 * heads), 1.3 + max(1.8, 0.3 * depth))
-    with style():
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(1, len(tables), squeeze=False)[0]
-        for axes, (name, table) in zip(panels, tables.items(), strict=True):
+    with panels(size, 1, len(tables), "Share of attention on prompts") as (figure, grid):
+        for axes, (name, table) in zip(grid[0], tables.items(), strict=True):
             image = axes.imshow(100 * table, cmap="Oranges", vmin=0, vmax=high, aspect="auto")
             for (layer, head), value in np.ndenumerate(100 * table):
                 colour = "white" if value > 0.65 * high else "black"
@@ -185,26 +175,81 @@ def share_figure(tuned: AttentionMaps) -> Figure:
             axes.spines[:].set_visible(False)
             axes.set_title(name, loc="left")
             axes.set_xlabel("head")
-        panels[0].set_ylabel("layer")
-        bar = figure.colorbar(image, ax=list(panels), pad=0.02, aspect=18)
-        bar.set_label(f"% of attention\n(if all keys got the same: {_uniform(tuned)}%)")
-        bar.outline.set_visible(False)
-        figure.suptitle("Share of attention on prompts", x=0.01, ha="left", fontsize=12, weight="bold")
+        grid[0, 0].set_ylabel("layer")
+        label = f"% of attention\n(if all keys got the same: {_uniform(tuned)}%)"
+        colour_bar(image, grid, label, pad=0.02, aspect=18)
     return figure
 
 
-def chosen(number: int, most: int) -> list[int]:
-    """Picks positions evenly, the last among them.
+def nearest_patches(layer: LayerMaps, prompt: int, number: int = _CROPS) -> list[tuple[int, int, int, float]]:
+    """Finds the patches that attend most to a prompt, at most one of each image.
+
+    The score of patch i of image b is the attention weight from it to prompt p, mean over the heads h of the block,
+    s(b, i) = 1/H · Σ_h softmax_k(q_bhi · k_bhk / √d + bias)_p: how much of p's value the block mixes into the patch.
+    This is how a deep prompt acts on the image; its own query acts on nothing. Of each image the best patch enters,
+    images are ordered by it; ties go to the first in row-major order.
 
     Args:
-        number: Of positions, at least 1.
-        most: How many fit.
+        layer: From `attention_maps` over the images that are to be searched.
+        prompt: Counted from 0.
+        number: How many to return at most.
 
     Returns:
-        Ascending positions, counted from 0.
+        (image, row, column, score in [0, 1]) of each, best first.
     """
-    few = min(number, most)
-    return [number * (place + 1) // few - 1 for place in range(few)]
+    scores = layer.to_prompts[:, prompt]
+    flat = scores.reshape(len(scores), -1)
+    best = flat.argmax(axis=1)
+    tops = flat[np.arange(len(flat)), best]
+    order = np.argsort(-tops, kind="stable")[:number]
+    columns = scores.shape[2]
+    return [(int(i), int(best[i]) // columns, int(best[i]) % columns, float(tops[i])) for i in order]
+
+
+def nearest_figure(images: Tensor, tuned: AttentionMaps, layer: int | None = None) -> Figure:
+    """Draws the patches that attend most to some prompts; see `nearest_patches`.
+
+    Args:
+        images: uint8 (B, 3, H, W), those of the maps.
+        tuned: With prompts.
+        layer: Counted from 0; None for the one whose patches attend most to prompts.
+
+    Returns:
+        A row for each of the five prompts that patches attend to most, a column for each of up to eight patches. Each
+        is framed within a crop of three by three patches; where those end the image ends.
+
+    Raises:
+        ConfigError: There are no prompts in this layer.
+    """
+    layer = tuned.strongest if layer is None else layer
+    maps = tuned.layers[layer]
+    if not maps.to_prompts.shape[1]:
+        raise ConfigError(f"There are no prompts in layer {layer + 1}, so no patch attends to one.")
+    prompts = np.argsort(-maps.to_prompts.mean(axis=(0, 2, 3)), kind="stable")[:_SEARCHED]
+    columns = min(_CROPS, len(images))
+    size = (max(5.6, 1.15 * columns + 0.6), 1.4 * len(prompts) + 0.8)
+    title = f"The patches that attend most to each prompt in layer {layer + 1}, of {len(images)} images"
+    note = "Below: the part of the framed patch's attention that goes to the prompt, mean over heads."
+    with panels(size, len(prompts), columns, title, note) as (figure, axes):
+        for line, prompt in zip(axes, prompts, strict=True):
+            line[0].set_ylabel(f"prompt {prompt + 1}", fontweight="bold")
+            for cell, (image, row, column, score) in zip(line, nearest_patches(maps, int(prompt)), strict=False):
+                _crop(cell, images[image], maps.to_prompts.shape[2:], row, column)
+                cell.set_xlabel(f"{score:.1%}")
+    return figure
+
+
+def _crop(axes: Axes, image: Tensor, grid: tuple[int, ...], row: int, column: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    height, width = image.shape[1] / grid[0], image.shape[2] / grid[1]
+    show(axes, image)
+    axes.set_xlim((column - 1) * width - 0.5, (column + 2) * width - 0.5)
+    axes.set_ylim((row + 2) * height - 0.5, (row - 1) * height - 0.5)
+    corner = (column * width - 0.5, row * height - 0.5)
+    axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=ACCENT, linewidth=1.5))
+    bare(axes)
+    axes.set_facecolor("#e5e7eb")
 
 
 def relative(values: Array) -> Array:
@@ -260,18 +305,12 @@ def _grid(
     below: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
     """A row of maps behind each image, under one colour bar."""
-    from matplotlib.figure import Figure
-
     high = float(np.quantile(np.concatenate([values.ravel() for row in rows for values in row]), _SATURATED))
-    with style():
-        figure = Figure(
-            figsize=(max(5.6, 1.35 * (len(columns) + 1)), 1.4 * len(rows) + 1.25 + 0.2 * bool(note)),
-            layout="constrained",
-        )
-        axes = figure.subplots(len(rows), len(columns) + 1, squeeze=False)
+    size = (max(5.6, 1.35 * (len(columns) + 1)), 1.4 * len(rows) + 1.25 + 0.2 * bool(note))
+    with panels(size, len(rows), len(columns) + 1, title, note) as (figure, axes):
         drawn: Any = None
         for place, (line, image, row) in enumerate(zip(axes, images, rows, strict=True)):
-            line[0].imshow(image.permute(1, 2, 0).cpu().numpy())
+            show(line[0], image)
             line[0].set_ylabel(labels[place] if labels else "")
             line[0].set_xlabel(short(names[place], 16) if names else "")
             for position, (cell, values) in enumerate(zip(line[1:], row, strict=True)):
@@ -281,16 +320,6 @@ def _grid(
             bare(cell)
         for cell, name in zip(axes[0], ["Input", *columns], strict=True):
             cell.set_title(name)
-        _bar(figure, axes, drawn, label)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
-        if note:
-            figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color=NEUTRAL)
+        pad = 0.06 / len(axes)
+        colour_bar(drawn, axes, label, location="bottom", shrink=0.5, aspect=34, pad=pad, extend="max")
     return figure
-
-
-def _bar(figure: Figure, axes: NDArray[np.object_], drawn: Any, label: str) -> None:
-    bar = figure.colorbar(
-        drawn, ax=axes.ravel().tolist(), location="bottom", shrink=0.5, aspect=34, pad=0.06 / len(axes), extend="max"
-    )
-    bar.set_label(label)
-    bar.outline.set_visible(False)

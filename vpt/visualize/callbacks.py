@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
 from vpt.data import ImageDataModule, MaskDataModule
 from vpt.errors import ConfigError
+from vpt.models import TunedModel
 from vpt.reports.style import confusion_figure, pixels, save_figure
 from vpt.tasks import ClassificationTask, SegmentationTask
 from vpt.tasks.callbacks import run_folder
-from vpt.visualize.attention_figure import sample_images
-from vpt.visualize.prompt_attention import draw_attention, has_prompts
+from vpt.visualize.prompt_attention import draw_attention, has_prompts, measure_attention
+from vpt.visualize.scene import sample_images
 from vpt.visualize.segmentation_figure import draw_segmentation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-import numpy as np
-
-from vpt.visualize.prompt_attention import measure_attention
 
 
 class FigureLogger(L.Callback):
@@ -45,32 +45,20 @@ class FigureLogger(L.Callback):
         self.num_images = num_images
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws what the prompts changed on validation images, nothing without prompts; or the masks of a segmentation.
-
-        Args:
-            trainer: With an `ImageDataModule`.
-            pl_module: The task.
-        """
+        """Draws what the prompts changed on validation images, if there are any; or the masks of a segmentation."""
         data = getattr(trainer, "datamodule", None)
         folder = _folder(trainer)
-        if isinstance(pl_module, SegmentationTask) and isinstance(data, MaskDataModule) and folder is not None:
+        if folder is None:
+            return
+        if isinstance(pl_module, SegmentationTask) and isinstance(data, MaskDataModule):
             split = data.split("val")
             shown = range(min(self.num_images, len(split)))
             _keep(trainer, folder, "segmentation", draw_segmentation({"Prediction": pl_module.model}, split, shown))
-        if not isinstance(pl_module, ClassificationTask) or not isinstance(data, ImageDataModule):
-            return
-        model = pl_module.model
-        if folder is not None and has_prompts(model):
-            images, labels = sample_images(data.split("val"), self.num_images)
-            _keep(trainer, folder, "attention", draw_attention(model, images, labels))
+        elif (looked_at := _prompted(trainer, pl_module, self.num_images)) is not None:
+            _keep(trainer, folder, "attention", draw_attention(*looked_at))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws the confusion matrix that the task has counted.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
+        """Draws the confusion matrix that the task has counted."""
         if not isinstance(pl_module, ClassificationTask):
             return
         matrix = pl_module.test_confusion.compute().cpu().numpy()  # on every process: it gathers
@@ -79,11 +67,25 @@ class FigureLogger(L.Callback):
             _keep(trainer, folder, "confusion", confusion_figure(matrix, pl_module.model.class_names))
 
 
-def _keep(trainer: L.Trainer, folder: Path, name: str, figure: Figure) -> None:
-    save_figure(figure, folder / "figures" / f"{name}.png")
+def _prompted(
+    trainer: L.Trainer, pl_module: L.LightningModule, number: int
+) -> tuple[TunedModel, Tensor, Tensor] | None:
+    """A classifier with prompts, and a few validation images with their labels; None where there are none."""
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(pl_module, ClassificationTask) or not isinstance(data, ImageDataModule):
+        return None
+    return (pl_module.model, *sample_images(data.split("val"), number)) if has_prompts(pl_module.model) else None
+
+
+def _log_image(trainer: L.Trainer, name: str, figure: Figure) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(f"figures/{name}", pixels(figure), trainer.global_step, dataformats="HWC")
+            logger.experiment.add_image(name, pixels(figure), trainer.global_step, dataformats="HWC")
+
+
+def _keep(trainer: L.Trainer, folder: Path, name: str, figure: Figure) -> None:
+    save_figure(figure, folder / "figures" / f"{name}.png")
+    _log_image(trainer, f"figures/{name}", figure)
 
 
 def _folder(trainer: L.Trainer) -> Path | None:
@@ -124,27 +126,18 @@ class AttentionLogger(L.Callback):
         self.every_n_epochs, self.num_images = every_n_epochs, num_images
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measures and logs.
-
-        Args:
-            trainer: With an `ImageDataModule`.
-            pl_module: The task.
-        """
-        data = getattr(trainer, "datamodule", None)
+        """Measures and logs."""
         fast: int | bool = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by a connector
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if not due or fast or not trainer.is_global_zero or not trainer.loggers:
             return
-        if not isinstance(pl_module, ClassificationTask) or not isinstance(data, ImageDataModule):
+        if (looked_at := _prompted(trainer, pl_module, self.num_images)) is None:
             return
-        if not has_prompts(pl_module.model):
-            return
-        images, labels = sample_images(data.split("val"), self.num_images)
-        measured = measure_attention(pl_module.model, images)
+        model, images, labels = looked_at
+        measured = measure_attention(model, images)
         shares = np.nanmean(measured.share, axis=(1, 2))
         scalars = {f"attention_on_prompts/layer_{layer}": float(share) for layer, share in enumerate(shares, start=1)}
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
-            if isinstance(logger, TensorBoardLogger):
-                figure = pixels(draw_attention(pl_module.model, images, labels, measured))
-                logger.experiment.add_image("attention/figure", figure, trainer.global_step, dataformats="HWC")
+        if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            _log_image(trainer, "attention/figure", draw_attention(model, images, labels, measured))

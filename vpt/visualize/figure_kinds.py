@@ -4,86 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
+from vpt.atomic_write import write_text
 from vpt.errors import ConfigError, UnknownNameError
-from vpt.models import TunedModel
 from vpt.reports.page import document
 from vpt.reports.style import save_figure
 from vpt.visualize.attention_map_figures import (
     mass_figure,
+    nearest_figure,
     prompts_figure,
     rollout_figure,
     share_figure,
     subject_figure,
 )
-from vpt.visualize.attention_maps import AttentionMaps, attention_maps, strength
+from vpt.visualize.attention_maps import strength
 from vpt.visualize.layer_features import features_figure, layer_features
-from vpt.visualize.nearest_patches import nearest_figure
 from vpt.visualize.prompt_attention import draw_attention, has_prompts
+from vpt.visualize.scene import Scene
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_CROWD = 64  # images that are searched for patches
 _FEWEST = 8  # images that features are laid out of
-
-
-class Scene:
-    """A model and the images that it is looked at with; everything is measured once, when it is first needed.
-
-    Attributes:
-        model: With or without prompts.
-        images: A few, uint8 (B, 3, H, W).
-        labels: Theirs, int64 (B,), or None where they are not known.
-        crowd: Many, uint8 (N, 3, H, W).
-        crowd_labels: Theirs, or None.
-    """
-
-    def __init__(
-        self, model: TunedModel, images: Tensor, labels: Tensor | None, crowd: Tensor, crowd_labels: Tensor | None
-    ) -> None:
-        """Keeps what is given; see the attributes."""
-        self.model, self.images, self.labels = model, images, labels
-        self.crowd, self.crowd_labels = crowd, crowd_labels
-
-    @property
-    def names(self) -> list[str]:
-        """Class names of the few images; empty where they are not known."""
-        return [] if self.labels is None else [self.model.class_names[label] for label in self.labels.tolist()]
-
-    @cached_property
-    def tuned(self) -> AttentionMaps:
-        """Maps of the few images."""
-        return attention_maps(self.model, self.images)
-
-    @cached_property
-    def untuned(self) -> AttentionMaps | None:
-        """The same at strength 0; None without a delta that could be taken away."""
-        if self.model.delta is None:
-            return None
-        with strength(self.model, 0.0):
-            return attention_maps(self.model, self.images)
-
-    @cached_property
-    def searched(self) -> tuple[Tensor, AttentionMaps]:
-        """Images evenly from the crowd, and their maps."""
-        images = self.crowd[:: -(-len(self.crowd) // _CROWD)]
-        return images, attention_maps(self.model, images)
-
-    def features(self) -> Figure:
-        """Draws the features of the crowd."""
-        labels = np.zeros(0, dtype=np.int64) if self.crowd_labels is None else self.crowd_labels.numpy()
-        untuned = None
-        if self.model.delta is not None:
-            with strength(self.model, 0.0):
-                untuned = layer_features(self.model, self.crowd)
-        return features_figure(layer_features(self.model, self.crowd), untuned, labels, self.model.class_names)
 
 
 @dataclass(frozen=True)
@@ -101,6 +47,15 @@ class Kind:
     caption: str
     draw: Callable[[Scene], Figure]
     missing: Callable[[Scene], str] = lambda scene: ""
+
+
+def _features(scene: Scene) -> Figure:
+    labels = np.zeros(0, dtype=np.int64) if scene.crowd_labels is None else scene.crowd_labels.numpy()
+    untuned = None
+    if scene.model.delta is not None:
+        with strength(scene.model, 0.0):
+            untuned = layer_features(scene.model, scene.crowd)
+    return features_figure(layer_features(scene.model, scene.crowd), untuned, labels, scene.model.class_names)
 
 
 def _no_prompts(scene: Scene) -> str:
@@ -168,7 +123,7 @@ KINDS: dict[str, Kind] = {
         "Features",
         "Only neighbourhoods mean something in a t-SNE, distances and sizes of groups do not. By neighbours: images "
         "whose five nearest others, in all dimensions, vote for the right class.",
-        Scene.features,
+        _features,
         _no_classes,
     ),
 }
@@ -227,5 +182,5 @@ def write_gallery(
     notes = [f"{model.backbone.name}, {specs}, {len(model.class_names)} classes.", *left_out]
     titles = {KINDS[kind].title: figure for kind, figure in figures.items()}
     page = document("Attention", notes, (), titles, {kind.title: kind.caption for kind in KINDS.values()})
-    (out / "index.html").write_text(page, encoding="utf-8")
+    write_text(out / "index.html", page)
     return [*paths, out / "index.html"], left_out

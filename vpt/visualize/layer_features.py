@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,16 +12,13 @@ from torch import Tensor, nn
 
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
-from vpt.reports.style import short, style
-from vpt.visualize.attention_map_figures import chosen
+from vpt.reports.style import short
 from vpt.visualize.attention_maps import evaluating
+from vpt.visualize.panels import Array, chosen, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Array = NDArray[np.float32]
-Method = Literal["tsne", "pca"]
 
 _COLUMNS, _BATCH, _FEWEST, _NEIGHBOURS = 4, 16, 8, 5
 _COLOURS = (
@@ -67,13 +64,14 @@ def layer_features(model: TunedModel, images: Tensor) -> list[Array]:
     return [torch.cat(own).numpy() for own in kept]
 
 
-def plane(features: Array, method: Method = "tsne") -> Array:
+def plane(features: Array) -> Array:
     """Lays features out in two dimensions, each scaled to length 1 first, so that distances are those of angles.
+
+    By t-SNE (van der Maaten and Hinton, JMLR 2008): perplexity 30, less for few images, from the principal components
+    on, seed 0.
 
     Args:
         features: (n, dim), n at least 8.
-        method: ``"tsne"`` (van der Maaten and Hinton, JMLR 2008; perplexity 30, less for few images; starts from the
-            principal components, seed 0) or ``"pca"``, the first two components.
 
     Returns:
         (n, 2).
@@ -83,14 +81,11 @@ def plane(features: Array, method: Method = "tsne") -> Array:
     """
     if len(features) < _FEWEST:
         raise ConfigError(f"Features are laid out for at least {_FEWEST} images, got {len(features)}.")
-    from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    unit = _unit(features)
     perplexity = min(30.0, (len(features) - 1) / 3)
-    pca = method == "pca"
-    layout = PCA(2, random_state=0) if pca else TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1)
-    laid: Array = layout.fit_transform(unit)
+    layout = TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1)
+    laid: Array = layout.fit_transform(_unit(features))
     return laid
 
 
@@ -99,7 +94,6 @@ def features_figure(
     untuned: Sequence[Array] | None,
     labels: NDArray[np.int64],
     class_names: Sequence[str],
-    method: Method = "tsne",
 ) -> Figure:
     """Draws the features of up to four layers, coloured by class.
 
@@ -111,7 +105,6 @@ def features_figure(
         untuned: The same at strength 0, drawn above; None for no comparison.
         labels: (B,).
         class_names: One per class.
-        method: See `plane`.
 
     Returns:
         The figure.
@@ -119,22 +112,18 @@ def features_figure(
     Raises:
         ConfigError: There are too few images.
     """
-    from matplotlib.figure import Figure
-
     layers = chosen(len(tuned), _COLUMNS)
     rows = [("tuned", tuned)] if untuned is None else [("untuned", untuned), ("tuned", tuned)]
-    with style():
-        figure = Figure(figsize=(2.3 * len(layers) + 1.7, 2.35 * len(rows) + 0.6), layout="constrained")
-        grid = figure.subplots(len(rows), len(layers), squeeze=False)
+    size = (2.3 * len(layers) + 1.7, 2.35 * len(rows) + 0.6)
+    title = f"Features behind each block, {len(labels)} images (t-SNE)"
+    with panels(size, len(rows), len(layers), title) as (figure, grid):
         for line, (name, features) in zip(grid, rows, strict=True):
             line[0].set_ylabel(name, fontsize=11, fontweight="bold")
             for axes, layer in zip(line, layers, strict=True):
-                _scatter(axes, plane(features[layer], method), labels, class_names)
+                _scatter(axes, plane(features[layer]), labels, class_names)
                 axes.set_title(f"layer {layer + 1}: {neighbour_accuracy(features[layer], labels):.0%} by neighbours")
         handles, names = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside right center", frameon=False, markerscale=1.6)
-        title = f"Features behind each block, {len(labels)} images ({'t-SNE' if method == 'tsne' else 'PCA'})"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
     return figure
 
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vpt.backbones import class_attention
 from vpt.deltas.prompt import Prompt
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
-from vpt.reports.style import ACCENT, DIVERGING, NEUTRAL, SEQUENTIAL, short, style
+from vpt.reports.style import ACCENT, NEUTRAL, short, style
 from vpt.visualize.attention_maps import evaluating, strength
+from vpt.visualize.panels import UNTUNED_TUNED, WITHOUT_WITH, Array, Grid, draw_pairs, head
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,10 +37,10 @@ class PromptAttention:
         guesses: Most likely class and its probability at strength 0 and 1 for each image: two lists of (class, p).
     """
 
-    without: NDArray[np.float32]
-    with_prompts: NDArray[np.float32]
-    share: NDArray[np.float32]
-    uniform: NDArray[np.float32]
+    without: Array
+    with_prompts: Array
+    share: Array
+    uniform: Array
     guesses: tuple[list[tuple[int, float]], list[tuple[int, float]]]
 
 
@@ -90,25 +90,23 @@ def measure_attention(model: TunedModel, images: Tensor) -> PromptAttention:
     )
 
 
-def _side_by_side(shares: Sequence[Tensor]) -> NDArray[np.float32]:
+def _side_by_side(shares: Sequence[Tensor]) -> Array:
     """(B, heads) for each layer as one table; a Swin's later stages have more heads."""
     width = max(share.shape[1] for share in shares)
-    table: NDArray[np.float32] = np.full((len(shares), len(shares[0]), width), np.nan, dtype=np.float32)
+    table: Array = np.full((len(shares), len(shares[0]), width), np.nan, dtype=np.float32)
     for row, share in zip(table, shares, strict=True):
         row[:, : share.shape[1]] = share.numpy()
     return table
 
 
-def _relative(patches: Tensor, grid: tuple[int, int]) -> NDArray[np.float32]:
+def _relative(patches: Tensor, grid: tuple[int, int]) -> Array:
     """Mean over heads, over the mean over patches: (B, heads, N) to (B, rows, columns)."""
     attention = patches.float().mean(dim=1)
     relative = attention / attention.mean(dim=1, keepdim=True)
-    maps: NDArray[np.float32] = relative.reshape(-1, *grid).cpu().numpy()
+    maps: Array = relative.reshape(-1, *grid).cpu().numpy()
     return maps
 
 
-WITHOUT_WITH = ("Without prompts", "With prompts", "with − without")
-UNTUNED_TUNED = ("Untuned", "Tuned", "tuned − untuned")
 _MAPS_LABEL = "attention to a patch ÷ mean over patches\n(under each map: the predicted class)"
 
 
@@ -143,75 +141,12 @@ def draw_attention(
         draw_pairs(axes, measured.without, measured.with_prompts, images, _MAPS_LABEL, words)
         _caption_rows(axes, measured, labels, model.class_names)
         subject = "class token" if model.backbone.layout.has_class_token else "mean patch (no class token)"
-        top.suptitle(f"Where the {subject} looks in the last block", x=0.01, ha="left", fontsize=12, weight="bold")
+        head(top, f"Where the {subject} looks in the last block")
         _draw_shares(bottom.subplots(), measured)
     return figure
 
 
-def draw_pairs(
-    axes: NDArray[np.object_],
-    without: NDArray[np.float32],
-    with_prompts: NDArray[np.float32],
-    images: Tensor,
-    label: str,
-    words: tuple[str, str, str] = WITHOUT_WITH,
-) -> None:
-    """Draws a row per image: input, map without prompts, map with them, difference; one scale for what is compared.
-
-    Args:
-        axes: (B, 4).
-        without: (B, rows, columns).
-        with_prompts: Likewise.
-        images: uint8 (B, 3, H, W).
-        label: Of the colour bar of the maps.
-        words: Titles of the two columns of maps, and the label of the difference's colour bar.
-    """
-    difference = with_prompts - without
-    both = np.concatenate([without, with_prompts])
-    # A few sink patches get 20 times the mean and more; they saturate so that the others stay visible.
-    high, reach = float(np.quantile(both, 0.96)), float(np.quantile(np.abs(difference), 0.96))
-    for row, image in zip(axes, images, strict=True):
-        row[0].imshow(image.permute(1, 2, 0).cpu().numpy())
-    for column, maps, colours, low, up in (
-        (1, without, SEQUENTIAL, 0.0, high),
-        (2, with_prompts, SEQUENTIAL, 0.0, high),
-        (3, difference, DIVERGING, -reach, reach),
-    ):
-        for row, values in zip(axes, maps, strict=True):
-            drawn = row[column].imshow(values, cmap=colours, vmin=low, vmax=up)
-        if column != 1:
-            below = axes[:, 1:3] if column == 2 else axes[:, 3]
-            bar = axes[0, 0].figure.colorbar(
-                drawn,
-                ax=below.ravel().tolist(),
-                location="bottom",
-                shrink=0.8,
-                aspect=30 if column == 2 else 14,
-                pad=0.08 / len(axes),
-                extend="max" if column == 2 else "both",
-            )
-            bar.set_label(label if column == 2 else words[2])
-            bar.outline.set_visible(False)
-    for cell in axes.ravel():
-        bare(cell)
-    for cell, title in zip(axes[0], ("Input", *words[:2], "Difference"), strict=True):
-        cell.set_title(title)
-
-
-def bare(axes: Axes) -> None:
-    """Takes ticks and frame away, as images have none.
-
-    Args:
-        axes: That an image is drawn in.
-    """
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-
-
-def _caption_rows(
-    axes: NDArray[np.object_], measured: PromptAttention, labels: Tensor | None, class_names: Sequence[str]
-) -> None:
+def _caption_rows(axes: Grid, measured: PromptAttention, labels: Tensor | None, class_names: Sequence[str]) -> None:
     truths = [None] * len(axes) if labels is None else labels.tolist()
     for position, (row, truth) in enumerate(zip(axes, truths, strict=True)):
         if truth is not None:

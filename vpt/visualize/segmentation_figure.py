@@ -14,9 +14,9 @@ from vpt.data import ImageDataset
 from vpt.data.masks import IGNORED
 from vpt.errors import ConfigError
 from vpt.models.segmenter import DenseModel
-from vpt.reports.style import NEUTRAL, short, style
+from vpt.reports.style import NEUTRAL, short
 from vpt.visualize.attention_maps import evaluating
-from vpt.visualize.prompt_attention import bare
+from vpt.visualize.panels import bare, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,16 +46,13 @@ def segmentation_figure(
     Raises:
         ConfigError: The shapes differ, or there is no image.
     """
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     if not len(images) or any(each.shape != masks.shape for each in (images[:, 0], *predictions.values())):
         raise ConfigError("A segmentation figure needs at least one image, and masks and predictions of its size.")
     colours = class_colours(len(class_names))
     columns = 2 + len(predictions)
-    with style():
-        figure = Figure(figsize=(1.5 * columns + 0.3, 1.68 * len(images) + 0.7), layout="constrained")
-        axes = figure.subplots(len(images), columns, squeeze=False)
+    with panels((1.5 * columns + 0.3, 1.68 * len(images) + 0.7), len(images), columns) as (figure, axes):
         for row, image, mask in zip(axes, images, masks, strict=True):
             row[0].imshow(image.transpose(1, 2, 0))
             row[1].imshow(_painted(mask, colours))

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from vpt.cli.arguments import DATA_HELP, DATA_OVERRIDES, Parser, delta_data
-from vpt.cli.warning_filters import hush
 from vpt.errors import ConfigError
 
 # of vpt.visualize.figure_kinds, without importing torch
@@ -14,15 +13,8 @@ _KINDS = "compare class rollout share mass prompts patches features"
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line and draws the figures.
-
-    Args:
-        args: The command line, beginning with ``attention``.
-
-    Raises:
-        VPTError: The user's input is wrong.
-    """
-    parser = Parser(prog="vpt attention", description=__doc__, epilog=DATA_OVERRIDES, allow_abbrev=False)
+    """Parses the command line and draws the figures."""
+    parser = Parser(prog="vpt attention", description=__doc__, epilog=DATA_OVERRIDES)
     parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
     parser.add_argument("--images", type=Path, nargs="+", help="image files or folders (default: from the data)")
     parser.add_argument("--data", type=Path, help=DATA_HELP)
@@ -35,42 +27,36 @@ def run(args: list[str]) -> None:
     )
     parser.add_argument("--format", choices=("png", "svg"), default="png", help="of figures in a folder")
     options, overrides = parser.parse_with_data(args[1:])
-    hush()
-    if options.kind is None:
-        _draw_comparison(options, overrides)
-    else:
-        _draw_kinds(options, overrides)
 
-
-def _draw_comparison(options: argparse.Namespace, overrides: list[str]) -> None:
-    from vpt.visualize.attention_figure import attention_figure, attention_figure_from_data
-
-    out = options.out or options.delta.parent / "figures" / f"attention_test.{options.format}"
-    if not out.suffix:
-        out = out / f"compare.{options.format}"
-    if options.images:
-        attention_figure(options.delta, options.images, out, options.weights)
-    else:
-        data = delta_data(options.delta, options.data, overrides)
-        attention_figure_from_data(options.delta, data, out, options.weights)
-    print(f"written to {out}")
-
-
-def _draw_kinds(options: argparse.Namespace, overrides: list[str]) -> None:
     from vpt.reports.style import save_figure
-    from vpt.visualize.attention_figure import scene_from_data, scene_from_files
-    from vpt.visualize.figure_kinds import draw, write_gallery
+    from vpt.visualize import scene_from_data, scene_from_files
+    from vpt.visualize.figure_kinds import KINDS, draw, write_gallery
 
-    out = options.out or options.delta.parent / "figures" / "attention"
-    kinds = [] if options.kind == ["all"] else options.kind
+    out, kinds = _place(options), [] if options.kind == ["all"] else options.kind or ["compare"]
     if out.suffix and len(kinds) != 1:
         raise ConfigError(f"--out {out} names one figure; give a folder for several.")
     if options.images:
         scene = scene_from_files(options.delta, options.images, options.weights)
     else:
         scene = scene_from_data(options.delta, delta_data(options.delta, options.data, overrides), options.weights)
+    if options.kind is None and KINDS["compare"].missing(scene):
+        raise ConfigError(
+            f"{options.delta} holds no prompts, so there is nothing to compare: give a prompt run's delta file, "
+            "or ask for other kinds of figures (`vpt attention --kind all`)."
+        )
     if out.suffix:
         print(f"written to {save_figure(draw(scene, kinds[0]), out)}")
         return
     paths, left_out = write_gallery(scene, out, kinds, options.format)
     print(*(f"written to {path}" for path in paths), *left_out, sep="\n")
+
+
+def _place(options: argparse.Namespace) -> Path:
+    """A figure's file, or a folder for several; what is drawn where no kind is named is always one figure."""
+    out: Path | None = options.out
+    figures: Path = options.delta.parent / "figures"
+    if options.kind is not None:
+        return out or figures / "attention"
+    if out is None:
+        return figures / f"attention_test.{options.format}"
+    return out if out.suffix else out / f"compare.{options.format}"

@@ -7,20 +7,14 @@ import re
 import shutil
 from pathlib import Path
 
+from vpt.atomic_write import atomic_write
 from vpt.cli.arguments import Parser, config_folder
 from vpt.errors import ConfigError, UnknownNameError
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line, and lists or copies.
-
-    Args:
-        args: The command line, beginning with ``configs``.
-
-    Raises:
-        VPTError: A name does not exist, or a file would be overwritten.
-    """
-    parser = Parser(prog="vpt configs", description=__doc__, allow_abbrev=False)
+    """Parses the command line, and lists or copies, never over another file."""
+    parser = Parser(prog="vpt configs", description=__doc__)
     parser.add_argument("names", nargs="*", help="files or folders, e.g. demo.yaml or vtab (default: all)")
     parser.add_argument("--copy", type=Path, metavar="FOLDER", help="copy them there, e.g. to configs")
     options = parser.parse_args(args[1:])
@@ -37,8 +31,8 @@ def run(args: list[str]) -> None:
     if there := [path for path in chosen if (options.copy / path).exists()]:
         raise ConfigError(f"{options.copy / there[0]} exists already: name another folder or remove it.")
     for path in chosen:
-        (options.copy / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(config_folder() / path, options.copy / path)
+        with atomic_write(options.copy / path) as partial:
+            shutil.copyfile(config_folder() / path, partial)
     print(f"{len(chosen)} files copied to {options.copy}")
 
 

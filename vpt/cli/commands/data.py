@@ -19,24 +19,17 @@ _HEADERS = ("name", "classes", "official", "here")
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line and does what it says.
-
-    Args:
-        args: The command line, beginning with ``data``.
-
-    Raises:
-        VPTError: The user's input is wrong, or a dataset is.
-    """
+    """Parses the command line and does what it says."""
     options = _parser().parse_args(args[1:])
     options.action(options)
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="vpt data", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="vpt data", description=__doc__)
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
     def add(name: str, action: Any, text: str) -> Parser:
-        made: Parser = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made: Parser = actions.add_parser(name, help=text, description=text)
         made.set_defaults(action=action)
         return made
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpt.cli.arguments import Parser, data_section
-from vpt.cli.warning_filters import hush
 from vpt.errors import ConfigError
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
@@ -20,20 +19,12 @@ _FIT = "All other arguments are those of vpt fit: -c CONFIG, --data.root FOLDER,
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line, runs the experiment, and prints its table.
-
-    Args:
-        args: The command line, beginning with the command.
-
-    Raises:
-        VPTError: The user's input is wrong, or nothing gave a result.
-    """
+    """Parses the command line, runs the experiment, and prints its table."""
     about, extend, action = COMMANDS[args[0]]
-    parser = Parser(prog=f"vpt {args[0]}", description=about, epilog=_FIT, allow_abbrev=False)
+    parser = Parser(prog=f"vpt {args[0]}", description=about, epilog=_FIT)
     extend(parser)
     _engine_flags(parser)
     options, rest = parser.parse_known_args(args[1:])
-    hush()
     _check_folder(options)
     action(options, rest)
 
@@ -94,18 +85,18 @@ def _sweep(options: Namespace, rest: list[str]) -> None:
 
 
 def _fewshot(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.series import by_shots, few_shot_plan, series
+    from vpt.experiments.variants import by_shots, few_shot_plan, sweep_variants
 
     variants, plan = by_shots(_config(rest), options.shots), few_shot_plan(_plan(options))
-    _show(series(variants, plan, options.out, _engine(options)), options.out)
+    _show(sweep_variants(variants, plan, options.out, _engine(options)), options.out)
 
 
 def _combine(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.series import combinations, series
+    from vpt.experiments.variants import combinations, sweep_variants
 
     config = _config(rest)
     variants = combinations(config, _deltas(options.deltas or config["model"]["init_args"].get("deltas")))
-    _show(series(variants, _plan(options), options.out, _engine(options)), options.out)
+    _show(sweep_variants(variants, _plan(options), options.out, _engine(options)), options.out)
 
 
 def _deltas(given: Any) -> list[dict[str, Any]]:
@@ -120,11 +111,11 @@ def _deltas(given: Any) -> list[dict[str, Any]]:
 
 
 def _scale(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.series import by_backbone, series
+    from vpt.experiments.variants import by_backbone, sweep_variants
 
     files = dict(pair.partition("=")[::2] for pair in options.weights_of)
     variants = by_backbone(_config(rest), options.backbones, files)
-    _show(series(variants, _plan(options), options.out, _engine(options)), options.out)
+    _show(sweep_variants(variants, _plan(options), options.out, _engine(options)), options.out)
 
 
 def _pretrain(options: Namespace, rest: list[str]) -> None:

@@ -5,28 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from vpt.cli.arguments import Parser
-from vpt.cli.warning_filters import hush
 
 _FORMATS = "onnx, torch: one file, model.onnx or model.pt2, from uint8 images to logits; peft: a LoRA adapter"
 _PLACES = {"onnx": "model.onnx", "torch": "model.pt2", "peft": "peft"}
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line and writes the files.
-
-    Args:
-        args: The command line, beginning with ``export``.
-
-    Raises:
-        VPTError: The user's input is wrong.
-    """
-    parser = Parser(prog="vpt export", description=__doc__, allow_abbrev=False)
+    """Parses the command line and writes the files."""
+    parser = Parser(prog="vpt export", description=__doc__)
     parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
     parser.add_argument("--format", choices=list(_PLACES), required=True, help=_FORMATS)
     parser.add_argument("--weights", help="backbone weights on this machine (default: where they were in training)")
     parser.add_argument("--out", type=Path, help="file, or folder for peft (default: beside the delta)")
     options = parser.parse_args(args[1:])
-    hush()
 
     from vpt.export import export_onnx, export_peft, export_torch
     from vpt.models.delta_file import load

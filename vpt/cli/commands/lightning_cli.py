@@ -10,7 +10,6 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -25,7 +24,7 @@ from vpt.errors import ConfigError
 from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, method_name
 from vpt.tasks import DeltaWriter, RunRecord, TuningTask
 from vpt.tasks.build import FROM_DATA
-from vpt.tasks.callbacks import PredictionWriter, run_folder
+from vpt.tasks.callbacks import PredictionWriter, last_checkpoint, run_folder
 from vpt.visualize.callbacks import FigureLogger
 
 _CLASSES = [*vpt.tasks.__all__, *vpt.data.__all__]
@@ -118,10 +117,7 @@ class VPTCLI(LightningCLI):
             kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir), config.ckpt_path)
         callbacks: list[L.Callback] = [RunRecord(), DeltaWriter(), PredictionWriter(), FigureLogger()]
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
-            # After every epoch, into last.ckpt: which epoch is reported is part of the protocol, validation does not
-            # choose it. save_last with save_top_k=0 would write at the very end only.
-            last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-            callbacks.append(last)
+            callbacks.append(last_checkpoint())
         self.trainer_defaults["callbacks"] = callbacks
         return self._trainer(kwargs)
 
@@ -145,7 +141,7 @@ class VPTCLI(LightningCLI):
         """A new run folder; or, for a checkpoint that is evaluated, the one that it lies in."""
         if self.subcommand != "fit" and checkpoint is not None:
             folder = Path(checkpoint).resolve().parent.parent
-            if (folder / "config.yaml").is_file():
+            if (folder / CONFIG_FILE).is_file():
                 return TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False)
         name = f"{self.datamodule.name}/{method_name(type(self.model).__name__, self.model.hparams)}"
         return TensorBoardLogger(root, name=name, default_hp_metric=False)
@@ -195,22 +191,18 @@ def resolve(args: list[str], data: bool = True) -> dict[str, Any]:
 
 
 def run(args: list[str]) -> None:
-    """Runs one of the four commands.
-
-    Args:
-        args: The command line, beginning with the command.
-
-    Raises:
-        VPTError: The user's input is wrong.
-    """
+    """Runs one of the four commands."""
     _cli(VPTCLI, args)
 
 
 def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
-    hush()
-    quiet_parser = {name: {"exit_on_error": False} for name in VPTCLI.subcommands()}
+    hush()  # again: Lightning adds filters of its own when it is imported
+    command = args[0]
+    # To build the parsers of all four takes longer than to read the command line with one.
+    offered = {"subcommands": staticmethod(lambda: {command: VPTCLI.subcommands()[command]})}
+    of_one: type[VPTCLI] = type(cli.__name__, (cli,), offered)
     try:
-        return cli(
+        return of_one(
             TuningTask,
             ImageDataModule,
             subclass_mode_model=True,
@@ -220,7 +212,7 @@ def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
             save_config_kwargs={"overwrite": True},  # a version folder is new, or the user named it
             # No summary: what trains is said in one line, and hundreds of frozen modules tell nobody anything.
             trainer_defaults={"default_root_dir": "runs", "log_every_n_steps": 10, "enable_model_summary": False},
-            parser_kwargs={"prog": "vpt", "exit_on_error": False, **quiet_parser},
+            parser_kwargs={"prog": "vpt", "exit_on_error": False, command: {"exit_on_error": False}},
             args=args,
         )
     except ArgumentError as error:

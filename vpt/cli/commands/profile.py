@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpt.cli.arguments import Parser
-from vpt.cli.warning_filters import hush
 from vpt.errors import ConfigError
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
@@ -16,23 +15,15 @@ if TYPE_CHECKING:  # imported when used: --help does not wait for torch
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line, measures, and prints the ledger.
-
-    Args:
-        args: The command line, beginning with ``profile``.
-
-    Raises:
-        VPTError: The user's input is wrong.
-    """
+    """Parses the command line, measures, and prints the ledger."""
     epilog = "All other arguments are those of vpt fit: -c CONFIG, --model.weights random, ..."
-    parser = Parser(prog="vpt profile", description=__doc__, epilog=epilog, allow_abbrev=False)
+    parser = Parser(prog="vpt profile", description=__doc__, epilog=epilog)
     parser.add_argument("--batch", type=int, default=8, help="images at once (default: 8)")
     parser.add_argument("--rounds", type=int, default=5, help="how often time is taken (default: 5)")
     parser.add_argument("--classes", type=int, help="measure without the data, with so many classes")
     parser.add_argument("--run", type=Path, help="a finished run: how many steps it took to 95 %% of its own best")
     parser.add_argument("--json", action="store_true", help="print plain numbers")
     options, rest = parser.parse_known_args(args[1:])
-    hush()
     if options.run is None and not rest:
         raise ConfigError("vpt profile needs a config, e.g. -c configs/demo.yaml, or --run RUN.")
 

@@ -5,25 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from vpt.cli.arguments import Parser
-from vpt.cli.warning_filters import hush
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line and uploads.
-
-    Args:
-        args: The command line, beginning with ``push``.
-
-    Raises:
-        VPTError: The user's input is wrong, or the hub refuses.
-    """
-    parser = Parser(prog="vpt push", description=__doc__, allow_abbrev=False)
+    """Parses the command line and uploads."""
+    parser = Parser(prog="vpt push", description=__doc__)
     parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
     parser.add_argument("--repo", required=True, help="user/name; made if it is not there")
     parser.add_argument("--private", action="store_true", help="nobody else sees it; refused where it is public")
     parser.add_argument("--endpoint", help="URL of the hub (default: HF_ENDPOINT, or the public one)")
     options = parser.parse_args(args[1:])
-    hush()
 
     from vpt.hub.push import push
 

@@ -5,28 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from vpt.cli.arguments import Parser
-from vpt.cli.warning_filters import hush
 from vpt.errors import ConfigError, VPTError
+from vpt.run_record import CONFIG_FILE
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line, repeats the run, and prints both numbers.
-
-    Args:
-        args: The command line, beginning with ``rerun``.
-
-    Raises:
-        VPTError: The user's input is wrong, or a number came out otherwise.
-    """
+    """Parses the command line, repeats the run, and prints both numbers; one that came out otherwise is an error."""
     epilog = "Values that are another on this machine: --data.root FOLDER --model.weights FILE"
-    parser = Parser(prog="vpt rerun", description=__doc__, epilog=epilog, allow_abbrev=False)
+    parser = Parser(prog="vpt rerun", description=__doc__, epilog=epilog)
     parser.add_argument("run", type=Path, help="folder with run.json and config.yaml")
     parser.add_argument("--out", type=Path, help="keep the repetition in this folder (default: it is removed)")
     options, rest = parser.parse_known_args(args[1:])
-    hush()
-    config = options.run / "config.yaml"
+    config = options.run / CONFIG_FILE
     if not config.is_file():
-        raise ConfigError(f"{options.run} is no run: it has no config.yaml.")
+        raise ConfigError(f"{options.run} is no run: it has no {CONFIG_FILE}.")
 
     from vpt.cli.commands.lightning_cli import resolve
     from vpt.experiments.rerun import rerun

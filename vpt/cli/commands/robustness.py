@@ -7,21 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vpt.cli.arguments import DATA_HELP, DATA_OVERRIDES, Parser, config_data, delta_data
-from vpt.cli.warning_filters import hush
 from vpt.errors import ConfigError
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line, and does what it says.
-
-    Args:
-        args: The command line, beginning with ``robustness``.
-
-    Raises:
-        VPTError: The user's input is wrong.
-    """
+    """Parses the command line, and does what it says."""
     options, overrides = _parser().parse_with_data(args[1:])
-    hush()
     options.action(options, overrides)
 
 
@@ -125,13 +116,12 @@ def _report(options: Namespace, overrides: list[str]) -> None:
 
 
 def _parser() -> Parser:
-    root = Parser(prog="vpt robustness", description=__doc__, allow_abbrev=False)
+    root = Parser(prog="vpt robustness", description=__doc__)
     actions = root.add_subparsers(required=True, metavar="run|report|compare|head|soup")
     parser = actions.add_parser(
         "run",
         help="evaluate a delta file on its test set, the task's shifts and corruptions",
         epilog=DATA_OVERRIDES,
-        allow_abbrev=False,
     )
     parser.set_defaults(action=_run)
     parser.add_argument("--delta", type=Path, nargs="+", required=True, help="delta.safetensors of one run or several")
@@ -169,7 +159,7 @@ def _add_report(actions: Any) -> None:
 
 
 def _add_compare(actions: Any) -> None:
-    parser = actions.add_parser("compare", help="gate, output ensembling and others in one table", allow_abbrev=False)
+    parser = actions.add_parser("compare", help="gate, output ensembling and others in one table")
     parser.set_defaults(action=_compare)
     parser.add_argument("folders", type=Path, nargs="+", help="what `vpt robustness run` wrote for one delta")
 
@@ -179,7 +169,6 @@ def _add_head(actions: Any) -> None:
         "head",
         help="write a head for α = 0: of the weights' own classes, or of class names",
         epilog=DATA_OVERRIDES,
-        allow_abbrev=False,
     )
     parser.set_defaults(action=_head)
     parser.add_argument("--backbone", required=True, help="timm's name")

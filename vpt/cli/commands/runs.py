@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,23 +9,17 @@ from typing import Any
 
 from vpt.cli.arguments import Parser
 from vpt.errors import ConfigError
+from vpt.run_record import RUN_FILE, images_read, read_record
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line and prints a table and a list.
-
-    Args:
-        args: The command line, beginning with ``runs``.
-
-    Raises:
-        VPTError: The user's input is wrong.
-    """
+    """Parses the command line and prints a table and a list."""
     from rich.console import Console
 
     parser = Parser(prog="vpt runs", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where to look (default: runs)")
     folder = parser.parse_args(args[1:]).folder
-    records = {path.parent: _read(path) for path in sorted(folder.rglob("run.json"))}
+    records = {path.parent: read_record(path.parent) for path in sorted(folder.rglob(RUN_FILE))}
     if not records:
         raise ConfigError(f"No run.json below {folder}: `vpt fit` writes one for each run.")
     console = Console()
@@ -76,14 +69,6 @@ def _subset(described: Mapping[str, Any]) -> str:
     return f"fraction {subset['fraction']}" if subset["shots"] is None else f"{subset['shots']} shots"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not the record of a run ({error}).") from error
-    return record
-
-
 def _table(folder: Path, records: dict[Path, dict[str, Any]]) -> Any:
     """One line a run; no validation accuracy where the validation images were trained on: it would mean nothing."""
     from rich.table import Table
@@ -100,6 +85,6 @@ def _table(folder: Path, records: dict[Path, dict[str, Any]]) -> Any:
             str(record.get("epochs", "–")),
             str(record.get("seed", "–")),
             *(f"{100 * metrics[key]:.1f}" if key in metrics else "–" for key in ("val/acc", "test/acc")),
-            str((data.get("counts", {}) | record.get("read", {})).get("test", "–")),
+            str(images_read(record).get("test", "–")),
         )
     return table

@@ -19,7 +19,7 @@ _HEAD_OPTIONS = ("solver", "l2")
 _PROMPT_OPTIONS = ("num_tokens", "deep", "dropout", "dropout_mode")
 
 
-def series(variants: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
+def sweep_variants(variants: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
     """Searches, retrains and tests every variant.
 
     Args:

@@ -1,8 +1,9 @@
-"""Attention figures of delta files: for image files, for a task's test images, for images at hand."""
+"""What figures are drawn of: a model with some images, from files or from a task's test split."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,81 +15,56 @@ from vpt.data import ImageDataModule, ImageDataset, Preset
 from vpt.data.images import decode_rgb
 from vpt.errors import ConfigError, DataError
 from vpt.models import TunedModel, load
-from vpt.reports.style import save_figure
 from vpt.robustness.evaluation.evaluate import check_data
-from vpt.visualize.figure_kinds import Scene
-from vpt.visualize.prompt_attention import draw_attention, has_prompts
+from vpt.visualize.attention_maps import AttentionMaps, attention_maps, strength
 
+_CROWD = 64  # images that are searched for patches
 _IN_FOLDER = 6  # images that a folder stands for
 _MOST = 32
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 
 
-def attention_figure(delta: Path, images: Sequence[Path], out: Path, weights: str | None = None) -> Path:
-    """Draws what a delta file's model attends to on some images, without and with its prompts.
+class Scene:
+    """A model and the images that it is looked at with; everything is measured once, when it is first needed.
 
-    Args:
-        delta: A delta file with prompts.
-        images: Image files; a folder stands for the first six images in and below it, by name.
-        out: ``.png``, ``.svg`` or ``.pdf``.
-        weights: Where the backbone's weights are; None for where they were at training time.
-
-    Returns:
-        The figure's path.
-
-    Raises:
-        ConfigError: The delta holds no prompts, there are more than 32 images, or `out` has another suffix.
-        DataError: There is no image, or one cannot be read.
-        DeltaFileError: The file is not a delta file, or belongs to other weights.
-        WeightsError: The backbone's weights cannot be found.
+    Attributes:
+        model: With or without prompts.
+        images: A few, uint8 (B, 3, H, W).
+        labels: Theirs, int64 (B,), or None where they are not known.
+        crowd: Many, uint8 (N, 3, H, W).
+        crowd_labels: Theirs, or None.
     """
-    model = _load_prompts(delta, weights)
-    return attention_figure_from_batch(model, _batch(model, images), None, out)
 
+    def __init__(
+        self, model: TunedModel, images: Tensor, labels: Tensor | None, crowd: Tensor, crowd_labels: Tensor | None
+    ) -> None:
+        """Keeps what is given; see the attributes."""
+        self.model, self.images, self.labels = model, images, labels
+        self.crowd, self.crowd_labels = crowd, crowd_labels
 
-def attention_figure_from_data(
-    delta: Path, data: ImageDataModule, out: Path, weights: str | None = None, number: int = 4
-) -> Path:
-    """Draws the same figure for test images of the task, whose classes are known.
+    @property
+    def names(self) -> list[str]:
+        """Class names of the few images; empty where they are not known."""
+        return [] if self.labels is None else [self.model.class_names[label] for label in self.labels.tolist()]
 
-    Args:
-        delta: A delta file with prompts.
-        data: The task it was trained on.
-        out: ``.png``, ``.svg`` or ``.pdf``.
-        weights: Where the backbone's weights are; None for where they were at training time.
-        number: Of images, at least 1.
+    @cached_property
+    def tuned(self) -> AttentionMaps:
+        """Maps of the few images."""
+        return attention_maps(self.model, self.images)
 
-    Returns:
-        The figure's path.
+    @cached_property
+    def untuned(self) -> AttentionMaps | None:
+        """The same at strength 0; None without a delta that could be taken away."""
+        if self.model.delta is None:
+            return None
+        with strength(self.model, 0.0):
+            return attention_maps(self.model, self.images)
 
-    Raises:
-        ConfigError: The delta holds no prompts, the data do not belong to it, or `out` has another suffix.
-        DataError: An image cannot be read.
-        DeltaFileError: The file is not a delta file, or belongs to other weights.
-        WeightsError: The backbone's weights cannot be found.
-    """
-    model = _load_prompts(delta, weights)
-    check_data(delta, model, data)
-    images, labels = sample_images(data.split("test"), number)
-    return attention_figure_from_batch(model, images, labels, out)
-
-
-def attention_figure_from_batch(model: TunedModel, images: Tensor, labels: Tensor | None, out: Path) -> Path:
-    """Draws the same figure for images that are loaded already.
-
-    Args:
-        model: With prompts.
-        images: uint8 (B, 3, H, W).
-        labels: int64 (B,), or None where they are not known.
-        out: ``.png``, ``.svg`` or ``.pdf``.
-
-    Returns:
-        The figure's path.
-
-    Raises:
-        ConfigError: The model has no prompts, or `out` has another suffix.
-    """
-    return save_figure(draw_attention(model, images, labels), out)
+    @cached_property
+    def searched(self) -> tuple[Tensor, AttentionMaps]:
+        """Images evenly from the crowd, and their maps."""
+        images = self.crowd[:: -(-len(self.crowd) // _CROWD)]
+        return images, attention_maps(self.model, images)
 
 
 def sample_images(dataset: ImageDataset, number: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -185,16 +161,6 @@ def _batch(model: TunedModel, images: Sequence[Path]) -> Tensor:
     preset = Preset.from_dict(model.preset)
     batch = np.stack([_read(path, preset, model.backbone.image_size) for path in _expand(images)])
     return torch.from_numpy(batch).permute(0, 3, 1, 2)
-
-
-def _load_prompts(delta: Path, weights: str | None) -> TunedModel:
-    model = load(delta, weights)
-    if not has_prompts(model):
-        raise ConfigError(
-            f"{delta} holds no prompts, so there is nothing to compare: give a prompt run's delta file, "
-            "or ask for other kinds of figures (`vpt attention --kind all`)."
-        )
-    return model
 
 
 def _expand(paths: Sequence[Path]) -> list[Path]:
