@@ -13,7 +13,7 @@ from torch import Tensor
 from vpt.data import ImageDataModule, ImageDataset, Preset
 from vpt.data.images import decode_rgb
 from vpt.errors import ConfigError, DataError
-from vpt.models import TunedModel, load
+from vpt.models import TunedModel, load_classifier
 from vpt.reports.style import save_figure
 from vpt.robustness.evaluation.evaluate import check_data
 from vpt.visualize.figure_kinds import Scene
@@ -149,7 +149,7 @@ def scene_from_files(delta: Path, images: Sequence[Path], weights: str | None = 
         DeltaFileError: The file is not a delta file, or belongs to other weights.
         WeightsError: The backbone's weights cannot be found.
     """
-    model = load(delta, weights)
+    model = load_classifier(delta, weights)
     batch = _batch(model, images)
     return Scene(model, batch, None, batch, None)
 
@@ -175,7 +175,7 @@ def scene_from_data(
         DeltaFileError: The file is not a delta file, or belongs to other weights.
         WeightsError: The backbone's weights cannot be found.
     """
-    model = load(delta, weights)
+    model = load_classifier(delta, weights)
     check_data(delta, model, data)
     split = data.split("test")
     return Scene(model, *sample_images(split, number), *sample_crowd(split, per_class=per_class))
@@ -188,7 +188,7 @@ def _batch(model: TunedModel, images: Sequence[Path]) -> Tensor:
 
 
 def _load_prompts(delta: Path, weights: str | None) -> TunedModel:
-    model = load(delta, weights)
+    model = load_classifier(delta, weights)
     if not has_prompts(model):
         raise ConfigError(
             f"{delta} holds no prompts, so there is nothing to compare: give a prompt run's delta file, "
