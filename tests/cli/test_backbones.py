@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import save_file
 
 from vpt.backbones import create_backbone
-from vpt.models import load
+from vpt.models import load_classifier
 
 from .conftest import CONFIGS, DEMO, QUICK, Vpt
 
@@ -30,7 +30,7 @@ def test_a_backbone_overlay_runs_from_fit_to_a_loaded_delta(vpt: Vpt, tmp_path: 
     measured = ["-c", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), *TWO]
     answer = vpt("test", *measured, "--data.batch_size=2")
     assert answer.status == 0, answer.err
-    model = load(run / "delta.safetensors")
+    model = load_classifier(run / "delta.safetensors")
     size = model.backbone.image_size
     with torch.no_grad():
         logits = model(torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8))

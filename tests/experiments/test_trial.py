@@ -10,7 +10,7 @@ import torch
 
 from vpt.errors import ConfigError, DivergedError
 from vpt.experiments.trial import Config, Trial, finished, merged, run_trial
-from vpt.models.delta_file import load, read_delta
+from vpt.models.delta_file import load_classifier, read_delta
 from vpt.tasks import ClassificationTask
 
 
@@ -21,7 +21,7 @@ def test_a_trial_leaves_a_run_and_is_not_repeated(config: Config, root: Path, mo
     folder = root / "a" / "b"
     assert {path.name for path in folder.iterdir()} >= {"run.json", "delta.safetensors", "config.yaml", "test.parquet"}
     assert not (folder / "checkpoints" / "last.ckpt").exists()
-    assert load(folder / "delta.safetensors").class_names[0] == "0"
+    assert load_classifier(folder / "delta.safetensors").class_names[0] == "0"
     monkeypatch.setattr("vpt.experiments.trial._run", None)
     assert run_trial(trial, root) == record
 

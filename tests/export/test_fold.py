@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.export.models import tuned
+from vpt.deltas.key_value import FixedKeys
 from vpt.export import fold
-from vpt.export.fold import FixedKeys
 
 VIT, SWIN = "vit_nano_patch8_64", "swin_nano_patch4_window8_64"
 DEEP: dict[str, Any] = {"name": "prompt", "num_tokens": 3}
@@ -98,4 +98,6 @@ def test_deep_prompts_become_two_constants_a_block() -> None:
     new = {key: tuple(tensor.shape) for key, tensor in folded.state_dict().items() if key not in bare.state_dict()}
     places = [f"backbone.model.blocks.{block}.attn.fixed_keys_0" for block in range(6)]
     assert new == {f"{place}.{part}": (1, 3, 3, 64) for place in places for part in ("keys", "values")}
-    assert all(isinstance(attention.edits[0], FixedKeys) for attention in folded.backbone.layout.attentions)
+    edits = [edit for attention in folded.backbone.layout.attentions for edit in attention.edits.values()]
+    assert len(edits) == 6
+    assert all(isinstance(edit, FixedKeys) for edit in edits)

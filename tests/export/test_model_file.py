@@ -20,7 +20,7 @@ from vpt.errors import ExportError
 from vpt.export import export_onnx, export_torch
 from vpt.export import onnx_torch as checking
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import load, save_delta
+from vpt.models.delta_file import load_classifier, save_delta
 from vpt.tasks import FineTuning
 
 VIT, SWIN = "vit_nano_patch8_64", "swin_nano_patch4_window8_64"
@@ -165,7 +165,7 @@ def test_a_fully_fine_tuned_model_is_written_from_its_delta_file(
     assert "largest difference" in out
     assert "ms exported" in out
     torch.testing.assert_close(
-        run_alone(tmp_path, file, tmp_path)[0][:4], load(delta)(images()).detach(), rtol=1e-4, atol=1e-5
+        run_alone(tmp_path, file, tmp_path)[0][:4], load_classifier(delta)(images()).detach(), rtol=1e-4, atol=1e-5
     )
 
 

@@ -17,7 +17,7 @@ from vpt.cli import main
 from vpt.errors import ConfigError, ExportError
 from vpt.export import export_peft
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import load, save_delta
+from vpt.models.delta_file import load_classifier, save_delta
 
 CASES = [("vit_nano_patch8_64", "pretrained"), ("swin_tiny_patch4_window7_224", "random")]
 TARGETS = ["q", "v", "proj", "fc1"]
@@ -87,7 +87,7 @@ def test_the_command_writes_beside_the_delta(tmp_path: Path, capsys: pytest.Capt
     assert main(["export", "--delta", str(file), "--format", "peft"]) == 0
     assert "written to" in capsys.readouterr().out
     head = load_file(tmp_path / "peft" / "adapter_model.safetensors")["base_model.model.head.weight"]
-    assert torch.equal(head, load(file).head.weight)
+    assert torch.equal(head, load_classifier(file).head.weight)
     assert main(["export", "--delta", str(file), "--format", "onxx"]) == 1
     assert "invalid choice: 'onxx'" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from vpt.backbones import create_backbone
 from vpt.errors import ConfigError, DeltaFileError, UnknownNameError, WeightsError
-from vpt.models import TunedModel, load, save_delta
+from vpt.models import TunedModel, load_classifier, save_delta
 from vpt.models.delta_file import read_header
 
 NANO = "vit_nano_patch8_64"
@@ -33,7 +33,7 @@ def model() -> TunedModel:
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     tuned = model()
     tuned.info = {"seed": 3}
-    loaded = load(save_delta(tmp_path / "delta.safetensors", tuned))
+    loaded = load_classifier(save_delta(tmp_path / "delta.safetensors", tuned))
     assert torch.equal(loaded(IMAGES), tuned(IMAGES))
     assert loaded.class_names == ["cat", "dog", "fish"]
     assert (loaded.preset, loaded.info) == ({"name": "square"}, {"seed": 3})
@@ -58,7 +58,7 @@ def test_any_composition_comes_back(tmp_path: Path, specs: list[dict[str, Any]])
     with torch.no_grad():
         for tensor in tuned.trained().values():
             tensor.add_(0.02 * torch.randn_like(tensor))
-    loaded = load(save_delta(tmp_path / "delta.safetensors", tuned))
+    loaded = load_classifier(save_delta(tmp_path / "delta.safetensors", tuned))
     assert torch.equal(loaded(IMAGES), tuned(IMAGES))
     assert not torch.equal(loaded(IMAGES), before)
     assert sorted(load_file(tmp_path / "delta.safetensors")) == sorted(tuned.trained())
@@ -70,7 +70,7 @@ def test_a_prefix_from_a_network_is_kept_as_plain_keys_and_values(tmp_path: Path
     save_file(create_backbone(name, "random").model.state_dict(), weights)
     spec = {"name": "prefix", "num_tokens": 3, "hidden": 5}
     live = TunedModel(create_backbone(name, str(weights)), 3, [spec]).eval()
-    loaded = load(save_delta(tmp_path / "delta.safetensors", live))
+    loaded = load_classifier(save_delta(tmp_path / "delta.safetensors", live))
     images = torch.rand(2, 3, live.backbone.image_size, live.backbone.image_size)
     torch.testing.assert_close(loaded(images), live(images), rtol=1e-6, atol=1e-6)
     kept = {key.split(".")[3] for key in load_file(tmp_path / "delta.safetensors") if key.startswith("delta.")}
@@ -101,7 +101,7 @@ def test_a_fully_tuned_backbone_comes_back_whole(tmp_path: Path) -> None:
     start.train()
     start(images)  # moves the batch-norm statistics
     start.eval()
-    loaded = load(save_delta(tmp_path / "full.safetensors", start))
+    loaded = load_classifier(save_delta(tmp_path / "full.safetensors", start))
     assert torch.equal(loaded(images), start(images))
 
 
@@ -110,24 +110,24 @@ def test_another_backbone_of_equal_shape_is_refused_by_name(tmp_path: Path) -> N
     other = tmp_path / "other.safetensors"
     save_file(timm.create_model(NANO).state_dict(), other)
     with pytest.raises(DeltaFileError, match=r"was trained on vpt/vit_nano_patch8_64 .* file:other.safetensors"):
-        load(path, weights=str(other))
+        load_classifier(path, weights=str(other))
 
 
 def test_what_is_not_a_delta_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeltaFileError, match="No delta file"):
-        load(tmp_path / "none.safetensors")
+        load_classifier(tmp_path / "none.safetensors")
     text = tmp_path / "text.safetensors"
     text.write_text("hello")
     with pytest.raises(DeltaFileError, match="not a delta file"):
-        load(text)
+        load_classifier(text)
     plain = tmp_path / "plain.safetensors"
     save_file({"x": torch.zeros(1)}, plain)
     with pytest.raises(DeltaFileError, match="not a delta file"):
-        load(plain)
+        load_classifier(plain)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(save_delta(tmp_path / "delta.safetensors", model()).read_bytes()[:-100])
     with pytest.raises(DeltaFileError, match="not a delta file"):
-        load(cut)
+        load_classifier(cut)
 
 
 def test_a_file_without_its_head_is_refused(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_file_without_its_head_is_refused(tmp_path: Path) -> None:
     del tensors["head.bias"]
     save_file(tensors, path, metadata=metadata)
     with pytest.raises(DeltaFileError, match=r"incomplete: head\.bias missing"):
-        load(path)
+        load_classifier(path)
     header = json.loads(metadata["vpt"])
     header["format"] = "vpt-delta/9"
     save_file(tensors, path, metadata={"vpt": json.dumps(header)})
@@ -162,7 +162,7 @@ def test_a_header_of_other_types_is_refused(tmp_path: Path, change: Any, sentenc
     header = read_header(path) | change if isinstance(change, dict) else change
     save_file(load_file(path), path, metadata={"vpt": json.dumps(header)})
     with pytest.raises(DeltaFileError, match=sentence):
-        load(path)
+        load_classifier(path)
 
 
 def test_weights_that_have_moved_are_asked_for(tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_weights_that_have_moved_are_asked_for(tmp_path: Path) -> None:
     path = save_delta(tmp_path / "delta.safetensors", tuned)
     moved = weights.rename(tmp_path / "there.safetensors")
     with pytest.raises(WeightsError, match="No weights file"):
-        load(path)
-    assert torch.equal(load(path, weights=str(moved))(IMAGES), tuned.eval()(IMAGES))
+        load_classifier(path)
+    assert torch.equal(load_classifier(path, weights=str(moved))(IMAGES), tuned.eval()(IMAGES))
 
 
 def test_strength_moves_delta_and_head_together() -> None:
@@ -205,7 +205,7 @@ def test_wrong_counts_are_refused() -> None:
 
 def test_a_file_of_format_1_stays_readable() -> None:
     """Stored by version 0.1.0: prompts with dropout in blocks 0-2, a folded prefix, LoRA, norms and three classes."""
-    loaded = load(Path(__file__).parent / "stored" / "format-1.safetensors")
+    loaded = load_classifier(Path(__file__).parent / "stored" / "format-1.safetensors")
     assert loaded.class_names == ["ant", "bee", "cat"]
     ramp = torch.linspace(0, 255, 3 * 64 * 64).round().to(torch.uint8).view(1, 3, 64, 64)
     torch.testing.assert_close(loaded(ramp), torch.tensor([[1.2050, 0.3092, -1.6042]]), rtol=0, atol=2e-3)

@@ -14,7 +14,7 @@ from vpt.backbones.factory import feature_map, map_size
 from vpt.deltas import attach
 from vpt.errors import ConfigError, DeltaFileError, UnknownNameError, UnsupportedBackboneError
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import load, load_segmentation, read_delta, save_delta, start_from
+from vpt.models.delta_file import load_classifier, load_segmentation, read_delta, save_delta, start_from
 from vpt.models.segmenter import DenseModel
 from vpt.robustness.interpolation.model_soups import uniform
 
@@ -154,7 +154,7 @@ def test_classifiers_and_segmentation_models_are_told_apart(tmp_path: Path) -> N
     saved(tmp_path / "dense.safetensors")
     save_delta(tmp_path / "classifier.safetensors", TunedModel(create_backbone(NANO), 3, [PROMPT]))
     with pytest.raises(DeltaFileError, match=r"holds a segmentation model: load it with `vpt.load_segmentation`"):
-        load(tmp_path / "dense.safetensors")
+        load_classifier(tmp_path / "dense.safetensors")
     with pytest.raises(DeltaFileError, match=r"holds a classifier: load it with `vpt.load`"):
         load_segmentation(tmp_path / "classifier.safetensors")
     with pytest.raises(DeltaFileError, match="holds a segmentation model"):  # every command reads by `read_delta`

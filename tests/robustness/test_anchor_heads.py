@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from tests.robustness.fakes import BACKBONE, CLASSES, SIZE, task, weights, write_full
 from vpt.backbones import create_backbone
 from vpt.errors import ConfigError
-from vpt.models import load
+from vpt.models import load_classifier
 from vpt.robustness import run
 from vpt.robustness.interpolation.anchor_heads import (
     clip_text,
@@ -153,7 +153,7 @@ def test_a_written_head_is_an_anchor(tmp_path: Path) -> None:
     head = sub_head(nn.Linear(backbone.num_features, 20), [4, 1, 9])
     preset = task().preset.to_dict()
     path = write_head(tmp_path / "zero.safetensors", backbone, head, CLASSES, preset, {"head": "test"})
-    assert torch.equal(load(path).head.weight, head.weight)
+    assert torch.equal(load_classifier(path).head.weight, head.weight)
     result = run(full, task(), (0.0, 1.0), tmp_path / "out", anchor=path, severities=())
     assert result.protocol["way"] == "end-to-end"
     with pytest.raises(ConfigError, match=r"The head is \(3, 64\), but .* the task 2 classes"):

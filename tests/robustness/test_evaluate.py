@@ -13,7 +13,7 @@ from rich.console import Console
 from tests.robustness.fakes import CLASSES, PROMPTS, task, weights, write_delta
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.errors import ConfigError
-from vpt.models import TunedModel, load
+from vpt.models import TunedModel, load_classifier
 from vpt.robustness import RobustnessResult, run
 from vpt.robustness.evaluation.evaluation_loop import table
 from vpt.robustness.evaluation.records import read
@@ -102,7 +102,7 @@ def test_a_part_of_the_list_sees_the_noise_that_the_whole_list_sees(prompts: Pat
 
 def test_the_ends_are_the_bare_and_the_tuned_model(prompts: Path, tmp_path: Path) -> None:
     measure(prompts, tmp_path, batch_size=10)
-    model = load(prompts)
+    model = load_classifier(prompts)
     images = torch.stack([task().split("test")[i]["image"] for i in range(10)])
     with torch.no_grad():
         tuned = model(images)
@@ -118,7 +118,7 @@ def test_the_anchor_is_the_head_at_strength_zero(prompts: Path, linear: Path, tm
     result = measure(prompts, tmp_path, anchor=linear, batch_size=10)
     images = torch.stack([task().split("test")[i]["image"] for i in range(10)])
     with torch.no_grad():
-        probe = load(linear)(images)
+        probe = load_classifier(linear)(images)
     assert result.protocol["head"] == "interpolated"
     stored = read(tmp_path / "records" / "clean-alpha-0.0.parquet").logits
     np.testing.assert_allclose(stored, probe.numpy(), rtol=1e-5, atol=1e-5)

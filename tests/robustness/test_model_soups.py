@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.robustness.fakes import PROMPTS, split, task, write_delta, write_full
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.errors import ConfigError
-from vpt.models import TunedModel, load
+from vpt.models import TunedModel, load_classifier
 from vpt.models.delta_file import read_delta, unfilled
 from vpt.robustness.interpolation.model_soups import Step, count_hits, greedy, mean, uniform
 
@@ -34,7 +34,7 @@ def test_a_uniform_soup_is_the_mean_and_a_delta_file_like_any(runs: list[Path], 
         expected = torch.stack([part[key].double() for part in parts]).mean(0)
         torch.testing.assert_close(tensor.double(), expected, rtol=1e-7, atol=1e-7)
     assert [file["name"] for file in header["info"]["soup"]["files"]] == ["/".join(p.parts[-2:]) for p in runs[:3]]
-    assert isinstance(load(out), TunedModel)
+    assert isinstance(load_classifier(out), TunedModel)
 
 
 def test_equal_runs_make_themselves() -> None:
@@ -58,7 +58,7 @@ def test_the_greedy_rule_keeps_what_does_no_harm(runs: list[Path], tmp_path: Pat
     out = greedy(runs, tmp_path / "soup.safetensors", task(), batch_size=2, report=trace.append)
     held_out = task().split("val")
     model, _ = unfilled(runs[0])
-    alone = [count_hits(load(path), held_out, 6)[0] for path in runs]
+    alone = [count_hits(load_classifier(path), held_out, 6)[0] for path in runs]
     order = sorted(range(4), key=lambda run: -alone[run])
     soup, best = [order[0]], alone[order[0]]
     for run in order[1:]:  # without an early stop

@@ -18,7 +18,7 @@ from vpt.backbones import Backbone, create_backbone
 from vpt.backbones.partial_forward import SplitBackbone
 from vpt.data import ImageDataset
 from vpt.errors import ConfigError, DeltaFileError
-from vpt.models import TunedModel, load, save_delta
+from vpt.models import TunedModel, load_classifier, save_delta
 from vpt.models.delta_file import read_delta
 from vpt.models.delta_file import write_delta as write_header
 from vpt.robustness import RobustnessResult, run
@@ -151,8 +151,8 @@ def test_the_ends_of_a_sweep_are_the_pretrained_and_the_tuned_model(full: Path, 
     assert {row.alpha for row in result.rows} == set(ALPHAS)
     assert (result.protocol["way"], result.protocol["head"]) == ("end-to-end", "interpolated")
     with torch.no_grad():
-        assert np.array_equal(logits(tmp_path, 0.0), load(probe)(clean()).numpy())
-        assert np.array_equal(logits(tmp_path, 1.0), load(full)(clean()).numpy())
+        assert np.array_equal(logits(tmp_path, 0.0), load_classifier(probe)(clean()).numpy())
+        assert np.array_equal(logits(tmp_path, 1.0), load_classifier(full)(clean()).numpy())
 
 
 @pytest.mark.parametrize("name", ["vit_nano_patch8_64", "swin_nano_patch4_window8_64"])
@@ -170,16 +170,16 @@ def test_the_models_that_ship_are_swept_end_to_end(name: str, tmp_path: Path) ->
     measure(files[0], tmp_path, anchor=files[1], alphas=(0.0, 0.5, 1.0), batch_size=10)
     with torch.no_grad():
         for alpha, file in ((1.0, files[0]), (0.0, files[1])):
-            assert np.array_equal(logits(tmp_path, alpha), load(file)(clean()).numpy())
+            assert np.array_equal(logits(tmp_path, alpha), load_classifier(file)(clean()).numpy())
     assert not np.allclose(logits(tmp_path, 0.5), logits(tmp_path, 1.0), atol=1e-4)
 
 
 def test_a_sweep_equals_a_model_built_anew_for_each_alpha(full: Path, probe: Path, whole: Path) -> None:
-    end, start = load(full), load(probe)
+    end, start = load_classifier(full), load_classifier(probe)
     first, last = start.state_dict(), end.state_dict()
     for alpha in (0.25, 0.5, 0.75):
         merged = {key: torch.lerp(first[key], last[key], alpha) for key in last}
-        model = load(full)
+        model = load_classifier(full)
         model.load_state_dict(merged)
         with torch.no_grad():
             expected = model(clean()).numpy()
@@ -301,7 +301,7 @@ def test_where_only_the_head_differs_each_image_passes_once(
 
 def test_a_head_between_two_heads_equals_brute_force(linear: Path, probe: Path, tmp_path: Path) -> None:
     result = measure(linear, tmp_path, anchor=probe)
-    model, other = load(linear), load(probe)
+    model, other = load_classifier(linear), load_classifier(probe)
     labels = task().split("test").labels
     for row in (row for row in result.rows if row.set == "clean"):
         with torch.no_grad():
@@ -321,7 +321,7 @@ def test_last_blocks_run_alone_for_each_alpha(
     probe: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     partial = write_delta(folder / "partial.safetensors", ({"name": "partial", "blocks": 1},))
-    model, passed = load(partial), 0
+    model, passed = load_classifier(partial), 0
     original = SplitBackbone.before
 
     def counted(self: SplitBackbone, images: Tensor) -> Tensor:
@@ -334,7 +334,7 @@ def test_last_blocks_run_alone_for_each_alpha(
     assert passed == 6 + 10 + 5
     with torch.no_grad():
         np.testing.assert_allclose(logits(tmp_path, 1.0), model(clean()).numpy(), rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(logits(tmp_path, 0.0), load(probe)(clean()).numpy(), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(logits(tmp_path, 0.0), load_classifier(probe)(clean()).numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_start_of_the_same_kind_takes_the_place_of_the_backbone(probe: Path, folder: Path, tmp_path: Path) -> None:
@@ -343,10 +343,10 @@ def test_a_start_of_the_same_kind_takes_the_place_of_the_backbone(probe: Path, f
     result = measure(end, tmp_path, start=begin, batch_size=10)
     assert result.protocol["way"] == "end-to-end"
     with torch.no_grad():
-        assert np.array_equal(logits(tmp_path, 0.0), load(begin)(clean()).numpy())
-        assert np.array_equal(logits(tmp_path, 1.0), load(end)(clean()).numpy())
-        middle = load(end)
-        state = {k: torch.lerp(t, middle.state_dict()[k], 0.5) for k, t in load(begin).state_dict().items()}
+        assert np.array_equal(logits(tmp_path, 0.0), load_classifier(begin)(clean()).numpy())
+        assert np.array_equal(logits(tmp_path, 1.0), load_classifier(end)(clean()).numpy())
+        middle = load_classifier(end)
+        state = {k: torch.lerp(t, middle.state_dict()[k], 0.5) for k, t in load_classifier(begin).state_dict().items()}
         middle.load_state_dict(state)
         np.testing.assert_allclose(logits(tmp_path, 0.5), middle(clean()).numpy(), rtol=1e-4, atol=1e-5)
     with pytest.raises(ConfigError, match="has another delta"):

@@ -16,7 +16,7 @@ from tests.robustness.fakes import BACKBONE, SIZE
 from tests.robustness.fakes import task as fake_task
 from vpt.data import DigitsDataModule
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
-from vpt.models import load
+from vpt.models import load_classifier
 from vpt.models.delta_file import read_delta
 from vpt.models.logistic_regression import fit_logistic
 from vpt.tasks import (
@@ -301,7 +301,7 @@ def test_a_run_leaves_its_record_and_its_delta(tmp_path: Path) -> None:
     assert record["epoch_rule"] == "last"
     assert record["parameters"]["trainable"] == 6 * 10 * 192 + 10 * 193
     assert {"val/acc", "test/acc", "test/mean_per_class"} <= record["metrics"].keys()
-    model = load(folder / "delta.safetensors")
+    model = load_classifier(folder / "delta.safetensors")
     batch = next(iter(run.datamodule.test_dataloader()))  # type: ignore[attr-defined]
     torch.testing.assert_close(model(batch["image"]), task.eval()(batch["image"]))
     assert model.class_names == list("0123456789")
@@ -376,7 +376,7 @@ def test_fine_tuning_starts_from_the_head_of_a_linear_probe(tmp_path: Path) -> N
     path = probe(tmp_path / "probe")
     task = FineTuning(**BASE, init_head=str(path))
     trainer(tmp_path / "tuned", epochs=0, callbacks=[InitWriter()]).fit(task, datamodule=data())
-    ours, theirs = task.model.head.state_dict(), load(path).head.state_dict()
+    ours, theirs = task.model.head.state_dict(), load_classifier(path).head.state_dict()
     assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
     assert task.model.head.weight.requires_grad
 

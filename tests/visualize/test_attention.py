@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.robustness.fakes import CLASSES, PROMPTS, images, task, write_delta
 from vpt.errors import ConfigError, DataError, VPTError
-from vpt.models import load
+from vpt.models import load_classifier
 from vpt.reports.style import save_figure
 from vpt.visualize import draw, scene_from_data, scene_from_files
 from vpt.visualize.prompt_attention import draw_attention
@@ -42,7 +42,7 @@ def titles(figure: Figure) -> list[str]:
 
 def test_a_row_per_image_and_the_shares_below(delta: Path) -> None:
     batch, labels = torch.from_numpy(images(3, 0)), torch.tensor([0, 1, 2])
-    figure = draw_attention(load(delta), batch, labels)
+    figure = draw_attention(load_classifier(delta), batch, labels)
     shares = "Share of its attention that the prompts take"
     assert titles(figure) == ["Input", "Without prompts", "With prompts", "Difference", shares]
     maps = [axes for axes in figure.axes if axes.images]
@@ -56,7 +56,7 @@ def test_a_row_per_image_and_the_shares_below(delta: Path) -> None:
 
 
 def test_predictions_are_marked_right_or_wrong_only_where_the_class_is_known(delta: Path) -> None:
-    model, batch = load(delta), torch.from_numpy(images(1, 0))
+    model, batch = load_classifier(delta), torch.from_numpy(images(1, 0))
     guess = int(model(batch).argmax())
     known = draw_attention(model, batch, torch.tensor([guess]))
     wrong = draw_attention(model, batch, torch.tensor([(guess + 1) % 3]))

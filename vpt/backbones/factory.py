@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import torch
@@ -23,13 +21,16 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 class Attached(Protocol):
-    """What a delta part is to the backbone that it is attached to."""
+    """What a delta part is to the backbone that it is attached to.
+
+    Attributes:
+        first_block: How many blocks lie before everything that it changes.
+    """
+
+    first_block: int
 
     def refresh(self) -> None:
         """Called before every forward pass."""
-
-    def first_block(self) -> int:
-        """How many blocks lie before everything that it changes."""
 
 
 class Backbone(nn.Module):
@@ -46,7 +47,7 @@ class Backbone(nn.Module):
         fingerprint: SHA-256 of the weights as they were loaded.
         readout: Passes the pooled features on; what changes only them hooks on here.
         attached: The delta parts that change it now, in the order in which they were attached.
-        trim: Where the pool reads one token, only that one passes the last block; switched off by `whole`.
+        trim: Where the pool reads one token, only that one passes the last block.
     """
 
     mean: Tensor
@@ -168,15 +169,6 @@ class Backbone(nn.Module):
         trimmed = isinstance(model, Trimmable) and self.trim
         features = model.features_for_pool if trimmed else model.forward_features
         return cast("Tensor", model.forward_head(features(self.normalize(images)), pre_logits=True))
-
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Within it the last block computes every token also for the pool."""
-        before, self.trim = self.trim, False
-        try:
-            yield
-        finally:
-            self.trim = before
 
     def tokens(self, images: Tensor) -> Tensor:
         """All final tokens of a ViT, or the final map of another model.

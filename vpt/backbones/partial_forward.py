@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, suppress
 from typing import Any, cast
 
 import torch
@@ -49,13 +50,8 @@ class SplitBackbone:
             found.append(output)
             raise _Stop
 
-        hook = self.backbone.layout.blocks[self.cut - 1].register_forward_hook(stop)
-        try:
+        with self.backbone.layout.blocks[self.cut - 1].register_forward_hook(stop), suppress(_Stop):
             self.backbone(images)
-        except _Stop:
-            pass
-        finally:
-            hook.remove()
         return found[0]
 
     def after(self, tokens: Tensor) -> Tensor:
@@ -86,17 +82,12 @@ class SplitBackbone:
         def keep(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls.append((args[1:], kwargs))
 
-        hooks = [
-            block.register_forward_pre_hook(keep, with_kwargs=True, prepend=True)
-            for block in self.backbone.layout.blocks
-        ]
-        try:
-            size = self.backbone.image_size
-            with torch.random.fork_rng():  # dropout of what is attached must not move the run's random numbers
-                self.backbone(torch.zeros(1, 3, size, size, device=like.device))
-        finally:
-            for hook in hooks:
-                hook.remove()
+        size = self.backbone.image_size
+        with ExitStack() as stack:
+            for block in self.backbone.layout.blocks:
+                stack.enter_context(block.register_forward_pre_hook(keep, with_kwargs=True, prepend=True))
+            stack.enter_context(torch.random.fork_rng())  # dropout must not move the run's random numbers
+            self.backbone(torch.zeros(1, 3, size, size, device=like.device))
         return calls
 
 

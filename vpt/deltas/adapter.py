@@ -6,7 +6,7 @@ Parallel: AdaptFormer (Chen et al., NeurIPS 2022, equations 2-3), beside the MLP
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -71,10 +71,9 @@ class Adapter(DeltaPart):
         self.rank, self.parallel, self.factor = rank, placement == "parallel", factor
         self._activation = ACTIVATIONS[activation]
         blocks = sublayers(backbone)
-        self._blocks = chosen_blocks(len(blocks), layers)
-        self._sublayers = {
-            f"{index}_{name}": blocks[index][name] for index in self._blocks for name in PLACEMENTS[placement]
-        }
+        chosen = chosen_blocks(len(blocks), layers)
+        self.first_block = chosen[0]
+        self._sublayers = {f"{index}_{name}": blocks[index][name] for index in chosen for name in PLACEMENTS[placement]}
         self._dims, like = backbone.layout.dims, backbone.mean
         self.down, self.up = nn.ModuleDict(), nn.ModuleDict()
         for key in self._sublayers:
@@ -84,21 +83,11 @@ class Adapter(DeltaPart):
             nn.init.zeros_(up.weight)
             nn.init.zeros_(up.bias)
             self.up[key] = up
-        self._hooks: list[RemovableHandle] = []
 
-    def first_block(self) -> int:
-        """The first block with an adapter."""
-        return self._blocks[0]
-
-    def _attach(self) -> None:
-        """Puts an adapter on every chosen sublayer."""
-        self._hooks = [layer.register_forward_hook(partial(self._add, key)) for key, layer in self._sublayers.items()]
-
-    def _detach(self) -> None:
-        """Takes them off."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        """An adapter on every chosen sublayer."""
+        for key, layer in self._sublayers.items():
+            yield layer.register_forward_hook(partial(self._add, key))
 
     def expected_parameters(self) -> int:
         """2 · rank · dim + rank + dim for each adapter."""

@@ -76,6 +76,14 @@ class Subset(DeltaPart):
             owner._parameters[last] = self._beside(original, self.values[_key(name)])
         self._originals = {}
 
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Detaches for good: the values, at the present strength, stay behind in the backbone's own parameters."""
+        used = {name: getattr(*self._place(name)).clone() for name in self._names}
+        self.detach()
+        for name, value in used.items():
+            self.backbone.model.get_parameter(name).copy_(value)
+
     def expected_parameters(self) -> int:
         """As many as the originals have."""
         return self._size
@@ -148,12 +156,8 @@ class Partial(Subset):
         depth = len(backbone.layout.blocks)
         if not 1 <= blocks <= depth:
             raise ConfigError(f"{backbone.name} has {depth} blocks: partial takes 1 to {depth}, got {blocks}.")
-        self._first = depth - blocks
+        self.first_block = depth - blocks
         self._copy("last", blocks)
-
-    def first_block(self) -> int:
-        """The first of the last blocks."""
-        return self._first
 
 
 def _key(name: str) -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError
 
 READOUT = sys.maxsize
-"""The place behind all blocks, as an answer of `DeltaPart.first_block`."""
+"""The place behind all blocks, as a `DeltaPart.first_block`."""
 
 
 class DeltaPart(nn.Module, ABC):
@@ -26,9 +27,11 @@ class DeltaPart(nn.Module, ABC):
     Attributes:
         taxonomy: Its class in Delta Tuning (Ding et al., Nature Machine Intelligence 2023): new parts, chosen
             parameters, or parameters written in another form.
+        first_block: How many blocks lie before everything that it changes; `READOUT` for all of them.
     """
 
     taxonomy: ClassVar[Literal["addition", "specification", "reparameterisation"]]
+    first_block: int = 0
 
     def __init__(self, backbone: Backbone) -> None:
         """Starts at full strength, attached to nothing.
@@ -39,6 +42,7 @@ class DeltaPart(nn.Module, ABC):
         super().__init__()
         self._on = [backbone]  # in a list, so that it does not become a part of this module
         self._strength = 1.0
+        self._handles: list[RemovableHandle] = []
 
     @property
     def backbone(self) -> Backbone:
@@ -69,13 +73,19 @@ class DeltaPart(nn.Module, ABC):
             self._detach()
             self.backbone.attached.remove(self)
 
-    @abstractmethod
+    def _hooks(self) -> Iterable[RemovableHandle]:
+        """Hooks the change on the backbone; what it returns takes the change off again."""
+        return ()
+
     def _attach(self) -> None:
         """Puts the change on the backbone, all of it or nothing."""
+        self._handles = list(self._hooks())
 
-    @abstractmethod
     def _detach(self) -> None:
         """Takes the change off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     @property
     def merged(self) -> bool:
@@ -85,18 +95,9 @@ class DeltaPart(nn.Module, ABC):
     def refresh(self) -> None:
         """Called before every forward pass of the backbone."""
 
-    def _check_alone(self) -> None:
-        """Weights can be merged exactly, and restored bit for bit, only while nothing else changes the backbone."""
-        if [*self.backbone.attached] != [self]:
-            raise ConfigError(f"Only a {type(self).__name__} that is attached alone can be merged.")
-
     @abstractmethod
     def expected_parameters(self) -> int:
         """The number of trained parameters by the method's formula."""
-
-    def first_block(self) -> int:
-        """How many blocks lie before everything that it changes: 0 unless it says more, `READOUT` for all of them."""
-        return 0
 
     def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a delta file keeps: a form without what only training needs.
@@ -120,6 +121,61 @@ class DeltaPart(nn.Module, ABC):
             raise ConfigError(f"The strength of a delta lies between 0 (backbone) and 1 (tuned), got {alpha}.")
         self._strength = float(alpha)
         self._strengthened()
+
+
+class MergeablePart(DeltaPart):
+    """A change that can be written into the backbone's own weights: same function, no cost at inference."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        """Starts unmerged.
+
+        Args:
+            backbone: The backbone that the change is for.
+        """
+        super().__init__(backbone)
+        self._originals: list[Tensor] = []
+
+    @abstractmethod
+    def _changed_weights(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each weight of the backbone, or part of one, and what it is with the change at the present strength."""
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Writes the change, at the present strength, into the frozen weights.
+
+        What is trained or loaded after it counts when it is merged again.
+
+        Raises:
+            ConfigError: Something else is attached to the backbone: weights are restored bit for bit only without it.
+        """
+        if [*self.backbone.attached] != [self]:
+            raise ConfigError(f"Only a {type(self).__name__} that is attached alone can be merged.")
+        self.unmerge()
+        for weight, changed in self._changed_weights():
+            self._originals.append(weight.clone())
+            weight.copy_(changed)
+
+    @property
+    def merged(self) -> bool:
+        """Whether the change lies in the backbone's own weights for now."""
+        return bool(self._originals)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Puts the frozen weights back, bit for bit."""
+        for original, (weight, _) in zip(self._originals, self._changed_weights(), strict=False):
+            weight.copy_(original)
+        self._originals = []
+
+    def _detach(self) -> None:
+        """Takes the change off, out of the weights too."""
+        self.unmerge()
+        super()._detach()
+
+    def _strengthened(self) -> None:
+        """A merged change follows the strength."""
+        if self.merged:
+            self.merge()
 
 
 Shape = tuple[int, int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ class Linear(DeltaPart):
     """Nothing: only the model's linear head trains (linear probing)."""
 
     taxonomy = "specification"
+    first_block = READOUT
 
     def __init__(self, backbone: Backbone) -> None:
         """Takes any backbone.
@@ -26,19 +28,9 @@ class Linear(DeltaPart):
         """
         super().__init__(backbone)
 
-    def _attach(self) -> None:
-        """Nothing to do."""
-
-    def _detach(self) -> None:
-        """Nothing to do."""
-
     def expected_parameters(self) -> int:
         """None."""
         return 0
-
-    def first_block(self) -> int:
-        """Behind all blocks."""
-        return READOUT
 
 
 class MlpHead(DeltaPart):
@@ -48,6 +40,7 @@ class MlpHead(DeltaPart):
     """
 
     taxonomy = "specification"
+    first_block = READOUT
 
     def __init__(self, backbone: Backbone, layers: int = 3) -> None:
         """Draws the hidden layers as PyTorch draws linear layers.
@@ -66,24 +59,14 @@ class MlpHead(DeltaPart):
         self.hidden = nn.ModuleList(
             nn.Linear(self._width, self._width, dtype=like.dtype, device=like.device) for _ in range(layers - 1)
         )
-        self._hook: RemovableHandle | None = None
 
-    def _attach(self) -> None:
-        """Puts the hidden layers behind the pool."""
-        self._hook = self.backbone.readout.register_forward_hook(self._change)
-
-    def _detach(self) -> None:
-        """Takes them off."""
-        if self._hook is not None:
-            self._hook.remove()
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        """The hidden layers behind the pool."""
+        yield self.backbone.readout.register_forward_hook(self._change)
 
     def expected_parameters(self) -> int:
         """(layers − 1) · (dim² + dim)."""
         return len(self.hidden) * self._width * (self._width + 1)
-
-    def first_block(self) -> int:
-        """Behind all blocks."""
-        return READOUT
 
     def _change(self, module: nn.Module, args: tuple[Tensor, ...], features: Tensor) -> Tensor:
         if self._strength == 0.0:

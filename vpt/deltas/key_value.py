@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import pad
+from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.factory import Backbone
@@ -20,6 +21,7 @@ from vpt.errors import ConfigError, UnknownNameError
 
 DropoutMode = Literal["sample", "shared", "key_value", "prompt"]
 Edited = tuple[Tensor, Tensor, Tensor | None]
+"""Keys, values and a bias on the logits, as an `AttentionEdit` returns them."""
 
 
 @dataclass(eq=False)
@@ -74,6 +76,7 @@ class ExtraKeys(DeltaPart):
             UnsupportedBackboneError: The backbone cannot take keys exactly.
         """
         super().__init__(backbone)
+        self.first_block = blocks[0]
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"Prompt dropout must lie in [0, 1), got {dropout}.")
         if dropout_mode not in self.modes:
@@ -81,7 +84,6 @@ class ExtraKeys(DeltaPart):
         self.layout = backbone.layout
         self.dropout, self.dropout_mode, self.log_bias = dropout, dropout_mode, log_bias
         self.blocks = blocks
-        self._edits: list[tuple[OpenAttention, KeyEdit]] = []
 
     @abstractmethod
     def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
@@ -96,24 +98,27 @@ class ExtraKeys(DeltaPart):
             Each (1, heads, n, head_dim), or (B, heads, n, head_dim) where they differ from image to image.
         """
 
-    def first_block(self) -> int:
-        """The first block with keys."""
-        return self.blocks[0]
+    @property
+    def constant(self) -> bool:
+        """Whether all that it does is to add keys and values that are the same for all images."""
+        return True
 
-    def _attach(self) -> None:
-        """Adds keys and values to every chosen block."""
-        self._edit((block, KeyEdit(self, layer, self._append)) for layer, block in enumerate(self.blocks))
+    def constants(self) -> dict[int, Edited]:
+        """What it adds to each of its blocks where it is `constant`, at a strength above 0.
 
-    def _edit(self, edits: Iterable[tuple[int, KeyEdit]]) -> None:
-        self._edits = [(self.layout.attentions[block], edit) for block, edit in edits]
-        for attention, edit in self._edits:
-            attention.edits.append(edit)
+        Returns:
+            By block: keys and values, (1, heads, n, head_dim), and the bias on their logits, (1, 1, 1, n) or None.
+        """
+        found: dict[int, Edited] = {}
+        for layer, block in enumerate(self.blocks):
+            keys, values = self.keys_values(layer, self.layout.attentions[block], 1)
+            found[block] = keys, values, self.key_bias(keys, keys.shape[2], 0)
+        return found
 
-    def _detach(self) -> None:
-        """Removes what `attach` added."""
-        for attention, edit in self._edits:
-            attention.edits.remove(edit)
-        self._edits = []
+    def _hooks(self) -> Iterable[RemovableHandle]:
+        """Keys and values in every chosen block."""
+        for layer, block in enumerate(self.blocks):
+            yield self.layout.attentions[block].register_edit(KeyEdit(self, layer, self._append))
 
     def _append(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         rows, _, before, _ = keys.shape
@@ -155,6 +160,61 @@ class ExtraKeys(DeltaPart):
         """−∞ for each key of each image with probability `dropout`: (B, 1, 1, n)."""
         dropped = torch.rand(images, 1, 1, number, device=keys.device) < self.dropout
         return torch.zeros_like(dropped, dtype=keys.dtype).masked_fill(dropped, -math.inf)
+
+
+class FixedKeys(nn.Module):
+    """Keys and values as constants: an `AttentionEdit` that projects nothing.
+
+    Attributes:
+        keys: (sets, heads, n, head_dim).
+        values: Likewise.
+        bias: On the logits of these keys, (sets, 1, 1, n); None where it is 0 for all.
+        index: (B,) which set each image of the present batch sees; None where there is one for all.
+    """
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+    active = True
+
+    def __init__(self, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        """Keeps them.
+
+        Args:
+            keys: (sets, heads, n, head_dim).
+            values: Likewise.
+            bias: (sets, 1, 1, n) or None.
+        """
+        super().__init__()
+        for name, tensor in (("keys", keys), ("values", values), ("bias", bias)):
+            self.register_buffer(name, None if tensor is None else tensor.detach().clone())
+        self.index: Tensor | None = None
+
+    def install(self, attention: OpenAttention) -> None:
+        """Becomes a part of an attention module, and moves with it, for good.
+
+        Args:
+            attention: The module.
+        """
+        attention.add_module(f"fixed_keys_{len(attention.edits)}", self)
+        attention.register_edit(self)
+
+    def forward(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
+        """See `AttentionEdit.__call__`."""
+        rows, _, before, _ = keys.shape
+        own_keys, own_values = (
+            per_row(self._seen(own, keys), rows, attention.windows) for own in (self.keys, self.values)
+        )
+        bias = None
+        if self.bias is not None:
+            bias = per_row(pad(self._seen(self.bias, keys), (before, 0)), rows, attention.windows)
+        return torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2), bias
+
+    def _seen(self, own: Tensor, like: Tensor) -> Tensor:
+        return own if self.index is None else own[self.index].to(like)
+
+    def complete(self, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        """Nothing asks beside the sequence."""
 
 
 def per_row(own: Tensor, rows: int, windows: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -12,11 +12,11 @@ from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import LinearTarget, linear_targets
-from vpt.deltas.base import DeltaPart, chosen_blocks
+from vpt.deltas.base import MergeablePart, chosen_blocks
 from vpt.errors import ConfigError, UnknownNameError
 
 
-class Lora(DeltaPart):
+class Lora(MergeablePart):
     """Low-rank changes to chosen linear maps of every block.
 
     The change is computed beside the frozen map, so that a fused query-key-value layer can be changed in part. Its
@@ -62,10 +62,11 @@ class Lora(DeltaPart):
         for name in targets:
             if name not in known:
                 raise UnknownNameError(f"LoRA target of {backbone.name}", name, known)
-        self._blocks = chosen_blocks(len(blocks), layers)
+        chosen = chosen_blocks(len(blocks), layers)
+        self.first_block = chosen[0]
         self.factor = 1.0 if scale is None else scale / rank
         self.targets: dict[str, LinearTarget] = {
-            f"{index}_{name}": blocks[index][name] for index in self._blocks for name in targets
+            f"{index}_{name}": blocks[index][name] for index in chosen for name in targets
         }
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for key, target in self.targets.items():
@@ -73,67 +74,25 @@ class Lora(DeltaPart):
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
             self.down[key] = nn.Parameter(down)
             self.up[key] = nn.Parameter(backbone.mean.new_zeros(target.stop - target.start, rank))
-        self._hooks: list[RemovableHandle] = []
-        self._merged: dict[str, Tensor] = {}
 
-    def first_block(self) -> int:
-        """The first block with a change."""
-        return self._blocks[0]
-
-    def _attach(self) -> None:
-        """Adds the low-rank path to every map."""
-        self._hooks = [
-            target.module.register_forward_hook(partial(self._add, key)) for key, target in self.targets.items()
-        ]
-
-    def _detach(self) -> None:
-        """Takes the low-rank paths off; merged weights are restored first."""
-        self.unmerge()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        """The low-rank path beside every map."""
+        for key, target in self.targets.items():
+            yield target.module.register_forward_hook(partial(self._add, key))
 
     def expected_parameters(self) -> int:
         """Σ rank · (inputs + outputs) over the maps."""
         rank = next(iter(self.down.values())).shape[0]
         return sum(rank * (t.module.in_features + t.stop - t.start) for t in self.targets.values())
 
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Adds the change, at the present strength, to the frozen weights: same function, no cost at inference.
-
-        What is trained or loaded after it counts when it is merged again.
-
-        Raises:
-            ConfigError: Something else is attached to the backbone.
-        """
-        self._check_alone()
-        self.unmerge()
+    def _changed_weights(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `MergeablePart`."""
         for key, target in self.targets.items():
             weight = target.module.weight[target.start : target.stop]
-            self._merged[key] = weight.clone()
-            weight += self._strength * self.factor * (self.up[key] @ self.down[key])
-
-    @property
-    def merged(self) -> bool:
-        """Whether the change lies in the backbone's own weights for now."""
-        return bool(self._merged)
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Puts the frozen weights back, bit for bit."""
-        for key, weight in self._merged.items():
-            target = self.targets[key]
-            target.module.weight[target.start : target.stop] = weight
-        self._merged = {}
-
-    def _strengthened(self) -> None:
-        """A merged change follows the strength."""
-        if self._merged:
-            self.merge()
+            yield weight, weight + self._strength * self.factor * (self.up[key] @ self.down[key])
 
     def _add(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if self._strength == 0.0 or self._merged:
+        if self._strength == 0.0 or self.merged:
             return out
         target = self.targets[key]
         change: Tensor = (args[0] @ self.down[key].T) @ self.up[key].T * (self.factor * self._strength)

@@ -8,7 +8,7 @@ per step for the whole batch. Shallow prompts are tokens that travel through all
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -27,17 +27,15 @@ from vpt.errors import ConfigError
 class WindowPrompts:
     """The way of shallow prompts through the blocks of a Swin."""
 
-    def __init__(self, backbone: Backbone, prompt: Prompt, reference_pooling: bool) -> None:
+    def __init__(self, prompt: Prompt, reference_pooling: bool) -> None:
         """Finds the way.
 
         Args:
-            backbone: A Swin.
-            prompt: The shallow prompt.
+            prompt: The shallow prompt of a Swin.
             reference_pooling: The final average includes the prompts.
         """
-        self.backbone = [backbone]  # in a list, so that no module owns it twice
         self.prompt, self.reference_pooling = prompt, reference_pooling
-        self.merging = patch_mergings(backbone)
+        self.layout, self.merging = prompt.layout, patch_mergings(prompt.backbone)
         # By block, so that a block that is run again for activation checkpointing finds what it found before.
         self.tokens: dict[int, Tensor] = {}
         self._asking: tuple[Tensor, Tensor, Tensor]
@@ -46,13 +44,13 @@ class WindowPrompts:
         """What a copy takes along: nothing of the last forward pass, whose graph cannot be copied."""
         return {key: value for key, value in vars(self).items() if key != "_asking"} | {"tokens": {}}
 
-    def hooks(self) -> list[RemovableHandle]:
+    def hooks(self) -> Iterator[RemovableHandle]:
         """Starts the prompts before the first block, and lets the pool read them where that is asked for."""
-        backbone = self.backbone[0]
-        handles = [backbone.layout.blocks[0].register_forward_pre_hook(self._start)]
+        for block, attention in enumerate(self.layout.attentions):
+            yield attention.register_edit(KeyEdit(self.prompt, block, self.travel, self.gather))
+        yield self.layout.blocks[0].register_forward_pre_hook(self._start)
         if self.reference_pooling:
-            handles.append(backbone.readout.register_forward_hook(self._pool, prepend=True))
-        return handles
+            yield self.prompt.backbone.readout.register_forward_hook(self._pool, prepend=True)
 
     def travel(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """The edit: the prompts join every window."""
@@ -72,13 +70,13 @@ class WindowPrompts:
         tokens = self.tokens[layer]
         if layer in self.merging:
             tokens = merge_tokens(self.merging[layer], tokens)
-        return tokens, self.backbone[0].layout.norms[layer](tokens)
+        return tokens, self.layout.norms[layer](tokens)
 
     def gather(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
         """What they gather from all keys, those of other deltas too, and their way on to the next block."""
         tokens, entering, queries = self._asking
         answers = window_answers(attention, entering, queries, keys, values, bias)
-        self.tokens[layer + 1] = rest_of_block(self.backbone[0].layout.blocks[layer], tokens, answers)
+        self.tokens[layer + 1] = rest_of_block(self.layout.blocks[layer], tokens, answers)
 
     def _start(self, block: nn.Module, args: tuple[Tensor, ...]) -> None:
         if self.prompt.strength != 0.0:
@@ -88,7 +86,7 @@ class WindowPrompts:
     def _pool(self, module: nn.Module, args: tuple[Tensor, ...], pooled: Tensor) -> Tensor:
         if self.prompt.strength == 0.0:
             return pooled
-        return pool_with(self.backbone[0], pooled, self.tokens[len(self.backbone[0].layout.blocks)])
+        return pool_with(self.prompt.backbone, pooled, self.tokens[len(self.layout.blocks)])
 
 
 class Prompt(ExtraKeys):
@@ -149,7 +147,7 @@ class Prompt(ExtraKeys):
                 "reference_pooling is for shallow prompts on Swin: elsewhere the pool never reads prompts."
             )
         self.deep, self.shared = deep, shared
-        self._way = WindowPrompts(backbone, self, reference_pooling) if self.layout.windowed and not deep else None
+        self._way = WindowPrompts(self, reference_pooling) if self.layout.windowed and not deep else None
         numbers = numbers_by_layer(num_tokens, len(blocks))
         shapes = [(number, self.layout.dims[block]) for number, block in zip(numbers, blocks, strict=True)]
         if shared and len(set(shapes)) > 1:
@@ -160,7 +158,6 @@ class Prompt(ExtraKeys):
         height, width = self.layout.patch_size
         bound = math.sqrt(6 / (3 * height * width + drawn[0][1]))
         self.tokens = stack(drawn, backbone.mean, lambda tensor: tensor.uniform_(-bound, bound))
-        self._hooks: list[RemovableHandle] = []
 
     def _check_shallow(self, by_layer: bool) -> None:
         if self.dropout_mode not in ("sample", "shared"):
@@ -247,29 +244,22 @@ class Prompt(ExtraKeys):
             entering = self.layout.norms[block](self.prompts(self.blocks.index(block)).unsqueeze(0))
         return self.layout.attentions[block].project(entering)[0]
 
-    def _attach(self) -> None:
-        """Adds keys and values to every chosen block (deep), or tokens before the first block (shallow)."""
-        if self.deep:
-            super()._attach()
-            return
-        blocks = self.layout.blocks
-        if self._way is not None:
-            travel, gather = self._way.travel, self._way.gather
-            self._edit((block, KeyEdit(self, block, travel, gather)) for block in range(len(blocks)))
-            self._hooks = self._way.hooks()
-            return
-        self._edit((block, KeyEdit(self, 0, self._weaken_tokens)) for block in range(len(blocks)))
-        self._hooks = [
-            blocks[0].register_forward_pre_hook(self._insert_tokens),
-            blocks[-1].register_forward_hook(self._remove_tokens),
-        ]
+    @property
+    def constant(self) -> bool:
+        """Whether the prompts are deep: shallow ones depend on the image from the second block on."""
+        return self.deep
 
-    def _detach(self) -> None:
-        """Removes what `attach` added."""
-        super()._detach()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+    def _hooks(self) -> Iterable[RemovableHandle]:
+        """Keys and values in every chosen block (deep), or tokens before the first block (shallow)."""
+        if self.deep:
+            return super()._hooks()
+        return self._token_hooks() if self._way is None else self._way.hooks()
+
+    def _token_hooks(self) -> Iterator[RemovableHandle]:
+        for attention in self.layout.attentions:
+            yield attention.register_edit(KeyEdit(self, 0, self._weaken_tokens))
+        yield self.layout.blocks[0].register_forward_pre_hook(self._insert_tokens)
+        yield self.layout.blocks[-1].register_forward_hook(self._remove_tokens)
 
     def dropped(self, prompts: Tensor, images: int) -> Tensor:
         """Prompts after dropout on their channels.

@@ -7,7 +7,7 @@ strength α scales what is added.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import cast
 
@@ -45,32 +45,20 @@ class PromptAdd(DeltaPart):
         layout = backbone.layout
         if layers is not None and not deep:
             raise ConfigError("layers needs deep prompts: without deep they are added before the first block only.")
-        self._numbers = chosen_blocks(len(layout.blocks), layers) if deep else [0]
-        self._blocks = [layout.blocks[number] for number in self._numbers]
-        self._shapes = [(layout.patches[number], layout.dims[number]) for number in self._numbers]
+        chosen = chosen_blocks(len(layout.blocks), layers) if deep else [0]
+        self.first_block = chosen[0]
+        self._blocks = [layout.blocks[number] for number in chosen]
+        self._shapes = [(layout.patches[number], layout.dims[number]) for number in chosen]
         self.tokens = stack(self._shapes, backbone.mean, torch.zero_)
-        self._hooks: list[RemovableHandle] = []
 
-    def _attach(self) -> None:
-        """Adds before every chosen block; before shallow prompts have joined the patches."""
-        self._hooks = [
-            block.register_forward_pre_hook(partial(self._add, layer), prepend=True)
-            for layer, block in enumerate(self._blocks)
-        ]
-
-    def _detach(self) -> None:
-        """Removes what `attach` added."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        """An addition before every chosen block; before shallow prompts have joined the patches."""
+        for layer, block in enumerate(self._blocks):
+            yield block.register_forward_pre_hook(partial(self._add, layer), prepend=True)
 
     def expected_parameters(self) -> int:
         """Σ patches · dim over the layers."""
         return sum(patches * dim for patches, dim in self._shapes)
-
-    def first_block(self) -> int:
-        """The first block with prompts."""
-        return self._numbers[0]
 
     def _add(self, layer: int, block: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._strength == 0.0:
@@ -109,20 +97,13 @@ class PromptPad(DeltaPart):
         if not 1 <= width < size / 2:
             raise ConfigError(f"A frame of {width} pixels does not fit {size} pixels: give 1 to {(size - 1) // 2}.")
         _ = backbone.layout  # raises where the model is not known
-        self._embedding = [cast("nn.Module", backbone.model.patch_embed)]  # in a list, so that it stays the backbone's
         self._width, self._size = width, size
         self.rows = nn.Parameter(like.new_zeros(2, 3, width, size))
         self.columns = nn.Parameter(like.new_zeros(2, 3, size - 2 * width, width))
-        self._hook: RemovableHandle | None = None
 
-    def _attach(self) -> None:
-        """Adds the frame before the patch embedding."""
-        self._hook = self._embedding[0].register_forward_pre_hook(self._add)
-
-    def _detach(self) -> None:
-        """Takes it off."""
-        if self._hook is not None:
-            self._hook.remove()
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        """The frame before the patch embedding."""
+        yield cast("nn.Module", self.backbone.model.patch_embed).register_forward_pre_hook(self._add)
 
     def expected_parameters(self) -> int:
         """12 · width · (size − width)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import cast
 
@@ -49,16 +50,10 @@ class SideTune(DeltaPart):
         ).to(backbone.mean)
         self.blend = nn.Parameter(backbone.mean.new_zeros(()))
         self._dim = backbone.num_features
-        self._hook: RemovableHandle | None = None
 
-    def _attach(self) -> None:
-        """Starts the network beside the backbone."""
-        self._hook = self.backbone.register_forward_hook(self._mix)
-
-    def _detach(self) -> None:
-        """Stops it."""
-        if self._hook is not None:
-            self._hook.remove()
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        """The network beside the backbone."""
+        yield self.backbone.register_forward_hook(self._mix)
 
     def expected_parameters(self) -> int:
         """Σ (9 · c_in + 1) · c_out over the convolutions, (c + 1) · dim of the linear layer, and the blend."""

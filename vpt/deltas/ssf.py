@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import cast
 
@@ -11,14 +12,15 @@ from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import affine_layers
-from vpt.deltas.base import DeltaPart
+from vpt.deltas.base import MergeablePart
 
 
-class ScaleShift(DeltaPart):
+class ScaleShift(MergeablePart):
     """A scale and a shift per channel behind the patch embedding, every norm and every linear layer.
 
     Where timm keeps a layer's bias beside it (queries and values of BEiT, EVA, Swin V2), the bias is added behind them.
-    Its strength interpolates between doing nothing, γ = 1 and β = 0, and the trained values.
+    Its strength interpolates between doing nothing, γ = 1 and β = 0, and the trained values. Merged, layers without a
+    bias keep their scale and shift beside them.
 
     Attributes:
         scale: γ of each layer by its name with ``/`` for ``.``, (channels,).
@@ -44,61 +46,24 @@ class ScaleShift(DeltaPart):
             channels = _weight(layer).shape[0]
             self.scale[key] = nn.Parameter(1.0 + std * torch.randn(channels).to(backbone.mean))
             self.shift[key] = nn.Parameter(std * torch.randn(channels).to(backbone.mean))
-        self._hooks: list[RemovableHandle] = []
-        self._merged: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def _attach(self) -> None:
-        """Puts scale and shift behind every layer."""
-        self._hooks = [layer.register_forward_hook(partial(self._change, key)) for key, layer in self._layers.items()]
-
-    def _detach(self) -> None:
-        """Takes them off; merged weights are restored first."""
-        self.unmerge()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        """Scale and shift behind every layer."""
+        for key, layer in self._layers.items():
+            yield layer.register_forward_hook(partial(self._change, key))
 
     def expected_parameters(self) -> int:
         """Twice the channels of every layer."""
         return sum(2 * _weight(layer).shape[0] for layer in self._layers.values())
 
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Folds γ and β, at the present strength, into weights and biases: same function, no cost at inference.
-
-        Layers without a bias keep their scale and shift beside them. What is trained or loaded afterwards counts when
-        it is merged again.
-
-        Raises:
-            ConfigError: Something else is attached to the backbone.
-        """
-        self._check_alone()
-        self.unmerge()
+    def _changed_weights(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `MergeablePart`."""
         for key, layer in self._layers.items():
-            weight, bias = _weight(layer), cast("Tensor | None", layer.bias)
-            if bias is None:
-                continue
-            self._merged[key] = (weight.clone(), bias.clone())
-            scale, shift = self._between(key)
-            weight *= scale.view(-1, *[1] * (weight.ndim - 1))
-            bias.mul_(scale).add_(shift)
-
-    @property
-    def merged(self) -> bool:
-        """Whether γ and β lie in the backbone's own weights for now."""
-        return bool(self._merged)
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Puts the frozen weights back, bit for bit."""
-        for key, (weight, bias) in self._merged.items():
-            _weight(self._layers[key]).copy_(weight)
-            cast("Tensor", self._layers[key].bias).copy_(bias)
-        self._merged = {}
-
-    def _strengthened(self) -> None:
-        if self._merged:
-            self.merge()
+            if layer.bias is not None:
+                weight, bias = _weight(layer), cast("Tensor", layer.bias)
+                scale, shift = self._between(key)
+                yield weight, weight * scale.view(-1, *[1] * (weight.ndim - 1))
+                yield bias, bias * scale + shift
 
     def _between(self, key: str) -> tuple[Tensor, Tensor]:
         scale, shift = self.scale[key], self.shift[key]
@@ -107,7 +72,7 @@ class ScaleShift(DeltaPart):
         return 1.0 + self._strength * (scale - 1.0), self._strength * shift
 
     def _change(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if self._strength == 0.0 or key in self._merged:
+        if self._strength == 0.0 or (self.merged and module.bias is not None):
             return out
         scale, shift = self._between(key)
         if isinstance(module, nn.Conv2d):

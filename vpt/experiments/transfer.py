@@ -19,7 +19,7 @@ from vpt.errors import ConfigError
 from vpt.experiments.engine import Engine
 from vpt.experiments.trial import Config, Failure, Record, Trial, merged
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import load
+from vpt.models.delta_file import load_classifier
 from vpt.models.logistic_regression import choose_l2, fit_logistic
 from vpt.run_record import CONFIG_FILE, DELTA_FILE, RUN_FILE, read_record
 from vpt.tasks.build import build_data
@@ -197,7 +197,7 @@ def probe(source: Source, data: ImageDataModule) -> float:
 
 def _model(source: Source) -> TunedModel:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load(source.folder / DELTA_FILE, source.config["model"]["init_args"].get("weights")).to(device)
+    return load_classifier(source.folder / DELTA_FILE, source.config["model"]["init_args"].get("weights")).to(device)
 
 
 def _features(backbone: torch.nn.Module, data: ImageDataModule, split: str) -> tuple[Tensor, Tensor]:

@@ -144,7 +144,7 @@ def _export(
     path: Path,
     suffix: str,
     write: Callable[[torch.export.ExportedProgram, dict[str, Any], Path], None],
-    load: Callable[[Path], Run],
+    read: Callable[[Path], Run],
 ) -> Check:
     if path.suffix != suffix:
         raise ExportError(f"The file to write ends in {suffix}, got {path}.")
@@ -155,7 +155,7 @@ def _export(
             warnings.simplefilter("ignore")  # exporters warn about their own insides
             partial = Path(folder, path.name)
             write(_traced(model), told, partial)
-            measured = check(model, load(partial))
+            measured = check(model, read(partial))
             partial.replace(path)
     except ExportError:
         raise

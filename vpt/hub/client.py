@@ -106,4 +106,4 @@ def load(path: str | Path, weights: str | None = None) -> TunedModel:
         HubError: The hub cannot be reached, or has no such file.
         WeightsError: The backbone's weights cannot be found.
     """
-    return delta_file.load(fetch(str(path)) if str(path).startswith(PREFIX) else path, weights)
+    return delta_file.load_classifier(fetch(str(path)) if str(path).startswith(PREFIX) else path, weights)

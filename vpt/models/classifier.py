@@ -107,7 +107,7 @@ class AdaptedModel(nn.Module):
         """How many blocks lie before everything that trains: 0 for none, `READOUT` if only the head does."""
         if not self.backbone.frozen:
             return 0
-        return min((part.first_block() for part in self.backbone.attached), default=READOUT)
+        return min((part.first_block for part in self.backbone.attached), default=READOUT)
 
     @property
     def strength(self) -> float:
@@ -169,20 +169,10 @@ class TunedModel(AdaptedModel):
 
     format = "vpt-delta/1"
     head: nn.Linear
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        num_classes: int,
-        specs: Sequence[dict[str, Any]] = (),
-        class_names: Sequence[str] | None = None,
-        preset: dict[str, Any] | None = None,
-    ) -> None:
-        """Attaches the delta and draws a small random head with zero bias. See `AdaptedModel`."""
-        super().__init__(backbone, num_classes, specs, class_names, preset)
-        self._anchor: tuple[Tensor, Tensor] | None = None
+    _anchor: tuple[Tensor, Tensor] | None = None
 
     def _draw_head(self, num_classes: int) -> nn.Linear:
+        """Small random weights, zero bias."""
         like = self.backbone.mean
         head = nn.Linear(self.backbone.num_features, num_classes, dtype=like.dtype, device=like.device)
         nn.init.trunc_normal_(head.weight, std=0.01)

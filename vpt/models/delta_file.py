@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,20 +16,14 @@ from vpt.atomic_write import atomic_write
 from vpt.backbones.factory import Backbone, create_backbone
 from vpt.errors import ConfigError, DeltaFileError
 from vpt.models.classifier import AdaptedModel, TunedModel
+from vpt.models.identity import IDENTITY, identity
 from vpt.models.segmenter import DenseModel
 
+Model = TypeVar("Model", bound=AdaptedModel)
 FORMAT, DENSE = TunedModel.format, DenseModel.format
 _HOLDS = {
     FORMAT: "a classifier: load it with `vpt.load`",
     DENSE: "a segmentation model: load it with `vpt.load_segmentation`",
-}
-_IDENTITY = {
-    "name": str,
-    "weights": str,
-    "weights_id": str,
-    "fingerprint": str,
-    "image_size": int,
-    "normalization": str,
 }
 _HEADER = {"backbone": dict, "specs": list, "class_names": list, "preset": dict, "info": dict, "tensors": list}
 
@@ -120,7 +114,7 @@ def _lacking(header: Mapping[str, Any]) -> list[str]:
     if absent := [key for key, kind in _HEADER.items() if not isinstance(header.get(key), kind)]:
         return absent
     backbone = header["backbone"]
-    absent = [f"backbone {key}" for key, kind in _IDENTITY.items() if not isinstance(backbone.get(key), kind)]
+    absent = [f"backbone {key}" for key, kind in IDENTITY.items() if not isinstance(backbone.get(key), kind)]
     return absent if all(isinstance(spec, dict) for spec in header["specs"]) else [*absent, "specs"]
 
 
@@ -140,8 +134,8 @@ def read_header(path: str | Path) -> dict[str, Any]:
     return read_delta(path)[0]
 
 
-def load(path: str | Path, weights: str | None = None) -> TunedModel:
-    """Rebuilds a model from a delta file.
+def load_classifier(path: str | Path, weights: str | None = None) -> TunedModel:
+    """Rebuilds a classifier from a delta file.
 
     Args:
         path: A delta file.
@@ -151,35 +145,12 @@ def load(path: str | Path, weights: str | None = None) -> TunedModel:
         The model in eval mode, all parameters frozen.
 
     Raises:
-        DeltaFileError: The file is not a delta file, is incomplete, or belongs to other backbone weights.
+        DeltaFileError: The file is not a classifier's, is incomplete, or belongs to other backbone weights.
         WeightsError: The backbone's weights cannot be found.
     """
     model, tensors = unfilled(path, weights)
     fill(model, tensors, str(path))
     return model
-
-
-def unfilled(path: str | Path, weights: str | None = None) -> tuple[TunedModel, dict[str, Tensor]]:
-    """Rebuilds a model from a delta file up to its trained tensors, which `fill` puts in.
-
-    Args:
-        path: A delta file.
-        weights: Where the backbone's weights are on this machine; None for where they were at training time.
-
-    Returns:
-        The model on the pretrained backbone, its head drawn at random, in eval mode, all parameters frozen; and the
-        trained tensors by name.
-
-    Raises:
-        DeltaFileError: The file is not a delta file, is incomplete, or belongs to other backbone weights.
-        WeightsError: The backbone's weights cannot be found.
-    """
-    header, tensors = read_delta(path)
-    backbone = _its_backbone(path, header, weights)
-    model = TunedModel(backbone, len(header["class_names"]), header["specs"], header["class_names"], header["preset"])
-    model.info = header["info"]
-    model.requires_grad_(False)
-    return model.eval(), tensors
 
 
 def load_segmentation(path: str | Path, weights: str | None = None) -> DenseModel:
@@ -197,22 +168,57 @@ def load_segmentation(path: str | Path, weights: str | None = None) -> DenseMode
             weights.
         WeightsError: The backbone's weights cannot be found.
     """
-    header, tensors = read_delta(path, (DENSE,))
-    if "head" not in header:
-        raise DeltaFileError(f"{path} is incomplete: its header has no head.")
-    backbone, names = _its_backbone(path, header, weights), header["class_names"]
-    model = DenseModel(backbone, len(names), header["specs"], names, header["preset"], **header["head"])
-    model.info = header["info"]
+    model, tensors = _unfilled(path, weights, DenseModel)
     fill(model, tensors, str(path))
-    return model.requires_grad_(False).eval()
+    return model
 
 
-def _its_backbone(path: str | Path, header: Mapping[str, Any], weights: str | None) -> Backbone:
-    recorded = header["backbone"]
-    backbone = create_backbone(
-        recorded["name"], weights or recorded["weights"], recorded["image_size"], recorded["normalization"]
-    )
-    check_fingerprint(str(path), recorded, backbone)
+def unfilled(path: str | Path, weights: str | None = None) -> tuple[TunedModel, dict[str, Tensor]]:
+    """Rebuilds a classifier from a delta file up to its trained tensors, which `fill` puts in.
+
+    Args:
+        path: A delta file.
+        weights: Where the backbone's weights are on this machine; None for where they were at training time.
+
+    Returns:
+        The model on the pretrained backbone, its head drawn at random, in eval mode, all parameters frozen; and the
+        trained tensors by name.
+
+    Raises:
+        DeltaFileError: The file is not a classifier's, is incomplete, or belongs to other backbone weights.
+        WeightsError: The backbone's weights cannot be found.
+    """
+    return _unfilled(path, weights, TunedModel)
+
+
+def _unfilled(path: str | Path, weights: str | None, kind: type[Model]) -> tuple[Model, dict[str, Tensor]]:
+    header, tensors = read_delta(path, (kind.format,))
+    if kind is DenseModel and "head" not in header:
+        raise DeltaFileError(f"{path} is incomplete: its header has no head.")
+    backbone, names = recorded_backbone(str(path), header["backbone"], weights), header["class_names"]
+    model = kind(backbone, len(names), header["specs"], names, header["preset"], **header.get("head", {}))
+    model.info = header["info"]
+    return model.requires_grad_(False).eval(), tensors
+
+
+def recorded_backbone(what: str, recorded: Mapping[str, Any], weights: str | None = None) -> Backbone:
+    """Builds the backbone that trained tensors belong to.
+
+    Args:
+        what: The file, for the message.
+        recorded: The identity of the backbone, as the file has it.
+        weights: Where the weights are on this machine; None for where they were at training time.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        DeltaFileError: The weights are others.
+        WeightsError: The weights cannot be found.
+    """
+    place = weights or recorded["weights"]
+    backbone = create_backbone(recorded["name"], place, recorded["image_size"], recorded["normalization"])
+    check_fingerprint(what, recorded, backbone)
     return backbone
 
 
@@ -258,18 +264,6 @@ def fill(model: AdaptedModel, tensors: Mapping[str, Tensor], what: str) -> None:
     with torch.no_grad():
         for key, tensor in tensors.items():
             state[key].copy_(tensor)
-
-
-def identity(model: AdaptedModel) -> dict[str, Any]:
-    """What makes a backbone the one that a delta was trained on.
-
-    Args:
-        model: A model.
-
-    Returns:
-        Plain values: name, weights, weights_id, fingerprint, image_size, normalization.
-    """
-    return {key: getattr(model.backbone, key) for key in _IDENTITY}
 
 
 def start_from(path: str | Path, model: AdaptedModel) -> None:
@@ -322,6 +316,19 @@ def read_head(path: str | Path, model: TunedModel, role: str) -> nn.Linear:
                 f"The {role} {path} was trained with other {what} than the delta: train the linear probe on the same "
                 "task and backbone."
             )
-    head = nn.Linear(backbone.num_features, len(model.class_names))
-    head.load_state_dict({key.removeprefix("head."): tensor for key, tensor in tensors.items()})
-    return head.requires_grad_(False)
+    return linear_head(tensors).requires_grad_(False)
+
+
+def linear_head(tensors: Mapping[str, Tensor]) -> nn.Linear:
+    """The linear head of a classifier.
+
+    Args:
+        tensors: Of its delta file, by name.
+
+    Returns:
+        The (classes, features) head, on the CPU.
+    """
+    weight = tensors["head.weight"]
+    head = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+    head.load_state_dict({"weight": weight, "bias": tensors["head.bias"]})
+    return head

@@ -1,14 +1,36 @@
-"""What may be said about a model elsewhere: plain values without the places of this machine."""
+"""What a model is, in plain values: as a file needs it, and as others may read it, without places of this machine."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from vpt.models.classifier import TunedModel
+from vpt.models.classifier import AdaptedModel, TunedModel
+
+IDENTITY = {
+    "name": str,
+    "weights": str,
+    "weights_id": str,
+    "fingerprint": str,
+    "image_size": int,
+    "normalization": str,
+}
+"""What makes a backbone the one that a delta was trained on, and the types of the values."""
 
 _PLACE = re.compile(r"(file://)?(~|\.{1,2}|[A-Za-z]:)?[/\\]")
 _INSIDE = re.compile(r"""(?<=[\s=,:;"'(\[])(?:~|\.{1,2}|[A-Za-z]:)?[/\\][^\s/\\"',;)\]][^\s"',;)\]]*""")
+
+
+def identity(model: AdaptedModel) -> dict[str, Any]:
+    """What makes a backbone the one that a delta was trained on.
+
+    Args:
+        model: A model.
+
+    Returns:
+        Plain values: name, weights, weights_id, fingerprint, image_size, normalization.
+    """
+    return {key: getattr(model.backbone, key) for key in IDENTITY}
 
 
 def without_places(value: Any) -> Any:
@@ -38,14 +60,12 @@ def public_identity(recorded: dict[str, Any]) -> dict[str, Any]:
     """A backbone's identity as others can use it.
 
     Args:
-        recorded: As `vpt.models.delta_file.identity` gives it.
+        recorded: As `identity` gives it.
 
     Returns:
         The same, with the file name in place of a path to the weights.
     """
-    weights = recorded["weights"]
-    known = weights in ("pretrained", "random")
-    return recorded | {"weights": weights if known else _last(str(weights))}
+    return recorded | {"weights": _last(str(recorded["weights"]))}
 
 
 def about(model: TunedModel) -> dict[str, Any]:
@@ -57,13 +77,12 @@ def about(model: TunedModel) -> dict[str, Any]:
     Returns:
         Plain values: class names, preset, backbone, deltas, and the protocol of its training.
     """
-    backbone = model.backbone
-    identity = {key: getattr(backbone, key) for key in ("name", "weights_id", "fingerprint", "normalization")}
+    told = identity(model)
     return {
         "class_names": model.class_names,
-        "image_size": backbone.image_size,
+        "image_size": told["image_size"],
         "preset": without_places(model.preset),
-        "backbone": identity,
+        "backbone": {key: told[key] for key in ("name", "weights_id", "fingerprint", "normalization")},
         "specs": without_places([] if model.delta is None else model.delta.specs),
         "provenance": without_places(model.info),
     }

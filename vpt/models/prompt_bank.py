@@ -16,14 +16,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vpt.backbones.attention.base import OpenAttention
-from vpt.backbones.factory import Backbone, create_backbone
+from vpt.backbones.factory import Backbone
 from vpt.deltas.composition import Delta
-from vpt.deltas.key_value import Edited, ExtraKeys, per_row
-from vpt.deltas.prompt import Prompt
+from vpt.deltas.key_value import Edited, ExtraKeys, FixedKeys
 from vpt.errors import ConfigError, DeltaFileError, UnknownNameError
-from vpt.models.delta_file import check_fingerprint, read_delta
-
-Layer = tuple[Tensor, Tensor, Tensor | None]
+from vpt.models.delta_file import linear_head, read_delta, recorded_backbone
 
 
 class PromptBank(nn.Module):
@@ -61,10 +58,7 @@ class PromptBank(nn.Module):
                         f"A bank has one backbone: {self.tasks[0]} was trained with {key} {first[key]}, "
                         f"{task} with {header['backbone'][key]}."
                     )
-        self.backbone: Backbone = create_backbone(
-            first["name"], weights or first["weights"], first["image_size"], first["normalization"]
-        )
-        check_fingerprint(str(files[self.tasks[0]]), first, self.backbone)
+        self.backbone = recorded_backbone(str(files[self.tasks[0]]), first, weights)
         self.class_names = {task: list(header["class_names"]) for task, (header, _) in read.items()}
         self.presets = {task: dict(header["preset"]) for task, (header, _) in read.items()}
         self.heads = nn.ModuleList(_head(tensors) for _, tensors in read.values())
@@ -98,100 +92,52 @@ class PromptBank(nn.Module):
         features = self.backbone(images)
         return [self.heads[task](row) for task, row in zip(index.tolist(), features, strict=True)]
 
-    def _install(self, extras: list[list[Layer | None]]) -> list[BankEdit]:
+    def _install(self, extras: list[dict[int, Edited]]) -> list[FixedKeys]:
         edits = []
         for block, attention in enumerate(self.backbone.layout.attentions):
-            of_tasks = [task[block] for task in extras]
+            of_tasks = [task.get(block) for task in extras]
             if any(layer is not None for layer in of_tasks):
-                edits.append(BankEdit(*_padded(attention, of_tasks, self.backbone.mean)))
-                attention.edits.append(edits[-1])
+                edits.append(FixedKeys(*_padded(attention, of_tasks, self.backbone.mean)))
+                edits[-1].install(attention)
         return edits
-
-
-class BankEdit(nn.Module):
-    """The keys and values of all tasks in one block.
-
-    Attributes:
-        index: (B,) task of each image in the present batch.
-    """
-
-    keys: Tensor
-    values: Tensor
-    bias: Tensor | None
-    active = True
-
-    def __init__(self, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
-        """Keeps them.
-
-        Args:
-            keys: (tasks, heads, n, head_dim).
-            values: Likewise.
-            bias: On their logits, (tasks, 1, 1, n); None where it is 0 for all.
-        """
-        super().__init__()
-        self.register_buffer("keys", keys)
-        self.register_buffer("values", values)
-        self.register_buffer("bias", bias)
-        self.index = torch.zeros(0, dtype=torch.long)
-
-    def forward(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
-        """See `AttentionEdit`."""
-        rows, _, before, _ = keys.shape
-        own_keys, own_values = (
-            per_row(own[self.index].to(keys), rows, attention.windows) for own in (self.keys, self.values)
-        )
-        bias = None
-        if self.bias is not None:
-            bias = per_row(pad(self.bias[self.index].to(keys), (before, 0)), rows, attention.windows)
-        return torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2), bias
-
-    def complete(self, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
-        """See `AttentionEdit`."""
 
 
 def _head(tensors: Mapping[str, Tensor]) -> nn.Linear:
     if not {"head.weight", "head.bias"} <= tensors.keys():
         raise DeltaFileError("A delta file without a head cannot be in a bank.")
-    weight = tensors["head.weight"]
-    head = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
-    head.load_state_dict({"weight": weight, "bias": tensors["head.bias"]})
-    return head
+    return linear_head(tensors)
 
 
 @torch.no_grad()
 def _extras(
     backbone: Backbone, task: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> list[Layer | None]:
-    """The keys, values and logit bias of a task in each block, (1, heads, n, head_dim) and (1, 1, 1, n)."""
+) -> dict[int, Edited]:
+    """The keys, values and logit bias of a task by block, (1, heads, n, head_dim) and (1, 1, 1, n)."""
     if others := sorted({key.partition(".")[0] for key in tensors} - {"delta", "head"}):
         raise ConfigError(f"A bank mixes deep prompts and prefixes; {task} trained more: {', '.join(others)}.")
     delta = Delta(backbone, header["specs"]).eval()
     own = {key.removeprefix("delta."): tensor for key, tensor in tensors.items() if key.startswith("delta.")}
     delta.load_state_dict(own)
-    found: list[Layer | None] = [None] * len(backbone.layout.blocks)
+    found: dict[int, Edited] = {}
     for part in delta.parts:
-        if not isinstance(part, ExtraKeys) or (isinstance(part, Prompt) and not part.deep):
+        if not isinstance(part, ExtraKeys) or not part.constant:
             raise ConfigError(f"A bank mixes deep prompts and prefixes; {task} has a {type(part).__name__.lower()}.")
-        for layer, block in enumerate(part.blocks):
-            attention = backbone.layout.attentions[block]
-            keys, values = part.keys_values(layer, attention, 1)
-            found[block] = _joined(found[block], (keys, values, part.key_bias(keys, keys.shape[2], 0)))
+        for block, layer in part.constants().items():
+            found[block] = _joined(found[block], layer) if block in found else layer
     return found
 
 
-def _joined(before: Layer | None, after: Layer) -> Layer:
-    if before is None:
-        return after
+def _joined(before: Edited, after: Edited) -> Edited:
     keys, values = torch.cat([before[0], after[0]], dim=2), torch.cat([before[1], after[1]], dim=2)
     return keys, values, torch.cat([_filled(before), _filled(after)], dim=-1)
 
 
-def _filled(layer: Layer) -> Tensor:
+def _filled(layer: Edited) -> Tensor:
     """The bias of a layer, zeros where it has none: (1, 1, 1, n)."""
     return layer[0].new_zeros(1, 1, 1, layer[0].shape[2]) if layer[2] is None else layer[2]
 
 
-def _padded(attention: OpenAttention, layers: Sequence[Layer | None], like: Tensor) -> Layer:
+def _padded(attention: OpenAttention, layers: Sequence[Edited | None], like: Tensor) -> Edited:
     """Stacks the tasks of one block; those with fewer keys get masked ones behind."""
     heads, size = attention.key_shape()
     empty = like.new_zeros(1, heads, 0, size)

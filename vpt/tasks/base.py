@@ -16,8 +16,9 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from vpt.backbones import Backbone, create_backbone
 from vpt.errors import ConfigError, DivergedError, UnknownNameError
 from vpt.models.classifier import AdaptedModel
-from vpt.models.delta_file import check_fingerprint, fill, identity, start_from
+from vpt.models.delta_file import check_fingerprint, fill, start_from
 from vpt.models.feature_cache import FeatureCache
+from vpt.models.identity import identity
 from vpt.tasks.optimizers import scheduled_optimizer
 
 Batch = dict[str, Tensor]

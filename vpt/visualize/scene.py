@@ -14,7 +14,7 @@ from torch import Tensor
 from vpt.data import ImageDataModule, ImageDataset, Preset
 from vpt.data.images import decode_rgb
 from vpt.errors import ConfigError, DataError
-from vpt.models import TunedModel, load
+from vpt.models import TunedModel, load_classifier
 from vpt.robustness.evaluation.evaluate import check_data
 from vpt.visualize.attention_maps import AttentionMaps, attention_maps, strength
 
@@ -125,7 +125,7 @@ def scene_from_files(delta: Path, images: Sequence[Path], weights: str | None = 
         DeltaFileError: The file is not a delta file, or belongs to other weights.
         WeightsError: The backbone's weights cannot be found.
     """
-    model = load(delta, weights)
+    model = load_classifier(delta, weights)
     batch = _batch(model, images)
     return Scene(model, batch, None, batch, None)
 
@@ -151,7 +151,7 @@ def scene_from_data(
         DeltaFileError: The file is not a delta file, or belongs to other weights.
         WeightsError: The backbone's weights cannot be found.
     """
-    model = load(delta, weights)
+    model = load_classifier(delta, weights)
     check_data(delta, model, data)
     split = data.split("test")
     return Scene(model, *sample_images(split, number), *sample_crowd(split, per_class=per_class))

@@ -7,11 +7,13 @@ are in `vpt.backbones.attention.families`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class AttentionEdit(Protocol):
@@ -50,16 +52,17 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 class OpenAttention(nn.Module):
-    """An attention module with a list of edits to its keys and values, and with optional trimming of its queries.
+    """An attention module with edits to its keys and values, and with optional trimming of its queries.
 
     Attributes:
-        edits: Applied in order; where none is active (and nothing is trimmed) timm's own code runs.
+        edits: By the id of their handles, applied in order; where none is active (and nothing is trimmed) timm's own
+            code runs.
         num_queries: Only the first so many tokens ask; None lets all of them.
         windows: How many consecutive rows of a batch belong to one image.
         fusible: Whether timm would call PyTorch's fused attention.
     """
 
-    edits: list[AttentionEdit]
+    edits: OrderedDict[int, AttentionEdit]
     num_queries: int | None
     windows: int
     fusible: bool
@@ -78,6 +81,19 @@ class OpenAttention(nn.Module):
     @fused_attn.setter
     def fused_attn(self, fused: bool) -> None:
         self.fusible = fused
+
+    def register_edit(self, edit: AttentionEdit) -> RemovableHandle:
+        """Adds an edit behind those that are there.
+
+        Args:
+            edit: What is to be done to keys and values.
+
+        Returns:
+            A handle that takes it off, as `nn.Module.register_forward_hook` gives one.
+        """
+        handle = RemovableHandle(self.edits)
+        self.edits[handle.id] = edit
+        return handle
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Projects tokens without regard to their positions.
@@ -131,7 +147,7 @@ class OpenAttention(nn.Module):
         Returns:
             Keys, values (B, heads, N + extra, head_dim) and the summed bias, 0 for extra keys unless an edit says so.
         """
-        active = [edit for edit in self.edits if edit.active]
+        active = [edit for edit in self.edits.values() if edit.active]
         changes: Tensor | None = None
         for edit in active:
             keys, values, change = edit(self, keys, values)
@@ -154,7 +170,7 @@ class OpenAttention(nn.Module):
         Raises:
             UnsupportedBackboneError: A mask of the user is given together with edits.
         """
-        if self.num_queries is None and not any(edit.active for edit in self.edits):
+        if self.num_queries is None and not any(edit.active for edit in self.edits.values()):
             return cast("Tensor", super().forward(x, *args, **kwargs))  # timm's, next in line
         q, k, v, bias = self.prepare(x, *args, **kwargs)
         k, v, bias = self.edited(k, v, bias)

@@ -10,6 +10,7 @@ them, and in windowed attention every window of an image sees the prompts of tha
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import Any, cast
 
 import torch
@@ -176,7 +177,8 @@ def open_attention(attention: nn.Module, windows: int = 1) -> OpenAttention:
         fusible = attention.__dict__.pop("fused_attn", True)
         attention.__class__ = family
         attention.fusible = fusible
-        attention.edits, attention.num_queries, attention.windows = [], None, windows  # type: ignore[assignment]
+        attention.edits = OrderedDict()  # type: ignore[assignment]
+        attention.num_queries, attention.windows = None, windows  # type: ignore[assignment]
         if hasattr(attention, "qkv_bias_separate"):
             # With False timm reads the layer's weight past the layer, and hooks on it, such as LoRA's, never run.
             attention.qkv_bias_separate = True  # type: ignore[assignment]

@@ -6,7 +6,7 @@ Nothing in the model changes: a hook keeps the arguments of timm's own call, and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,15 +92,11 @@ def recording(backbone: Backbone) -> Iterator[list[AttentionCall]]:
         UnsupportedBackboneError: The backbone's attention cannot be read.
     """
     layout, calls = backbone.layout, list[AttentionCall]()
-    hooks = [
-        attention.register_forward_pre_hook(_keep(calls, _places(layout, block), layout.num_prefix), with_kwargs=True)
-        for block, attention in enumerate(layout.attentions)
-    ]
-    try:
+    with ExitStack() as stack:
+        for block, attention in enumerate(layout.attentions):
+            keep = _keep(calls, _places(layout, block), layout.num_prefix)
+            stack.enter_context(attention.register_forward_pre_hook(keep, with_kwargs=True))
         yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _keep(calls: list[AttentionCall], places: Places, num_prefix: int) -> Any:

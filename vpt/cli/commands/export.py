@@ -20,10 +20,10 @@ def run(args: list[str]) -> None:
     options = parser.parse_args(args[1:])
 
     from vpt.export import export_onnx, export_peft, export_torch
-    from vpt.models.delta_file import load
+    from vpt.models.delta_file import load_classifier
 
     out = options.out or options.delta.parent / _PLACES[options.format]
-    model = load(options.delta, options.weights)
+    model = load_classifier(options.delta, options.weights)
     if options.format == "peft":
         export_peft(model, out)
     else:

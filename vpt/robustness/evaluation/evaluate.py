@@ -17,7 +17,8 @@ from vpt.data import ImageDataModule
 from vpt.data.corruptions import BASIC, PARAMETERS
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
-from vpt.models.delta_file import identity, unfilled
+from vpt.models.delta_file import unfilled
+from vpt.models.identity import identity
 from vpt.robustness.evaluation.evaluation_loop import Pair, evaluate, table
 from vpt.robustness.evaluation.result import RobustnessResult, Row, between, score, why_val_cannot_choose
 from vpt.robustness.evaluation.test_sets import VAL, EvaluationSet, evaluation_sets, subset
