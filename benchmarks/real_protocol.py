@@ -25,7 +25,7 @@ import torch
 
 from vpt.atomic_write import write_json
 from vpt.cli.commands.lightning_cli import resolve
-from vpt.data.datasets.vtab import default_root
+from vpt.data import default_root
 from vpt.experiments.engine import serially
 from vpt.experiments.sweep import RATE, SWEEP_FILE, Plan, sweep
 from vpt.experiments.transfer import Mode, transfer

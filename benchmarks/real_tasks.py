@@ -25,8 +25,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from vpt.data import VTABDataModule
-from vpt.data.datasets.vtab import default_root
+from vpt.data import VTABDataModule, default_root
 from vpt.tasks import ClassificationTask, FineTuning, LinearProbe, PromptTuning
 
 BACKBONE = "vit_tiny_patch16_224"

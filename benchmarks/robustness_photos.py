@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from benchmarks.robustness_trials import BACKBONE, Place
 from vpt.backbones import create_backbone
 from vpt.data import ImageDataModule, ImageList, ShapeTextureDataModule
-from vpt.data.cache import decoded
-from vpt.data.catalog.cards import load_card
+from vpt.data.catalog.cards import find_card
 from vpt.data.catalog.classes import Groups, imagenet_names
 from vpt.data.datasets.imagenet_readers import read_test_set
-from vpt.data.datasets.published_folder import hold_out, no_split
-from vpt.data.module import Split
+from vpt.data.datasets.published import hold_out
+from vpt.data.splits import Split, listed_split, no_split
 from vpt.data.transforms import get_preset
-from vpt.errors import DataError
 from vpt.metrics.class_masks import group_mean
 from vpt.robustness import Record
 from vpt.robustness.interpolation.anchor_heads import own_head, write_head
@@ -38,9 +36,7 @@ class Photos(ImageDataModule):
 
     def __init__(self, place: Place, halves: bool, seed: int = 0) -> None:
         """Reads the lists; with `halves` tests on 500 of the 1,000 photos, trains on 400, validates on 100."""
-        card = load_card("flickr_in1k_1000")
-        if card is None:
-            raise DataError("flickr_in1k_1000 has no card in vpt/data/catalog/cards.")
+        card = find_card("flickr_in1k_1000")
         images = read_test_set("flickr_in1k_1000", card, place.root, True, False).images
         stimuli = ShapeTextureDataModule(place.root)
         self.ids: Groups = stimuli.class_ids()
@@ -72,8 +68,7 @@ class Photos(ImageDataModule):
 
 
 def _split(name: str, images: ImageList) -> Split:
-    pixels = partial(decoded, images, get_preset(PRESET), 224)
-    return Split(f"flickr_in1k_1000/{name}", images.paths, images.labels, images.fingerprint, pixels)
+    return listed_split(f"flickr_in1k_1000/{name}", images, get_preset(PRESET), 224)
 
 
 def _stimuli(data: ShapeTextureDataModule, split: str) -> Any:

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import robustness_fewshot, robustness_imagenet, robustness_own_head, robustness_pacs
 from benchmarks.robustness_trials import WEIGHTS, Place
-from vpt.data.datasets.vtab import default_root
+from vpt.data import default_root
 from vpt.reports.style import save_figure
 
 PARTS = {

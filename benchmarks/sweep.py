@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from benchmarks.measure import machine
 from vpt.backbones import create_backbone
 from vpt.data import ImageDataModule
-from vpt.data.module import Split
+from vpt.data.splits import Split
 from vpt.models import TunedModel, save_delta
 from vpt.robustness import run
 

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,8 +11,8 @@ from tests.fakes import make_task
 from tests.fakes_suites import make_imagenet
 from vpt.data import VTABDataModule
 from vpt.data.catalog import overview as catalog
-from vpt.data.catalog.cards import Card, card_names, load_card
-from vpt.data.catalog.overview import describe, find_card, image_lists, overview
+from vpt.data.catalog.cards import Card, card_names, find_card, load_card
+from vpt.data.catalog.overview import describe, image_lists, overview
 from vpt.errors import DataError, UnknownNameError
 
 
@@ -82,10 +80,7 @@ def test_a_suite_with_a_module_of_its_own_is_read_through_it(
         asked.update(arguments)
         return VTABDataModule(task.name, tmp_path, train="train800")
 
-    module = ModuleType("own")
-    module.OwnDataModule = own  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "own", module)
-    monkeypatch.setitem(catalog._MODULES, "signdigits10", ("own", "OwnDataModule", "dataset"))
+    monkeypatch.setitem(catalog._MODULES, "signdigits10", (own, "dataset"))
     assert set(image_lists("signdigits10", tmp_path)) == {"train800", "val200", "test", "shift_sepia"}
     assert asked == {"dataset": "signdigits10", "root": tmp_path, "allow_partial": True}
 

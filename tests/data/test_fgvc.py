@@ -117,11 +117,11 @@ def test_one_image_too_few_is_an_error_and_all_of_them_are_complete(
     card = load_card("stanford_dogs")
     assert card is not None
     sizes = {"train": 27, "val": 3, "trainval": 30, "test": 12}
-    monkeypatch.setattr("vpt.data.datasets.fgvc.load_card", lambda _: replace(card, num_classes=3, sizes=sizes))
+    monkeypatch.setattr("vpt.data.datasets.fgvc.find_card", lambda _: replace(card, num_classes=3, sizes=sizes))
     described = module(tmp_path, "stanford_dogs", allow_partial=False).describe()
     assert (described["partial"], described["complete"]) == (False, True)
     monkeypatch.setattr(
-        "vpt.data.datasets.fgvc.load_card", lambda _: replace(card, num_classes=3, sizes=sizes | {"test": 13})
+        "vpt.data.datasets.fgvc.find_card", lambda _: replace(card, num_classes=3, sizes=sizes | {"test": 13})
     )
     with pytest.raises(DataError, match="stanford_dogs/test: found 12 images, expected 13"):
         module(tmp_path, "stanford_dogs", allow_partial=False)

@@ -14,7 +14,8 @@ from tests.fakes_suites import make_class_folders, make_imagenet, picture
 from vpt.data import ImageNetDataModule
 from vpt.data.catalog.cards import load_card
 from vpt.data.catalog.classes import imagenet_wnids, objectnet_folders, subset_ids
-from vpt.data.datasets.imagenet_readers import CORRUPTIONS, VARIANTS
+from vpt.data.corruptions import CORRUPTIONS
+from vpt.data.datasets.imagenet_readers import VARIANTS
 from vpt.errors import ConfigError, DataError, UnknownNameError
 
 CARDS = [card for card in VARIANTS if card != "flickr_in1k_1000"]
@@ -41,7 +42,7 @@ def official(monkeypatch: pytest.MonkeyPatch, card: str, **sizes: int) -> None:
     assert real is not None
     changed = replace(real, sizes=real.sizes | sizes)
     monkeypatch.setattr(
-        "vpt.data.datasets.imagenet.load_card", lambda name: changed if name == card else load_card(name)
+        "vpt.data.datasets.imagenet.find_card", lambda name: changed if name == card else load_card(name)
     )
 
 

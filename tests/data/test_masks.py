@@ -19,7 +19,7 @@ from tests.fakes_suites import make_pets
 from vpt.data import PetTrimapsDataModule, ShapeScenesDataModule
 from vpt.data.catalog.cards import load_card
 from vpt.data.catalog.overview import image_lists, overview
-from vpt.data.datasets.shape_scenes import CLASSES, draw_scene
+from vpt.data.datasets.shapes import SCENE_CLASSES, draw_scene
 from vpt.errors import ConfigError, DataError, UnknownNameError
 
 
@@ -61,7 +61,7 @@ def test_a_batch_holds_images_masks_and_positions(size: int) -> None:
 def test_every_class_occurs_and_the_mask_is_where_the_shape_is() -> None:
     drawn = [draw_scene(number, 64) for number in range(40)]
     masks = np.stack([mask for _, mask in drawn])
-    assert set(np.unique(masks)) == set(range(len(CLASSES)))
+    assert set(np.unique(masks)) == set(range(len(SCENE_CLASSES)))
     assert 0.5 < (masks == 0).mean() < 0.9
     steps = [np.abs(np.diff(image.astype(float), axis=2)).mean(axis=0) for image, _ in drawn]
 

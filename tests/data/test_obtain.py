@@ -3,12 +3,10 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
-import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -63,9 +61,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append((task, source, root, allow_partial))
         return root / task
 
-    module = ModuleType("vpt.data.prepare")
-    module.prepare = prepare  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vpt.data.prepare", module)
+    monkeypatch.setattr(home, "prepare", prepare)
     return calls
 
 
@@ -166,7 +162,7 @@ def test_tasks_of_the_same_files_share_them(monkeypatch: pytest.MonkeyPatch) -> 
     for name, card in cards.items():
         vars(card).update(name=name, downloads=[] if name == "other" else files)
     monkeypatch.setattr(home, "card_names", lambda: list(cards))
-    monkeypatch.setattr(home, "load_card", cards.get)
+    monkeypatch.setattr(home, "find_card", cards.__getitem__)
     assert home._shared(cards["clevr_dist"]) == home._shared(cards["clevr_count"]) == "clevr_count"
 
 

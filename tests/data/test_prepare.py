@@ -28,7 +28,7 @@ from vpt.data.prepare.arrays import read_matrix
 from vpt.data.prepare.clevr_kitti import kitti_parts
 from vpt.data.prepare.image_folders import sharpen
 from vpt.data.prepare.originals import Part
-from vpt.data.prepare.vtab_rules import Chosen
+from vpt.data.prepare.vtab_splits import Chosen
 from vpt.errors import DataError, UnknownNameError
 
 LISTS = ("train800", "val200", "train800val200", "test")
@@ -324,7 +324,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     ("dtd", _append("dtd/labels/val1.txt", "banded/banded_0000.jpg"), "lists the image 'banded/banded_0000.jpg' twice"),
     ("dtd", _put("dtd/labels/test1.txt", ""), "has too few images: none is left for test"),
     ("sun397", _append("sun397_tfds_va.txt", "/x/xanadu/sun_1.jpg"), "line 5: '/x/xanadu/sun_1.jpg' names no image"),
-    ("oxford_iiit_pet", _append("annotations/test.txt", "Bengal_1 six 1 1"), "'Bengal_1 six 1 1' names no image"),
+    ("oxford_iiit_pet", _append("annotations/test.txt", "Bengal_1 six 1 1"), "found 'Bengal_1 six 1 1'"),
     ("oxford_iiit_pet", _append("annotations/test.txt", "Bengal_1 6 1 1"), "Bengal_1.jpg is missing, though"),
     ("oxford_iiit_pet", _append("annotations/test.txt", "Bengal_1 38 1 1"), "the label 37, which is outside 0..36"),
     ("oxford_flowers102", _cut("setid.mat"), "setid.mat is not a MATLAB file with trnid, valid, tstid"),

@@ -10,7 +10,7 @@ import pytest
 import vpt
 from vpt.data.catalog.cards import load_card
 from vpt.data.prepare import TASKS
-from vpt.data.prepare.vtab_rules import choose, manifest, order
+from vpt.data.prepare.vtab_splits import choose, manifest, order
 
 MANIFEST = Path(vpt.__file__).parent / "data" / "prepare" / "vtab_splits.tsv"
 

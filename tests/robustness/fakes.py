@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vpt.backbones import create_backbone
 from vpt.data import ImageDataModule
-from vpt.data.module import Split
+from vpt.data.splits import Split
 from vpt.models import TunedModel, save_delta
 
 CLASSES = ("ant", "bee", "cat")

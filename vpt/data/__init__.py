@@ -5,10 +5,10 @@ from vpt.data.datasets.fgvc import FGVCDataModule
 from vpt.data.datasets.folder import FolderDataModule
 from vpt.data.datasets.imagenet import ImageNetDataModule
 from vpt.data.datasets.pets import PetTrimapsDataModule
-from vpt.data.datasets.shape_scenes import ShapeScenesDataModule
+from vpt.data.datasets.published import default_root
 from vpt.data.datasets.shape_texture import ShapeTextureDataModule
-from vpt.data.datasets.shapes import ShapesDataModule
-from vpt.data.datasets.vtab import VTABDataModule, default_root
+from vpt.data.datasets.shapes import ShapeScenesDataModule, ShapesDataModule
+from vpt.data.datasets.vtab import VTABDataModule
 from vpt.data.images import ImageList
 from vpt.data.masks import MaskDataModule, MaskDataset
 from vpt.data.module import ImageDataModule, ImageDataset

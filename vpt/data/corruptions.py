@@ -183,7 +183,7 @@ PARAMETERS: dict[str, tuple[float, float, float, float, float]] = {
     "spatter": (2.0, 1.6, 1.2, 0.8, 0.4),  # height from which smooth noise is a drop, in standard deviations
     "saturate": (1.6, 2.4, 3.6, 6.0, 12.0),  # factor on the distance to grey
 }
-#: The kinds by the paper's groups, in its order; ``extra`` is its validation set.
+#: The kinds by the paper's groups, in its order and that of ImageNet-C; ``extra`` is its validation set.
 GROUPS: dict[str, tuple[str, ...]] = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),

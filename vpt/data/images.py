@@ -138,8 +138,11 @@ class ImageList:
     def fault(self, position: int, error: Exception) -> DataError:
         """Returns the error for an image that cannot be read; it names list file, line and path."""
         fault = _fault(self.folder / self.paths[position], error)
-        remedy = "remove the line" if self.lines else "remove it"
-        return DataError(f"{self._where(position)}{fault}; restore the file or {remedy}.")
+        return DataError(f"{self._where(position)}{fault}; {self._remedy}.")
+
+    @property
+    def _remedy(self) -> str:
+        return f"restore the file or remove {'the line' if self.lines else 'it'}"
 
     def _where(self, position: int) -> str:
         return f"{self.file}, line {self.lines[position]}: " if self.lines else ""

@@ -15,7 +15,8 @@ from PIL import ExifTags, Image, ImageOps
 from vpt.data.cache import Images, decoded
 from vpt.data.catalog.cards import Card
 from vpt.data.images import ImageList
-from vpt.data.module import Batch, ImageDataModule, ImageDataset, Split
+from vpt.data.module import Batch, ImageDataModule, ImageDataset
+from vpt.data.splits import Split
 from vpt.data.transforms import Preset
 from vpt.errors import ConfigError, DataError
 
@@ -89,6 +90,8 @@ class MaskDataModule(ImageDataModule):
     augmentation, which would have to move masks along.
     """
 
+    _dataset_class = MaskDataset
+
     def __init__(
         self,
         name: str,
@@ -121,23 +124,6 @@ class MaskDataModule(ImageDataModule):
         if len(class_names) >= _UNKNOWN:
             raise ConfigError(f"Masks of 8 bits hold fewer than {_UNKNOWN} classes, got {len(class_names)}.")
         super().__init__(name, class_names, splits, preset, image_size, batch_size, num_workers, seed, card=card)
-
-    def split(self, name: str) -> ImageDataset:
-        """Returns a split, decoded on first use.
-
-        Args:
-            name: ``"train"``, ``"val"`` or ``"test"``.
-
-        Returns:
-            A `MaskDataset`.
-
-        Raises:
-            UnknownNameError: There is no such split.
-            DataError: An image or a mask is missing or damaged, or one does not fit the other.
-        """
-        if name in self._splits and name not in self._datasets:
-            self._datasets[name] = MaskDataset(self._splits[name])
-        return super().split(name)
 
 
 @dataclass(frozen=True)

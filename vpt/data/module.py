@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -15,48 +13,14 @@ from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from vpt.data.cache import Images
 from vpt.data.catalog.cards import Card
-from vpt.data.subsets import few_shot, part_fingerprint, position_hash
+from vpt.data.splits import Split
+from vpt.data.subsets import few_shot, position_hash
 from vpt.data.transforms import Augmentation, centre_crop, get_preset
 from vpt.errors import ConfigError, DataError, UnknownNameError
 
 Batch = dict[str, Any]
 _STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
-
-
-@dataclass(frozen=True)
-class Split:
-    """One list of labelled images whose pixels are made on demand.
-
-    Attributes:
-        source: Where it comes from, relative to the root, e.g. ``"caltech101/test.txt"``.
-        paths: Name of each image.
-        labels: int64 (N,).
-        fingerprint: sha256 of the list, hexadecimal.
-        pixels: Returns the images, uint8 (3, image_size, image_size) each. Called with ``positions``, an int64 array,
-            for some of them only, and with ``cropped=False`` for what is there before the preset's centre crop.
-    """
-
-    source: str
-    paths: Sequence[str]
-    labels: NDArray[np.int64]
-    fingerprint: str
-    pixels: Callable[..., Images]
-
-    def take(self, positions: NDArray[np.int64]) -> Split:
-        """Returns a part of the list.
-
-        Args:
-            positions: int64 (M,), which images.
-        """
-        return replace(
-            self,
-            paths=[self.paths[position] for position in positions],
-            labels=self.labels[positions],
-            fingerprint=part_fingerprint(self.fingerprint, positions),
-            pixels=partial(self.pixels, positions=positions),
-        )
 
 
 class ImageDataset(Dataset[Batch]):
@@ -216,7 +180,11 @@ class ImageDataModule(L.LightningDataModule):
         normalization: What the backbone has to apply (``preset.normalization``).
         batch_size: Images in a batch.
         augmented: False if the training images are a constant of their index.
+        partial: True if a list has not its official number of images; None where no such number is asked for.
     """
+
+    _dataset_class: type[ImageDataset] = ImageDataset
+    partial: bool | None = None
 
     def __init__(
         self,
@@ -309,14 +277,14 @@ class ImageDataModule(L.LightningDataModule):
             raise UnknownNameError(f"split of {self.name}", name, self._splits)
         if name not in self._datasets:
             augmentation = self.augmentation if name == "train" and self.augmented else None
-            self._datasets[name] = ImageDataset(self._splits[name], augmentation)
+            self._datasets[name] = self._dataset_class(self._splits[name], augmentation)
         return self._datasets[name]
 
     def describe(self) -> dict[str, Any]:
         """Says which data these are, in plain values for JSON.
 
         ``complete`` is True if every list has the official number of images, False if one has not, None if no card
-        states the numbers. ``preset_papers`` is what the preset's papers read and split. ``shared_with_train`` counts
+        states the numbers; ``partial`` is there where it is not None. ``preset_papers`` is what the preset's papers read and split. ``shared_with_train`` counts
         the images of a split that are trained on. ``subset`` is None if all training images are; its ``sha256`` is that
         of their positions in the whole list.
         """
@@ -325,7 +293,7 @@ class ImageDataModule(L.LightningDataModule):
         official = {name: sizes[key] for name, split in self._splits.items() if (key := _stem(split.source)) in sizes}
         trained = set(self._splits["train"].paths)
         text = "\n".join(f"{name} {split.fingerprint}" for name, split in self._splits.items())
-        return {
+        described = {
             "name": self.name,
             "preset": self.preset.name,
             "preset_papers": {"source": self.preset.source, "splits": self.preset.splits},
@@ -345,6 +313,7 @@ class ImageDataModule(L.LightningDataModule):
             },
             "fingerprint": hashlib.sha256(text.encode()).hexdigest(),
         }
+        return described if self.partial is None else described | {"partial": self.partial}
 
     def prepare_data(self) -> None:
         """Decodes in one process what the others then map (Lightning's hook)."""

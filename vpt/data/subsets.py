@@ -88,6 +88,29 @@ def hold_out(
     return np.setdiff1d(np.arange(len(labels), dtype=np.int64), held), held
 
 
+def hold_out_every(
+    names: Sequence[str], labels: NDArray[np.int64], every: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Splits a list by systematic sampling, so that its length alone says how many are held out.
+
+    The images are sorted by class, then in the order of the seed; the first of every ``every`` is held out. N images
+    therefore give ``ceil(N / every)``, and each class its share to within one image, where :func:`hold_out` rounds
+    class by class.
+
+    Args:
+        names: N names of images, all different.
+        labels: int64 (N,).
+        every: One in how many is held out, at least 2.
+        seed: Chooses which, ≥ 0.
+
+    Returns:
+        Ascending positions of what is left and of what is held out, int64, together 0..N-1.
+    """
+    order = sorted(range(len(names)), key=lambda position: (labels[position], _rank(seed, names[position])))
+    held = np.sort(np.array(order[::every], dtype=np.int64))
+    return np.setdiff1d(np.arange(len(names), dtype=np.int64), held), held
+
+
 def position_hash(positions: NDArray[np.int64]) -> str:
     """Returns the sha256 of positions as decimal numbers, one a line, hexadecimal."""
     return hashlib.sha256("\n".join(map(str, positions.tolist())).encode()).hexdigest()

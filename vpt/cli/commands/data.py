@@ -52,10 +52,9 @@ def _parser() -> Parser:
 
 
 def _root(options: Namespace) -> Path:
-    from vpt.data.datasets.vtab import default_root
+    from vpt.data.datasets.published import data_root
 
-    root: Path = options.root or default_root()
-    return root.expanduser()
+    return data_root(options.root)
 
 
 def _list(options: Namespace) -> None:
@@ -109,7 +108,8 @@ def _counts(sizes: dict[str, int]) -> str:
 
 
 def _show(options: Namespace) -> None:
-    from vpt.data.catalog.overview import describe, find_card
+    from vpt.data.catalog.cards import find_card
+    from vpt.data.catalog.overview import describe
 
     print(describe(find_card(options.name)))
 

@@ -16,7 +16,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from vpt.data.catalog.archives import unpack
-from vpt.data.catalog.cards import Card, Download, card_names, load_card
-from vpt.data.catalog.overview import check_images, find_card, image_lists, parts
+from vpt.data.catalog.cards import Card, Download, card_names, find_card
+from vpt.data.catalog.overview import check_images, image_lists, parts
+from vpt.data.prepare import prepare
 from vpt.errors import DataError
 from vpt.version import __version__
 
@@ -304,8 +304,7 @@ def obtain(name: str, root: Path, source: Path | None = None, allow_partial: boo
         if not card.downloads:
             raise DataError(_by_hand(card, f"run `vpt data prepare {card.name} --source FOLDER`"))
         source = _fetch(card, root, root / DOWNLOADS / _shared(card))
-    folder: Path = import_module("vpt.data.prepare").prepare(card.name, source, root, allow_partial)
-    return folder
+    return prepare(card.name, source, root, allow_partial)
 
 
 def _fetch(card: Card, root: Path, folder: Path) -> Path:
@@ -335,7 +334,7 @@ def _whole(folder: Path, done: Path) -> bool:
 
 def _shared(card: Card) -> str:
     """Names the folder of an original: tasks that are made of the same files have the same."""
-    cards = (other for name in card_names() if (other := load_card(name)) is not None)
+    cards = map(find_card, card_names())
     return min([card.name, *(other.name for other in cards if other.downloads == card.downloads)])
 
 

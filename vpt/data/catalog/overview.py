@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vpt.data.catalog.cards import Card, card_names, load_card
+from vpt.data.catalog.cards import Card, card_names, find_card, load_card
+from vpt.data.datasets.fgvc import FGVCDataModule
+from vpt.data.datasets.imagenet import ImageNetDataModule
 from vpt.data.datasets.imagenet_readers import expand, present_sets
 from vpt.data.datasets.imagenet_readers import home as imagenet_home
+from vpt.data.datasets.pets import PetTrimapsDataModule
+from vpt.data.datasets.shape_texture import ShapeTextureDataModule
 from vpt.data.datasets.vtab import VTABDataModule
 from vpt.data.images import ImageList
 from vpt.data.module import ImageDataModule
-from vpt.errors import DataError, UnknownNameError, VPTError
+from vpt.errors import DataError, VPTError
 
 _VTAB_LISTS = ("train800val200", "train800")
-# Name or suite -> module, class, and the argument that takes the name; all others lie in VTAB's layout.
-_MODULES: dict[str, tuple[str, str, str | None]] = {
-    "fgvc": ("vpt.data.datasets.fgvc", "FGVCDataModule", "dataset"),
-    "imagenet": ("vpt.data.datasets.imagenet", "ImageNetDataModule", "variant"),
-    "flickr_in1k_1000": ("vpt.data.datasets.imagenet", "ImageNetDataModule", "variant"),
-    "oxford_pet_trimaps": ("vpt.data.datasets.pets", "PetTrimapsDataModule", None),
-    "shape_texture16": ("vpt.data.datasets.shape_texture", "ShapeTextureDataModule", None),
+# Name or suite -> data module, and the argument that takes the name; all others lie in VTAB's layout.
+_MODULES: dict[str, tuple[Callable[..., ImageDataModule], str | None]] = {
+    "fgvc": (FGVCDataModule, "dataset"),
+    "imagenet": (ImageNetDataModule, "variant"),
+    "flickr_in1k_1000": (ImageNetDataModule, "variant"),
+    "oxford_pet_trimaps": (PetTrimapsDataModule, None),
+    "shape_texture16": (ShapeTextureDataModule, None),
 }
 _MANY = "imagenet_c"
 MANY_SETS = len(expand([_MANY]))
@@ -60,32 +63,6 @@ class Entry:
         return self.card.tested_classes or self.card.num_classes
 
 
-def find_card(name: str) -> Card:
-    """Looks a card up.
-
-    Args:
-        name: A dataset, also as ``"<suite>/<name>"``.
-
-    Raises:
-        UnknownNameError: It has no card.
-    """
-    card = load_card(bare_name(name))
-    if card is None:
-        raise UnknownNameError("dataset", name, card_names())
-    return card
-
-
-def bare_name(name: str) -> str:
-    """Takes the suite off a name.
-
-    Args:
-        name: A dataset, also as ``"<suite>/<name>"``; or any folder.
-    """
-    suite, _, last = name.rpartition("/")
-    card = load_card(last)
-    return last if card is not None and card.suite == suite else name
-
-
 def card_of(name: str) -> Card | None:
     """Looks up the card of a dataset or of one of its variants.
 
@@ -108,14 +85,13 @@ def overview(root: Path) -> list[Entry]:
     Returns:
         By suite, group and name.
     """
-    cards = [card for name in card_names() if (card := load_card(name)) is not None]
     suites = ["vtab", "fgvc", "imagenet", "local", "demo"]
     groups = ["natural", "specialized", "structured"]
 
     def key(card: Card) -> tuple[int, int, str]:
         return suites.index(card.suite), groups.index(card.group) if card.group in groups else 0, card.name
 
-    return [_entry(card, root) for card in sorted(cards, key=key)]
+    return [_entry(card, root) for card in sorted(map(find_card, card_names()), key=key)]
 
 
 def _entry(card: Card, root: Path) -> Entry:
@@ -193,28 +169,24 @@ def in_vtab_layout(name: str) -> bool:
     Args:
         name: A dataset with a card, or any folder.
     """
-    return _home(name) is None
-
-
-def _home(name: str) -> tuple[str, str, str | None] | None:
     card = card_of(name)
-    return _MODULES.get(name) or (_MODULES.get(card.suite) if card is not None else None)
+    return name not in _MODULES and (card is None or card.suite not in _MODULES)
 
 
 def _modules(name: str, root: Path) -> Iterator[ImageDataModule]:
-    card, home = card_of(name), _home(name)
+    card = card_of(name)
     if card is not None and card.suite == "demo":
         raise DataError(f"{name} is made by this package: it has no files.")
-    if home is None:
+    if card is None or in_vtab_layout(name):
         for train in _VTAB_LISTS:
             if train == _VTAB_LISTS[0] or (root / name / f"{train}.txt").exists():
                 yield VTABDataModule(name, root, train=train)
         return
-    module, class_name, argument = home
+    module, argument = _MODULES.get(name) or _MODULES[card.suite]
     given: dict[str, Any] = {argument: name} if argument else {}
-    if card is not None and name == "imagenet_1k" and (imagenet_home(card, root) / "train").is_dir():
+    if name == "imagenet_1k" and (imagenet_home(card, root) / "train").is_dir():
         given["train"] = "train"
-    yield getattr(import_module(module), class_name)(root=root, allow_partial=True, **given)
+    yield module(root=root, allow_partial=True, **given)
 
 
 def describe(card: Card) -> str:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from vpt.data.catalog.cards import card_names
-from vpt.data.catalog.overview import MANY_SETS, bare_name, card_of, image_lists, in_vtab_layout, parts
+from vpt.data.catalog.cards import bare_name, card_names
+from vpt.data.catalog.overview import MANY_SETS, card_of, image_lists, in_vtab_layout, parts
 from vpt.data.images import ImageList
 from vpt.errors import DataError, UnknownNameError
 

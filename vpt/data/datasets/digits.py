@@ -5,8 +5,7 @@ Its splits are part of the task and do not depend on the seed of the run, which 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,12 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vpt.data.catalog.cards import load_card
-from vpt.data.module import ImageDataModule, Split
+from vpt.data.module import ImageDataModule
+from vpt.data.splits import Split, chosen_splits, generated_split
 from vpt.data.transforms import Preset, get_preset
-from vpt.errors import UnknownNameError
 
 _SPLIT_SEED = 0
-Positions = Mapping[str, NDArray[np.intp]]
 
 
 class DigitsDataModule(ImageDataModule):
@@ -68,7 +66,7 @@ class DigitsDataModule(ImageDataModule):
         super().__init__("digits", names, splits, preset, image_size, card=load_card("digits"), **options)
 
 
-def _stratified(labels: NDArray[np.int64]) -> Positions:
+def _stratified(labels: NDArray[np.int64]) -> Mapping[str, NDArray[np.intp]]:
     """Splits 1,797 digits into 800 / 200 / 797 with equal shares of each class."""
     from sklearn.model_selection import train_test_split
 
@@ -76,29 +74,6 @@ def _stratified(labels: NDArray[np.int64]) -> Positions:
     fitted, test = train_test_split(everything, train_size=1000, stratify=labels, random_state=_SPLIT_SEED)
     train, val = train_test_split(fitted, train_size=800, stratify=labels[fitted], random_state=_SPLIT_SEED)
     return {"train800": train, "val200": val, "train800val200": np.concatenate([train, val]), "test": test}
-
-
-def chosen_splits(
-    lists: Positions, chosen: Mapping[str, str], split: Callable[[str, NDArray[np.intp]], Split]
-) -> dict[str, Split]:
-    """Makes the chosen lists into splits."""
-    for stem in chosen.values():
-        if stem not in lists:
-            raise UnknownNameError("list", stem, lists)
-    return {name: split(stem, lists[stem]) for name, stem in chosen.items()}
-
-
-def generated_split(
-    task: str,
-    stem: str,
-    positions: NDArray[np.intp],
-    labels: NDArray[np.int64],
-    content: NDArray[Any],
-    pixels: Callable[[], NDArray[np.uint8]],
-) -> Split:
-    """Describes a split of a task without files; the fingerprint covers what the images are made of."""
-    fingerprint = hashlib.sha256(content.tobytes() + labels.tobytes()).hexdigest()
-    return Split(f"{task}/{stem}", [f"{task}/{position:04d}" for position in positions], labels, fingerprint, pixels)
 
 
 def _enlarge(

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vpt.data.cache import decoded
-from vpt.data.catalog.cards import Card, load_card
-from vpt.data.datasets.published_folder import check_count, find_folder, hold_out, image_list
-from vpt.data.datasets.vtab import default_root
+from vpt.data.catalog.cards import Card, find_card
+from vpt.data.datasets.published import check_count, find_folder, hold_out, image_list, read_mat, read_text
 from vpt.data.images import ImageList
-from vpt.data.module import ImageDataModule, Split
+from vpt.data.module import ImageDataModule
+from vpt.data.splits import chosen_splits, listed_split
 from vpt.data.transforms import get_preset
 from vpt.errors import DataError, UnknownNameError
 
@@ -83,11 +81,11 @@ def read_flowers(folder: Path) -> Official:
     Args:
         folder: Holds jpg/image_00001.jpg and so on, imagelabels.mat (labels from 1) and setid.mat (numbers from 1).
     """
-    labels = _mat(folder / "imagelabels.mat", "labels")["labels"].ravel().astype(np.int64) - 1
-    numbers = _mat(folder / "setid.mat", "trnid", "valid", "tstid")
+    labels = read_mat(folder / "imagelabels.mat", "labels")[0].ravel().astype(np.int64) - 1
+    keys = {"train": "trnid", "val": "valid", "test": "tstid"}
     lists = {}
-    for name, key in (("train", "trnid"), ("val", "valid"), ("test", "tstid")):
-        chosen = numbers[key].ravel().astype(np.int64)
+    for (name, key), numbers in zip(keys.items(), read_mat(folder / "setid.mat", *keys.values()), strict=True):
+        chosen = numbers.ravel().astype(np.int64)
         if chosen.size and not 1 <= chosen.min() <= chosen.max() <= len(labels):
             raise DataError(f"{folder / 'setid.mat'}: {key} names images outside 1..{len(labels)} of imagelabels.mat.")
         paths = [f"jpg/image_{number:05d}.jpg" for number in chosen]
@@ -106,9 +104,8 @@ def read_dogs(folder: Path) -> Official:
     names: dict[int, str] = {}
     for name in ("train", "test"):
         file = _first(folder / "lists" / f"{name}_list.mat", folder / f"{name}_list.mat")
-        content = _mat(file, "file_list", "labels")
-        paths = [str(cell.item()) for cell in content["file_list"].ravel()]
-        labels = content["labels"].ravel().astype(np.int64) - 1
+        cells, numbers = read_mat(file, "file_list", "labels")
+        paths, labels = [str(cell.item()) for cell in cells.ravel()], numbers.ravel().astype(np.int64) - 1
         for path, label in zip(paths, labels, strict=True):
             breed = path.split("/")[0].partition("-")[2]
             if names.setdefault(int(label), breed) != breed:
@@ -124,15 +121,13 @@ def read_cars(folder: Path) -> Official:
         folder: Holds cars_train/, cars_test/, devkit/ with cars_meta.mat and cars_train_annos.mat, and
             cars_test_annos_withlabels.mat beside or in devkit/.
     """
-    names = [
-        str(cell.item()) for cell in _mat(folder / "devkit" / "cars_meta.mat", "class_names")["class_names"].ravel()
-    ]
+    names = [str(cell.item()) for cell in read_mat(folder / "devkit" / "cars_meta.mat", "class_names")[0].ravel()]
     lists = {}
     for name, file in (
         ("train", folder / "devkit" / "cars_train_annos.mat"),
         ("test", _first(*(home / "cars_test_annos_withlabels.mat" for home in (folder, folder / "devkit")))),
     ):
-        rows = _mat(file, "annotations")["annotations"].ravel()
+        rows = read_mat(file, "annotations")[0].ravel()
         if not {"class", "fname"} <= set(rows.dtype.names or ()):
             raise DataError(f"{file} has no class for each fname; the test labels are cars_test_annos_withlabels.mat.")
         paths = [f"cars_{name}/{row['fname'].item()}" for row in rows]
@@ -168,12 +163,8 @@ LAYOUTS = {
 
 def _table(file: Path, keys_of: Mapping[str, str] | None = None) -> dict[str, str]:
     """Reads ``key value`` lines; with `keys_of`, each of those keys must have one."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not a readable text file ({error}).") from error
     values: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         if not line.strip():
             continue
         key, _, value = line.strip().partition(" ")
@@ -193,19 +184,6 @@ def _first(*files: Path) -> Path:
     return next((file for file in files if file.is_file()), files[0])
 
 
-def _mat(file: Path, *names: str) -> dict[str, Any]:
-    """Reads variables of a MATLAB file, which holds numbers, characters, cells and structures, but no code."""
-    from scipy.io import loadmat
-
-    if not file.is_file():
-        raise DataError(f"{file} does not exist; unpack the archive that holds it there.")
-    try:
-        content = loadmat(file)
-        return {name: content[name] for name in names}
-    except Exception as error:  # scipy raises a dozen unrelated types on damaged files
-        raise DataError(f"{file} is not a MATLAB file with {', '.join(names)} ({error}).") from error
-
-
 def _dense(names: Mapping[int, str], where: Path) -> list[str]:
     """Turns names by label into a list; every label 0..C-1 must have one."""
     missing = sorted(set(range(max(names) + 1)) - names.keys())
@@ -223,10 +201,9 @@ class FGVCDataModule(ImageDataModule):
 
     The test images are the authors'. Training and validation images come, in this order, from the reference's
     train.json, val.json and test.json if they lie in the folder, from the authors' own validation list (Flowers), or
-    from :func:`vpt.data.datasets.published_folder.hold_out`, which keeps one in ten of the official training images.
+    from :func:`vpt.data.datasets.published.hold_out`, which keeps one in ten of the official training images.
 
     Attributes:
-        partial: True if some list has not the official number of images.
         split_source: ``"json"``, ``"authors"`` or ``"held out"``.
     """
 
@@ -239,10 +216,6 @@ class FGVCDataModule(ImageDataModule):
         test: str = "test",
         preset: str = "fgvc",
         image_size: int = 224,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int = 0,
-        augment: str = "none",
         allow_partial: bool = False,
         **options: Any,
     ) -> None:
@@ -260,42 +233,33 @@ class FGVCDataModule(ImageDataModule):
             test: List to test on.
             preset: Name of the preprocessing (:data:`vpt.data.transforms.PRESETS`).
             image_size: Side of the square images in pixels.
-            batch_size: Images in a batch.
-            num_workers: Loader processes; 0 loads in the main process.
-            seed: Seed of order and augmentation of the training images; the splits do not depend on it.
-            augment: Name of the training augmentation (:data:`vpt.data.transforms.AUGMENTATIONS`).
             allow_partial: Accept lists of another length than the official one.
-            **options: Few-shot subsets, see :class:`ImageDataModule`.
+            **options: See :class:`ImageDataModule`. The splits do not depend on its seed.
 
         Raises:
             DataError: A file is missing or malformed, or a list has not its official number of images.
             UnknownNameError: Dataset, list, preset or augmentation is unknown.
             ConfigError: A number is out of range.
         """
-        card = load_card(dataset)
-        if dataset not in LAYOUTS or card is None:
+        if dataset not in LAYOUTS:
             raise UnknownNameError("FGVC dataset", dataset, LAYOUTS)
-        chosen = get_preset(preset)
-        found, self.split_source = _read(card, (Path(root) if root is not None else default_root()).expanduser())
-        names = found.class_names
+        card, resize = find_card(dataset), get_preset(preset)
+        found, self.split_source = _read(card, root)
         self.partial = not _check_counts(card, found, allow_partial)
-        splits = {}
-        for split, stem in (("train", train), ("val", val), ("test", test)):
-            if stem not in found.lists:
-                raise UnknownNameError(f"list of {dataset}", stem, found.lists)
-            images = found.lists[stem]
-            pixels = partial(decoded, images, chosen, image_size)
-            splits[split] = Split(f"{dataset}/{stem}", images.paths, images.labels, images.fingerprint, pixels)
-        super().__init__(
-            dataset, names, splits, preset, image_size, batch_size, num_workers, seed, augment, card, **options
+        splits = chosen_splits(
+            found.lists,
+            {"train": train, "val": val, "test": test},
+            lambda stem, images: listed_split(f"{dataset}/{stem}", images, resize, image_size),
+            f"list of {dataset}",
         )
+        super().__init__(dataset, found.class_names, splits, preset, image_size, card=card, **options)
 
     def describe(self) -> dict[str, Any]:
-        """Says which data these are; adds ``partial`` and ``split_source`` to the base's description."""
-        return super().describe() | {"partial": self.partial, "split_source": self.split_source}
+        """Says which data these are; adds ``split_source`` to the base's description."""
+        return super().describe() | {"split_source": self.split_source}
 
 
-def _read(card: Card, root: Path) -> tuple[Official, str]:
+def _read(card: Card, root: str | Path | None) -> tuple[Official, str]:
     """Returns the lists train, val, trainval and test, and where train and val come from."""
     layout = LAYOUTS[card.name]
     folder = find_folder(card, root, layout.folder, layout.needed)
@@ -319,16 +283,10 @@ def _joined(train: ImageList, val: ImageList) -> ImageList:
 
 def _check_counts(card: Card, found: Official, allow_partial: bool) -> bool:
     """Compares classes and images with the card."""
-    if len(found.class_names) != card.num_classes and not allow_partial:
-        raise DataError(
-            f"{card.name}: found {len(found.class_names)} classes, expected {card.num_classes}; "
-            "complete the copy, or set allow_partial=true, which the record of every result then states."
-        )
-    complete = [
-        check_count(f"{card.name}/{name}", len(found.lists[name].paths), size, allow_partial)
-        for name, size in card.sizes.items()
-    ]
-    return all(complete) and len(found.class_names) == card.num_classes
+    complete = check_count(card.name, len(found.class_names), card.num_classes, allow_partial, "classes")
+    for name, size in card.sizes.items():
+        complete &= check_count(f"{card.name}/{name}", len(found.lists[name]), size, allow_partial)
+    return complete
 
 
 def _json_lists(folder: Path, layout: Layout, official: Official) -> dict[str, ImageList]:

@@ -6,17 +6,17 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vpt.data.cache import decoded
 from vpt.data.datasets.torchvision_datasets import TorchvisionList, torchvision_lists
 from vpt.data.images import ImageList, first_repeated
-from vpt.data.module import ImageDataModule, Split
+from vpt.data.module import ImageDataModule
+from vpt.data.splits import listed_split
 from vpt.data.subsets import hold_out
 from vpt.data.transforms import get_preset
 from vpt.errors import DataError
@@ -94,16 +94,7 @@ class FolderDataModule(ImageDataModule):
             rest, held = hold_out(train.paths, train.labels, val_fraction, split_seed)
             lists = {**lists, "train": train.take(rest), "val": train.take(held)}
             sources["val"] = f"{name}/train (held out)"
-        splits = {
-            split: Split(
-                source=sources[split],
-                paths=lists[split].paths,
-                labels=lists[split].labels,
-                fingerprint=lists[split].fingerprint,
-                pixels=partial(decoded, lists[split], chosen, image_size),
-            )
-            for split in sources
-        }
+        splits = {split: listed_split(sources[split], lists[split], chosen, image_size) for split in sources}
         super().__init__(name, class_names, splits, preset, image_size, card=None, **options)
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vpt.data.cache import decoded
-from vpt.data.catalog.cards import Card, load_card
+from vpt.data.catalog.cards import Card, find_card
 from vpt.data.catalog.classes import Groups, ids_sha256, imagenet_names, imagenet_wnids
 from vpt.data.datasets.imagenet_readers import ImageNetSet, class_images, expand, home, parse, read_test_set
-from vpt.data.datasets.published_folder import check_count, hold_out, no_split
-from vpt.data.datasets.vtab import default_root
-from vpt.data.images import ImageList
-from vpt.data.module import ImageDataModule, Split
+from vpt.data.datasets.published import check_count, hold_out
+from vpt.data.module import ImageDataModule
+from vpt.data.splits import Split, listed_split, no_split
 from vpt.data.transforms import Preset, get_preset
-from vpt.errors import ConfigError, DataError
+from vpt.errors import ConfigError
 
 NATIVE_SIZE = 224  # of ImageNet-C
 _HELD_OUT = 50  # one in fifty: 25,624 of 1,281,167
@@ -29,11 +26,10 @@ class ImageNetDataModule(ImageDataModule):
     Where only some ids are classes, :meth:`groups` says which: accuracy is taken after the others are masked.
 
     Only ImageNet-1k has training images, and they are read only with ``train="train"``: one in fifty of them is held
-    out to validate on (`published_folder.hold_out`), and ILSVRC's validation set is the test set. All others
+    out to validate on (`published.hold_out`), and ILSVRC's validation set is the test set. All others
     are test sets and cannot be trained on; ObjectNet's licence forbids it.
 
     Attributes:
-        partial: True if some set has not the official number of images.
         crop_border: ObjectNet's border is cut off.
     """
 
@@ -45,10 +41,6 @@ class ImageNetDataModule(ImageDataModule):
         train: str | None = None,
         preset: str = "timm",
         image_size: int = 224,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int = 0,
-        augment: str = "none",
         crop_border: bool = True,
         allow_partial: bool = False,
         **options: Any,
@@ -65,50 +57,36 @@ class ImageNetDataModule(ImageDataModule):
             preset: Name of the preprocessing (:data:`vpt.data.transforms.PRESETS`). Images of ImageNet-C are 224×224
                 crops already: of the preset they take kernel and normalisation, and are not cropped again.
             image_size: Side of the square images in pixels.
-            batch_size: Images in a batch.
-            num_workers: Loader processes; 0 loads in the main process.
-            seed: Seed of order and augmentation of the training images.
-            augment: Name of the training augmentation (:data:`vpt.data.transforms.AUGMENTATIONS`).
             crop_border: Cut the red border off ObjectNet's images (2 pixels on each side) before they are resized.
             allow_partial: Accept sets of another size than the official one.
-            **options: Few-shot subsets, see :class:`ImageDataModule`.
+            **options: See :class:`ImageDataModule`.
 
         Raises:
             DataError: A folder is missing, laid out otherwise or incomplete.
             UnknownNameError: Variant, preset or augmentation is unknown.
             ConfigError: A number is out of range, ImageNet-C would be enlarged, or a test set would be trained on.
         """
-        base = (Path(root) if root is not None else default_root()).expanduser()
         chosen = get_preset(preset)
         names = [variant, *expand(shifts or [])]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"The test set {twice[0]} is named twice: remove one.")
-        sets = [self._read(name, base, image_size, crop_border, allow_partial) for name in names]
-        card = _card(variant)
-        splits, complete = _training(card, base, train, chosen, image_size, allow_partial)
-        splits["test"] = _split(f"{variant}/test", sets[0].images, _preset(variant, chosen), image_size)
-        for item in sets[1:]:
-            splits[item.name] = _split(item.name, item.images, _preset(item.name, chosen), image_size)
+        sets = {name: self._read(name, root, image_size, crop_border, allow_partial) for name in names}
+        card = find_card(parse(variant)[0])
+        splits, complete = _training(card, root, train, chosen, image_size, allow_partial)
         self.crop_border = crop_border
-        self.partial = not (complete and all(item.complete for item in sets))
-        self._groups = dict(zip(["test", *names[1:]], [item.groups for item in sets], strict=True))
-        super().__init__(
-            variant,
-            imagenet_names(),
-            splits,
-            preset,
-            image_size,
-            batch_size,
-            num_workers,
-            seed,
-            augment,
-            card,
-            **options,
-        )
+        self.partial = not (complete and all(each.complete for each in sets.values()))
+        self._groups: dict[str, Groups | None] = {}
+        for name, found in sets.items():
+            split, source = ("test", f"{variant}/test") if name == variant else (name, name)
+            splits[split] = listed_split(source, found.images, _preset(name, chosen), image_size)
+            self._groups[split] = found.groups
+        super().__init__(variant, imagenet_names(), splits, preset, image_size, card=card, **options)
 
     @staticmethod
-    def _read(variant: str, root: Path, image_size: int, crop_border: bool, allow_partial: bool) -> ImageNetSet:
-        card = _card(variant)
+    def _read(
+        variant: str, root: str | Path | None, image_size: int, crop_border: bool, allow_partial: bool
+    ) -> ImageNetSet:
+        card = find_card(parse(variant)[0])
         if card.name == "imagenet_c" and image_size > NATIVE_SIZE:
             raise ConfigError(
                 f"image_size is {image_size}, ImageNet-C has {NATIVE_SIZE}×{NATIVE_SIZE} pixels: enlarging changes the "
@@ -135,7 +113,6 @@ class ImageNetDataModule(ImageDataModule):
         cropped = any("objectnet" in split.source for split in self._splits.values())
         return described | {
             "complete": not self.partial,
-            "partial": self.partial,
             "classes": {
                 name: {"number": len(groups), "ids_sha256": ids_sha256(each for group in groups for each in group)}
                 for name, groups in tested.items()
@@ -144,46 +121,31 @@ class ImageNetDataModule(ImageDataModule):
         }
 
 
-def _card(variant: str) -> Card:
-    card = load_card(parse(variant)[0])
-    if card is None:
-        raise DataError(f"{variant} has no card in vpt/data/catalog/cards.")
-    return card
-
-
 def _preset(variant: str, preset: Preset) -> Preset:
     """The preset of a set; one whose images are crops already is not cropped again."""
     native = parse(variant)[0] == "imagenet_c"
     return replace(preset, resize="square", crop_fraction=1.0) if native else preset
 
 
-def _split(source: str, images: ImageList, preset: Preset, image_size: int) -> Split:
-    pixels = partial(decoded, images, preset, image_size)
-    return Split(source, images.paths, images.labels, images.fingerprint, pixels)
-
-
 def _training(
-    card: Card, root: Path, train: str | None, preset: Preset, image_size: int, allow_partial: bool
+    card: Card, root: str | Path | None, train: str | None, preset: Preset, image_size: int, allow_partial: bool
 ) -> tuple[dict[str, Split], bool]:
     """The splits train and val, and whether they are complete: ImageNet-1k's if asked for, else ones that refuse."""
-    if card.name != "imagenet_1k":
-        why = (
-            f"{card.title} must never be trained on, its licence says: use it as a test set or shift."
-            if "no-training" in card.restrictions
-            else f"{card.title} is a test set: train on variant=imagenet_1k and test on it."
-        )
-        if train is not None:
-            raise ConfigError(why)
-        return {name: no_split(f"{card.name}/no-{name}", why) for name in ("train", "val")}, True
-    if train is None:
+    if "no-training" in card.restrictions:
+        why = f"{card.title} must never be trained on, its licence says: use it as a test set or shift."
+    elif card.name != "imagenet_1k":
+        why = f"{card.title} is a test set: train on variant=imagenet_1k and test on it."
+    else:
         why = "ImageNet-1k's training images are read with train=train only: set it to fit or validate."
+    if train is None:
         return {name: no_split(f"{card.name}/no-{name}", why) for name in ("train", "val")}, True
+    if card.name != "imagenet_1k":
+        raise ConfigError(why)
     if train != "train":
         raise ConfigError(f"train is {train!r}: ImageNet-1k has one list to train on, 'train'.")
     labels = {wnid: label for label, wnid in enumerate(imagenet_wnids())}
     images = class_images(home(card, root) / "train", labels, card, allow_partial)
     official = card.sizes["train"] + card.sizes["val"]
-    complete = check_count(f"{card.name}/train", len(images.paths), official, allow_partial)
-    kept, held = hold_out(images, _HELD_OUT)
-    parts = {"train": kept, "val": held}
-    return {name: _split(f"{card.name}/{name}", part, preset, image_size) for name, part in parts.items()}, complete
+    complete = check_count(f"{card.name}/train", len(images), official, allow_partial)
+    parts = zip(("train", "val"), hold_out(images, _HELD_OUT), strict=True)
+    return {name: listed_split(f"{card.name}/{name}", part, preset, image_size) for name, part in parts}, complete

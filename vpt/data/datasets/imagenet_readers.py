@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,26 +14,11 @@ from PIL import Image
 
 from vpt.data.catalog.cards import Card
 from vpt.data.catalog.classes import Groups, imagenet_wnids, objectnet_folders, subset_ids
-from vpt.data.datasets.published_folder import (
-    FolderImages,
-    check_count,
-    find_folder,
-    folder_images,
-    image_list,
-    image_names,
-)
+from vpt.data.corruptions import CORRUPTIONS, SEVERITIES
+from vpt.data.datasets.published import check_count, find_folder, image_list
 from vpt.data.images import ImageList
 from vpt.errors import DataError, UnknownNameError
 
-CORRUPTIONS = (
-    "gaussian_noise", "shot_noise", "impulse_noise",
-    "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
-    "snow", "frost", "fog", "brightness",
-    "contrast", "elastic_transform", "pixelate", "jpeg_compression",
-    "speckle_noise", "gaussian_blur", "spatter", "saturate",
-)  # fmt: skip
-"""The 15 kinds of ImageNet-C, then the 4 extra ones (Hendrycks & Dietterich, ICLR 2019, arXiv:1903.12261)."""
-SEVERITIES = (1, 2, 3, 4, 5)
 BORDER = 2  # pixels; the red border is one pixel wide, JPEG smears it
 _WNID = re.compile(r"n\d{8}")
 
@@ -48,6 +34,15 @@ _HOMES = {
     "flickr_in1k_1000": ("flickr_in1k_1000", "labels.csv"),
 }
 VARIANTS = tuple(_HOMES)
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+
+
+class FolderImages(ImageList):
+    """Images that were found in folders and not in a list file."""
+
+    @property
+    def _remedy(self) -> str:
+        return "restore the file from the archive"
 
 
 class BorderCropped(FolderImages):
@@ -124,12 +119,12 @@ def expand(variants: Sequence[str]) -> list[str]:
     return [name for variant in variants for name in (sets if variant == "imagenet_c" else [variant])]
 
 
-def present_sets(card: Card, root: Path) -> list[str]:
+def present_sets(card: Card, root: str | Path | None) -> list[str]:
     """Says which of ImageNet-C's 95 sets are there.
 
     Args:
         card: ImageNet-C's.
-        root: Folder of all datasets.
+        root: Folder of all datasets; None for :func:`vpt.data.default_root`.
 
     Returns:
         Names as for `parse`, at least one.
@@ -144,13 +139,15 @@ def present_sets(card: Card, root: Path) -> list[str]:
     return found
 
 
-def read_test_set(variant: str, card: Card, root: Path, crop_border: bool, allow_partial: bool) -> ImageNetSet:
+def read_test_set(
+    variant: str, card: Card, root: str | Path | None, crop_border: bool, allow_partial: bool
+) -> ImageNetSet:
     """Finds a test set and lists its images.
 
     Args:
         variant: As for `parse`.
         card: Its card.
-        root: Folder of all datasets.
+        root: Folder of all datasets; None for :func:`vpt.data.default_root`.
         crop_border: Cut ObjectNet's border off.
         allow_partial: Accept missing class folders and another number of images.
 
@@ -172,7 +169,7 @@ def read_test_set(variant: str, card: Card, root: Path, crop_border: bool, allow
         images = class_images(folder / inside, labels, card, allow_partial, decoder)
         if name == "imagenet_v2":
             _refuse_doubled_v2(folder, images)
-    complete = check_count(variant, len(images.paths), card.sizes["test"], allow_partial)
+    complete = check_count(variant, len(images), card.sizes["test"], allow_partial)
     return ImageNetSet(variant, images, groups, complete)
 
 
@@ -190,12 +187,12 @@ def _classes(name: str) -> tuple[dict[str, int], Groups | None]:
     return {wnid: label for label, wnid in enumerate(wnids)}, None
 
 
-def home(card: Card, root: Path) -> Path:
+def home(card: Card, root: str | Path | None) -> Path:
     """Finds the folder of a variant.
 
     Args:
         card: Its card.
-        root: Folder of all datasets.
+        root: Folder of all datasets; None for :func:`vpt.data.default_root`.
 
     Raises:
         DataError: It does not exist; the message shows the expected tree.
@@ -234,12 +231,25 @@ def class_images(
             f"the expected layout is\n{card.layout.rstrip()}"
         )
     present = sorted((label, name) for name, label in labels.items() if name in found)
-    names = {name: image_names(folder / name) for _, name in present}
+    names = {name: _image_names(folder / name) for _, name in present}
     empty = [name for name in names if not names[name]]
     if empty and not allow_partial:
         raise DataError(f"{folder / empty[0]} is a class folder without images; unpack the archive again.")
     paths = [f"{name}/{each}" for name in names for each in names[name]]
-    return folder_images(folder, paths, [labels[name] for name in names for _ in names[name]], kind)
+    images = image_list(folder, folder, paths, [labels[name] for name in names for _ in names[name]])
+    fingerprint = images.fingerprint
+    if kind is not FolderImages:  # other pixels of the same files must not share a cache
+        fingerprint = hashlib.sha256(f"{kind.__name__} {fingerprint}".encode()).hexdigest()
+    return kind(folder, folder, paths, images.labels, (), fingerprint)
+
+
+def _image_names(folder: Path) -> list[str]:
+    """Returns the sorted names of the image files in a folder, without hidden ones."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
 
 
 def _refuse_repacked_v2(folder: Path) -> None:

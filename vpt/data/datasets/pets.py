@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from vpt.data.cache import decoded
-from vpt.data.catalog.cards import Card, load_card
-from vpt.data.datasets.published_folder import check_count, find_folder, image_list
-from vpt.data.datasets.vtab import default_root
+from vpt.data.catalog.cards import find_card
+from vpt.data.datasets.published import check_count, find_folder, image_list, read_text
 from vpt.data.images import ImageList
 from vpt.data.masks import IGNORED, MaskDataModule, MaskList, MaskSplit, decoded_masks
+from vpt.data.splits import listed_split
 from vpt.data.subsets import hold_out
 from vpt.data.transforms import get_preset
 from vpt.errors import DataError, UnknownNameError
@@ -64,56 +63,45 @@ class PetTrimapsDataModule(MaskDataModule):
         for kind, value, known in (("list of the pets", train, _TRAIN), ("treatment of borders", border, _BORDER)):
             if value not in known:
                 raise UnknownNameError(kind, value, known)
-        card = load_card(_NAME)
-        if card is None:
-            raise DataError(f"{_NAME} has no card in vpt/data/catalog/cards.")
-        base = (Path(root) if root is not None else default_root()).expanduser()
+        card = find_card(_NAME)
         needed = ["images", "annotations/trimaps", "annotations/trainval.txt", "annotations/test.txt"]
-        folder = find_folder(card, base, "oxford-iiit-pet", needed)
-        official = {stem: _read(folder / "annotations" / f"{stem}.txt", folder) for stem in ("trainval", "test")}
-        self.partial = not _complete(card, official, allow_partial)
+        folder = find_folder(card, root, "oxford-iiit-pet", needed)
+        official = {stem: read_list(folder / "annotations" / f"{stem}.txt", folder) for stem in ("trainval", "test")}
+        counts = [check_count(f"{_NAME}/{k}", len(v), card.sizes[k], allow_partial) for k, v in official.items()]
+        self.partial = not all(counts)
         both, classes = official["trainval"], dict(_TRIMAP) | ({3: IGNORED} if border == "ignore" else {})
         rest, held = hold_out(both.paths, both.labels, val_fraction, split_seed)
-        lists = {
-            "train": (f"{_NAME}/{train}", both.take(rest) if train == "train" else both),
-            "val": (f"{_NAME}/val", both.take(held)),
-            "test": (f"{_NAME}/test", official["test"]),
-        }
         chosen = get_preset(preset)
+
+        def split(stem: str, images: ImageList) -> MaskSplit:
+            base, masks = listed_split(f"{_NAME}/{stem}", images, chosen, image_size), _mask_list(images, classes)
+            pixels = partial(decoded_masks, masks, chosen, image_size)
+            return MaskSplit(base.source, base.paths, base.labels, masks.fingerprint, base.pixels, pixels)
+
         splits = {
-            name: MaskSplit(
-                source=source,
-                paths=images.paths,
-                labels=images.labels,
-                fingerprint=_mask_list(images, classes).fingerprint,
-                pixels=partial(decoded, images, chosen, image_size),
-                masks=partial(decoded_masks, _mask_list(images, classes), chosen, image_size),
-            )
-            for name, (source, images) in lists.items()
+            "train": split(train, both.take(rest) if train == "train" else both),
+            "val": split("val", both.take(held)),
+            "test": split("test", official["test"]),
         }
         names = _CLASSES[: 2 if border == "ignore" else 3]
         super().__init__(_NAME, names, splits, preset, image_size, card=card, **options)
 
-    def describe(self) -> dict[str, Any]:
-        """Says which data these are; adds ``partial`` to the base's description."""
-        return super().describe() | {"partial": self.partial}
 
+def read_list(file: Path, folder: Path) -> ImageList:
+    """Reads a list of ``name class species breed``, as its authors publish it.
 
-def _complete(card: Card, official: dict[str, ImageList], allow_partial: bool) -> bool:
-    """Whether both lists have as many images as they should."""
-    return all(
-        check_count(f"{_NAME}/{stem}", len(each), card.sizes[stem], allow_partial) for stem, each in official.items()
-    )
+    Args:
+        file: ``annotations/trainval.txt`` or ``annotations/test.txt``.
+        folder: Holds the images as ``images/<name>.jpg``.
 
+    Returns:
+        The images; labels are the 37 classes, from 0.
 
-def _read(file: Path, folder: Path) -> ImageList:
-    """Reads a list of ``name class species breed``; labels are the 37 classes, from 0."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read ({error}): unpack annotations.tar.gz again.") from error
+    Raises:
+        DataError: It cannot be read, is empty, a line is another, or an image is listed twice.
+    """
     paths, labels, lines = [], [], []
-    for line, content in enumerate(text.splitlines(), start=1):
+    for line, content in enumerate(read_text(file).splitlines(), start=1):
         if not content.strip() or content.startswith("#"):
             continue
         name, *numbers = content.split()

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vpt.data.cache import decoded
-from vpt.data.catalog.cards import load_card
+from vpt.data.catalog.cards import find_card
 from vpt.data.catalog.classes import Groups
-from vpt.data.datasets.published_folder import check_count, find_folder, image_list, no_split
-from vpt.data.datasets.vtab import default_root
-from vpt.data.module import ImageDataModule, Split
+from vpt.data.datasets.published import check_count, find_folder, image_list
+from vpt.data.module import ImageDataModule
+from vpt.data.splits import listed_split, no_split
 from vpt.data.transforms import get_preset
 from vpt.errors import DataError
 
@@ -59,11 +56,8 @@ class ShapeTextureDataModule(ImageDataModule):
             UnknownNameError: There is no such preset.
             ConfigError: A number is out of range.
         """
-        card = load_card(_NAME)
-        if card is None:
-            raise DataError(f"{_NAME} has no card in vpt/data/catalog/cards.")
-        base = (Path(root) if root is not None else default_root()).expanduser()
-        folder = find_folder(card, base, _NAME, ["labels.csv", "class16_to_in1k_indices.json"])
+        card = find_card(_NAME)
+        folder = find_folder(card, root, _NAME, ["labels.csv", "class16_to_in1k_indices.json"])
         names, self._class_ids = _classes(folder / "class16_to_in1k_indices.json")
         table = _table(folder / "labels.csv", names)
         chosen, complete = get_preset(preset), True
@@ -73,8 +67,7 @@ class ShapeTextureDataModule(ImageDataModule):
             rows = table[table["file"].str.startswith(f"{kind}/")]
             images = image_list(folder / "labels.csv", folder, list(rows["file"]), rows["shape"])
             complete &= check_count(f"{_NAME}/{kind}", len(rows), card.sizes[name], allow_partial)
-            pixels = partial(decoded, images, chosen, image_size)
-            splits[name] = Split(f"{_NAME}/{name}", images.paths, images.labels, images.fingerprint, pixels)
+            splits[name] = listed_split(f"{_NAME}/{name}", images, chosen, image_size)
             if name == "test":
                 self.texture_labels: NDArray[np.int64] = rows["texture"].to_numpy(np.int64)
         self.partial = not complete
@@ -83,10 +76,6 @@ class ShapeTextureDataModule(ImageDataModule):
     def class_ids(self) -> Groups:
         """Returns the ImageNet-1k ids of each of the 16 classes."""
         return self._class_ids
-
-    def describe(self) -> dict[str, Any]:
-        """Says which data these are; adds ``partial`` to the base's description."""
-        return super().describe() | {"partial": self.partial}
 
 
 def _classes(file: Path) -> tuple[list[str], Groups]:

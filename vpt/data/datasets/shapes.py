@@ -1,10 +1,15 @@
-"""White shapes on black on the latent grid of dSprites (Matthey et al. 2017), redrawn with antialiasing."""
+"""Generated tasks that need no download: white shapes to classify, and scenes of coloured shapes to segment.
+
+`ShapesDataModule` redraws the latent grid of dSprites (Matthey et al. 2017) with antialiasing.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -12,16 +17,26 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vpt.data.catalog.cards import load_card
-from vpt.data.datasets.digits import chosen_splits, generated_split
-from vpt.data.module import ImageDataModule, Split
+from vpt.data.masks import MaskDataModule, MaskSplit
+from vpt.data.module import ImageDataModule
+from vpt.data.splits import Split, chosen_splits, generated_split
 from vpt.errors import UnknownNameError
 
 SHAPES = ("square", "ellipse", "heart")
+SCENE_CLASSES = ("background", "circle", "square", "triangle", "star")
 _GRID = {"shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
 _PERIODS = np.array([10, 20, 40])  # orientations after which a square, an ellipse, a heart looks the same
+_LISTS = {
+    "train800": np.arange(800),
+    "val200": np.arange(800, 1000),
+    "train800val200": np.arange(1000),
+    "test": np.arange(1000, 2000),
+}
 _OVERSAMPLING = 4
 _SEED = 0
+_SCENES_VERSION = 1  # raised when the same numbers would give other images
 Latents = Mapping[str, NDArray[np.int64]]
+Pixels = NDArray[np.uint8]
 
 
 class ShapesDataModule(ImageDataModule):
@@ -76,9 +91,7 @@ class ShapesDataModule(ImageDataModule):
                 "shapes", stem, positions, labels[positions].astype(np.int64), rows[positions], pixels
             )
 
-        parts = np.split(np.arange(2000, dtype=np.intp), [800, 1000])
-        positions = {"train800": parts[0], "val200": parts[1], "train800val200": np.arange(1000), "test": parts[2]}
-        splits = chosen_splits(positions, {"train": train, "val": val, "test": test}, split)
+        splits = chosen_splits(_LISTS, {"train": train, "val": val, "test": test}, split)
         name = f"shapes_{label}"
         super().__init__(name, names, splits, preset, image_size, card=load_card("shapes"), **options)
 
@@ -137,9 +150,7 @@ def _draw_one(shape: int, scale: int, orientation: int, x: int, y: int, image_si
     # The centre runs over the middle 60 % of the image: the largest shape still fits in any orientation.
     centre = side * (0.2 + 0.6 * np.array([x, y]) / (_GRID["x"] - 1))
     outline = radius * _outline(SHAPES[shape]) @ turn + centre
-    canvas = Image.new("L", (side, side))
-    ImageDraw.Draw(canvas).polygon([(float(px), float(py)) for px, py in outline], fill=255)
-    return np.asarray(canvas.reduce(_OVERSAMPLING))
+    return _filled(outline, image_size)
 
 
 def _outline(shape: str) -> NDArray[np.float64]:
@@ -152,3 +163,128 @@ def _outline(shape: str) -> NDArray[np.float64]:
     heart_x = 16 * np.sin(t) ** 3
     heart_y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
     return np.stack([heart_x, heart_y], axis=1) / 17.1
+
+
+def _filled(outline: NDArray[np.float64], image_size: int) -> Pixels:
+    """How much of each pixel a polygon covers, 0 to 255; corners (V, 2) in quarters of a pixel."""
+    side = image_size * _OVERSAMPLING
+    canvas = Image.new("L", (side, side))
+    ImageDraw.Draw(canvas).polygon([(float(x), float(y)) for x, y in outline], fill=255)
+    return np.asarray(canvas.reduce(_OVERSAMPLING))
+
+
+class ShapeScenesDataModule(MaskDataModule):
+    """Two to four coloured shapes over a textured background: 800 / 200 / 1,000 images of five classes.
+
+    Colours say nothing about the class, shapes may hide each other, and edges are antialiased; a pixel belongs to the
+    shape that covers at least half of it.
+    """
+
+    def __init__(
+        self,
+        train: str = "train800val200",
+        val: str = "val200",
+        test: str = "test",
+        preset: str = "square",
+        image_size: int = 64,
+        **options: Any,
+    ) -> None:
+        """Chooses the images; they are drawn, at the size that is asked for, when a split is.
+
+        Args:
+            train: ``"train800"`` or ``"train800val200"``.
+            val: List to validate on.
+            test: List to test on.
+            preset: Name of the preprocessing; images are drawn at the final size, only its normalization counts.
+            image_size: Side of the square images in pixels.
+            **options: See :class:`MaskDataModule`. The images do not depend on its seed.
+
+        Raises:
+            UnknownNameError: A list or preset is unknown.
+            ConfigError: A number is out of range.
+        """
+        make = partial(_scene_split, image_size=image_size)
+        splits = chosen_splits(_LISTS, {"train": train, "val": val, "test": test}, make)
+        card = load_card("shape_scenes")
+        super().__init__("shape_scenes", SCENE_CLASSES, splits, preset, image_size, card=card, **options)
+
+
+@dataclass(frozen=True)
+class _Scenes:
+    """A run of numbered images."""
+
+    first: int
+    end: int
+    image_size: int
+
+    def images(self, positions: NDArray[np.int64] | None = None, cropped: bool = True) -> Pixels:
+        return _drawn(self)[0][slice(None) if positions is None else positions]
+
+    def masks(self, positions: NDArray[np.int64] | None = None) -> Pixels:
+        return _drawn(self)[1][slice(None) if positions is None else positions]
+
+
+@lru_cache(maxsize=4)
+def _drawn(scenes: _Scenes) -> tuple[Pixels, Pixels]:
+    """Images (N, 3, H, W) and masks (N, H, W); read-only, as several data modules share them."""
+    drawn = [draw_scene(number, scenes.image_size) for number in range(scenes.first, scenes.end)]
+    images, masks = (np.stack(part) for part in zip(*drawn, strict=True))
+    for array in (images, masks):
+        array.flags.writeable = False
+    return images, masks
+
+
+def _scene_split(stem: str, positions: NDArray[np.intp], image_size: int) -> MaskSplit:
+    first, end = int(positions[0]), int(positions[-1]) + 1
+    scenes = _Scenes(first, end, image_size)
+    fingerprint = hashlib.sha256(f"shape_scenes {_SCENES_VERSION} {_SEED} {first} {end}".encode()).hexdigest()
+    paths = [f"shape_scenes/{number:04d}" for number in positions]
+    labels = np.zeros(len(positions), dtype=np.int64)
+    return MaskSplit(f"shape_scenes/{stem}", paths, labels, fingerprint, scenes.images, scenes.masks)
+
+
+def draw_scene(number: int, image_size: int) -> tuple[Pixels, Pixels]:
+    """Draws one image.
+
+    Args:
+        number: Which, ≥ 0; it alone decides what is seen.
+        image_size: Side in pixels.
+
+    Returns:
+        The image, uint8 (3, image_size, image_size), and its mask, uint8 (image_size, image_size): positions in
+        `SCENE_CLASSES`.
+    """
+    random = np.random.default_rng([_SEED, number])
+    image = _background(random, image_size)
+    mask = np.zeros((image_size, image_size), dtype=np.uint8)
+    for _ in range(random.integers(2, 5)):
+        kind = int(random.integers(1, len(SCENE_CLASSES)))
+        outline = _scene_outline(SCENE_CLASSES[kind], random.uniform(0, 2 * math.pi))
+        outline = outline * random.uniform(0.14, 0.24) + random.uniform(0.16, 0.84, size=2)
+        colour, cover = random.uniform(0, 255, size=3), _filled(outline * image_size * _OVERSAMPLING, image_size) / 255
+        image += cover[..., None] * (colour - image)
+        mask[cover >= 0.5] = kind
+    image += random.normal(0, 6, size=image.shape)
+    return np.rint(image.clip(0, 255)).astype(np.uint8).transpose(2, 0, 1), mask
+
+
+def _background(random: np.random.Generator, image_size: int) -> NDArray[np.float64]:
+    """Two colours mixed by three gratings of random direction and width, (image_size, image_size, 3)."""
+    rows, columns = np.mgrid[0 : 1 : image_size * 1j, 0 : 1 : image_size * 1j]
+    share = np.zeros_like(rows)
+    for _ in range(3):
+        angle, phase = random.uniform(0, 2 * math.pi, size=2)
+        waves = random.uniform(2, 9)
+        share += np.sin(2 * math.pi * waves * (math.cos(angle) * columns + math.sin(angle) * rows) + phase) / 6
+    one, other = random.uniform(30, 225, size=(2, 3))
+    mixed: NDArray[np.float64] = one + (share + 0.5)[..., None] * (other - one)
+    return mixed
+
+
+def _scene_outline(name: str, turn: float) -> NDArray[np.float64]:
+    """Corners (V, 2) of a shape within the unit circle."""
+    corners = {"circle": 48, "square": 4, "triangle": 3, "star": 10}[name]
+    angle = turn + 2 * math.pi * np.arange(corners) / corners
+    radius = np.where(np.arange(corners) % 2, 0.45, 1.0) if name == "star" else np.ones(corners)
+    points: NDArray[np.float64] = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return points

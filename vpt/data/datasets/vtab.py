@@ -7,15 +7,14 @@ A task is ``<root>/<task>/`` with its images, one list a split, and optionally `
 from __future__ import annotations
 
 import json
-import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vpt.data.cache import decoded
 from vpt.data.catalog.cards import Card, load_card
+from vpt.data.datasets.published import data_root
 from vpt.data.images import ImageList, read_list
-from vpt.data.module import ImageDataModule, Split
+from vpt.data.module import ImageDataModule
+from vpt.data.splits import listed_split
 from vpt.data.transforms import get_preset
 from vpt.errors import DataError
 
@@ -27,11 +26,6 @@ _TREE = """\
   {test}.txt
   classes.json          optional: list of class names, or label -> name
   shift_<name>.txt      optional: test sets under shift"""
-
-
-def default_root() -> Path:
-    """Returns the folder of all tasks: ``$VPT_DATA``, or ``datasets``."""
-    return Path(os.environ.get("VPT_DATA") or "datasets")
 
 
 class VTABDataModule(ImageDataModule):
@@ -46,10 +40,6 @@ class VTABDataModule(ImageDataModule):
         test: str = "test",
         preset: str = "vpt",
         image_size: int = 224,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int = 0,
-        augment: str = "none",
         **options: Any,
     ) -> None:
         """Reads the lists and class names; no image yet.
@@ -60,24 +50,20 @@ class VTABDataModule(ImageDataModule):
 
         Args:
             task: Folder of the task below the root.
-            root: Folder of all tasks; None for :func:`default_root`.
+            root: Folder of all tasks; None for :func:`vpt.data.default_root`.
             train: List to train on, without ``.txt``.
             val: List to validate on.
             test: List to test on.
             preset: Name of the preprocessing (:data:`vpt.data.transforms.PRESETS`).
             image_size: Side of the square images in pixels.
-            batch_size: Images in a batch.
-            num_workers: Loader processes; 0 loads in the main process, which is fastest without augmentation.
-            seed: Seed of order and augmentation of the training images.
-            augment: ``"none"`` as in VTAB-1k, ``"flip"`` or ``"crop_flip"``.
-            **options: Few-shot subsets, see :class:`ImageDataModule`.
+            **options: See :class:`ImageDataModule`. VTAB-1k has no augmentation.
 
         Raises:
             DataError: The root, a list or classes.json is missing or malformed.
             UnknownNameError: Preset or augmentation is unknown.
             ConfigError: A number is out of range.
         """
-        folder = (Path(root) if root is not None else default_root()).expanduser() / task
+        folder = data_root(root) / task
         files = {"train": folder / f"{train}.txt", "val": folder / f"{val}.txt", "test": folder / f"{test}.txt"}
         _check_tree(folder, files)
         for file in sorted(folder.glob("shift_*.txt")):
@@ -92,18 +78,10 @@ class VTABDataModule(ImageDataModule):
             images.check_labels(len(class_names))
         chosen = get_preset(preset)
         splits = {
-            name: Split(
-                source=f"{task}/{images.file.name}",
-                paths=images.paths,
-                labels=images.labels,
-                fingerprint=images.fingerprint,
-                pixels=partial(decoded, images, chosen, image_size),
-            )
+            name: listed_split(f"{task}/{images.file.name}", images, chosen, image_size)
             for name, images in lists.items()
         }
-        super().__init__(
-            task, class_names, splits, preset, image_size, batch_size, num_workers, seed, augment, card, **options
-        )
+        super().__init__(task, class_names, splits, preset, image_size, card=card, **options)
 
 
 def _check_tree(folder: Path, files: dict[str, Path]) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpt.data.catalog.cards import Card
-from vpt.data.prepare.originals import Part, damaged, home, load_mat, pixels
-from vpt.data.prepare.vtab_rules import svhn_digit
+from vpt.data.datasets.published import damaged, read_mat
+from vpt.data.prepare.originals import Part, home, pixels
 from vpt.errors import DataError
 
 _CIFAR_RECORD = 2 + 3 * 32 * 32  # coarse label, fine label, then the red, green and blue plane
@@ -45,12 +45,24 @@ def read_svhn(source: Path, card: Card) -> dict[str, Part]:
 
     def part(name: str) -> Part:
         file = folder / f"{name}_32x32.mat"
-        images, labels = load_mat(file, "X", "y")
+        images, labels = read_mat(file, "X", "y")
         if images.shape != (32, 32, 3, labels.size) or images.dtype != np.uint8:
             raise damaged(file, "32×32 images with a label each", f"X has the shape {images.shape}, y {labels.shape}")
         return pixels(name, svhn_digit(labels.ravel()), lambda position: np.ascontiguousarray(images[..., position]))
 
     return {name: part(name) for name in ("train", "test")}
+
+
+def svhn_digit(stored: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The digit; 0 is stored as 10.
+
+    Args:
+        stored: (N,), 1..10.
+
+    Returns:
+        int64 (N,), 0..9.
+    """
+    return stored.astype(np.int64) % 10
 
 
 def read_camelyon(source: Path, card: Card) -> dict[str, Part]:
@@ -90,6 +102,19 @@ def dsprites(label: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Callabl
     return read
 
 
+def dsprites_bin(latent: NDArray[np.integer], values: int) -> NDArray[np.int64]:
+    """Sixteen bins of a latent: x positions by 2, orientations by 2.5.
+
+    Args:
+        latent: (N,), 0..values-1.
+        values: 32 for the x position, 40 for the orientation.
+
+    Returns:
+        int64 (N,), 0..15.
+    """
+    return latent.astype(np.int64) * 16 // values
+
+
 def smallnorb(label: Callable[[NDArray[np.int32]], NDArray[np.int64]]) -> Callable[[Path, Card], dict[str, Part]]:
     """Makes the reader of smallNORB for a label; of the two cameras the first.
 
@@ -110,6 +135,30 @@ def smallnorb(label: Callable[[NDArray[np.int32]], NDArray[np.int64]]) -> Callab
         return pixels(name, label(records), lambda position: np.asarray(images[position, 0]))
 
     return read
+
+
+def smallnorb_azimuth(info: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Azimuth, stored as 0, 2, .. 34 in tens of degrees, as label 0 to 17.
+
+    Args:
+        info: (N, 4): instance, elevation, azimuth, lighting.
+
+    Returns:
+        int64 (N,).
+    """
+    return info[:, 2].astype(np.int64) // 2
+
+
+def smallnorb_elevation(info: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Elevation, stored as 0 to 8 (30° to 70° by 5°), which is the label.
+
+    Args:
+        info: (N, 4): instance, elevation, azimuth, lighting.
+
+    Returns:
+        int64 (N,).
+    """
+    return info[:, 1].astype(np.int64)
 
 
 def read_matrix(file: Path) -> NDArray[Any]:

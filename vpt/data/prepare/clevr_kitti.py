@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vpt.data.catalog.cards import Card
-from vpt.data.prepare.originals import Part, damaged, files, home, text
-from vpt.data.prepare.vtab_rules import kitti_distance
+from vpt.data.datasets.published import damaged
+from vpt.data.prepare.originals import Part, files, home, text
 from vpt.errors import DataError
 
 Scene = Sequence[Sequence[float]]
+CLEVR_DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
+KITTI_DISTANCES = (-100.0, 8.0, 20.0, 999.0)
+KITTI_VEHICLES = ("Car", "Van", "Truck")
+NO_VEHICLE = 1000.0  # metres
 
 
 def clevr(label: Callable[[Scene], int]) -> Callable[[Path, Card], dict[str, Part]]:
@@ -40,6 +44,27 @@ def clevr(label: Callable[[Scene], int]) -> Callable[[Path, Card], dict[str, Par
     return read
 
 
+def clevr_count(scene: Scene) -> int:
+    """Number of objects, 3 to 10, as label 0 to 7.
+
+    Args:
+        scene: ``pixel_coords`` (x, y, distance to the camera) of each object.
+    """
+    return len(scene) - 3
+
+
+def clevr_distance(scene: Scene) -> int:
+    """Distance of the nearest object in the classes (0, 8], (8, 8.5], (8.5, 9], (9, 9.5], (9.5, 10], (10, 100].
+
+    Args:
+        scene: ``pixel_coords`` (x, y, distance to the camera) of each object, at least one.
+
+    Returns:
+        Label 0 to 5; -1 or 6 for a distance outside all classes.
+    """
+    return _class_of(min(coordinates[2] for coordinates in scene), CLEVR_DISTANCES)
+
+
 def read_kitti(source: Path, card: Card) -> dict[str, Part]:
     """``training/image_2/000000.png``, ``training/label_2/000000.txt`` and ``mapping/`` of the development kit."""
     folder = home(source, "training/image_2", "training/label_2")
@@ -53,6 +78,23 @@ def read_kitti(source: Path, card: Card) -> dict[str, Part]:
         )
         for part, numbers in kitti_parts(_videos(mapping)).items()
     }
+
+
+def kitti_distance(objects: Iterable[tuple[str, float]]) -> int:
+    """Distance of the nearest car, van or truck: up to 8 m, up to 20 m, farther, and label 3 for no vehicle.
+
+    Args:
+        objects: Type and z of the location, in metres in front of the camera, of each object.
+
+    Returns:
+        Label 0 to 3.
+    """
+    return _class_of(min([z for kind, z in objects if kind in KITTI_VEHICLES] + [NO_VEHICLE]), KITTI_DISTANCES)
+
+
+def _class_of(value: float, bounds: Sequence[float]) -> int:
+    """Number of the last bound that lies below a value; -1 if none does."""
+    return int(np.searchsorted(np.asarray(bounds, np.float32), np.float32(value), side="left")) - 1
 
 
 def kitti_parts(videos: Sequence[str]) -> dict[str, list[int]]:

@@ -10,9 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vpt.data.catalog.cards import Card
+from vpt.data.datasets import fgvc, pets
+from vpt.data.datasets.published import damaged
 from vpt.data.images import decode_rgb
-from vpt.data.prepare.originals import MissingOriginalError, Part, damaged, files, home, load_mat, text
-from vpt.data.prepare.vtab_rules import order
+from vpt.data.prepare.originals import MissingOriginalError, Part, files, home, listed_files, text
+from vpt.data.prepare.vtab_splits import order
 from vpt.errors import DataError
 
 _CALTECH_TRAIN = 30  # images of each class, as in TensorFlow Datasets
@@ -51,13 +53,8 @@ def read_dtd(source: Path, card: Card) -> dict[str, Part]:
 def read_pets(source: Path, card: Card) -> dict[str, Part]:
     """``images/<name>.jpg`` and ``annotations/{trainval,test}.txt`` with ``name class species breed``, from 1."""
     folder = home(source, "images", "annotations/test.txt")
-
-    def record(line: str) -> tuple[str, int]:
-        name, label, _, _ = line.split()
-        return f"{name}.jpg", int(label) - 1
-
     return {
-        part: _listed(folder / "annotations" / f"{part}.txt", folder / "images", record)
+        part: listed_files(pets.read_list(folder / "annotations" / f"{part}.txt", folder), "images")
         for part in ("trainval", "test")
     }
 
@@ -79,16 +76,7 @@ def read_sun397(source: Path, card: Card) -> dict[str, Part]:
 def read_flowers(source: Path, card: Card) -> dict[str, Part]:
     """``jpg/image_00001.jpg``, ``imagelabels.mat`` (labels from 1) and ``setid.mat`` (numbers of images, from 1)."""
     folder = home(source, "jpg", "imagelabels.mat", "setid.mat")
-    labels = load_mat(folder / "imagelabels.mat", "labels")[0].ravel()
-    numbers = load_mat(folder / "setid.mat", "trnid", "valid", "tstid")
-    parts = {}
-    for part, chosen in zip(("train", "val", "test"), numbers, strict=True):
-        ids = chosen.ravel().astype(np.int64)
-        if len(ids) and not 1 <= ids.min() <= ids.max() <= len(labels):
-            raise damaged(folder / "setid.mat", f"about the {len(labels)} images of imagelabels.mat", "other numbers")
-        names = [f"image_{number:05d}.jpg" for number in ids.tolist()]
-        parts[part] = files(folder / "jpg", names, (labels[ids - 1].astype(np.int64) - 1).tolist())
-    return parts
+    return {part: listed_files(images, "jpg") for part, images in fgvc.read_flowers(folder).lists.items()}
 
 
 def _class_folders(folder: Path, classes: Sequence[str]) -> list[list[str]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vpt.data.catalog.cards import Card
+from vpt.data.datasets.published import read_text
+from vpt.data.images import ImageList
 from vpt.errors import DataError
 
 Picture = Path | bytes | NDArray[np.uint8]
@@ -72,45 +73,12 @@ def text(file: Path) -> str:
         MissingOriginalError: It does not exist.
         DataError: It cannot be read.
     """
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise MissingOriginalError(f"{file} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise damaged(file, "text", error) from error
+    if not file.exists():
+        raise MissingOriginalError(f"{file} does not exist")
+    return read_text(file)
 
 
-def load_mat(file: Path, *names: str) -> list[Any]:
-    """Reads arrays of a MATLAB file; nothing in it is executed.
-
-    Args:
-        file: MATLAB 5 to 7.2.
-        *names: Names of the arrays.
-
-    Raises:
-        DataError: It is damaged or lacks an array.
-    """
-    from scipy.io import loadmat
-
-    try:
-        content = loadmat(file, variable_names=names)
-        return [content[name] for name in names]
-    except Exception as error:  # scipy raises a dozen unrelated types on damaged files
-        raise damaged(file, f"a MATLAB file with {', '.join(names)}", error) from error
-
-
-def damaged(file: Path, what: str, fault: object) -> DataError:
-    """Returns the error for a file that is there and is not what it should be.
-
-    Args:
-        file: The file.
-        what: What it should be.
-        fault: What is wrong, a sentence without a full stop or an exception.
-    """
-    return DataError(f"{file} is not {what} ({str(fault).rstrip('.')}); get the file again.")
-
-
-def files(folder: Path, names: Sequence[str], labels: Sequence[int]) -> Part:
+def files(folder: Path, names: Sequence[str], labels: Iterable[int]) -> Part:
     """Makes a part of image files, sorted by name.
 
     Args:
@@ -122,6 +90,16 @@ def files(folder: Path, names: Sequence[str], labels: Sequence[int]) -> Part:
     ordered = [name for name, _ in pairs]
     numbers = np.array([label for _, label in pairs], dtype=np.int64)
     return Part(ordered, numbers, lambda position: folder / ordered[position])
+
+
+def listed_files(images: ImageList, below: str) -> Part:
+    """Makes a part of a published list.
+
+    Args:
+        images: The list.
+        below: The folder that holds all its images, which their names are then relative to.
+    """
+    return files(images.folder / below, [path.removeprefix(f"{below}/") for path in images.paths], images.labels)
 
 
 def pixels(name: str, labels: NDArray[np.integer], picture: Callable[[int], NDArray[np.uint8]]) -> Part:

@@ -14,7 +14,8 @@ from typing import BinaryIO
 import numpy as np
 
 from vpt.data.catalog.cards import Card
-from vpt.data.prepare.originals import MissingOriginalError, Part, damaged, home
+from vpt.data.datasets.published import damaged
+from vpt.data.prepare.originals import MissingOriginalError, Part, home
 
 Value = int | bytes
 _LARGEST = 1 << 28  # bytes; a length beyond it is damage and not a picture

@@ -1,17 +1,21 @@
-"""The 19 tasks of VTAB-1k: how each original is read, and which ranges its lists are taken from.
+"""The 19 tasks of VTAB-1k, prepared: how each original is read, and which ranges its lists are taken from.
 
 Sizes and ranges are those of VTAB (Zhai et al. 2019) on TensorFlow Datasets; the cards have the versions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
-from vpt.data.prepare import arrays, clevr_kitti, image_folders, vtab_rules
-from vpt.data.prepare.image_folders import read_retinopathy
-from vpt.data.prepare.originals import Reader
+from vpt.data.catalog.cards import find_card
+from vpt.data.prepare import arrays, clevr_kitti, image_folders
+from vpt.data.prepare.originals import MissingOriginalError, Part, Reader
 from vpt.data.prepare.tfrecord import read_dmlab
-from vpt.data.prepare.vtab_rules import Split
+from vpt.data.prepare.vtab_splits import Chosen, SplitRule, choose
+from vpt.data.prepare.writer import LAST, write_task
+from vpt.errors import DataError, UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -24,50 +28,120 @@ class Task:
     """
 
     read: Reader
-    split: Split
+    split: SplitRule
 
 
-_CLEVR = Split({"train": 70_000, "val": 15_000}, "train[:90%]", "train[90%:]", "val")
-_DSPRITES = Split({"train": 737_280}, "train[:80%]", "train[80%:90%]", "train[90%:]")
-_SMALLNORB = Split({"train": 24_300, "test": 24_300}, "train", "test[:50%]", "test[50%:]")
+_CLEVR = SplitRule({"train": 70_000, "val": 15_000}, "train[:90%]", "train[90%:]", "val")
+_DSPRITES = SplitRule({"train": 737_280}, "train[:80%]", "train[80%:90%]", "train[90%:]")
+_SMALLNORB = SplitRule({"train": 24_300, "test": 24_300}, "train", "test[:50%]", "test[50%:]")
 
 TASKS: dict[str, Task] = {
-    "cifar": Task(arrays.read_cifar100, Split({"train": 50_000, "test": 10_000}, "train[:90%]", "train[90%:]", "test")),
-    "caltech101": Task(
-        image_folders.read_caltech101, Split({"train": 3_060, "test": 6_084}, "train[:90%]", "train[90%:]", "test")
+    "cifar": Task(
+        arrays.read_cifar100, SplitRule({"train": 50_000, "test": 10_000}, "train[:90%]", "train[90%:]", "test")
     ),
-    "dtd": Task(image_folders.read_dtd, Split({"train": 1_880, "val": 1_880, "test": 1_880}, "train", "val", "test")),
+    "caltech101": Task(
+        image_folders.read_caltech101, SplitRule({"train": 3_060, "test": 6_084}, "train[:90%]", "train[90%:]", "test")
+    ),
+    "dtd": Task(
+        image_folders.read_dtd, SplitRule({"train": 1_880, "val": 1_880, "test": 1_880}, "train", "val", "test")
+    ),
     "oxford_flowers102": Task(
-        image_folders.read_flowers, Split({"train": 1_020, "val": 1_020, "test": 6_149}, "train", "val", "test")
+        image_folders.read_flowers, SplitRule({"train": 1_020, "val": 1_020, "test": 6_149}, "train", "val", "test")
     ),
     "oxford_iiit_pet": Task(
-        image_folders.read_pets, Split({"trainval": 3_680, "test": 3_669}, "trainval[:80%]", "trainval[80%:]", "test")
+        image_folders.read_pets,
+        SplitRule({"trainval": 3_680, "test": 3_669}, "trainval[:80%]", "trainval[80%:]", "test"),
     ),
-    "svhn": Task(arrays.read_svhn, Split({"train": 73_257, "test": 26_032}, "train[:90%]", "train[90%:]", "test")),
+    "svhn": Task(arrays.read_svhn, SplitRule({"train": 73_257, "test": 26_032}, "train[:90%]", "train[90%:]", "test")),
     "sun397": Task(
-        image_folders.read_sun397, Split({"train": 76_128, "val": 10_875, "test": 21_750}, "train", "val", "test")
+        image_folders.read_sun397, SplitRule({"train": 76_128, "val": 10_875, "test": 21_750}, "train", "val", "test")
     ),
     "patch_camelyon": Task(
-        arrays.read_camelyon, Split({"train": 262_144, "valid": 32_768, "test": 32_768}, "train", "valid", "test")
+        arrays.read_camelyon, SplitRule({"train": 262_144, "valid": 32_768, "test": 32_768}, "train", "valid", "test")
     ),
     "eurosat": Task(
-        image_folders.read_class_folders, Split({"train": 27_000}, "train[:60%]", "train[60%:80%]", "train[80%:]")
+        image_folders.read_class_folders, SplitRule({"train": 27_000}, "train[:60%]", "train[60%:80%]", "train[80%:]")
     ),
     "resisc45": Task(
-        image_folders.read_class_folders, Split({"train": 31_500}, "train[:60%]", "train[60%:80%]", "train[80%:]")
+        image_folders.read_class_folders, SplitRule({"train": 31_500}, "train[:60%]", "train[60%:80%]", "train[80%:]")
     ),
     "diabetic_retinopathy": Task(
-        read_retinopathy,
-        Split({"train": 35_126, "validation": 10_906, "test": 42_670}, "train", "validation", "test"),
+        image_folders.read_retinopathy,
+        SplitRule({"train": 35_126, "validation": 10_906, "test": 42_670}, "train", "validation", "test"),
     ),
-    "clevr_count": Task(clevr_kitti.clevr(vtab_rules.clevr_count), _CLEVR),
-    "clevr_dist": Task(clevr_kitti.clevr(vtab_rules.clevr_distance), _CLEVR),
+    "clevr_count": Task(clevr_kitti.clevr(clevr_kitti.clevr_count), _CLEVR),
+    "clevr_dist": Task(clevr_kitti.clevr(clevr_kitti.clevr_distance), _CLEVR),
     "dmlab": Task(
-        read_dmlab, Split({"train": 65_550, "validation": 22_628, "test": 22_735}, "train", "validation", "test")
+        read_dmlab, SplitRule({"train": 65_550, "validation": 22_628, "test": 22_735}, "train", "validation", "test")
     ),
-    "kitti": Task(clevr_kitti.read_kitti, Split({"train": 6_347, "val": 423, "test": 711}, "train", "val", "test")),
-    "dsprites_loc": Task(arrays.dsprites(lambda latents: vtab_rules.dsprites_bin(latents[:, 4], 32)), _DSPRITES),
-    "dsprites_ori": Task(arrays.dsprites(lambda latents: vtab_rules.dsprites_bin(latents[:, 3], 40)), _DSPRITES),
-    "smallnorb_azi": Task(arrays.smallnorb(vtab_rules.smallnorb_azimuth), _SMALLNORB),
-    "smallnorb_ele": Task(arrays.smallnorb(vtab_rules.smallnorb_elevation), _SMALLNORB),
+    "kitti": Task(clevr_kitti.read_kitti, SplitRule({"train": 6_347, "val": 423, "test": 711}, "train", "val", "test")),
+    "dsprites_loc": Task(arrays.dsprites(lambda latents: arrays.dsprites_bin(latents[:, 4], 32)), _DSPRITES),
+    "dsprites_ori": Task(arrays.dsprites(lambda latents: arrays.dsprites_bin(latents[:, 3], 40)), _DSPRITES),
+    "smallnorb_azi": Task(arrays.smallnorb(arrays.smallnorb_azimuth), _SMALLNORB),
+    "smallnorb_ele": Task(arrays.smallnorb(arrays.smallnorb_elevation), _SMALLNORB),
 }
+
+
+def prepare(task: str, source: str | Path, root: str | Path, allow_partial: bool = False) -> Path:
+    """Turns an original into ``<root>/<task>/``: images without loss, lists, and classes.json.
+
+    Image files are copied as they are, arrays become PNG; only retinopathy is preprocessed, as VTAB demands. What is
+    killed half-way is no finished task: ``test.txt`` is written last, and the next call with the same original goes on
+    where it stopped.
+
+    Args:
+        task: One of the 19, e.g. ``"clevr_dist"``.
+        source: The folder of the unpacked original; the card's ``layout`` shows it.
+        root: The folder of all tasks.
+        allow_partial: Accept an original with too few images; its split is another.
+
+    Returns:
+        The folder of the task.
+
+    Raises:
+        UnknownNameError: There is no such task.
+        DataError: The original is missing, damaged or incomplete; the task is there already; the disk is full.
+    """
+    if task not in TASKS:
+        raise UnknownNameError("VTAB task", task, TASKS)
+    folder = Path(root).expanduser() / task
+    if (folder / LAST).exists():
+        raise DataError(f"{folder} is there already, it has {LAST}; remove the folder to prepare it anew.")
+    card = find_card(task)
+    try:
+        parts = TASKS[task].read(Path(source).expanduser(), card)
+    except MissingOriginalError as error:
+        raise DataError(f"{error}; the original of {task} is laid out as\n{card.layout}\n{card.obtain}") from error
+    sizes = {name: len(part.names) for name, part in parts.items()}
+    official = TASKS[task].split.sizes
+    if sizes != official and not allow_partial:
+        raise DataError(
+            f"{source} has {_counts(sizes)} images, and {task} has {_counts(official)}; complete it, or allow a "
+            "partial original, whose numbers compare with no other."
+        )
+    lists = choose(TASKS[task].split, sizes)
+    _check(source, parts, lists, card.num_classes)
+    write_task(folder, parts, lists, card.class_names or [str(label) for label in range(card.num_classes)])
+    return folder
+
+
+def _counts(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {part}" for part, count in sizes.items())
+
+
+def _check(source: str | Path, parts: Mapping[str, Part], lists: Mapping[str, Chosen], classes: int) -> None:
+    """Refuses an empty list, a label outside the classes, a name twice or a name that leads out of the folder."""
+    seen: set[str] = set()
+    for part in parts.values():
+        for name, label in zip(part.names, part.labels.tolist(), strict=True):
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or not name.isprintable():
+                raise DataError(f"{source} lists the image {name!r}, which is no path below its folder.")
+            if name in seen:
+                raise DataError(f"{source} lists the image {name!r} twice.")
+            if not 0 <= label < classes:
+                raise DataError(f"{source} gives {name!r} the label {label}, which is outside 0..{classes - 1}.")
+            seen.add(name)
+    for name, chosen in lists.items():
+        if not len(chosen.positions):
+            raise DataError(f"{source} has too few images: none is left for {name}.")

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from vpt.atomic_write import atomic_write, write_text
 from vpt.data.prepare.originals import Part, Picture
-from vpt.data.prepare.vtab_rules import Chosen
+from vpt.data.prepare.vtab_splits import Chosen
 from vpt.errors import DataError
 
 _SHOW_PROGRESS_ABOVE = 300  # images; fewer take a second or two

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from vpt.errors import DataError
+from vpt.errors import DataError, UnknownNameError
 
 _FOLDER = Path(__file__).parent
 Suite = Literal["vtab", "fgvc", "imagenet", "local", "demo"]
@@ -110,3 +110,29 @@ def load_card(name: str) -> Card | None:
     if card.class_names and len(card.class_names) != card.num_classes:
         raise DataError(f"{file} names {len(card.class_names)} classes and states {card.num_classes}.")
     return card
+
+
+def find_card(name: str) -> Card:
+    """Looks a card up.
+
+    Args:
+        name: A dataset, also as ``"<suite>/<name>"``.
+
+    Raises:
+        UnknownNameError: It has no card.
+    """
+    card = load_card(bare_name(name))
+    if card is None:
+        raise UnknownNameError("dataset", name, card_names())
+    return card
+
+
+def bare_name(name: str) -> str:
+    """Takes the suite off a name.
+
+    Args:
+        name: A dataset, also as ``"<suite>/<name>"``; or any folder.
+    """
+    suite, _, last = name.rpartition("/")
+    card = load_card(last)
+    return last if card is not None and card.suite == suite else name

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,7 +21,7 @@ Positions = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitRule:
     """Where the three lists of a task come from.
 
     Attributes:
@@ -65,7 +65,7 @@ def order(count: int) -> Positions:
     return positions
 
 
-def choose(split: Split, sizes: Mapping[str, int]) -> dict[str, Chosen]:
+def choose(split: SplitRule, sizes: Mapping[str, int]) -> dict[str, Chosen]:
     """Chooses the images of train800, val200 and test.
 
     Args:
@@ -90,7 +90,7 @@ def _range(rule: str, sizes: Mapping[str, int]) -> Chosen:
     return Chosen(part, order(count)[count * int(start or 0) // 100 : count * int(stop or 100) // 100])
 
 
-def manifest(splits: Mapping[str, Split]) -> Iterator[str]:
+def manifest(splits: Mapping[str, SplitRule]) -> Iterator[str]:
     """Yields the lines of ``vpt/data/prepare/vtab_splits.tsv``.
 
     Args:
@@ -103,96 +103,3 @@ def manifest(splits: Mapping[str, Split]) -> Iterator[str]:
             positions = "" if name == "test" else " ".join(map(str, chosen.positions.tolist()))
             fields = (task, name, rules[name], split.sizes[chosen.part], len(chosen.positions), chosen.sha256())
             yield "\t".join(map(str, fields)) + f"\t{positions}"
-
-
-CLEVR_DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
-KITTI_DISTANCES = (-100.0, 8.0, 20.0, 999.0)
-KITTI_VEHICLES = ("Car", "Van", "Truck")
-NO_VEHICLE = 1000.0  # metres
-
-
-def clevr_count(scene: Sequence[Sequence[float]]) -> int:
-    """Number of objects, 3 to 10, as label 0 to 7.
-
-    Args:
-        scene: ``pixel_coords`` (x, y, distance to the camera) of each object.
-    """
-    return len(scene) - 3
-
-
-def clevr_distance(scene: Sequence[Sequence[float]]) -> int:
-    """Distance of the nearest object in the classes (0, 8], (8, 8.5], (8.5, 9], (9, 9.5], (9.5, 10], (10, 100].
-
-    Args:
-        scene: ``pixel_coords`` (x, y, distance to the camera) of each object, at least one.
-
-    Returns:
-        Label 0 to 5; -1 or 6 for a distance outside all classes.
-    """
-    return _class_of(min(coordinates[2] for coordinates in scene), CLEVR_DISTANCES)
-
-
-def kitti_distance(objects: Iterable[tuple[str, float]]) -> int:
-    """Distance of the nearest car, van or truck: up to 8 m, up to 20 m, farther, and label 3 for no vehicle.
-
-    Args:
-        objects: Type and z of the location, in metres in front of the camera, of each object.
-
-    Returns:
-        Label 0 to 3.
-    """
-    return _class_of(min([z for kind, z in objects if kind in KITTI_VEHICLES] + [NO_VEHICLE]), KITTI_DISTANCES)
-
-
-def dsprites_bin(latent: NDArray[np.integer], values: int) -> NDArray[np.int64]:
-    """Sixteen bins of a latent: x positions by 2, orientations by 2.5.
-
-    Args:
-        latent: (N,), 0..values-1.
-        values: 32 for the x position, 40 for the orientation.
-
-    Returns:
-        int64 (N,), 0..15.
-    """
-    return latent.astype(np.int64) * 16 // values
-
-
-def smallnorb_azimuth(info: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Azimuth, stored as 0, 2, .. 34 in tens of degrees, as label 0 to 17.
-
-    Args:
-        info: (N, 4): instance, elevation, azimuth, lighting.
-
-    Returns:
-        int64 (N,).
-    """
-    return info[:, 2].astype(np.int64) // 2
-
-
-def smallnorb_elevation(info: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Elevation, stored as 0 to 8 (30° to 70° by 5°), which is the label.
-
-    Args:
-        info: (N, 4): instance, elevation, azimuth, lighting.
-
-    Returns:
-        int64 (N,).
-    """
-    return info[:, 1].astype(np.int64)
-
-
-def svhn_digit(stored: NDArray[np.integer]) -> NDArray[np.int64]:
-    """The digit; 0 is stored as 10.
-
-    Args:
-        stored: (N,), 1..10.
-
-    Returns:
-        int64 (N,), 0..9.
-    """
-    return stored.astype(np.int64) % 10
-
-
-def _class_of(value: float, bounds: Sequence[float]) -> int:
-    """Number of the last bound that lies below a value; -1 if none does."""
-    return int(np.searchsorted(np.asarray(bounds, np.float32), np.float32(value), side="left")) - 1

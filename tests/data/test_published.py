@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpt.data.datasets.published_folder import hold_out, image_list
+from vpt.data.datasets.published import hold_out, image_list
 from vpt.data.images import ImageList
 
 

@@ -1,0 +1,185 @@
+"""Datasets as their authors publish them: where the folder is, which images it lists, and whether all are there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vpt.data.catalog.cards import Card
+from vpt.data.images import ImageList, first_repeated
+from vpt.data.subsets import hold_out_every
+from vpt.errors import DataError
+
+
+def default_root() -> Path:
+    """Returns the folder of all datasets: ``$VPT_DATA``, or ``datasets``."""
+    return Path(os.environ.get("VPT_DATA") or "datasets")
+
+
+def data_root(root: str | Path | None) -> Path:
+    """Returns the folder of all datasets.
+
+    Args:
+        root: What the user named, ``~`` for the home folder; None for :func:`default_root`.
+    """
+    return (Path(root) if root is not None else default_root()).expanduser()
+
+
+def find_folder(card: Card, root: str | Path | None, official: str, needed: Sequence[str]) -> Path:
+    """Finds the folder of a dataset below the data root.
+
+    It is ``<root>/<card's name>``, or the folder that the authors' archive unpacks to, within that or beside it.
+
+    Args:
+        card: The dataset.
+        root: Folder of all datasets; None for :func:`default_root`.
+        official: The folder that the archive unpacks to, relative to where it is unpacked.
+        needed: Files and folders that must be in it.
+
+    Returns:
+        The first of the three that holds all that is needed.
+
+    Raises:
+        DataError: None does; the message names the first missing path, the expected tree and how to get the data.
+    """
+    root = data_root(root)
+    candidates = [root / card.name / official, root / card.name, root / official]
+    for folder in candidates:
+        if all((folder / name).exists() for name in needed):
+            return folder
+    nearest = next((folder for folder in candidates if folder.is_dir()), root / card.name)
+    missing = root if not root.is_dir() else nearest
+    if missing.is_dir():
+        missing = next(nearest / name for name in needed if not (nearest / name).exists())
+    raise DataError(
+        f"{missing} does not exist; set VPT_DATA or the root to the folder that holds {card.name}/ ({card.title}), "
+        f"laid out as\n{card.layout.rstrip()}\n{card.obtain.rstrip()}"
+    )
+
+
+def image_list(
+    file: Path, folder: Path, paths: Sequence[str], labels: Iterable[int], lines: Sequence[int] | None = None
+) -> ImageList:
+    """Makes a list of images out of what a file of the authors says.
+
+    Args:
+        file: What says it, for messages.
+        folder: What the paths are relative to.
+        paths: N paths.
+        labels: N labels.
+        lines: Where each is in that file, counted from 1; None for 1..N.
+
+    Raises:
+        DataError: There is none, or one is listed twice.
+    """
+    if not paths:
+        raise DataError(f"{file} lists no image: unpack the archive again.")
+    if (twice := first_repeated(paths)) is not None:
+        first, again = (position + 1 for position in twice)
+        raise DataError(
+            f"{file}: image {paths[twice[0]]} is listed twice, as number {first} and {again}; remove one of them."
+        )
+    images = ImageList(
+        file, folder, paths, np.fromiter(labels, dtype=np.int64), lines or range(1, len(paths) + 1), fingerprint=""
+    )
+    return replace(images, fingerprint=_fingerprint(images))
+
+
+def hold_out(images: ImageList, every: int, seed: int = 0) -> tuple[ImageList, ImageList]:
+    """Splits validation images off an official training list (:func:`vpt.data.subsets.hold_out_every`).
+
+    Args:
+        images: The official training list.
+        every: One in how many is held out, at least 2. For 10 the sizes are those of the published FGVC splits, of
+            which no rule is known.
+        seed: Another seed gives another split.
+
+    Returns:
+        What is left and what is held out, each in the order of the list and with the fingerprint that a list of these
+        images has.
+    """
+    kept, held = (images.take(part) for part in hold_out_every(images.paths, images.labels, every, seed))
+    return replace(kept, fingerprint=_fingerprint(kept)), replace(held, fingerprint=_fingerprint(held))
+
+
+def _fingerprint(images: ImageList) -> str:
+    """The sha256 of paths and labels, hexadecimal."""
+    text = "\n".join(f"{path}\t{label}" for path, label in zip(images.paths, images.labels, strict=True))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def check_count(what: str, found: int, expected: int, allow_partial: bool, of: str = "images") -> bool:
+    """Checks a number of images or classes.
+
+    Args:
+        what: Which list, for the message.
+        found: How many there are.
+        expected: How many there are officially.
+        allow_partial: Accept another number.
+        of: What is counted, for the message.
+
+    Returns:
+        True if the numbers agree.
+
+    Raises:
+        DataError: They differ and that is not accepted.
+    """
+    if found != expected and not allow_partial:
+        raise DataError(
+            f"{what}: found {found:,} {of}, expected {expected:,}; complete the copy, or set allow_partial=true, "
+            "which the record of every result then states."
+        )
+    return found == expected
+
+
+def damaged(file: Path, what: str, fault: object) -> DataError:
+    """Returns the error for a file that is there and is not what it should be.
+
+    Args:
+        file: The file.
+        what: What it should be.
+        fault: What is wrong, a sentence without a full stop or an exception.
+    """
+    return DataError(f"{file} is not {what} ({str(fault).rstrip('.')}); get the file again.")
+
+
+def read_text(file: Path) -> str:
+    """Reads a text file.
+
+    Args:
+        file: UTF-8.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise damaged(file, "a readable text file", error) from error
+
+
+def read_mat(file: Path, *names: str) -> list[Any]:
+    """Reads variables of a MATLAB file: numbers, characters, cells and structures; nothing in it is executed.
+
+    Args:
+        file: MATLAB 5 to 7.2.
+        *names: Of the variables.
+
+    Raises:
+        DataError: It does not exist, is damaged or lacks a variable.
+    """
+    from scipy.io import loadmat
+
+    if not file.is_file():
+        raise DataError(f"{file} does not exist; unpack the archive that holds it there.")
+    try:
+        content = loadmat(file, variable_names=names)
+        return [content[name] for name in names]
+    except Exception as error:  # scipy raises a dozen unrelated types on damaged files
+        raise damaged(file, f"a MATLAB file with {', '.join(names)}", error) from error
