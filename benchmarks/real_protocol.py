@@ -216,7 +216,11 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
         speed = f"{_sum(own, 'images') / _sum(own, 'seconds'):.1f}" if own else "–"
         rows.append([f"`{method}`", *(_chosen(cells.get((task, method))) for task in TASKS), speed])
     made = {"protocol": accuracy(out), "rates": markdown(["method", *TASKS, "images/s"], rows)}
+    if sizes := {row["task"]: row["run"]["read"]["test"] for row in Records(out / "real_protocol_runs.jsonl").rows()}:
+        made["test images"] = f"Test images: {', '.join(f'{task} {n:,}' for task, n in sizes.items())}."
     if found:
+        edges = sum(round(cell["chosen"][RATE] * BATCH / 256, 6) in METHODS[cell["method"]][::2] for cell in found)
+        made["edges"] = f"{edges} of the {len(found)} chosen rates lie at an edge of their three."
         images, seconds = _sum(found, "images"), _sum(found, "seconds")
         made["total"] = (
             f"{len(found)} cells, {images:,} images in {seconds / 3600:.1f} h: {images / seconds:.1f} images/s."

@@ -116,7 +116,23 @@ def pacs(found: Found) -> dict[str, str]:
         probe = found[PACS_PROBE]
         inside, outside = (f"{100 * share:.1f}" for share in accuracy(probe["rows"], 1.0))
         made["pacs probe"] = f"Linear probe, exact (penalty {probe['rate']:g}, no seed): ID {inside}, OOD {outside}."
-    return made | _shifts(found) | _winners(means)
+    return made | _shifts(found) | _winners(means) | _ensembles(found)
+
+
+def _ensembles(found: Found) -> dict[str, str]:
+    """One model at α = 0.5 beside both ends with their logits mixed, which `vpt robustness compare` measures."""
+    trial = found.get("pacs-ensemble-82")
+    if trial is None:
+        return {}
+    rows = []
+    for method, mixed in trial["mixed"].items():
+        alone = accuracy(found[f"pacs-{method}-sweep-{trial['seed']}"]["rows"], FIXED_ALPHA)[1]
+        rows.append([METHODS[method].title, f"{100 * alone:.1f}", f"{100 * mixed:.1f}"])
+    return {
+        "pacs ensemble": markdown(
+            ["OOD, seed 82", "one model, α = 0.5", "two models, logits mixed half and half"], rows
+        )
+    }
 
 
 def _shifts(found: Found) -> dict[str, str]:
