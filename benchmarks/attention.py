@@ -1,6 +1,7 @@
 """Softmax attention in bfloat16 on a CPU: PyTorch's fused kernel against two products, in the same run.
 
     python -m benchmarks.attention [--rounds 5] [--threads 1]
+    python -m benchmarks.attention --print
 
 First attention alone, forward and backward, with its error against float64; then whole steps of a frozen backbone with
 a gradient at its input, timm's own with fused attention and ours, on the same random weights, with the error of that
@@ -10,14 +11,16 @@ gradient against fp32. Rounds are interleaved.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.records import RESULTS, Records, Row, machine, markdown
 from vpt.backbones import create_backbone
 from vpt.experiments.cost_ledger import interleaved
 
@@ -38,7 +41,7 @@ def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(dim=-1) @ v
 
 
-def alone(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> str:
+def alone(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> Row:
     """Milliseconds of both, fused first, and their errors."""
     rows, heads, queries, keys, channels = shape
     sizes = (queries, keys, keys, queries)
@@ -56,12 +59,10 @@ def alone(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> str:
     times = interleaved([step(way) for way in ways], rounds)
     truth = products(*(leaf.detach().double() for leaf in leaves))
     errors = [float((way(*leaves).detach().double() - truth).norm() / truth.norm()) for way in ways]
-    return " | ".join(
-        [*(f"{1000 * t:.1f}" for t in times), f"{times[0] / times[1]:.1f}", *(f"{e:.1e}" for e in errors)]
-    )
+    return {"ms": [1000 * seconds for seconds in times], "errors": errors}
 
 
-def whole(name: str, rounds: int) -> str:
+def whole(name: str, rounds: int) -> Row:
     """Milliseconds an image of timm's model and ours under autocast, 8 images, and errors of the input's gradient."""
     own, timms = create_backbone(name, "random").model, timm.create_model(name, num_classes=0)
     timms.load_state_dict(own.state_dict())
@@ -75,36 +76,65 @@ def whole(name: str, rounds: int) -> str:
     models = [model.eval().requires_grad_(False) for model in (timms, own)]
     exact = gradient(timms, half=False)
     errors = [float((gradient(model, half=True) - exact).norm() / exact.norm()) for model in models]
-    fused, ours = interleaved([partial(_discard, gradient, model) for model in models], rounds)
-    return f"{125 * fused:.1f} | {125 * ours:.1f} | {fused / ours:.2f} | {errors[0]:.1e} | {errors[1]:.1e}"
+    times = interleaved([partial(_discard, gradient, model) for model in models], rounds)
+    return {"ms": [125 * seconds for seconds in times], "errors": errors}
 
 
 def _discard(gradient: Callable[[nn.Module, bool], Tensor], model: nn.Module) -> None:
     gradient(model, True)
 
 
-def tables(rounds: int) -> Iterator[str]:
-    """Both, as Markdown."""
-    yield "| attention alone | precision | fused, ms | products, ms | fused / products | error, fused | products |"
-    yield "|---|---|--:|--:|--:|--:|--:|"
-    for dtype, precision in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+def measure(rounds: int) -> Iterator[Row]:
+    """Attention alone in both precisions, then whole steps."""
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         for title, shape in SHAPES.items():
-            yield f"| {title} | {precision} | {alone(shape, dtype, rounds)} |"
-    yield "\n| bf16 step | timm, fused, ms/image | ours | timm / ours | error of the gradient, timm | ours |"
-    yield "|---|--:|--:|--:|--:|--:|"
+            yield {"table": "alone", "what": title, "precision": precision, **alone(shape, dtype, rounds)}
     for name in BACKBONES:
-        yield f"| {name} | {whole(name, rounds)} |"
+        yield {"table": "step", "what": name, "precision": "bf16", **whole(name, rounds)}
 
 
-def main() -> None:
-    """Prints the tables as they are measured."""
+def blocks(out: Path = RESULTS) -> dict[str, str]:
+    """What is there, as Markdown."""
+    found = _kept(out).rows()
+    rows = {
+        table: [
+            [
+                *([row["what"], row["precision"]] if table == "alone" else [row["what"]]),
+                *(f"{ms:.1f}" for ms in row["ms"]),
+                f"{row['ms'][0] / row['ms'][1]:.2f}",
+                *(f"{error:.1e}" for error in row["errors"]),
+            ]
+            for row in found
+            if row["table"] == table
+        ]
+        for table in ("alone", "step")
+    }
+    alone = ["attention alone", "precision", "fused, ms", "products, ms", "fused / products"]
+    step = ["bf16 step", "timm, fused, ms/image", "ours", "timm / ours", "error of the gradient, timm", "ours"]
+    return {
+        "attention alone": markdown([*alone, "error, fused", "products"], rows["alone"], 2),
+        "attention steps": markdown(step, rows["step"]),
+    }
+
+
+def _kept(out: Path) -> Records:
+    return Records(out / "attention.jsonl", "table", "what", "precision")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, keeps and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    for line in tables(args.rounds):
-        print(line, flush=True)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--print", action="store_true", help="measure nothing, print what is there")
+    args = parser.parse_args(argv)
+    if not args.print:
+        torch.set_num_threads(args.threads)
+        where = machine("cpu")
+        for row in measure(args.rounds):
+            _kept(args.out).put({**row, "machine": where})
+    print(*blocks(args.out).values(), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Speed of reading images: the first epoch, later epochs from the cache, and a plain torchvision pipeline.
 
     VPT_DATA=FOLDER python -m benchmarks.data [--task caltech101] [--batch 64] [--rounds 5]
+    python -m benchmarks.data --print
 
 Without VPT_DATA the images are generated. All pipelines do the same to each image (shorter side 248, bicubic, centre
 crop 224) and are measured in turn, A B C A B C ...; medians are compared. Only the plain one makes float32.
@@ -9,11 +10,11 @@ crop 224) and are measured in turn, A B C A B C ...; medians are compared. Only 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,13 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T  # type: ignore[import-untyped]
 from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 
-from benchmarks.measure import machine
+from benchmarks.records import RESULTS, Records, Row, machine, markdown
 from vpt.backbones import create_backbone
 from vpt.data import ImageDataModule, VTABDataModule, cache
 from vpt.experiments.cost_ledger import interleaved
 from vpt.models import TunedModel
 
 SIZE = 224
-Row = dict[str, Any]
 
 
 def generate(folder: Path, count: int) -> None:
@@ -104,8 +104,28 @@ def share_of_training(data: ImageDataModule, backbone: str) -> Row:
             "loader/epoch": waited / seconds}  # fmt: skip
 
 
-def main() -> None:
-    """Measures and prints."""
+def blocks(out: Path = RESULTS) -> dict[str, str]:
+    """What is there of caltech101, as Markdown."""
+    found = _kept(out).find("caltech101")
+    if found is None:
+        return {}
+    speed, training = found["images_per_s"], found["training"]
+    rows = [[name, f"{value:,.0f}", f"{value / speed['plain, 0 workers']:.2f}"] for name, value in speed.items()]
+    waited = f"{100 * training['loader/epoch']:.2f} %"
+    return {
+        "data": markdown(["reading", "images/s", "/ plain, 0 workers"], rows),
+        "data cache": f"{found['images']:,} training images of {found['task']} in batches of {found['batch']}; "
+        f"{found['cache_bytes_per_1000_images'] / 1e6:.1f} MB of cache for 1,000 images of {SIZE} × {SIZE}; an epoch "
+        f"of VPT-deep on {training['backbone']} waits {waited} of its time for images from the cache.",
+    }
+
+
+def _kept(out: Path) -> Records:
+    return Records(out / "data.jsonl", "task")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, keeps and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="caltech101", help="below VPT_DATA")
     parser.add_argument("--batch", type=int, default=64)
@@ -113,8 +133,18 @@ def main() -> None:
     parser.add_argument("--training-batch", type=int, default=10, help="as in configs/vtab")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--backbone", default="vit_tiny_patch16_224")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/data.json"))
-    args = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--print", action="store_true", help="measure nothing, print what is there")
+    args = parser.parse_args(argv)
+    if not args.print:
+        result = measure(args)
+        _kept(args.out).put(result)
+        print(result, file=sys.stderr)
+    print(*blocks(args.out).values(), sep="\n\n")
+
+
+def measure(args: argparse.Namespace) -> Row:
+    """All pipelines on one task."""
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["VPT_CACHE"] = f"{scratch}/cache"
         root, task = Path(os.environ.get("VPT_DATA", scratch)), args.task
@@ -130,7 +160,7 @@ def main() -> None:
         count = len(make().split("train"))
         speed = [count / seconds for seconds in interleaved(list(runs.values()), args.rounds)]
         files, size = cache.usage()
-        result: Row = {
+        return {
             "machine": machine("cpu"),
             "task": task,
             "images": count,
@@ -139,14 +169,6 @@ def main() -> None:
             "cache_bytes_per_1000_images": size * 1000 / count / files,
             "training": share_of_training(make(args.training_batch), args.backbone),
         }
-    print(json.dumps(result["machine"]))
-    print(f"{task}, {count} training images, batches of {args.batch}", "| | images/s | / plain, 0 workers |", sep="\n")
-    for name, value in result["images_per_s"].items():
-        print(f"| {name} | {value:,.0f} | {value / result['images_per_s']['plain, 0 workers']:.2f} |")
-    print(f"cache: {result['cache_bytes_per_1000_images'] / 1e6:.1f} MB for 1,000 images of {SIZE}×{SIZE}")
-    print("VPT-deep, one epoch from the cache:", json.dumps(result["training"]))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

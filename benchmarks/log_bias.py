@@ -1,15 +1,19 @@
 """What `log_bias` does to a prompt before training: the attention that n prompts take, and how far features move.
 
-Usage: ``VPT_DATA=FOLDER python -m benchmarks.log_bias`` with ViT-Ti/16 and photographs of caltech101 from that folder.
+VPT_DATA=FOLDER python -m benchmarks.log_bias    # ViT-Ti/16 and photographs of caltech101 from that folder
+python -m benchmarks.log_bias --print
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks.records import RESULTS, Records, Row, markdown
 from vpt.backbones import create_backbone
 from vpt.data import VTABDataModule
 from vpt.models import TunedModel
@@ -20,13 +24,10 @@ WEIGHTS = f"weights/{NAME}.augreg_in21k_ft_in1k.safetensors"
 
 
 @torch.inference_mode()
-def main() -> None:
-    root = Path(os.environ["VPT_DATA"])
+def measure(root: Path) -> Iterator[Row]:
+    """Shares of attention and changes of the features, without and with `log_bias`: means of three draws."""
     images = torch.from_numpy(VTABDataModule("caltech101", root=root, preset="timm").split("test").images[:16].copy())
     bare = create_backbone(NAME, str(root / WEIGHTS))(images)
-    print(f"{NAME}, 16 photographs, prompts as drawn (mean of 3 draws)")
-    print("| tokens | n/(n + N) | share of attention | with log_bias | change of features | with log_bias |")
-    print("|--:|--:|--:|--:|--:|--:|")
     for number in (1, 10, 50, 100, 200):
         shares, moved = [], []
         for log_bias in (False, True):
@@ -39,8 +40,37 @@ def main() -> None:
                 change += float((model.backbone(images) - bare).norm() / bare.norm()) / 3
             shares.append(share)
             moved.append(change)
-        columns = [f"{number / (number + 197):.1%}", *(f"{value:.1%}" for value in (*shares, *moved))]
-        print(f"| {number} | {' | '.join(columns)} |", flush=True)
+        yield {"tokens": number, "shares": shares, "changes": moved}
+
+
+def blocks(out: Path = RESULTS) -> dict[str, str]:
+    """What is there, as Markdown."""
+    head = ["tokens", "n / (n + N)", "share of attention", "with `log_bias`", "change of features", "with `log_bias`"]
+    rows = [
+        [row["tokens"], *(f"{share:.1%}" for share in (_equal(row["tokens"]), *row["shares"], *row["changes"]))]
+        for row in _kept(out).rows()
+    ]
+    return {"log bias": markdown(head, rows, 0)}
+
+
+def _equal(tokens: int) -> float:
+    return tokens / (tokens + 197)
+
+
+def _kept(out: Path) -> Records:
+    return Records(out / "log_bias.jsonl", "tokens")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, keeps and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--print", action="store_true", help="measure nothing, print what is there")
+    args = parser.parse_args(argv)
+    if not args.print:
+        for row in measure(Path(os.environ["VPT_DATA"])):
+            _kept(args.out).put(row)
+    print(*blocks(args.out).values(), sep="\n\n")
 
 
 if __name__ == "__main__":

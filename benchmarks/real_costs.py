@@ -10,16 +10,14 @@ That run has the rate that benchmarks.real_protocol chose. Run it on a machine t
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.real_protocol import BATCH, METHODS, SEEDS, Place, arguments, command_line
-from vpt.atomic_write import write_json
+from benchmarks.records import RESULTS, Records, Row, markdown
 from vpt.cli.commands.lightning_cli import resolve
 from vpt.experiments.cost_ledger import profile, steps_to_share
 from vpt.experiments.sweep import RATE
@@ -29,20 +27,23 @@ from vpt.tasks.build import build
 SIZED, TIMED = "caltech101", "signdigits10"
 
 
-def measure(place: Place, method: str) -> dict[str, Any]:
-    """The ledger of one method."""
-    kept = place.out / "cost" / f"{method}.json"
-    if not kept.is_file():
+def measure(place: Place, method: str) -> None:
+    """Measures the ledger of one method, if it is not there."""
+    if kept(place.out).find(method) is None:
         model = build(resolve(arguments(place, SIZED, method)))[0].model
         found = asdict(profile(model, BATCH, rounds=9))
         found["steps_to_95"], found["steps"] = steps_to_share(_curve(place, method))
-        write_json(kept, found)
-    return dict(json.loads(kept.read_text()))
+        kept(place.out).put({"method": method, **found})
+
+
+def kept(out: Path) -> Records:
+    """The ledgers."""
+    return Records(out / "real_costs.jsonl", "method")
 
 
 def _curve(place: Place, method: str) -> Path:
     """A run that validates often."""
-    cell = place.record(TIMED, method)
+    cell = place.cells.find(TIMED, method)
     if cell is None:
         raise SystemExit(f"python -m benchmarks.real_protocol --tasks {TIMED} --methods {method} comes first.")
     often = {"trainer.val_check_interval": 0.25, "trainer.check_val_every_n_epoch": 1}
@@ -52,21 +53,18 @@ def _curve(place: Place, method: str) -> Path:
     return place.build / "curves" / method
 
 
-def table(place: Place) -> Iterator[str]:
+def blocks(out: Path = RESULTS) -> dict[str, str]:
     """What is there, as Markdown."""
-    yield (
-        "| method | trained | delta file, KB | GFLOP forward | and backward | MiB kept | ms forward | ms step |"
-        " steps to 95 % |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|"
-    )
-    for method in METHODS:
-        path = place.out / "cost" / f"{method}.json"
-        if path.is_file():
-            yield _row(method, json.loads(path.read_text()))
+    head = ["method", "trained", "delta file, KB", "GFLOP forward", "and backward", "MiB kept", "ms forward", "ms step"]
+    found = {row["method"]: row for row in kept(out).rows()}
+    rows = [_row(found[method]) for method in METHODS if method in found]
+    return {"costs": markdown([*head, "steps to 95 %"], rows)}
 
 
-def _row(method: str, found: dict[str, Any]) -> str:
+def _row(found: Row) -> list[str]:
     images = found["batch"]
-    cells = [
+    return [
+        f"`{found['method']}`",
         f"{found['trainable']:,}",
         f"{found['delta_bytes'] / 1e3:,.0f}",
         f"{found['forward_flops'] / images / 1e9:.2f}",
@@ -76,18 +74,17 @@ def _row(method: str, found: dict[str, Any]) -> str:
         f"{1e3 * found['step_seconds'] / images:.1f}",
         f"{found['steps_to_95']} of {found['steps']}",
     ]
-    return f"| `{method}` | {' | '.join(cells)} |"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measures what is missing and prints the table."""
-    args = command_line(__doc__).parse_args()
+    args = command_line(__doc__).parse_args(argv)
     torch.set_num_threads(args.threads)
     place = Place(args.root, args.out, args.build, quick=False)
     if not args.print:
         for method in args.methods:
             measure(place, method)
-    print(*table(place), sep="\n")
+    print(*blocks(args.out).values(), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """The published procedure on five small tasks with eleven ways to adapt ViT-Ti/16: tables of docs/protocol.md.
 
     python -m benchmarks.real_protocol --root $VPT_DATA [--tasks caltech101 ...] [--methods lora ...] [--threads 1]
-    python -m benchmarks.real_protocol --root $VPT_DATA --print
+    python -m benchmarks.real_protocol --print
+    python -m benchmarks.real_protocol --unpack build/runs    # the runs as folders, for `vpt report build/runs`
 
 A cell of the table is what `vpt sweep --halving 3` does with the method's config over the task's: three rates on
 train800, of which only the best on val200 goes on after two of four epochs, then three seeds on train800val200, test
-read once each. The records of a finished cell are kept under --out, so that an interrupted run continues; delta files
-and most logits stay under --build. `vpt report` reads --out as any other folder of runs.
+read once each. A finished cell is a line of OUT/real_protocol.jsonl, each of its tested runs one of
+real_protocol_runs.jsonl, and the logits of the first seed, where there are few, lie in real_protocol_logits.parquet: an
+interrupted run continues. All else stays under --build.
 """
 
 from __future__ import annotations
@@ -14,22 +16,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
+from vpt.experiments.series import SERIES_FILE
 
-from vpt.atomic_write import write_json
+from benchmarks.records import RESULTS, Records, Row, markdown
+from vpt.atomic_write import atomic_write, write_json
 from vpt.cli.commands.lightning_cli import resolve
 from vpt.data import default_root
 from vpt.experiments.engine import serially
 from vpt.experiments.sweep import RATE, SWEEP_FILE, Plan, sweep
 from vpt.experiments.transfer import Mode, transfer
+from vpt.experiments.trial import ANSWERS_FILE
 from vpt.models.identity import without_places
+from vpt.robustness.evaluation import records
 from vpt.run_record import RUN_FILE
 
 BACKBONE = "vit_tiny_patch16_224"
@@ -72,10 +81,20 @@ class Place:
     build: Path
     quick: bool
 
-    def record(self, task: str, method: str) -> dict[str, Any] | None:
-        """What a finished cell found."""
-        path = self.out / task / method / SWEEP_FILE
-        return dict(json.loads(path.read_text())) if path.is_file() else None
+    @property
+    def cells(self) -> Records:
+        """What each finished cell found."""
+        return Records(self.out / "real_protocol.jsonl", "task", "method")
+
+    @property
+    def runs(self) -> Records:
+        """The record of each tested run."""
+        return Records(self.out / "real_protocol_runs.jsonl", "task", "method", "seed")
+
+    @property
+    def logits(self) -> Path:
+        """The answers of the first seed, a row for each test image."""
+        return self.out / "real_protocol_logits.parquet"
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -113,31 +132,66 @@ def plan(place: Place, method: str) -> Plan:
 
 def run_cell(place: Place, task: str, method: str) -> None:
     """Runs what is missing of a cell and keeps its records."""
-    if place.record(task, method) is not None:
+    if place.cells.find(task, method) is not None:
         return
-    folder, kept = place.build / task / method, place.out / task / method
+    folder = place.build / task / method
     sweep(resolve(arguments(place, task, method)), plan(place, method), folder, serially)
     for seed in place.seeds:
         (record,) = folder.glob(f"test/*seed*{seed}/{RUN_FILE}")
-        write_json(kept / f"seed-{seed}" / RUN_FILE, without_places(json.loads(record.read_text())))
-        if seed == place.seeds[0] and (logits := record.with_name("test.parquet")).stat().st_size < 100_000:
-            shutil.copyfile(logits, kept / f"seed-{seed}" / logits.name)
-    write_json(kept / SWEEP_FILE, without_places(json.loads((folder / SWEEP_FILE).read_text())))
+        run = without_places(json.loads(record.read_text()))
+        place.runs.put({"task": task, "method": method, "seed": seed, "run": run})
+        if seed == place.seeds[0] and (logits := record.with_name(ANSWERS_FILE)).stat().st_size < 100_000:
+            _keep_logits(place, task, method, records.read(logits))
+    found = json.loads((folder / SWEEP_FILE).read_text())
+    kept = ("chosen", "val", "tests", "tried", "seconds", "images")
+    place.cells.put({"task": task, "method": method, **{name: found[name] for name in kept}})
+
+
+def _keep_logits(place: Place, task: str, method: str, record: records.Record) -> None:
+    answers = pa.table(
+        {
+            "task": [task] * len(record.index),
+            "method": [method] * len(record.index),
+            "index": record.index,
+            "label": record.label,
+            "logits": pa.array(list(record.logits), pa.list_(pa.float32())),
+        }
+    )
+    if place.logits.is_file():
+        before = pq.read_table(place.logits)
+        same = pc.and_(pc.equal(before["task"], task), pc.equal(before["method"], method))
+        answers = pa.concat_tables([before.filter(pc.invert(same)), answers])
+    with atomic_write(place.logits) as partial:
+        pq.write_table(answers, partial, compression="zstd", compression_level=19)
+
+
+def unpack(place: Place, folder: Path) -> None:
+    """Writes the runs as `vpt report` reads them."""
+    answers = pq.read_table(place.logits).to_pylist() if place.logits.is_file() else []
+    for row in place.runs.rows():
+        task, method, seed = row["task"], row["method"], row["seed"]
+        run = folder / task / method / f"seed-{seed}"
+        write_json(run / RUN_FILE, row["run"])
+        own = [each for each in answers if (each["task"], each["method"]) == (task, method)]
+        if own and seed == SEEDS[0]:
+            index, label = (np.array([each[name] for each in own], np.int64) for name in ("index", "label"))
+            logits = np.array([each["logits"] for each in own], np.float32)
+            records.write(run / ANSWERS_FILE, records.Record(index, label, logits, {"set": "test"}, True))
 
 
 def run_transfer(place: Place, mode: Mode) -> None:
     """The matrix of one method and the first seed."""
-    kept = place.out / f"transfer-{mode}.json"
-    if kept.is_file():
+    kept = Records(place.out / "transfer.jsonl", "mode")
+    if kept.find(mode) is not None:
         return
     matrix = transfer([_first_run(place, task) for task in TASKS], place.build / "transfer", serially, mode)
-    write_json(kept, {"mode": mode, "method": TRANSFERRED, "seed": SEEDS[0], "accuracy": matrix})
+    kept.put({"mode": mode, "method": TRANSFERRED, "seed": SEEDS[0], "accuracy": matrix})
 
 
 def _first_run(place: Place, task: str) -> Path:
     """The run of the first seed, trained again where only its record is left."""
     run_cell(place, task, TRANSFERRED)
-    found = place.record(task, TRANSFERRED) or {}
+    found = place.cells.find(task, TRANSFERRED) or {}
     again = replace(plan(place, TRANSFERRED), grid={RATE: [found["chosen"][RATE]]}, seeds=SEEDS[:1])
     folder = place.build / task / TRANSFERRED
     sweep(resolve(arguments(place, task, TRANSFERRED)), again, folder, serially)
@@ -145,47 +199,75 @@ def _first_run(place: Place, task: str) -> Path:
     return run
 
 
-def tables(place: Place) -> Iterator[str]:
+def accuracy(out: Path = RESULTS, methods: Sequence[str] = tuple(METHODS)) -> str:
+    """The table of test accuracies, or some rows of it."""
+    cells = {(row["task"], row["method"]): row for row in Records(out / "real_protocol.jsonl").rows()}
+    rows = [[f"`{method}`", *(_accuracy(cells.get((task, method))) for task in TASKS)] for method in methods]
+    return markdown(["method", *TASKS], rows)
+
+
+def blocks(out: Path = RESULTS) -> dict[str, str]:
     """What is there, as Markdown."""
-    yield f"| method | {' | '.join(TASKS)} |\n|---|{'--:|' * len(TASKS)}"
+    found = Records(out / "real_protocol.jsonl").rows()
+    cells = {(row["task"], row["method"]): row for row in found}
+    rows = []
     for method in METHODS:
-        cells = {task: place.record(task, method) for task in TASKS}
-        yield f"| `{method}` | {' | '.join(_accuracy(cell) for cell in cells.values())} |"
-    yield f"\n| method | {' | '.join(TASKS)} | images/s |\n|---|{'--:|' * (len(TASKS) + 1)}"
-    for method in METHODS:
-        cells = {task: place.record(task, method) for task in TASKS}
-        found = [cell for cell in cells.values() if cell is not None]
-        seconds = sum(cell["seconds"] for cell in found)
-        speed = f"{sum(cell['images'] for cell in found) / seconds:.1f}" if seconds else "–"
-        yield f"| `{method}` | {' | '.join(_chosen(cell) for cell in cells.values())} | {speed} |"
-    every = [cell for task in TASKS for method in METHODS if (cell := place.record(task, method)) is not None]
-    if every:
-        images, seconds = (sum(cell[key] for cell in every) for key in ("images", "seconds"))
-        yield f"\n{len(every)} cells, {images:,} images in {seconds / 3600:.1f} h: {images / seconds:.1f} images/s."
-    for mode in ("frozen", "init"):
-        if (path := place.out / f"transfer-{mode}.json").is_file():
-            matrix = json.loads(path.read_text())["accuracy"]
-            yield f"\n| {mode}: from ↓ to → | {' | '.join(matrix)} |\n|---|{'--:|' * len(matrix)}"
-            for source, row in matrix.items():
-                yield f"| {source} | {' | '.join(f'{100 * value:.1f}' for value in row.values())} |"
+        own = [cells[task, method] for task in TASKS if (task, method) in cells]
+        speed = f"{_sum(own, 'images') / _sum(own, 'seconds'):.1f}" if own else "–"
+        rows.append([f"`{method}`", *(_chosen(cells.get((task, method))) for task in TASKS), speed])
+    made = {"protocol": accuracy(out), "rates": markdown(["method", *TASKS, "images/s"], rows)}
+    if sizes := {row["task"]: row["run"]["read"]["test"] for row in Records(out / "real_protocol_runs.jsonl").rows()}:
+        made["test images"] = f"Test images: {', '.join(f'{task} {n:,}' for task, n in sizes.items())}."
+    if found:
+        edges = sum(round(cell["chosen"][RATE] * BATCH / 256, 6) in METHODS[cell["method"]][::2] for cell in found)
+        made["edges"] = f"{edges} of the {len(found)} chosen rates lie at an edge of their three."
+        images, seconds = _sum(found, "images"), _sum(found, "seconds")
+        made["total"] = (
+            f"{len(found)} cells, {images:,} images in {seconds / 3600:.1f} h: {images / seconds:.1f} images/s."
+        )
+    for row in Records(out / "transfer.jsonl").rows():
+        matrix = row["accuracy"]
+        lines = [[source, *(f"{100 * value:.1f}" for value in to.values())] for source, to in matrix.items()]
+        made[f"transfer {row['mode']}"] = markdown([f"{row['mode']}: from ↓ to →", *matrix], lines)
+    if (out / "pretrain.jsonl").is_file():
+        made["shared"] = _shared(Records(out / "pretrain.jsonl").rows())
+    return made
 
 
-def _accuracy(cell: dict[str, Any] | None) -> str:
+def _sum(cells: Sequence[Row], key: str) -> Any:
+    return sum(cell[key] for cell in cells)
+
+
+def _accuracy(cell: Row | None) -> str:
     if cell is None:
         return "–"
     values = list(cell["tests"].values())
     return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}"
 
 
-def _chosen(cell: dict[str, Any] | None) -> str:
+def _chosen(cell: Row | None) -> str:
     return "–" if cell is None else f"{cell['chosen'][RATE] * BATCH / 256:.0e} ({100 * cell['val']:.1f})"
+
+
+def _shared(rows: Sequence[Row]) -> str:
+    """`vpt pretrain`: each task alone, and from the shared delta."""
+    found = {row["variant"]: row for row in rows}
+    lines = []
+    for task in (name.removesuffix("/alone") for name in found if name.endswith("/alone")):
+        cells: list[str] = []
+        for row in (found[f"{task}/alone"], found[f"{task}/shared"]):
+            cells.append(f"{row['chosen'][RATE]:g}, {100 * row['val']:.1f}")
+            cells.append(f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}")
+        lines.append([task, *cells])
+    head = ["task", "alone: rate, val200", "alone: test", "from the shared delta: rate, val200", "test"]
+    return markdown(head, lines)
 
 
 def command_line(about: str | None) -> argparse.ArgumentParser:
     """Flags of all commands on these records."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(default_root()))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/real_protocol"))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--build", type=Path, default=Path("build/real_protocol"))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -193,23 +275,30 @@ def command_line(about: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs what is missing and prints the tables."""
     parser = command_line(__doc__)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--transfer", nargs="*", choices=["frozen", "init"], help="then the transfer matrix")
     parser.add_argument("--quick", action="store_true", help="a rehearsal under BUILD/quick: two batches, two seeds")
-    args = parser.parse_args()
+    parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="write the tested runs there, run nothing")
+    parser.add_argument("--shared", type=Path, metavar="FOLDER", help="keep what `vpt pretrain --out FOLDER` found")
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     out, build = (args.build / "quick/results", args.build / "quick") if args.quick else (args.out, args.build)
     place = Place(args.root, out, build, args.quick)
-    if not args.print:
+    if args.unpack is not None:
+        unpack(place, args.unpack)
+        return
+    if args.shared is not None:
+        Records(out / "pretrain.jsonl", "variant").put(*json.loads((args.shared / SERIES_FILE).read_text()))
+    elif not args.print:
         for method in args.methods:
             for task in args.tasks:
                 run_cell(place, task, method)
         for mode in args.transfer or ():
             run_transfer(place, mode)
-    print(*tables(place), sep="\n")
+    print(*blocks(out).values(), sep="\n\n")
 
 
 if __name__ == "__main__":

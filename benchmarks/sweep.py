@@ -1,6 +1,7 @@
 """An α sweep against as many single evaluations: time and peak memory, each run in a process of its own.
 
-Usage: ``python -m benchmarks.sweep [--backbone vit_tiny_patch16_224] [--images 256] [--batch 64] [--rounds 3]``
+    python -m benchmarks.sweep [--backbone vit_tiny_patch16_224] [--images 256] [--batch 64] [--rounds 3]
+    python -m benchmarks.sweep --print
 
 Weights are random and images noise, read once from memory: neither time nor memory depends on them.
 """
@@ -15,14 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.measure import machine
+from benchmarks.records import RESULTS, Records, Row, machine, markdown
 from vpt.backbones import create_backbone
 from vpt.data import ImageDataModule
 from vpt.data.splits import Split
@@ -79,50 +80,67 @@ def measure(folder: Path, job: str, size: int, images: int, batch: int) -> dict[
     return {"seconds": seconds, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
 
 
-def main() -> None:
+def blocks(out: Path = RESULTS) -> dict[str, str]:
+    """What is there, as Markdown."""
+    rows = []
+    for found in _kept(out).rows():
+        single = found["runs"]["single"]
+        bound = 1.3 * _middle(single, "mib") + found["interpolated_mib"]
+        for job, runs in found["runs"].items():
+            seconds, mib = _middle(runs, "seconds"), _middle(runs, "mib")
+            share, peak = seconds / (len(GRID) * _middle(single, "seconds")), f"{mib / bound:.2f}"
+            rows.append([found["backbone"], job, f"{seconds:.1f}", f"{share:.3f}", f"{mib:.0f}", peak])
+    bound_title = "/ (1.3 × single + one copy)"
+    head = ["backbone", "evaluation", "seconds", f"/ {len(GRID)} single ones", "peak, MiB", bound_title]
+    return {"sweep": markdown(head, rows, 2)}
+
+
+def _middle(runs: Sequence[dict[str, float]], key: str) -> float:
+    return statistics.median(run[key] for run in runs)
+
+
+def _kept(out: Path) -> Records:
+    return Records(out / "sweep.jsonl", "backbone")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, keeps and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="vit_tiny_patch16_224")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sweep.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--print", action="store_true", help="measure nothing, print what is there")
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)  # what the child processes are asked
-    args = parser.parse_args()
-    size = create_backbone(args.backbone, "random").image_size if args.job is None else 0
+    args = parser.parse_args(argv)
     if args.job is not None:
         folder, job = Path(args.job[0]), args.job[1]
         size = json.loads((folder / "size.json").read_text())
         print(json.dumps(measure(folder, job, size, args.images, args.batch)))
         return
+    if not args.print:
+        _kept(args.out).put(compare(args))
+    print(*blocks(args.out).values(), sep="\n\n")
+
+
+def compare(args: argparse.Namespace) -> Row:
+    """All jobs in turn, each in a process of its own."""
     found: dict[str, list[dict[str, float]]] = {job: [] for job in JOBS}
+    protocol = {name: getattr(args, name) for name in ("backbone", "images", "batch", "rounds")}
+    flags = [f"--{name}={value}" for name, value in protocol.items()]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, args.backbone)
-        (folder / "size.json").write_text(str(size))
+        (folder / "size.json").write_text(str(create_backbone(args.backbone, "random").image_size))
         interpolated = (folder / "full.safetensors").stat().st_size / 2**20
         for _ in range(args.rounds):
             for job in JOBS:
-                command = [sys.executable, "-m", "benchmarks.sweep", *sys.argv[1:], "--job", name, job]
+                command = [sys.executable, "-m", "benchmarks.sweep", *flags, "--job", name, job]
                 answer = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
                 found[job].append(json.loads(answer.stdout.splitlines()[-1]))
-    middle = {job: {k: statistics.median(each[k] for each in runs) for k in runs[0]} for job, runs in found.items()}
-    single = middle["single"]
-    result: dict[str, Any] = {
-        "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
-        "protocol": {k: v for k, v in vars(args).items() if k in ("backbone", "images", "batch", "rounds")},
-        "interpolated_mib": interpolated,
-        "runs": found,
-        "time over 11 evaluations": {job: middle[job]["seconds"] / (11 * single["seconds"]) for job in JOBS},
-        "memory over its bound": middle["end-to-end"]["mib"] / (1.3 * single["mib"] + interpolated),
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["machine"]))
-    for job, values in middle.items():
-        ratio = result["time over 11 evaluations"][job]
-        print(f"{job}: {values['seconds']:.1f} s, {ratio:.3f} of 11 evaluations; peak {values['mib']:.0f} MiB")
-    bound = 1.3 * single["mib"] + interpolated
-    print(f"peak over 1.3 · single + one copy ({bound:.0f} MiB): {result['memory over its bound']:.2f}")
+    where = machine("cuda" if torch.cuda.is_available() else "cpu")
+    return {**protocol, "machine": where, "interpolated_mib": interpolated, "runs": found}
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
 """The tables of docs/suites, made of the cards, the configs and the rules of the splits.
 
-``python -m tests.suite_tables`` writes them: the lines of a page below ``<!-- NAME -->``, up to the next empty one, are
-what :func:`blocks` gives under that name.
+``python -m tests.suite_tables`` writes them, as `benchmarks.docs` writes the tables of measured numbers.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import yaml
 
+from benchmarks.docs import write_blocks
 from vpt.data.catalog.cards import Card, card_names, load_card
 from vpt.data.catalog.overview import MANY_SETS
 from vpt.data.prepare.vtab_tasks import TASKS
@@ -30,17 +28,11 @@ OTHERS = {
 """Tasks that a page has beside those of the suite of its name."""
 SPLIT = ("train800", "train", "val200", "val", "train800val200", "trainval", "test")
 GROUPS = ("natural", "specialized", "structured")
-_BLOCK = re.compile(r"<!-- ([a-z ]+) -->\n(.*?)(?=\n\n|\n*\Z)", re.DOTALL)
 
 
 def page(suite: str) -> Path:
     """Where the documentation of a suite is."""
     return DOCS / "segmentation.md" if suite == "segmentation" else DOCS / "suites" / f"{suite}.md"
-
-
-def found_blocks(suite: str) -> dict[str, str]:
-    """The blocks of a page, by name."""
-    return dict(_BLOCK.findall(page(suite).read_text(encoding="utf-8")))
 
 
 def cards(suite: str) -> list[Card]:
@@ -181,20 +173,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: set[str]) 
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def write(suite: str) -> Iterator[str]:
-    """Puts the blocks into a page, and yields the names of those that have changed."""
-    file = page(suite)
-    text, made = file.read_text(encoding="utf-8"), blocks(suite)
-
-    def new(match: re.Match[str]) -> str:
-        return f"<!-- {match[1]} -->\n{made[match[1]]}"
-
-    file.write_text(_BLOCK.sub(new, text), encoding="utf-8")
-    before: dict[str, Any] = dict(_BLOCK.findall(text))
-    yield from (name for name, block in before.items() if made[name] != block)
-
-
 if __name__ == "__main__":
     for each in SUITES:
-        for changed in write(each):
+        for changed in write_blocks(page(each), blocks(each)):
             print(f"{page(each).relative_to(ROOT)}: {changed}")

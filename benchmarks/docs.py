@@ -1,0 +1,92 @@
+"""The tables of measured numbers in README.md and docs, made of the kept records.
+
+    python -m benchmarks.docs
+
+The lines of a page below ``<!-- NAME -->``, up to the next empty one, are what :func:`blocks` gives under that name. A
+page needs no block, and a block may stand on several pages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+from benchmarks import attention, data, examples, log_bias, real_costs, real_protocol, robustness_tables, speed, sweep
+from benchmarks.records import RESULTS, Records, markdown
+
+ROOT = Path(__file__).parents[1]
+SOURCES = (real_protocol, real_costs, robustness_tables, speed, attention, data, sweep, log_bias, examples)
+ROWS = {
+    "linear": (),
+    "bias": ("bias", "prompt_bias"),
+    "lora": ("lora", "prompt_lora"),
+    "adapter": ("adapter",),
+    "ssf": ("ssf",),
+    "prefix": ("prefix",),
+    "prompt": ("vpt_shallow", "vpt_deep", "prompt_bias", "prompt_lora"),
+    "full": (),
+}
+"""By delta, the rows that its page shows between those of the linear probe and of full fine-tuning."""
+_BLOCK = re.compile(r"<!-- ([a-z0-9_ ]+) -->\n(.*?)(?=\n\n|\n*\Z)", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """README and every page of the documentation."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def found_blocks(page: Path) -> dict[str, str]:
+    """The blocks of a page as they stand there, by name."""
+    return dict(_BLOCK.findall(page.read_text(encoding="utf-8")))
+
+
+def write_blocks(page: Path, made: Mapping[str, str]) -> Iterator[str]:
+    """Puts blocks into a page, leaves those alone that are not given, and yields the names of those that changed."""
+    before = found_blocks(page)
+    text = page.read_text(encoding="utf-8")
+    new = _BLOCK.sub(lambda match: f"<!-- {match[1]} -->\n{made.get(match[1], match[2])}", text)
+    page.write_text(new, encoding="utf-8")
+    yield from (name for name, block in before.items() if made.get(name, block) != block)
+
+
+def blocks(page: Path) -> dict[str, str]:
+    """All blocks that a page may have; the rows of `protocol` are a delta's own on its page."""
+    made = _everywhere()
+    if page.parent.name == "deltas" and page.stem in ROWS:
+        made = made | {"protocol": real_protocol.accuracy(methods=["linear", *ROWS[page.stem], "full"])}
+    return made
+
+
+@cache
+def _everywhere() -> dict[str, str]:
+    found = [pair for source in SOURCES for pair in source.blocks().items()]
+    return dict(found) | {"constants": _constants()}
+
+
+def _constants() -> str:
+    """What docs/scale.md reckons with."""
+    kept = Records(RESULTS / "speed.jsonl", "table", "backbone", "tokens", "precision")
+    half, single = (kept.find("steps", speed.SHOWN, 50, precision) or {} for precision in ("bf16", "fp32"))
+    read = Records(RESULTS / "data.jsonl", "task").find("caltech101") or {}
+    memory, images = single["memory_mib"]["ours"], single["batch"]
+    as_on_a_gpu = f"half of fp32's {memory} MiB for {images} images, which is bf16 with fused attention, as on a GPU"
+    rows = [
+        ["a step on two cores (AMD EPYC), bf16", f"{half['step_ms']['ours']:.0f} ms an image"],
+        [f"memory kept for the backward pass: {as_on_a_gpu}", f"{memory / images / 2:.0f} MiB an image"],
+        ["decoding and scaling, one core", f"{read['images_per_s']['first epoch']:.0f} images/s"],
+        ["decoded image, 224 px", f"{read['cache_bytes_per_1000_images'] / 1e6:.1f} KB"],
+    ]
+    return markdown(["measured (`python -m benchmarks`, `python -m benchmarks.data`)", "value"], rows)
+
+
+def main() -> None:
+    """Writes all blocks and says which have changed."""
+    for page in pages():
+        for name in write_blocks(page, blocks(page)):
+            print(f"{page.relative_to(ROOT)}: {name}")
+
+
+if __name__ == "__main__":
+    main()
