@@ -27,7 +27,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from vpt.experiments.series import SERIES_FILE
 
 from benchmarks.records import RESULTS, Records, Row, markdown
 from vpt.atomic_write import atomic_write, write_json
@@ -37,6 +36,7 @@ from vpt.experiments.engine import serially
 from vpt.experiments.sweep import RATE, SWEEP_FILE, Plan, sweep
 from vpt.experiments.transfer import Mode, transfer
 from vpt.experiments.trial import ANSWERS_FILE
+from vpt.experiments.variants import SERIES_FILE
 from vpt.models.identity import without_places
 from vpt.robustness.evaluation import records
 from vpt.run_record import RUN_FILE

@@ -35,7 +35,7 @@ def main(epochs: int = 3, batches: int | None = None) -> float:
             logits = head(backbone(batch["image"]))  # uint8 (B, 3, H, W) -> (B, features) -> (B, classes)
             loss = torch.nn.functional.cross_entropy(logits, batch["label"])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         print(f"epoch {epoch + 1}: loss of the last batch {loss.item():.3f}")
 
