@@ -48,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("fewer", other, {"max_images": 4, "severities": ()}),
     ):
         run(delta, task(), out=root / name, **options | changes)
-    run(other, task(shift=None), out=root / "elsewhere", **options)
+    run(other, task(shift=None), out=root / "elsewhere", alphas=(1.0,), severities=())
     return root
 
 
