@@ -20,12 +20,13 @@ from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DataError
 from vpt.metrics.accuracy import correct, difference
 from vpt.metrics.calibration import temperature
+from vpt.metrics.effective_robustness import effective_robustness
 from vpt.metrics.summary import summary
 from vpt.models import TunedModel
 from vpt.reports.page import document
 from vpt.reports.robustness_report import tables
-from vpt.reports.robustness_values import effective_row, model_names, report
-from vpt.robustness import run
+from vpt.reports.robustness_values import effective_rows, model_names, report
+from vpt.robustness import RobustnessResult, Row, run
 from vpt.robustness.evaluation import records
 from vpt.robustness.interpolation.alpha_curve import accuracy_curve
 
@@ -47,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("fewer", other, {"max_images": 4, "severities": ()}),
     ):
         run(delta, task(), out=root / name, **options | changes)
-    run(other, task(shift=None), out=root / "elsewhere", **options)
+    run(other, task(shift=None), out=root / "elsewhere", alphas=(1.0,), severities=())
     return root
 
 
@@ -274,11 +275,30 @@ def test_a_mask_counts_in_every_score(root: Path, tmp_path: Path) -> None:
     assert values["curves"][1]["top1"][-1] == record.accuracy
 
 
-def test_effective_robustness_says_where_it_is_extrapolated() -> None:
-    row = effective_row("clip", "imagenet_sketch", 0.0, 0.42, 0.634)
-    assert row["points"] > 20
-    assert not row["extrapolated"]
-    assert effective_row("weak", "imagenet_sketch", 0.0, 0.1, 0.3)["extrapolated"]
+def test_effective_robustness_compares_with_the_matched_classes(tmp_path: Path) -> None:
+    label, wrong = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 2]), [0, 1, 3]
+    answer = label.copy()
+    answer[wrong] += 1  # all among the six images of classes 0 and 1
+    logits = np.eye(3, dtype=np.float32)[answer]
+    protocol: dict[str, Any] = {"backbone": "b", "delta": "d", "data": {"name": "imagenet_1k"}, "logits": "float32"}
+    rows = []
+    for name, kind, top1, groups in (
+        ("clean", "clean", 0.7, None),
+        ("imagenet_sketch", "shift", 0.42, None),
+        ("imagenet_r", "shift", 0.1, [[0], [1]]),
+    ):
+        rows.append(Row(name, kind, None, 10, 1.0, top1, 0.0, 1.0, top1, f"{name}.parquet"))
+        own = protocol | {"set": name, "alpha": 1.0, "groups": groups}
+        records.write(tmp_path / "records" / f"{name}.parquet", records.Record(np.arange(10), label, logits, own, True))
+    result = RobustnessResult(rows, protocol, tmp_path)
+    sketch, renditions = effective_rows("clip", result)
+    assert (sketch["reference"], sketch["reference_accuracy"], sketch["accuracy"]) == ("imagenet_val", 0.7, 0.42)
+    assert sketch["points"] == effective_robustness("imagenet_sketch", 0.42, {"imagenet_val": 0.7})
+    assert not sketch["extrapolated"]
+    assert (renditions["reference"], renditions["reference_accuracy"]) == ("imagenet_val_r", 0.5)
+    assert renditions["extrapolated"]
+    assert not list(effective_rows("clip", replace(result, protocol=protocol | {"logits": "float16"})))
+    assert not list(effective_rows("clip", replace(result, protocol=protocol | {"data": {"name": "pets"}})))
 
 
 def test_models_are_named_by_what_tells_them_apart() -> None:

@@ -82,7 +82,7 @@ def report(folders: Sequence[Path]) -> Values:
         "curves": [curve for name, model in models.items() for curve in _curves(name, model)],
         "differences": differences,
         "not_compared": not_compared,
-        "effective": [row for name, model in models.items() for row in _effective(name, model)],
+        "effective": [row for name, model in models.items() for row in effective_rows(name, model)],
     }
 
 
@@ -296,41 +296,34 @@ def _other_images(one: Record, two: Record) -> str:
     )
 
 
-def _effective(name: str, result: RobustnessResult) -> Iterator[Values]:
-    """Effective robustness, where the clean set is ImageNet's validation set in full precision."""
+def effective_rows(name: str, result: RobustnessResult) -> Iterator[Values]:
+    """Compares accuracies under shift with what ImageNet's accuracy predicts.
+
+    Args:
+        name: Of the model.
+        result: Nothing is given unless its clean set is ImageNet's validation set, in full precision.
+
+    Yields:
+        Model, set, α, both accuracies, effective robustness in percentage points, and whether the baseline is
+        extrapolated, the reference lying below all models that it was fitted on.
+    """
     if result.protocol["data"]["name"] != _REFERENCE or result.protocol["logits"] != "float32":
         return
     clean = {row.alpha: row for row in result.rows if row.kind == CLEAN}
     for row in (row for row in result.rows if row.kind == SHIFT and row.set in BASELINES):
-        groups, reference = result.record(row).protocol["groups"], result.record(clean[row.alpha])
-        accuracy = top1(*matched(reference.logits, reference.label, groups))
-        yield effective_row(name, row.set, row.alpha, row.top1, accuracy)
-
-
-def effective_row(model: str, shift: str, alpha: float, accuracy: float, reference: float) -> dict[str, Any]:
-    """Makes one row.
-
-    Args:
-        model: Its name.
-        shift: A key of `BASELINES`.
-        alpha: In [0, 1].
-        accuracy: On the shift, in [0, 1].
-        reference: On the reference set, in [0, 1].
-
-    Returns:
-        The row; ``extrapolated`` where the reference lies below all models that the baseline was fitted on.
-    """
-    baseline = BASELINES[shift]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the row says so itself
-        points = effective_robustness(shift, accuracy, {baseline.reference: reference})
-    return {
-        "model": model,
-        "set": shift,
-        "alpha": alpha,
-        "accuracy": accuracy,
-        "reference": baseline.reference,
-        "reference_accuracy": reference,
-        "points": points,
-        "extrapolated": reference < FIT_FROM,
-    }
+        groups, validation = result.record(row).protocol["groups"], result.record(clean[row.alpha])
+        accuracy = top1(*matched(validation.logits, validation.label, groups))
+        reference = BASELINES[row.set].reference
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the row says so itself
+            points = effective_robustness(row.set, row.top1, {reference: accuracy})
+        yield {
+            "model": name,
+            "set": row.set,
+            "alpha": row.alpha,
+            "accuracy": row.top1,
+            "reference": reference,
+            "reference_accuracy": accuracy,
+            "points": points,
+            "extrapolated": accuracy < FIT_FROM,
+        }
