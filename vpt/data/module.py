@@ -284,9 +284,9 @@ class ImageDataModule(L.LightningDataModule):
         """Says which data these are, in plain values for JSON.
 
         ``complete`` is True if every list has the official number of images, False if one has not, None if no card
-        states the numbers; ``partial`` is there where it is not None. ``preset_papers`` is what the preset's papers read and split. ``shared_with_train`` counts
-        the images of a split that are trained on. ``subset`` is None if all training images are; its ``sha256`` is that
-        of their positions in the whole list.
+        states the numbers; ``partial`` is there where it is not None. ``preset_papers`` is what the preset's papers
+        read and split. ``shared_with_train`` counts the images of a split that are trained on. ``subset`` is None if
+        all training images are; its ``sha256`` is that of their positions in the whole list.
         """
         counts = {name: len(split.labels) for name, split in self._splits.items()}
         sizes = self.card.sizes if self.card else {}
