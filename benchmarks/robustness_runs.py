@@ -302,7 +302,7 @@ class Photos(ImageDataModule):
     def __init__(self, root: str, halves: bool, seed: int = 0, image_size: int = 224) -> None:
         """Reads the lists; with `halves` tests on 500 of the 1,000 photos, trains on 400, validates on 100."""
         card = find_card("flickr_in1k_1000")
-        images = read_test_set("flickr_in1k_1000", card, Path(root), True, False).images
+        images = read_test_set("flickr_in1k_1000", Path(root), True, False).images
         stimuli = ShapeTextureDataModule(Path(root))
         self.ids: Groups = stimuli.class_ids()
         self.textures = stimuli.texture_labels

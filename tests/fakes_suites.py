@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vpt.data.catalog.classes import imagenet_wnids, objectnet_folders, subset_i
 TRAIN, VAL, TEST = 10, 3, 4  # images of each class
 
 
+@cache
 def picture(seed: int = 0, size: tuple[int, int] = (20, 16)) -> bytes:
     """A small noisy JPEG."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)

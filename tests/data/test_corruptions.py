@@ -31,8 +31,8 @@ def smooth(height: int, width: int) -> Image:
 
 
 def distances(images: list[Image], kind: str) -> list[float]:
-    """Mean absolute difference to the clean images at each severity; the weather over many names, as it is uneven."""
-    names = [str(number) for number in range(24 if kind in GROUPS["weather"] else 1)]
+    """Mean absolute difference to the clean images at each severity; of the weather to 12, as it is uneven."""
+    names = [str(number) for number in range(12 // len(images) if kind in GROUPS["weather"] else 1)]
     pairs = [(image, name) for image in images for name in names]
     return [
         float(

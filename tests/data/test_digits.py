@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from vpt.data import DigitsDataModule, ShapesDataModule
 from vpt.data.datasets.shapes import SHAPES, draw, latents
@@ -21,7 +21,7 @@ TASKS = [
 
 @pytest.mark.parametrize("make", TASKS)
 def test_demo_tasks_have_the_sizes_of_vtab_and_are_complete(make: type[DigitsDataModule]) -> None:
-    data = make()
+    data = make(image_size=16)
     description = data.describe()
     test = 797 if data.name == "digits" else 1000
     assert description["counts"] == {"train": 1000, "val": 200, "test": test}
@@ -33,9 +33,9 @@ def test_demo_tasks_have_the_sizes_of_vtab_and_are_complete(make: type[DigitsDat
     assert set(data.split("train").labels) == set(range(data.num_classes)) == set(data.split("test").labels)
 
 
-@pytest.mark.parametrize("make", TASKS)
+@pytest.mark.parametrize("make", [DigitsDataModule, ShapesDataModule])
 def test_images_do_not_depend_on_the_seed_of_the_run(make: type[DigitsDataModule]) -> None:
-    one, other = make(seed=0), make(seed=5)
+    one, other = (make(seed=seed, image_size=16) for seed in (0, 5))
     assert one.describe()["fingerprint"] == other.describe()["fingerprint"]
     np.testing.assert_array_equal(one.split("test").images, other.split("test").images)
     np.testing.assert_array_equal(one.split("test").labels, other.split("test").labels)
@@ -43,7 +43,7 @@ def test_images_do_not_depend_on_the_seed_of_the_run(make: type[DigitsDataModule
 
 @pytest.mark.parametrize("make", [DigitsDataModule, ShapesDataModule])
 def test_no_image_is_in_two_splits(make: type[DigitsDataModule]) -> None:
-    data = make(train="train800")
+    data = make(train="train800", image_size=32)
     for one, other in combinations(map(data.split, ("train", "val", "test")), 2):
         assert not {image.tobytes() for image in one.images} & {image.tobytes() for image in other.images}
 
@@ -55,11 +55,11 @@ def test_digits_are_stratified() -> None:
 
 
 def test_digits_can_be_read_by_a_linear_model() -> None:
-    data = DigitsDataModule(image_size=16)
+    data = DigitsDataModule(image_size=8)
     train, test = (
         (split.images[:, 0].reshape(len(split), -1) / 255, split.labels) for split in map(data.split, ("train", "test"))
     )
-    assert LogisticRegression(max_iter=300).fit(*train).score(*test) > 0.93
+    assert LinearDiscriminantAnalysis().fit(*train).score(*test) > 0.93
 
 
 @pytest.mark.parametrize("size", [32, 64, 96])

@@ -31,18 +31,18 @@ def test_scenes_have_the_sizes_of_the_other_demos_and_are_complete() -> None:
 
 
 def test_no_scene_is_in_two_splits() -> None:
-    data = ShapeScenesDataModule(train="train800", image_size=32)
+    data = ShapeScenesDataModule(train="train800", image_size=16)
     for one, other in combinations(map(data.split, ("train", "val", "test")), 2):
         assert not {image.tobytes() for image in one.images} & {image.tobytes() for image in other.images}
 
 
 def test_scenes_do_not_depend_on_the_seed_of_the_run() -> None:
-    one, other = (ShapeScenesDataModule(seed=seed, image_size=32) for seed in (0, 5))
+    one, other = (ShapeScenesDataModule(seed=seed, image_size=16) for seed in (0, 5))
     assert one.describe()["fingerprint"] == other.describe()["fingerprint"]
     np.testing.assert_array_equal(one.split("val").images, other.split("val").images)
 
 
-@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("size", [16, 32])
 def test_a_batch_holds_images_masks_and_positions(size: int) -> None:
     data = ShapeScenesDataModule(image_size=size, batch_size=7, train="train800")
     data.setup("validate")
@@ -74,7 +74,7 @@ def test_every_class_occurs_and_the_mask_is_where_the_shape_is() -> None:
 
 
 def test_a_worker_opens_the_masks_anew() -> None:
-    split = ShapeScenesDataModule(image_size=32).split("val")
+    split = ShapeScenesDataModule(image_size=16).split("val")
     again = copy.copy(split)  # by the same two methods that take it to a process
     assert torch.equal(again.batch([5])["mask"], split.batch([5])["mask"])
     assert len(pickle.dumps(split)) < 100_000

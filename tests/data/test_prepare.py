@@ -36,12 +36,13 @@ NORB = "smallnorb-5x46789x9x18x6x2x96x96-training"
 DSPRITES = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 
 
-@pytest.fixture(params=list(ORIGINALS))
-def original(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
-    """Name of a task and the folder of its fake original."""
+@pytest.fixture(scope="module", params=list(ORIGINALS))
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a task, prepared from its fake original."""
     if request.param == "patch_camelyon":
         pytest.importorskip("h5py", reason="PatchCamelyon's original is HDF5: pip install 'vpt[data]'")
-    return request.param, make_original(request.param, tmp_path / "original")
+    source = make_original(request.param, tmp_path_factory.mktemp("original") / "original")
+    return prepare(request.param, source, source.parent / "root", allow_partial=True)
 
 
 def _grey(task: str, label: int) -> float:
@@ -65,13 +66,10 @@ def test_all_nineteen_tasks_have_a_reader_a_card_and_a_fake() -> None:
     assert {group: groups.count(group) for group in groups} == {"natural": 7, "specialized": 4, "structured": 8}
 
 
-def test_an_original_becomes_a_task_whose_pictures_keep_their_labels(
-    original: tuple[str, Path], tmp_path: Path
-) -> None:
-    task, source = original
-    folder = prepare(task, source, tmp_path / "root", allow_partial=True)
-    assert folder == tmp_path / "root" / task
-    data = VTABDataModule(task, root=tmp_path / "root", preset="square", image_size=16)
+def test_an_original_becomes_a_task_whose_pictures_keep_their_labels(prepared: Path) -> None:
+    task = prepared.name
+    assert prepared.parent.name == "root"
+    data = VTABDataModule(task, root=prepared.parent, preset="square", image_size=16)
     card = load_card(task)
     assert card is not None
     assert data.class_names == (card.class_names or [str(label) for label in range(6)])
@@ -83,9 +81,8 @@ def test_an_original_becomes_a_task_whose_pictures_keep_their_labels(
             np.testing.assert_allclose(drawn, [_grey(task, label) for label in split.labels.tolist()], atol=1.5)
 
 
-def test_lists_are_disjoint_and_whole_and_in_order(original: tuple[str, Path], tmp_path: Path) -> None:
-    task, source = original
-    folder = prepare(task, source, tmp_path / "root", allow_partial=True)
+def test_lists_are_disjoint_and_whole_and_in_order(prepared: Path) -> None:
+    folder = prepared
     lists = {name: list(read_list(folder / f"{name}.txt", folder).paths) for name in LISTS}
     assert lists["train800val200"] == lists["train800"] + lists["val200"]
     assert len({*lists["train800val200"], *lists["test"]}) == len(lists["train800val200"]) + len(lists["test"])

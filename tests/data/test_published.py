@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpt.data.datasets.published import hold_out, image_list
@@ -34,6 +34,7 @@ def test_one_in_ten_gives_the_sizes_of_the_published_splits(sizes: list[int], tr
     assert (len(kept.paths), len(held.paths)) == (train, val)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=12), st.integers(2, 12), st.integers(0, 3))
 def test_each_class_gives_its_share_to_within_one_image(sizes: list[int], every: int, seed: int) -> None:
     whole = images(sizes)

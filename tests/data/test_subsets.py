@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -25,6 +25,7 @@ def listed(sizes: list[int], seed: int = 0) -> tuple[list[str], NDArray[np.int64
     )
 
 
+@settings(max_examples=40)
 @given(SIZES, SEEDS)
 def test_shots_take_that_many_of_every_class_and_more_shots_hold_fewer(sizes: list[int], seed: int) -> None:
     names, labels, classes = listed(sizes)
@@ -35,6 +36,7 @@ def test_shots_take_that_many_of_every_class_and_more_shots_hold_fewer(sizes: li
         assert set(part.tolist()) >= set(parts[max(0, shots - 2)].tolist())
 
 
+@settings(max_examples=40)
 @given(SIZES, SEEDS, st.floats(0, 1, exclude_min=True), st.floats(0, 1, exclude_min=True))
 def test_fractions_are_nested_and_within_half_an_image_of_each_class(
     sizes: list[int], seed: int, one: float, other: float
@@ -48,6 +50,7 @@ def test_fractions_are_nested_and_within_half_an_image_of_each_class(
     assert few_shot(names, labels, classes, None, 1.0, seed).tolist() == list(range(len(names)))
 
 
+@settings(max_examples=40)
 @given(SIZES, SEEDS)
 def test_the_choice_follows_the_names_and_not_the_order_of_the_list(sizes: list[int], seed: int) -> None:
     names, labels, classes = listed(sizes)
@@ -92,6 +95,7 @@ def test_numbers_out_of_range_are_refused(shots: int | None, fraction: float | N
         few_shot(names, labels, classes, shots, fraction, 0)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=6), SEEDS, st.floats(0.01, 0.99))
 def test_a_held_out_part_and_the_rest_are_the_list_and_every_class_is_on_both_sides(
     sizes: list[int], seed: int, fraction: float

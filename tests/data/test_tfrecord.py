@@ -78,7 +78,7 @@ def test_checksum_is_the_masked_castagnoli(data: bytes, crc: int) -> None:
 
 
 @settings(max_examples=30)
-@given(image=st.binary(max_size=300), label=st.integers(-(2**63), 2**63 - 1), name=st.text(max_size=200))
+@given(image=st.binary(max_size=300), label=st.integers(-(2**63), 2**63 - 1), name=st.text("aß鳥🙂 =\0", max_size=200))
 def test_examples_of_protobuf_are_read(image: bytes, label: int, name: str) -> None:
     features: dict[str, dict[str, Any]] = {
         "image": {"bytes_list": {"value": [image]}},

@@ -20,12 +20,13 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -46,9 +47,12 @@ _FORMAT = 3  # raised when the same key would mean other pixels
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SUFFIX = ".pixels"
 _PART = ".part"
-_SHOW_PROGRESS_ABOVE = 300  # images; fewer take a second or two
+_SHOW_PROGRESS_ABOVE = 300  # images
 _IMAGES_PER_PROCESS = 100  # fewer are not worth starting a process for
 _ABANDONED_AFTER = 3600.0  # seconds without a write, after which an unfinished file belongs to nobody
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 
 class Images(Protocol):
@@ -257,14 +261,7 @@ def _rows(images: OnDemand) -> Iterator[NDArray[np.uint8]]:
         generator=torch.Generator(),  # leaves the global one as it is: a run is the same with and without a cache
     )
     try:
-        for answer in track(
-            chain.from_iterable(loader),
-            description=f"Decoding {images.source.title}",
-            total=count,
-            console=Console(stderr=True),
-            transient=True,
-            disable=count < _SHOW_PROGRESS_ABOVE,
-        ):
+        for answer in progress(chain.from_iterable(loader), f"Decoding {images.source.title}", count):
             if isinstance(answer, DataError):
                 raise answer
             yield answer
@@ -274,6 +271,30 @@ def _rows(images: OnDemand) -> Iterator[NDArray[np.uint8]]:
             f"The processes that decode {images.source.title} have failed ({reason[-1].rstrip('.')}): "
             "give them more memory or open files (`ulimit -n`), or fewer cores (`taskset -c 0 vpt ...`)."
         ) from error
+
+
+def progress(answers: Iterable[Answer], description: str, count: int) -> Iterable[Answer]:
+    """Shows a progress bar on stderr while something is iterated over, unless it takes but a second or two.
+
+    Args:
+        answers: What is iterated over.
+        description: Stands before the bar.
+        count: Number of answers, one an image.
+    """
+    console, few = Console(stderr=True), count < _SHOW_PROGRESS_ABOVE
+    return track(answers, description, total=count, console=console, transient=True, disable=few)
+
+
+def in_threads(work: Callable[[Item], Answer], items: Sequence[Item], description: str) -> Iterator[Answer]:
+    """Yields the answer to each item in order, by threads (PIL releases the lock) and with a progress bar.
+
+    Args:
+        work: Called with each item.
+        items: One an image.
+        description: Stands before the bar.
+    """
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        yield from progress(pool.map(work, items), description, len(items))
 
 
 def _cores() -> int:

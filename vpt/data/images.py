@@ -22,6 +22,8 @@ class ImageSource(Protocol):
     Attributes:
         title: For progress bars and file names, e.g. ``"caltech101-test"``.
         fingerprint: Changes when the list of images does.
+        paths: N names.
+        labels: int64 (N,).
     """
 
     @property
@@ -31,6 +33,16 @@ class ImageSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
+        """See above."""
+        ...
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """See above."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
         """See above."""
         ...
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,21 +55,7 @@ class Split:
         )
 
 
-class LabelledImages(ImageSource, Protocol):
-    """Images of a list, each with a name and a label."""
-
-    @property
-    def paths(self) -> Sequence[str]:
-        """N names."""
-        ...
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """int64 (N,)."""
-        ...
-
-
-def listed_split(source: str, images: LabelledImages, preset: Preset, image_size: int) -> Split:
+def listed_split(source: str, images: ImageSource, preset: Preset, image_size: int) -> Split:
     """Makes a split of a list of images that are decoded once and then cached.
 
     Args:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
+from vpt.data.cache import in_threads
 from vpt.data.catalog.cards import bare_name, card_names
 from vpt.data.catalog.overview import MANY_SETS, card_of, image_lists, in_vtab_layout, parts
 from vpt.data.images import ImageList
 from vpt.errors import DataError, UnknownNameError
 
 _NAMED = 3  # faults of one kind; the others are counted
-_SHOW_PROGRESS_ABOVE = 300  # images
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,7 @@ def _kind(stem: str) -> str:
 
 
 def _digests(images: Sequence[tuple[ImageList, int]]) -> Iterator[bytes | DataError]:
-    """Yields a hash of the pixels of each image, or why it cannot be decoded; by threads (PIL releases the lock)."""
+    """Yields a hash of the pixels of each image, or why it cannot be decoded."""
 
     def digest(image: tuple[ImageList, int]) -> bytes | DataError:
         try:
@@ -170,15 +166,7 @@ def _digests(images: Sequence[tuple[ImageList, int]]) -> Iterator[bytes | DataEr
             return error
         return hashlib.blake2b(repr(decoded.size).encode() + decoded.tobytes(), digest_size=16).digest()
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        yield from track(
-            pool.map(digest, images),
-            description="Decoding",
-            total=len(images),
-            console=Console(stderr=True),
-            transient=True,
-            disable=len(images) < _SHOW_PROGRESS_ABOVE,
-        )
+    return in_threads(digest, images, "Decoding")
 
 
 def _leaks(groups: Iterable[Sequence[Path]], kinds: Mapping[Path, set[str]]) -> list[str]:

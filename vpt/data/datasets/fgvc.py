@@ -137,19 +137,10 @@ def read_cars(folder: Path) -> Official:
     return Official(names, lists)
 
 
+_BIRDS = ("images", "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 LAYOUTS = {
-    "cub_200_2011": Layout(
-        "CUB_200_2011",
-        ("images", "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt"),
-        "images",
-        read_birds,
-    ),
-    "nabirds": Layout(
-        "nabirds",
-        ("images", "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt"),
-        "images",
-        read_birds,
-    ),
+    "cub_200_2011": Layout("CUB_200_2011", _BIRDS, "images", read_birds),
+    "nabirds": Layout("nabirds", _BIRDS, "images", read_birds),
     "oxford_flowers": Layout("flowers-102", ("jpg", "imagelabels.mat", "setid.mat"), "", read_flowers),
     "stanford_dogs": Layout("StanfordDogs", ("Images",), "Images", read_dogs),
     "stanford_cars": Layout(

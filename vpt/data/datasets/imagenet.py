@@ -8,7 +8,7 @@ from typing import Any
 
 from vpt.data.catalog.cards import Card, find_card
 from vpt.data.catalog.classes import Groups, ids_sha256, imagenet_names, imagenet_wnids
-from vpt.data.datasets.imagenet_readers import ImageNetSet, class_images, expand, home, parse, read_test_set
+from vpt.data.datasets.imagenet_readers import class_images, expand, home, parse, read_test_set
 from vpt.data.datasets.published import check_count, hold_out
 from vpt.data.module import ImageDataModule
 from vpt.data.splits import Split, listed_split, no_split
@@ -70,7 +70,12 @@ class ImageNetDataModule(ImageDataModule):
         names = [variant, *expand(shifts or [])]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"The test set {twice[0]} is named twice: remove one.")
-        sets = {name: self._read(name, root, image_size, crop_border, allow_partial) for name in names}
+        if image_size > NATIVE_SIZE and any(parse(name)[0] == "imagenet_c" for name in names):
+            raise ConfigError(
+                f"image_size is {image_size}, ImageNet-C has {NATIVE_SIZE}×{NATIVE_SIZE} pixels: enlarging changes the "
+                f"corruption; use a backbone of {NATIVE_SIZE} pixels or fewer."
+            )
+        sets = {name: read_test_set(name, root, crop_border, allow_partial) for name in names}
         card = find_card(parse(variant)[0])
         splits, complete = _training(card, root, train, chosen, image_size, allow_partial)
         self.crop_border = crop_border
@@ -81,18 +86,6 @@ class ImageNetDataModule(ImageDataModule):
             splits[split] = listed_split(source, found.images, _preset(name, chosen), image_size)
             self._groups[split] = found.groups
         super().__init__(variant, imagenet_names(), splits, preset, image_size, card=card, **options)
-
-    @staticmethod
-    def _read(
-        variant: str, root: str | Path | None, image_size: int, crop_border: bool, allow_partial: bool
-    ) -> ImageNetSet:
-        card = find_card(parse(variant)[0])
-        if card.name == "imagenet_c" and image_size > NATIVE_SIZE:
-            raise ConfigError(
-                f"image_size is {image_size}, ImageNet-C has {NATIVE_SIZE}×{NATIVE_SIZE} pixels: enlarging changes the "
-                f"corruption; use a backbone of {NATIVE_SIZE} pixels or fewer."
-            )
-        return read_test_set(variant, card, root, crop_border, allow_partial)
 
     def groups(self, name: str = "test") -> Groups | None:
         """Says which of the 1,000 ids are classes of a split.

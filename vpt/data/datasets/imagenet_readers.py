@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from vpt.data.catalog.cards import Card
+from vpt.data.catalog.cards import Card, find_card
 from vpt.data.catalog.classes import Groups, imagenet_wnids, objectnet_folders, subset_ids
 from vpt.data.corruptions import CORRUPTIONS, SEVERITIES
 from vpt.data.datasets.published import check_count, find_folder, image_list
@@ -139,14 +139,11 @@ def present_sets(card: Card, root: str | Path | None) -> list[str]:
     return found
 
 
-def read_test_set(
-    variant: str, card: Card, root: str | Path | None, crop_border: bool, allow_partial: bool
-) -> ImageNetSet:
+def read_test_set(variant: str, root: str | Path | None, crop_border: bool, allow_partial: bool) -> ImageNetSet:
     """Finds a test set and lists its images.
 
     Args:
         variant: As for `parse`.
-        card: Its card.
         root: Folder of all datasets; None for :func:`vpt.data.default_root`.
         crop_border: Cut ObjectNet's border off.
         allow_partial: Accept missing class folders and another number of images.
@@ -156,6 +153,7 @@ def read_test_set(
         UnknownNameError: There is no such variant.
     """
     name, kind, severity = parse(variant)
+    card = find_card(name)
     folder = home(card, root)
     groups: Groups | None = None
     if name == "flickr_in1k_1000":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vpt.data.catalog.cards import find_card
+from vpt.data.images import first_repeated
 from vpt.data.prepare import arrays, clevr_kitti, image_folders
 from vpt.data.prepare.originals import MissingOriginalError, Part, Reader
 from vpt.data.prepare.tfrecord import read_dmlab
@@ -31,50 +32,36 @@ class Task:
     split: SplitRule
 
 
+_PUBLISHED = ("train", "val", "test")
+_PUBLISHED_TFDS = ("train", "validation", "test")
+_NINE_TENTHS = ("train[:90%]", "train[90%:]", "test")
+_SIX_TENTHS = ("train[:60%]", "train[60%:80%]", "train[80%:]")
 _CLEVR = SplitRule({"train": 70_000, "val": 15_000}, "train[:90%]", "train[90%:]", "val")
 _DSPRITES = SplitRule({"train": 737_280}, "train[:80%]", "train[80%:90%]", "train[90%:]")
 _SMALLNORB = SplitRule({"train": 24_300, "test": 24_300}, "train", "test[:50%]", "test[50%:]")
+_PETS = SplitRule({"trainval": 3_680, "test": 3_669}, "trainval[:80%]", "trainval[80%:]", "test")
+_CAMELYON = SplitRule({"train": 262_144, "valid": 32_768, "test": 32_768}, "train", "valid", "test")
+_RETINOPATHY = SplitRule({"train": 35_126, "validation": 10_906, "test": 42_670}, *_PUBLISHED_TFDS)
+_FLOWERS = SplitRule({"train": 1_020, "val": 1_020, "test": 6_149}, *_PUBLISHED)
+_SUN397 = SplitRule({"train": 76_128, "val": 10_875, "test": 21_750}, *_PUBLISHED)
+_DMLAB = SplitRule({"train": 65_550, "validation": 22_628, "test": 22_735}, *_PUBLISHED_TFDS)
 
 TASKS: dict[str, Task] = {
-    "cifar": Task(
-        arrays.read_cifar100, SplitRule({"train": 50_000, "test": 10_000}, "train[:90%]", "train[90%:]", "test")
-    ),
-    "caltech101": Task(
-        image_folders.read_caltech101, SplitRule({"train": 3_060, "test": 6_084}, "train[:90%]", "train[90%:]", "test")
-    ),
-    "dtd": Task(
-        image_folders.read_dtd, SplitRule({"train": 1_880, "val": 1_880, "test": 1_880}, "train", "val", "test")
-    ),
-    "oxford_flowers102": Task(
-        image_folders.read_flowers, SplitRule({"train": 1_020, "val": 1_020, "test": 6_149}, "train", "val", "test")
-    ),
-    "oxford_iiit_pet": Task(
-        image_folders.read_pets,
-        SplitRule({"trainval": 3_680, "test": 3_669}, "trainval[:80%]", "trainval[80%:]", "test"),
-    ),
-    "svhn": Task(arrays.read_svhn, SplitRule({"train": 73_257, "test": 26_032}, "train[:90%]", "train[90%:]", "test")),
-    "sun397": Task(
-        image_folders.read_sun397, SplitRule({"train": 76_128, "val": 10_875, "test": 21_750}, "train", "val", "test")
-    ),
-    "patch_camelyon": Task(
-        arrays.read_camelyon, SplitRule({"train": 262_144, "valid": 32_768, "test": 32_768}, "train", "valid", "test")
-    ),
-    "eurosat": Task(
-        image_folders.read_class_folders, SplitRule({"train": 27_000}, "train[:60%]", "train[60%:80%]", "train[80%:]")
-    ),
-    "resisc45": Task(
-        image_folders.read_class_folders, SplitRule({"train": 31_500}, "train[:60%]", "train[60%:80%]", "train[80%:]")
-    ),
-    "diabetic_retinopathy": Task(
-        image_folders.read_retinopathy,
-        SplitRule({"train": 35_126, "validation": 10_906, "test": 42_670}, "train", "validation", "test"),
-    ),
+    "cifar": Task(arrays.read_cifar100, SplitRule({"train": 50_000, "test": 10_000}, *_NINE_TENTHS)),
+    "caltech101": Task(image_folders.read_caltech101, SplitRule({"train": 3_060, "test": 6_084}, *_NINE_TENTHS)),
+    "dtd": Task(image_folders.read_dtd, SplitRule({"train": 1_880, "val": 1_880, "test": 1_880}, *_PUBLISHED)),
+    "oxford_flowers102": Task(image_folders.read_flowers, _FLOWERS),
+    "oxford_iiit_pet": Task(image_folders.read_pets, _PETS),
+    "svhn": Task(arrays.read_svhn, SplitRule({"train": 73_257, "test": 26_032}, *_NINE_TENTHS)),
+    "sun397": Task(image_folders.read_sun397, _SUN397),
+    "patch_camelyon": Task(arrays.read_camelyon, _CAMELYON),
+    "eurosat": Task(image_folders.read_class_folders, SplitRule({"train": 27_000}, *_SIX_TENTHS)),
+    "resisc45": Task(image_folders.read_class_folders, SplitRule({"train": 31_500}, *_SIX_TENTHS)),
+    "diabetic_retinopathy": Task(image_folders.read_retinopathy, _RETINOPATHY),
     "clevr_count": Task(clevr_kitti.clevr(clevr_kitti.clevr_count), _CLEVR),
     "clevr_dist": Task(clevr_kitti.clevr(clevr_kitti.clevr_distance), _CLEVR),
-    "dmlab": Task(
-        read_dmlab, SplitRule({"train": 65_550, "validation": 22_628, "test": 22_735}, "train", "validation", "test")
-    ),
-    "kitti": Task(clevr_kitti.read_kitti, SplitRule({"train": 6_347, "val": 423, "test": 711}, "train", "val", "test")),
+    "dmlab": Task(read_dmlab, _DMLAB),
+    "kitti": Task(clevr_kitti.read_kitti, SplitRule({"train": 6_347, "val": 423, "test": 711}, *_PUBLISHED)),
     "dsprites_loc": Task(arrays.dsprites(lambda latents: arrays.dsprites_bin(latents[:, 4], 32)), _DSPRITES),
     "dsprites_ori": Task(arrays.dsprites(lambda latents: arrays.dsprites_bin(latents[:, 3], 40)), _DSPRITES),
     "smallnorb_azi": Task(arrays.smallnorb(arrays.smallnorb_azimuth), _SMALLNORB),
@@ -131,17 +118,16 @@ def _counts(sizes: Mapping[str, int]) -> str:
 
 def _check(source: str | Path, parts: Mapping[str, Part], lists: Mapping[str, Chosen], classes: int) -> None:
     """Refuses an empty list, a label outside the classes, a name twice or a name that leads out of the folder."""
-    seen: set[str] = set()
     for part in parts.values():
         for name, label in zip(part.names, part.labels.tolist(), strict=True):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or not name.isprintable():
                 raise DataError(f"{source} lists the image {name!r}, which is no path below its folder.")
-            if name in seen:
-                raise DataError(f"{source} lists the image {name!r} twice.")
             if not 0 <= label < classes:
                 raise DataError(f"{source} gives {name!r} the label {label}, which is outside 0..{classes - 1}.")
-            seen.add(name)
+    names = [name for part in parts.values() for name in part.names]
+    if (twice := first_repeated(names)) is not None:
+        raise DataError(f"{source} lists the image {names[twice[0]]!r} twice.")
     for name, chosen in lists.items():
         if not len(chosen.positions):
             raise DataError(f"{source} has too few images: none is left for {name}.")

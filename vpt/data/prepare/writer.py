@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from vpt.atomic_write import atomic_write, write_text
+from vpt.data.cache import in_threads
 from vpt.data.prepare.originals import Part, Picture
 from vpt.data.prepare.vtab_splits import Chosen
 from vpt.errors import DataError
 
-_SHOW_PROGRESS_ABOVE = 300  # images; fewer take a second or two
 LAST = "test.txt"  # written last: a task without it is not finished
 SOURCE = ".source"  # written first: which original the images are from
 _SAMPLED = 16  # images of a part that stand for its contents
@@ -50,16 +46,8 @@ def write_task(folder: Path, parts: Mapping[str, Part], lists: Mapping[str, Chos
 
     try:
         _claim(folder, _hash(parts, wanted))
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            for _ in track(
-                pool.map(one, jobs),
-                description=f"Preparing {folder.name}",
-                total=len(jobs),
-                console=Console(stderr=True),
-                transient=True,
-                disable=len(jobs) < _SHOW_PROGRESS_ABOVE,
-            ):
-                pass
+        for _ in in_threads(one, jobs, f"Preparing {folder.name}"):
+            pass
         texts = {f"{name}.txt": _lines(parts[chosen.part], chosen) for name, chosen in lists.items()}
         texts["train800val200.txt"] = texts["train800.txt"] + texts["val200.txt"]
         texts["classes.json"] = json.dumps(list(classes), ensure_ascii=False)
