@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from vpt.cli import main
-from vpt.models.delta_file import read_delta, read_header, write_delta
+from vpt.models.delta_file import read_delta, write_delta
 
 from .conftest import CONFIGS, Run, Vpt
 
@@ -69,7 +69,7 @@ def test_robustness_makes_soups_and_chooses_only_on_unseen_images(vpt: Vpt, trai
     delta = str(trained.folder / "delta.safetensors")
     answer = vpt("robustness", "soup", "--deltas", delta, delta, "--out=soup.safetensors")
     assert answer.status == 0, answer.err
-    assert read_header("soup.safetensors")["info"]["soup"]["rule"] == "uniform"
+    assert read_delta("soup.safetensors")[0]["info"]["soup"]["rule"] == "uniform"
     chosen = ["--out=soup.safetensors", "--greedy", "--data", str(CONFIGS / "demo.yaml"), "--data.train=train800"]
     assert "images were trained on" in vpt("robustness", "soup", "--deltas", delta, delta, *chosen).sentence
     header, tensors = read_delta(delta)

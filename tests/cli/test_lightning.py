@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from tests.fakes import make_folder, make_task
-from vpt.models.delta_file import read_header
+from vpt.models.delta_file import read_delta
 from vpt.tasks import PromptTuning
 
 from .conftest import CONFIGS, DEMO, QUICK, SMALL, Answer, Run, Vpt
@@ -63,7 +63,7 @@ def test_a_run_folder_is_complete_and_its_config_explicit(trained: Run) -> None:
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     assert (model["num_classes"], model["image_size"], model["normalization"]) == (10, 64, "weights")
     assert data["image_size"] == 64
-    assert read_header(trained.folder / "delta.safetensors")["class_names"] == [str(digit) for digit in range(10)]
+    assert read_delta(trained.folder / "delta.safetensors")[0]["class_names"] == [str(digit) for digit in range(10)]
 
 
 def test_test_and_validate_add_their_metrics_to_the_run_that_is_measured(vpt: Vpt, trained: Run) -> None:
@@ -86,7 +86,7 @@ def test_two_lines_of_yaml_and_a_flag_train_on_few_shots_of_your_own_images(vpt:
     assert len(run.record["data"]["subset"]["sha256"]) == 64
     config = yaml.safe_load((run.folder / "config.yaml").read_text())["data"]["init_args"]
     assert (config["shots"], config["preset"], config["root"]) == (3, "square", "pets")
-    assert read_header(run.folder / "delta.safetensors")["preset"]["name"] == "square"
+    assert read_delta(run.folder / "delta.safetensors")[0]["preset"]["name"] == "square"
     assert "shots is 5, but class 'cat' has 4" in vpt("fit", *DEMO, "-c", "data.yaml", "--data.shots=5").sentence
     assert vpt("test", *run.config, "--ckpt_path", run.checkpoint).status == 0
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from vpt.backbones import create_backbone
 from vpt.errors import ConfigError, DeltaFileError, UnknownNameError, WeightsError
 from vpt.models import TunedModel, load_classifier, save_delta
-from vpt.models.delta_file import read_header
+from vpt.models.delta_file import read_delta
 
 NANO = "vit_nano_patch8_64"
 PROMPT = {"name": "prompt", "num_tokens": 4}
@@ -143,7 +143,7 @@ def test_a_file_without_its_head_is_refused(tmp_path: Path) -> None:
     header["format"] = "vpt-delta/9"
     save_file(tensors, path, metadata={"vpt": json.dumps(header)})
     with pytest.raises(DeltaFileError, match="format 'vpt-delta/9'"):
-        read_header(path)
+        read_delta(path)[0]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_file_without_its_head_is_refused(tmp_path: Path) -> None:
 )
 def test_a_header_of_other_types_is_refused(tmp_path: Path, change: Any, sentence: str) -> None:
     path = save_delta(tmp_path / "delta.safetensors", model())
-    header = read_header(path) | change if isinstance(change, dict) else change
+    header = read_delta(path)[0] | change if isinstance(change, dict) else change
     save_file(load_file(path), path, metadata={"vpt": json.dumps(header)})
     with pytest.raises(DeltaFileError, match=sentence):
         load_classifier(path)

@@ -163,15 +163,8 @@ def _unreachable(name: str, error: Exception) -> WeightsError:
 
 def _from_file(name: str, path: Path, options: dict[str, Any]) -> nn.Module:
     """Loads strictly: only a classifier may be missing from the file, since none is kept."""
-    if not path.is_file():
-        raise WeightsError(f"No weights file {path}: give an existing file, 'pretrained' or 'random'.")
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # whatever the bytes provoke, the file is not one of weights
-        raise WeightsError(f"{path} is not a readable weights file: {_first_line(error)}") from error
-    classifier = timm.get_pretrained_cfg(name).classifier or "head"
-    first = classifier if isinstance(classifier, str) else classifier[0]
-    num_classes = state[f"{first}.weight"].shape[0] if f"{first}.weight" in state else 0
+    state, classifier = _read(path, ", 'pretrained' or 'random'"), f"{_classifier(name)}.weight"
+    num_classes = state[classifier].shape[0] if classifier in state else 0
     overlay = {"file": str(path), "num_classes": num_classes, "custom_load": False}
     try:
         model = _create(name, options | {"num_classes": num_classes, "pretrained_cfg_overlay": overlay}, True)
@@ -179,6 +172,16 @@ def _from_file(name: str, path: Path, options: dict[str, Any]) -> nn.Module:
         raise WeightsError(f"The weights in {path} do not fit {name}: {_misfit(error)}.") from error
     cast("Any", model).reset_classifier(0)
     return model
+
+
+def _read(path: Path, instead: str) -> dict[str, torch.Tensor]:
+    """A file's tensors by name; `instead` ends the sentence about a file that is not there."""
+    if not path.is_file():
+        raise WeightsError(f"No weights file {path}: give an existing file{instead}.")
+    try:
+        return cast("dict[str, torch.Tensor]", load_state_dict(str(path), weights_only=True))
+    except Exception as error:  # whatever the bytes provoke, the file is not one of weights
+        raise WeightsError(f"{path} is not a readable weights file: {_first_line(error)}") from error
 
 
 def _misfit(error: Exception) -> str:
@@ -211,7 +214,11 @@ def pretrained_head(name: str, weights: str = "pretrained") -> nn.Linear:
     if weights == "random":
         raise WeightsError("Random weights have no pretrained classifier: give 'pretrained' or a file.")
     key = _classifier(name)
-    weight, bias = _head_from_hub(name) if weights == "pretrained" else _head_from_file(Path(weights).expanduser(), key)
+    if weights == "pretrained":
+        weight, bias = _head_from_hub(name)
+    else:
+        state = _read(Path(weights).expanduser(), " or 'pretrained'")
+        weight, bias = state.get(f"{key}.weight"), state.get(f"{key}.bias")
     if weight is None or weight.ndim != 2:
         raise WeightsError(f"The weights {weights!r} of {name} have no linear classifier {key!r}: use tuned ones.")
     head = nn.Linear(weight.shape[1], weight.shape[0])
@@ -235,13 +242,3 @@ def _head_from_hub(name: str) -> tuple[torch.Tensor | None, torch.Tensor | None]
     except Exception as error:  # the hub client raises what its HTTP library does, of whatever class
         raise WeightsError(f"The hub could not be reached for {name} ({type(error).__name__}): name a file.") from error
     return getattr(layer, "weight", None), getattr(layer, "bias", None)
-
-
-def _head_from_file(path: Path, key: str) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    if not path.is_file():
-        raise WeightsError(f"No weights file {path}: give an existing file or 'pretrained'.")
-    try:
-        state = cast("dict[str, torch.Tensor]", load_state_dict(str(path)))
-    except Exception as error:  # whatever the bytes provoke, the file is not one of weights
-        raise WeightsError(f"{path} is not a readable weights file ({type(error).__name__}).") from error
-    return state.get(f"{key}.weight"), state.get(f"{key}.bias")

@@ -35,8 +35,6 @@ class Adapter(DeltaPart):
             while a random first layer lets every tensor train from the second step on.
     """
 
-    taxonomy = "addition"
-
     def __init__(
         self,
         backbone: Backbone,

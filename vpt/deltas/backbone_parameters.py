@@ -22,7 +22,6 @@ class Subset(DeltaPart):
         values: The trained copies, by timm's name with ``/`` for ``.``.
     """
 
-    taxonomy = "specification"
     role: ClassVar[str] = "all"
 
     def __init__(self, backbone: Backbone) -> None:

@@ -6,7 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,9 @@ class DeltaPart(nn.Module, ABC):
     Its parameters belong to it, never to the backbone; the constructor takes the backbone only to read sizes from it.
 
     Attributes:
-        taxonomy: Its class in Delta Tuning (Ding et al., Nature Machine Intelligence 2023): new parts, chosen
-            parameters, or parameters written in another form.
         first_block: How many blocks lie before everything that it changes; `READOUT` for all of them.
     """
 
-    taxonomy: ClassVar[Literal["addition", "specification", "reparameterisation"]]
     first_block: int = 0
 
     def __init__(self, backbone: Backbone) -> None:

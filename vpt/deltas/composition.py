@@ -31,34 +31,25 @@ _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
 }
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Says whether a value is of a type.
-
-    Args:
-        value: Anything.
-        hint: A plain type, a sequence of one, a union, or a literal, whose names are not checked here.
-    """
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a plain type, a sequence of one, a union, or a literal, whose names are checked later."""
     if get_origin(hint) in (Union, UnionType):
-        return any(fits(value, option) for option in get_args(hint))
+        return any(_fits(value, option) for option in get_args(hint))
     if get_origin(hint) is Literal:
         return isinstance(value, str)
     if get_origin(hint) is Sequence:
-        return isinstance(value, list | tuple) and all(fits(entry, get_args(hint)[0]) for entry in value)
+        return isinstance(value, list | tuple) and all(_fits(entry, get_args(hint)[0]) for entry in value)
     return isinstance(value, _PLAIN[hint][0]) and (hint is bool or not isinstance(value, bool))
 
 
-def words(hint: Any) -> str:
-    """A type in words.
-
-    Args:
-        hint: As for `fits`.
-    """
+def _words(hint: Any) -> str:
+    """Such a type in words."""
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(words(option) for option in get_args(hint))
+        return " or ".join(_words(option) for option in get_args(hint))
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if get_origin(hint) is Sequence:
-        return f"a list (each {words(get_args(hint)[0])})"
+        return f"a list (each {_words(get_args(hint)[0])})"
     return _PLAIN[hint][1]
 
 
@@ -192,11 +183,11 @@ def _build(backbone: Backbone, spec: dict[str, Any]) -> DeltaPart:
     for key in arguments:
         if key not in known:
             raise UnknownNameError(f"argument of delta {name!r}", key, known)
-    missing = [key for key in known if signature.parameters[key].default is inspect.Parameter.empty]
-    if absent := [key for key in missing if key not in arguments]:
+    needed = [key for key in known if signature.parameters[key].default is inspect.Parameter.empty]
+    if absent := [key for key in needed if key not in arguments]:
         raise ConfigError(f"Delta {name!r} needs {', '.join(absent)}.")
     hints = get_type_hints(DELTAS[name].__init__)
     for key, value in arguments.items():
-        if not fits(value, hints[key]):
-            raise ConfigError(f"{key} of delta {name!r} must be {words(hints[key])}, got {value!r}.")
+        if not _fits(value, hints[key]):
+            raise ConfigError(f"{key} of delta {name!r} must be {_words(hints[key])}, got {value!r}.")
     return DELTAS[name](backbone, **arguments)  # checked against the signature above

@@ -17,7 +17,6 @@ from vpt.errors import ConfigError
 class Linear(DeltaPart):
     """Nothing: only the model's linear head trains (linear probing)."""
 
-    taxonomy = "specification"
     first_block = READOUT
 
     def __init__(self, backbone: Backbone) -> None:
@@ -39,7 +38,6 @@ class MlpHead(DeltaPart):
     Strength α scales their change to the features.
     """
 
-    taxonomy = "specification"
     first_block = READOUT
 
     def __init__(self, backbone: Backbone, layers: int = 3) -> None:

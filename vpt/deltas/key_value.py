@@ -55,7 +55,6 @@ class ExtraKeys(DeltaPart):
         blocks: Positions of the blocks that have them.
     """
 
-    taxonomy = "addition"
     modes: tuple[str, ...] = ("key_value", "prompt")
 
     def __init__(

@@ -28,8 +28,6 @@ class Lora(MergeablePart):
         up: B of each map, (outputs, rank); zero at first, so that training starts from the backbone.
     """
 
-    taxonomy = "reparameterisation"
-
     def __init__(
         self,
         backbone: Backbone,

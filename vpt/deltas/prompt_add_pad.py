@@ -27,8 +27,6 @@ class PromptAdd(DeltaPart):
         tokens: (layers, patches, dim); where their shape changes from layer to layer, a list of such tensors.
     """
 
-    taxonomy = "addition"
-
     def __init__(self, backbone: Backbone, deep: bool = False, layers: Sequence[int] | None = None) -> None:
         """Starts at zero.
 
@@ -78,8 +76,6 @@ class PromptPad(DeltaPart):
         rows: Top and bottom, (2, 3, width, size).
         columns: Left and right between them, (2, 3, size − 2 · width, width).
     """
-
-    taxonomy = "addition"
 
     def __init__(self, backbone: Backbone, width: int = 30) -> None:
         """Starts at zero.

@@ -21,8 +21,6 @@ class SideTune(DeltaPart):
     The blend σ(a) is learned from a = 0 (section 3.2 of the paper). Strength α scales the change to the features.
     """
 
-    taxonomy = "addition"
-
     def __init__(self, backbone: Backbone, width: int = 16) -> None:
         """Draws four convolutions of stride 2 and a linear layer as PyTorch draws them.
 

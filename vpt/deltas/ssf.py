@@ -27,8 +27,6 @@ class ScaleShift(MergeablePart):
         shift: β of each layer, (channels,).
     """
 
-    taxonomy = "reparameterisation"
-
     def __init__(self, backbone: Backbone, std: float = 0.02) -> None:
         """Draws γ from N(1, std²) and β from N(0, std²), as the paper's code does.
 

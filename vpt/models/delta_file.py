@@ -62,7 +62,7 @@ def write_delta(path: str | Path, header: Mapping[str, Any], tensors: Mapping[st
 
     Args:
         path: Ends in ``.safetensors``; parent folders are made. Written beside and renamed, never half.
-        header: As `read_header` returns it.
+        header: As `read_delta` returns it.
         tensors: The trained tensors by name.
 
     Returns:
@@ -83,7 +83,9 @@ def read_delta(path: str | Path, formats: Collection[str] = (FORMAT,)) -> tuple[
         formats: Of which formats: a classifier's, unless said otherwise.
 
     Returns:
-        What `read_header` returns, and the tensors by name.
+        What the file says about itself, and its tensors by name. The former are ``format``, ``backbone`` (name,
+        weights, weights_id, fingerprint, image_size, normalization), ``specs``, ``class_names``, ``preset``, ``info``,
+        and for a segmentation model ``head``.
 
     Raises:
         DeltaFileError: The file is missing, not safetensors, not a delta file, incomplete, or of another format.
@@ -116,22 +118,6 @@ def _lacking(header: Mapping[str, Any]) -> list[str]:
     backbone = header["backbone"]
     absent = [f"backbone {key}" for key, kind in IDENTITY.items() if not isinstance(backbone.get(key), kind)]
     return absent if all(isinstance(spec, dict) for spec in header["specs"]) else [*absent, "specs"]
-
-
-def read_header(path: str | Path) -> dict[str, Any]:
-    """Reads what a classifier's delta file says about itself.
-
-    Args:
-        path: A delta file.
-
-    Returns:
-        ``format``, ``backbone`` (name, weights, weights_id, fingerprint, image_size, normalization), ``specs``,
-        ``class_names``, ``preset`` and ``info``.
-
-    Raises:
-        DeltaFileError: See `read_delta`.
-    """
-    return read_delta(path)[0]
 
 
 def load_classifier(path: str | Path, weights: str | None = None) -> TunedModel:
