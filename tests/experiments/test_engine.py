@@ -83,7 +83,7 @@ def test_a_killed_driver_resumes_to_the_same_table(
     driver = subprocess.Popen(
         [sys.executable, "-m", "vpt", *command, "cut"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    for _ in range(1200):
+    for _ in range(6000):
         if Path("cut/choose/base_lr=0.1/delta.safetensors").exists():
             break
         time.sleep(0.05)
