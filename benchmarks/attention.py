@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.records import RESULTS, Records, Row, machine, markdown
 from vpt.backbones import create_backbone
-from vpt.experiments.cost_ledger import interleaved
+from vpt.experiments.profile import interleaved
 
 SHAPES = {  # batch or windows, heads, queries, keys, channels of a head
     "ViT-Ti, 10 prompts": (8, 3, 197, 207, 64),

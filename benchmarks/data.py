@@ -28,8 +28,8 @@ from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 
 from benchmarks.records import RESULTS, Records, Row, machine, markdown
 from vpt.backbones import create_backbone
-from vpt.data import ImageDataModule, VTABDataModule, cache
-from vpt.experiments.cost_ledger import interleaved
+from vpt.data import ImageDataModule, VTABDataModule, image_cache
+from vpt.experiments.profile import interleaved
 from vpt.models import TunedModel
 
 SIZE = 224
@@ -70,7 +70,7 @@ def pipelines(make: Callable[[], ImageDataModule], folder: Path, batch: int) -> 
     cores = len(os.sched_getaffinity(0))
 
     def first() -> None:
-        cache.clear()
+        image_cache.clear()
         read(make().train_dataloader())
 
     data = make()
@@ -159,7 +159,7 @@ def measure(args: argparse.Namespace) -> Row:
         runs = pipelines(make, folder, args.batch)
         count = len(make().split("train"))
         speed = [count / seconds for seconds in interleaved(list(runs.values()), args.rounds)]
-        files, size = cache.usage()
+        files, size = image_cache.usage()
         return {
             "machine": machine("cpu"),
             "task": task,

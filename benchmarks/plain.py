@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vpt.backbones import create_backbone
-from vpt.experiments.cost_ledger import interleaved, wait
+from vpt.experiments.profile import interleaved, wait
 
 CLASSES = 100
 

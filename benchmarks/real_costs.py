@@ -19,7 +19,7 @@ import torch
 from benchmarks.real_protocol import BATCH, METHODS, SEEDS, Place, arguments, command_line
 from benchmarks.records import RESULTS, Records, Row, markdown
 from vpt.cli.commands.lightning_cli import resolve
-from vpt.experiments.cost_ledger import profile, steps_to_share
+from vpt.experiments.profile import profile, steps_to_share
 from vpt.experiments.sweep import RATE
 from vpt.experiments.trial import Trial, merged, run_trial
 from vpt.tasks.build import build

@@ -32,13 +32,13 @@ from benchmarks.records import RESULTS, Records, Row, markdown
 from vpt.atomic_write import atomic_write, write_json
 from vpt.cli.commands.lightning_cli import resolve
 from vpt.data import default_root
-from vpt.experiments.engine import serially
+from vpt.experiments.executors import serially
 from vpt.experiments.sweep import RATE, SWEEP_FILE, Plan, sweep
+from vpt.experiments.sweep_variants import SERIES_FILE
 from vpt.experiments.transfer import Mode, transfer
 from vpt.experiments.trial import ANSWERS_FILE
-from vpt.experiments.variants import SERIES_FILE
-from vpt.models.identity import without_places
-from vpt.robustness.evaluation import records
+from vpt.models.provenance import without_places
+from vpt.robustness.evaluation import logit_records
 from vpt.run_record import RUN_FILE
 
 BACKBONE = "vit_tiny_patch16_224"
@@ -141,13 +141,13 @@ def run_cell(place: Place, task: str, method: str) -> None:
         run = without_places(json.loads(record.read_text()))
         place.runs.put({"task": task, "method": method, "seed": seed, "run": run})
         if seed == place.seeds[0] and (logits := record.with_name(ANSWERS_FILE)).stat().st_size < 100_000:
-            _keep_logits(place, task, method, records.read(logits))
+            _keep_logits(place, task, method, logit_records.read(logits))
     found = json.loads((folder / SWEEP_FILE).read_text())
     kept = ("chosen", "val", "tests", "tried", "seconds", "images")
     place.cells.put({"task": task, "method": method, **{name: found[name] for name in kept}})
 
 
-def _keep_logits(place: Place, task: str, method: str, record: records.Record) -> None:
+def _keep_logits(place: Place, task: str, method: str, record: logit_records.Record) -> None:
     answers = pa.table(
         {
             "task": [task] * len(record.index),
@@ -176,7 +176,7 @@ def unpack(place: Place, folder: Path) -> None:
         if own and seed == SEEDS[0]:
             index, label = (np.array([each[name] for each in own], np.int64) for name in ("index", "label"))
             logits = np.array([each["logits"] for each in own], np.float32)
-            records.write(run / ANSWERS_FILE, records.Record(index, label, logits, {"set": "test"}, True))
+            logit_records.write(run / ANSWERS_FILE, logit_records.Record(index, label, logits, {"set": "test"}, True))
 
 
 def run_transfer(place: Place, mode: Mode) -> None:

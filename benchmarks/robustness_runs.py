@@ -20,16 +20,16 @@ from vpt.backbones import create_backbone
 from vpt.data import ImageDataModule, ImageList, ShapeTextureDataModule
 from vpt.data.catalog.cards import find_card
 from vpt.data.catalog.classes import Groups, imagenet_names
-from vpt.data.datasets.imagenet_readers import read_test_set
-from vpt.data.datasets.published import hold_out
+from vpt.data.datasets.imagenet_variants import read_test_set
+from vpt.data.datasets.published_files import hold_out
 from vpt.data.splits import Split, listed_split, no_split
 from vpt.data.transforms import get_preset
 from vpt.experiments.trial import Trial, run_trial
 from vpt.metrics.class_masks import group_mean
 from vpt.metrics.summary import summary
 from vpt.robustness import Record, run
-from vpt.robustness.evaluation import records
-from vpt.robustness.interpolation.anchor_heads import own_head, write_head
+from vpt.robustness.evaluation import logit_records
+from vpt.robustness.interpolation.zero_shot_heads import own_head, write_head
 from vpt.run_record import DELTA_FILE
 from vpt.tasks.build import build_data
 
@@ -171,7 +171,7 @@ def measure(
     result = run(delta, data, alphas, out, anchor, images, severities, batch_size=16, weights=weights, bf16=bf16)
     rows: list[Row] = []
     for row in result.rows:
-        for title, logits, labels in scored(row.set, records.read(out / "records" / str(row.record))):
+        for title, logits, labels in scored(row.set, logit_records.read(out / "records" / str(row.record))):
             found = summary(logits, labels)
             numbers = {key: round(cast("float", found[key]), 6) for key in SCORES}
             where = {"set": title, "kind": row.kind, "severity": row.severity, "alpha": row.alpha, "n": len(labels)}

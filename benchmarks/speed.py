@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks.plain import CLASSES, Bare, Concatenated, matmul_ceiling, vit_flops
 from benchmarks.records import RESULTS, Records, Row, machine, markdown
 from vpt.backbones import create_backbone
-from vpt.experiments.cost_ledger import counted_flops, forward_pass, interleaved, step_memory, training_step
+from vpt.experiments.profile import counted_flops, forward_pass, interleaved, step_memory, training_step
 from vpt.models import TunedModel, save_delta
 from vpt.models.feature_cache import FeatureCache
 from vpt.models.prompt_bank import PromptBank

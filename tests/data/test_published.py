@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpt.data.datasets.published import hold_out, image_list
+from vpt.data.datasets.published_files import hold_out, image_list
 from vpt.data.images import ImageList
 
 

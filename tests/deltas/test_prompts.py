@@ -83,7 +83,7 @@ def test_key_value_dropout_zeroes_channels_of_keys_and_values_per_image(monkeypa
         shapes.append(tuple(x.shape))
         return x
 
-    monkeypatch.setattr("vpt.deltas.key_value.drop", record)
+    monkeypatch.setattr("vpt.deltas.extra_key_values.drop", record)
     backbone(images())
     assert shapes == [(3, 2, 5, 12)] * 6  # keys and values of three layers
 

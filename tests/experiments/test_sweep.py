@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from vpt.errors import ConfigError, VPTError
-from vpt.experiments.engine import serially
+from vpt.experiments.executors import serially
 from vpt.experiments.sweep import SEEDS, Plan, read_plan, rungs, sweep, sweeps
+from vpt.experiments.sweep_variants import by_backbone, by_shots, combinations, few_shot_plan, sweep_variants
 from vpt.experiments.trial import Config, Failure, Record, Trial, finished
-from vpt.experiments.variants import by_backbone, by_shots, combinations, few_shot_plan, sweep_variants
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "sweep"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vpt.errors import ConfigError
-from vpt.experiments.engine import serially
+from vpt.experiments.executors import serially
 from vpt.experiments.pretrain import compare, pretrain
 from vpt.experiments.sweep import Plan
 from vpt.experiments.transfer import transfer

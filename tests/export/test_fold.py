@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.export.models import tuned
-from vpt.deltas.key_value import FixedKeys
+from vpt.deltas.extra_key_values import FixedKeys
 from vpt.export import fold
 
 VIT, SWIN = "vit_nano_patch8_64", "swin_nano_patch4_window8_64"

@@ -27,7 +27,7 @@ from vpt.reports.page import document
 from vpt.reports.robustness_report import tables
 from vpt.reports.robustness_values import effective_rows, model_names, report
 from vpt.robustness import RobustnessResult, Row, run
-from vpt.robustness.evaluation import records
+from vpt.robustness.evaluation import logit_records
 from vpt.robustness.interpolation.alpha_curve import accuracy_curve
 
 NAMES = ("gate", "head", "half")
@@ -142,7 +142,9 @@ def test_cells_are_the_numbers_of_the_json(values: dict[str, Any]) -> None:
 
 def test_rows_are_scores_of_records(root: Path, values: dict[str, Any]) -> None:
     assert len(values["rows"]) == 3 * 7 * 3  # val, clean, art and four corrupted sets
-    record, val = (records.read(root / "gate" / "records" / f"{name}-alpha-0.5.parquet") for name in ("art", "val"))
+    record, val = (
+        logit_records.read(root / "gate" / "records" / f"{name}-alpha-0.5.parquet") for name in ("art", "val")
+    )
     row = next(r for r in values["rows"] if (r["model"], r["set"], r["alpha"]) == ("gate", "art", 0.5))
     expected = summary(record.logits, record.label, temperature(val.logits, val.label))
     assert {key: row[key] for key in expected} == expected
@@ -168,7 +170,7 @@ def test_the_oracle_is_best_and_no_validation_line_has_one(values: dict[str, Any
 
 
 def test_models_are_compared_on_the_same_images(root: Path, values: dict[str, Any]) -> None:
-    one, two = (records.read(root / name / "records" / "clean-alpha-1.0.parquet") for name in ("gate", "head"))
+    one, two = (logit_records.read(root / name / "records" / "clean-alpha-1.0.parquet") for name in ("gate", "head"))
     found = {(row["first"], row["second"], row["set"], row["alpha"]): row for row in values["differences"]}
     assert len(found) == 3 * 2 * 2  # pairs, sets, α
     row, expected = (
@@ -182,7 +184,7 @@ def test_a_head_has_an_exact_curve_unless_its_records_are_reduced(
     root: Path, written: Path, values: dict[str, Any]
 ) -> None:
     assert {(curve["model"], curve["set"]) for curve in values["curves"]} == {("head", "clean"), ("head", "art")}
-    start, end = (records.read(root / "head" / "records" / f"art-alpha-{alpha}.parquet") for alpha in (0.0, 1.0))
+    start, end = (logit_records.read(root / "head" / "records" / f"art-alpha-{alpha}.parquet") for alpha in (0.0, 1.0))
     exact = accuracy_curve(start.logits, end.logits, end.label)
     curve = next(curve for curve in values["curves"] if curve["set"] == "art")
     assert curve["top1"] == exact.accuracy(curve["alpha"]).tolist()
@@ -204,8 +206,8 @@ def test_other_numbers_of_images_are_marked_and_not_compared(root: Path) -> None
 def test_other_labels_are_not_compared(root: Path, tmp_path: Path) -> None:
     other = copied(root / "gate", tmp_path / "other")
     for path in (other / "records").glob("clean-alpha-1.0.parquet"):
-        record = records.read(path)
-        records.write(path, replace(record, label=record.label[::-1]))
+        record = logit_records.read(path)
+        logit_records.write(path, replace(record, label=record.label[::-1]))
     (refused,) = report([root / "gate", other])["not_compared"]
     assert "on clean: The records of sets 'clean' (10 images) and 'clean' (10 images) hold different labels" in refused
 
@@ -237,15 +239,15 @@ def copied(folder: Path, out: Path) -> Path:
 def test_missing_unfinished_and_strange_records_are_refused(root: Path, tmp_path: Path) -> None:
     folder = copied(root / "gate", tmp_path / "copy")
     path = folder / "records" / "art-alpha-0.5.parquet"
-    record = records.read(path)
+    record = logit_records.read(path)
     path.unlink()
     with pytest.raises(DataError, match=r"lacks records/art-alpha-0\.5\.parquet"):
         report([folder])
     part = {key: getattr(record, key)[:2] for key in ("index", "label", "logits")}
-    records.write(path, replace(record, **part, complete=False))
+    logit_records.write(path, replace(record, **part, complete=False))
     with pytest.raises(DataError, match="unfinished, 2 of 5 images"):
         report([folder])
-    records.write(path, replace(record, protocol={**record.protocol, "delta": {"sha256": "0" * 64, "specs": []}}))
+    logit_records.write(path, replace(record, protocol={**record.protocol, "delta": {"sha256": "0" * 64, "specs": []}}))
     with pytest.raises(DataError, match="belongs to another evaluation"):
         report([folder])
 
@@ -265,7 +267,7 @@ def test_a_mask_counts_in_every_score(root: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"alphas": (0.0, 1.0), "severities": (), "anchor": root / "1.safetensors"}
     run(root / "2.safetensors", masked, out=tmp_path / "masked", **options)
     values = report([tmp_path / "masked"])
-    record = records.read(tmp_path / "masked" / "records" / "art-alpha-1.0.parquet")
+    record = logit_records.read(tmp_path / "masked" / "records" / "art-alpha-1.0.parquet")
     merged = np.stack([record.logits[:, [0, 2]].max(axis=1), record.logits[:, 1]], axis=1)
     row = next(row for row in values["rows"] if (row["set"], row["alpha"]) == ("art", 1.0))
     assert row["top1"] == record.accuracy
@@ -289,7 +291,9 @@ def test_effective_robustness_compares_with_the_matched_classes(tmp_path: Path) 
     ):
         rows.append(Row(name, kind, None, 10, 1.0, top1, 0.0, 1.0, top1, f"{name}.parquet"))
         own = protocol | {"set": name, "alpha": 1.0, "groups": groups}
-        records.write(tmp_path / "records" / f"{name}.parquet", records.Record(np.arange(10), label, logits, own, True))
+        logit_records.write(
+            tmp_path / "records" / f"{name}.parquet", logit_records.Record(np.arange(10), label, logits, own, True)
+        )
     result = RobustnessResult(rows, protocol, tmp_path)
     sketch, renditions = effective_rows("clip", result)
     assert (sketch["reference"], sketch["reference_accuracy"], sketch["accuracy"]) == ("imagenet_val", 0.7, 0.42)

@@ -10,7 +10,7 @@ import pytest
 
 from vpt.data.catalog.cards import card_names, load_card
 from vpt.errors import ConfigError
-from vpt.experiments.engine import serially
+from vpt.experiments.executors import serially
 from vpt.experiments.trial import Config, Trial
 from vpt.reports.run_report import TITLE, csv, latex, notes, tables
 from vpt.reports.run_values import GROUPS, report

@@ -16,7 +16,7 @@ from vpt.errors import ConfigError
 from vpt.models import TunedModel, load_classifier
 from vpt.robustness import RobustnessResult, run
 from vpt.robustness.evaluation.evaluation_loop import table
-from vpt.robustness.evaluation.records import read
+from vpt.robustness.evaluation.logit_records import read
 
 ALPHAS = (0.0, 0.5, 1.0)
 TWO = ("gaussian_noise", "jpeg_compression")  # they show all that five would, in less time

@@ -11,7 +11,7 @@ from tests.robustness.fakes import PROMPTS, task, write_delta
 from vpt.errors import ConfigError, DataError
 from vpt.models import TunedModel
 from vpt.robustness import RobustnessResult, run
-from vpt.robustness.evaluation.records import read
+from vpt.robustness.evaluation.logit_records import read
 from vpt.robustness.interpolation.alpha_curve import ENSEMBLE, curves, table
 
 ALPHAS = (0.0, 0.3, 1.0)

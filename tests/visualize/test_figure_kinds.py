@@ -24,8 +24,8 @@ from vpt.visualize import Scene, draw, write_gallery
 from vpt.visualize.attention_map_figures import nearest_figure, nearest_patches, percent
 from vpt.visualize.attention_maps import attention_maps
 from vpt.visualize.figure_kinds import KINDS
+from vpt.visualize.figure_panels import chosen
 from vpt.visualize.layer_features import features_figure, layer_features, neighbour_accuracy, plane
-from vpt.visualize.panels import chosen
 from vpt.visualize.prompt_attention import measure_attention
 from vpt.visualize.scene import sample_crowd
 

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-from vpt.data.cache import Images, decoded
 from vpt.data.catalog.cards import Card
+from vpt.data.datamodule import Batch, ImageDataModule, ImageDataset
+from vpt.data.image_cache import Images, decoded
 from vpt.data.images import ImageList
-from vpt.data.module import Batch, ImageDataModule, ImageDataset
 from vpt.data.splits import Split
 from vpt.data.transforms import Preset
 from vpt.errors import ConfigError, DataError
@@ -227,7 +227,7 @@ def decoded_masks(
         uint8 (image_size, image_size) each.
 
     Raises:
-        DataError: What `MaskList.decode` and `vpt.data.cache.decoded` raise.
+        DataError: What `MaskList.decode` and `vpt.data.image_cache.decoded` raise.
     """
     nearest = replace(preset, name=f"{preset.name}-nearest", interpolation="nearest")
     return _OneChannel(decoded(masks, nearest, image_size, positions))

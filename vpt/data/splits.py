@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vpt.data.cache import Images, decoded
+from vpt.data.image_cache import Images, decoded
 from vpt.data.images import ImageSource
 from vpt.data.subsets import part_fingerprint
 from vpt.data.transforms import Preset

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
 from vpt.deltas.adapter import Adapter
-from vpt.deltas.backbone_parameters import Bias, Full, Norm, Partial
 from vpt.deltas.base import DeltaPart
 from vpt.deltas.head import Linear, MlpHead
 from vpt.deltas.lora import Lora
+from vpt.deltas.partial_tuning import Bias, Full, Norm, Partial
 from vpt.deltas.prefix import Prefix
 from vpt.deltas.prompt import Prompt
 from vpt.deltas.prompt_add_pad import PromptAdd, PromptPad

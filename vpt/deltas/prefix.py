@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import chosen_blocks, named_stack, numbers_by_layer, pick, stack
-from vpt.deltas.key_value import DropoutMode, ExtraKeys
+from vpt.deltas.extra_key_values import DropoutMode, ExtraKeys
 from vpt.errors import ConfigError
 
 

@@ -20,7 +20,7 @@ from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.windows import merge_tokens, patch_mergings, pool_with, rest_of_block, window_answers
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import chosen_blocks, named_stack, numbers_by_layer, pick, stack
-from vpt.deltas.key_value import DropoutMode, Edited, ExtraKeys, KeyEdit, per_row
+from vpt.deltas.extra_key_values import DropoutMode, Edited, ExtraKeys, KeyEdit, per_row
 from vpt.errors import ConfigError
 
 

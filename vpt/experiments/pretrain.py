@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DivergedError
-from vpt.experiments.engine import Engine
+from vpt.experiments.executors import Engine
 from vpt.experiments.sweep import Outcome, Plan
+from vpt.experiments.sweep_variants import sweep_variants
 from vpt.experiments.trial import Config, merged
-from vpt.experiments.variants import sweep_variants
 from vpt.models.delta_file import save_delta
 from vpt.tasks.base import Batch
 from vpt.tasks.build import build, build_data

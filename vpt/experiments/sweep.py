@@ -20,7 +20,7 @@ import yaml
 
 from vpt.atomic_write import write_json
 from vpt.errors import ConfigError, VPTError
-from vpt.experiments.engine import Engine
+from vpt.experiments.executors import Engine
 from vpt.experiments.trial import Config, Failure, Record, Trial, merged, val_accuracy
 from vpt.run_record import images_read
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from vpt.atomic_write import write_json
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
-from vpt.experiments.engine import Engine
+from vpt.experiments.executors import Engine
 from vpt.experiments.trial import Config, Failure, Record, Trial, merged
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import load_classifier

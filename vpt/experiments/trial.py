@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vpt.atomic_write import write_json, write_text
 from vpt.errors import ConfigError
-from vpt.robustness.evaluation import records
+from vpt.robustness.evaluation import logit_records
 from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE, read_record
 from vpt.tasks import DeltaWriter, RunRecord
 from vpt.tasks.build import build
@@ -199,7 +199,7 @@ def _trainer(config: Config, folder: Path, stop: int | None) -> L.Trainer:
 
 
 class AnswerWriter(L.Callback):
-    """Writes the logits of all test images as a record of `vpt.robustness.evaluation.records`; in one process only."""
+    """Writes the logits of all test images as a record (`logit_records`); in one process only."""
 
     def __init__(self, folder: Path) -> None:
         """Starts empty.
@@ -232,8 +232,8 @@ class AnswerWriter(L.Callback):
         if not self._rows:
             return
         index, label, logits = (torch.cat(column).numpy() for column in zip(*self._rows, strict=True))
-        record = records.Record(index.astype(np.int64), label.astype(np.int64), logits, {"set": "test"}, True)
-        records.write(self._folder / ANSWERS_FILE, record)
+        record = logit_records.Record(index.astype(np.int64), label.astype(np.int64), logits, {"set": "test"}, True)
+        logit_records.write(self._folder / ANSWERS_FILE, record)
 
 
 class _Pause(L.Callback):

@@ -8,10 +8,10 @@ from typing import cast
 import torch
 from torch import nn
 
-from vpt.deltas.backbone_parameters import Subset
 from vpt.deltas.base import DeltaPart, MergeablePart
 from vpt.deltas.composition import Delta
-from vpt.deltas.key_value import ExtraKeys, FixedKeys
+from vpt.deltas.extra_key_values import ExtraKeys, FixedKeys
+from vpt.deltas.partial_tuning import Subset
 from vpt.models.classifier import TunedModel
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from vpt.errors import ExportError
 from vpt.export.fold import fold
 from vpt.models.classifier import TunedModel
-from vpt.models.identity import about
+from vpt.models.provenance import about
 from vpt.version import __version__
 
 TOLERANCE = 1e-4

@@ -16,7 +16,7 @@ from vpt.atomic_write import atomic_write
 from vpt.backbones.factory import Backbone, create_backbone
 from vpt.errors import ConfigError, DeltaFileError
 from vpt.models.classifier import AdaptedModel, TunedModel
-from vpt.models.identity import IDENTITY, identity
+from vpt.models.provenance import IDENTITY, identity
 from vpt.models.segmenter import DenseModel
 
 Model = TypeVar("Model", bound=AdaptedModel)

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.factory import Backbone
 from vpt.deltas.composition import Delta
-from vpt.deltas.key_value import Edited, ExtraKeys, FixedKeys
+from vpt.deltas.extra_key_values import Edited, ExtraKeys, FixedKeys
 from vpt.errors import ConfigError, DeltaFileError, UnknownNameError
 from vpt.models.delta_file import linear_head, read_delta, recorded_backbone
 

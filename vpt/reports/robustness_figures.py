@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from vpt.metrics.effective_robustness import logit
 from vpt.reports.style import NEUTRAL, short, style
-from vpt.robustness.evaluation.result import FIXED_ALPHA
-from vpt.robustness.evaluation.test_sets import CLEAN, SHIFT, VAL
+from vpt.robustness.evaluation.evaluation_result import FIXED_ALPHA
+from vpt.robustness.evaluation.evaluation_sets import CLEAN, SHIFT, VAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

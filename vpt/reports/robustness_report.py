@@ -8,7 +8,7 @@ from typing import Any
 from vpt.reports.page import Report
 from vpt.reports.robustness_figures import CAPTIONS, figures
 from vpt.reports.tables import Table, percent
-from vpt.robustness.evaluation.result import shown_alphas
+from vpt.robustness.evaluation.evaluation_result import shown_alphas
 from vpt.robustness.interpolation.alpha_curve import METHODS
 
 Values = dict[str, Any]

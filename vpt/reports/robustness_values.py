@@ -21,9 +21,9 @@ from vpt.metrics.class_masks import matched, positions
 from vpt.metrics.effective_robustness import BASELINES, FIT_FROM, effective_robustness
 from vpt.metrics.logits import predictions
 from vpt.metrics.summary import summary
-from vpt.robustness.evaluation.records import Record
-from vpt.robustness.evaluation.result import FIXED_ALPHA, RobustnessResult, Row
-from vpt.robustness.evaluation.test_sets import CLEAN, SHIFT, VAL
+from vpt.robustness.evaluation.evaluation_result import FIXED_ALPHA, RobustnessResult, Row
+from vpt.robustness.evaluation.evaluation_sets import CLEAN, SHIFT, VAL
+from vpt.robustness.evaluation.logit_records import Record
 from vpt.robustness.interpolation.alpha_curve import accuracy_curve
 
 FORMAT = "vpt-report/1"

@@ -12,12 +12,12 @@ import numpy as np
 from scipy.special import softmax
 
 from vpt.data.catalog.cards import load_card
-from vpt.experiments.cost_ledger import scalars
+from vpt.experiments.profile import scalars
 from vpt.experiments.trial import ANSWERS_FILE
 from vpt.metrics.accuracy import wilson
-from vpt.reports.run_rows import Cell, Row, cells, read_runs
-from vpt.robustness.evaluation import records
-from vpt.robustness.evaluation.records import Record
+from vpt.reports.read_runs import Cell, Row, cells, read_runs
+from vpt.robustness.evaluation import logit_records
+from vpt.robustness.evaluation.logit_records import Record
 
 Values = dict[str, Any]
 GROUPS = {"natural": 7, "specialized": 4, "structured": 8}
@@ -154,7 +154,7 @@ def _same_images(one: Cell, other: Cell) -> tuple[int | None, Record, Record] | 
             continue
         if row.record["data"]["lists"]["test"] != rival.record["data"]["lists"]["test"]:
             continue
-        first, second = (records.read(file) for file in files)
+        first, second = (logit_records.read(file) for file in files)
         if first.same_images(second):
             return row.seed, first, second
     return None

@@ -18,7 +18,7 @@ from vpt.errors import ConfigError, DivergedError, UnknownNameError
 from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill, start_from
 from vpt.models.feature_cache import FeatureCache
-from vpt.models.identity import identity
+from vpt.models.provenance import identity
 from vpt.tasks.optimizers import scheduled_optimizer
 
 Batch = dict[str, Tensor]

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from vpt.atomic_write import atomic_write, write_json
 from vpt.models.delta_file import save_delta
-from vpt.models.identity import identity
+from vpt.models.provenance import identity
 from vpt.run_record import CONFIG_FILE, DELTA_FILE, INIT_FILE, LAST_CHECKPOINT, RUN_FILE
 from vpt.tasks.base import TuningTask
 from vpt.version import __version__

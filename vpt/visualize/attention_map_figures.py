@@ -11,7 +11,7 @@ from torch import Tensor
 from vpt.errors import ConfigError
 from vpt.reports.style import ACCENT, SEQUENTIAL, short
 from vpt.visualize.attention_maps import AttentionMaps, LayerMaps
-from vpt.visualize.panels import UNTUNED_TUNED, Array, bare, chosen, colour_bar, draw_pairs, panels, show
+from vpt.visualize.figure_panels import UNTUNED_TUNED, Array, bare, chosen, colour_bar, draw_pairs, panels, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

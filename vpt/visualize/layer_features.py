@@ -14,7 +14,7 @@ from vpt.errors import ConfigError
 from vpt.models import TunedModel
 from vpt.reports.style import short
 from vpt.visualize.attention_maps import evaluating
-from vpt.visualize.panels import Array, chosen, panels
+from vpt.visualize.figure_panels import Array, chosen, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from vpt.errors import ConfigError
 from vpt.models import TunedModel
 from vpt.reports.style import ACCENT, NEUTRAL, short, style
 from vpt.visualize.attention_maps import evaluating, strength
-from vpt.visualize.panels import UNTUNED_TUNED, WITHOUT_WITH, Array, Grid, draw_pairs, head
+from vpt.visualize.figure_panels import UNTUNED_TUNED, WITHOUT_WITH, Array, Grid, draw_pairs, head
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from vpt.errors import ConfigError
 from vpt.models.segmenter import DenseModel
 from vpt.reports.style import NEUTRAL, short
 from vpt.visualize.attention_maps import evaluating
-from vpt.visualize.panels import bare, panels
+from vpt.visualize.figure_panels import bare, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

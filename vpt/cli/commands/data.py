@@ -52,7 +52,7 @@ def _parser() -> Parser:
 
 
 def _root(options: Namespace) -> Path:
-    from vpt.data.datasets.published import data_root
+    from vpt.data.datasets.published_files import data_root
 
     return data_root(options.root)
 
@@ -165,7 +165,7 @@ def _prepare(options: Namespace) -> None:
 
 
 def _cache(options: Namespace) -> None:
-    from vpt.data.cache import cache_folder, clear, usage
+    from vpt.data.image_cache import cache_folder, clear, usage
 
     files, size = clear() if options.clear else usage()
     what = f"{files:,} file{'' if files == 1 else 's'}, {size / 1e6:,.1f} MB"

@@ -12,7 +12,7 @@ from vpt.cli.arguments import Parser, data_section
 from vpt.errors import ConfigError
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
-    from vpt.experiments.engine import Engine
+    from vpt.experiments.executors import Engine
     from vpt.experiments.sweep import Outcome, Plan
 
 _FIT = "All other arguments are those of vpt fit: -c CONFIG, --data.root FOLDER, --model.base_lr 0.1, ..."
@@ -55,7 +55,7 @@ def _check_folder(options: Namespace) -> None:
 
 
 def _engine(options: Namespace) -> Engine:
-    from vpt.experiments.engine import RayEngine, serially
+    from vpt.experiments.executors import RayEngine, serially
 
     if options.serial:
         return serially
@@ -85,14 +85,14 @@ def _sweep(options: Namespace, rest: list[str]) -> None:
 
 
 def _fewshot(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.variants import by_shots, few_shot_plan, sweep_variants
+    from vpt.experiments.sweep_variants import by_shots, few_shot_plan, sweep_variants
 
     variants, plan = by_shots(_config(rest), options.shots), few_shot_plan(_plan(options))
     _show(sweep_variants(variants, plan, options.out, _engine(options)), options.out)
 
 
 def _combine(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.variants import combinations, sweep_variants
+    from vpt.experiments.sweep_variants import combinations, sweep_variants
 
     config = _config(rest)
     variants = combinations(config, _deltas(options.deltas or config["model"]["init_args"].get("deltas")))
@@ -111,7 +111,7 @@ def _deltas(given: Any) -> list[dict[str, Any]]:
 
 
 def _scale(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.variants import by_backbone, sweep_variants
+    from vpt.experiments.sweep_variants import by_backbone, sweep_variants
 
     files = dict(pair.partition("=")[::2] for pair in options.weights_of)
     variants = by_backbone(_config(rest), options.backbones, files)

@@ -27,7 +27,7 @@ def run(args: list[str]) -> None:
     if options.run is None and not rest:
         raise ConfigError("vpt profile needs a config, e.g. -c configs/demo.yaml, or --run RUN.")
 
-    from vpt.experiments.cost_ledger import profile, steps_to_share
+    from vpt.experiments.profile import profile, steps_to_share
 
     values = asdict(profile(_model(rest, options.classes), options.batch, options.rounds)) if rest else {}
     if options.run is not None:

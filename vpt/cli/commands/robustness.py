@@ -55,7 +55,7 @@ def _head(options: Namespace, overrides: list[str]) -> None:
     import json
 
     from vpt.backbones import create_backbone, input_size
-    from vpt.robustness.interpolation.anchor_heads import (
+    from vpt.robustness.interpolation.zero_shot_heads import (
         TEMPLATES,
         clip_text,
         own_head,

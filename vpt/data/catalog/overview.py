@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from vpt.data.catalog.cards import Card, card_names, find_card, load_card
+from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.fgvc import FGVCDataModule
 from vpt.data.datasets.imagenet import ImageNetDataModule
-from vpt.data.datasets.imagenet_readers import expand, present_sets
-from vpt.data.datasets.imagenet_readers import home as imagenet_home
+from vpt.data.datasets.imagenet_variants import expand, present_sets
+from vpt.data.datasets.imagenet_variants import home as imagenet_home
 from vpt.data.datasets.pets import PetTrimapsDataModule
 from vpt.data.datasets.shape_texture import ShapeTextureDataModule
 from vpt.data.datasets.vtab import VTABDataModule
 from vpt.data.images import ImageList
-from vpt.data.module import ImageDataModule
 from vpt.errors import DataError, VPTError
 
 _VTAB_LISTS = ("train800val200", "train800")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vpt.data.catalog.cards import load_card
-from vpt.data.module import ImageDataModule
+from vpt.data.datamodule import ImageDataModule
 from vpt.data.splits import Split, chosen_splits, generated_split
 from vpt.data.transforms import Preset, get_preset
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from vpt.data.catalog.cards import Card, find_card
-from vpt.data.datasets.published import check_count, find_folder, hold_out, image_list, read_mat, read_text
+from vpt.data.datamodule import ImageDataModule
+from vpt.data.datasets.published_files import check_count, find_folder, hold_out, image_list, read_mat, read_text
 from vpt.data.images import ImageList
-from vpt.data.module import ImageDataModule
 from vpt.data.splits import chosen_splits, listed_split
 from vpt.data.transforms import get_preset
 from vpt.errors import DataError, UnknownNameError
@@ -192,7 +192,7 @@ class FGVCDataModule(ImageDataModule):
 
     The test images are the authors'. Training and validation images come, in this order, from the reference's
     train.json, val.json and test.json if they lie in the folder, from the authors' own validation list (Flowers), or
-    from :func:`vpt.data.datasets.published.hold_out`, which keeps one in ten of the official training images.
+    from :func:`vpt.data.datasets.published_files.hold_out`, which keeps one in ten of the official training images.
 
     Attributes:
         split_source: ``"json"``, ``"authors"`` or ``"held out"``.

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.torchvision_datasets import TorchvisionList, torchvision_lists
 from vpt.data.images import ImageList, first_repeated
-from vpt.data.module import ImageDataModule
 from vpt.data.splits import listed_split
 from vpt.data.subsets import hold_out
 from vpt.data.transforms import get_preset

@@ -8,9 +8,9 @@ from typing import Any
 
 from vpt.data.catalog.cards import Card, find_card
 from vpt.data.catalog.classes import Groups, ids_sha256, imagenet_names, imagenet_wnids
-from vpt.data.datasets.imagenet_readers import class_images, expand, home, parse, read_test_set
-from vpt.data.datasets.published import check_count, hold_out
-from vpt.data.module import ImageDataModule
+from vpt.data.datamodule import ImageDataModule
+from vpt.data.datasets.imagenet_variants import class_images, expand, home, parse, read_test_set
+from vpt.data.datasets.published_files import check_count, hold_out
 from vpt.data.splits import Split, listed_split, no_split
 from vpt.data.transforms import Preset, get_preset
 from vpt.errors import ConfigError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vpt.data.catalog.cards import find_card
-from vpt.data.datasets.published import check_count, find_folder, image_list, read_text
+from vpt.data.datasets.published_files import check_count, find_folder, image_list, read_text
 from vpt.data.images import ImageList
 from vpt.data.masks import IGNORED, MaskDataModule, MaskList, MaskSplit, decoded_masks
 from vpt.data.splits import listed_split

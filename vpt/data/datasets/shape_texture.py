@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from vpt.data.catalog.cards import find_card
 from vpt.data.catalog.classes import Groups
-from vpt.data.datasets.published import check_count, find_folder, image_list
-from vpt.data.module import ImageDataModule
+from vpt.data.datamodule import ImageDataModule
+from vpt.data.datasets.published_files import check_count, find_folder, image_list
 from vpt.data.splits import listed_split, no_split
 from vpt.data.transforms import get_preset
 from vpt.errors import DataError

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vpt.data.catalog.cards import load_card
+from vpt.data.datamodule import ImageDataModule
 from vpt.data.masks import MaskDataModule, MaskSplit
-from vpt.data.module import ImageDataModule
 from vpt.data.splits import Split, chosen_splits, generated_split
 from vpt.errors import UnknownNameError
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vpt.data.cache import cache_folder
+from vpt.data.image_cache import cache_folder
 from vpt.data.images import to_rgb
 from vpt.data.subsets import part_fingerprint
 from vpt.errors import ConfigError, DataError, UnknownNameError

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vpt.data.catalog.cards import Card, load_card
-from vpt.data.datasets.published import data_root
+from vpt.data.datamodule import ImageDataModule
+from vpt.data.datasets.published_files import data_root
 from vpt.data.images import ImageList, read_list
-from vpt.data.module import ImageDataModule
 from vpt.data.splits import listed_split
 from vpt.data.transforms import get_preset
 from vpt.errors import DataError

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpt.data.catalog.cards import Card
-from vpt.data.datasets.published import damaged, read_mat
+from vpt.data.datasets.published_files import damaged, read_mat
 from vpt.data.prepare.originals import Part, home, pixels
 from vpt.errors import DataError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vpt.data.catalog.cards import Card
-from vpt.data.datasets.published import damaged
+from vpt.data.datasets.published_files import damaged
 from vpt.data.prepare.originals import Part, files, home, text
 from vpt.errors import DataError
 

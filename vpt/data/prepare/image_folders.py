@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vpt.data.catalog.cards import Card
 from vpt.data.datasets import fgvc, pets
-from vpt.data.datasets.published import damaged
+from vpt.data.datasets.published_files import damaged
 from vpt.data.images import decode_rgb
 from vpt.data.prepare.originals import MissingOriginalError, Part, files, home, listed_files, text
 from vpt.data.prepare.vtab_splits import order

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpt.data.catalog.cards import Card
-from vpt.data.datasets.published import read_text
+from vpt.data.datasets.published_files import read_text
 from vpt.data.images import ImageList
 from vpt.errors import DataError
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from vpt.data.catalog.cards import Card
-from vpt.data.datasets.published import damaged
+from vpt.data.datasets.published_files import damaged
 from vpt.data.prepare.originals import MissingOriginalError, Part, home
 
 Value = int | bytes

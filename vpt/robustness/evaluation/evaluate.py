@@ -18,10 +18,10 @@ from vpt.data.corruptions import BASIC, PARAMETERS
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
 from vpt.models.delta_file import unfilled
-from vpt.models.identity import identity
+from vpt.models.provenance import identity
 from vpt.robustness.evaluation.evaluation_loop import Pair, evaluate, table
-from vpt.robustness.evaluation.result import RobustnessResult, Row, between, score, why_val_cannot_choose
-from vpt.robustness.evaluation.test_sets import VAL, EvaluationSet, evaluation_sets, subset
+from vpt.robustness.evaluation.evaluation_result import RobustnessResult, Row, between, score, why_val_cannot_choose
+from vpt.robustness.evaluation.evaluation_sets import VAL, EvaluationSet, evaluation_sets, subset
 from vpt.robustness.interpolation.wise_ft import Way, sweep
 from vpt.version import __version__
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vpt.data import ImageDataset
-from vpt.robustness.evaluation import records
-from vpt.robustness.evaluation.records import Record
-from vpt.robustness.evaluation.test_sets import EvaluationSet
+from vpt.robustness.evaluation import logit_records
+from vpt.robustness.evaluation.evaluation_sets import EvaluationSet
+from vpt.robustness.evaluation.logit_records import Record
 from vpt.robustness.interpolation.wise_ft import Swept
 
 SAVE_EVERY = 60.0
@@ -79,7 +79,7 @@ class Pair:
         self.index, self._labels, self._protocol = index, labels, protocol
         self._logits = logits
         self.done = 0
-        if (earlier := records.resume(path, protocol)) is not None:
+        if (earlier := logit_records.resume(path, protocol)) is not None:
             self.done = len(earlier.index)
             self._logits[: self.done] = earlier.logits
         self._saved = self.done
@@ -98,7 +98,7 @@ class Pair:
     def save(self) -> None:
         """Writes the record so far, if there is anything new."""
         if self.done > self._saved:
-            records.write(self.path, self.record())
+            logit_records.write(self.path, self.record())
             self._saved = self.done
 
     def record(self) -> Record:

@@ -19,7 +19,7 @@ from rich.table import Table
 from vpt.errors import ConfigError, DataError
 from vpt.metrics.class_masks import group_columns
 from vpt.metrics.logits import Logits, blocks, check_finite, check_labels, check_precision
-from vpt.robustness.evaluation.result import RobustnessResult, between, score, shown_alphas
+from vpt.robustness.evaluation.evaluation_result import RobustnessResult, between, score, shown_alphas
 
 ENSEMBLE = "ensemble"
 METHODS = {"strength": "gate", "end-to-end": "weights", "head": "head"}

@@ -20,8 +20,8 @@ from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import fill, read_delta, unfilled, write_delta
 from vpt.robustness.evaluation.evaluate import check_data
-from vpt.robustness.evaluation.result import why_val_cannot_choose
-from vpt.robustness.evaluation.test_sets import VAL
+from vpt.robustness.evaluation.evaluation_result import why_val_cannot_choose
+from vpt.robustness.evaluation.evaluation_sets import VAL
 from vpt.robustness.interpolation.wise_ft import check_alike
 
 Tensors = Mapping[str, Tensor]

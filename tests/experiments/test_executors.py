@@ -12,7 +12,7 @@ import yaml
 
 from vpt.cli import main
 from vpt.errors import ConfigError
-from vpt.experiments.engine import RayEngine, serially
+from vpt.experiments.executors import RayEngine, serially
 from vpt.experiments.trial import Config, Failure, Trial, merged
 
 ray = pytest.importorskip("ray", reason="needs the sweep extra")

@@ -10,7 +10,7 @@ from typing import Any
 
 from vpt.atomic_write import write_json
 from vpt.errors import ConfigError
-from vpt.experiments.engine import Engine
+from vpt.experiments.executors import Engine
 from vpt.experiments.sweep import Outcome, Plan, sweeps
 from vpt.experiments.trial import Config, merged
 

@@ -16,9 +16,9 @@ from vpt.atomic_write import write_json
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DataError
 from vpt.metrics import accuracy
-from vpt.robustness.evaluation import records
-from vpt.robustness.evaluation.records import Record
-from vpt.robustness.evaluation.test_sets import SHIFT, VAL
+from vpt.robustness.evaluation import logit_records
+from vpt.robustness.evaluation.evaluation_sets import SHIFT, VAL
+from vpt.robustness.evaluation.logit_records import Record
 
 RESULT_FILE = "robustness.json"
 FIXED_ALPHA = 0.5
@@ -232,7 +232,7 @@ class RobustnessResult:
         again = f"`vpt robustness run` with the same options and --out {self.out} completes it."
         if not path.is_file():
             raise DataError(f"{self.out} lacks records/{path.name}: {again}")
-        record = records.read(path)
+        record = logit_records.read(path)
         if not record.complete or len(record.label) != row.n:
             raise DataError(f"{path} is unfinished, {len(record.label)} of {row.n} images: {again}")
         protocol = record.protocol

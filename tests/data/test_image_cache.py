@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vpt.data import cache
-from vpt.data.cache import OnDemand, Ragged, cache_folder, decoded
+from vpt.data import image_cache
+from vpt.data.image_cache import OnDemand, Ragged, cache_folder, decoded
 from vpt.data.images import ImageList, read_list
 from vpt.data.transforms import PRESETS
 from vpt.errors import DataError
@@ -48,7 +48,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> Iterator[Pixels]:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(cache, "_rows", refuse)
+    monkeypatch.setattr(image_cache, "_rows", refuse)
 
 
 def test_cached_pixels_are_the_preset_applied_to_each_image(images: ImageList) -> None:
@@ -118,8 +118,8 @@ def test_edited_image_is_decoded_again(images: ImageList) -> None:
 def test_processes_decode_what_one_process_decodes(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = read_list(task / "train800val200.txt", task)
     alone = np.array(array(images))
-    monkeypatch.setattr(cache, "_IMAGES_PER_PROCESS", 9)
-    monkeypatch.setattr(cache, "_cores", lambda: 2)
+    monkeypatch.setattr(image_cache, "_IMAGES_PER_PROCESS", 9)
+    monkeypatch.setattr(image_cache, "_cores", lambda: 2)
     monkeypatch.setenv("VPT_CACHE", str(tmp_path / "other"))
 
     def decode(images: ImageList, position: int) -> Image.Image:
@@ -146,7 +146,7 @@ def test_interrupted_build_leaves_nothing(images: ImageList, monkeypatch: pytest
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_rows", interrupted)
+        patch.setattr(image_cache, "_rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
             array(images)
     assert files() == []
@@ -178,14 +178,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_a_killed_build_leaves_no_cache(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_rows", slow(cache._rows, 3600))
+        patch.setattr(image_cache, "_rows", slow(image_cache._rows, 3600))
         process = in_a_process(lambda: decoded(images, SQUARE, 16))
         wait_for(lambda: files() == [".part"])
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     assert process.exitcode == -signal.SIGKILL
     assert files() == [".part"]
-    expected = np.stack(list(cache._rows(OnDemand(images, SQUARE, 16))))
+    expected = np.stack(list(image_cache._rows(OnDemand(images, SQUARE, 16))))
     np.testing.assert_array_equal(array(images), expected)
     assert files() == [".part", ".pixels"]  # the part may be another's that is alive ...
     (left,) = cache_folder().glob("*.part")
@@ -197,9 +197,9 @@ def test_a_killed_build_leaves_no_cache(images: ImageList, monkeypatch: pytest.M
 def test_processes_that_build_the_same_cache_end_with_one_whole_file(
     images: ImageList, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = np.stack(list(cache._rows(OnDemand(images, SQUARE, 16))))
+    expected = np.stack(list(image_cache._rows(OnDemand(images, SQUARE, 16))))
     together = multiprocessing.get_context("fork").Barrier(3)
-    rows = cache._rows
+    rows = image_cache._rows
 
     def at_once(source: OnDemand) -> Iterator[Pixels]:
         for position, row in enumerate(rows(source)):
@@ -208,7 +208,7 @@ def test_processes_that_build_the_same_cache_end_with_one_whole_file(
             yield row
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_rows", at_once)
+        patch.setattr(image_cache, "_rows", at_once)
         processes = [in_a_process(lambda: decoded(images, SQUARE, 16)) for _ in range(3)]
         for process in processes:
             process.join()
@@ -307,8 +307,8 @@ def test_processes_that_cannot_be_started_are_one_sentence_and_not_laid_on_the_c
 
 
 def test_a_decoding_process_that_is_killed_is_one_sentence(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_IMAGES_PER_PROCESS", 9)
-    monkeypatch.setattr(cache, "_cores", lambda: 1)
+    monkeypatch.setattr(image_cache, "_IMAGES_PER_PROCESS", 9)
+    monkeypatch.setattr(image_cache, "_cores", lambda: 1)
     monkeypatch.setattr(ImageList, "decode", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(DataError, match=r"have failed \(DataLoader worker .*\): give them more memory") as caught:
         array(images)
@@ -331,7 +331,7 @@ def test_real_photos_are_the_same_from_processes_and_from_one(
 
 def test_a_list_too_large_for_the_disk_is_decoded_on_demand(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
     size = 9 * 3 * 16 * 16
-    free = int(size / cache.DISK_SHARE)
+    free = int(size / image_cache.DISK_SHARE)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(free - 1))
     with pytest.warns(UserWarning, match="are decoded anew in every epoch .*they need 0.0 MB of the 0.0 MB free"):
@@ -347,8 +347,8 @@ def test_a_list_too_large_for_the_disk_is_decoded_on_demand(images: ImageList, m
 def test_first_bad_image_is_named_and_nothing_is_cached(
     images: ImageList, fault: str, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "_IMAGES_PER_PROCESS", 1)
-    monkeypatch.setattr(cache, "_cores", lambda: processes)
+    monkeypatch.setattr(image_cache, "_IMAGES_PER_PROCESS", 1)
+    monkeypatch.setattr(image_cache, "_cores", lambda: processes)
     for position in (6, 3):
         path = images.folder / images.paths[position]
         path.unlink() if fault == "missing" else path.write_bytes(path.read_bytes()[:-200])
@@ -366,14 +366,14 @@ def test_image_removed_after_caching_is_still_missed(images: ImageList) -> None:
 
 
 def test_clearing_removes_what_the_cache_wrote_and_nothing_else(images: ImageList) -> None:
-    assert cache.usage() == cache.clear() == (0, 0)
+    assert image_cache.usage() == image_cache.clear() == (0, 0)
     array(images)
     (path,) = cache_folder().iterdir()
     path.with_name(f"{path.name}.0.part").write_bytes(b"abc")
     (cache_folder() / "notes.txt").touch()
-    assert cache.usage() == (2, path.stat().st_size + 3)
-    assert cache.clear() == (2, 9 * (3 * 16 * 16 + 8) + 3)
-    assert cache.usage() == (0, 0)
+    assert image_cache.usage() == (2, path.stat().st_size + 3)
+    assert image_cache.clear() == (2, 9 * (3 * 16 * 16 + 8) + 3)
+    assert image_cache.usage() == (0, 0)
     assert files() == [".txt"]
 
 

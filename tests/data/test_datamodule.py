@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 import vpt.data
-from vpt.data import DigitsDataModule, VTABDataModule, cache
-from vpt.data.module import EpochSampler, ImageDataset
+from vpt.data import DigitsDataModule, VTABDataModule, image_cache
+from vpt.data.datamodule import EpochSampler, ImageDataset
 from vpt.data.subsets import position_hash
 from vpt.errors import ConfigError, UnknownNameError
 
@@ -250,11 +250,11 @@ def test_images_decoded_on_demand_are_those_of_the_cache(
         return list(data.train_dataloader())
 
     cached = batches()
-    monkeypatch.setattr(cache, "DISK_SHARE", 0)
-    cache.clear()
+    monkeypatch.setattr(image_cache, "DISK_SHARE", 0)
+    image_cache.clear()
     with pytest.warns(UserWarning, match="decoded anew in every epoch"):
         demanded = batches()
-    assert cache.usage() == (0, 0)
+    assert image_cache.usage() == (0, 0)
     for one, other in zip(cached, demanded, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
 

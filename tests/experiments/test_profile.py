@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from vpt.backbones import create_backbone
 from vpt.errors import ConfigError
-from vpt.experiments.cost_ledger import profile, scalars, step_memory, steps_to_share
+from vpt.experiments.profile import profile, scalars, step_memory, steps_to_share
 from vpt.models import TunedModel
 
 SPECS: list[list[dict[str, Any]]] = [

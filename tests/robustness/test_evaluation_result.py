@@ -13,9 +13,9 @@ from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DataError
 from vpt.models.delta_file import read_delta, write_delta
 from vpt.robustness import RobustnessResult, Row, run
-from vpt.robustness.evaluation.records import Record, read
-from vpt.robustness.evaluation.result import between, choose_alpha, shown_alphas
-from vpt.robustness.evaluation.test_sets import VAL
+from vpt.robustness.evaluation.evaluation_result import between, choose_alpha, shown_alphas
+from vpt.robustness.evaluation.evaluation_sets import VAL
+from vpt.robustness.evaluation.logit_records import Record, read
 
 
 def row(alpha: float, top1: float, kind: str = VAL) -> Row:

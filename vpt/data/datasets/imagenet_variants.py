@@ -15,7 +15,7 @@ from PIL import Image
 from vpt.data.catalog.cards import Card, find_card
 from vpt.data.catalog.classes import Groups, imagenet_wnids, objectnet_folders, subset_ids
 from vpt.data.corruptions import CORRUPTIONS, SEVERITIES
-from vpt.data.datasets.published import check_count, find_folder, image_list
+from vpt.data.datasets.published_files import check_count, find_folder, image_list
 from vpt.data.images import ImageList
 from vpt.errors import DataError, UnknownNameError
 
