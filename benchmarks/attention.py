@@ -96,6 +96,8 @@ def measure(rounds: int) -> Iterator[Row]:
 def blocks(out: Path = RESULTS) -> dict[str, str]:
     """What is there, as Markdown."""
     found = _kept(out).rows()
+    if not found:
+        return {}
     rows = {
         table: [
             [

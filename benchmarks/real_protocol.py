@@ -22,7 +22,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -159,24 +158,27 @@ def _keep_logits(place: Place, task: str, method: str, record: logit_records.Rec
     )
     if place.logits.is_file():
         before = pq.read_table(place.logits)
-        same = pc.and_(pc.equal(before["task"], task), pc.equal(before["method"], method))
-        answers = pa.concat_tables([before.filter(pc.invert(same)), answers])
+        answers = pa.concat_tables([before.filter(pc.invert(_of(before, task, method))), answers])
     with atomic_write(place.logits) as partial:
         pq.write_table(answers, partial, compression="zstd", compression_level=19)
 
 
+def _of(answers: Any, task: str, method: str) -> Any:
+    return pc.and_(pc.equal(answers["task"], task), pc.equal(answers["method"], method))
+
+
 def unpack(place: Place, folder: Path) -> None:
     """Writes the runs as `vpt report` reads them."""
-    answers = pq.read_table(place.logits).to_pylist() if place.logits.is_file() else []
+    answers = pq.read_table(place.logits) if place.logits.is_file() else None
     for row in place.runs.rows():
         task, method, seed = row["task"], row["method"], row["seed"]
         run = folder / task / method / f"seed-{seed}"
         write_json(run / RUN_FILE, row["run"])
-        own = [each for each in answers if (each["task"], each["method"]) == (task, method)]
-        if own and seed == SEEDS[0]:
-            index, label = (np.array([each[name] for each in own], np.int64) for name in ("index", "label"))
-            logits = np.array([each["logits"] for each in own], np.float32)
-            logit_records.write(run / ANSWERS_FILE, logit_records.Record(index, label, logits, {"set": "test"}, True))
+        if answers is None or seed != SEEDS[0] or not len(own := answers.filter(_of(answers, task, method))):
+            continue
+        index, label = own["index"].to_numpy(), own["label"].to_numpy()
+        logits = own["logits"].combine_chunks().flatten().to_numpy().reshape(len(own), -1)
+        logit_records.write(run / ANSWERS_FILE, logit_records.Record(index, label, logits, {"set": "test"}, True))
 
 
 def run_transfer(place: Place, mode: Mode) -> None:
