@@ -163,7 +163,16 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     for row in steps:
         name = TITLES.get(row["backbone"], row["backbone"])
         lines.append([name, row["precision"], row["mode"], row["tokens"], *_ratios(row), row["tflops"]])
-    return {"speed": markdown(head, rows), "speed all": markdown(others, lines, 3), "speed features": _features(out)}
+    short = markdown(
+        [head[0], head[1], *head[2:4], head[5], "MiB kept, plain", "ours"],
+        [[*row[:4], row[5], *row[9:11]] for row in rows],
+    )
+    return {
+        "speed": markdown(head, rows),
+        "speed short": short,
+        "speed all": markdown(others, lines, 3),
+        "speed features": _features(out),
+    }
 
 
 def _ratios(row: Row) -> list[str]:

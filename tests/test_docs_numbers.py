@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from vpt.experiments.cost_ledger import counted_flops, training_step
 
 from benchmarks.docs import ROOT, ROWS, blocks, found_blocks, pages
 from benchmarks.real_protocol import METHODS
 from vpt.backbones import create_backbone
 from vpt.deltas import DELTAS
+from vpt.experiments.profile import counted_flops, training_step
 from vpt.models import TunedModel
 
 from . import suite_tables

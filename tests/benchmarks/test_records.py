@@ -11,7 +11,7 @@ from benchmarks import examples, real_protocol
 from benchmarks.docs import found_blocks, write_blocks
 from benchmarks.records import RESULTS, Records, markdown
 from vpt.experiments.trial import ANSWERS_FILE
-from vpt.robustness.evaluation import records
+from vpt.robustness.evaluation import logit_records as records
 from vpt.run_record import RUN_FILE
 
 
