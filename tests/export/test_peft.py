@@ -19,14 +19,14 @@ from vpt.export import export_peft
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import load_classifier, save_delta
 
-CASES = [("vit_nano_patch8_64", "pretrained"), ("swin_tiny_patch4_window7_224", "random")]
+NAMES = ["vit_nano_patch8_64", "swin_nano_patch4_window8_64"]
 TARGETS = ["q", "v", "proj", "fc1"]
 
 
-@pytest.mark.parametrize(("name", "weights"), CASES)
-def test_peft_loads_the_adapter_and_gives_equal_logits(name: str, weights: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_peft_loads_the_adapter_and_gives_equal_logits(name: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="the optional library peft is not installed")
-    model = tuned(name, weights, [{"name": "lora", "rank": 3, "scale": 6.0, "targets": TARGETS}])
+    model = tuned(name, "pretrained", [{"name": "lora", "rank": 3, "scale": 6.0, "targets": TARGETS}])
     folder = export_peft(model, tmp_path / "adapter")
     other = timm.create_model(name, num_classes=5).eval()
     own = {key: tensor for key, tensor in model.backbone.model.state_dict().items() if key in other.state_dict()}
@@ -38,10 +38,10 @@ def test_peft_loads_the_adapter_and_gives_equal_logits(name: str, weights: str, 
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "weights"), CASES)
-def test_the_adapter_holds_the_change_of_every_layer(name: str, weights: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_the_adapter_holds_the_change_of_every_layer(name: str, tmp_path: Path) -> None:
     spec = {"name": "lora", "rank": 3, "scale": 6.0, "targets": TARGETS}
-    model = tuned(name, weights, [spec])
+    model = tuned(name, "pretrained", [spec])
     folder = export_peft(model, tmp_path)
     tensors, config = (
         load_file(folder / "adapter_model.safetensors"),
