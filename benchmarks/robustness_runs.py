@@ -129,7 +129,7 @@ def fit(
 ) -> Row:
     """Trains, leaves the delta file in the build folder, and says how it went; `rate` is AdamW's, or penalties."""
     own = {"l2": rate} if isinstance(rate, list) else {"base_lr": rate * 256 / BATCH}
-    model = {"backbone": BACKBONE, "weights": str(place.weights), "optimizer": "adamw"}
+    model: Section = {"backbone": BACKBONE, "weights": str(place.weights), "optimizer": "adamw"}
     model |= {"init_head": None if head is None else str(head), **METHODS[method].options, **own}
     trainer: Section = {"max_epochs": epochs, "precision": BF16, "num_sanity_val_steps": 0}
     trainer |= {"check_val_every_n_epoch": epochs} | ({"limit_train_batches": 2} if place.quick else {})
