@@ -73,3 +73,14 @@ def images_read(record: Mapping[str, Any]) -> dict[str, int]:
     counts: dict[str, int] = (record.get("data") or {}).get("counts", {})
     read: dict[str, int] = record.get("read", {})
     return counts | read
+
+
+def subset_name(subset: Mapping[str, Any] | None) -> str:
+    """Names how many images were trained on; which ones is a matter of seeds.
+
+    Args:
+        subset: As the ``data`` of a record has it; None for all images.
+    """
+    if subset is None:
+        return "all images"
+    return f"fraction {subset['fraction']}" if subset["shots"] is None else f"{subset['shots']} shots"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from vpt.data.catalog.cards import load_card
 from vpt.errors import ConfigError
-from vpt.run_record import RUN_FILE, images_read, method_name
+from vpt.run_record import RUN_FILE, images_read, method_name, read_record, subset_name
 
 Record = dict[str, Any]
 # Of a run, not of its method: files lie elsewhere on another machine, the rest comes from the data.
@@ -95,7 +95,9 @@ class Row:
             "image size": data["image_size"],
             "partial data": data["complete"] is False or images_read(self.record) != data["counts"],
             "epoch rule": self.record["epoch_rule"],
-            "trained on": f"{data['counts']['train']} images" if data["subset"] is None else _subset(data["subset"]),
+            "trained on": f"{data['counts']['train']} images"
+            if data["subset"] is None
+            else subset_name(data["subset"]),
         }
 
     @property
@@ -103,10 +105,6 @@ class Row:
         """Passed forward and backward in training, validation included in the time."""
         seconds = self.record.get("seconds")
         return images_read(self.record)["train"] * self.record["epochs"] / seconds if seconds else None
-
-
-def _subset(subset: Mapping[str, Any]) -> str:
-    return f"fraction {subset['fraction']}" if subset["shots"] is None else f"{subset['shots']} shots"
 
 
 def read_runs(folders: Sequence[Path]) -> list[Row]:
@@ -123,12 +121,8 @@ def read_runs(folders: Sequence[Path]) -> list[Row]:
     """
     rows = []
     for path in sorted({path for folder in folders for path in folder.rglob(RUN_FILE)}):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            tested = "test/acc" in record.get("metrics", {})
-        except (OSError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{path} is not the record of a run ({error}).") from error
-        if tested:
+        record = read_record(path.parent)
+        if "test/acc" in record.get("metrics", {}):
             rows.append(Row(path.parent, record))
     if not rows:
         names = ", ".join(map(str, folders))

@@ -9,7 +9,7 @@ from typing import Any
 
 from vpt.cli.arguments import Parser
 from vpt.errors import ConfigError
-from vpt.run_record import RUN_FILE, images_read, read_record
+from vpt.run_record import RUN_FILE, images_read, read_record, subset_name
 
 
 def run(args: list[str]) -> None:
@@ -51,7 +51,10 @@ def check_comparable(data: Iterable[Mapping[str, Any]]) -> list[str]:
     used: dict[tuple[str, str], Counter[str]] = {}
     for described in data:
         if "preset" in described:
-            for what, value in (("presets", described["preset"]), ("training subsets", _subset(described))):
+            for what, value in (
+                ("presets", described["preset"]),
+                ("training subsets", subset_name(described.get("subset"))),
+            ):
                 used.setdefault((described["name"], what), Counter())[value] += 1
     return [
         f"Not comparable: the runs on {name} use different {what} "
@@ -59,14 +62,6 @@ def check_comparable(data: Iterable[Mapping[str, Any]]) -> list[str]:
         for (name, what), counts in used.items()
         if len(counts) > 1
     ]
-
-
-def _subset(described: Mapping[str, Any]) -> str:
-    """Names how many images were trained on; which ones is a matter of seeds."""
-    subset = described.get("subset")
-    if subset is None:
-        return "all images"
-    return f"fraction {subset['fraction']}" if subset["shots"] is None else f"{subset['shots']} shots"
 
 
 def _table(folder: Path, records: dict[Path, dict[str, Any]]) -> Any:
