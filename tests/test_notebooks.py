@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import matplotlib.pyplot as plt
 import pytest
+
+import vpt
 
 nbclient = pytest.importorskip("nbclient", reason="needs nbclient, of the dev extra")
 nbformat = pytest.importorskip("nbformat", reason="needs nbclient, of the dev extra")
@@ -29,7 +33,10 @@ def test_there_are_notebooks() -> None:
 
 @EACH
 def test_a_notebook_runs_offline(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, without the kernel's start: its cells are Python, but for ``%matplotlib``."""
+    """On six digits a class, and in this process: all cells are Python, but for ``%matplotlib``."""
+    few = partial(vpt.DigitsDataModule, test="val200")
+    monkeypatch.setattr(L, "Trainer", partial(L.Trainer, limit_val_batches=1))
+    monkeypatch.setattr(vpt, "DigitsDataModule", lambda **options: few(**(options | {"shots": 6})))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # Lightning sets it; this puts it back afterwards
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "level", logging.WARNING)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -18,6 +21,19 @@ BACKBONES = sorted((CONFIGS / "backbone").glob("*.yaml"))
 TWO = [f"--trainer.limit_{stage}_batches=2" for stage in ("train", "val", "test")]
 
 
+@pytest.fixture(params=["shallow", pytest.param("whole", marks=pytest.mark.slow)])
+def _depth(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an overlay asks for differs in its blocks, not in their number: two of them are a sixth of the time."""
+    if request.param == "shallow":
+
+        def create(name: str, **options: Any) -> Any:
+            blocks: dict[str, Any] = {"depths": (1, 1, 1, 1)} if "swin" in name else {"depth": 2}
+            return timm.create_model(name, **options | ({} if "nano" in name else blocks))
+
+        monkeypatch.setattr("vpt.backbones.checkpoints.timm", SimpleNamespace(**vars(timm) | {"create_model": create}))
+
+
+@pytest.mark.usefixtures("_depth")
 @pytest.mark.parametrize("overlay", BACKBONES, ids=lambda path: path.stem)
 def test_a_backbone_overlay_runs_from_fit_to_a_loaded_delta(vpt: Vpt, tmp_path: Path, overlay: Path) -> None:
     name = yaml.safe_load(overlay.read_text())["model"]["init_args"]["backbone"]
