@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-# Before anything imports Hugging Face or albumentations, which read these once.
+# Before anything imports Hugging Face, albumentations or torch, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -39,13 +39,15 @@ def test_a_notebook_runs_offline(path: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(vpt, "DigitsDataModule", lambda **options: few(**(options | {"shots": 6})))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # Lightning sets it; this puts it back afterwards
-    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "level", logging.WARNING)
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
     names: dict[str, Any] = {"__name__": "__main__"}
     with warnings.catch_warnings(), plt.rc_context():
         for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
             if cell.cell_type == "code":
                 lines = [line for line in cell.source.splitlines() if not line.startswith("%")]
                 exec(compile("\n".join(lines), f"{path.stem}, cell {number}", "exec"), names)  # noqa: S102
+    logger.setLevel(level)  # not by monkeypatch: loggers remember what their parents let through
     plt.close("all")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.fakes import make_task
 from vpt.models.delta_file import read_delta
 
 from .conftest import DEMO, QUICK, Vpt
@@ -18,11 +19,13 @@ DDP = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=d
 
 
 def test_two_processes_train_one_run_as_one_does_with_the_same_global_batch(vpt: Vpt, tmp_path: Path) -> None:
-    """797 test images in two processes: an odd number, so that counting one twice would show."""
+    """33 test images in two processes: an odd number, so that counting one twice would show."""
+    folder = make_task(tmp_path / "fake", per_class=(32, 5, 11))
+    data = ["--data=VTABDataModule", "--data.task=fake", f"--data.root={folder.parent}", "--data.image_size=64"]
     found = []
     for name, batch, flags in (("one", "16", []), ("two", "8", DDP)):
-        whole = [*QUICK, "--trainer.limit_train_batches=25", "--trainer.default_root_dir", name]
-        train = [*DEMO, *whole, "--data.train", "train800", "--data.batch_size", batch, *flags]
+        whole = [*QUICK, "--trainer.default_root_dir", name]
+        train = [*DEMO, *whole, *data, "--data.train=train800", f"--data.batch_size={batch}", *flags]
 
         def run(*args: str, alone: bool = not flags) -> None:
             if alone:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.fakes import make_task
+
 from .conftest import CONFIGS, DEMO, QUICK, SMALL, Run, Vpt
 
 FLAGS = ["--serial", "--out", "out"]
@@ -71,23 +73,23 @@ def test_few_shots_combinations_and_backbones(vpt: Vpt) -> None:
 
 
 def test_shared_pretraining_and_transfer(vpt: Vpt) -> None:
-    Path("digits.yaml").write_text("data: {class_path: DigitsDataModule}\n")
-    shapes = "data: {class_path: ShapesDataModule, init_args: {batch_size: 3}}\nmodel: {init_args: {num_tokens: 50}}\n"
-    Path("shapes.yaml").write_text(shapes)  # its model does not count
-    answer = vpt(
-        "pretrain", *TINY, "--data.batch_size=8", "--tasks", "digits.yaml", "shapes.yaml", "--seeds", "1", *FLAGS
-    )
+    for seed, name in enumerate(("warm", "cold")):
+        make_task(Path("data") / name, per_class=(4, 2, 11), seed=seed)
+        data = f"data: {{class_path: VTABDataModule, init_args: {{task: {name}, root: data, batch_size: 3}}}}\n"
+        Path(f"{name}.yaml").write_text(data + "model: {init_args: {num_tokens: 50}}\n")  # its model does not count
+    given = ["--data.batch_size=8", "--data.image_size=64", "--seeds", "1"]
+    answer = vpt("pretrain", *TINY, *given, "--tasks", "warm.yaml", "cold.yaml", *FLAGS)
     assert answer.status == 0, answer.err
-    assert "shapes/shared" in answer.out
-    for name in ("digits", "shapes"):
+    assert "cold/shared" in answer.out
+    for name in ("warm", "cold"):
         config = yaml.safe_load(Path(f"out/{name}/shared/test/seed=1/config.yaml").read_text())
         assert config["model"]["init_args"]["num_tokens"] == 2
         assert config["data"]["init_args"]["batch_size"] == 8  # the flag
     Path("other").mkdir()
-    Path("other/digits.yaml").write_text("data: {class_path: DigitsDataModule}\n")
-    same = vpt("pretrain", *TINY, "--tasks", "digits.yaml", "other/digits.yaml", *FLAGS, "--out", "twice").sentence
+    Path("other/warm.yaml").write_text("data: {class_path: DigitsDataModule}\n")
+    same = vpt("pretrain", *TINY, "--tasks", "warm.yaml", "other/warm.yaml", *FLAGS, "--out", "twice").sentence
     assert "one file name" in same
-    runs = [f"out/{name}/alone/test/seed=1" for name in ("digits", "shapes")]
+    runs = [f"out/{name}/alone/test/seed=1" for name in ("warm", "cold")]
     sentence = vpt("transfer", *runs, "--serial", "--out", "transfer").sentence
     assert "its delta file gives" in sentence  # SMALL tested on two batches only: no basis
     assert "unrecognized arguments: --model.x" in vpt("transfer", *runs, "--serial", "--out", "t", "--model.x").sentence

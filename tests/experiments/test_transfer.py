@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import make_task
 from vpt.errors import ConfigError
 from vpt.experiments.executors import serially
 from vpt.experiments.pretrain import compare, pretrain
@@ -17,21 +18,21 @@ from vpt.models.delta_file import read_delta
 from .conftest import small_config
 
 
-def make_two() -> dict[str, Config]:
-    """A run each on the digits and the shapes, tested on all of a list."""
+def make_two(root: Path) -> dict[str, Config]:
+    """A run each on two fakes, of three and of two classes, tested on all of a list."""
     config = small_config()
     config["trainer"].pop("limit_test_batches")
-    config = merged(config, {"data.test": "val200"})
-    shapes = {"batch_size": 8, "test": "val200"}
-    return {
-        "digits": config,
-        "shapes": dict(config, data={"class_path": "vpt.data.ShapesDataModule", "init_args": shapes}),
-    }
+    tasks = {}
+    for classes, name in ((3, "warm"), (2, "cold")):
+        folder = make_task(root / "data" / name, classes, (12, 6, 15), seed=classes)
+        given = {"task": name, "root": str(folder.parent), "train": "train800", "image_size": 64, "batch_size": 8}
+        tasks[name] = config | {"data": {"class_path": "vpt.data.VTABDataModule", "init_args": given}}
+    return tasks
 
 
 @pytest.fixture
-def two() -> dict[str, Config]:
-    return make_two()
+def two(tmp_path: Path) -> dict[str, Config]:
+    return make_two(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "0")
         patch.setenv("PL_SEED_WORKERS", "1")
-        for name, config in make_two().items():
+        for name, config in make_two(root).items():
             run_trial(Trial(name, config, test=True), root)
-    return [root / "digits", root / "shapes"]
+    return [root / "warm", root / "cold"]
 
 
 def test_the_diagonal_is_what_is_stored_and_is_measured_again(runs: list[Path], root: Path) -> None:
@@ -72,7 +73,7 @@ def test_a_run_in_half_precision_is_measured_again_as_it_was_tested(two: dict[st
 def test_a_stored_number_that_the_file_does_not_give_is_no_basis(runs: list[Path], root: Path) -> None:
     changed = shutil.copytree(runs[0], root / "changed")
     record = json.loads((changed / "run.json").read_text())
-    record["metrics"]["test/acc"] += 0.01
+    record["metrics"]["test/acc"] -= 0.1
     (changed / "run.json").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match="stored, its delta file gives"):
         transfer([changed, runs[1]], root, serially)
@@ -83,7 +84,7 @@ def test_two_runs_of_one_task_or_an_untested_one_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="each of another task"):
         transfer([runs[0], runs[0]], root, serially)
-    run_trial(Trial("untested", two["digits"]), root)
+    run_trial(Trial("untested", two["warm"]), root)
     with pytest.raises(ConfigError, match="was not tested"):
         transfer([runs[0], root / "untested"], root, serially)
     with pytest.raises(ConfigError, match=r"is no finished run: it has no run\.json"):
@@ -94,14 +95,14 @@ def test_training_starts_from_another_tasks_delta_but_not_its_head(
     two: dict[str, Config], runs: list[Path], root: Path
 ) -> None:
     start = str(runs[1] / "delta.safetensors")
-    still = merged(two["digits"], {"model.init_delta": start, "model.base_lr": 1e-12, "model.weight_decay": 0.0})
+    still = merged(two["warm"], {"model.init_delta": start, "model.base_lr": 1e-12, "model.weight_decay": 0.0})
     run_trial(Trial("still", still), root)
     _, tensors = read_delta(root / "still" / "delta.safetensors")
     _, started = read_delta(start)
     prompts = [key for key in tensors if key.startswith("delta.")]
     assert all((tensors[key] - started[key]).abs().max() < 1e-6 for key in prompts)
     assert tensors["head.weight"].shape != started["head.weight"].shape
-    longer = merged(two["digits"], {"model.init_delta": start, "model.num_tokens": 3})
+    longer = merged(two["warm"], {"model.init_delta": start, "model.num_tokens": 3})
     with pytest.raises(Exception, match="are to be trained: give the same"):
         run_trial(Trial("longer", longer), root)
 
@@ -110,9 +111,9 @@ def test_one_prompt_is_trained_on_all_tasks_and_each_starts_from_it(two: dict[st
     few = {"data.train": "val200", "trainer.max_epochs": 1}  # shared training reads all of them
     two = {name: merged(config, few) for name, config in two.items()}
     found = compare(two, Plan({}, seeds=(1,)), root, serially)
-    assert list(found) == ["digits/alone", "shapes/alone", "digits/shared", "shapes/shared"]
+    assert list(found) == ["warm/alone", "cold/alone", "warm/shared", "cold/shared"]
     header, tensors = read_delta(root / "shared.safetensors")
-    assert set(header["info"]["shared"]) == {"digits", "shapes_x_position"}
+    assert set(header["info"]["shared"]) == {"warm", "cold"}
     assert any(tensor.abs().max() > 0 for key, tensor in tensors.items() if key.startswith("delta."))
     before = (root / "shared.safetensors").stat().st_mtime_ns
     assert pretrain(two, root).stat().st_mtime_ns == before
@@ -124,14 +125,14 @@ def test_a_shared_prompt_does_not_know_the_images_that_choose(two: dict[str, Con
     compare(once, plan, root, serially)
     seen = read_delta(root / "shared.safetensors")[0]["info"]["shared"]
     assert [each["shared_with_train"]["val"] for each in seen.values()] == [0, 0]
-    assert [each["counts"]["train"] for each in seen.values()] == [800, 800]
+    assert {name: each["counts"]["train"] for name, each in seen.items()} == {"warm": 36, "cold": 24}  # of train800
 
 
 def test_sharing_needs_one_model_and_a_delta(two: dict[str, Config], root: Path) -> None:
     with pytest.raises(ConfigError, match="same model section"):
-        pretrain({"a": two["digits"], "b": merged(two["shapes"], {"model.num_tokens": 3})}, root)
+        pretrain({"a": two["warm"], "b": merged(two["cold"], {"model.num_tokens": 3})}, root)
     with pytest.raises(ConfigError, match="at least two tasks"):
-        pretrain({"a": two["digits"]}, root)
+        pretrain({"a": two["warm"]}, root)
     probe = {"class_path": "vpt.tasks.LinearProbe", "init_args": {"backbone": "vit_nano_patch8_64"}}
     with pytest.raises(ConfigError, match="needs a delta"):
         pretrain({name: config | {"model": probe} for name, config in two.items()}, root)
