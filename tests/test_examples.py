@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from functools import partial
 from pathlib import Path
+
+import pytest
 
 import vpt
 
@@ -26,7 +29,8 @@ def test_the_example_is_short_and_uses_public_names_alone() -> None:
     assert used <= set(vpt.__all__)
 
 
-def test_the_example_learns() -> None:
+def test_the_example_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vpt, "DigitsDataModule", partial(vpt.DigitsDataModule, test="val200"))
     spec = importlib.util.spec_from_file_location("minimal", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None

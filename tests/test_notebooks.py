@@ -35,7 +35,9 @@ def test_there_are_notebooks() -> None:
 def test_a_notebook_runs_offline(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On six digits a class, and in this process: all cells are Python, but for ``%matplotlib``."""
     few = partial(vpt.DigitsDataModule, test="val200")
-    monkeypatch.setattr(L, "Trainer", partial(L.Trainer, limit_val_batches=1))
+    short = {"max_epochs": 1, "limit_val_batches": 1, "limit_test_batches": 2}
+    whole = L.Trainer
+    monkeypatch.setattr(L, "Trainer", lambda **options: whole(**(options | short)))
     monkeypatch.setattr(vpt, "DigitsDataModule", lambda **options: few(**(options | {"shots": 6})))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # Lightning sets it; this puts it back afterwards

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning  # noqa: F401  # makes the handlers that the fixture below redirects
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from vpt.cli import main
 
@@ -62,6 +64,16 @@ class Run:
     def record(self) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
         return record
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _coarse_figures() -> Iterator[None]:
+    """Figures are half the time of a short run, which draws them twice; tests/visualize looks at them closely."""
+    drawn = Figure.savefig
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, *args, **options: drawn(self, *args, **(options | {"dpi": 40})))
+        patch.setattr("vpt.visualize.callbacks.pixels", lambda figure: np.zeros((8, 8, 3), np.uint8))
+        yield
 
 
 @pytest.fixture
