@@ -79,7 +79,8 @@ def _row(found: Row) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures what is missing and prints the table."""
     args = command_line(__doc__).parse_args(argv)
-    torch.set_num_threads(args.threads)
+    if not args.print:
+        torch.set_num_threads(args.threads)
     place = Place(args.root, args.out, args.build, quick=False)
     if not args.print:
         for method in args.methods:

@@ -286,7 +286,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="write the tested runs there, run nothing")
     parser.add_argument("--shared", type=Path, metavar="FOLDER", help="keep what `vpt pretrain --out FOLDER` found")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    if not args.print:
+        torch.set_num_threads(args.threads)
     out, build = (args.build / "quick/results", args.build / "quick") if args.quick else (args.out, args.build)
     place = Place(args.root, out, build, args.quick)
     if args.unpack is not None:

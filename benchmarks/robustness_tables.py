@@ -365,8 +365,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--quick", action="store_true", help="a rehearsal under BUILD/quick: two batches, 20 images a set, three α"
     )
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if not args.print:
+        torch.set_num_threads(args.threads)
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     out, build = (args.build / "quick/results", args.build / "quick") if args.quick else (args.out, args.build)
     figures = args.build / "quick" if args.quick else args.figures
     place = Place(args.root, args.weights or args.root / WEIGHTS, out, build, args.quick)

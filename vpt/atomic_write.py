@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+_ABANDONED_AFTER = 24 * 3600.0  # seconds; one that is being written has changed lately
 
 
 @contextmanager
@@ -21,6 +25,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         Where to write. After an error nothing of it is left, and what was at ``path`` still is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{escape(path.name)}.*.part"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > _ABANDONED_AFTER:
+            left.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex}.part")  # two processes may write one file
     try:
         yield partial

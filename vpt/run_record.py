@@ -30,11 +30,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / RUN_FILE
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{folder} is no run: it has no {RUN_FILE}.") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not the record of a run ({error}).") from error
+    if not isinstance(record, dict):
+        raise ConfigError(f"{path} is not the record of a run (it holds a {type(record).__name__}).")
     return record
 
 

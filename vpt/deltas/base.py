@@ -133,8 +133,8 @@ class MergeablePart(DeltaPart):
         self._originals: list[Tensor] = []
 
     @abstractmethod
-    def _changed_weights(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each weight of the backbone, or part of one, and what it is with the change at the present strength."""
+    def _changed_weights(self) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
+        """Each weight of the backbone, or part of one, and what gives it with the change at the present strength."""
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -150,7 +150,7 @@ class MergeablePart(DeltaPart):
         self.unmerge()
         for weight, changed in self._changed_weights():
             self._originals.append(weight.clone())
-            weight.copy_(changed)
+            weight.copy_(changed())
 
     @property
     def merged(self) -> bool:

@@ -196,7 +196,7 @@ class FixedKeys(nn.Module):
             attention: The module.
         """
         attention.add_module(f"fixed_keys_{len(attention.edits)}", self)
-        attention.register_edit(self)
+        self._handle = attention.register_edit(self)  # kept: its number must stay taken, after unpickling, too
 
     def forward(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """See `AttentionEdit.__call__`."""
@@ -204,9 +204,9 @@ class FixedKeys(nn.Module):
         own_keys, own_values = (
             per_row(self._seen(own, keys), rows, attention.windows) for own in (self.keys, self.values)
         )
-        bias = None
-        if self.bias is not None:
-            bias = per_row(pad(self._seen(self.bias, keys), (before, 0)), rows, attention.windows)
+        bias = None if self.bias is None else pad(self._seen(self.bias, keys), (before, 0))
+        if bias is not None and self.index is not None:  # one for all is broadcast
+            bias = per_row(bias, rows, attention.windows)
         return torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2), bias
 
     def _seen(self, own: Tensor, like: Tensor) -> Tensor:

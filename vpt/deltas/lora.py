@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -83,11 +83,15 @@ class Lora(MergeablePart):
         rank = next(iter(self.down.values())).shape[0]
         return sum(rank * (t.module.in_features + t.stop - t.start) for t in self.targets.values())
 
-    def _changed_weights(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _changed_weights(self) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
         """See `MergeablePart`."""
         for key, target in self.targets.items():
             weight = target.module.weight[target.start : target.stop]
-            yield weight, weight + self._strength * self.factor * (self.up[key] @ self.down[key])
+            yield weight, partial(self._changed, key, weight)
+
+    def _changed(self, key: str, weight: Tensor) -> Tensor:
+        change: Tensor = self._strength * self.factor * (self.up[key] @ self.down[key])
+        return weight + change
 
     def _add(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if self._strength == 0.0 or self.merged:

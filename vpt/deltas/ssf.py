@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import cast
 
@@ -54,14 +54,20 @@ class ScaleShift(MergeablePart):
         """Twice the channels of every layer."""
         return sum(2 * _weight(layer).shape[0] for layer in self._layers.values())
 
-    def _changed_weights(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _changed_weights(self) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
         """See `MergeablePart`."""
         for key, layer in self._layers.items():
             if layer.bias is not None:
                 weight, bias = _weight(layer), cast("Tensor", layer.bias)
-                scale, shift = self._between(key)
-                yield weight, weight * scale.view(-1, *[1] * (weight.ndim - 1))
-                yield bias, bias * scale + shift
+                yield weight, partial(self._scaled, key, weight)
+                yield bias, partial(self._scaled_and_shifted, key, bias)
+
+    def _scaled(self, key: str, weight: Tensor) -> Tensor:
+        return weight * self._between(key)[0].view(-1, *[1] * (weight.ndim - 1))
+
+    def _scaled_and_shifted(self, key: str, bias: Tensor) -> Tensor:
+        scale, shift = self._between(key)
+        return bias * scale + shift
 
     def _between(self, key: str) -> tuple[Tensor, Tensor]:
         scale, shift = self.scale[key], self.shift[key]

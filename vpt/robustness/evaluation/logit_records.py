@@ -55,7 +55,12 @@ class Record:
     @property
     def matched(self) -> tuple[Logits, NDArray[np.int64]]:
         """Logits and labels of the classes that count alone, (N, classes of the test set) and (N,) their columns."""
-        return matched(self.logits, self.label, self.protocol.get("groups"))
+        logits, labels = matched(self.logits, self.label, self.protocol.get("groups"))
+        if len(labels) != len(self.label):
+            raise DataError(
+                f"{len(self.label) - len(labels)} images of a record have a label that its groups leave out."
+            )
+        return logits, labels
 
     @property
     def accuracy(self) -> float:

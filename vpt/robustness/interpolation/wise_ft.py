@@ -131,7 +131,7 @@ def sweep(
             )
         bare = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("backbone.")}
         if not all(key in tensors and same_bits(tensor, tensors[key]) for key, tensor in bare.items()):
-            return _end_to_end(model, bare | _named(head), tensors)
+            return _end_to_end(model, bare | _named(head.to(tensors["head.weight"].dtype)), tensors)
     fill(model, tensors, str(delta))
     if head is not None:
         model.set_anchor(head)
