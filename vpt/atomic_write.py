@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from glob import escape
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-_ABANDONED_AFTER = 24 * 3600.0  # seconds; one that is being written has changed lately
+_ABANDONED_AFTER = 24 * 3600.0  # seconds, after which an unfinished file belongs to a process that was killed
 
 
 @contextmanager
@@ -25,15 +24,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
         Where to write. After an error nothing of it is left, and what was at ``path`` still is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{escape(path.name)}.*.part"):  # by a process that was killed
-        if time.time() - left.stat().st_mtime > _ABANDONED_AFTER:
-            left.unlink(missing_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.part")  # two processes may write one file
+    partial = _claimed(path)
     try:
         yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _claimed(path: Path) -> Path:
+    """A name beside a file, the same each time unless another process is writing there."""
+    partial = path.with_name(f".{path.name}.part")
+    with suppress(FileNotFoundError):
+        if time.time() - partial.stat().st_mtime > _ABANDONED_AFTER:
+            partial.unlink()
+    try:
+        partial.touch(exist_ok=False)
+    except FileExistsError:
+        return path.with_name(f".{path.name}.{uuid4().hex}.part")
+    return partial
 
 
 def write_text(path: Path, text: str) -> None:

@@ -310,7 +310,7 @@ def _write(path: Path, rows: Iterable[NDArray[np.uint8]]) -> None:
         if time.time() - status.st_mtime > _ABANDONED_AFTER:  # by a killed build: one that is alive has written lately
             left.unlink(missing_ok=True)
     shapes = []
-    with atomic_write(path) as partial, partial.open("xb") as file:
+    with atomic_write(path) as partial, partial.open("wb") as file:
         for row in rows:
             file.write(row.tobytes())
             shapes.append(row.shape[1:])
