@@ -1,4 +1,4 @@
-# make demo    train, measure and see a prompt, in two minutes on two cores
+# make demo    train, measure and see a prompt, in a few minutes on two cores
 # make test    the tests
 # make check   the slow tests on real weights and images: VPT_DATA=FOLDER make check
 # make test-floor    the tests with every dependency at the oldest version that is allowed
