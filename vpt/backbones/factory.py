@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from torch import Tensor, nn
 
+from vpt.backbones.block_forward import Besides, Joining, besides, embed, run_blocks
 from vpt.backbones.checkpoints import build, config, current_name, fingerprint
 from vpt.backbones.token_layout import TokenLayout, read_layout
-from vpt.backbones.trim_last_block import Trimmable
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
 
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -20,17 +22,19 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
-class Attached(Protocol):
+class Attached(Joining, Protocol):
     """What a delta part is to the backbone that it is attached to.
 
     Attributes:
         first_block: How many blocks lie before everything that it changes.
+        strength: α in [0, 1].
     """
 
     first_block: int
 
-    def refresh(self) -> None:
-        """Called before every forward pass."""
+    @property
+    def strength(self) -> float:
+        """α in [0, 1]."""
 
 
 class Backbone(nn.Module):
@@ -78,11 +82,7 @@ class Backbone(nn.Module):
         self.readout = nn.Identity()
         self.attached: list[Attached] = []
         self.trim = True
-        self._layout: TokenLayout | UnsupportedBackboneError
-        try:
-            self._layout = read_layout(model)
-        except UnsupportedBackboneError as error:
-            self._layout = error
+        self._layout, self._unknown = _layout_or_reason(model)
         self.freeze()
 
     @property
@@ -90,10 +90,10 @@ class Backbone(nn.Module):
         """The token layout.
 
         Raises:
-            UnsupportedBackboneError: Prompts are not known to be exact on this model.
+            UnsupportedBackboneError: The blocks of this model are not known.
         """
-        if isinstance(self._layout, UnsupportedBackboneError):
-            raise self._layout
+        if self._layout is None:
+            raise UnsupportedBackboneError(f"{self.name}: {self._unknown}")
         return self._layout
 
     def freeze(self) -> None:
@@ -140,8 +140,6 @@ class Backbone(nn.Module):
                 f"{self.name} takes images of shape (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}: "
                 "set the data's image_size, or build the backbone with image_size=..."
             )
-        for part in self.attached:
-            part.refresh()
         scaled = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images.to(self.mean.dtype)
         return (scaled - self.mean) / self.std
 
@@ -165,10 +163,10 @@ class Backbone(nn.Module):
         Returns:
             (B, num_features).
         """
-        model = cast("Any", self.model)
-        trimmed = isinstance(model, Trimmable) and self.trim
-        features = model.features_for_pool if trimmed else model.forward_features
-        return cast("Tensor", model.forward_head(features(self.normalize(images)), pre_logits=True))
+        if self._layout is None:
+            model = cast("Any", self.model)
+            return cast("Tensor", model.forward_head(model.forward_features(self.normalize(images)), pre_logits=True))
+        return self._from_block(0, *embed(self.model, self.normalize(images)))
 
     def tokens(self, images: Tensor) -> Tensor:
         """All final tokens of a ViT, or the final map of another model.
@@ -179,7 +177,68 @@ class Backbone(nn.Module):
         Returns:
             What timm's `forward_features` returns; for a ViT (B, prefix + patches, num_features), without prompts.
         """
-        return cast("Tensor", cast("Any", self.model).forward_features(self.normalize(images)))
+        model = cast("Any", self.model)
+        if self._layout is None:
+            return cast("Tensor", model.forward_features(self.normalize(images)))
+        x, given = embed(model, self.normalize(images))
+        blocks = range(len(self._layout.blocks))
+        return cast("Tensor", model.norm(run_blocks(model, self._layout, x, given, blocks, self.attached)[0]))
+
+    def before_block(self, images: Tensor, block: int) -> Tensor:
+        """The first half of the forward pass: `pooled` is `from_block` of it.
+
+        Args:
+            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
+            block: How many blocks it has, at least 1.
+
+        Returns:
+            Tokens before that block, (B, N, dim), or (B, H, W, dim) with windows.
+
+        Raises:
+            UnsupportedBackboneError: The blocks are not known.
+        """
+        x, given = embed(self.model, self.normalize(images))
+        return run_blocks(self.model, self.layout, x, given, range(block), self.attached)[0]
+
+    def from_block(self, tokens: Tensor, block: int) -> Tensor:
+        """The second half of the forward pass.
+
+        Args:
+            tokens: What `before_block` gave.
+            block: The first block that they pass.
+
+        Returns:
+            Pooled features, (B, num_features).
+
+        Raises:
+            UnsupportedBackboneError: The blocks are not known.
+        """
+        return self._from_block(block, tokens, besides(self.model))
+
+    def _from_block(self, first: int, x: Tensor, given: Besides) -> Tensor:
+        model, layout = cast("Any", self.model), self.layout
+        keep = layout.pooled if self.trim else None
+        blocks = range(first, len(layout.blocks))
+        x, beside = run_blocks(model, layout, x, given, blocks, self.attached, keep)
+        pooled = cast("Tensor", model.forward_head(model.norm(x), pre_logits=True))
+        return self._pooled_with(pooled, cast("Mapping[Attached, Tensor]", beside)) if beside else pooled
+
+    def _pooled_with(self, pooled: Tensor, beside: Mapping[Attached, Tensor]) -> Tensor:
+        """The mean over a Swin's map and the tokens beside it, which count by the strength of whom they belong to."""
+        patches, norm = math.prod(self.layout.grid), cast("nn.Module", self.model.norm)
+        total, number = pooled * patches, float(patches)
+        for part, tokens in beside.items():
+            total = total + part.strength * norm(tokens).sum(dim=1)
+            number += part.strength * tokens.shape[1]
+        return total / number
+
+
+def _layout_or_reason(model: nn.Module) -> tuple[TokenLayout | None, str]:
+    """The layout, or why there is none; a stored exception would keep the frames of its callers alive."""
+    try:
+        return read_layout(model), ""
+    except UnsupportedBackboneError as error:
+        return None, str(error)
 
 
 def create_backbone(

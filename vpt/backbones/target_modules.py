@@ -8,7 +8,6 @@ from typing import Any, cast
 
 from torch import nn
 
-from vpt.backbones.attention.windows import patch_mergings
 from vpt.backbones.factory import Backbone
 
 
@@ -67,20 +66,21 @@ def sublayers(backbone: Backbone) -> list[dict[str, nn.Module]]:
         backbone: A backbone whose blocks are known.
 
     Returns:
-        One dict per block with ``attn`` and ``mlp``; each maps tokens (B, N, dim) to tokens.
+        One dict per block with ``attn`` and ``mlp``; the output of each is that of the part, tokens (B, N, dim). All
+        tokens pass them, those that run beside a Swin's map too, which its attention as a module never sees.
 
     Raises:
         UnsupportedBackboneError: The structure of the backbone is not known.
     """
-    return [
-        {"attn": cast("nn.Module", block.attn), "mlp": cast("nn.Module", block.mlp)} for block in backbone.layout.blocks
-    ]
+    blocks = (cast("Any", block) for block in backbone.layout.blocks)
+    return [{"attn": block.attn.proj_drop, "mlp": block.mlp} for block in blocks]
 
 
 def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
     """Everything with a weight per output channel on the way of the tokens: patch embedding, norms, linear maps.
 
-    What acts on heads or on positions, not on the tokens' channels, is left out.
+    What acts on heads or on positions, not on the tokens' channels, is left out, and so is the convolutional network
+    before the patch embedding of a hybrid.
 
     Args:
         backbone: A backbone whose blocks are known.
@@ -92,6 +92,8 @@ def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
         UnsupportedBackboneError: The structure of the backbone is not known.
     """
     inner = {id(module) for attention in backbone.layout.attentions for module in _beside(attention)}
+    stem = getattr(backbone.model.patch_embed, "backbone", None)
+    inner |= set() if stem is None else {id(module) for module in stem.modules()}
     return {
         name: module
         for name, module in backbone.model.named_modules()
@@ -130,10 +132,9 @@ def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
     if role == "last":
         chosen = backbone.layout.blocks[-last:]
         late = {id(p) for block in chosen for p in block.parameters()}
-        if backbone.layout.windowed:
-            first = len(backbone.layout.blocks) - last
-            between = [merging for number, merging in patch_mergings(backbone).items() if number > first]
-            late |= {id(p) for merging in between for p in merging.parameters()}
+        first = len(backbone.layout.blocks) - last
+        between = [merging for number, merging in backbone.layout.mergings.items() if number > first]
+        late |= {id(p) for merging in between for p in merging.parameters()}
         # timm's names of what a ViT applies after its blocks
         after = ("norm.", "fc_norm.", "attn_pool.")
         return [n for n, p in backbone.model.named_parameters() if id(p) in late or n.startswith(after)]
@@ -141,4 +142,11 @@ def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | nn.modules.batchnorm._NormBase)
+    """PyTorch's and timm's: what is called a norm, has a weight for each channel, and holds no layers with weights."""
+    weight = module._parameters.get("weight")
+    named = "norm" in type(module).__name__.lower()
+    return named and weight is not None and weight.ndim == 1 and not any(True for _ in _nested(module))
+
+
+def _nested(module: nn.Module) -> Iterator[nn.Parameter]:
+    return (p for child in module.children() for p in child.parameters())

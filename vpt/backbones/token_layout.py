@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from timm.models.beit import Beit
@@ -17,7 +17,8 @@ from torch import nn
 
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.families import open_attention
-from vpt.backbones.trim_last_block import POOLED, TRIMMABLE
+from vpt.backbones.attention.windows import patch_mergings
+from vpt.backbones.trim_last_block import POOLED
 from vpt.errors import UnsupportedBackboneError
 
 
@@ -37,6 +38,7 @@ class TokenLayout:
         pooled: How many tokens at the head of the sequence the pool reads; None if it reads patches too.
         has_class_token: Whether token 0 summarises the image.
         windowed: Whether tokens attend within windows; there is then no sequence that a token could be put into.
+        mergings: What halves the map before a block, by the block's position.
     """
 
     blocks: list[nn.Module]
@@ -50,6 +52,7 @@ class TokenLayout:
     pooled: int | None
     has_class_token: bool
     windowed: bool = False
+    mergings: dict[int, nn.Module] = field(default_factory=dict)
 
 
 # Exact types: a subclass may do anything.
@@ -72,13 +75,14 @@ def read_layout(model: nn.Module) -> TokenLayout:
         UnsupportedBackboneError: The model, a block or an attention module is of a type whose equivalence with the
             concatenated form has not been shown.
     """
-    if type(model) in (*SEQUENCES, *TRIMMABLE.values()):
+    if type(model) in SEQUENCES:
         return _sequence(model)
     if type(model) in WINDOWED:
         return _windows(model)
     known = ", ".join(cls.__name__ for cls in (*SEQUENCES, *WINDOWED))
     raise UnsupportedBackboneError(
-        f"Prompts are not known to be exact on {type(model).__name__}; supported are timm's {known}."
+        f"The blocks of {type(model).__name__} are not known: linear, mlp_head, sidetune, bias, norm and full take it; "
+        f"all other deltas take timm's {known}."
     )
 
 
@@ -102,8 +106,6 @@ def _sequence(model: Any) -> TokenLayout:
     )
     if pooled is not None:
         blocks[-1].__class__ = POOLED.get(type(blocks[-1]), type(blocks[-1]))
-        model.__class__ = TRIMMABLE.get(type(model), type(model))
-        model.pooled_tokens = pooled
     return layout
 
 
@@ -125,6 +127,7 @@ def _windows(model: Any) -> TokenLayout:
         pooled=None,
         has_class_token=False,
         windowed=True,
+        mergings=patch_mergings(model),
     )
 
 
@@ -136,7 +139,7 @@ def _entry(index: int, block: Any) -> nn.Module:
         return nn.Identity()
     known = ", ".join(cls.__name__ for cls in (*PRE_NORM, *POST_NORM))
     raise UnsupportedBackboneError(
-        f"Prompts are not known to be exact on block {index}, a {type(block).__name__}; supported are {known}."
+        f"Block {index} is a {type(block).__name__}, in which deltas are not known to be exact; known are {known}."
     )
 
 

@@ -13,11 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu
-from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import sublayers
-from vpt.deltas.base import DeltaPart, chosen_blocks
+from vpt.deltas.base import DeltaPart, Handle, chosen_blocks
 from vpt.errors import ConfigError, UnknownNameError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu}
@@ -82,7 +81,7 @@ class Adapter(DeltaPart):
             nn.init.zeros_(up.bias)
             self.up[key] = up
 
-    def _hooks(self) -> Iterator[RemovableHandle]:
+    def _hooks(self) -> Iterator[Handle]:
         """An adapter on every chosen sublayer."""
         for key, layer in self._sublayers.items():
             yield layer.register_forward_hook(partial(self._add, key))

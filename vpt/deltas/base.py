@@ -5,18 +5,27 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.factory import Backbone
-from vpt.errors import ConfigError
+from vpt.deltas.parametrization import Parametrization
+from vpt.errors import ConfigError, VPTError
 
 READOUT = sys.maxsize
 """The place behind all blocks, as a `DeltaPart.first_block`."""
+
+
+class Handle(Protocol):
+    """Something that was put on the backbone."""
+
+    def remove(self) -> None:
+        """Takes it off."""
 
 
 class DeltaPart(nn.Module, ABC):
@@ -26,9 +35,16 @@ class DeltaPart(nn.Module, ABC):
 
     Attributes:
         first_block: How many blocks lie before everything that it changes; `READOUT` for all of them.
+        changes_pool: Whether it changes the pooled features in another way than through the tokens that are pooled: a
+            model that reads the map of tokens never sees that.
+        pools: Whether the pool reads the tokens that it puts beside the map of a Swin.
+        replaced: How many parameters of the backbone its own stand in for.
     """
 
     first_block: int = 0
+    changes_pool: bool = False
+    pools: bool = False
+    replaced: int = 0
 
     def __init__(self, backbone: Backbone) -> None:
         """Starts at full strength, attached to nothing.
@@ -39,7 +55,7 @@ class DeltaPart(nn.Module, ABC):
         super().__init__()
         self._on = [backbone]  # in a list, so that it does not become a part of this module
         self._strength = 1.0
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Handle] = []
 
     @property
     def backbone(self) -> Backbone:
@@ -70,13 +86,18 @@ class DeltaPart(nn.Module, ABC):
             self._detach()
             self.backbone.attached.remove(self)
 
-    def _hooks(self) -> Iterable[RemovableHandle]:
+    def _hooks(self) -> Iterable[Handle]:
         """Hooks the change on the backbone; what it returns takes the change off again."""
         return ()
 
     def _attach(self) -> None:
         """Puts the change on the backbone, all of it or nothing."""
-        self._handles = list(self._hooks())
+        try:
+            for handle in self._hooks():
+                self._handles.append(handle)
+        except VPTError:
+            self._detach()
+            raise
 
     def _detach(self) -> None:
         """Takes the change off."""
@@ -89,8 +110,17 @@ class DeltaPart(nn.Module, ABC):
         """Whether the change lies in the backbone's own weights for now."""
         return False
 
-    def refresh(self) -> None:
-        """Called before every forward pass of the backbone."""
+    def joining(self, block: int, images: int) -> Tensor | None:
+        """The tokens that it puts beside the map of a Swin before a block.
+
+        Args:
+            block: Counted from 0.
+            images: Images in the batch, B.
+
+        Returns:
+            (B, n, dim); None for none.
+        """
+        return None
 
     @abstractmethod
     def expected_parameters(self) -> int:
@@ -104,9 +134,6 @@ class DeltaPart(nn.Module, ABC):
         """
         return {}, dict(self.named_parameters())
 
-    def _strengthened(self) -> None:
-        """Called after the strength has changed."""
-
     @property
     def strength(self) -> float:
         """α in [0, 1]: 1 is the tuned model exactly, 0 the bare backbone exactly."""
@@ -117,11 +144,27 @@ class DeltaPart(nn.Module, ABC):
         if not 0.0 <= alpha <= 1.0:
             raise ConfigError(f"The strength of a delta lies between 0 (backbone) and 1 (tuned), got {alpha}.")
         self._strength = float(alpha)
-        self._strengthened()
+
+
+@dataclass(frozen=True)
+class MergedWeight:
+    """A weight of the backbone with a change in it.
+
+    Attributes:
+        module: Owns the weight.
+        name: Of the weight in the module.
+        trained: What the change is computed from.
+        changed: From the weight, None for a bias that is not there, to the weight with the change.
+    """
+
+    module: nn.Module
+    name: str
+    trained: Sequence[Tensor]
+    changed: Callable[[Any], Tensor]
 
 
 class MergeablePart(DeltaPart):
-    """A change that can be written into the backbone's own weights: same function, no cost at inference."""
+    """A change that can be put into the backbone's own weights: same function, no cost at inference."""
 
     def __init__(self, backbone: Backbone) -> None:
         """Starts unmerged.
@@ -130,49 +173,77 @@ class MergeablePart(DeltaPart):
             backbone: The backbone that the change is for.
         """
         super().__init__(backbone)
-        self._originals: list[Tensor] = []
+        self._merged: list[Parametrization] = []
+        self._written = False
+        self._kept: dict[tuple[nn.Module, str], tuple[list[Any], Tensor]] = {}
+
+    @property
+    def beside(self) -> bool:
+        """Whether a part of it is computed beside the weights even when it is merged."""
+        return False
 
     @abstractmethod
-    def _changed_weights(self) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
-        """Each weight of the backbone, or part of one, and what gives it with the change at the present strength."""
+    def _merged_weights(self) -> Iterator[MergedWeight]:
+        """Each weight of the backbone that has the change in it when merged."""
 
-    @torch.no_grad()
     def merge(self) -> None:
-        """Writes the change, at the present strength, into the frozen weights.
+        """Puts the change into the weights that the backbone computes with. Its parameters themselves stay.
 
-        What is trained or loaded after it counts when it is merged again.
+        A change that is trained, loaded or weakened later counts at once; without a gradient each weight is computed
+        once and kept.
 
         Raises:
-            ConfigError: Something else is attached to the backbone: weights are restored bit for bit only without it.
+            ConfigError: Something else is attached to the backbone.
         """
         if [*self.backbone.attached] != [self]:
             raise ConfigError(f"Only a {type(self).__name__} that is attached alone can be merged.")
         self.unmerge()
-        for weight, changed in self._changed_weights():
-            self._originals.append(weight.clone())
-            weight.copy_(changed())
+        for weight in self._merged_weights():
+            self._merged.append(Parametrization(weight.module, weight.name, partial(self._with_change, weight)))
+
+    def _with_change(self, weight: MergedWeight, original: Tensor | None) -> Tensor:
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in weight.trained):
+            return weight.changed(original)
+        place = weight.module, weight.name
+        now = [self.strength, *(_state_of(tensor) for tensor in (original, *weight.trained) if tensor is not None)]
+        kept = self._kept.get(place)
+        if kept is None or kept[0] != now:
+            with torch.no_grad():
+                kept = now, weight.changed(original)
+            self._kept[place] = kept
+        return kept[1]
 
     @property
     def merged(self) -> bool:
-        """Whether the change lies in the backbone's own weights for now."""
-        return bool(self._originals)
+        """Whether the change lies in the weights that the backbone computes with."""
+        return self._written or bool(self._merged)
 
     @torch.no_grad()
+    def merge_for_good(self) -> None:
+        """Merges, and writes what the backbone then computes with over its parameters; only a copy should lose them."""
+        self.merge()
+        values = [(handle, handle.value.detach().clone()) for handle in self._merged]
+        self.unmerge()
+        for handle, value in values:
+            handle.module._parameters[handle.name] = nn.Parameter(value, requires_grad=False)
+        self._written = True
+
     def unmerge(self) -> None:
-        """Puts the frozen weights back, bit for bit."""
-        for original, (weight, _) in zip(self._originals, self._changed_weights(), strict=False):
-            weight.copy_(original)
-        self._originals = []
+        """Lets the backbone compute with its own weights again."""
+        for handle in self._merged:
+            handle.remove()
+        self._merged, self._kept = [], {}
 
     def _detach(self) -> None:
         """Takes the change off, out of the weights too."""
         self.unmerge()
         super()._detach()
 
-    def _strengthened(self) -> None:
-        """A merged change follows the strength."""
-        if self.merged:
-            self.merge()
+
+def _state_of(tensor: Tensor) -> tuple[Any, ...]:
+    """What is another after a tensor was trained, loaded or moved."""
+    version = 0 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), version, tensor.dtype, tensor.device
 
 
 Shape = tuple[int, int]

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import pad
-from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.factory import Backbone
-from vpt.deltas.base import DeltaPart
+from vpt.deltas.base import DeltaPart, Handle
 from vpt.errors import ConfigError, UnknownNameError
 
 DropoutMode = Literal["sample", "shared", "key_value", "prompt"]
@@ -114,7 +113,7 @@ class ExtraKeys(DeltaPart):
             found[block] = keys, values, self.key_bias(keys, keys.shape[2], 0)
         return found
 
-    def _hooks(self) -> Iterable[RemovableHandle]:
+    def _hooks(self) -> Iterable[Handle]:
         """Keys and values in every chosen block."""
         for layer, block in enumerate(self.blocks):
             yield self.layout.attentions[block].register_edit(KeyEdit(self, layer, self._append))
@@ -122,7 +121,8 @@ class ExtraKeys(DeltaPart):
     def _append(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         rows, _, before, _ = keys.shape
         images = rows // attention.windows
-        own_keys, own_values = self.keys_values(layer, attention, images)
+        # A prefix is no result of a product, so that autocast has not narrowed it, and would widen all keys.
+        own_keys, own_values = (own.to(keys.dtype) for own in self.keys_values(layer, attention, images))
         number = own_keys.shape[2]
         if self._dropping("key_value"):
             own_keys, own_values = (
@@ -168,13 +168,11 @@ class FixedKeys(nn.Module):
         keys: (sets, heads, n, head_dim).
         values: Likewise.
         bias: On the logits of these keys, (sets, 1, 1, n); None where it is 0 for all.
-        index: (B,) which set each image of the present batch sees; None where there is one for all.
     """
 
     keys: Tensor
     values: Tensor
     bias: Tensor | None
-    active = True
 
     def __init__(self, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
         """Keeps them.
@@ -187,7 +185,6 @@ class FixedKeys(nn.Module):
         super().__init__()
         for name, tensor in (("keys", keys), ("values", values), ("bias", bias)):
             self.register_buffer(name, None if tensor is None else tensor.detach().clone())
-        self.index: Tensor | None = None
 
     def install(self, attention: OpenAttention) -> None:
         """Becomes a part of an attention module, and moves with it, for good.
@@ -198,19 +195,25 @@ class FixedKeys(nn.Module):
         attention.add_module(f"fixed_keys_{len(attention.edits)}", self)
         self._handle = attention.register_edit(self)  # kept: its number must stay taken, after unpickling, too
 
+    @property
+    def active(self) -> bool:
+        """Always: one set is for all images."""
+        return True
+
+    def seen(self) -> Edited:
+        """The keys, values and bias that the images of the present call see: 1 or B sets."""
+        return self.keys, self.values, self.bias
+
     def forward(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """See `AttentionEdit.__call__`."""
         rows, _, before, _ = keys.shape
-        own_keys, own_values = (
-            per_row(self._seen(own, keys), rows, attention.windows) for own in (self.keys, self.values)
-        )
-        bias = None if self.bias is None else pad(self._seen(self.bias, keys), (before, 0))
-        if bias is not None and self.index is not None:  # one for all is broadcast
-            bias = per_row(bias, rows, attention.windows)
+        own_keys, own_values, bias = self.seen()
+        own_keys, own_values = (per_row(own.to(keys), rows, attention.windows) for own in (own_keys, own_values))
+        if bias is not None:
+            bias = pad(bias.to(keys), (before, 0))
+            if bias.shape[0] > 1:  # one for all is broadcast
+                bias = per_row(bias, rows, attention.windows)
         return torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2), bias
-
-    def _seen(self, own: Tensor, like: Tensor) -> Tensor:
-        return own if self.index is None else own[self.index].to(like)
 
     def complete(self, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
         """Nothing asks beside the sequence."""

@@ -7,10 +7,9 @@ from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.functional import relu
-from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.factory import Backbone
-from vpt.deltas.base import READOUT, DeltaPart
+from vpt.deltas.base import READOUT, DeltaPart, Handle
 from vpt.errors import ConfigError
 
 
@@ -39,6 +38,7 @@ class MlpHead(DeltaPart):
     """
 
     first_block = READOUT
+    changes_pool = True
 
     def __init__(self, backbone: Backbone, layers: int = 3) -> None:
         """Draws the hidden layers as PyTorch draws linear layers.
@@ -58,7 +58,7 @@ class MlpHead(DeltaPart):
             nn.Linear(self._width, self._width, dtype=like.dtype, device=like.device) for _ in range(layers - 1)
         )
 
-    def _hooks(self) -> Iterator[RemovableHandle]:
+    def _hooks(self) -> Iterator[Handle]:
         """The hidden layers behind the pool."""
         yield self.backbone.readout.register_forward_hook(self._change)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn.functional import pad
 
 from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import LinearTarget, linear_targets
-from vpt.deltas.base import MergeablePart, chosen_blocks
+from vpt.deltas.base import Handle, MergeablePart, MergedWeight, chosen_blocks
 from vpt.errors import ConfigError, UnknownNameError
 
 
@@ -66,39 +66,49 @@ class Lora(MergeablePart):
         self.targets: dict[str, LinearTarget] = {
             f"{index}_{name}": blocks[index][name] for index in chosen for name in targets
         }
+        self._by_module: dict[nn.Linear, list[str]] = {}
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for key, target in self.targets.items():
+            self._by_module.setdefault(target.module, []).append(key)
             down = backbone.mean.new_empty(rank, target.module.in_features)
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
             self.down[key] = nn.Parameter(down)
             self.up[key] = nn.Parameter(backbone.mean.new_zeros(target.stop - target.start, rank))
 
-    def _hooks(self) -> Iterator[RemovableHandle]:
-        """The low-rank path beside every map."""
-        for key, target in self.targets.items():
-            yield target.module.register_forward_hook(partial(self._add, key))
+    def _hooks(self) -> Iterator[Handle]:
+        """The low-rank path beside every module that computes one of the maps or several."""
+        for module, keys in self._by_module.items():
+            yield module.register_forward_hook(partial(self._add, keys))
 
     def expected_parameters(self) -> int:
         """Σ rank · (inputs + outputs) over the maps."""
         rank = next(iter(self.down.values())).shape[0]
         return sum(rank * (t.module.in_features + t.stop - t.start) for t in self.targets.values())
 
-    def _changed_weights(self) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
+    def _merged_weights(self) -> Iterator[MergedWeight]:
         """See `MergeablePart`."""
-        for key, target in self.targets.items():
-            weight = target.module.weight[target.start : target.stop]
-            yield weight, partial(self._changed, key, weight)
+        for module, keys in self._by_module.items():
+            trained = [matrix[key] for key in keys for matrix in (self.down, self.up)]
+            yield MergedWeight(module, "weight", trained, partial(self._changed, keys))
 
-    def _changed(self, key: str, weight: Tensor) -> Tensor:
-        change: Tensor = self._strength * self.factor * (self.up[key] @ self.down[key])
-        return weight + change
+    def _changed(self, keys: Sequence[str], weight: Tensor) -> Tensor:
+        down, up = self._stacked(keys)
+        return torch.addmm(weight, up, down)
 
-    def _add(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    def _stacked(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """A and B of all maps of a module as one: (ranks, inputs), and scaled (outputs of the module, ranks)."""
+        down = torch.cat([self.down[key] for key in keys])
+        rank, columns = len(down) // len(keys), []
+        for key in keys:
+            target = self.targets[key]
+            columns.append(pad(self.up[key], (0, 0, target.start, target.module.out_features - target.stop)))
+        assembled = columns[0] if rank == len(down) else torch.cat(columns, dim=1)
+        return down, assembled * (self.factor * self._strength)
+
+    def _add(self, keys: Sequence[str], module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if self._strength == 0.0 or self.merged:
             return out
-        target = self.targets[key]
-        change: Tensor = (args[0] @ self.down[key].T) @ self.up[key].T * (self.factor * self._strength)
-        if (target.start, target.stop) == (0, out.shape[-1]):
-            return out + change
-        pieces = (out[..., : target.start], out[..., target.start : target.stop] + change, out[..., target.stop :])
-        return torch.cat(pieces, dim=-1)
+        down, up = self._stacked(keys)
+        # One product that adds: a sum into a third of a fused layer's output would copy all of it.
+        added = torch.addmm(out.flatten(0, -2), args[0].flatten(0, -2) @ down.T, up.T)
+        return added.view_as(out)

@@ -8,85 +8,19 @@ per step for the whole batch. Shallow prompts are tokens that travel through all
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
-from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.attention.base import OpenAttention
-from vpt.backbones.attention.windows import merge_tokens, patch_mergings, pool_with, rest_of_block, window_answers
+from vpt.backbones.attention.windows import BESIDE, Beside, window_answers
 from vpt.backbones.factory import Backbone
-from vpt.deltas.base import chosen_blocks, named_stack, numbers_by_layer, pick, stack
+from vpt.deltas.base import Handle, chosen_blocks, named_stack, numbers_by_layer, pick, stack
 from vpt.deltas.extra_key_values import DropoutMode, Edited, ExtraKeys, KeyEdit, per_row
 from vpt.errors import ConfigError
-
-
-class WindowPrompts:
-    """The way of shallow prompts through the blocks of a Swin."""
-
-    def __init__(self, prompt: Prompt, reference_pooling: bool) -> None:
-        """Finds the way.
-
-        Args:
-            prompt: The shallow prompt of a Swin.
-            reference_pooling: The final average includes the prompts.
-        """
-        self.prompt, self.reference_pooling = prompt, reference_pooling
-        self.layout, self.merging = prompt.layout, patch_mergings(prompt.backbone)
-        # By block, so that a block that is run again for activation checkpointing finds what it found before.
-        self.tokens: dict[int, Tensor] = {}
-        self._asking: tuple[Tensor, Tensor, Tensor]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes along: nothing of the last forward pass, whose graph cannot be copied."""
-        return {key: value for key, value in vars(self).items() if key != "_asking"} | {"tokens": {}}
-
-    def hooks(self) -> Iterator[RemovableHandle]:
-        """Starts the prompts before the first block, and lets the pool read them where that is asked for."""
-        for block, attention in enumerate(self.layout.attentions):
-            yield attention.register_edit(KeyEdit(self.prompt, block, self.travel, self.gather))
-        yield self.layout.blocks[0].register_forward_pre_hook(self._start)
-        if self.reference_pooling:
-            yield self.prompt.backbone.readout.register_forward_hook(self._pool, prepend=True)
-
-    def travel(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
-        """The edit: the prompts join every window."""
-        tokens, entering = self.entering(layer)
-        queries, own_keys, own_values = attention.project(entering)
-        rows = keys.shape[0]
-        keys, values = (
-            torch.cat([theirs, per_row(own, rows, attention.windows)], dim=2)
-            for theirs, own in ((keys, own_keys), (values, own_values))
-        )
-        self._asking = tokens, entering, queries
-        number = tokens.shape[1]
-        return keys, values, self.prompt.key_bias(keys, number, keys.shape[2] - number)
-
-    def entering(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The prompts as they come to a block, (B, n, dim), and as its attention sees them."""
-        tokens = self.tokens[layer]
-        if layer in self.merging:
-            tokens = merge_tokens(self.merging[layer], tokens)
-        return tokens, self.layout.norms[layer](tokens)
-
-    def gather(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
-        """What they gather from all keys, those of other deltas too, and their way on to the next block."""
-        tokens, entering, queries = self._asking
-        answers = window_answers(attention, entering, queries, keys, values, bias)
-        self.tokens[layer + 1] = rest_of_block(self.layout.blocks[layer], tokens, answers)
-
-    def _start(self, block: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if self.prompt.strength != 0.0:
-            images = args[0].shape[0]
-            self.tokens = {0: self.prompt.dropped(self.prompt.prompts(0), images).expand(images, -1, -1)}
-
-    def _pool(self, module: nn.Module, args: tuple[Tensor, ...], pooled: Tensor) -> Tensor:
-        if self.prompt.strength == 0.0:
-            return pooled
-        return pool_with(self.prompt.backbone, pooled, self.tokens[len(self.layout.blocks)])
 
 
 class Prompt(ExtraKeys):
@@ -130,8 +64,8 @@ class Prompt(ExtraKeys):
                 file holds the mapped prompts.
             log_bias: Adds −log n to the attention logits of n prompts, so that at first they take the attention of one
                 token instead of n/(n + N) of it.
-            reference_pooling: With shallow prompts on Swin, the final average includes the prompts, as in the reference
-                implementation.
+            reference_pooling: On Swin, the final average includes what the prompts of the last block have become behind
+                it, as in the reference implementation.
 
         Raises:
             ConfigError: A value is out of range.
@@ -142,12 +76,15 @@ class Prompt(ExtraKeys):
         super().__init__(backbone, blocks, dropout, dropout_mode, log_bias)
         if not deep:
             self._check_shallow(layers is not None or shared or not isinstance(num_tokens, int))
-        if reference_pooling and (deep or not self.layout.windowed):
-            raise ConfigError(
-                "reference_pooling is for shallow prompts on Swin: elsewhere the pool never reads prompts."
-            )
+        last = len(self.layout.blocks) - 1
+        if reference_pooling and not (self.layout.windowed and (not deep or last in blocks)):
+            raise ConfigError("reference_pooling needs prompts in the last block of a Swin: no other pool reads them.")
+        if reference_pooling and dropout_mode not in ("sample", "shared"):
+            raise ConfigError(f"reference_pooling takes dropout_mode 'sample' or 'shared', got {dropout_mode!r}.")
         self.deep, self.shared = deep, shared
-        self._way = WindowPrompts(self, reference_pooling) if self.layout.windowed and not deep else None
+        self.pools = self.changes_pool = reference_pooling
+        shallow = [] if deep or not self.layout.windowed else range(last + 1)
+        self._beside = [last] if deep and reference_pooling else list(shallow)
         numbers = numbers_by_layer(num_tokens, len(blocks))
         shapes = [(number, self.layout.dims[block]) for number, block in zip(numbers, blocks, strict=True)]
         if shared and len(set(shapes)) > 1:
@@ -222,13 +159,14 @@ class Prompt(ExtraKeys):
     @property
     def in_sequence(self) -> bool:
         """Whether the prompts are tokens of the backbone's own sequence: shallow ones, except on Swin."""
-        return not self.deep and self._way is None
+        return not self.deep and not self.layout.windowed
 
     def queries(self, block: int) -> Tensor | None:
         """What the prompts of a block ask with where they stand beside its sequence, Q = W_q N(P) + b_q.
 
         Deep prompts ask only in the concatenated form (Jia et al., section 3.1), which discards the answers: nothing
-        that the model computes depends on these queries. Shallow prompts on Swin ask as they last came by.
+        that the model computes depends on these queries. Shallow prompts on Swin ask as they come by, and only while
+        the block runs (`AttentionCall.as_called`).
 
         Args:
             block: Counted from 0.
@@ -238,28 +176,72 @@ class Prompt(ExtraKeys):
         """
         if self.in_sequence or self.strength == 0.0 or (self.deep and block not in self.blocks):
             return None
-        if self._way is not None:
-            entering = self._way.entering(block)[1]
-        else:
-            entering = self.layout.norms[block](self.prompts(self.blocks.index(block)).unsqueeze(0))
-        return self.layout.attentions[block].project(entering)[0]
+        tokens = self._tokens_beside() if block in self._beside else self.prompts(self.blocks.index(block)).unsqueeze(0)
+        return self.layout.attentions[block].project(self.layout.norms[block](tokens))[0]
 
     @property
     def constant(self) -> bool:
-        """Whether the prompts are deep: shallow ones depend on the image from the second block on."""
-        return self.deep
+        """Whether all that they do is to add keys and values: shallow ones travel, and the pool may read deep ones."""
+        return self.deep and not self._beside
 
-    def _hooks(self) -> Iterable[RemovableHandle]:
+    def joining(self, block: int, images: int) -> Tensor | None:
+        """The prompts beside the map of a Swin: shallow ones from the first block on, pooled deep ones in the last.
+
+        Args:
+            block: Counted from 0.
+            images: Images in the batch, B.
+
+        Returns:
+            (B, n, dim); None at strength 0 and in other blocks.
+        """
+        if self._strength == 0.0 or block not in self._beside[:1]:
+            return None
+        layer = self.blocks.index(block)
+        return self.dropped(self.prompts(layer), images).expand(images, -1, -1)
+
+    def _hooks(self) -> Iterator[Handle]:
         """Keys and values in every chosen block (deep), or tokens before the first block (shallow)."""
+        for block in self._beside:
+            yield self.layout.attentions[block].register_edit(KeyEdit(self, block, self._join_windows, self._gather))
         if self.deep:
-            return super()._hooks()
-        return self._token_hooks() if self._way is None else self._way.hooks()
+            for layer, block in enumerate(self.blocks):
+                if block not in self._beside:
+                    yield self.layout.attentions[block].register_edit(KeyEdit(self, layer, self._append))
+        elif self.in_sequence:
+            yield from self._token_hooks()
 
-    def _token_hooks(self) -> Iterator[RemovableHandle]:
+    def _tokens_beside(self) -> Tensor:
+        """The prompts as they come to the block that runs now, (B, n, dim)."""
+        beside = BESIDE.get()
+        if beside is None or self not in beside.tokens:
+            raise ConfigError(
+                "Prompts that run beside a Swin's map do so where the Backbone is called: call it, not its timm model."
+            )
+        return beside.tokens[self]
+
+    def _join_windows(self, block: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
+        """The edit of prompts beside a map: they join every window."""
+        entering = self.layout.norms[block](self._tokens_beside())
+        queries, own_keys, own_values = attention.project(entering)
+        rows, number = keys.shape[0], entering.shape[1]
+        keys, values = (
+            torch.cat([theirs, per_row(own, rows, attention.windows)], dim=2)
+            for theirs, own in ((keys, own_keys), (values, own_values))
+        )
+        cast("Beside", BESIDE.get()).asking[self] = entering, queries
+        return keys, values, self.key_bias(keys, number, keys.shape[2] - number)
+
+    def _gather(self, block: int, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        """What they gather from all keys, those of other deltas too."""
+        beside = cast("Beside", BESIDE.get())
+        if self in beside.onward:
+            beside.answers[self] = window_answers(attention, *beside.asking[self], keys, values, bias)
+
+    def _token_hooks(self) -> Iterator[Handle]:
         for attention in self.layout.attentions:
             yield attention.register_edit(KeyEdit(self, 0, self._weaken_tokens))
         yield self.layout.blocks[0].register_forward_pre_hook(self._insert_tokens)
-        yield self.layout.blocks[-1].register_forward_hook(self._remove_tokens)
+        yield self.layout.blocks[-1].register_forward_hook(self._remove_tokens, with_kwargs=True)
 
     def dropped(self, prompts: Tensor, images: int) -> Tensor:
         """Prompts after dropout on their channels.
@@ -278,15 +260,18 @@ class Prompt(ExtraKeys):
 
     def _weaken_tokens(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """The edit of a shallow prompt: its bias on the prompts' columns, which follow the prefix tokens."""
-        before, number = self.layout.num_prefix + self._inserted_before(), self.prompts(0).shape[0]
+        before, number = self.layout.num_prefix + self._inserted_before(), self._shapes[0][0]
         return keys, values, self.key_bias(keys, number, before, keys.shape[2] - before - number)
 
     def _inserted_before(self) -> int:
         """Tokens between the prefix and these prompts: those of shallow prompts that were attached later."""
         parts = self.backbone.attached
         later = parts[parts.index(self) + 1 :] if self.attached else []
-        shallow = [part for part in later if isinstance(part, Prompt) and not part.deep and part.strength != 0.0]
-        return sum(part.prompts(0).shape[0] for part in shallow)
+        return sum(
+            part._shapes[0][0]
+            for part in later
+            if isinstance(part, Prompt) and part.in_sequence and part.strength != 0.0
+        )
 
     def _insert_tokens(self, block: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """[class, patches] becomes [class, prompts, patches]; at α = 0 nothing is inserted."""
@@ -296,9 +281,9 @@ class Prompt(ExtraKeys):
         prompts = self.dropped(self.prompts(0), x.shape[0]).expand(x.shape[0], -1, -1)
         return (torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1), *args[1:])
 
-    def _remove_tokens(self, block: nn.Module, args: tuple[Tensor, ...], x: Tensor) -> Tensor:
+    def _remove_tokens(self, block: nn.Module, args: Any, kwargs: dict[str, Any], x: Tensor) -> Tensor:
         """Drops the prompts' outputs, unless the last block has kept only pooled tokens anyway."""
-        if self._strength == 0.0 or self.layout.attentions[-1].num_queries is not None:  # trimmed for the pool
+        if self._strength == 0.0 or kwargs.get("keep") is not None:
             return x
         prefix = self.layout.num_prefix
-        return torch.cat([x[:, :prefix], x[:, prefix + self.prompts(0).shape[0] :]], dim=1)
+        return torch.cat([x[:, :prefix], x[:, prefix + self._shapes[0][0] :]], dim=1)

@@ -13,10 +13,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.factory import Backbone
-from vpt.deltas.base import DeltaPart, chosen_blocks, pick, stack
+from vpt.deltas.base import DeltaPart, Handle, chosen_blocks, pick, stack
 from vpt.errors import ConfigError
 
 
@@ -49,7 +48,7 @@ class PromptAdd(DeltaPart):
         self._shapes = [(layout.patches[number], layout.dims[number]) for number in chosen]
         self.tokens = stack(self._shapes, backbone.mean, torch.zero_)
 
-    def _hooks(self) -> Iterator[RemovableHandle]:
+    def _hooks(self) -> Iterator[Handle]:
         """An addition before every chosen block; before shallow prompts have joined the patches."""
         for layer, block in enumerate(self._blocks):
             yield block.register_forward_pre_hook(partial(self._add, layer), prepend=True)
@@ -97,7 +96,7 @@ class PromptPad(DeltaPart):
         self.rows = nn.Parameter(like.new_zeros(2, 3, width, size))
         self.columns = nn.Parameter(like.new_zeros(2, 3, size - 2 * width, width))
 
-    def _hooks(self) -> Iterator[RemovableHandle]:
+    def _hooks(self) -> Iterator[Handle]:
         """The frame before the patch embedding."""
         yield cast("nn.Module", self.backbone.model.patch_embed).register_forward_pre_hook(self._add)
 

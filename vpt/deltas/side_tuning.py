@@ -8,10 +8,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.factory import Backbone
-from vpt.deltas.base import DeltaPart
+from vpt.deltas.base import DeltaPart, Handle
 from vpt.errors import ConfigError
 
 
@@ -20,6 +19,8 @@ class SideTune(DeltaPart):
 
     The blend σ(a) is learned from a = 0 (section 3.2 of the paper). Strength α scales the change to the features.
     """
+
+    changes_pool = True
 
     def __init__(self, backbone: Backbone, width: int = 16) -> None:
         """Draws four convolutions of stride 2 and a linear layer as PyTorch draws them.
@@ -49,7 +50,7 @@ class SideTune(DeltaPart):
         self.blend = nn.Parameter(backbone.mean.new_zeros(()))
         self._dim = backbone.num_features
 
-    def _hooks(self) -> Iterator[RemovableHandle]:
+    def _hooks(self) -> Iterator[Handle]:
         """The network beside the backbone."""
         yield self.backbone.register_forward_hook(self._mix)
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import affine_layers
-from vpt.deltas.base import MergeablePart
+from vpt.deltas.base import Handle, MergeablePart, MergedWeight
 
 
 class ScaleShift(MergeablePart):
     """A scale and a shift per channel behind the patch embedding, every norm and every linear layer.
 
     Where timm keeps a layer's bias beside it (queries and values of BEiT, EVA, Swin V2), the bias is added behind them.
-    Its strength interpolates between doing nothing, γ = 1 and β = 0, and the trained values. Merged, layers without a
-    bias keep their scale and shift beside them.
+    Its strength interpolates between doing nothing, γ = 1 and β = 0, and the trained values. Merged, norms that have no
+    place for a bias keep their scale and shift beside them.
 
     Attributes:
         scale: γ of each layer by its name with ``/`` for ``.``, (channels,).
@@ -45,7 +44,7 @@ class ScaleShift(MergeablePart):
             self.scale[key] = nn.Parameter(1.0 + std * torch.randn(channels).to(backbone.mean))
             self.shift[key] = nn.Parameter(std * torch.randn(channels).to(backbone.mean))
 
-    def _hooks(self) -> Iterator[RemovableHandle]:
+    def _hooks(self) -> Iterator[Handle]:
         """Scale and shift behind every layer."""
         for key, layer in self._layers.items():
             yield layer.register_forward_hook(partial(self._change, key))
@@ -54,20 +53,25 @@ class ScaleShift(MergeablePart):
         """Twice the channels of every layer."""
         return sum(2 * _weight(layer).shape[0] for layer in self._layers.values())
 
-    def _changed_weights(self) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
+    @property
+    def beside(self) -> bool:
+        """Whether it has norms without a place for a bias."""
+        return not all(map(_takes_bias, self._layers.values()))
+
+    def _merged_weights(self) -> Iterator[MergedWeight]:
         """See `MergeablePart`."""
         for key, layer in self._layers.items():
-            if layer.bias is not None:
-                weight, bias = _weight(layer), cast("Tensor", layer.bias)
-                yield weight, partial(self._scaled, key, weight)
-                yield bias, partial(self._scaled_and_shifted, key, bias)
+            if _takes_bias(layer):
+                trained = self.scale[key], self.shift[key]
+                yield MergedWeight(layer, "weight", trained, partial(self._scaled, key))
+                yield MergedWeight(layer, "bias", trained, partial(self._scaled_and_shifted, key))
 
     def _scaled(self, key: str, weight: Tensor) -> Tensor:
         return weight * self._between(key)[0].view(-1, *[1] * (weight.ndim - 1))
 
-    def _scaled_and_shifted(self, key: str, bias: Tensor) -> Tensor:
+    def _scaled_and_shifted(self, key: str, bias: Tensor | None) -> Tensor:
         scale, shift = self._between(key)
-        return bias * scale + shift
+        return shift if bias is None else bias * scale + shift
 
     def _between(self, key: str) -> tuple[Tensor, Tensor]:
         scale, shift = self.scale[key], self.shift[key]
@@ -76,12 +80,17 @@ class ScaleShift(MergeablePart):
         return 1.0 + self._strength * (scale - 1.0), self._strength * shift
 
     def _change(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if self._strength == 0.0 or (self.merged and module.bias is not None):
+        if self._strength == 0.0 or (self.merged and _takes_bias(module)):
             return out
         scale, shift = self._between(key)
         if isinstance(module, nn.Conv2d):
             scale, shift = scale.view(-1, 1, 1), shift.view(-1, 1, 1)
         return torch.addcmul(shift, out, scale)
+
+
+def _takes_bias(layer: nn.Module) -> bool:
+    """Whether a layer adds a bias where it has one: all but timm's and PyTorch's norms by the root mean square."""
+    return "bias" in layer._parameters
 
 
 def _weight(layer: nn.Module) -> Tensor:

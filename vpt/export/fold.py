@@ -28,8 +28,6 @@ def fold(model: TunedModel) -> TunedModel:
     Returns:
         A frozen copy in eval mode, for inference only: its deltas cannot be taken off again.
     """
-    for attached in model.backbone.attached:
-        attached.refresh()  # a copy does not know what was trained or loaded since
     own = copy.deepcopy(model).eval().requires_grad_(False)
     parts = [cast("DeltaPart", part) for part in own.backbone.attached]
     constant = [part for part in parts if isinstance(part, ExtraKeys) and part.constant]
@@ -42,10 +40,13 @@ def fold(model: TunedModel) -> TunedModel:
             part.detach()
     left = [cast("DeltaPart", part) for part in own.backbone.attached]
     if len(left) == 1 and isinstance(left[0], MergeablePart):
-        left[0].merge()
+        left[0].merge_for_good()
+        if not left[0].beside:
+            left[0].detach()
+            left = []
     for block, keys in (item for blocks in fixed for item in blocks.items()):
         FixedKeys(*keys).install(own.backbone.layout.attentions[block])
-    own.delta = _delta_of([part for part in left if not part.merged])
+    own.delta = _delta_of(left)
     return own
 
 

@@ -195,7 +195,7 @@ def _layer(backbone: Backbone, block: int, call: AttentionCall, weights: Tensor)
     start, tokens, places = call.first_patch, call.tokens, call.places
     prompts = torch.cat([weights[..., call.num_prefix : start], weights[..., tokens:]], dim=-1)[:, :, start:tokens]
     own = [weights[:, :, call.num_prefix : start]]
-    asked = (prompt.queries(block) for prompt in _prompts(backbone))
+    asked = (call.as_called(prompt.queries, block) for prompt in _prompts(backbone))
     own += [call.weights_of(queries) for queries in asked if queries is not None]
     from_prompts = torch.cat([part[..., start:tokens].mean(dim=1) for part in own], dim=1)
     subject = summarise(call, weights, backbone.layout.has_class_token)

@@ -57,13 +57,11 @@ class OpenAttention(nn.Module):
     Attributes:
         edits: By the id of their handles, applied in order; where none is active (and nothing is trimmed) timm's own
             code runs.
-        num_queries: Only the first so many tokens ask; None lets all of them.
         windows: How many consecutive rows of a batch belong to one image.
         fusible: Whether timm would call PyTorch's fused attention.
     """
 
     edits: OrderedDict[int, AttentionEdit]
-    num_queries: int | None
     windows: int
     fusible: bool
     sdpa_scale: float | None = None  # of the logits; None for 1/√head_dim
@@ -75,7 +73,7 @@ class OpenAttention(nn.Module):
 
     @property
     def fused_attn(self) -> bool:
-        """Whether timm's own code calls PyTorch's fused attention: where timm wants it and it is not slow."""
+        """Whether PyTorch's fused attention is called, by timm's code and by ours: where wanted and not slow."""
         return self.fusible and not self._fused_is_slow()
 
     @fused_attn.setter
@@ -147,40 +145,48 @@ class OpenAttention(nn.Module):
         Returns:
             Keys, values (B, heads, N + extra, head_dim) and the summed bias, 0 for extra keys unless an edit says so.
         """
-        active = [edit for edit in self.edits.values() if edit.active]
-        changes: Tensor | None = None
-        for edit in active:
-            keys, values, change = edit(self, keys, values)
-            changes = _sum(changes, change, keys.shape[2])
-        for edit in active:
-            edit.complete(self, keys, values, changes)
+        keys, values, changes = self._changed(keys, values)
         return keys, values, _sum(bias, changes, keys.shape[2])
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _changed(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys, values, and the summed bias of the edits alone."""
+        changes: Tensor | None = None
+        for edit in self.edits.values():
+            if edit.active:
+                keys, values, change = edit(self, keys, values)
+                changes = _sum(changes, change, keys.shape[2])
+        return keys, values, changes
+
+    def forward(self, x: Tensor, *args: Any, keep: int | None = None, **kwargs: Any) -> Tensor:
         """Attends from the tokens to the tokens and the extra keys.
 
         Args:
             x: Tokens as the block hands them over, (B, N, dim).
             *args: What timm's `forward` takes besides.
+            keep: Only the first so many tokens ask; None lets all of them.
             **kwargs: Likewise.
 
         Returns:
-            (B, num_queries or N, dim).
+            (B, keep or N, dim).
 
         Raises:
             UnsupportedBackboneError: A mask of the user is given together with edits.
         """
-        if self.num_queries is None and not any(edit.active for edit in self.edits.values()):
+        if keep is None and not any(edit.active for edit in self.edits.values()):
             return cast("Tensor", super().forward(x, *args, **kwargs))  # timm's, next in line
         q, k, v, bias = self.prepare(x, *args, **kwargs)
-        k, v, bias = self.edited(k, v, bias)
-        q = q[:, :, : self.num_queries]
+        k, v, changes = self._changed(k, v)
+        for edit in self.edits.values():
+            if edit.active:
+                edit.complete(self, k, v, changes)
+        bias = _sum(bias, changes, k.shape[2])
+        q = q[:, :, :keep]
         if bias is not None and bias.shape[2] > 1:
-            bias = bias[:, :, : self.num_queries]
+            bias = bias[:, :, :keep]
         if torch.is_grad_enabled():
             q = q.contiguous()  # a view would keep the projection of all tokens, keys and values too, for the backward
         out = self.attend(q, k, v, bias)
-        return self.finish(x[:, : self.num_queries], out.transpose(1, 2).flatten(2))
+        return self.finish(x[:, :keep], out.transpose(1, 2).flatten(2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """Softmax attention.
@@ -195,7 +201,7 @@ class OpenAttention(nn.Module):
             (B, heads, n, head_dim).
         """
         dropout = self.attn_drop.p if self.training else 0.0
-        if self._fused_is_slow():
+        if not self.fused_attn:
             return F.dropout(self.shares(q, k, bias), dropout) @ _per_head(q, v)
         k, v = _per_head(q, k), _per_head(q, v)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.sdpa_scale)

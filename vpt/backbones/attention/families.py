@@ -178,7 +178,7 @@ def open_attention(attention: nn.Module, windows: int = 1) -> OpenAttention:
         attention.__class__ = family
         attention.fusible = fusible
         attention.edits = OrderedDict()  # type: ignore[assignment]
-        attention.num_queries, attention.windows = None, windows  # type: ignore[assignment]
+        attention.windows = windows  # type: ignore[assignment]
         if hasattr(attention, "qkv_bias_separate"):
             # With False timm reads the layer's weight past the layer, and hooks on it, such as LoRA's, never run.
             attention.qkv_bias_separate = True  # type: ignore[assignment]

@@ -5,10 +5,11 @@ Nothing in the model changes: a hook keeps the arguments of timm's own call, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.windows import Places, window_places
 from vpt.backbones.factory import Backbone
 from vpt.backbones.token_layout import TokenLayout
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +34,7 @@ class AttentionCall:
         num_prefix: Class, distillation and register tokens.
         args: What it was called with.
         kwargs: Likewise.
+        context: Where it was called, with what belonged to that call of the backbone.
     """
 
     attention: OpenAttention
@@ -38,6 +42,20 @@ class AttentionCall:
     num_prefix: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    context: Context = field(default_factory=copy_context)
+
+    def as_called(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Runs a function that reads what belonged to the call, such as tokens that run beside a Swin's map.
+
+        Args:
+            function: Any.
+            *args: Its arguments.
+            **kwargs: Likewise.
+
+        Returns:
+            What it returns.
+        """
+        return self.context.copy().run(function, *args, **kwargs)
 
     @property
     def tokens(self) -> int:
@@ -59,7 +77,7 @@ class AttentionCall:
         Returns:
             (rows, heads, queries, tokens + extra keys); over the last dimension they sum to 1.
         """
-        return self.attention.weights(num_queries, *self.args, **self.kwargs)
+        return self.as_called(self.attention.weights, num_queries, *self.args, **self.kwargs)
 
     @torch.no_grad()
     def weights_of(self, queries: Tensor) -> Tensor:
@@ -72,7 +90,7 @@ class AttentionCall:
             (rows, heads, n, tokens + extra keys).
         """
         _, keys, values, _ = self.attention.prepare(*self.args, **self.kwargs)
-        keys, _, bias = self.attention.edited(keys, values, None)
+        keys, _, bias = self.as_called(self.attention.edited, keys, values, None)
         if queries.shape[0] > 1:
             queries = queries.repeat_interleave(self.places.windows, dim=0)
         return self.attention.shares(queries, keys, bias)
@@ -101,7 +119,8 @@ def recording(backbone: Backbone) -> Iterator[list[AttentionCall]]:
 
 def _keep(calls: list[AttentionCall], places: Places, num_prefix: int) -> Any:
     def keep(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(AttentionCall(attention, places, num_prefix, args, kwargs))  # type: ignore[arg-type]
+        given = {key: value for key, value in kwargs.items() if key != "keep"}  # all that ask are looked at
+        calls.append(AttentionCall(attention, places, num_prefix, args, given))  # type: ignore[arg-type]
 
     return keep
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -13,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vpt.backbones.attention.base import OpenAttention
-from vpt.backbones.factory import Backbone
 
 Pair = tuple[int, int]
 
@@ -91,21 +92,66 @@ def window_places(block: Any) -> Places:
     return Places(tuple(block.input_resolution), tuple(block.window_size), tuple(block.shift_size))
 
 
-def patch_mergings(backbone: Backbone) -> dict[int, nn.Module]:
+def patch_mergings(model: Any) -> dict[int, nn.Module]:
     """Finds where the map is halved.
 
     Args:
-        backbone: A Swin.
+        model: timm's Swin or Swin V2.
 
     Returns:
         The merging before a block, by the block's position.
     """
     found, block = {}, 0
-    for stage in cast("Any", backbone.model).layers:
+    for stage in model.layers:
         if not isinstance(stage.downsample, nn.Identity):
             found[block] = stage.downsample
         block += len(stage.blocks)
     return found
+
+
+@dataclass(eq=False)
+class Beside:
+    """Tokens of one call that run beside the map through one block, by whom they belong to.
+
+    Attributes:
+        tokens: As they come to the block, (B, n, dim).
+        onward: Whose tokens are needed behind the block.
+        asking: What the block's attention made of them: as they enter its projection, (B, n, dim), and as queries.
+        answers: What they gathered, (B, n, dim).
+    """
+
+    tokens: Mapping[Any, Tensor]
+    onward: Collection[Any]
+    asking: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    answers: dict[Any, Tensor] = field(default_factory=dict)
+
+
+BESIDE: ContextVar[Beside | None] = ContextVar("tokens beside the map", default=None)
+"""Set while a block runs, by `block_beside`, so that a block that is run again for activation checkpointing, or in
+another thread, finds the tokens of its own call."""
+
+
+def block_beside(
+    block: nn.Module, x: Tensor, tokens: Mapping[Any, Tensor], onward: Collection[Any]
+) -> tuple[Tensor, dict[Any, Tensor]]:
+    """Runs a Swin block with tokens beside its map.
+
+    Args:
+        block: A block of Swin or Swin V2, whose attention has edits that read `BESIDE`.
+        x: The map, (B, H, W, dim).
+        tokens: (B, n, dim), by whom they belong to.
+        onward: Whose tokens are needed behind the block.
+
+    Returns:
+        The map and those tokens behind the block.
+    """
+    beside = Beside(tokens, onward)
+    before = BESIDE.set(beside)
+    try:
+        x = block(x)
+    finally:
+        BESIDE.reset(before)
+    return x, {owner: rest_of_block(block, tokens[owner], answers) for owner, answers in beside.answers.items()}
 
 
 def merge_tokens(merging: Any, tokens: Tensor) -> Tensor:
@@ -162,19 +208,3 @@ def rest_of_block(block: Any, tokens: Tensor, answers: Tensor) -> Tensor:
         return cast("Tensor", tokens + block.drop_path2(block.norm2(block.mlp(tokens))))
     tokens = tokens + block.drop_path1(answers)
     return cast("Tensor", tokens + block.drop_path2(block.mlp(block.norm2(tokens))))
-
-
-def pool_with(backbone: Backbone, pooled: Tensor, tokens: Tensor) -> Tensor:
-    """Averages over the map and over tokens without place, as the reference implementation of VPT does.
-
-    Args:
-        backbone: A Swin with average pooling.
-        pooled: The average over its final map, (B, dim).
-        tokens: (B, n, dim) behind the last block.
-
-    Returns:
-        (B, dim).
-    """
-    rows, columns = backbone.layout.grid
-    normed = cast("Any", backbone.model).norm(tokens)
-    return cast("Tensor", (pooled * rows * columns + normed.sum(dim=1)) / (rows * columns + tokens.shape[1]))

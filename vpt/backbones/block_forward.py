@@ -1,0 +1,145 @@
+"""timm's forward pass block by block.
+
+So a call can say what belongs to it alone: which tokens the last block keeps, and which tokens run beside the map of a
+Swin. Nothing of a call is kept on a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, cast
+
+import torch
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vpt.backbones.attention.windows import block_beside, merge_tokens
+from vpt.backbones.token_layout import TokenLayout
+
+Besides = list[dict[str, Any]]
+"""What each block is given besides the tokens, such as rotary embeddings."""
+
+
+class Joining(Protocol):
+    """What puts tokens beside the map of a Swin.
+
+    Attributes:
+        pools: Whether the pool reads them with the map.
+    """
+
+    pools: bool
+
+    def joining(self, block: int, images: int) -> Tensor | None:
+        """The tokens that it puts beside the map before a block.
+
+        Args:
+            block: Counted from 0.
+            images: Images in the batch, B.
+
+        Returns:
+            (B, n, dim); None for none.
+        """
+
+
+def embed(model: Any, images: Tensor) -> tuple[Tensor, Besides]:
+    """What timm does before the first block.
+
+    Args:
+        model: A timm model of a known layout.
+        images: Normalised, (B, 3, H, W).
+
+    Returns:
+        Tokens (B, N, dim), or a map (B, H, W, dim) on a Swin, and what each block is given besides.
+    """
+    x = model.patch_embed(images)
+    if isinstance(model, Eva):
+        x, rope = cast("Any", model)._pos_embed(x)
+        return cast("Any", model).norm_pre(x), _ropes(model, rope)
+    if isinstance(model, Beit):
+        tower = cast("Any", model)
+        x = torch.cat((tower.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        return tower.pos_drop(x if tower.pos_embed is None else x + tower.pos_embed), besides(model)
+    if hasattr(model, "layers"):
+        return x, besides(model)
+    return model.norm_pre(model.patch_drop(model._pos_embed(x))), besides(model)
+
+
+def besides(model: Any) -> Besides:
+    """What each block is given besides the tokens where all patches of an image are there.
+
+    Args:
+        model: A timm model of a known layout.
+    """
+    if isinstance(model, Eva):
+        rope = cast("Any", model).rope
+        if rope is None:
+            return _ropes(model, None)
+        grid = {} if hasattr(rope, "feat_shape") else {"shape": cast("Any", model).patch_embed.grid_size}
+        return _ropes(model, rope.get_embed(**grid))
+    if isinstance(model, Beit):
+        shared = cast("Any", model).rel_pos_bias
+        bias = None if shared is None else shared()
+        return [{"shared_rel_pos_bias": bias}] * len(cast("Any", model).blocks)
+    stages = getattr(model, "layers", [model])
+    return [{}] * sum(len(stage.blocks) for stage in stages)
+
+
+def _ropes(model: Any, rope: Tensor | None) -> Besides:
+    by_block = rope is not None and getattr(model, "rope_mixed", False)
+    return [{"rope": rope[block] if by_block and rope is not None else rope} for block in range(len(model.blocks))]
+
+
+def run_blocks(
+    model: nn.Module,
+    layout: TokenLayout,
+    x: Tensor,
+    given: Besides,
+    blocks: range,
+    parts: Iterable[Joining] = (),
+    keep: int | None = None,
+) -> tuple[Tensor, Mapping[Joining, Tensor]]:
+    """Runs successive blocks, with activation checkpointing where timm's `set_grad_checkpointing` asks for it.
+
+    Args:
+        model: A timm model.
+        layout: Its layout.
+        x: Tokens or map before the first of the blocks.
+        given: As `besides` gives it, for all blocks of the model.
+        blocks: Which.
+        parts: What may put tokens beside the map.
+        keep: Only the first so many tokens leave the model's last block; None for all.
+
+    Returns:
+        Tokens or map behind the last of the blocks, and the tokens beside it that the pool reads, (B, n, dim).
+    """
+    last, run = len(layout.blocks) - 1, _checkpointed if _wants_checkpoints(model) else _plain
+    beside: dict[Joining, Tensor] = {}
+    for index in blocks:
+        block = layout.blocks[index]
+        if index in layout.mergings:
+            x = layout.mergings[index](x)
+            beside = {part: merge_tokens(layout.mergings[index], tokens) for part, tokens in beside.items()}
+        for part in parts:
+            if (tokens := part.joining(index, x.shape[0])) is not None:
+                beside[part] = tokens
+        if beside:
+            onward = [part for part in beside if part.pools or index < last]
+            x, beside = run(block_beside, block, x, beside, onward)
+        else:
+            x = run(block, x, **given[index], **({"keep": keep} if keep is not None and index == last else {}))
+    return x, beside
+
+
+def _wants_checkpoints(model: nn.Module) -> bool:
+    stages = getattr(model, "layers", [model])
+    return torch.is_grad_enabled() and any(stage.grad_checkpointing for stage in stages)
+
+
+def _plain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
+def _checkpointed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return checkpoint(function, *args, use_reentrant=False, **kwargs)
