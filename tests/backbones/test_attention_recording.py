@@ -49,7 +49,7 @@ def test_weights_times_values_are_the_fused_output(
         weights = call.weights()
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]), rtol=0, atol=tolerance)
         _, keys, values, _ = attention.prepare(*call.args, **call.kwargs)
-        _, values, _ = attention.edited(keys, values, None)
+        _, values, _ = call.as_called(attention.edited, keys, values, None)
         values = values.repeat_interleave(weights.shape[1] // values.shape[1], dim=1)
         found = attention.finish(x, (weights @ values).transpose(1, 2).flatten(2))
         assert relative(found, expected) < tolerance

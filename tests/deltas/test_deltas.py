@@ -252,7 +252,7 @@ def test_reparameterisations_merge_to_the_same_function_and_unmerge_bit_for_bit(
     (part,) = delta.parts
     assert isinstance(part, Lora | ScaleShift)
     part.merge()
-    assert not same(backbone, before)
+    assert same(backbone, before)  # the change is in what is computed with, not in the parameters
     assert relative(backbone(images(family)), apart) <= 1e-12
     delta.set_strength(0.5)
     merged = backbone(images(family))

@@ -195,7 +195,7 @@ def test_only_the_prompts_train() -> None:
 def test_unsupported_backbones_are_refused(name: str) -> None:
     model = timm.create_model(name, num_classes=0)
     backbone = Backbone(model, name, "random", "random", 224, "none")
-    with pytest.raises(UnsupportedBackboneError, match="supported"):
+    with pytest.raises(UnsupportedBackboneError, match="known"):
         attach(backbone, [{"name": "prompt", "num_tokens": 5}])
 
 
@@ -294,7 +294,7 @@ def test_the_pool_of_the_reference_also_reads_the_prompts(family: str) -> None:
 
 def test_only_shallow_prompts_on_swin_know_the_pool_of_the_reference() -> None:
     backbone, _ = make("vit")
-    with pytest.raises(ConfigError, match="shallow prompts on Swin"):
+    with pytest.raises(ConfigError, match="last block of a Swin"):
         attach(backbone, [{"name": "prompt", "num_tokens": 5, "deep": False, "reference_pooling": True}])
 
 

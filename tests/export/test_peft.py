@@ -49,7 +49,7 @@ def test_the_adapter_holds_the_change_of_every_layer(name: str, tmp_path: Path) 
     )
     before = {key: tensor.clone() for key, tensor in model.backbone.model.state_dict().items()}
     assert model.delta is not None
-    model.delta.parts[0].merge()  # type: ignore[operator]
+    model.delta.parts[0].merge_for_good()  # type: ignore[operator]
     after = model.backbone.model.state_dict()
     changed = {key.removesuffix(".weight") for key in after if not torch.equal(after[key], before[key])}
     assert changed == set(config["target_modules"])

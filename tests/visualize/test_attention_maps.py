@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.backbones.test_attention_recording import KINDS, with_prompts
 from tests.deltas.families import FAMILIES, SWINS, images, make
 from vpt.backbones import recording
-from vpt.backbones.attention.windows import rest_of_block
+from vpt.backbones.attention.windows import BESIDE, merge_tokens, rest_of_block
 from vpt.deltas import attach
 from vpt.deltas.prompt import Prompt
 from vpt.models import TunedModel
@@ -84,22 +84,25 @@ def test_in_the_first_block_deep_prompts_ask_as_the_same_shallow_ones_do(family:
 def test_travelling_prompts_gather_what_their_weights_say(family: str) -> None:
     backbone, delta, batch = with_prompts(family, "shallow")
     prompt = cast("Prompt", delta.parts[0])
-    way = prompt._way
-    assert way is not None
     with recording(backbone) as calls:
         backbone(batch)
-    tokens = dict(way.tokens)
+    layout = backbone.layout
+    beside = [call.as_called(BESIDE.get) for call in calls]
+    arriving = [tokens.tokens[prompt] for tokens in beside if tokens is not None]
     maps = attention_maps(backbone, batch)
     for block, call in enumerate(calls):
-        queries = prompt.queries(block)
+        queries = call.as_called(prompt.queries, block)
         assert queries is not None
-        arriving, entering = way.entering(block)
+        entering = layout.norms[block](arriving[block])
         _, keys, values, _ = call.attention.prepare(*call.args, **call.kwargs)
-        _, values, _ = call.attention.edited(keys, values, None)
+        _, values, _ = call.as_called(call.attention.edited, keys, values, None)
         out = (call.weights_of(queries) @ values).unflatten(0, (-1, call.places.windows)).mean(dim=1)  # type: ignore[no-untyped-call]
         answers = call.attention.finish(entering, out.transpose(1, 2).flatten(2))
-        after = rest_of_block(backbone.layout.blocks[block], arriving, answers)
-        torch.testing.assert_close(after, tokens[block + 1], rtol=1e-9, atol=1e-10)
+        after = rest_of_block(layout.blocks[block], arriving[block], answers)
+        if block + 1 in layout.mergings:
+            after = merge_tokens(layout.mergings[block + 1], after)
+        if block + 1 < len(calls):
+            torch.testing.assert_close(after, arriving[block + 1], rtol=1e-9, atol=1e-10)
         if family != "swin-padded":
             to_patches = call.weights_of(queries)[..., : call.tokens].sum(dim=-1).mean(dim=1)
             of_image = to_patches.unflatten(0, (-1, call.places.windows)).mean(dim=1)  # type: ignore[no-untyped-call]

@@ -76,8 +76,10 @@ def besides(model: Any) -> Besides:
         rope = cast("Any", model).rope
         if rope is None:
             return _ropes(model, None)
-        grid = {} if hasattr(rope, "feat_shape") else {"shape": cast("Any", model).patch_embed.grid_size}
-        return _ropes(model, rope.get_embed(**grid))
+        known = getattr(rope, "feat_shape", None) is not None
+        return _ropes(
+            model, rope.get_embed() if known else rope.get_embed(shape=cast("Any", model).patch_embed.grid_size)
+        )
     if isinstance(model, Beit):
         shared = cast("Any", model).rel_pos_bias
         bias = None if shared is None else shared()

@@ -76,6 +76,26 @@ def sublayers(backbone: Backbone) -> list[dict[str, nn.Module]]:
     return [{"attn": block.attn.proj_drop, "mlp": block.mlp} for block in blocks]
 
 
+def norms_before_mlp(backbone: Backbone) -> dict[int, nn.Module]:
+    """What a block applies to the residual stream before its MLP; nothing in post-norm blocks.
+
+    Args:
+        backbone: A backbone whose blocks are known.
+
+    Returns:
+        The norms by the position of their block.
+
+    Raises:
+        UnsupportedBackboneError: The structure of the backbone is not known.
+    """
+    layout = backbone.layout
+    return {
+        index: cast("nn.Module", block.norm2)
+        for index, (block, norm) in enumerate(zip(layout.blocks, layout.norms, strict=True))
+        if not isinstance(norm, nn.Identity)
+    }
+
+
 def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
     """Everything with a weight per output channel on the way of the tokens: patch embedding, norms, linear maps.
 

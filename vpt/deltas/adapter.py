@@ -1,13 +1,16 @@
 """Bottleneck adapters: a small MLP behind, or beside, the parts of a block.
 
 Sequential: Houlsby et al., ICML 2019 (behind attention and MLP) and Pfeiffer et al., EACL 2021 (behind the MLP only).
-Parallel: AdaptFormer (Chen et al., NeurIPS 2022, equations 2-3), beside the MLP and on its normalised input.
+Parallel: AdaptFormer (Chen et al., NeurIPS 2022, equations 2-3), beside the MLP and on its normalised input; in both
+released codes (AdaptFormer's, and NOAH's of Zhang et al., 2022) on the residual stream instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -15,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu
 
 from vpt.backbones.factory import Backbone
-from vpt.backbones.target_modules import sublayers
+from vpt.backbones.target_modules import norms_before_mlp, sublayers
 from vpt.deltas.base import DeltaPart, Handle, chosen_blocks
 from vpt.errors import ConfigError, UnknownNameError
 
+READS = ("normalised", "residual")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu}
 PLACEMENTS: dict[str, tuple[str, ...]] = {"houlsby": ("attn", "mlp"), "pfeiffer": ("mlp",), "parallel": ("mlp",)}
 
@@ -42,6 +46,7 @@ class Adapter(DeltaPart):
         factor: float = 1.0,
         activation: Literal["gelu", "relu"] = "gelu",
         layers: Sequence[int] | None = None,
+        reads: Literal["normalised", "residual"] = "normalised",
     ) -> None:
         """Draws the first layers as PyTorch draws linear layers and sets the second to zero.
 
@@ -52,10 +57,12 @@ class Adapter(DeltaPart):
             factor: Multiplies what is added; AdaptFormer uses 0.1.
             activation: ``relu`` is AdaptFormer's; units that no token switches on do not train.
             layers: Only in blocks ``[first, last + 1]``, counted from 0; None for all.
+            reads: With ``parallel``, what the adapter is fed: the input of the MLP behind its norm, or the ``residual``
+                stream before it.
 
         Raises:
-            ConfigError: The rank is not positive.
-            UnknownNameError: The placement or the activation does not exist.
+            ConfigError: The rank is not positive, or `reads` is given for another placement.
+            UnknownNameError: The placement, the activation or what is read does not exist.
             UnsupportedBackboneError: The structure of the backbone is not known.
         """
         super().__init__(backbone)
@@ -65,7 +72,12 @@ class Adapter(DeltaPart):
             raise UnknownNameError("placement", placement, PLACEMENTS)
         if activation not in ACTIVATIONS:
             raise UnknownNameError("activation", activation, ACTIVATIONS)
+        if reads not in READS:
+            raise UnknownNameError("reads", reads, READS)
+        if reads == "residual" and placement != "parallel":
+            raise ConfigError(f"reads: residual is for placement parallel, got {placement}, which reads an output.")
         self.rank, self.parallel, self.factor = rank, placement == "parallel", factor
+        self._norms = norms_before_mlp(backbone) if reads == "residual" else {}
         self._activation = ACTIVATIONS[activation]
         blocks = sublayers(backbone)
         chosen = chosen_blocks(len(blocks), layers)
@@ -84,6 +96,8 @@ class Adapter(DeltaPart):
     def _hooks(self) -> Iterator[Handle]:
         """An adapter on every chosen sublayer."""
         for key, layer in self._sublayers.items():
+            if (norm := self._norms.get(int(key.partition("_")[0]))) is not None:
+                yield norm.register_forward_pre_hook(self._hold)
             yield layer.register_forward_hook(partial(self._add, key))
 
     def expected_parameters(self) -> int:
@@ -94,6 +108,20 @@ class Adapter(DeltaPart):
     def _add(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if self._strength == 0.0:
             return out
-        x = args[0] if self.parallel else out
+        x = self._held() if self._norms else args[0] if self.parallel else out
         change: Tensor = self.up[key](self._activation(self.down[key](x))) * (self.factor * self._strength)
         return torch.add(out, change)
+
+    def _hold(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if self._strength != 0.0:
+            _HELD.set({**_HELD.get(), self: args[0]})
+
+    def _held(self) -> Tensor:
+        held = dict(_HELD.get())
+        residual = held.pop(self)
+        _HELD.set(held)  # nothing is held longer than from the norm to the MLP behind it
+        return residual
+
+
+_HELD: ContextVar[Mapping[Adapter, Tensor]] = ContextVar("residual streams before an MLP", default=MappingProxyType({}))
+"""Between the norm and the MLP of a block, by the adapter that reads them there."""

@@ -7,7 +7,8 @@ As `torch.nn.utils.parametrize`, but the original keeps its name and its place: 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -34,10 +35,9 @@ class Parametrization:
         computed: dict[str, Compute] = module.__dict__.setdefault("_computed", {})
         if name in computed:
             raise ConfigError(f"Two deltas train the {name} of one {type(module).__name__}: keep one of them.")
-        if not computed:
-            module.__class__ = _computing(type(module))
-        _add_property(type(module), name)
+        base = _base(module)
         computed[name] = compute
+        module.__class__ = _computing(base, frozenset(computed))
         self.module, self.name = module, name
 
     @property
@@ -48,45 +48,45 @@ class Parametrization:
 
     def remove(self) -> None:
         """Takes it off."""
-        computed = self.module.__dict__["_computed"]
+        base, computed = _base(self.module), self.module.__dict__["_computed"]
         del computed[self.name]
+        self.module.__class__ = _computing(base, frozenset(computed)) if computed else base
         if not computed:
             del self.module.__dict__["_computed"]
-            self.module.__class__ = type(self.module).__bases__[0]
 
 
-_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+def _base(module: nn.Module) -> type[nn.Module]:
+    """The class of a module without computed parameters."""
+    own = type(module)
+    return cast("type[nn.Module]", own.__bases__[0]) if "__reduce_ex__" in vars(own) else own
 
 
-def _computing(base: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of a class of modules whose parameters may be computed; one for all its modules."""
-    if base not in _CLASSES:
-        members: dict[str, Any] = {"__reduce_ex__": _reduce, "__module__": base.__module__}
-        _CLASSES[base] = type(base.__name__, (base,), members)
-    return _CLASSES[base]
+_CLASSES: dict[tuple[type[nn.Module], frozenset[str]], type[nn.Module]] = {}
 
 
-def _add_property(computing: type[nn.Module], name: str) -> None:
-    def read(module: nn.Module) -> Any:
-        original, compute = module._parameters[name], module._computed.get(name)  # type: ignore[operator, union-attr]
-        if compute is None:
-            return original
-        try:
-            return compute(original)
-        except AttributeError as error:  # Python would ask `nn.Module.__getattr__` instead, which has the original
-            raise RuntimeError(f"{name} of {type(module).__name__} cannot be computed: {error}") from error
+def _computing(base: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
+    """The subclass of a class of modules in which parameters of these names are computed."""
+    if (base, names) in _CLASSES:
+        return _CLASSES[base, names]
+    members: dict[str, Any] = {name: property(partial(_read, name=name)) for name in names}
+    members |= {"__reduce_ex__": _reduce, "__module__": base.__module__}
+    _CLASSES[base, names] = type(base.__name__, (base,), members)
+    return _CLASSES[base, names]
 
-    if name not in vars(computing):
-        setattr(computing, name, property(read))
+
+def _read(module: nn.Module, name: str) -> Tensor:
+    original = module._parameters[name]
+    try:
+        return cast("Tensor", module.__dict__["_computed"][name](original))
+    except AttributeError as error:  # Python would ask `nn.Module.__getattr__` instead, which has the original
+        raise RuntimeError(f"{name} of {type(module).__name__} cannot be computed: {error}") from error
 
 
 def _reduce(module: nn.Module, protocol: int) -> tuple[Any, ...]:
     """A copy, or what is unpickled, computes the same parameters; its class is made where it is not there yet."""
-    return _made_again, (type(module).__bases__[0], tuple(module.__dict__["_computed"])), module.__dict__
+    return _made_again, (_base(module), tuple(module.__dict__["_computed"])), module.__dict__
 
 
 def _made_again(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
-    computing = _computing(base)
-    for name in names:
-        _add_property(computing, name)
+    computing = _computing(base, frozenset(names))
     return computing.__new__(computing)

@@ -7,9 +7,11 @@ those of its own task. Tasks with fewer keys are padded with keys that are maske
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +64,7 @@ class PromptBank(nn.Module):
         self.class_names = {task: list(header["class_names"]) for task, (header, _) in read.items()}
         self.presets = {task: dict(header["preset"]) for task, (header, _) in read.items()}
         self.heads = nn.ModuleList(_head(tensors) for _, tensors in read.values())
-        self._edits = self._install([_extras(self.backbone, task, *read[task]) for task in self.tasks])
+        self._install([_extras(self.backbone, task, *read[task]) for task in self.tasks])
         self.requires_grad_(False)
         self.eval()
 
@@ -83,23 +85,53 @@ class PromptBank(nn.Module):
         """
         if len(tasks) != len(images):
             raise ConfigError(f"{len(images)} images were given with {len(tasks)} tasks: name one for each image.")
+        with self.assigned(tasks):
+            features = self.backbone(images)
+        heads = [cast("nn.Linear", self.heads[self.tasks.index(task)]) for task in tasks]
+        return [head(row) for head, row in zip(heads, features, strict=True)]
+
+    @contextmanager
+    def assigned(self, tasks: Sequence[str]) -> Iterator[None]:
+        """Lets the backbone see the prompts of a batch's tasks while it is open; else it is the bare one.
+
+        Args:
+            tasks: The task of each image of the batches that `backbone` is called with.
+
+        Raises:
+            UnknownNameError: A task is not in the bank.
+        """
         for task in tasks:
             if task not in self.tasks:
                 raise UnknownNameError("task", task, self.tasks)
-        index = torch.tensor([self.tasks.index(task) for task in tasks], device=images.device)
-        for edit in self._edits:
-            edit.index = index
-        features = self.backbone(images)
-        return [self.heads[task](row) for task, row in zip(index.tolist(), features, strict=True)]
+        index = torch.tensor([self.tasks.index(task) for task in tasks], device=self.backbone.mean.device)
+        before = _PRESENT.set(index)
+        try:
+            yield
+        finally:
+            _PRESENT.reset(before)
 
-    def _install(self, extras: list[dict[int, Edited]]) -> list[FixedKeys]:
-        edits = []
+    def _install(self, extras: list[dict[int, Edited]]) -> None:
         for block, attention in enumerate(self.backbone.layout.attentions):
             of_tasks = [task.get(block) for task in extras]
             if any(layer is not None for layer in of_tasks):
-                edits.append(FixedKeys(*_padded(attention, of_tasks, self.backbone.mean)))
-                edits[-1].install(attention)
-        return edits
+                _KeysOfTasks(*_padded(attention, of_tasks, self.backbone.mean)).install(attention)
+
+
+_PRESENT: ContextVar[Tensor | None] = ContextVar("which task each image of the present batch is of", default=None)
+
+
+class _KeysOfTasks(FixedKeys):
+    """A set of keys for each task; each image sees that of its own."""
+
+    @property
+    def active(self) -> bool:
+        """While the batch has tasks."""
+        return _PRESENT.get() is not None
+
+    def seen(self) -> Edited:
+        """See `FixedKeys`."""
+        index = _PRESENT.get()
+        return self.keys[index], self.values[index], None if self.bias is None else self.bias[index]
 
 
 def _head(tensors: Mapping[str, Tensor]) -> nn.Linear:

@@ -59,11 +59,13 @@ class OpenAttention(nn.Module):
             code runs.
         windows: How many consecutive rows of a batch belong to one image.
         fusible: Whether timm would call PyTorch's fused attention.
+        fusible_with_edits: Whether we may; timm leaves it to us in a Swin, where its own code does not by default.
     """
 
     edits: OrderedDict[int, AttentionEdit]
     windows: int
     fusible: bool
+    fusible_with_edits: bool
     sdpa_scale: float | None = None  # of the logits; None for 1/√head_dim
 
     if TYPE_CHECKING:
@@ -73,12 +75,12 @@ class OpenAttention(nn.Module):
 
     @property
     def fused_attn(self) -> bool:
-        """Whether PyTorch's fused attention is called, by timm's code and by ours: where wanted and not slow."""
+        """Whether timm's own code calls PyTorch's fused attention: where timm wants it and it is not slow."""
         return self.fusible and not self._fused_is_slow()
 
     @fused_attn.setter
     def fused_attn(self, fused: bool) -> None:
-        self.fusible = fused
+        self.fusible = self.fusible_with_edits = fused
 
     def register_edit(self, edit: AttentionEdit) -> RemovableHandle:
         """Adds an edit behind those that are there.
@@ -201,7 +203,7 @@ class OpenAttention(nn.Module):
             (B, heads, n, head_dim).
         """
         dropout = self.attn_drop.p if self.training else 0.0
-        if not self.fused_attn:
+        if not self.fusible_with_edits or self._fused_is_slow():
             return F.dropout(self.shares(q, k, bias), dropout) @ _per_head(q, v)
         k, v = _per_head(q, k), _per_head(q, v)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.sdpa_scale)

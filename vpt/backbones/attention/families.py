@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import apply_rot_embed_cat
+from timm.layers import apply_rot_embed_cat, use_fused_attn
 from timm.layers.attention import Attention, AttentionRope
 from timm.models.beit import Attention as BeitAttention
 from timm.models.eva import EvaAttention
@@ -177,6 +177,7 @@ def open_attention(attention: nn.Module, windows: int = 1) -> OpenAttention:
         fusible = attention.__dict__.pop("fused_attn", True)
         attention.__class__ = family
         attention.fusible = fusible
+        attention.fusible_with_edits = bool(fusible or (family is OpenWindow and use_fused_attn()))  # type: ignore[assignment]
         attention.edits = OrderedDict()  # type: ignore[assignment]
         attention.windows = windows  # type: ignore[assignment]
         if hasattr(attention, "qkv_bias_separate"):
