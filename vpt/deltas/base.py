@@ -274,7 +274,7 @@ def pick(stacked: nn.Parameter | nn.ParameterList, layer: int) -> Tensor:
     Returns:
         (n, dim).
     """
-    if isinstance(stacked, nn.Parameter):
+    if not isinstance(stacked, nn.ParameterList):  # perhaps no parameter under `torch.func`
         return stacked[layer]
     for run in stacked:
         if layer < len(run):
