@@ -16,7 +16,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vpt.data import ImageDataModule
-from vpt.errors import ConfigError, DivergedError
+from vpt.deltas.composition import Delta
+from vpt.errors import ConfigError, DeltaFileError, DivergedError
 from vpt.experiments.executors import Engine
 from vpt.experiments.sweep import Outcome, Plan
 from vpt.experiments.sweep_variants import sweep_variants
@@ -29,13 +30,24 @@ from vpt.tasks.classification import ClassificationTask
 from vpt.tasks.optimizers import scheduled_optimizer
 
 SHARED_FILE = "shared.safetensors"
+_LENGTH = ("max_epochs", "accumulate_grad_batches", "precision", "deterministic")
+_PLACE = ("accelerator", "strategy", "devices", "num_nodes")
 
 
 class MultiTask(L.LightningModule):
     """Trains the delta of a task together on several data sets; every step sees a batch of each.
 
     The loss is the mean of the tasks' cross-entropies. What is kept is the delta; the heads only serve its training.
+    The head of the task itself has no part in it: every parameter here that requires a gradient gets one in every step,
+    without which several processes could not train.
+
+    Attributes:
+        backbone: The task's, frozen.
+        delta: The task's, which is on the backbone.
+        heads: One for each data set.
     """
+
+    delta: Delta
 
     def __init__(self, task: ClassificationTask, classes: dict[str, int]) -> None:
         """Takes over delta and backbone of a task, and draws a head for each data set.
@@ -50,21 +62,16 @@ class MultiTask(L.LightningModule):
         super().__init__()
         if len(classes) < 2:
             raise ConfigError(f"Shared training needs at least two tasks, got {', '.join(classes)}.")
-        if task.model.delta is None:
+        if task.model.delta is None or not list(task.model.delta.parameters()):
             raise ConfigError("Shared training needs a delta that the tasks share, such as PromptTuning's.")
-        self.task = task
+        self.backbone, self.delta = task.model.backbone, task.model.delta
         self.names = list(classes)
+        self._options = dict(task.hparams)
         heads = [nn.Linear(task.model.head.in_features, count) for count in classes.values()]
         for head in heads:
             nn.init.trunc_normal_(head.weight, std=0.01)
             nn.init.zeros_(head.bias)
         self.heads = nn.ModuleList(heads)
-
-    def train(self, mode: bool = True) -> MultiTask:
-        """Leaves frozen parts in eval mode, as the task does."""
-        super().train(mode)
-        self.task.train(mode)
-        return self
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
         """Mean cross-entropy of a batch of each task, by name of the data.
@@ -75,31 +82,50 @@ class MultiTask(L.LightningModule):
         Raises:
             DivergedError: The loss is not finite.
         """
-        losses = []
+        losses, parallel = [], self.trainer.world_size > 1
         for name, head in zip(self.names, self.heads, strict=True):
-            logits = head(self.task.model.backbone(batch[name]["image"]))
+            logits = head(self.backbone(batch[name]["image"]))
             losses.append(nn.functional.cross_entropy(logits, batch[name]["label"]))
-            self.log(f"train/loss/{name}", losses[-1], batch_size=len(logits))
+            self.log(f"train/loss/{name}", losses[-1], batch_size=len(logits), sync_dist=parallel)
         loss = torch.stack(losses).mean()
         if not bool(loss.detach().isfinite()):
             raise DivergedError(f"The loss is not finite in epoch {self.current_epoch}: lower base_lr.")
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimiser and schedule of the task, over delta and heads."""
-        delta = cast("nn.Module", self.task.model.delta)
-        trained = [p for p in [*delta.parameters(), *self.heads.parameters()] if p.requires_grad]
+        """Optimiser and schedule of the task, over delta and heads.
+
+        The rate follows the images of one task that a step of the optimiser sees, on all devices and over all batches
+        that are accumulated: the loss is a mean over tasks, so that more tasks make no larger batch. Where loaders have
+        batches of different sizes the largest counts.
+        """
+        trained = [p for p in self.parameters() if p.requires_grad]
         steps = max(1, int(self.trainer.estimated_stepping_batches))  # sets the loaders up
         loaders = cast("dict[str, Any]", self.trainer.train_dataloader)
         batch = max(int(loader.batch_size) for loader in loaders.values())
-        return scheduled_optimizer(trained, self.task.hparams, batch, steps)
+        batch *= self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return scheduled_optimizer(trained, self._options, batch, steps)
+
+    def _own(self) -> dict[str, Tensor]:
+        """What no file but the checkpoint holds: delta and heads."""
+        return {key: t for key, t in self.state_dict().items() if key.startswith(("delta.", "heads."))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what trains."""
-        checkpoint["state_dict"] = {key: p for key, p in self.named_parameters() if p.requires_grad}
+        """Keeps delta and heads."""
+        checkpoint["state_dict"] = self._own()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Completes a checkpoint with what is frozen."""
+        """Completes a checkpoint with the backbone.
+
+        Raises:
+            DeltaFileError: It is of other deltas or tasks, or of another version.
+        """
+        shapes = [{key: tensor.shape for key, tensor in own.items()} for own in (self._own(), checkpoint["state_dict"])]
+        if shapes[0] != shapes[1]:
+            raise DeltaFileError(
+                "The checkpoint of shared training holds other tensors than these tasks and deltas need: remove the "
+                "folder `shared`, or choose another for the experiment."
+            )
         checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
 
 
@@ -136,7 +162,8 @@ def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
     """Trains one delta on all tasks together; continues where an earlier call was stopped.
 
     Args:
-        configs: A single run for each task, all of the same model; the first's trainer and seed are used.
+        configs: A single run for each task, all of the same model. The first's seed is used, and of its trainer the
+            epochs, accumulation, precision, determinism and devices.
         root: Folder of the experiment.
 
     Returns:
@@ -144,6 +171,7 @@ def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
 
     Raises:
         ConfigError: The models differ, or there is nothing to share.
+        DeltaFileError: A checkpoint that an earlier call left is of other tasks or deltas.
     """
     path = root / SHARED_FILE
     if path.is_file():
@@ -163,13 +191,15 @@ def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
     if trainer.state.status == "interrupted":
         raise KeyboardInterrupt
     task.model.info = {"shared": {name: part.describe() for name, part in parts.items()}}
-    return save_delta(path, task.model)
+    if trainer.is_global_zero:
+        save_delta(path, task.model)
+    trainer.strategy.barrier()
+    return path
 
 
 def _trainer(given: dict[str, Any], checkpoint: Path) -> L.Trainer:
-    keys = ("max_epochs", "precision", "accelerator", "devices", "deterministic")
     return L.Trainer(
-        **{key: given[key] for key in keys if given.get(key) is not None},
+        **{key: given[key] for key in (*_LENGTH, *_PLACE) if given.get(key) is not None},
         callbacks=[last_checkpoint(checkpoint.parent)],
         logger=False,
         enable_model_summary=False,

@@ -128,7 +128,9 @@ def greedy(
 
 
 def mean(ingredients: Sequence[Tensors]) -> dict[str, Tensor]:
-    """The mean of floating tensors, summed in double precision; others are equal and stay.
+    """The mean of floating tensors, summed in double precision; others are equal and stay, or are the first's.
+
+    The latter are batch norm's counters of batches; its means and variances are averaged.
 
     Args:
         ingredients: Alike (`vpt.robustness.interpolation.wise_ft.check_alike`), at least one.

@@ -20,6 +20,9 @@ from vpt.models.delta_file import check_fingerprint, fill, read_delta, read_head
 Way = Literal["end-to-end", "strength", "head", "none"]
 """What α moves: all tensors, the strength of a delta, the head alone, or nothing."""
 
+COUNTER = "num_batches_tracked"
+"""Batch norm's count of the batches it has seen: of no use where its momentum is a number, and no weight."""
+
 
 @dataclass(frozen=True)
 class Swept:
@@ -47,8 +50,9 @@ class Swept:
 class Interpolation:
     """Writes θ(α) into one set of tensors, from both endpoints every time, so that nothing drifts.
 
-    Only floating tensors that differ are interpolated, batch-norm statistics among them. Besides these tensors it holds
-    a copy of their start; their end may lie in a file that is mapped into memory.
+    Only floating tensors that differ are interpolated, batch-norm statistics among them. Batch norm's counter of
+    batches is the start's at α = 0 and the end's elsewhere. Besides these tensors it holds a copy of their start; their
+    end may lie in a file that is mapped into memory.
     """
 
     def __init__(self, targets: Mapping[str, Tensor], start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> None:
@@ -60,7 +64,7 @@ class Interpolation:
             end: θ1, at α = 1.
 
         Raises:
-            ConfigError: Names, shapes or types of the endpoints differ, or integers do.
+            ConfigError: Names, shapes or types of the endpoints differ, or integers other than that counter do.
         """
         check_alike(start, end)
         if strange := sorted(end.keys() - targets.keys()):
@@ -86,8 +90,8 @@ class Interpolation:
         if not 0.0 <= alpha <= 1.0:
             raise ConfigError(f"α lies between 0 (start) and 1 (end), got {alpha}.")
         for target, start, end in self._moving:
-            if alpha in (0.0, 1.0):  # lerp would turn −0 into 0 there
-                target.copy_(end if alpha == 1.0 else start)
+            if alpha in (0.0, 1.0) or not end.is_floating_point():  # lerp would turn −0 into 0 at the ends
+                target.copy_(start if alpha == 0.0 else end)
             else:
                 torch.lerp(start, end, alpha, out=target)
 
@@ -153,7 +157,8 @@ def check_alike(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Non
         theirs: By name.
 
     Raises:
-        ConfigError: Names, shapes or types differ, or integers do; the message names the tensor.
+        ConfigError: Names, shapes or types differ, or integers other than batch norm's counter of batches do; the
+            message names the tensor.
     """
     for where, extra in (("first", ours.keys() - theirs.keys()), ("second", theirs.keys() - ours.keys())):
         if extra:
@@ -166,7 +171,7 @@ def check_alike(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Non
             raise ConfigError(f"{key!r} has shape {tuple(one.shape)} in one model and {tuple(other.shape)} in another.")
         if one.dtype != other.dtype:
             raise ConfigError(f"{key!r} is {one.dtype} in one model and {other.dtype} in another.")
-        if not one.is_floating_point() and not same_bits(one, other):
+        if not one.is_floating_point() and key.rpartition(".")[2] != COUNTER and not same_bits(one, other):
             raise ConfigError(
                 f"{key!r} ({one.dtype}) differs between two models: only floating tensors can be combined, all others "
                 "must be equal."

@@ -1,0 +1,142 @@
+"""Shared training itself: what trains, at which rate, in one process and in two."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from vpt.errors import ConfigError, DeltaFileError
+from vpt.experiments.pretrain import MultiTask, SharedData, pretrain
+from vpt.experiments.trial import Config, Trial, merged, run_trial
+from vpt.models.delta_file import read_delta
+from vpt.tasks.build import build, build_data
+
+from .test_transfer import make_two
+
+DELTAS: list[list[dict[str, Any]]] = [
+    [{"name": "prompt", "num_tokens": 2, "deep": True}],
+    [{"name": "prompt", "num_tokens": 2, "deep": False, "project": 8}],
+    [{"name": "prefix", "num_tokens": 2, "hidden": 8}],
+    [{"name": "adapter"}, {"name": "mlp_head", "layers": 2}],
+    [{"name": "lora"}, {"name": "bias"}],
+    [{"name": "ssf"}],
+]
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> dict[str, Config]:
+    """Two tasks of 36 and of 24 training images, in batches of 8."""
+    return {name: merged(config, {"trainer.max_epochs": 1}) for name, config in make_two(tmp_path).items()}
+
+
+def with_deltas(configs: dict[str, Config], deltas: list[dict[str, Any]]) -> dict[str, Config]:
+    arguments = {"backbone": "vit_nano_patch8_64", "deltas": deltas, "base_lr": 0.1}
+    model = {"class_path": "vpt.tasks.DeltaTuning", "init_args": arguments}
+    return {name: config | {"model": model} for name, config in configs.items()}
+
+
+def saved(root: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(root / "shared" / "last.ckpt", weights_only=True)
+    return checkpoint
+
+
+def rate(root: Path) -> float:
+    (optimizer,) = saved(root)["optimizer_states"]
+    (found,) = {group["initial_lr"] for group in optimizer["param_groups"]}
+    return float(found)
+
+
+class Gradients(L.Callback):
+    """Notes after every backward pass which parameters require a gradient, and which have one."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[set[str], set[str]]] = []
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        named = dict(pl_module.named_parameters())
+        due = {name for name, parameter in named.items() if parameter.requires_grad}
+        self.seen.append((due, {name for name, parameter in named.items() if parameter.grad is not None}))
+
+
+@pytest.mark.parametrize("deltas", DELTAS, ids=lambda deltas: "+".join(spec["name"] for spec in deltas))
+def test_all_that_trains_has_a_gradient_in_every_step(deltas: list[dict[str, Any]], two: dict[str, Config]) -> None:
+    warm, cold = with_deltas(two, deltas).values()
+    task, data = build(warm)
+    parts = {"warm": data, "cold": build_data(cold)}
+    together = MultiTask(task, {name: part.num_classes for name, part in parts.items()})
+    heads = {f"heads.{number}.{kind}" for number in (0, 1) for kind in ("weight", "bias")}
+    own = {f"delta.{name}" for name, _ in task.model.delta.named_parameters()} if task.model.delta else set()
+    gradients = Gradients()
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    short: dict[str, Any] = {"max_epochs": 1, "limit_train_batches": 2, "enable_checkpointing": False}
+    trainer = L.Trainer(accelerator="cpu", callbacks=[gradients], **short, **quiet)
+    trainer.fit(together, datamodule=SharedData(parts))
+    assert gradients.seen == [(own | heads, own | heads)] * 2
+
+
+def test_the_rate_follows_the_batches_that_are_accumulated(two: dict[str, Config], tmp_path: Path) -> None:
+    for count in (1, 2):
+        accumulated = {name: merged(c, {"trainer.accumulate_grad_batches": count}) for name, c in two.items()}
+        pretrain(accumulated, tmp_path / str(count))
+    assert rate(tmp_path / "1") == pytest.approx(0.1 * 8 / 256)  # the larger task alone: they share a batch of 8 each
+    assert rate(tmp_path / "2") == pytest.approx(2 * rate(tmp_path / "1"))
+    assert [saved(tmp_path / str(count))["global_step"] for count in (1, 2)] == [5, 3]
+
+
+def test_two_processes_take_three_steps_and_write_one_delta(
+    two: dict[str, Config], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"trainer.devices": 2, "trainer.strategy": "ddp"}
+    (tmp_path / "configs.json").write_text(json.dumps({name: merged(config, flags) for name, config in two.items()}))
+    (tmp_path / "shared.py").write_text(
+        "import json, sys, pathlib\n"
+        "from vpt.experiments.pretrain import pretrain\n"
+        "if __name__ == '__main__':\n"
+        "    pretrain(json.loads(pathlib.Path(sys.argv[1]).read_text()), pathlib.Path(sys.argv[2]))\n"
+    )
+    command = [sys.executable, str(tmp_path / "shared.py"), str(tmp_path / "configs.json"), str(root)]
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.delenv(name)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert saved(root)["global_step"] == 3  # of 36 images in batches of 2 · 8
+    assert rate(root) == pytest.approx(0.1 * 16 / 256)
+    start = merged(two["cold"], {"model.init_delta": str(root / "shared.safetensors"), "model.base_lr": 1e-12})
+    run_trial(Trial("next", merged(start, {"model.weight_decay": 0.0})), root)
+    _, shared = read_delta(root / "shared.safetensors")
+    _, tuned = read_delta(root / "next" / "delta.safetensors")
+    torch.testing.assert_close(tuned["delta.parts.0.tokens"], shared["delta.parts.0.tokens"], rtol=0, atol=1e-6)
+
+
+def test_a_checkpoint_holds_delta_and_heads_whatever_requires_a_gradient(two: dict[str, Config], root: Path) -> None:
+    pretrain(two, root)
+    kept = saved(root)["state_dict"]
+    assert {name.partition(".")[0] for name in kept} == {"delta", "heads"}
+    task, _ = build(two["warm"])
+    together = MultiTask(task, {"warm": 3, "cold": 2})
+    together.requires_grad_(False)
+    checkpoint: dict[str, Any] = {}
+    together.on_save_checkpoint(checkpoint)
+    assert checkpoint["state_dict"].keys() == kept.keys()
+    together.on_load_checkpoint(found := {"state_dict": kept})
+    together.load_state_dict(found["state_dict"])
+    assert all(torch.equal(together.state_dict()[name], tensor) for name, tensor in kept.items())
+
+
+def test_a_checkpoint_of_other_tasks_is_refused(two: dict[str, Config], root: Path) -> None:
+    pretrain(two, root)
+    (root / "shared.safetensors").unlink()
+    with pytest.raises(DeltaFileError, match="remove the folder `shared`"):
+        pretrain(with_deltas(two, [{"name": "prompt", "num_tokens": 3, "deep": True}]), root)
+
+
+def test_a_delta_without_parameters_is_nothing_to_share(two: dict[str, Config], root: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a delta that the tasks share"):
+        pretrain(with_deltas(two, [{"name": "linear"}]), root)
