@@ -32,6 +32,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "adapter": {"name": "adapter", "rank": 3},
     "houlsby": {"name": "adapter", "rank": 3, "placement": "houlsby"},
     "adaptformer": {"name": "adapter", "rank": 3, "placement": "parallel", "factor": 0.5},
+    "adaptformer-released": {"name": "adapter", "rank": 3, "placement": "parallel", "reads": "residual", "factor": 0.5},
     "sidetune": {"name": "sidetune", "width": 3},
     "ssf": {"name": "ssf"},
     "mlp-head": {"name": "mlp_head"},
@@ -262,10 +263,13 @@ def test_reparameterisations_merge_to_the_same_function_and_unmerge_bit_for_bit(
     assert same(backbone, before)
 
 
-@pytest.mark.parametrize("placement", ["pfeiffer", "houlsby", "parallel"])
-def test_adapters_are_where_their_papers_put_them(placement: str) -> None:
+@pytest.mark.parametrize(
+    ("placement", "reads"),
+    [("pfeiffer", "normalised"), ("houlsby", "normalised"), ("parallel", "normalised"), ("parallel", "residual")],
+)
+def test_adapters_are_where_their_papers_or_released_codes_put_them(placement: str, reads: str) -> None:
     backbone, twin = make("layer-scale")
-    spec = {"name": "adapter", "rank": 4, "placement": placement, "factor": 0.5, "activation": "relu"}
+    spec = {"name": "adapter", "rank": 4, "placement": placement, "factor": 0.5, "activation": "relu", "reads": reads}
     delta = attach(backbone, [spec])
     with torch.no_grad():
         for parameter in delta.parameters():
@@ -284,7 +288,8 @@ def test_adapters_are_where_their_papers_put_them(placement: str) -> None:
         x = x + block.ls1(a + bottleneck(f"{index}_attn", a) if placement == "houlsby" else a)
         z = block.norm2(x)
         m = block.mlp(z)
-        x = x + block.ls2(m + bottleneck(f"{index}_mlp", z if placement == "parallel" else m))
+        fed = {"normalised": z, "residual": x}[reads] if placement == "parallel" else m
+        x = x + block.ls2(m + bottleneck(f"{index}_mlp", fed))
     assert relative(backbone(images()), model.norm(x)[:, 0]) <= 1e-12
 
 
@@ -325,6 +330,12 @@ def test_a_trained_model_moves_to_another_precision_and_back_off() -> None:
         ([{"name": "adapter", "rank": 0}], ConfigError, "rank of an adapter must be at least 1"),
         ([{"name": "adapter", "activation": "rely"}], UnknownNameError, "did you mean 'relu'"),
         ([{"name": "adapter", "placement": "parralel"}], UnknownNameError, "did you mean 'parallel'"),
+        (
+            [{"name": "adapter", "placement": "parallel", "reads": "residuum"}],
+            UnknownNameError,
+            "did you mean 'residual'",
+        ),
+        ([{"name": "adapter", "reads": "residual"}], ConfigError, "is for placement parallel, got pfeiffer"),
         ([{"name": "partial", "blocks": 4}], ConfigError, "has 3 blocks: partial takes 1 to 3, got 4"),
         ([{"name": "bias"}, {"name": "norm"}], ConfigError, "Two deltas train .*norm1.bias: keep one"),
         ([{"name": "mlp_head", "layers": 1}], ConfigError, "at least 2 layers, got 1"),

@@ -292,7 +292,43 @@ def test_the_pool_of_the_reference_also_reads_the_prompts(family: str) -> None:
     assert relative(with_prompts, model.norm(everything).mean(dim=1)) <= 1e-10
 
 
-def test_only_shallow_prompts_on_swin_know_the_pool_of_the_reference() -> None:
+@pytest.mark.parametrize("family", SWINS)
+def test_deep_prompts_are_pooled_as_the_reference_pools_them(family: str) -> None:
+    """Those of the last block, behind it; `docs/porting.md` says what of the reference is meant."""
+    backbone, twin = make(family)
+    (part,) = attach(backbone, [{"name": "prompt", "num_tokens": 5, "reference_pooling": True}]).parts
+    assert isinstance(part, Prompt)
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.normal_()
+    model: Any = twin
+    x, layer = model.patch_embed(images(family)), 0
+    for stage in model.layers:
+        x = stage.downsample(x)
+        for block in stage.blocks:
+            x, after = swin_block(block, x, part.prompts(layer).expand(3, -1, -1))
+            layer += 1
+    tokens = torch.cat([x.flatten(1, 2), after], dim=1)
+    assert relative(backbone(images(family)), model.norm(tokens).mean(dim=1)) <= 1e-10
+    gradients = torch.autograd.grad(backbone(images(family)).square().sum(), list(part.parameters()))
+    expected = torch.autograd.grad(model.norm(tokens).mean(dim=1).square().sum(), list(part.parameters()))
+    assert all(relative(one, other) <= 1e-10 for one, other in zip(gradients, expected, strict=True))
+
+
+def test_two_shallow_prompts_are_pooled_in_one_average() -> None:
+    spec = {"name": "prompt", "num_tokens": 3, "deep": False, "reference_pooling": True}
+    apart, _ = make("swin")
+    delta = attach(apart, [spec, spec])
+    together, _ = make("swin")
+    (joined,) = attach(together, [spec | {"num_tokens": 6}]).parameters()
+    with torch.no_grad():
+        joined.copy_(torch.cat(list(delta.parameters()), dim=1))
+    assert relative(apart(images("swin")), together(images("swin"))) <= 1e-12
+
+
+def test_only_prompts_in_the_last_block_of_a_swin_know_the_pool_of_the_reference() -> None:
+    with pytest.raises(ConfigError, match="last block of a Swin"):
+        attach(make("swin")[0], [{"name": "prompt", "num_tokens": 5, "layers": [0, 2], "reference_pooling": True}])
     backbone, _ = make("vit")
     with pytest.raises(ConfigError, match="last block of a Swin"):
         attach(backbone, [{"name": "prompt", "num_tokens": 5, "deep": False, "reference_pooling": True}])

@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.deltas.families import images as float_images
+from tests.deltas.families import make
+from tests.deltas.test_deltas import SPECS
 from vpt.backbones import create_backbone
 from vpt.backbones.factory import feature_map, map_size
 from vpt.deltas import attach
@@ -184,3 +187,27 @@ def test_prompts_of_a_classifier_may_start_a_segmentation_and_the_other_way_roun
     start_from(tmp_path / "dense.safetensors", other)
     assert torch.equal(other.trained()[tokens], dense.trained()[tokens])
     assert read_delta(tmp_path / "dense.safetensors", ("vpt-dense/1",))[0]["head"]["kind"] == kind
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("family", ["vit", "siglip", "avg-pool", "dinov3", "beit", "swin"])
+def test_everything_that_trains_has_a_gradient_from_the_map(family: str, name: str) -> None:
+    backbone, _ = make(family)
+    if name in ("sidetune", "mlp-head"):
+        with pytest.raises(ConfigError, match="does not read"):
+            DenseModel(backbone, 3, [SPECS[name]])
+        return
+    model = DenseModel(backbone, 3, [SPECS[name]])
+    model(float_images(family)).square().sum().backward()
+    assert not [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("family", ["vit", "siglip", "avg-pool", "dinov3", "beit", "swin"])
+def test_full_fine_tuning_trains_what_the_map_reads(family: str) -> None:
+    backbone, _ = make(family)
+    model = DenseModel(backbone, 3)
+    backbone.unfreeze()
+    model(float_images(family)).square().sum().backward()
+    assert not [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    frozen = {key.split(".")[2] for key, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"siglip": {"attn_pool"}, "avg-pool": {"fc_norm"}, "beit": {"fc_norm"}}.get(family, set())

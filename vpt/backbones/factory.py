@@ -22,6 +22,9 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
+_IN_POOL = ("fc_norm.", "attn_pool.")  # timm's names of what a vision transformer applies to pooled features only
+
+
 class Attached(Joining, Protocol):
     """What a delta part is to the backbone that it is attached to.
 
@@ -52,6 +55,8 @@ class Backbone(nn.Module):
         readout: Passes the pooled features on; what changes only them hooks on here.
         attached: The delta parts that change it now, in the order in which they were attached.
         trim: Where the pool reads one token, only that one passes the last block.
+        reads_map: Whether the model that it belongs to reads the map of tokens and never the pooled features: what only
+            the pool passes is then not trained.
     """
 
     mean: Tensor
@@ -81,7 +86,7 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.readout = nn.Identity()
         self.attached: list[Attached] = []
-        self.trim = True
+        self.trim, self.reads_map = True, False
         self._layout, self._unknown = _layout_or_reason(model)
         self.freeze()
 
@@ -103,10 +108,19 @@ class Backbone(nn.Module):
         self.model.eval()
 
     def unfreeze(self) -> None:
-        """Makes every parameter trainable; `train()` reaches the model again (dropout, drop path)."""
+        """Makes every parameter that is read trainable; `train()` reaches the model again (dropout, drop path)."""
         self.frozen = False
-        self.requires_grad_(True)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self.reads(name))
         self.model.train(self.training)
+
+    def reads(self, name: str) -> bool:
+        """Whether what the model computes depends on a parameter.
+
+        Args:
+            name: As in `model.named_parameters()`.
+        """
+        return not (self.reads_map and name.startswith(_IN_POOL))
 
     def train(self, mode: bool = True) -> Backbone:
         """Sets the mode; a frozen model stays in eval mode.

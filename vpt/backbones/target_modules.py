@@ -138,12 +138,13 @@ def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
         last: How many blocks for ``last``.
 
     Returns:
-        Names as in `backbone.model.named_parameters()`, in that order.
+        Names as in `backbone.model.named_parameters()`, in that order, without those that are never read.
 
     Raises:
         UnsupportedBackboneError: The blocks of the backbone are not known.
     """
-    names = [name for name, _ in backbone.model.named_parameters()]
+    own = {name: p for name, p in backbone.model.named_parameters() if backbone.reads(name)}
+    names = list(own)
     if role == "bias":
         return [name for name in names if name.rpartition(".")[2] in ("bias", "q_bias", "v_bias")]
     if role == "norm":
@@ -157,7 +158,7 @@ def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
         late |= {id(p) for merging in between for p in merging.parameters()}
         # timm's names of what a ViT applies after its blocks
         after = ("norm.", "fc_norm.", "attn_pool.")
-        return [n for n, p in backbone.model.named_parameters() if id(p) in late or n.startswith(after)]
+        return [n for n, p in own.items() if id(p) in late or n.startswith(after)]
     return names
 
 

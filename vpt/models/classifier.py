@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
 from vpt.backbones.partial_forward import SplitBackbone
-from vpt.deltas.base import READOUT
+from vpt.deltas.base import READOUT, DeltaPart
 from vpt.deltas.composition import Delta, attach
 from vpt.errors import ConfigError
 
@@ -103,6 +103,10 @@ class AdaptedModel(nn.Module):
         """What a delta file must say of the head for it to be drawn again: plain JSON values by name."""
         return {}
 
+    def parts(self) -> list[DeltaPart]:
+        """The deltas of the model, in order."""
+        return [] if self.delta is None else [cast("DeltaPart", part) for part in self.delta.parts]
+
     def constant_blocks(self) -> int:
         """How many blocks lie before everything that trains: 0 for none, `READOUT` if only the head does."""
         if not self.backbone.frozen:
@@ -154,10 +158,11 @@ class AdaptedModel(nn.Module):
         """Counts parameters.
 
         Returns:
-            Trainable and total.
+            Trainable and total; where a trained copy stands in for a parameter of the backbone, the two count once.
         """
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        return trainable, sum(p.numel() for p in self.parameters())
+        replaced = sum(part.replaced for part in self.parts())
+        return trainable, sum(p.numel() for p in self.parameters()) - replaced
 
 
 class TunedModel(AdaptedModel):

@@ -57,8 +57,9 @@ class DenseModel(AdaptedModel):
             raise ConfigError(f"The width of the head must be at least 1, got {width}.")
         map_size(backbone)
         self._kind, self._width = kind, width
+        backbone.reads_map = True
         super().__init__(backbone, num_classes, specs, class_names, preset)
-        if backbone.readout._forward_hooks or backbone.readout._forward_pre_hooks:
+        if any(part.changes_pool for part in self.parts()):
             raise ConfigError(
                 "A part of the delta changes the pooled features, which a segmentation head does not read: leave out "
                 "mlp_head, sidetune and reference_pooling."
