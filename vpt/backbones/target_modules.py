@@ -118,6 +118,7 @@ def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
         name: module
         for name, module in backbone.model.named_modules()
         if (isinstance(module, nn.Linear | nn.Conv2d) or _is_norm(module)) and id(module) not in inner
+        if backbone.reads(f"{name}.")
     }
 
 
