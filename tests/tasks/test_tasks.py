@@ -11,10 +11,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 
 from tests.robustness.fakes import BACKBONE, SIZE
 from tests.robustness.fakes import task as fake_task
 from vpt.data import DigitsDataModule
+from vpt.deltas import attach
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models import load_classifier
 from vpt.models.delta_file import read_delta
@@ -147,6 +149,31 @@ def test_kept_features_belong_to_their_data() -> None:
         trainer(epochs=1, batches=2).fit(task, datamodule=module)
         batch = next(iter(module.val_dataloader()))
         torch.testing.assert_close(task.features(batch, "val"), task.model.backbone(batch["image"]))
+
+
+def test_kept_features_follow_the_strength_new_values_and_another_cut() -> None:
+    task, module = DeltaTuning(deltas=[{"name": "partial", "blocks": 2}], **BASE), data()
+    trainer(epochs=1, batches=2).fit(task, datamodule=module)
+    batch = next(iter(module.val_dataloader()))
+    model = task.model.eval()
+
+    def check() -> None:
+        torch.testing.assert_close(task.features(batch, "val"), model.backbone(batch["image"]), rtol=1e-4, atol=1e-4)
+
+    check()
+    model.set_strength(0.5)
+    check()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    check()
+    lora = attach(model.backbone, [{"name": "lora", "layers": [1, 3]}])  # before the old cut
+    for parameter in lora.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    check()
+    lora.detach()
+    check()
 
 
 def test_lbfgs_puts_the_head_at_the_minimum_in_one_epoch() -> None:

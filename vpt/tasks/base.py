@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -100,7 +99,7 @@ class TuningTask(L.LightningModule):
         self.test_metrics = metrics.clone(prefix="test/")
         self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=self.ignored)
         self._finite: Tensor | None = None
-        self._kept: tuple[Any, FeatureCache, Callable[[Tensor], Tensor]] | None = None
+        self._kept: tuple[Any, FeatureCache] | None = None
 
     def specs(self) -> list[dict[str, Any]]:
         """The delta that the task trains, as for `vpt.attach`; empty for none."""
@@ -178,18 +177,24 @@ class TuningTask(L.LightningModule):
         halves = self.model.constant_part()
         if halves is None or split == "test" or data is None or getattr(data, "augmented", True):
             return self.model.encode(batch["image"])
-        key = (data, str(self.trainer.precision))
-        if self._kept is None or self._kept[0] != key:  # other data or precision, other constants
-            self._kept = key, FeatureCache(halves[0], self._constants(data)), halves[1]
-        _, cache, rest = self._kept
-        return rest(cache(split, len(data.split(split)), batch["index"], batch["image"]))
+        place = self._constant_place()
+        if self._kept is None or self._kept[0] != (
+            data,
+            place,
+        ):  # other data or precision, another cut: other constants
+            self._kept = (data, place), FeatureCache(halves[0], self._constants(data))
+        return halves[1](self._kept[1](split, len(data.split(split)), batch["index"], batch["image"]))
+
+    def _constant_place(self) -> tuple[Any, ...]:
+        """Where the first thing that trains lies, and what else of this run the features before it depend on."""
+        cut, trim = self.model.constant_blocks(), self.model.backbone.trim
+        return self.model.format, cut, trim, str(self.trainer.precision), str(self.device)
 
     def _constants(self, data: Any) -> tuple[Any, ...]:
         """What the features of an image depend on before the first thing that trains."""
         backbone, described = self.model.backbone, data.describe()
         images = (described["fingerprint"], described["preset"], described["image_size"])
-        place = (self.model.constant_blocks(), backbone.trim, str(self.trainer.precision), str(self.device))
-        return (self.model.format, backbone.fingerprint, backbone.normalization, *images, *place)
+        return (backbone.fingerprint, backbone.normalization, *images, *self._constant_place())
 
     def logits(self, batch: Batch, split: str) -> Tensor:
         """Logits of a batch.
