@@ -60,6 +60,7 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.delta_steps
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

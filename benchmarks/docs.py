@@ -13,11 +13,22 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
-from benchmarks import attention, data, examples, log_bias, real_costs, real_protocol, robustness_tables, speed, sweep
+from benchmarks import (
+    attention,
+    data,
+    delta_steps,
+    examples,
+    log_bias,
+    real_costs,
+    real_protocol,
+    robustness_tables,
+    speed,
+    sweep,
+)
 from benchmarks.records import RESULTS, Records, markdown
 
 ROOT = Path(__file__).parents[1]
-SOURCES = (real_protocol, real_costs, robustness_tables, speed, attention, data, sweep, log_bias, examples)
+SOURCES = (real_protocol, real_costs, robustness_tables, speed, delta_steps, attention, data, sweep, log_bias, examples)
 ROWS = {
     "linear": (),
     "bias": ("bias", "prompt_bias"),

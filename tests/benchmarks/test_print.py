@@ -7,10 +7,21 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import attention, data, examples, log_bias, real_costs, real_protocol, robustness_tables, speed, sweep
+from benchmarks import (
+    attention,
+    data,
+    delta_steps,
+    examples,
+    log_bias,
+    real_costs,
+    real_protocol,
+    robustness_tables,
+    speed,
+    sweep,
+)
 from benchmarks.docs import SOURCES
 
-ALL = (attention, data, examples, log_bias, real_costs, real_protocol, robustness_tables, speed, sweep)
+ALL = (attention, data, delta_steps, examples, log_bias, real_costs, real_protocol, robustness_tables, speed, sweep)
 
 
 def test_every_benchmark_with_tables_is_a_source_of_the_documentation() -> None:
