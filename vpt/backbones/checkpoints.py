@@ -140,8 +140,8 @@ def build(
         WeightsError: The weights cannot be found, fetched or loaded.
     """
     check_name(name)
-    if not isinstance(pool, str | None):
-        raise ConfigError(f"pool is timm's name of a pool or None, got {pool!r}.")
+    if pool is not None and (not isinstance(pool, str) or not pool):
+        raise ConfigError(f"pool is timm's name of a pool such as 'token' or 'avg', or None, got {pool!r}.")
     seed, options = random_seed(weights), {} if image_size is None else {"img_size": image_size}
     with torch.random.fork_rng(devices=[]):
         _outline(name, image_size, pool)

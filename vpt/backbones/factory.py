@@ -303,8 +303,9 @@ def _check_values(images: Tensor) -> None:
     if images.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     whole = not images.is_floating_point()
+    most = min(255, torch.iinfo(images.dtype).max) if whole else 1  # 255 is -1 in int8
     try:
-        legal = bool(((images >= 0) & (images <= (255 if whole else 1))).all())
+        legal = bool(((images >= 0) & (images <= most)).all())
     except RuntimeError:  # within vmap, or of shapes alone
         return
     if legal:
