@@ -70,7 +70,9 @@ def test_dinov3_reads_the_class_token_when_asked() -> None:
 
 
 def test_a_pool_travels_with_the_delta_file(tmp_path: Path) -> None:
-    model = TunedModel(create_backbone(NANO, image_size=32, pool="avg"), 3, [{"name": "prompt", "num_tokens": 2}]).eval()
+    model = TunedModel(
+        create_backbone(NANO, image_size=32, pool="avg"), 3, [{"name": "prompt", "num_tokens": 2}]
+    ).eval()
     assert identity(model)["pool"] == about(model)["backbone"]["pool"] == "avg"
     loaded = load_classifier(save_delta(tmp_path / "delta.safetensors", model))
     assert loaded.backbone.pool == "avg"

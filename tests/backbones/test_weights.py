@@ -98,7 +98,9 @@ def test_only_the_network_is_blamed_on_the_network(
         pytest.param(lambda s: prefixed("backbone.", s), id="prefix"),
         pytest.param(lambda s: {"state_dict": prefixed("model.", s)}, id="lightning"),
         pytest.param(lambda s: {"state_dict": prefixed("module._orig_mod.model.", s)}, id="compiled"),
-        pytest.param(lambda s: {"state_dict": prefixed("backbone.model.", s) | {"head.weight": torch.ones(3)}}, id="own"),
+        pytest.param(
+            lambda s: {"state_dict": prefixed("backbone.model.", s) | {"head.weight": torch.ones(3)}}, id="own"
+        ),
         pytest.param(
             lambda s: {
                 "student": prefixed("module.backbone.", {key: 2 * t for key, t in s.items()}),

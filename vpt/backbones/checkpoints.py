@@ -114,7 +114,9 @@ def random_seed(weights: str) -> int | None:
     if kind != "random":
         return None
     if colon and not (seed.isascii() and seed.isdecimal() and int(seed) < 2**63):
-        raise WeightsError(f"Random weights are 'random', or 'random:N' with a whole number N as seed, got {weights!r}.")
+        raise WeightsError(
+            f"Random weights are 'random', or 'random:N' with a whole number N as seed, got {weights!r}."
+        )
     return int(seed or 0)
 
 
