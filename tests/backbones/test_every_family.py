@@ -112,6 +112,7 @@ SMALLEST = {
 TOO_LARGE = {"deepseek_vit", "gemma4_vit"}
 
 
+@pytest.mark.slow
 def test_every_module_of_timm_is_in_the_table() -> None:
     assert {*SMALLEST, *TOO_LARGE, "bundled"} >= set(timm.list_modules())
 

@@ -92,7 +92,7 @@ def test_looking_at_values_stands_in_the_way_of_no_graph_and_no_transform() -> N
     expected = module(floats)
     assert torch.equal(torch.compile(module, backend="eager", fullgraph=True)(floats), expected)
     assert torch.equal(torch.export.export(module, (floats,)).module()(floats), expected)
-    assert torch.equal(torch.jit.trace(module, (floats,))(floats), expected)
+    assert torch.equal(torch.jit.trace(module, (floats,))(floats), expected)  # type: ignore[no-untyped-call]
     one_by_one = torch.func.vmap(lambda image: module(image[None])[0])
     assert torch.equal(one_by_one(floats), expected)
     slope = torch.func.grad(lambda x: module(x).sum())(floats)

@@ -146,7 +146,8 @@ def test_an_unwrapped_file_is_loaded_strictly(tmp_path: Path) -> None:
     torch.save(prefixed("backbone.", state() | {"blocks.9.norm1.weight": torch.ones(2)}), tmp_path / "more.pth")
     with pytest.raises(WeightsError, match=r"the model has no blocks\.9\.norm1\.weight, which is in the file"):
         create_backbone(NANO, str(tmp_path / "more.pth"))
-    for empty in ({}, {"state_dict": {}}, {"epoch": 3}):
+    nothing: tuple[dict[str, Any], ...] = ({}, {"state_dict": {}}, {"epoch": 3})
+    for empty in nothing:
         torch.save(empty, tmp_path / "empty.pth")
         with pytest.raises(WeightsError, match=r"empty\.pth holds no tensors"):
             create_backbone(NANO, str(tmp_path / "empty.pth"))

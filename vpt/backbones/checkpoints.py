@@ -29,7 +29,7 @@ _MISFITS = {
 """From what PyTorch writes about a state dict, which names every tensor, to a sentence about the first one."""
 
 # The hub's client raises what its HTTP library does, which is the other base of its own error and differs by version.
-_NETWORK = (
+_NETWORK: tuple[type[Exception], ...] = (
     *(base for base in HfHubHTTPError.__mro__[1:] if issubclass(base, Exception) and base not in (Exception, OSError)),
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -322,7 +322,7 @@ def pretrained_head(name: str, weights: str = "pretrained") -> nn.Linear:
     if random_seed(weights) is not None:
         raise WeightsError("Random weights have no pretrained classifier: give 'pretrained' or a file.")
     otherwise = (
-        f"The answer of {name} is not that of one linear layer on its pooled features, as if it has several classifiers "
+        f"The answer of {name} is not that of one linear layer on its pooled features, as where there are several "
         "(a distilled DeiT takes the mean of two, on a token each): train a linear probe."
     )
     with torch.random.fork_rng(devices=[]):

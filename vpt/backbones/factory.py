@@ -298,7 +298,7 @@ def _check_values(images: Tensor) -> None:
     """Refuses what would be scaled wrongly without a word. Looks at nothing where looking is impossible."""
     if images.dtype == torch.bool or images.is_complex():
         raise ConfigError(f"Images are integers in [0, 255] or floats in [0, 1], got {images.dtype}: convert them.")
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or cast("Any", torch.jit).is_tracing():
         return
     if images.is_cuda and torch.cuda.is_current_stream_capturing():
         return

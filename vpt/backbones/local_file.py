@@ -1,4 +1,4 @@
-"""A local weights file as the tensors of one network: nothing is unpickled, and what a training wrapped is unwrapped."""
+"""A local weights file as the tensors of one network: nothing is unpickled, and a training's wrappers come off."""
 
 from __future__ import annotations
 

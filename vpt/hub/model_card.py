@@ -149,10 +149,8 @@ def _table(measured: list[tuple[str, str, float, int]]) -> str:
 def _facts(header: Record, record: Record, stored: int) -> Iterator[tuple[str, Any]]:
     """The protocol, as far as it was recorded."""
     backbone, data = header["backbone"], record.get("data") or {}
-    yield (
-        "backbone",
-        f"{backbone['name']}, weights {backbone['weights_id']}, fingerprint {backbone['fingerprint'][:12]}…",
-    )
+    name, weights, seal = backbone["name"], backbone["weights_id"], backbone["fingerprint"][:12]
+    yield "backbone", f"{name}, weights {weights}, fingerprint {seal}…"
     if parameters := record.get("parameters"):
         yield "trained parameters", f"{parameters['trainable']:,} of {parameters['total']:,}"
     yield "numbers in the delta file", f"{stored:,}"
