@@ -53,6 +53,53 @@ def test_uint8_and_unit_floats_give_the_same_features() -> None:
     assert torch.equal(backbone(images()), backbone(images().float() / 255))
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
+def test_integers_of_every_width_are_bytes(dtype: torch.dtype) -> None:
+    backbone = create_backbone(NANO)
+    small = images() // 2  # what int8 holds
+    assert torch.equal(backbone(small.to(dtype)), backbone(small))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (images().float(), r"floats lie in \[0, 1\], got torch.float32 from 0 to 255: divide them by 255"),
+        (images().half() / 255 - 0.5, r"floats lie in \[0, 1\], got torch.float16 from -0.5 to 0.5.*clamp"),
+        (images().double() / 255 * torch.nan, "Images hold NaN"),
+        (images().long() + 1, r"integers lie in \[0, 255\], got torch.int64 from 1 to 256: clamp"),
+        (images().int() - 1, r"integers lie in \[0, 255\], got torch.int32 from -1 to 254: clamp"),
+        (images() > 9, r"integers in \[0, 255\] or floats in \[0, 1\], got torch.bool: convert"),
+    ],
+)
+def test_values_that_are_no_images_are_refused(given: torch.Tensor, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        create_backbone(NANO)(given)
+
+
+class Normalize(torch.nn.Module):
+    """The part of a backbone that looks at values, alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = create_backbone(NANO)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.backbone.normalize(images)
+
+
+def test_looking_at_values_stands_in_the_way_of_no_graph_and_no_transform() -> None:
+    module, floats = Normalize(), images().float() / 255
+    expected = module(floats)
+    assert torch.equal(torch.compile(module, backend="eager", fullgraph=True)(floats), expected)
+    assert torch.equal(torch.export.export(module, (floats,)).module()(floats), expected)
+    assert torch.equal(torch.jit.trace(module, (floats,))(floats), expected)  # type: ignore[no-untyped-call]
+    one_by_one = torch.func.vmap(lambda image: module(image[None])[0])
+    assert torch.equal(one_by_one(floats), expected)
+    slope = torch.func.grad(lambda x: module(x).sum())(floats)
+    torch.testing.assert_close(slope, torch.full_like(floats, 2.0))
+    assert module(floats[:0]).shape == (0, 3, 64, 64)
+
+
 @pytest.mark.parametrize(("normalization", "mean"), [("weights", 0.5), ("imagenet", 0.485), ("none", 0.0)])
 def test_normalisation_follows_the_weights_or_the_preset(normalization: str, mean: float) -> None:
     backbone = create_backbone(NANO, "random", normalization=normalization)

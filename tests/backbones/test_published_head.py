@@ -52,3 +52,31 @@ def test_other_weights_are_named(tmp_path: Path) -> None:
             pretrained_head(NAME, given)
     with pytest.raises(UnknownNameError, match="Unknown backbone"):
         pretrained_head("vit_tinny", "pretrained")
+
+
+def test_an_answer_of_two_classifiers_is_not_one_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "deit_tiny_distilled_patch16_224"
+    save_file(timm.create_model(name, num_classes=7).state_dict(), tmp_path / "deit.safetensors")
+    monkeypatch.setattr("vpt.backbones.checkpoints._from_timm", None)  # nothing is fetched for it
+    for given in (str(tmp_path / "deit.safetensors"), "pretrained"):
+        with pytest.raises(WeightsError, match=rf"The answer of {name} is not that of one linear layer"):
+            pretrained_head(name, given)
+
+
+def test_a_head_that_is_not_the_whole_answer_is_refused(tmp_path: Path) -> None:
+    """A VOLO gives out one classifier and adds another's answer."""
+    model = timm.create_model("volo_d1_224", num_classes=7)
+    torch.save(model.state_dict(), tmp_path / "volo.pth")
+    with pytest.raises(WeightsError, match="The answer of volo_d1_224 is not that of one linear layer"):
+        pretrained_head("volo_d1_224", str(tmp_path / "volo.pth"))
+
+
+def test_a_head_behind_a_hidden_layer_answers_as_timms_model(tmp_path: Path) -> None:
+    model = timm.create_model("mobilenetv3_small_050", num_classes=7).eval()
+    torch.nn.init.normal_(model.classifier.weight)
+    torch.save(model.state_dict(), tmp_path / "mobile.pth")
+    backbone = create_backbone("mobilenetv3_small_050", str(tmp_path / "mobile.pth"))
+    images = torch.rand(2, 3, backbone.image_size, backbone.image_size)
+    with torch.inference_mode():
+        answer = pretrained_head(backbone.name, backbone.weights)(backbone(images))
+        torch.testing.assert_close(answer, model(backbone.normalize(images)), atol=1e-4, rtol=1e-4)

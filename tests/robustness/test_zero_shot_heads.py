@@ -175,3 +175,8 @@ def test_without_open_clip_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ConfigError, match=r"pip install 'vpt\[clip\]'"):
         clip_text("ViT-B-16", "openai")
+
+
+def test_a_published_head_reads_the_weights_own_pool() -> None:
+    with pytest.raises(ConfigError, match="reads the weights' own pool: leave pool out"):
+        own_head(create_backbone(BACKBONE, "random", SIZE, pool="avg"))

@@ -452,3 +452,13 @@ def test_mean_per_class_counts_only_classes_that_occur() -> None:
     metric = MeanPerClass(4)
     metric.update(torch.tensor([0, 0, 1, 3]), torch.tensor([0, 0, 1, 1]))
     assert float(metric.compute()) == pytest.approx((1 + 0.5) / 2)  # class 3 is predicted but never occurs
+
+
+def test_a_pool_is_a_hyperparameter_and_part_of_the_record() -> None:
+    task = LinearProbe(**BASE, pool="avg")
+    assert task.hparams["pool"] == task.model.backbone.pool == "avg"
+    checkpoint: dict[str, Any] = {"state_dict": {}}
+    task.on_save_checkpoint(checkpoint)
+    assert checkpoint["backbone"]["pool"] == "avg"
+    with pytest.raises(DeltaFileError, match="was trained on"):
+        LinearProbe(**BASE).on_load_checkpoint(checkpoint)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
+import urllib.error
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
-from timm.models import get_deprecated_models, load_state_dict
-from torch import nn
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from timm.models import get_deprecated_models
+from torch import Tensor, nn
 
 from vpt.backbones.bundled import default_cfgs as SHIPPED  # importing it registers it with timm
-from vpt.errors import UnknownNameError, UnsupportedBackboneError, VPTWarning, WeightsError
+from vpt.backbones.local_file import first_line, read_file
+from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError, VPTWarning, WeightsError
 
 _MISFITS = {
     r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]": "{} has shape ({}) in the file and ({}) in the model",
@@ -22,6 +27,17 @@ _MISFITS = {
     r"Unexpected key\(s\) in state_dict: \"(\S+)\"": "the model has no {}, which is in the file",
 }
 """From what PyTorch writes about a state dict, which names every tensor, to a sentence about the first one."""
+
+# The hub's client raises what its HTTP library does, which is the other base of its own error and differs by version.
+_NETWORK: tuple[type[Exception], ...] = (
+    *(base for base in HfHubHTTPError.__mro__[1:] if issubclass(base, Exception) and base not in (Exception, OSError)),
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    ConnectionError,
+    TimeoutError,
+    socket.gaierror,
+    urllib.error.URLError,
+)
 
 # Old names that gave the original ImageNet-21k weights until timm 0.4.12 and give AugReg's since.
 _MEANT_ORIGINAL = ("vit_base_patch16_224", "vit_base_patch32_224", "vit_large_patch16_224")
@@ -82,29 +98,131 @@ def config(name: str) -> dict[str, Any]:
     return cast("dict[str, Any]", record.to_dict())
 
 
-def build(name: str, weights: str, image_size: int | None) -> tuple[nn.Module, str]:
-    """Builds a timm model without classifier and fills it.
+def random_seed(weights: str) -> int | None:
+    """The seed that random weights are drawn with.
+
+    Args:
+        weights: As for `create_backbone`.
+
+    Returns:
+        0 for ``random``, N for ``random:N``, None for weights that are not random.
+
+    Raises:
+        WeightsError: N is not a whole number from 0 on.
+    """
+    kind, colon, seed = weights.partition(":")
+    if kind != "random":
+        return None
+    if colon and not (seed.isascii() and seed.isdecimal() and int(seed) < 2**63):
+        raise WeightsError(
+            f"Random weights are 'random', or 'random:N' with a whole number N as seed, got {weights!r}."
+        )
+    return int(seed or 0)
+
+
+def build(
+    name: str, weights: str, image_size: int | None, pool: str | None = None
+) -> tuple[nn.Module, str, str | None]:
+    """Builds a timm model without classifier and fills it. PyTorch's global random numbers are left where they were.
 
     Args:
         name: `architecture` or `architecture.tag`, as in timm.
-        weights: ``"pretrained"``, ``"random"`` or a path to a local file.
+        weights: ``"pretrained"``, ``"random"``, ``"random:N"`` or a path to a local file.
         image_size: Pixels; None for the weights' own. Position embeddings are resampled by timm.
+        pool: timm's name of a pool; None for the weights' own.
 
     Returns:
-        The model and the weights' id: ``timm/<name>``, ``vpt/<name>``, ``file:<file name>`` or ``random``.
+        The model; the weights' id: ``timm/<name>``, ``vpt/<name>``, ``file:<file name>``, ``random`` or ``random:N``;
+        and the pool, None if it is the weights' own.
 
     Raises:
         UnknownNameError: timm does not know the name.
-        UnsupportedBackboneError: The architecture cannot take this image size.
+        ConfigError: The architecture cannot take this image size.
+        UnsupportedBackboneError: It takes no image size, has no such pool, or does not encode images to one vector.
         WeightsError: The weights cannot be found, fetched or loaded.
     """
     check_name(name)
-    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    if weights == "random":
-        return _create(name, options | {"num_classes": 0}), "random"
-    if weights == "pretrained":
-        return _from_timm(name, options)
-    return _from_file(name, Path(weights).expanduser(), options), f"file:{Path(weights).name}"
+    if pool is not None and (not isinstance(pool, str) or not pool):
+        raise ConfigError(f"pool is timm's name of a pool such as 'token' or 'avg', or None, got {pool!r}.")
+    seed, options = random_seed(weights), {} if image_size is None else {"img_size": image_size}
+    with torch.random.fork_rng(devices=[]):
+        _outline(name, image_size, pool)
+        if seed is None:
+            model, weights_id = _filled(name, weights, options)
+        else:
+            torch.default_generator.manual_seed(seed)
+            model, weights_id = _create(name, options | {"num_classes": 0}), weights
+        return model, weights_id, _without_classifier(model, name, pool)
+
+
+def _filled(name: str, weights: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    """With the classifier that belongs to the weights, if there is one."""
+    model, weights_id = _from_timm(name, options) if weights == "pretrained" else _from_file(name, weights, options)
+    for key, tensor in model.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            where = weights_id if weights == "pretrained" else weights
+            raise WeightsError(f"The weights {where} hold NaN or infinity in {key}: take them from their source again.")
+    return model, weights_id
+
+
+def _without_classifier(model: Any, name: str, pool: str | None) -> str | None:
+    """Takes the classifier off and sets the pool; gives the pool, or None if it is the model's own."""
+    own = getattr(model, "global_pool", None)
+    if not isinstance(own, str):  # convolutional networks keep a module, perhaps within their head
+        own = next((m.pool_type for m in model.modules() if isinstance(getattr(m, "pool_type", None), str)), None)
+    if pool is None or pool == own:
+        model.reset_classifier(0)
+        return None
+    try:
+        model.reset_classifier(0, global_pool=pool)
+    except Exception as error:  # timm asserts, indexes or converts, as the class has it
+        raise UnsupportedBackboneError(
+            f"{name} cannot pool by {pool!r} ({first_line(error)}): leave pool out for its own, {own!r}."
+        ) from error
+    return pool
+
+
+@lru_cache(maxsize=256)
+def _outline(name: str, image_size: int | None, pool: str | None) -> frozenset[str]:
+    """Names of the tensors of a model that gives one vector for each image, found without computing anything.
+
+    Shapes alone pass through the model. What does not fit is told here, where nothing else can be the reason.
+    """
+    options = {} if image_size is None else {"img_size": image_size}
+    with torch.device("meta"), torch.no_grad():
+        model: Any = _create(name, options | {"num_classes": 0}).eval()
+        _without_classifier(model, name, pool)
+        size = (1, *config(name)["input_size"][:1], *[image_size or config(name)["input_size"][-1]] * 2)
+        try:
+            features = model.forward_head(model.forward_features(torch.zeros(size)), pre_logits=True)
+            fits = tuple(features.shape) == (1, width(model))
+            reason = f"its features have shape {tuple(features.shape)}"
+        except Exception as error:  # any operation may be the one that does not fit
+            fits, reason = False, first_line(error)
+    if fits:
+        return frozenset(model.state_dict())
+    if pool is not None:
+        raise UnsupportedBackboneError(f"{name} cannot pool by {pool!r} ({reason}): leave pool out for its own.")
+    if image_size is not None:
+        raise ConfigError(_impossible(name, image_size, reason))
+    raise UnsupportedBackboneError(f"{name} does not encode an image to one vector ({reason}): choose another model.")
+
+
+def width(model: nn.Module) -> int:
+    """The number of pooled features of a timm model.
+
+    Args:
+        model: A timm model.
+
+    Returns:
+        timm's `head_hidden_size`: some convolutional networks widen once more behind the pool, which `num_features`
+        does not count.
+    """
+    return int(getattr(model, "head_hidden_size", cast("Any", model).num_features))
+
+
+def _impossible(name: str, image_size: int, reason: str) -> str:
+    return f"{name} cannot take images of {image_size} pixels ({reason}): leave image_size out, or give another."
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -123,15 +241,18 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _create(name: str, options: dict[str, Any], pretrained: bool = False) -> nn.Module:
+def _create(name: str, options: dict[str, Any]) -> nn.Module:
+    """Builds a model that is not filled."""
     try:
-        return cast("nn.Module", timm.create_model(name, pretrained=pretrained, **options))
-    except TypeError as error:
-        if "img_size" not in str(error):
-            raise
-        raise UnsupportedBackboneError(
-            f"{name} has no fixed image size to set: leave image_size out, or choose a ViT or Swin."
-        ) from error
+        return cast("nn.Module", timm.create_model(name, **options))
+    except Exception as error:  # timm asserts, divides and indexes while it builds
+        if "img_size" not in options:
+            raise UnsupportedBackboneError(f"timm cannot build {name}: {first_line(error)}") from error
+        if isinstance(error, TypeError) and "img_size" in str(error):
+            raise UnsupportedBackboneError(
+                f"{name} has no fixed image size to set: leave image_size out, or choose a ViT or Swin."
+            ) from error
+        raise ConfigError(_impossible(name, options["img_size"], first_line(error))) from error
 
 
 def _from_timm(name: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
@@ -141,59 +262,44 @@ def _from_timm(name: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
     architecture = name.partition(".")[0]
     full_name = f"{architecture}.{record.tag}" if record.tag else architecture
     try:
-        model = _create(name, options, pretrained=True)
-    except (UnsupportedBackboneError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "state_dict" in str(error):
+        model = cast("nn.Module", timm.create_model(name, pretrained=True, **options))
+    except _NETWORK as error:
+        raise WeightsError(
+            f"The hub could not be reached for the weights of {full_name} ({type(error).__name__}): name a local file "
+            f"(weights=FILE, --model.weights FILE) or use the backbone that ships with vpt, vit_nano_patch8_64."
+        ) from error
+    except Exception as error:
+        if "state_dict" in str(error):
             raise WeightsError(f"The weights of {full_name} do not fit it: {_misfit(error)}.") from error
-        if isinstance(error, UnsupportedBackboneError):
-            raise
-        raise _unreachable(full_name, error) from error
-    except Exception as error:  # the hub client raises what its HTTP library does, of whatever class
-        raise _unreachable(full_name, error) from error
-    cast("Any", model).reset_classifier(0)
+        raise WeightsError(
+            f"The weights of {full_name} cannot be loaded ({type(error).__name__}: {first_line(error)}): mend that, or "
+            "name a local file (weights=FILE, --model.weights FILE)."
+        ) from error
     return model, ("vpt/" if architecture in SHIPPED else "timm/") + full_name
 
 
-def _unreachable(name: str, error: Exception) -> WeightsError:
-    return WeightsError(
-        f"The hub could not be reached for the weights of {name} ({type(error).__name__}): name a local file "
-        f"(weights=FILE, --model.weights FILE) or use the backbone that ships with vpt, vit_nano_patch8_64."
-    )
-
-
-def _from_file(name: str, path: Path, options: dict[str, Any]) -> nn.Module:
-    """Loads strictly: only a classifier may be missing from the file, since none is kept."""
-    state, classifier = _read(path, ", 'pretrained' or 'random'"), f"{_classifier(name)}.weight"
-    num_classes = state[classifier].shape[0] if classifier in state else 0
-    overlay = {"file": str(path), "num_classes": num_classes, "custom_load": False}
+def _from_file(name: str, weights: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    """Loads strictly: only a classifier may be missing from the file."""
+    path = Path(weights).expanduser()
+    state = read_file(path, _outline(name, options.get("img_size"), None), ", 'pretrained' or 'random'")
+    classifier = state.get(f"{_classifier(name)}.weight")
+    num_classes = 0 if classifier is None else len(classifier)
+    overlay = {"state_dict": state, "num_classes": num_classes, "custom_load": False}
     try:
-        model = _create(name, options | {"num_classes": num_classes, "pretrained_cfg_overlay": overlay}, True)
-    except (RuntimeError, KeyError) as error:
+        model: Any = timm.create_model(
+            name, pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=overlay, **options
+        )
+    except Exception as error:  # of PyTorch's strict loading, or of timm's converters, which take names for granted
         raise WeightsError(f"The weights in {path} do not fit {name}: {_misfit(error)}.") from error
-    cast("Any", model).reset_classifier(0)
-    return model
-
-
-def _read(path: Path, instead: str) -> dict[str, torch.Tensor]:
-    """A file's tensors by name; `instead` ends the sentence about a file that is not there."""
-    if not path.is_file():
-        raise WeightsError(f"No weights file {path}: give an existing file{instead}.")
-    try:
-        return cast("dict[str, torch.Tensor]", load_state_dict(str(path), weights_only=True))
-    except Exception as error:  # whatever the bytes provoke, the file is not one of weights
-        raise WeightsError(f"{path} is not a readable weights file: {_first_line(error)}") from error
+    model.pretrained_cfg["state_dict"] = None  # else it would hold all tensors twice
+    return model, f"file:{path.name}"
 
 
 def _misfit(error: Exception) -> str:
     for pattern, sentence in _MISFITS.items():
         if found := re.search(pattern, str(error)):
             return sentence.format(*found.groups())
-    return _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300] if lines else type(error).__name__
+    return first_line(error)
 
 
 def pretrained_head(name: str, weights: str = "pretrained") -> nn.Linear:
@@ -204,41 +310,50 @@ def pretrained_head(name: str, weights: str = "pretrained") -> nn.Linear:
         weights: ``"pretrained"`` or a path to a local file, as for `create_backbone`.
 
     Returns:
-        A frozen layer from pooled features to logits, (classes, features).
+        A frozen layer from pooled features to logits, (classes, features): behind the backbone it gives the answers of
+        timm's own model.
 
     Raises:
         UnknownNameError: timm does not know the name.
-        WeightsError: The weights cannot be found or read, or have no linear classifier.
+        WeightsError: The weights cannot be found or read, have no linear classifier, or their answer is not that of one
+            linear layer on the pooled features, as a distilled DeiT's, which is the mean of two on a token each.
     """
     check_name(name)
-    if weights == "random":
+    if random_seed(weights) is not None:
         raise WeightsError("Random weights have no pretrained classifier: give 'pretrained' or a file.")
-    key = _classifier(name)
-    if weights == "pretrained":
-        weight, bias = _head_from_hub(name)
-    else:
-        state = _read(Path(weights).expanduser(), " or 'pretrained'")
-        weight, bias = state.get(f"{key}.weight"), state.get(f"{key}.bias")
-    if weight is None or weight.ndim != 2:
-        raise WeightsError(f"The weights {weights!r} of {name} have no linear classifier {key!r}: use tuned ones.")
-    head = nn.Linear(weight.shape[1], weight.shape[0])
+    otherwise = (
+        f"The answer of {name} is not that of one linear layer on its pooled features, as where there are several "
+        "(a distilled DeiT takes the mean of two, on a token each): train a linear probe."
+    )
+    with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            drawn: Any = _create(name, {"num_classes": 2})
+        if not isinstance(drawn.get_classifier(), nn.Linear):  # known before anything is fetched
+            raise WeightsError(otherwise)
+        model: Any = _filled(name, weights, {})[0].eval()
+    head = model.get_classifier()
+    if not isinstance(head, nn.Linear):
+        raise WeightsError(
+            f"The weights {weights!r} of {name} have no linear classifier {_classifier(name)!r}: use tuned ones."
+        )
+    if not _answers(model, head, tuple(config(name)["input_size"])):
+        raise WeightsError(otherwise)
+    plain = nn.Linear(head.in_features, head.out_features)
     with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.zero_() if bias is None else head.bias.copy_(bias)
-    return head.requires_grad_(False).eval()
+        plain.weight.copy_(head.weight)
+        plain.bias.zero_() if head.bias is None else plain.bias.copy_(head.bias)
+    return plain.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def _answers(model: Any, head: nn.Linear, size: tuple[int, ...]) -> bool:
+    """Whether the head on the pooled features gives the model's answer, on an image of noise."""
+    image = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    expected: Tensor = model(image)
+    answer = head(model.forward_head(model.forward_features(image), pre_logits=True))
+    return bool((answer - expected).norm() <= 1e-3 * expected.norm())
 
 
 def _classifier(name: str) -> str:
     key = timm.get_pretrained_cfg(name).classifier or "head"
     return key if isinstance(key, str) else str(key[0])
-
-
-def _head_from_hub(name: str) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    record = timm.get_pretrained_cfg(name)
-    if not record.has_weights or not record.num_classes:
-        return None, None
-    try:
-        layer: Any = timm.create_model(name, pretrained=True).get_classifier()
-    except Exception as error:  # the hub client raises what its HTTP library does, of whatever class
-        raise WeightsError(f"The hub could not be reached for {name} ({type(error).__name__}): name a file.") from error
-    return getattr(layer, "weight", None), getattr(layer, "bias", None)

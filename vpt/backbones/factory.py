@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
@@ -11,7 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCE
 from torch import Tensor, nn
 
 from vpt.backbones.block_forward import Besides, Joining, besides, embed, run_blocks
-from vpt.backbones.checkpoints import build, config, current_name, fingerprint
+from vpt.backbones.checkpoints import build, config, current_name, fingerprint, width
 from vpt.backbones.token_layout import TokenLayout, read_layout
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
 
@@ -46,12 +47,14 @@ class Backbone(nn.Module):
     Attributes:
         model: The timm model, without classifier.
         name: timm's name.
-        weights: What was asked for: ``"pretrained"``, ``"random"`` or a path.
+        weights: What was asked for: ``"pretrained"``, ``"random"``, ``"random:N"`` or a path.
         weights_id: Where the weights come from, e.g. ``timm/vit_base_patch16_224.orig_in21k``.
         normalization: ``"weights"``, ``"imagenet"``, ``"inception"`` or ``"none"``.
         image_size: Height and width of the input in pixels.
+        pool: timm's name of the pool; None for the one that belongs to the weights.
         num_features: Width of the pooled features.
-        fingerprint: SHA-256 of the weights as they were loaded.
+        weights_fingerprint: SHA-256 of the weights as they were loaded.
+        fingerprint: SHA-256 of what makes the function: of that one, and of what the name and the pool add.
         readout: Passes the pooled features on; what changes only them hooks on here.
         attached: The delta parts that change it now, in the order in which they were attached.
         trim: Where the pool reads one token, only that one passes the last block.
@@ -63,7 +66,14 @@ class Backbone(nn.Module):
     std: Tensor
 
     def __init__(
-        self, model: nn.Module, name: str, weights: str, weights_id: str, image_size: int, normalization: str
+        self,
+        model: nn.Module,
+        name: str,
+        weights: str,
+        weights_id: str,
+        image_size: int,
+        normalization: str,
+        pool: str | None = None,
     ) -> None:
         """Freezes a timm model. Use `create_backbone` instead.
 
@@ -74,13 +84,16 @@ class Backbone(nn.Module):
             weights_id: What was found.
             image_size: Pixels.
             normalization: Which statistics to normalise with.
+            pool: timm's name of the model's pool, if it is not the one that belongs to the weights.
         """
         super().__init__()
         self.model = model
         self.name, self.weights, self.weights_id = name, weights, weights_id
         self.image_size, self.normalization = image_size, normalization
-        self.num_features = int(cast("Any", model).num_features)
-        self.fingerprint = fingerprint(model)
+        self.pool = pool
+        self.num_features = width(model)
+        self.weights_fingerprint = fingerprint(model)
+        self.fingerprint = _function(self.weights_fingerprint, name, pool)
         mean, std = _statistics(name, normalization)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -89,6 +102,22 @@ class Backbone(nn.Module):
         self.trim, self.reads_map = True, False
         self._layout, self._unknown = _layout_or_reason(model)
         self.freeze()
+
+    def is_recorded_as(self, recorded: Mapping[str, Any]) -> bool:
+        """Tells whether what a file or a checkpoint says of its backbone is true of this one.
+
+        Args:
+            recorded: With ``name`` and ``fingerprint``, and ``pool`` if that was not the weights' own. Version 0.1.0
+                recorded the fingerprint of the weights alone, and knew no other pool.
+
+        Returns:
+            Whether the function is the same, but for image size and normalisation.
+        """
+        if recorded["fingerprint"] == self.fingerprint:
+            return True
+        alike = _architecture(recorded["name"]) == _architecture(self.name)
+        own = self.pool is None and recorded.get("pool") is None
+        return alike and own and recorded["fingerprint"] == self.weights_fingerprint
 
     @property
     def layout(self) -> TokenLayout:
@@ -140,13 +169,14 @@ class Backbone(nn.Module):
         """Brings images to the statistics that the weights expect.
 
         Args:
-            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
+            images: (B, 3, H, W), of any integer dtype in [0, 255] or float in [0, 1].
 
         Returns:
             (B, 3, H, W) in the backbone's floating dtype.
 
         Raises:
-            ConfigError: The shape is not that of the backbone's input.
+            ConfigError: Shape, dtype or values are not those of the backbone's input. While a graph is recorded or a
+                function is vectorised there are no values to look at, and none are.
         """
         expected = (3, self.image_size, self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
@@ -154,8 +184,10 @@ class Backbone(nn.Module):
                 f"{self.name} takes images of shape (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}: "
                 "set the data's image_size, or build the backbone with image_size=..."
             )
-        scaled = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images.to(self.mean.dtype)
-        return (scaled - self.mean) / self.std
+        if images.dtype != torch.uint8:
+            _check_values(images)
+        scaled = images.to(self.mean.dtype)
+        return ((scaled if images.is_floating_point() else scaled / 255) - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
         """Encodes images.
@@ -256,32 +288,45 @@ def _layout_or_reason(model: nn.Module) -> tuple[TokenLayout | None, str]:
 
 
 def create_backbone(
-    name: str, weights: str = "pretrained", image_size: int | None = None, normalization: str = "weights"
+    name: str,
+    weights: str = "pretrained",
+    image_size: int | None = None,
+    normalization: str = "weights",
+    pool: str | None = None,
 ) -> Backbone:
-    """Builds a frozen backbone from a timm name.
+    """Builds a frozen backbone from a timm name. PyTorch's global random numbers are left where they were.
 
     Args:
         name: timm's `architecture` or `architecture.tag`, e.g. ``"vit_base_patch16_224.orig_in21k"``; or
             ``"vit_nano_patch8_64"`` or ``"swin_nano_patch4_window8_64"``, whose weights ship with this package.
-        weights: ``"pretrained"`` (shipped, else from the timm hub), ``"random"``, or a path to a local file
-            (safetensors, or a PyTorch state dict read with ``weights_only=True``).
+        weights: ``"pretrained"`` (shipped, else from the timm hub), ``"random"`` or ``"random:N"`` (drawn with the
+            seed 0 or N, the same each time), or a path to a local file: safetensors, or a PyTorch state dict read with
+            ``weights_only=True``, of the network alone or as a training keeps it (``teacher``, ``backbone.``, ...).
         image_size: Pixels; None for the weights' own size. Position embeddings are resampled by timm.
         normalization: ``"weights"`` for the statistics that belong to the weights, or ``"imagenet"``,
             ``"inception"``, ``"none"`` to follow a preset.
+        pool: Which pool makes the features of the final tokens or map: None for the weights' own in timm, or one that
+            the model's class has there, e.g. ``"token"`` (the class token, as DINOv3's paper) or ``"avg"`` (the mean of
+            the patches) on a ViT, ``"avg"`` or ``"max"`` on a convolutional network.
 
     Returns:
         The backbone, in eval mode, no parameter of which requires a gradient.
 
     Raises:
+        ConfigError: The image size is not a whole number of at least 1, or impossible for the model.
         UnknownNameError: The name or the normalisation does not exist.
+        UnsupportedBackboneError: The model has no such pool, takes no image size, or does not encode an image to one
+            vector.
         WeightsError: The weights cannot be found, fetched or loaded.
     """
     if normalization != "weights" and normalization not in STATISTICS:
         raise UnknownNameError("normalization", normalization, ["weights", *STATISTICS])
+    if image_size is not None and (type(image_size) is not int or image_size < 1):
+        raise ConfigError(f"image_size is a whole number of pixels, at least 1, or None, got {image_size!r}.")
     name = current_name(name, warn=weights == "pretrained")
     size = input_size(name) if image_size is None else image_size
-    model, weights_id = build(name, weights, size if size != input_size(name) else None)
-    return Backbone(model, name, weights, weights_id, size, normalization)
+    model, weights_id, pool = build(name, weights, size if size != input_size(name) else None, pool)
+    return Backbone(model, name, weights, weights_id, size, normalization, pool)
 
 
 def input_size(name: str) -> int:
@@ -304,6 +349,47 @@ def _statistics(name: str, normalization: str) -> tuple[tuple[float, ...], tuple
         return STATISTICS[normalization]
     record = config(name)
     return tuple(record["mean"]), tuple(record["std"])
+
+
+def _function(weights: str, name: str, pool: str | None) -> str:
+    """Hashes what makes a function of weights, given their own hash.
+
+    Two architectures may compute different functions with equal tensors, such as CLIP with GELU and with quick-GELU;
+    two names of one architecture may normalise differently.
+    """
+    record = config(name)
+    parts = (weights, _architecture(name), *record["mean"], *record["std"], pool or "")
+    return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
+
+
+def _architecture(name: str) -> str:
+    return current_name(name).partition(".")[0]
+
+
+def _check_values(images: Tensor) -> None:
+    """Refuses what would be scaled wrongly without a word. Looks at nothing where looking is impossible."""
+    if images.dtype == torch.bool or images.is_complex():
+        raise ConfigError(f"Images are integers in [0, 255] or floats in [0, 1], got {images.dtype}: convert them.")
+    if torch.compiler.is_compiling() or cast("Any", torch.jit).is_tracing():
+        return
+    if images.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    whole = not images.is_floating_point()
+    most = min(255, torch.iinfo(images.dtype).max) if whole else 1  # 255 is -1 in int8
+    try:
+        legal = bool(((images >= 0) & (images <= most)).all())
+    except RuntimeError:  # within vmap, or of shapes alone
+        return
+    if legal:
+        return
+    if bool(images.isnan().any()):
+        raise ConfigError("Images hold NaN: mend what prepares them.")
+    found = f"got {images.dtype} from {images.min().item():.4g} to {images.max().item():.4g}"
+    raise ConfigError(
+        f"Images of integers lie in [0, 255], {found}: clamp them."
+        if whole
+        else f"Images of floats lie in [0, 1], {found}: divide them by 255 if that is their range, else clamp them."
+    )
 
 
 def map_size(backbone: Backbone) -> tuple[int, int]:

@@ -67,7 +67,7 @@ def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
     measured = list(_measured(record))
     title = repo.partition("/")[2]
     backbone = header["backbone"]
-    elsewhere = backbone["weights"] not in ("pretrained", "random")
+    elsewhere = backbone["weights_id"].startswith("file:")
     weights = f"\n`weights` is the file {backbone['weights']} of the backbone, which is not uploaded.\n"
     name = card.title if card else data.get("name", "its training data")
     body = _BODY.format(
@@ -149,7 +149,8 @@ def _table(measured: list[tuple[str, str, float, int]]) -> str:
 def _facts(header: Record, record: Record, stored: int) -> Iterator[tuple[str, Any]]:
     """The protocol, as far as it was recorded."""
     backbone, data = header["backbone"], record.get("data") or {}
-    yield "backbone", f"{backbone['name']}, weights {backbone['weights_id']}, SHA-256 {backbone['fingerprint'][:12]}…"
+    name, weights, seal = backbone["name"], backbone["weights_id"], backbone["fingerprint"][:12]
+    yield "backbone", f"{name}, weights {weights}, fingerprint {seal}…"
     if parameters := record.get("parameters"):
         yield "trained parameters", f"{parameters['trainable']:,} of {parameters['total']:,}"
     yield "numbers in the delta file", f"{stored:,}"

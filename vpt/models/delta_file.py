@@ -202,8 +202,8 @@ def recorded_backbone(what: str, recorded: Mapping[str, Any], weights: str | Non
         DeltaFileError: The weights are others.
         WeightsError: The weights cannot be found.
     """
-    place = weights or recorded["weights"]
-    backbone = create_backbone(recorded["name"], place, recorded["image_size"], recorded["normalization"])
+    place, size, pool = weights or recorded["weights"], recorded["image_size"], recorded.get("pool")
+    backbone = create_backbone(recorded["name"], place, size, recorded["normalization"], pool)
     check_fingerprint(what, recorded, backbone)
     return backbone
 
@@ -213,13 +213,13 @@ def check_fingerprint(what: str, recorded: Mapping[str, Any], backbone: Backbone
 
     Args:
         what: The file, for the message.
-        recorded: Its backbone's ``weights_id`` and ``fingerprint``.
+        recorded: Its backbone's identity.
         backbone: The backbone at hand.
 
     Raises:
-        DeltaFileError: The fingerprints differ.
+        DeltaFileError: Weights, architecture or pool differ.
     """
-    if recorded["fingerprint"] != backbone.fingerprint:
+    if not backbone.is_recorded_as(recorded):
         raise DeltaFileError(
             f"{what} was trained on {recorded['weights_id']} (fingerprint {recorded['fingerprint'][:12]}), but the "
             f"weights given are {backbone.weights_id} (fingerprint {backbone.fingerprint[:12]}): give the weights it "
@@ -291,7 +291,7 @@ def read_head(path: str | Path, model: TunedModel, role: str) -> nn.Linear:
         raise ConfigError(f"The {role} {path} is not a linear probe: it holds more than a head.")
     backbone = model.backbone
     for what, theirs, ours in (
-        ("backbone weights", header["backbone"]["fingerprint"], backbone.fingerprint),
+        ("backbone weights", True, backbone.is_recorded_as(header["backbone"])),
         ("image size", header["backbone"]["image_size"], backbone.image_size),
         ("normalization", header["backbone"]["normalization"], backbone.normalization),
         ("preset", header["preset"], model.preset),

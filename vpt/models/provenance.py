@@ -28,9 +28,11 @@ def identity(model: AdaptedModel) -> dict[str, Any]:
         model: A model.
 
     Returns:
-        Plain values: name, weights, weights_id, fingerprint, image_size, normalization.
+        Plain values: name, weights, weights_id, fingerprint, image_size, normalization; and pool, unless it is the
+        weights' own, as that of every file of version 0.1.0.
     """
-    return {key: getattr(model.backbone, key) for key in IDENTITY}
+    told = {key: getattr(model.backbone, key) for key in IDENTITY}
+    return told if model.backbone.pool is None else told | {"pool": model.backbone.pool}
 
 
 def without_places(value: Any) -> Any:
@@ -82,7 +84,9 @@ def about(model: TunedModel) -> dict[str, Any]:
         "class_names": model.class_names,
         "image_size": told["image_size"],
         "preset": without_places(model.preset),
-        "backbone": {key: told[key] for key in ("name", "weights_id", "fingerprint", "normalization")},
+        "backbone": {
+            key: told[key] for key in ("name", "weights_id", "fingerprint", "normalization", "pool") if key in told
+        },
         "specs": without_places([] if model.delta is None else model.delta.specs),
         "provenance": without_places(model.info),
     }

@@ -20,6 +20,7 @@ _NOT_METHOD = {
     "num_classes",
     "image_size",
     "normalization",
+    "pool",
     "backbone",
     "init_head",
     "init_delta",
@@ -61,8 +62,9 @@ class Row:
 
     @property
     def backbone(self) -> str:
-        """Which weights were adapted."""
-        return str(self.record["backbone"]["weights_id"])
+        """Which weights were adapted, and by which pool they were read if not by their own."""
+        told = self.record["backbone"]
+        return str(told["weights_id"]) + (f", pool {told['pool']}" if "pool" in told else "")
 
     @property
     def accuracy(self) -> float:

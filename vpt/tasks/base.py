@@ -53,12 +53,13 @@ class TuningTask(L.LightningModule):
         warmup: float = 0.1,
         init_delta: str | None = None,
         micro_batch: int | None = None,
+        pool: str | None = None,
     ) -> None:
         """Builds backbone, delta and head. Only plain values, so that checkpoints load with ``weights_only=True``.
 
         Args:
             backbone: timm's name, e.g. ``vit_base_patch16_224.orig_in21k``, or ``vit_nano_patch8_64``.
-            weights: ``pretrained`` (shipped, else the timm hub), ``random`` or a path to a local file.
+            weights: ``pretrained`` (shipped, else the timm hub), ``random``, ``random:SEED`` or a path to a local file.
             num_classes: From the data when left out on the command line.
             image_size: Pixels; None for the backbone's own.
             normalization: ``weights`` (the weights' own statistics; also None), ``imagenet``, ``inception``, ``none``.
@@ -71,10 +72,13 @@ class TuningTask(L.LightningModule):
                 head is left behind.
             micro_batch: Images in memory at once: larger batches are computed in parts, forward twice, with the
                 gradient of the whole batch (but for batch norms, which see the parts). None for all.
+            pool: What makes the features of the final tokens, by timm's name: ``token`` (the class token), ``avg`` and
+                others that the backbone has; None for the weights' own.
 
         Raises:
             ConfigError: A value is out of range, or num_classes is missing.
             UnknownNameError: A name does not exist.
+            UnsupportedBackboneError: The backbone has no such pool.
             WeightsError: The weights cannot be found.
         """
         super().__init__()
@@ -90,7 +94,7 @@ class TuningTask(L.LightningModule):
                 "warmup lies in [0, 1), base_lr is positive and weight_decay is not negative, "
                 f"got {warmup}, {base_lr} and {weight_decay}."
             )
-        encoder = create_backbone(backbone, weights, image_size, normalization or "weights")
+        encoder = create_backbone(backbone, weights, image_size, normalization or "weights", pool)
         self.model = self._build(encoder, num_classes)
         # Lightning's own mean over processes with unequal shares of the images is not that over the images.
         self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})

@@ -58,10 +58,16 @@ def own_head(backbone: Backbone, classes: Sequence[int] | None = None) -> nn.Lin
 
     Raises:
         WeightsError: The weights have no linear classifier.
-        ConfigError: The match of classes is impossible.
+        ConfigError: The match of classes is impossible, or the backbone has another pool than its weights.
     """
-    head = pretrained_head(backbone.name, backbone.weights)
+    head = _published_head(backbone)
     return head if classes is None else sub_head(head, classes)
+
+
+def _published_head(backbone: Backbone) -> nn.Linear:
+    if backbone.pool is not None:
+        raise ConfigError(f"The classifier of {backbone.weights_id} reads the weights' own pool: leave pool out.")
+    return pretrained_head(backbone.name, backbone.weights)
 
 
 def write_head(
@@ -240,7 +246,7 @@ def zero_shot(backbone: Backbone, texts: nn.Linear, images: ImageDataset, number
         ConfigError: Tower and texts are not of one CLIP model.
         WeightsError: The tower's weights have no projection.
     """
-    projection = pretrained_head(backbone.name, backbone.weights)
+    projection = _published_head(backbone)
     rows = range(0, len(images), max(1, len(images) // number))
     features = [backbone(images[row]["image"][None]) for row in rows]
     return image_head(texts, projection, torch.cat(features))
