@@ -15,8 +15,6 @@ from torch import Tensor
 
 from tests.robustness.fakes import CLASSES, PROMPTS, task, write_delta, write_full
 from vpt.backbones import Backbone, create_backbone
-from vpt.backbones.partial_forward import SplitBackbone
-from vpt.data import ImageDataset
 from vpt.errors import ConfigError, DeltaFileError
 from vpt.models import TunedModel, load_classifier, save_delta
 from vpt.models.delta_file import read_delta
@@ -322,14 +320,14 @@ def test_last_blocks_run_alone_for_each_alpha(
 ) -> None:
     partial = write_delta(folder / "partial.safetensors", ({"name": "partial", "blocks": 1},))
     model, passed = load_classifier(partial), 0
-    original = SplitBackbone.before
+    original = Backbone.before_block
 
-    def counted(self: SplitBackbone, images: Tensor) -> Tensor:
+    def counted(self: Backbone, images: Tensor, block: int) -> Tensor:
         nonlocal passed
         passed += len(images)
-        return original(self, images)
+        return original(self, images, block)
 
-    monkeypatch.setattr(SplitBackbone, "before", counted)
+    monkeypatch.setattr(Backbone, "before_block", counted)
     measure(partial, tmp_path, anchor=probe, batch_size=10, alphas=(0.0, 0.5, 1.0))
     assert passed == 6 + 10 + 5
     with torch.no_grad():

@@ -231,7 +231,7 @@ class Backbone(nn.Module):
         return cast("Tensor", model.norm(run_blocks(model, self._layout, x, given, blocks, self.attached)[0]))
 
     def before_block(self, images: Tensor, block: int) -> Tensor:
-        """The first half of the forward pass: `pooled` is `from_block` of it.
+        """The first half of the forward pass: `from_block` is the other.
 
         Args:
             images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
@@ -247,7 +247,7 @@ class Backbone(nn.Module):
         return run_blocks(self.model, self.layout, x, given, range(block), self.attached)[0]
 
     def from_block(self, tokens: Tensor, block: int) -> Tensor:
-        """The second half of the forward pass.
+        """The second half of the forward pass, what hooks on `readout` included.
 
         Args:
             tokens: What `before_block` gave.
@@ -259,7 +259,7 @@ class Backbone(nn.Module):
         Raises:
             UnsupportedBackboneError: The blocks are not known.
         """
-        return self._from_block(block, tokens, besides(self.model))
+        return cast("Tensor", self.readout(self._from_block(block, tokens, besides(self.model))))
 
     def _from_block(self, first: int, x: Tensor, given: Besides) -> Tensor:
         model, layout = cast("Any", self.model), self.layout

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
-from vpt.backbones.partial_forward import SplitBackbone
 from vpt.deltas.base import READOUT, DeltaPart
 from vpt.deltas.composition import Delta, attach
 from vpt.errors import ConfigError
@@ -233,8 +233,7 @@ class TunedModel(AdaptedModel):
             return self.backbone.pooled, self.backbone.readout
         if cut == 0:
             return None
-        halves = SplitBackbone(self.backbone, cut)
-        return halves.before, halves.after
+        return partial(self.backbone.before_block, block=cut), lambda tokens: self.backbone.from_block(tokens, cut)
 
     def set_anchor(self, head: nn.Linear) -> None:
         """Gives the head that belongs to the bare backbone, e.g. a linear probe, so that strength moves both.
