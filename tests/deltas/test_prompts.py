@@ -315,6 +315,33 @@ def test_deep_prompts_are_pooled_as_the_reference_pools_them(family: str) -> Non
     assert all(relative(one, other) <= 1e-10 for one, other in zip(gradients, expected, strict=True))
 
 
+@pytest.mark.parametrize("family", SWINS)
+def test_shallow_prompts_on_swin_pass_adapters_as_the_patches_do(family: str) -> None:
+    """Behind the attention and behind the MLP: the oracle has each adapter in the place of the layer before it."""
+    backbone, twin = make(family)
+    specs = [{"name": "prompt", "num_tokens": 5, "deep": False}, {"name": "adapter", "rank": 3, "placement": "houlsby"}]
+    delta = attach(backbone, specs)
+    with torch.no_grad():
+        for parameter in delta.parameters():
+            parameter.normal_()
+    prompts, adapters = (cast("Any", part) for part in delta.parts)
+
+    class Behind(nn.Module):
+        def __init__(self, layer: nn.Module, key: str) -> None:
+            super().__init__()
+            self.layer, self.down, self.up = layer, adapters.down[key], adapters.up[key]
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.layer(x)
+            return cast("Tensor", out + self.up(torch.nn.functional.gelu(self.down(out))))
+
+    blocks = [block for stage in cast("Any", twin).layers for block in stage.blocks]
+    for index, block in enumerate(blocks):
+        block.attn.proj, block.mlp = Behind(block.attn.proj, f"{index}_attn"), Behind(block.mlp, f"{index}_mlp")
+    expected = concatenated_features(twin, images(family), [prompts.tokens[0]], deep=False)
+    assert relative(backbone(images(family)), expected) <= 1e-10
+
+
 def test_two_shallow_prompts_are_pooled_in_one_average() -> None:
     spec = {"name": "prompt", "num_tokens": 3, "deep": False, "reference_pooling": True}
     apart, _ = make("swin")

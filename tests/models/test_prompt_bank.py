@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import vpt
-from vpt.backbones import create_backbone
+from vpt.backbones import class_attention, create_backbone
 from vpt.errors import ConfigError, DeltaFileError, UnknownNameError
 from vpt.models import TunedModel, save_delta
 
@@ -67,3 +68,34 @@ def test_bad_banks_are_refused(tmp_path: Path) -> None:
         bank(torch.rand(1, 3, 64, 64), ["digit"])
     with pytest.raises(ConfigError, match="2 images were given with 1 tasks"):
         bank(torch.rand(2, 3, 64, 64), ["digits"])
+
+
+def test_threads_get_the_answers_of_their_own_tasks_and_the_backbone_alone_is_bare(tmp_path: Path) -> None:
+    bank = vpt.PromptBank({name: save(tmp_path, name, *TASKS[name]) for name in ("digits", "pets")})
+    batches = [(torch.rand(2, 3, 64, 64), [first, second]) for first in bank.tasks for second in bank.tasks] * 6
+    expected = [bank(*batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda batch: bank(*batch), batches))
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    with torch.no_grad():
+        assert torch.equal(bank.backbone(batches[0][0]), create_backbone(NANO)(batches[0][0]))
+
+
+def test_figures_are_of_the_tasks_that_are_assigned(tmp_path: Path) -> None:
+    bank = vpt.PromptBank({name: save(tmp_path, name, *TASKS[name]) for name in ("digits", "pets")})
+    images = torch.rand(2, 3, 64, 64)
+    alone = {task: class_attention(vpt.load(tmp_path / f"{task}.safetensors").backbone, images) for task in bank.tasks}
+    for task, layers in alone.items():
+        with bank.assigned([task] * 2):
+            found = class_attention(bank.backbone, images)
+        bank(images, ["digits", "pets"])
+        for ours, theirs in zip(found, layers, strict=True):
+            torch.testing.assert_close(ours.patches, theirs.patches)
+    assert class_attention(bank.backbone, images)[0].prompts.shape[-1] == 0
+
+
+def test_another_number_of_images_than_tasks_is_told(tmp_path: Path) -> None:
+    bank = vpt.PromptBank({"digits": save(tmp_path, "digits", *TASKS["digits"])})
+    with bank.assigned(["digits"] * 3), pytest.raises(ConfigError, match="2 images were given with 3 tasks"):
+        bank.backbone(torch.rand(2, 3, 64, 64))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.robustness.fakes import CLASSES, PROMPTS, task, write_delta, write_full
 from vpt.backbones import Backbone, create_backbone
+from vpt.data import ImageDataset
 from vpt.errors import ConfigError, DeltaFileError
 from vpt.models import TunedModel, load_classifier, save_delta
 from vpt.models.delta_file import read_delta

@@ -200,14 +200,21 @@ class FixedKeys(nn.Module):
         """Always: one set is for all images."""
         return True
 
-    def seen(self) -> Edited:
-        """The keys, values and bias that the images of the present call see: 1 or B sets."""
+    def seen(self, images: int) -> Edited:
+        """The keys, values and bias that the images of the present call see.
+
+        Args:
+            images: In the batch, B.
+
+        Returns:
+            1 or B sets of them.
+        """
         return self.keys, self.values, self.bias
 
     def forward(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """See `AttentionEdit.__call__`."""
         rows, _, before, _ = keys.shape
-        own_keys, own_values, bias = self.seen()
+        own_keys, own_values, bias = self.seen(rows // attention.windows)
         own_keys, own_values = (per_row(own.to(keys), rows, attention.windows) for own in (own_keys, own_values))
         if bias is not None:
             bias = pad(bias.to(keys), (before, 0))

@@ -128,9 +128,12 @@ class _KeysOfTasks(FixedKeys):
         """While the batch has tasks."""
         return _PRESENT.get() is not None
 
-    def seen(self) -> Edited:
+    def seen(self, images: int) -> Edited:
         """See `FixedKeys`."""
         index = _PRESENT.get()
+        if index is None or len(index) != images:
+            told = 0 if index is None else len(index)
+            raise ConfigError(f"{images} images were given with {told} tasks: name one for each image.")
         return self.keys[index], self.values[index], None if self.bias is None else self.bias[index]
 
 

@@ -186,10 +186,12 @@ def window_answers(
     Returns:
         (B, n, dim).
     """
-    per_window = queries.repeat_interleave(attention.windows, dim=0)
-    out = attention.attend(per_window, keys, values, bias)
-    averaged = out.unflatten(0, (-1, attention.windows)).mean(dim=1)  # type: ignore[no-untyped-call]
-    return attention.finish(entering, averaged.transpose(1, 2).flatten(2))
+    windows = attention.windows
+    out = attention.attend(queries.repeat_interleave(windows, dim=0), keys, values, bias)
+    # Projected in each window and then averaged: behind the projection an adapter may stand, which is not linear.
+    answers = attention.finish(entering.repeat_interleave(windows, dim=0), out.transpose(1, 2).flatten(2))
+    averaged: Tensor = answers.unflatten(0, (-1, windows)).mean(dim=1)  # type: ignore[no-untyped-call]
+    return averaged
 
 
 def rest_of_block(block: Any, tokens: Tensor, answers: Tensor) -> Tensor:
