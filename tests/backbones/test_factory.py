@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from vpt.backbones import create_backbone, input_size
-from vpt.errors import ConfigError, UnknownNameError, VPTWarning, WeightsError
+from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError, VPTWarning, WeightsError
 
 NANO = "vit_nano_patch8_64"
 
@@ -138,6 +138,14 @@ def test_the_trimmed_last_block_leaves_pooled_features_as_they_were() -> None:
 def test_any_other_timm_model_is_a_backbone_without_prompts() -> None:
     backbone = create_backbone("resnet18", "random")
     assert backbone(images(224)).shape == (2, 512)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv5_300m_enc", "qwen3_vit_88m_enc"])
+def test_an_encoder_that_gives_no_vector_for_an_image_is_refused(name: str) -> None:
+    with pytest.raises(
+        UnsupportedBackboneError, match=rf"{name} does not encode an image to one vector \(.+\): choose"
+    ):
+        create_backbone(name)
 
 
 def test_a_wrong_image_shape_is_refused() -> None:

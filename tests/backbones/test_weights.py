@@ -64,6 +64,11 @@ def test_an_impossible_image_size_is_told_as_such(name: str, size: int, weights:
         create_backbone(name, weights, image_size=size)
 
 
+def test_an_impossible_image_size_is_not_blamed_on_the_pool() -> None:
+    with pytest.raises(ConfigError, match=rf"{TINY} cannot take images of 8 pixels"):
+        create_backbone(TINY, "random", image_size=8, pool="avg")
+
+
 def test_a_network_of_any_size_takes_no_image_size() -> None:
     with pytest.raises(UnsupportedBackboneError, match="resnet18 has no fixed image size to set"):
         create_backbone("resnet18", "random", image_size=64)

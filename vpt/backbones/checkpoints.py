@@ -14,6 +14,7 @@ from typing import Any, cast
 import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from timm.layers import SelectAdaptivePool2d
 from timm.models import get_deprecated_models
 from torch import Tensor, nn
 
@@ -167,9 +168,8 @@ def _filled(name: str, weights: str, options: dict[str, Any]) -> tuple[nn.Module
 
 def _without_classifier(model: Any, name: str, pool: str | None) -> str | None:
     """Takes the classifier off and sets the pool; gives the pool, or None if it is the model's own."""
-    own = getattr(model, "global_pool", None)
-    if not isinstance(own, str):  # convolutional networks keep a module, perhaps within their head
-        own = next((m.pool_type for m in model.modules() if isinstance(getattr(m, "pool_type", None), str)), None)
+    modules = [module.pool_type for module in model.modules() if isinstance(module, SelectAdaptivePool2d)]
+    own = modules[-1] if modules else getattr(model, "global_pool", None)
     if pool is None or pool == own:
         model.reset_classifier(0)
         return None
@@ -188,15 +188,19 @@ def _outline(name: str, image_size: int | None, pool: str | None) -> frozenset[s
 
     Shapes alone pass through the model. What does not fit is told here, where nothing else can be the reason.
     """
+    if pool is not None:  # what does not fit without it is not its fault
+        _outline(name, image_size, None)
     options = {} if image_size is None else {"img_size": image_size}
+    side = image_size or config(name)["input_size"][-1]
     with torch.device("meta"), torch.no_grad():
         model: Any = _create(name, options | {"num_classes": 0}).eval()
-        _without_classifier(model, name, pool)
-        size = (1, *config(name)["input_size"][:1], *[image_size or config(name)["input_size"][-1]] * 2)
         try:
-            features = model.forward_head(model.forward_features(torch.zeros(size)), pre_logits=True)
+            _without_classifier(model, name, pool)
+            features = model.forward_head(model.forward_features(torch.zeros(1, 3, side, side)), pre_logits=True)
             fits = tuple(features.shape) == (1, width(model))
             reason = f"its features have shape {tuple(features.shape)}"
+        except UnsupportedBackboneError:
+            raise
         except Exception as error:  # any operation may be the one that does not fit
             fits, reason = False, first_line(error)
     if fits:
@@ -319,7 +323,7 @@ def pretrained_head(name: str, weights: str = "pretrained") -> nn.Linear:
             linear layer on the pooled features, as a distilled DeiT's, which is the mean of two on a token each.
     """
     check_name(name)
-    if random_seed(weights) is not None:
+    if random_seed(str(weights)) is not None:
         raise WeightsError("Random weights have no pretrained classifier: give 'pretrained' or a file.")
     otherwise = (
         f"The answer of {name} is not that of one linear layer on its pooled features, as where there are several "

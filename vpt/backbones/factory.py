@@ -323,7 +323,7 @@ def create_backbone(
         raise UnknownNameError("normalization", normalization, ["weights", *STATISTICS])
     if image_size is not None and (type(image_size) is not int or image_size < 1):
         raise ConfigError(f"image_size is a whole number of pixels, at least 1, or None, got {image_size!r}.")
-    name = current_name(name, warn=weights == "pretrained")
+    name, weights = current_name(name, warn=weights == "pretrained"), str(weights)  # a Path is a file, too
     size = input_size(name) if image_size is None else image_size
     model, weights_id, pool = build(name, weights, size if size != input_size(name) else None, pool)
     return Backbone(model, name, weights, weights_id, size, normalization, pool)

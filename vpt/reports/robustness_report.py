@@ -197,7 +197,7 @@ def _models(report: Values) -> Table:
             model["model"],
             model["backbone"],
             model["weights"],
-            model["weights_sha256"][:12],
+            model["backbone_fingerprint"][:12],
             (model["delta_sha256"] or "–")[:12],
             ", ".join(_spec(spec) for spec in model["specs"]) or "none",
             METHODS.get(model["way"], "nothing"),
@@ -209,7 +209,7 @@ def _models(report: Values) -> Table:
         ]
         for model in report["models"]
     ]
-    columns = ["model", "backbone", "weights", "weights sha256", "delta sha256", "delta", "α moves", "head"]
+    columns = ["model", "backbone", "weights", "backbone fingerprint", "delta sha256", "delta", "α moves", "head"]
     columns += ["preset", "image size", "logits", "image counts"]
     note = f"Data fingerprint {report['data']['fingerprint'][:12]}. Hashes are cut to 12 digits; report.json has them "
     return Table("Models", note + "whole.", columns, rows, words=len(columns))

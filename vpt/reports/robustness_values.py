@@ -127,7 +127,7 @@ def _model(name: str, result: RobustnessResult) -> Values:
         "model": name,
         "backbone": protocol["backbone"]["name"],
         "weights": protocol["backbone"]["weights_id"],
-        "weights_sha256": protocol["backbone"]["fingerprint"],
+        "backbone_fingerprint": protocol["backbone"]["fingerprint"],
         "delta_sha256": protocol["delta"]["sha256"],
         "specs": protocol["delta"]["specs"],
         "way": protocol["way"],
