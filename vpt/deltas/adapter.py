@@ -18,12 +18,14 @@ from torch.utils.hooks import RemovableHandle
 from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import sublayers
 from vpt.deltas.base import DeltaPart, chosen_blocks
+from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError, UnknownNameError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu}
 PLACEMENTS: dict[str, tuple[str, ...]] = {"houlsby": ("attn", "mlp"), "pfeiffer": ("mlp",), "parallel": ("mlp",)}
 
 
+@register_delta("adapter")
 class Adapter(DeltaPart):
     """Adds factor · up(activation(down(x))) to the output of a sublayer, before the residual connection.
 

@@ -11,9 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import READOUT, DeltaPart
+from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
 
 
+@register_delta("linear")
 class Linear(DeltaPart):
     """Nothing: only the model's linear head trains (linear probing)."""
 
@@ -32,6 +34,7 @@ class Linear(DeltaPart):
         return 0
 
 
+@register_delta("mlp_head")
 class MlpHead(DeltaPart):
     """Hidden layers between pooled features and linear head (Jia et al., ECCV 2022, section 4.1, "Mlp-k").
 

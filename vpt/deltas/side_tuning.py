@@ -12,9 +12,11 @@ from torch.utils.hooks import RemovableHandle
 
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import DeltaPart
+from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
 
 
+@register_delta("sidetune")
 class SideTune(DeltaPart):
     """Features of the backbone blended with those of a convolutional network: σ(a) · base + (1 − σ(a)) · side.
 
