@@ -20,7 +20,8 @@ from vpt.errors import ConfigError, HubError, WeightsError
 from vpt.hub.client import fetch
 from vpt.hub.push import push
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import read_delta, save_delta
+from vpt.models.delta_file import save_delta
+from vpt.models.delta_format import read_delta
 
 REPO = "ann/digits"
 PLACE = "/home/ann/secret"

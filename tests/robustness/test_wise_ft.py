@@ -19,8 +19,8 @@ from vpt.backbones.partial_forward import SplitBackbone
 from vpt.data import ImageDataset
 from vpt.errors import ConfigError, DeltaFileError
 from vpt.models import TunedModel, load_classifier, save_delta
-from vpt.models.delta_file import read_delta
 from vpt.models.delta_file import write_delta as write_header
+from vpt.models.delta_format import read_delta
 from vpt.robustness import RobustnessResult, run
 from vpt.robustness.evaluation.logit_records import read
 from vpt.robustness.interpolation.wise_ft import Interpolation, check_alike
@@ -164,7 +164,7 @@ def test_the_models_that_ship_are_swept_end_to_end(name: str, tmp_path: Path) ->
         if kind == "full":
             model.backbone.unfreeze()
             with torch.no_grad():
-                for tensor in model.trained().values():
+                for tensor in model.owned().values():
                     tensor.add_(torch.randn_like(tensor), alpha=0.02)
         files.append(save_delta(tmp_path / f"{kind}.safetensors", model))
     measure(files[0], tmp_path, anchor=files[1], alphas=(0.0, 0.5, 1.0), data=task(n=4, shift=None))

@@ -17,7 +17,7 @@ from tests.robustness.fakes import task as fake_task
 from vpt.data import DigitsDataModule
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models import load_classifier
-from vpt.models.delta_file import read_delta
+from vpt.models.delta_format import read_delta
 from vpt.models.logistic_regression import fit_logistic
 from vpt.tasks import (
     ClassificationTask,
@@ -66,7 +66,7 @@ def snapshot(task: ClassificationTask) -> dict[str, torch.Tensor]:
 def test_what_trains_moves_and_nothing_else(kind: type[ClassificationTask]) -> None:
     L.seed_everything(0)
     task = kind(**BASE)
-    trained = set(task.model.trained())
+    trained = set(task.model.owned())
     before = snapshot(task)
     trainer(batches=4).fit(task, datamodule=data())
     moved = {key for key, tensor in task.model.state_dict().items() if not torch.equal(tensor, before[key])}
@@ -212,7 +212,7 @@ def test_blocks_before_the_first_trained_parameter_run_once_per_image(
         trainer(epochs=3, batches=2).fit(task, datamodule=module)
         batches = 3 * 2 * 8 + 3 * 32
         assert sum(seen) < batches if keep else sum(seen) == batches
-        trained.append(task.model.trained())
+        trained.append(task.model.owned())
     for key, tensor in trained[0].items():
         torch.testing.assert_close(tensor, trained[1][key], rtol=1e-3, atol=1e-4)
 
@@ -234,7 +234,7 @@ def test_checkpoints_hold_trained_tensors_only_and_load_without_pickle(tmp_path:
         "model.head.weight",
     ]
     loaded = PromptTuning.load_from_checkpoint(path, weights_only=True)
-    assert all(torch.equal(loaded.model.trained()[k], v) for k, v in task.model.trained().items())
+    assert all(torch.equal(loaded.model.owned()[k], v) for k, v in task.model.owned().items())
 
 
 def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
@@ -254,8 +254,8 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
     L.seed_everything(1)
     resumed = PromptTuning(**BASE)
     trainer(epochs=3).fit(resumed, datamodule=data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
-    for key, tensor in whole.model.trained().items():
-        assert torch.equal(resumed.model.trained()[key], tensor), key
+    for key, tensor in whole.model.owned().items():
+        assert torch.equal(resumed.model.owned()[key], tensor), key
 
 
 def test_a_checkpoint_of_other_weights_or_with_a_hole_is_refused(tmp_path: Path) -> None:
@@ -408,12 +408,12 @@ def test_a_head_of_another_backbone_or_of_more_than_a_head_is_no_start(tmp_path:
 def test_the_start_of_a_run_is_kept_on_request(tmp_path: Path) -> None:
     L.seed_everything(0)
     task = PromptTuning(**BASE)
-    first = {key: tensor.clone() for key, tensor in task.model.trained().items()}
+    first = {key: tensor.clone() for key, tensor in task.model.owned().items()}
     trainer(tmp_path, epochs=1, callbacks=[InitWriter()]).fit(task, datamodule=data())
     header, tensors = read_delta(tmp_path / "run" / "0" / "init.safetensors")
     assert all(torch.equal(tensors[key], tensor) for key, tensor in first.items())
     assert header["info"] == {"random_head": True}
-    assert not torch.equal(task.model.trained()["head.weight"], first["head.weight"])
+    assert not torch.equal(task.model.owned()["head.weight"], first["head.weight"])
 
 
 def test_data_and_model_must_agree_on_classes() -> None:

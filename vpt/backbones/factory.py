@@ -48,6 +48,7 @@ class Backbone(nn.Module):
         readout: Passes the pooled features on; what changes only them hooks on here.
         attached: The delta parts that change it now, in the order in which they were attached.
         trim: Where the pool reads one token, only that one passes the last block.
+        tuned: Whether its own parameters have been trainable, so that they belong to what was trained on it.
     """
 
     mean: Tensor
@@ -83,7 +84,9 @@ class Backbone(nn.Module):
             self._layout = read_layout(model)
         except UnsupportedBackboneError as error:
             self._layout = error
+        self.tuned = False
         self.freeze()
+        self.eval()
 
     @property
     def layout(self) -> TokenLayout:
@@ -104,7 +107,7 @@ class Backbone(nn.Module):
 
     def unfreeze(self) -> None:
         """Makes every parameter trainable; `train()` reaches the model again (dropout, drop path)."""
-        self.frozen = False
+        self.frozen, self.tuned = False, True
         self.requires_grad_(True)
         self.model.train(self.training)
 

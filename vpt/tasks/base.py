@@ -16,7 +16,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from vpt.backbones import Backbone, create_backbone
 from vpt.errors import ConfigError, DivergedError, UnknownNameError
 from vpt.models.classifier import AdaptedModel
-from vpt.models.delta_file import check_fingerprint, fill, start_from
+from vpt.models.delta_file import check_fingerprint, fill
+from vpt.models.delta_parts import start_from
 from vpt.models.feature_cache import FeatureCache
 from vpt.models.provenance import identity
 from vpt.tasks.optimizers import scheduled_optimizer
@@ -74,7 +75,7 @@ class TuningTask(L.LightningModule):
                 gradient of the whole batch (but for batch norms, which see the parts). None for all.
 
         Raises:
-            ConfigError: A value is out of range, or num_classes is missing.
+            ConfigError: A value is out of range, or num_classes is missing or below 2.
             UnknownNameError: A name does not exist.
             WeightsError: The weights cannot be found.
         """
@@ -82,6 +83,8 @@ class TuningTask(L.LightningModule):
         self.save_hyperparameters()
         if num_classes is None:
             raise ConfigError("num_classes is not known: give it, or run `vpt` with a data module that has classes.")
+        if num_classes < 2:
+            raise ConfigError(f"num_classes is {num_classes}: a task has at least two classes to tell apart.")
         if optimizer not in ("sgd", "adamw"):
             raise UnknownNameError("optimizer", optimizer, ("sgd", "adamw"))
         if micro_batch is not None and micro_batch < 1:
@@ -287,12 +290,12 @@ class TuningTask(L.LightningModule):
         return int(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps trained tensors only, and the identity of the backbone they belong to.
+        """Keeps what belongs to the model, and the identity of the backbone they belong to.
 
         Args:
             checkpoint: Lightning's checkpoint, changed in place.
         """
-        checkpoint["state_dict"] = {f"model.{key}": tensor for key, tensor in self.model.trained().items()}
+        checkpoint["state_dict"] = {f"model.{key}": tensor for key, tensor in self.model.owned().items()}
         checkpoint["backbone"] = identity(self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
