@@ -273,7 +273,7 @@ def test_a_tensor_that_is_missing_from_a_file_is_named(full: Path, probe: Path, 
     header, tensors = read_delta(full)
     del tensors["backbone.model.norm.weight"]
     broken = write_header(tmp_path / "broken.safetensors", header, tensors)
-    with pytest.raises(ConfigError, match=r"Only the first of two models holds backbone\.model\.norm\.weight"):
+    with pytest.raises(DeltaFileError, match=r"is incomplete: backbone\.model\.norm\.weight missing"):
         measure(broken, tmp_path, anchor=probe)
 
 
@@ -314,7 +314,8 @@ def test_a_head_between_two_heads_equals_brute_force(linear: Path, probe: Path, 
 
 def test_equal_backbones_leave_only_the_head_to_move(probe: Path, folder: Path, tmp_path: Path) -> None:
     still = write_full(folder / "still.safetensors", scale=0.0)
-    assert measure(still, tmp_path, anchor=probe).protocol["way"] == "head"
+    assert measure(still, tmp_path / "line", anchor=probe).protocol["way"] == "head"
+    assert measure(still, tmp_path / "end", (1.0,)).protocol["way"] == "none"
 
 
 def test_last_blocks_run_alone_for_each_alpha(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,26 @@ def test_a_checkpoint_of_other_weights_or_with_a_hole_is_refused(tmp_path: Path)
     torch.save(checkpoint, path)
     with pytest.raises(DeltaFileError, match=r"head\.bias missing"):
         PromptTuning.load_from_checkpoint(path, weights_only=True)
+    del checkpoint["backbone"]
+    torch.save(checkpoint, path)
+    with pytest.raises(DeltaFileError, match="does not say on which backbone"):
+        PromptTuning.load_from_checkpoint(path, weights_only=True)
+
+
+def test_a_checkpoint_holds_a_head_that_was_frozen(tmp_path: Path) -> None:
+    task = PromptTuning(**BASE)
+    task.model.head.requires_grad_(False)
+    run = trainer(epochs=1)
+    run.fit(task, datamodule=data())
+    run.save_checkpoint(tmp_path / "frozen.ckpt")
+    loaded = PromptTuning.load_from_checkpoint(tmp_path / "frozen.ckpt", weights_only=True)
+    assert torch.equal(loaded.model.head.weight, task.model.head.weight)
+
+
+@pytest.mark.parametrize("kind", [PromptTuning, LinearProbe, FineTuning, partial(DeltaTuning, [{"name": "lora"}])])
+def test_one_class_is_no_task(kind: Any) -> None:
+    with pytest.raises(ConfigError, match="num_classes is 1"):
+        kind(**BASE | {"num_classes": 1})
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -340,6 +361,7 @@ def test_a_record_says_how_many_images_were_read(tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"num_classes": None}, ConfigError, "num_classes is not known"),
+        ({"num_classes": 1}, ConfigError, "num_classes is 1: a task has at least two classes"),
         ({"optimizer": "adam"}, UnknownNameError, "did you mean 'adamw'"),
         ({"base_lr": 0.0}, ConfigError, "base_lr is positive"),
         ({"warmup": 1.0}, ConfigError, "warmup lies in"),

@@ -14,12 +14,12 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vpt.backbones import Backbone, create_backbone
-from vpt.errors import ConfigError, DivergedError, UnknownNameError
+from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill
 from vpt.models.delta_parts import start_from
 from vpt.models.feature_cache import FeatureCache
-from vpt.models.provenance import identity
+from vpt.models.provenance import IDENTITY, identity
 from vpt.tasks.optimizers import scheduled_optimizer
 
 Batch = dict[str, Tensor]
@@ -305,9 +305,11 @@ class TuningTask(L.LightningModule):
             checkpoint: Lightning's checkpoint, changed in place.
 
         Raises:
-            DeltaFileError: It is incomplete or was trained on other weights.
+            DeltaFileError: It is incomplete, of another program, or was trained on other weights.
         """
-        check_fingerprint("The checkpoint", checkpoint["backbone"], self.model.backbone)
+        if not isinstance(recorded := checkpoint.get("backbone"), dict) or not recorded.keys() >= IDENTITY.keys():
+            raise DeltaFileError("The checkpoint does not say on which backbone it was trained: give one of `vpt fit`.")
+        check_fingerprint("The checkpoint", recorded, self.model.backbone)
         tensors = {key.removeprefix("model."): tensor for key, tensor in checkpoint["state_dict"].items()}
         fill(self.model, tensors, "The checkpoint")
         checkpoint["state_dict"] = self.state_dict()  # so that Lightning's own strict loading holds
