@@ -55,7 +55,7 @@ def test_what_was_folded_is_unfolded_exactly_and_trains_whole(tmp_path: Path, sp
         torch.testing.assert_close(theirs[key], tensor, rtol=1e-10, atol=1e-12)
     loss = sum((tensor * torch.randn_like(tensor)).sum() for tensor in _live(other))
     assert isinstance(loss, torch.Tensor)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     narrow = dict(other.delta.named_parameters())
     grads = [narrow[key].grad for key in narrow if "tokens" in key or "embedding" in key]
     assert all(grad is not None and bool((grad.flatten(0, -2).abs().sum(dim=0) > 0).all()) for grad in grads)

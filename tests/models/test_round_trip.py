@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 import vpt
 from tests.deltas.test_deltas import SPECS
 from vpt.backbones import create_backbone
+from vpt.deltas import DeltaPart
 from vpt.errors import ConfigError, DeltaFileError, WeightsError
 from vpt.models import TunedModel, save_delta
 from vpt.models.classifier import AdaptedModel
@@ -22,6 +23,7 @@ from vpt.models.segmenter import DenseModel
 
 NANO, SWIN = "vit_nano_patch8_64", "swin_nano_patch4_window8_64"
 Specs = list[dict[str, Any]]
+Model = TypeVar("Model", bound=AdaptedModel)
 COMPOSITIONS: dict[str, Specs] = {key: [spec] for key, spec in SPECS.items()} | {
     "head-alone": [],
     "linear": [{"name": "linear"}],
@@ -32,7 +34,7 @@ COMPOSITIONS: dict[str, Specs] = {key: [spec] for key, spec in SPECS.items()} | 
 FOLDED = {"prompt-projected", "prefix-mlp"}
 
 
-def moved(model: AdaptedModel) -> AdaptedModel:
+def moved(model: Model) -> Model:
     """A model all of whose own tensors have left where they started."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -47,7 +49,8 @@ def logits(model: AdaptedModel) -> torch.Tensor:
     size = model.backbone.image_size
     ramp = torch.linspace(0, 255, 2 * 3 * size * size).round().to(torch.uint8).view(2, 3, size, size)
     with torch.no_grad():
-        return model(ramp)
+        answers: torch.Tensor = model(ramp)
+    return answers
 
 
 def come_back(folder: Path, model: AdaptedModel, folded: bool = False) -> AdaptedModel:
@@ -103,7 +106,7 @@ def test_what_does_not_train_belongs_to_the_file_too(tmp_path: Path) -> None:
     assert set(loaded.owned()) == {"head.weight", "head.bias", "delta.parts.0.tokens"}
 
 
-def fine_tuned(weights: str) -> AdaptedModel:
+def fine_tuned(weights: str) -> TunedModel:
     model = TunedModel(create_backbone(NANO, weights), 3)
     model.backbone.unfreeze()
     return moved(model)
@@ -169,10 +172,10 @@ def test_the_strength_is_in_one_place() -> None:
     assert model.strength == 0.3
     model.set_strength(1)
     assert model.delta.strength == model.strength == 1.0
-    model.delta.parts[0].strength = 0.5
-    for wrong in (lambda: model.strength, lambda: model.delta.strength):
+    cast("DeltaPart", model.delta.parts[0]).strength = 0.5
+    for owner in (model, model.delta):
         with pytest.raises(ConfigError, match=r"different strengths, 0\.5, 1\.0: set one"):
-            wrong()
+            _ = owner.strength
     for alpha in ([0.5], "0.5", None, float("nan"), 1.1):
         for set_strength in (model.set_strength, model.delta.set_strength):
             with pytest.raises(ConfigError, match="strength is a number between 0"):

@@ -19,8 +19,8 @@ from vpt.backbones.partial_forward import SplitBackbone
 from vpt.data import ImageDataset
 from vpt.errors import ConfigError, DeltaFileError
 from vpt.models import TunedModel, load_classifier, save_delta
-from vpt.models.delta_file import write_delta as write_header
 from vpt.models.delta_format import read_delta
+from vpt.models.delta_format import write_delta as write_header
 from vpt.robustness import RobustnessResult, run
 from vpt.robustness.evaluation.logit_records import read
 from vpt.robustness.interpolation.wise_ft import Interpolation, check_alike
