@@ -57,7 +57,7 @@ def prepare(folder: Path, name: str) -> None:
         if kind == "full":
             model.backbone.unfreeze()
             with torch.no_grad():
-                for tensor in model.trained().values():
+                for tensor in model.owned().values():
                     tensor.add_(torch.randn_like(tensor), alpha=0.01)
         save_delta(folder / f"{kind}.safetensors", model)
 

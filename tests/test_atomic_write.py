@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from vpt.atomic_write import atomic_write, write_json, write_text
 
@@ -57,3 +60,17 @@ def test_what_a_killed_process_left_is_used_again_once_it_is_old(tmp_path: Path)
     write_text(path, "again")
     assert path.read_text() == "again"
     assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights of another kind")
+@pytest.mark.parametrize(("mask", "rights"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_a_file_has_the_rights_of_any_other(tmp_path: Path, mask: int, rights: int) -> None:
+    before = os.umask(mask)
+    try:
+        for name in ("a", "b"):
+            with atomic_write(tmp_path / name) as outer, atomic_write(tmp_path / name) as partial:
+                outer.touch()
+                save_file({"a": torch.zeros(1)}, partial)  # which keeps others out
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == rights
+    finally:
+        os.umask(before)

@@ -18,6 +18,7 @@ import yaml
 
 from vpt.backbones import create_backbone
 from vpt.cli import COMMANDS, main
+from vpt.deltas import DELTAS, registry
 from vpt.export.onnx_torch import export_onnx, export_torch
 from vpt.models import TunedModel
 from vpt.visualize.figure_kinds import KINDS
@@ -67,6 +68,7 @@ def test_python_runs(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     if "peft" in text:
         pytest.importorskip("peft", reason="needs the peft extra")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_REGISTERED", dict(DELTAS))  # a delta of a page's own is forgotten behind it
     exec(compile(text, "block", "exec"), _surroundings(text))  # noqa: S102
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # so that type checkers and editors know them, `X as X` becau
     from vpt.data import VTABDataModule as VTABDataModule
     from vpt.deltas import attach as attach
     from vpt.hub.client import load as load
-    from vpt.models.delta_file import load_segmentation as load_segmentation
+    from vpt.hub.client import load_segmentation as load_segmentation
     from vpt.models.delta_file import save_delta as save_delta
     from vpt.models.prompt_bank import PromptBank as PromptBank
     from vpt.tasks import DeltaTuning as DeltaTuning
@@ -51,8 +51,8 @@ _HOMES = {
             "VTABDataModule",
         ),
         "vpt.deltas": ("attach",),
-        "vpt.hub.client": ("load",),
-        "vpt.models.delta_file": ("load_segmentation", "save_delta"),
+        "vpt.hub.client": ("load", "load_segmentation"),
+        "vpt.models.delta_file": ("save_delta",),
         "vpt.models.prompt_bank": ("PromptBank",),
         "vpt.tasks": ("DeltaTuning", "FineTuning", "LinearProbe", "PromptTuning", "SegmentationTask"),
     }.items()

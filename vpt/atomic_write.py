@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,19 +22,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
         path: The file; folders above it are made.
 
     Yields:
-        Where to write. After an error nothing of it is left, and what was at ``path`` still is.
+        Where to write. After an error nothing of it is left, and what was at ``path`` still is. The file has the rights
+        that any new file has here, whatever wrote it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _claimed(path)
+    rights = stat.S_IMODE(partial.stat().st_mode)  # as the process's mask leaves them
     try:
         yield partial
+        partial.chmod(rights)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _claimed(path: Path) -> Path:
-    """A name beside a file, the same each time unless another process is writing there."""
+    """An empty file beside a file, of the same name each time unless another process is writing there."""
     partial = path.with_name(f".{path.name}.part")
     with suppress(FileNotFoundError):
         if time.time() - partial.stat().st_mtime > _ABANDONED_AFTER:
@@ -41,7 +45,8 @@ def _claimed(path: Path) -> Path:
     try:
         partial.touch(exist_ok=False)
     except FileExistsError:
-        return path.with_name(f".{path.name}.{uuid4().hex}.part")
+        partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
+        partial.touch(exist_ok=False)
     return partial
 
 

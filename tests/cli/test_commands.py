@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from vpt.cli import main
-from vpt.models.delta_file import read_delta, write_delta
+from vpt.models.delta_format import read_delta, write_delta
 
 from .conftest import CONFIGS, Run, Vpt
 

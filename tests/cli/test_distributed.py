@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.fakes import make_task
-from vpt.models.delta_file import read_delta
+from vpt.models.delta_format import read_delta
 
 from .conftest import DEMO, QUICK, Vpt
 

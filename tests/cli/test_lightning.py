@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from tests.fakes import make_folder, make_task
-from vpt.models.delta_file import read_delta
+from vpt.models.delta_format import read_delta
 from vpt.tasks import PromptTuning
 
 from .conftest import CONFIGS, DEMO, QUICK, SMALL, Answer, Run, Vpt

@@ -78,7 +78,7 @@ def test_every_delta_is_covered() -> None:
 def test_a_linear_probe_trains_nothing_but_the_head_of_any_backbone() -> None:
     backbone = create_backbone("resnet18", "random")
     model = TunedModel(backbone, 4, [{"name": "linear"}])
-    assert set(model.trained()) == {"head.weight", "head.bias"}
+    assert set(model.owned()) == {"head.weight", "head.bias"}
     halves = model.constant_part()
     assert halves is not None
     x = torch.rand(2, 3, 224, 224)

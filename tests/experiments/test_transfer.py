@@ -13,7 +13,7 @@ from vpt.experiments.pretrain import compare, pretrain
 from vpt.experiments.sweep import Plan
 from vpt.experiments.transfer import transfer
 from vpt.experiments.trial import Config, Trial, merged, run_trial
-from vpt.models.delta_file import read_delta
+from vpt.models.delta_format import read_delta
 
 from .conftest import small_config
 

@@ -10,7 +10,8 @@ import torch
 
 from vpt.errors import ConfigError, DivergedError
 from vpt.experiments.trial import Config, Trial, finished, merged, run_trial
-from vpt.models.delta_file import load_classifier, read_delta
+from vpt.models.delta_file import load_classifier
+from vpt.models.delta_format import read_delta
 from vpt.tasks import ClassificationTask
 
 

@@ -15,12 +15,15 @@ from safetensors.torch import save_file
 import vpt
 from tests.export.models import tuned
 from tests.hub.fake import Hub, serving
+from vpt.backbones import create_backbone
 from vpt.cli import main
 from vpt.errors import ConfigError, HubError, WeightsError
 from vpt.hub.client import fetch
 from vpt.hub.push import push
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import read_delta, save_delta
+from vpt.models.delta_file import save_delta
+from vpt.models.delta_format import read_delta
+from vpt.models.segmenter import DenseModel
 
 REPO = "ann/digits"
 PLACE = "/home/ann/secret"
@@ -97,6 +100,23 @@ def test_what_is_pushed_loads_as_the_same_model(hub: Hub, tmp_path: Path, capsys
     assert hub.private == {REPO}
     assert torch.equal(vpt.load(f"hf://{REPO}")(images()), model(images()))
     assert hub.downloaded == ["delta.safetensors"]
+
+
+def test_an_address_may_have_been_a_path(hub: Hub, tmp_path: Path) -> None:
+    model, delta = a_run(tmp_path / "run")
+    push(delta, REPO)
+    for address in (Path(f"hf://{REPO}"), Path(f"hf://{REPO}@{hub.last(REPO)}")):
+        assert torch.equal(vpt.load(address)(images()), model(images()))
+    with pytest.raises(HubError, match=r"hf://ann is no address"):
+        vpt.load(Path("hf://ann"))
+
+
+def test_a_segmentation_model_is_loaded_from_the_hub_and_by_load(hub: Hub, tmp_path: Path) -> None:
+    model = DenseModel(create_backbone("vit_nano_patch8_64"), 3, [{"name": "prompt", "num_tokens": 2}]).eval()
+    hub.add("ann/shapes", {"delta.safetensors": save_delta(tmp_path / "dense.safetensors", model).read_bytes()})
+    for address in ("hf://ann/shapes", Path("hf://ann/shapes"), tmp_path / "dense.safetensors"):
+        for load in (vpt.load, vpt.load_segmentation):
+            assert torch.equal(load(address)(images()), model(images()))
 
 
 def test_a_revision_stays_what_it_was(hub: Hub, tmp_path: Path) -> None:

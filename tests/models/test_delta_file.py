@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from vpt.backbones import create_backbone
 from vpt.errors import ConfigError, DeltaFileError, UnknownNameError, WeightsError
 from vpt.models import TunedModel, load_classifier, save_delta
-from vpt.models.delta_file import read_delta
+from vpt.models.delta_format import read_delta
 
 NANO = "vit_nano_patch8_64"
 PROMPT = {"name": "prompt", "num_tokens": 4}
@@ -25,7 +25,7 @@ IMAGES = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torc
 def model() -> TunedModel:
     tuned = TunedModel(create_backbone(NANO), 3, [PROMPT], ["cat", "dog", "fish"], {"name": "square"})
     with torch.no_grad():
-        for tensor in tuned.trained().values():
+        for tensor in tuned.owned().values():
             tensor.normal_()
     return tuned.eval()
 
@@ -56,12 +56,12 @@ def test_any_composition_comes_back(tmp_path: Path, specs: list[dict[str, Any]])
     tuned = TunedModel(create_backbone(NANO), 3, specs).eval()
     before = tuned(IMAGES)
     with torch.no_grad():
-        for tensor in tuned.trained().values():
+        for tensor in tuned.owned().values():
             tensor.add_(0.02 * torch.randn_like(tensor))
     loaded = load_classifier(save_delta(tmp_path / "delta.safetensors", tuned))
     assert torch.equal(loaded(IMAGES), tuned(IMAGES))
     assert not torch.equal(loaded(IMAGES), before)
-    assert sorted(load_file(tmp_path / "delta.safetensors")) == sorted(tuned.trained())
+    assert sorted(load_file(tmp_path / "delta.safetensors")) == sorted(tuned.owned())
 
 
 @pytest.mark.parametrize("name", [NANO, "swin_nano_patch4_window8_64"])

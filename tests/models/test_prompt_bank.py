@@ -26,7 +26,7 @@ TASKS: dict[str, tuple[int, list[dict[str, Any]]]] = {
 def save(folder: Path, name: str, classes: int, specs: list[dict[str, Any]], backbone: str = NANO) -> Path:
     model = TunedModel(create_backbone(backbone), classes, specs)
     with torch.no_grad():
-        for tensor in model.trained().values():
+        for tensor in model.owned().values():
             tensor.normal_(std=0.5)
     return save_delta(folder / f"{name}.safetensors", model)
 

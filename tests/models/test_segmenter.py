@@ -17,7 +17,9 @@ from vpt.backbones.feature_map import feature_map, map_size
 from vpt.deltas import attach
 from vpt.errors import ConfigError, DeltaFileError, UnknownNameError, UnsupportedBackboneError
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import load_classifier, load_segmentation, read_delta, save_delta, start_from
+from vpt.models.delta_file import load_classifier, load_segmentation, save_delta
+from vpt.models.delta_format import read_delta
+from vpt.models.delta_parts import start_from
 from vpt.models.segmenter import DenseModel
 from vpt.robustness.interpolation.model_soups import uniform
 
@@ -156,9 +158,9 @@ def test_a_delta_file_comes_back_as_the_same_model(tmp_path: Path, options: dict
 def test_classifiers_and_segmentation_models_are_told_apart(tmp_path: Path) -> None:
     saved(tmp_path / "dense.safetensors")
     save_delta(tmp_path / "classifier.safetensors", TunedModel(create_backbone(NANO), 3, [PROMPT]))
-    with pytest.raises(DeltaFileError, match=r"holds a segmentation model: load it with `vpt.load_segmentation`"):
+    with pytest.raises(DeltaFileError, match="holds a segmentation model, and a classifier is needed here"):
         load_classifier(tmp_path / "dense.safetensors")
-    with pytest.raises(DeltaFileError, match=r"holds a classifier: load it with `vpt.load`"):
+    with pytest.raises(DeltaFileError, match="holds a classifier, and a segmentation model is needed here"):
         load_segmentation(tmp_path / "classifier.safetensors")
     with pytest.raises(DeltaFileError, match="holds a segmentation model"):  # every command reads by `read_delta`
         uniform([tmp_path / "dense.safetensors"] * 2, tmp_path / "soup.safetensors")
@@ -180,12 +182,12 @@ def test_prompts_of_a_classifier_may_start_a_segmentation_and_the_other_way_roun
     head = {key: tensor.clone() for key, tensor in dense.head.state_dict().items()}
     start_from(tmp_path / "classifier.safetensors", dense)
     tokens = "delta.parts.0.tokens"
-    assert torch.equal(dense.trained()[tokens], classifier.trained()[tokens])
+    assert torch.equal(dense.owned()[tokens], classifier.owned()[tokens])
     assert all(torch.equal(dense.head.state_dict()[key], tensor) for key, tensor in head.items())
     save_delta(tmp_path / "dense.safetensors", dense)
     other = TunedModel(create_backbone(NANO), 3, [PROMPT])
     start_from(tmp_path / "dense.safetensors", other)
-    assert torch.equal(other.trained()[tokens], dense.trained()[tokens])
+    assert torch.equal(other.owned()[tokens], dense.owned()[tokens])
     assert read_delta(tmp_path / "dense.safetensors", ("vpt-dense/1",))[0]["head"]["kind"] == kind
 
 

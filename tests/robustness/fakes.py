@@ -54,7 +54,7 @@ def write_delta(path: Path, specs: tuple[dict[str, object], ...], seed: int = 0,
     arguments = {"class_names": CLASSES, "preset": task().preset.to_dict()} | changes
     model = TunedModel(backbone, len(arguments["class_names"]), specs, **arguments)  # type: ignore[arg-type]
     with torch.no_grad():
-        for tensor in model.trained().values():
+        for tensor in model.owned().values():
             tensor.normal_()
     return save_delta(path, model)
 
@@ -66,7 +66,7 @@ def write_full(path: Path, seed: int = 0, scale: float = 0.05, **changes: object
     model = TunedModel(create_backbone(BACKBONE, weights(path.parent), SIZE), len(CLASSES), (), **arguments)  # type: ignore[arg-type]
     model.backbone.unfreeze()
     with torch.no_grad():
-        for key, tensor in model.trained().items():
+        for key, tensor in model.owned().items():
             tensor.add_(torch.randn_like(tensor), alpha=1.0 if key.startswith("head.") else scale)
     return save_delta(path, model)
 

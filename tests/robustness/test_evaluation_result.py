@@ -11,7 +11,7 @@ from tests.robustness import fakes
 from tests.robustness.fakes import PROMPTS, split, task
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DataError
-from vpt.models.delta_file import read_delta, write_delta
+from vpt.models.delta_format import read_delta, write_delta
 from vpt.robustness import RobustnessResult, Row, run
 from vpt.robustness.evaluation.evaluation_result import between, choose_alpha, shown_alphas
 from vpt.robustness.evaluation.evaluation_sets import VAL

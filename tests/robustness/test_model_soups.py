@@ -12,7 +12,8 @@ from tests.robustness.fakes import PROMPTS, split, task, write_delta, write_full
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.errors import ConfigError
 from vpt.models import TunedModel, load_classifier
-from vpt.models.delta_file import read_delta, unfilled
+from vpt.models.delta_file import unfilled
+from vpt.models.delta_format import read_delta
 from vpt.robustness.interpolation.model_soups import Step, count_hits, greedy, mean, uniform
 
 

@@ -18,8 +18,8 @@ from vpt.backbones import Backbone, create_backbone
 from vpt.data import ImageDataset
 from vpt.errors import ConfigError, DeltaFileError
 from vpt.models import TunedModel, load_classifier, save_delta
-from vpt.models.delta_file import read_delta
-from vpt.models.delta_file import write_delta as write_header
+from vpt.models.delta_format import read_delta
+from vpt.models.delta_format import write_delta as write_header
 from vpt.robustness import RobustnessResult, run
 from vpt.robustness.evaluation.logit_records import read
 from vpt.robustness.interpolation.wise_ft import Interpolation, check_alike
@@ -163,7 +163,7 @@ def test_the_models_that_ship_are_swept_end_to_end(name: str, tmp_path: Path) ->
         if kind == "full":
             model.backbone.unfreeze()
             with torch.no_grad():
-                for tensor in model.trained().values():
+                for tensor in model.owned().values():
                     tensor.add_(torch.randn_like(tensor), alpha=0.02)
         files.append(save_delta(tmp_path / f"{kind}.safetensors", model))
     measure(files[0], tmp_path, anchor=files[1], alphas=(0.0, 0.5, 1.0), data=task(n=4, shift=None))
@@ -272,7 +272,7 @@ def test_a_tensor_that_is_missing_from_a_file_is_named(full: Path, probe: Path, 
     header, tensors = read_delta(full)
     del tensors["backbone.model.norm.weight"]
     broken = write_header(tmp_path / "broken.safetensors", header, tensors)
-    with pytest.raises(ConfigError, match=r"Only the first of two models holds backbone\.model\.norm\.weight"):
+    with pytest.raises(DeltaFileError, match=r"is incomplete: backbone\.model\.norm\.weight missing"):
         measure(broken, tmp_path, anchor=probe)
 
 
@@ -313,7 +313,8 @@ def test_a_head_between_two_heads_equals_brute_force(linear: Path, probe: Path, 
 
 def test_equal_backbones_leave_only_the_head_to_move(probe: Path, folder: Path, tmp_path: Path) -> None:
     still = write_full(folder / "still.safetensors", scale=0.0)
-    assert measure(still, tmp_path, anchor=probe).protocol["way"] == "head"
+    assert measure(still, tmp_path / "line", anchor=probe).protocol["way"] == "head"
+    assert measure(still, tmp_path / "end", (1.0,)).protocol["way"] == "none"
 
 
 def test_last_blocks_run_alone_for_each_alpha(

@@ -38,7 +38,7 @@ def data(**options: Any) -> ShapeScenesDataModule:
 def test_what_trains_moves_and_nothing_else(method: str) -> None:
     L.seed_everything(0)
     task = SegmentationTask(**BASE, **METHODS[method])
-    trained = set(task.model.trained())
+    trained = set(task.model.owned())
     before = {key: tensor.clone() for key, tensor in task.model.state_dict().items()}
     trainer(epochs=1, batches=4).fit(task, datamodule=data())
     after = task.model.state_dict()
@@ -106,7 +106,7 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch() -> None:
         batch = data().split("train").batch(range(8))
         task.trainer = trainer()
         task.loss(task._in_parts(batch), batch).backward()  # type: ignore[no-untyped-call]
-        gradients.append(task.model.trained()["delta.parts.0.tokens"].grad)
+        gradients.append(task.model.owned()["delta.parts.0.tokens"].grad)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
 
 
@@ -129,7 +129,7 @@ def test_checkpoints_hold_trained_tensors_only_and_load_without_pickle(tmp_path:
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert sorted(checkpoint["state_dict"]) == ["model.delta.parts.0.tokens", "model.head.bias", "model.head.weight"]
     loaded = SegmentationTask.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
-    assert all(torch.equal(loaded.model.trained()[key], tensor) for key, tensor in task.model.trained().items())
+    assert all(torch.equal(loaded.model.owned()[key], tensor) for key, tensor in task.model.owned().items())
     with pytest.raises(DeltaFileError, match="was trained on vpt/vit_nano_patch8_64"):
         SegmentationTask.load_from_checkpoint(tmp_path / "last.ckpt", weights="random", weights_only=True)
 
@@ -154,8 +154,8 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path: Path, method: 
     again.fit(resumed, datamodule=data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     # Kept maps are computed again in other batches, which a matrix product rounds in another way.
     slack = 0.0 if method == "prompt" else 1e-5
-    for key, tensor in whole.model.trained().items():
-        torch.testing.assert_close(resumed.model.trained()[key], tensor, rtol=0, atol=slack)
+    for key, tensor in whole.model.owned().items():
+        torch.testing.assert_close(resumed.model.owned()[key], tensor, rtol=0, atol=slack)
     for key in ("val/miou", "val/loss", "val/pixel_acc"):
         assert float(again.callback_metrics[key]) == pytest.approx(float(run.callback_metrics[key]), rel=0, abs=slack)
 

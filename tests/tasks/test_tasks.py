@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from vpt.data import DigitsDataModule
 from vpt.deltas import attach
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models import load_classifier
-from vpt.models.delta_file import read_delta
+from vpt.models.delta_format import read_delta
 from vpt.models.logistic_regression import fit_logistic
 from vpt.tasks import (
     ClassificationTask,
@@ -68,7 +69,7 @@ def snapshot(task: ClassificationTask) -> dict[str, torch.Tensor]:
 def test_what_trains_moves_and_nothing_else(kind: type[ClassificationTask]) -> None:
     L.seed_everything(0)
     task = kind(**BASE)
-    trained = set(task.model.trained())
+    trained = set(task.model.owned())
     before = snapshot(task)
     trainer(batches=4).fit(task, datamodule=data())
     moved = {key for key, tensor in task.model.state_dict().items() if not torch.equal(tensor, before[key])}
@@ -239,7 +240,7 @@ def test_blocks_before_the_first_trained_parameter_run_once_per_image(
         trainer(epochs=3, batches=2).fit(task, datamodule=module)
         batches = 3 * 2 * 8 + 3 * 32
         assert sum(seen) < batches if keep else sum(seen) == batches
-        trained.append(task.model.trained())
+        trained.append(task.model.owned())
     for key, tensor in trained[0].items():
         torch.testing.assert_close(tensor, trained[1][key], rtol=1e-3, atol=1e-4)
 
@@ -261,7 +262,7 @@ def test_checkpoints_hold_trained_tensors_only_and_load_without_pickle(tmp_path:
         "model.head.weight",
     ]
     loaded = PromptTuning.load_from_checkpoint(path, weights_only=True)
-    assert all(torch.equal(loaded.model.trained()[k], v) for k, v in task.model.trained().items())
+    assert all(torch.equal(loaded.model.owned()[k], v) for k, v in task.model.owned().items())
 
 
 def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
@@ -281,8 +282,8 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
     L.seed_everything(1)
     resumed = PromptTuning(**BASE)
     trainer(epochs=3).fit(resumed, datamodule=data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
-    for key, tensor in whole.model.trained().items():
-        assert torch.equal(resumed.model.trained()[key], tensor), key
+    for key, tensor in whole.model.owned().items():
+        assert torch.equal(resumed.model.owned()[key], tensor), key
 
 
 def test_a_checkpoint_of_other_weights_or_with_a_hole_is_refused(tmp_path: Path) -> None:
@@ -294,6 +295,26 @@ def test_a_checkpoint_of_other_weights_or_with_a_hole_is_refused(tmp_path: Path)
     torch.save(checkpoint, path)
     with pytest.raises(DeltaFileError, match=r"head\.bias missing"):
         PromptTuning.load_from_checkpoint(path, weights_only=True)
+    del checkpoint["backbone"]
+    torch.save(checkpoint, path)
+    with pytest.raises(DeltaFileError, match="does not say on which backbone"):
+        PromptTuning.load_from_checkpoint(path, weights_only=True)
+
+
+def test_a_checkpoint_holds_a_head_that_was_frozen(tmp_path: Path) -> None:
+    task = PromptTuning(**BASE)
+    task.model.head.requires_grad_(False)
+    run = trainer(epochs=1)
+    run.fit(task, datamodule=data())
+    run.save_checkpoint(tmp_path / "frozen.ckpt")
+    loaded = PromptTuning.load_from_checkpoint(tmp_path / "frozen.ckpt", weights_only=True)
+    assert torch.equal(loaded.model.head.weight, task.model.head.weight)
+
+
+@pytest.mark.parametrize("kind", [PromptTuning, LinearProbe, FineTuning, partial(DeltaTuning, [{"name": "lora"}])])
+def test_one_class_is_no_task(kind: Any) -> None:
+    with pytest.raises(ConfigError, match="num_classes is 1"):
+        kind(**BASE | {"num_classes": 1})
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -367,6 +388,7 @@ def test_a_record_says_how_many_images_were_read(tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"num_classes": None}, ConfigError, "num_classes is not known"),
+        ({"num_classes": 1}, ConfigError, "num_classes is 1: a task has at least two classes"),
         ({"optimizer": "adam"}, UnknownNameError, "did you mean 'adamw'"),
         ({"base_lr": 0.0}, ConfigError, "base_lr is positive"),
         ({"warmup": 1.0}, ConfigError, "warmup lies in"),
@@ -435,12 +457,12 @@ def test_a_head_of_another_backbone_or_of_more_than_a_head_is_no_start(tmp_path:
 def test_the_start_of_a_run_is_kept_on_request(tmp_path: Path) -> None:
     L.seed_everything(0)
     task = PromptTuning(**BASE)
-    first = {key: tensor.clone() for key, tensor in task.model.trained().items()}
+    first = {key: tensor.clone() for key, tensor in task.model.owned().items()}
     trainer(tmp_path, epochs=1, callbacks=[InitWriter()]).fit(task, datamodule=data())
     header, tensors = read_delta(tmp_path / "run" / "0" / "init.safetensors")
     assert all(torch.equal(tensors[key], tensor) for key, tensor in first.items())
     assert header["info"] == {"random_head": True}
-    assert not torch.equal(task.model.trained()["head.weight"], first["head.weight"])
+    assert not torch.equal(task.model.owned()["head.weight"], first["head.weight"])
 
 
 def test_data_and_model_must_agree_on_classes() -> None:

@@ -60,6 +60,7 @@ class Backbone(nn.Module):
         trim: Where the pool reads one token, only that one passes the last block.
         reads_map: Whether the model that it belongs to reads the map of tokens and never the pooled features: what only
             the pool passes is then not trained.
+        tuned: Whether its own parameters have been trainable, so that they belong to what was trained on it.
     """
 
     mean: Tensor
@@ -101,7 +102,9 @@ class Backbone(nn.Module):
         self.attached: list[Attached] = []
         self.trim, self.reads_map = True, False
         self._layout, self._unknown = _layout_or_reason(model)
+        self.tuned = False
         self.freeze()
+        self.eval()
 
     def is_recorded_as(self, recorded: Mapping[str, Any]) -> bool:
         """Tells whether what a file or a checkpoint says of its backbone is true of this one.
@@ -138,7 +141,7 @@ class Backbone(nn.Module):
 
     def unfreeze(self) -> None:
         """Makes every parameter that is read trainable; `train()` reaches the model again (dropout, drop path)."""
-        self.frozen = False
+        self.frozen, self.tuned = False, True
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.reads(name))
         self.model.train(self.training)

@@ -118,9 +118,9 @@ def delta_data(delta: Path, config: Path | None = None, overrides: Sequence[str]
         DeltaFileError: The delta file cannot be read.
         DataError: The data cannot be found.
     """
-    from vpt.models.delta_file import read_delta
+    from vpt.models.delta_format import read_header
 
-    size = read_delta(delta)[0]["backbone"]["image_size"]
+    size = read_header(delta)["backbone"]["image_size"]
     return config_data(config or delta.parent / CONFIG_FILE, size, overrides)
 
 

@@ -20,6 +20,7 @@ from torch.nn.functional import gelu, relu
 from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import norms_before_mlp, sublayers
 from vpt.deltas.base import DeltaPart, Handle, chosen_blocks
+from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError, UnknownNameError
 
 READS = ("normalised", "residual")
@@ -27,6 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu
 PLACEMENTS: dict[str, tuple[str, ...]] = {"houlsby": ("attn", "mlp"), "pfeiffer": ("mlp",), "parallel": ("mlp",)}
 
 
+@register_delta("adapter")
 class Adapter(DeltaPart):
     """Adds factor · up(activation(down(x))) to the output of a sublayer, before the residual connection.
 

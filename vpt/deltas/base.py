@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from numbers import Real
 from typing import Any, Protocol, cast
 
 import torch
@@ -132,7 +133,21 @@ class DeltaPart(nn.Module, ABC):
         Returns:
             The arguments that change in that form, and its tensors by name.
         """
-        return {}, dict(self.named_parameters())
+        return {}, self.state_dict(keep_vars=True)
+
+    def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `folded`: tensors of this part that give an equal one.
+
+        Args:
+            tensors: As `folded` gives them, with its names and shapes.
+
+        Returns:
+            A tensor for each name of this part's state.
+
+        Raises:
+            ConfigError: No tensors of this part give these.
+        """
+        return dict(tensors)
 
     @property
     def strength(self) -> float:
@@ -141,9 +156,7 @@ class DeltaPart(nn.Module, ABC):
 
     @strength.setter
     def strength(self, alpha: float) -> None:
-        if not 0.0 <= alpha <= 1.0:
-            raise ConfigError(f"The strength of a delta lies between 0 (backbone) and 1 (tuned), got {alpha}.")
-        self._strength = float(alpha)
+        self._strength = checked_strength(alpha)
 
 
 @dataclass(frozen=True)
@@ -336,3 +349,20 @@ def numbers_by_layer(num_tokens: int | Sequence[int], layers: int) -> list[int]:
     if min(numbers) < 1:
         raise ConfigError(f"num_tokens must be at least 1, got {min(numbers)}; for no prompts use a linear probe.")
     return numbers
+
+
+def checked_strength(alpha: object) -> float:
+    """Reads a strength.
+
+    Args:
+        alpha: A number.
+
+    Returns:
+        The same, in [0, 1].
+
+    Raises:
+        ConfigError: It is no number, or lies outside [0, 1].
+    """
+    if not isinstance(alpha, Real) or not 0.0 <= float(alpha) <= 1.0:
+        raise ConfigError(f"The strength is a number between 0 (backbone) and 1 (tuned), got {alpha!r:.80}.")
+    return float(alpha)

@@ -2,85 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
-from vpt.deltas.adapter import Adapter
-from vpt.deltas.base import DeltaPart
-from vpt.deltas.head import Linear, MlpHead
-from vpt.deltas.lora import Lora
-from vpt.deltas.partial_tuning import Bias, Full, Norm, Partial
-from vpt.deltas.prefix import Prefix
-from vpt.deltas.prompt import Prompt
-from vpt.deltas.prompt_add_pad import PromptAdd, PromptPad
-from vpt.deltas.side_tuning import SideTune
-from vpt.deltas.ssf import ScaleShift
-from vpt.errors import ConfigError, UnknownNameError, VPTError
-
-_PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-    bool: ((bool,), "true or false"),
-    str: ((str,), "a name"),
-    NoneType: ((NoneType,), "null"),
-}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a plain type, a sequence of one, a union, or a literal, whose names are checked later."""
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
-    if get_origin(hint) is Literal:
-        return isinstance(value, str)
-    if get_origin(hint) is Sequence:
-        return isinstance(value, list | tuple) and all(_fits(entry, get_args(hint)[0]) for entry in value)
-    return isinstance(value, _PLAIN[hint][0]) and (hint is bool or not isinstance(value, bool))
-
-
-def _words(hint: Any) -> str:
-    """Such a type in words."""
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(_words(option) for option in get_args(hint))
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) is Sequence:
-        return f"a list (each {_words(get_args(hint)[0])})"
-    return _PLAIN[hint][1]
-
-
-DELTAS: dict[str, type[DeltaPart]] = {
-    "prompt": Prompt,
-    "prompt_add": PromptAdd,
-    "prompt_pad": PromptPad,
-    "prefix": Prefix,
-    "adapter": Adapter,
-    "sidetune": SideTune,
-    "lora": Lora,
-    "ssf": ScaleShift,
-    "linear": Linear,
-    "mlp_head": MlpHead,
-    "bias": Bias,
-    "norm": Norm,
-    "partial": Partial,
-    "full": Full,
-}
-"""Every delta by the name that configurations use."""
+from vpt.deltas.base import DeltaPart, checked_strength
+from vpt.deltas.registry import DeltaSpec, read_specs
+from vpt.errors import ConfigError, VPTError
 
 
 class Delta(nn.Module):
     """An ordered composition of deltas on one backbone.
 
     Attributes:
-        specs: The plain dicts it was built from.
+        specs: What it was built from, one dict per part in the canonical form of `DeltaSpec`.
         parts: The deltas, in order.
     """
 
-    def __init__(self, backbone: Backbone, specs: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, backbone: Backbone, specs: Sequence[Mapping[str, Any]]) -> None:
         """Builds the parts; `attach` puts them on.
 
         Args:
@@ -89,12 +30,13 @@ class Delta(nn.Module):
 
         Raises:
             UnknownNameError: A name or an argument does not exist.
-            ConfigError: An argument is missing or out of range.
+            ConfigError: `specs` is no list of dicts, or an argument is missing or out of range.
             UnsupportedBackboneError: The backbone cannot take one of the parts.
         """
         super().__init__()
-        self.specs = [dict(spec) for spec in specs]
-        self.parts = nn.ModuleList(_build(backbone, spec) for spec in self.specs)
+        read = read_specs(specs)
+        self.specs = [spec.plain() for spec in read]
+        self.parts = nn.ModuleList(spec.build(backbone) for spec in read)
 
     def _all(self) -> list[DeltaPart]:
         return [cast("DeltaPart", part) for part in self.parts]
@@ -121,20 +63,49 @@ class Delta(nn.Module):
         """What a delta file keeps of each part.
 
         Returns:
-            The specs and the tensors of an equal delta.
+            The specs of an equal delta in their canonical form, and its tensors.
         """
         specs: list[dict[str, Any]] = []
         tensors: dict[str, Tensor] = {}
         for index, (spec, part) in enumerate(zip(self.specs, self._all(), strict=True)):
             changes, own = part.folded()
-            specs.append(spec | changes)
+            specs.append(DeltaSpec.read(spec | changes).plain())
             tensors |= {f"parts.{index}.{key}": tensor for key, tensor in own.items()}
         return specs, tensors
 
+    def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `folded`: tensors of this delta that give an equal one.
+
+        Args:
+            tensors: As `folded` gives them, with its names and shapes.
+
+        Returns:
+            A tensor for each name of the state of this delta.
+
+        Raises:
+            ConfigError: No tensors of this delta give these.
+        """
+        found: dict[str, Tensor] = {}
+        for index, part in enumerate(self._all()):
+            prefix = f"parts.{index}."
+            own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            found |= {prefix + key: tensor for key, tensor in part.unfolded(own).items()}
+        return found
+
     @property
     def strength(self) -> float:
-        """α in [0, 1] of all parts: 1 is the tuned model exactly, 0 the bare backbone exactly."""
-        return self._all()[0].strength
+        """α in [0, 1] of all parts: 1 is the tuned model exactly, 0 the bare backbone exactly.
+
+        Raises:
+            ConfigError: The parts have been given different strengths.
+        """
+        found = {part.strength for part in self._all()}
+        if len(found) > 1:
+            raise ConfigError(
+                f"The parts of this delta have different strengths, {', '.join(map(str, sorted(found)))}: "
+                "set one for all with set_strength, or read those of its parts."
+            )
+        return found.pop() if found else 1.0
 
     def set_strength(self, alpha: float) -> None:
         """Sets the strength of every part.
@@ -145,14 +116,15 @@ class Delta(nn.Module):
                 of the backbone are interpolated, and the changes of all other deltas are scaled.
 
         Raises:
-            ConfigError: α lies outside [0, 1].
+            ConfigError: α is no number in [0, 1]; no part has changed then.
         """
+        alpha = checked_strength(alpha)
         for part in self._all():
             part.strength = alpha
 
 
-def attach(backbone: Backbone, specs: Sequence[dict[str, Any]]) -> Delta:
-    """Puts a delta on a backbone.
+def attach(backbone: Backbone, specs: Sequence[Mapping[str, Any]]) -> Delta:
+    """Puts a delta on a backbone, in the mode that the backbone is in: of training or of evaluation.
 
     Args:
         backbone: A backbone from `create_backbone`.
@@ -163,31 +135,11 @@ def attach(backbone: Backbone, specs: Sequence[dict[str, Any]]) -> Delta:
 
     Raises:
         UnknownNameError: A name or an argument does not exist.
-        ConfigError: An argument is missing or out of range.
+        ConfigError: `specs` is no list of dicts, or an argument is missing or out of range.
         UnsupportedBackboneError: The backbone cannot take one of the parts.
     """
-    if not specs:
+    if isinstance(specs, Sequence) and not specs:
         raise ConfigError('An empty delta changes nothing: give at least one part, e.g. {"name": "prompt"}.')
-    delta = Delta(backbone, specs)
+    delta = Delta(backbone, specs).train(backbone.training)
     delta.attach()
     return delta
-
-
-def _build(backbone: Backbone, spec: dict[str, Any]) -> DeltaPart:
-    arguments = dict(spec)
-    name = str(arguments.pop("name", ""))
-    if name not in DELTAS:
-        raise UnknownNameError("delta", name, DELTAS)
-    signature = inspect.signature(DELTAS[name].__init__)
-    known = [parameter for parameter in signature.parameters if parameter not in ("self", "backbone")]
-    for key in arguments:
-        if key not in known:
-            raise UnknownNameError(f"argument of delta {name!r}", key, known)
-    needed = [key for key in known if signature.parameters[key].default is inspect.Parameter.empty]
-    if absent := [key for key in needed if key not in arguments]:
-        raise ConfigError(f"Delta {name!r} needs {', '.join(absent)}.")
-    hints = get_type_hints(DELTAS[name].__init__)
-    for key, value in arguments.items():
-        if not _fits(value, hints[key]):
-            raise ConfigError(f"{key} of delta {name!r} must be {_words(hints[key])}, got {value!r}.")
-    return DELTAS[name](backbone, **arguments)  # checked against the signature above

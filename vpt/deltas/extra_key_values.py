@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -240,3 +240,44 @@ def per_row(own: Tensor, rows: int, windows: int) -> Tensor:
     if own.shape[0] == 1:
         return own.expand(rows, -1, -1, -1)
     return own if windows == 1 else own.repeat_interleave(windows, dim=0)
+
+
+def unstacked(name: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """The inverse of `vpt.deltas.base.named_stack`.
+
+    Args:
+        name: Of the attribute that holds the matrices.
+        tensors: Its tensors by name, among others.
+
+    Returns:
+        (n, dim) of each layer.
+    """
+    keys = [name, *(f"{name}.{index}" for index in range(len(tensors)))]
+    return [matrix for key in keys if key in tensors for matrix in tensors[key]]
+
+
+def affine_factors(rows: Tensor, width: int, what: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Writes rows as an affine map of narrower ones, by the singular value decomposition around their mean.
+
+    Args:
+        rows: (N, dim).
+        width: Of the narrower rows, r.
+        what: The argument that is `width`, for the message.
+
+    Returns:
+        L (N, r), whose columns are orthonormal or 0, R (r, dim) and b (dim,) with rows = L R + b up to rounding, in
+        double precision. Where L has a column of 0, so has R the row.
+
+    Raises:
+        ConfigError: The rows span more than `width` dimensions.
+    """
+    exact = rows.detach().double()
+    mean = exact.mean(dim=0)
+    left, scale, right = torch.linalg.svd(exact - mean, full_matrices=False)
+    rounding = 8 * torch.finfo(rows.dtype).eps * exact.norm()
+    if scale[width:].norm() > rounding:
+        raise ConfigError(f"The {len(rows)} rows in the file span more than {what}={width} dimensions.")
+    kept = scale[:width] > rounding / 8
+    left, right = left[:, :width] * kept, (scale[:width] * kept).unsqueeze(1) * right[:width]
+    missing = max(0, width - len(scale))
+    return pad(left, (0, missing)), pad(right, (0, 0, 0, missing)), mean

@@ -10,9 +10,11 @@ from torch.nn.functional import relu
 
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import READOUT, DeltaPart, Handle
+from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
 
 
+@register_delta("linear")
 class Linear(DeltaPart):
     """Nothing: only the model's linear head trains (linear probing)."""
 
@@ -31,6 +33,7 @@ class Linear(DeltaPart):
         return 0
 
 
+@register_delta("mlp_head")
 class MlpHead(DeltaPart):
     """Hidden layers between pooled features and linear head (Jia et al., ECCV 2022, section 4.1, "Mlp-k").
 

@@ -13,9 +13,11 @@ from torch.nn.functional import pad
 from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import LinearTarget, linear_targets
 from vpt.deltas.base import Handle, MergeablePart, MergedWeight, chosen_blocks
+from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError, UnknownNameError
 
 
+@register_delta("lora")
 class Lora(MergeablePart):
     """Low-rank changes to chosen linear maps of every block.
 

@@ -13,6 +13,7 @@ from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import parameter_names
 from vpt.deltas.base import DeltaPart
 from vpt.deltas.parametrization import Parametrization
+from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
 
 
@@ -83,22 +84,26 @@ class Subset(DeltaPart):
         return self.replaced
 
 
+@register_delta("bias")
 class Bias(Subset):
     """Every bias (Ben Zaken et al., "BitFit", ACL 2022)."""
 
     role = "bias"
 
 
+@register_delta("norm")
 class Norm(Subset):
     """Scale and shift of every normalisation layer."""
 
     role = "norm"
 
 
+@register_delta("full")
 class Full(Subset):
     """Every parameter of the backbone, which stays in eval mode."""
 
 
+@register_delta("partial")
 class Partial(Subset):
     """The last blocks and the norm behind them (Jia et al., ECCV 2022, section 4.1, "Partial-k")."""
 

@@ -6,18 +6,23 @@ small network (Li and Liang, "Prefix-Tuning", ACL 2021, section 4.3), of which a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import chosen_blocks, named_stack, numbers_by_layer, pick, stack
-from vpt.deltas.extra_key_values import DropoutMode, ExtraKeys
+from vpt.deltas.extra_key_values import DropoutMode, ExtraKeys, affine_factors, unstacked
+from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
 
+_STEEP = 0.75  # |tanh| up to which the rows of an unfolded network lie
 
+
+@register_delta("prefix")
 class Prefix(ExtraKeys):
     """Learned keys and values for a vision transformer.
 
@@ -121,3 +126,39 @@ class Prefix(ExtraKeys):
         pairs = [self.pair(layer) for layer in range(len(self._shapes))]
         keys, values = ([part.detach() for part in parts] for parts in zip(*pairs, strict=True))
         return {"hidden": None}, named_stack("keys", keys) | named_stack("values", values)
+
+    @torch.no_grad()
+    def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A network that gives the keys and values: side by side over all layers they are an affine map of n rows.
+
+        The inner layer becomes the identity. Where the rows span less than `hidden`, the free columns of the outer
+        layers stay as drawn, so that all of the network trains.
+
+        Args:
+            tensors: As `folded` gives them.
+
+        Returns:
+            A tensor for each parameter.
+
+        Raises:
+            ConfigError: The keys and values span more than `hidden`.
+        """
+        if self.hidden is None:
+            return super().unfolded(tensors)
+        pairs = zip(unstacked("keys", tensors), unstacked("values", tensors), strict=True)
+        wide = torch.cat([torch.cat(pair, dim=1) for pair in pairs], dim=1)
+        rows, weight, bias = affine_factors(wide, self.hidden, "hidden")
+        reach = rows.abs().amax(dim=0) / _STEEP  # so that tanh gives each row from a place where it is steep
+        drawn = torch.cat([cast("nn.Linear", layer).weight for layer in self.outer]).T
+        weight = torch.where(reach.unsqueeze(1) > 0, weight * reach.unsqueeze(1), drawn)
+        like = self.embedding
+        found = {
+            "embedding": (rows / reach.where(reach > 0, 1.0)).atanh().to(like),
+            "inner.weight": torch.eye(self.hidden, dtype=like.dtype, device=like.device),
+            "inner.bias": like.new_zeros(self.hidden),
+        }
+        widths = [2 * width for _, width in self._shapes]
+        for name, wide in (("weight", weight.T), ("bias", bias)):
+            parts = cast("Any", wide.to(like)).split(widths)
+            found |= {f"outer.{index}.{name}": part for index, part in enumerate(parts)}
+        return found

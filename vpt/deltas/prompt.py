@@ -8,7 +8,7 @@ per step for the whole batch. Shallow prompts are tokens that travel through all
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,10 +19,12 @@ from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.windows import BESIDE, Beside, window_answers
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import Handle, chosen_blocks, named_stack, numbers_by_layer, pick, stack
-from vpt.deltas.extra_key_values import DropoutMode, Edited, ExtraKeys, KeyEdit, per_row
+from vpt.deltas.extra_key_values import DropoutMode, Edited, ExtraKeys, KeyEdit, affine_factors, per_row, unstacked
+from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
 
 
+@register_delta("prompt")
 class Prompt(ExtraKeys):
     """Learned prompts for a vision transformer.
 
@@ -140,6 +142,32 @@ class Prompt(ExtraKeys):
             return super().folded()
         mapped = [self.prompts(layer).detach() for layer in range(len(self._shapes))]
         return {"project": None}, named_stack("tokens", mapped)
+
+    @torch.no_grad()
+    def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Prompts before the projection, and one that gives the mapped ones: they span no more than its width.
+
+        Where they span less, the free columns of the projection stay as drawn, so that all of it trains.
+
+        Args:
+            tensors: As `folded` gives them.
+
+        Returns:
+            A tensor for each parameter.
+
+        Raises:
+            ConfigError: The mapped prompts span more than the width.
+        """
+        if self.projection is None:
+            return super().unfolded(tensors)
+        mapped = unstacked("tokens", tensors)
+        narrow, weight, bias = affine_factors(torch.cat(mapped), self.projection.in_features, "project")
+        like = self.projection.weight
+        even = weight.norm(dim=1, keepdim=True).sqrt()  # the length of each direction is shared by both factors
+        weight = torch.where(even > 0, weight / even, like.T).T
+        tokens = cast("Any", (narrow * even.T).to(like)).split([len(matrix) for matrix in mapped])
+        projection = {"projection.weight": weight.to(like), "projection.bias": bias.to(like)}
+        return named_stack("tokens", tokens) | projection
 
     def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the prompts, projected by the block's own norm and weights (DESIGN decision 1).

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import DeltaPart, Handle, chosen_blocks, pick, stack
+from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
 
 
+@register_delta("prompt_add")
 class PromptAdd(DeltaPart):
     """A learned vector added to each patch on its way into the first block, or into every one.
 
@@ -68,6 +70,7 @@ class PromptAdd(DeltaPart):
         return (torch.cat([x[:, :others], x[:, others:] + prompts], dim=1), *args[1:])
 
 
+@register_delta("prompt_pad")
 class PromptPad(DeltaPart):
     """A learned frame of pixels added to the normalised image.
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import DeltaPart, Handle
+from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
 
 
+@register_delta("sidetune")
 class SideTune(DeltaPart):
     """Features of the backbone blended with those of a convolutional network: σ(a) · base + (1 − σ(a)) · side.
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import affine_layers
 from vpt.deltas.base import Handle, MergeablePart, MergedWeight
+from vpt.deltas.registry import register_delta
 
 
+@register_delta("ssf")
 class ScaleShift(MergeablePart):
     """A scale and a shift per channel behind the patch embedding, every norm and every linear layer.
 

@@ -29,6 +29,7 @@ def fold(model: TunedModel) -> TunedModel:
         A frozen copy in eval mode, for inference only: its deltas cannot be taken off again.
     """
     own = copy.deepcopy(model).eval().requires_grad_(False)
+    own.settle_head()  # before what gives the strength is taken out
     parts = [cast("DeltaPart", part) for part in own.backbone.attached]
     constant = [part for part in parts if isinstance(part, ExtraKeys) and part.constant]
     # With everything attached: other deltas may change the projections.

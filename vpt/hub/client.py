@@ -10,6 +10,7 @@ from pathlib import Path
 from vpt.errors import HubError
 from vpt.models import delta_file
 from vpt.models.classifier import TunedModel
+from vpt.models.segmenter import DenseModel
 from vpt.run_record import DELTA_FILE
 
 
@@ -90,20 +91,57 @@ def fetch(address: str, endpoint: str | None = None) -> Path:
     return Path(str(found))
 
 
-def load(path: str | Path, weights: str | None = None) -> TunedModel:
-    """Rebuilds a model from a delta file.
+def local(path: str | Path) -> Path:
+    """Finds a delta file, on the hub too.
+
+    Args:
+        path: A file, or an address as for `fetch`; as a `Path`, too, which leaves one slash of two.
+
+    Returns:
+        The file on this machine.
+
+    Raises:
+        HubError: The hub cannot be reached, or has no such file.
+    """
+    scheme, slash, rest = Path(path).as_posix().partition(":/")
+    address = f"{PREFIX}{rest.lstrip('/')}" if isinstance(path, Path) else path
+    return fetch(address) if slash and scheme == "hf" else Path(path)
+
+
+def load(path: str | Path, weights: str | None = None) -> TunedModel | DenseModel:
+    """Rebuilds a model from a delta file: a classifier or a segmentation model.
 
     Args:
         path: A delta file, or the address of one on the hub, ``hf://user/name`` or ``hf://user/name@revision``, of
             which nothing but the delta file is downloaded.
-        weights: Where the backbone's weights are on this machine; None for where they were at training time.
+        weights: Where the backbone's weights are on this machine; None for where they were at training time. Not read
+            where the file holds the whole backbone.
 
     Returns:
-        The model in eval mode, all parameters frozen.
+        The model as it was saved, in eval mode, all parameters frozen. The random state stays as it is.
 
     Raises:
-        DeltaFileError: The file is not a delta file, is incomplete, or belongs to other backbone weights.
+        DeltaFileError: The file is not a delta file, contradicts itself, or belongs to other backbone weights.
         HubError: The hub cannot be reached, or has no such file.
         WeightsError: The backbone's weights cannot be found.
     """
-    return delta_file.load_classifier(fetch(str(path)) if str(path).startswith(PREFIX) else path, weights)
+    return delta_file.load_model(local(path), weights)
+
+
+def load_segmentation(path: str | Path, weights: str | None = None) -> DenseModel:
+    """Rebuilds a segmentation model from a delta file: `load`, for those who expect nothing else.
+
+    Args:
+        path: As for `load`.
+        weights: As for `load`.
+
+    Returns:
+        The model as it was saved, in eval mode, all parameters frozen.
+
+    Raises:
+        DeltaFileError: The file is not one of a segmentation model, contradicts itself, or belongs to other backbone
+            weights.
+        HubError: The hub cannot be reached, or has no such file.
+        WeightsError: The backbone's weights cannot be found.
+    """
+    return delta_file.load_segmentation(local(path), weights)

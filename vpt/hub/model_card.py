@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from vpt.deltas.registry import DeltaSpec
 from vpt.run_record import images_read, method_name
 
 if TYPE_CHECKING:  # imported when used: vpt.data is made of Lightning's data modules
@@ -166,7 +167,7 @@ def _facts(header: Record, record: Record, stored: int) -> Iterator[tuple[str, A
     yield "epochs", record.get("epochs", record.get("max_epochs"))
     yield "epoch rule", record.get("epoch_rule")
     yield "precision", record.get("precision")
-    yield "deltas", ", ".join(f"`{spec}`" for spec in header["specs"]) or "none"
+    yield "deltas", ", ".join(f"`{DeltaSpec.read(spec).brief()}`" for spec in header["specs"]) or "none"
 
 
 def _licences(card: Card | None) -> str:

@@ -14,7 +14,7 @@ from vpt.atomic_write import write_json, write_text
 from vpt.errors import ConfigError, HubError
 from vpt.hub.client import REPO, one_sentence
 from vpt.hub.model_card import model_card
-from vpt.models.delta_file import read_delta, write_delta
+from vpt.models.delta_format import read_delta, write_delta
 from vpt.models.provenance import public_identity, without_places
 from vpt.run_record import CONFIG_FILE, DELTA_FILE, RUN_FILE
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
-from vpt.deltas.base import READOUT, DeltaPart
+from vpt.deltas.base import READOUT, DeltaPart, checked_strength
 from vpt.deltas.composition import Delta, attach
 from vpt.errors import ConfigError
 
@@ -35,7 +35,7 @@ class AdaptedModel(nn.Module):
         self,
         backbone: Backbone,
         num_classes: int,
-        specs: Sequence[dict[str, Any]] = (),
+        specs: Sequence[Mapping[str, Any]] = (),
         class_names: Sequence[str] | None = None,
         preset: dict[str, Any] | None = None,
     ) -> None:
@@ -55,7 +55,7 @@ class AdaptedModel(nn.Module):
         if num_classes < 1:
             raise ConfigError(f"num_classes must be at least 1, got {num_classes}.")
         self.backbone = backbone
-        self.delta: Delta | None = attach(backbone, specs) if specs else None
+        self.delta: Delta | None = None if isinstance(specs, Sequence) and not specs else attach(backbone, specs)
         self.head = self._draw_head(num_classes)
         self.class_names = [str(index) for index in range(num_classes)] if class_names is None else list(class_names)
         if len(self.class_names) != num_classes:
@@ -63,6 +63,7 @@ class AdaptedModel(nn.Module):
         self.preset = dict(preset or {})
         self.info: dict[str, Any] = {}
         self._strength = 1.0
+        self.train()
 
     def _draw_head(self, num_classes: int) -> nn.Module:
         """A head on the backbone's features, of its dtype and on its device."""
@@ -115,8 +116,12 @@ class AdaptedModel(nn.Module):
 
     @property
     def strength(self) -> float:
-        """α in [0, 1] of the delta and of the head's interpolation towards its anchor."""
-        return self._strength
+        """α in [0, 1] of the delta and of the head's interpolation towards its anchor.
+
+        Raises:
+            ConfigError: The parts of the delta have been given different strengths.
+        """
+        return self._strength if self.delta is None else self.delta.strength
 
     def set_strength(self, alpha: float) -> None:
         """Moves between the bare backbone and the tuned one (WiSE-FT, Wortsman et al., CVPR 2022, as a gate).
@@ -125,28 +130,34 @@ class AdaptedModel(nn.Module):
             alpha: 1 for the tuned backbone, 0 for the bare one; `TunedModel` moves its head too.
 
         Raises:
-            ConfigError: α lies outside [0, 1].
+            ConfigError: α is no number in [0, 1], or is below 1 where the backbone itself was tuned.
         """
-        if not 0.0 <= alpha <= 1.0:
-            raise ConfigError(f"The strength lies between 0 (backbone) and 1 (tuned), got {alpha}.")
+        alpha = checked_strength(alpha)
+        if self.backbone.tuned and alpha != 1.0:
+            raise ConfigError(
+                "The whole backbone was tuned in place, and its pretrained weights are not kept in the model: `vpt "
+                "robustness run --anchor` interpolates between both, or train the delta 'full', which keeps both."
+            )
         if self.delta is not None:
             self.delta.set_strength(alpha)
-        self._strength = float(alpha)
+        self._strength = alpha
 
-    def trained(self) -> dict[str, Tensor]:
-        """The tensors that training changes: name to tensor, sharing memory with the model."""
-        tensors: dict[str, Tensor] = {key: p for key, p in self.named_parameters() if p.requires_grad}
-        if not self.backbone.frozen:  # batch-norm statistics move too
-            tensors |= {key: t for key, t in self.state_dict(keep_vars=True).items() if key.startswith("backbone.")}
-        return tensors
-
-    def folded(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """What a delta file keeps: the trained tensors without those that only training needs.
+    def owned(self) -> dict[str, Tensor]:
+        """The tensors that belong to this model, frozen or not: of delta and head, and of a backbone that was tuned.
 
         Returns:
-            The specs and the tensors of an equal model.
+            Name to tensor, sharing memory with the model.
         """
-        tensors = self.trained()
+        rooms = ("delta.", "head.", "backbone.") if self.backbone.tuned else ("delta.", "head.")
+        return {key: tensor for key, tensor in self.state_dict(keep_vars=True).items() if key.startswith(rooms)}
+
+    def folded(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """What a delta file keeps: the tensors that the model owns without those that only training needs.
+
+        Returns:
+            The specs of an equal model, in their canonical form, and its tensors.
+        """
+        tensors = self.owned()
         if self.delta is None:
             return [], tensors
         specs, kept = self.delta.folded()
@@ -174,10 +185,13 @@ class TunedModel(AdaptedModel):
 
     format = "vpt-delta/1"
     head: nn.Linear
-    _anchor: tuple[Tensor, Tensor] | None = None
+    anchor_weight: Tensor | None
+    anchor_bias: Tensor | None
 
     def _draw_head(self, num_classes: int) -> nn.Linear:
         """Small random weights, zero bias."""
+        for name in ("anchor_weight", "anchor_bias"):  # they move with the model, and belong in no file
+            self.register_buffer(name, None, persistent=False)
         like = self.backbone.mean
         head = nn.Linear(self.backbone.num_features, num_classes, dtype=like.dtype, device=like.device)
         nn.init.trunc_normal_(head.weight, std=0.01)
@@ -215,10 +229,10 @@ class TunedModel(AdaptedModel):
         Returns:
             Logits, (B, num_classes).
         """
-        if self._anchor is None or self._strength == 1.0:
+        if self.anchor_weight is None or self.anchor_bias is None or (alpha := self.strength) == 1.0:
             return cast("Tensor", self.head(features))
-        weight = torch.lerp(self._anchor[0], self.head.weight, self._strength)
-        bias = torch.lerp(self._anchor[1], self.head.bias, self._strength)
+        weight = torch.lerp(self.anchor_weight, self.head.weight, alpha)
+        bias = torch.lerp(self.anchor_bias, self.head.bias, alpha)
         return nn.functional.linear(features, weight, bias)
 
     def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
@@ -250,4 +264,12 @@ class TunedModel(AdaptedModel):
                 "both must be trained on the same backbone and classes."
             )
         like = self.head.weight
-        self._anchor = (head.weight.detach().to(like).clone(), head.bias.detach().to(like).clone())
+        self.anchor_weight, self.anchor_bias = (part.detach().to(like).clone() for part in (head.weight, head.bias))
+
+    @torch.no_grad()
+    def settle_head(self) -> None:
+        """Makes the head what it is at the present strength, for good, and drops the anchor."""
+        if self.anchor_weight is not None and self.anchor_bias is not None and (alpha := self.strength) != 1.0:
+            self.head.weight.copy_(torch.lerp(self.anchor_weight, self.head.weight, alpha))
+            self.head.bias.copy_(torch.lerp(self.anchor_bias, self.head.bias, alpha))
+        self.anchor_weight = self.anchor_bias = None

@@ -1,42 +1,43 @@
-"""Delta files: everything that training changed, complete, in one safetensors file that refuses the wrong backbone."""
+"""Models into delta files and back: everything that belongs to a tuned model, on the backbone that it belongs to.
+
+Saving and loading are inverse to each other.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from threading import get_ident
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from vpt.atomic_write import atomic_write
 from vpt.backbones.factory import Backbone, create_backbone
-from vpt.errors import ConfigError, DeltaFileError
+from vpt.errors import DeltaFileError, VPTError, WeightsError
 from vpt.models.classifier import AdaptedModel, TunedModel
+from vpt.models.delta_format import DENSE, DTYPES, FORMAT, read_delta, write_delta
 from vpt.models.provenance import IDENTITY, identity
 from vpt.models.segmenter import DenseModel
 
-Model = TypeVar("Model", bound=AdaptedModel)
-FORMAT, DENSE = TunedModel.format, DenseModel.format
-_HOLDS = {
-    FORMAT: "a classifier: load it with `vpt.load`",
-    DENSE: "a segmentation model: load it with `vpt.load_segmentation`",
-}
-_HEADER = {"backbone": dict, "specs": list, "class_names": list, "preset": dict, "info": dict, "tensors": list}
+_KINDS: dict[str, type[TunedModel] | type[DenseModel]] = {FORMAT: TunedModel, DENSE: DenseModel}
 
 
 def save_delta(path: str | Path, model: AdaptedModel) -> Path:
-    """Writes trained tensors, head, class names, preprocessing and the backbone's identity.
+    """Writes the tensors that belong to a model, class names, preprocessing and the backbone's identity.
 
     Args:
         path: Ends in ``.safetensors``; parent folders are made. Written beside and renamed, never half.
-        model: A trained model.
+        model: A model, trained or loaded.
 
     Returns:
         The path.
+
+    Raises:
+        DeltaFileError: The model is not all that acts, or its info or preset are no plain values.
     """
     own = set() if model.delta is None else {id(part) for part in model.delta.parts}
     if any(id(part) not in own for part in model.backbone.attached):
@@ -48,6 +49,8 @@ def save_delta(path: str | Path, model: AdaptedModel) -> Path:
     header = {
         "format": model.format,
         "backbone": identity(model),
+        "backbone_tuned": model.backbone.tuned,
+        "dtype": str(model.backbone.mean.dtype).removeprefix("torch."),
         "specs": specs,
         "class_names": model.class_names,
         "preset": model.preset,
@@ -57,67 +60,22 @@ def save_delta(path: str | Path, model: AdaptedModel) -> Path:
     return write_delta(path, header, kept)
 
 
-def write_delta(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
-    """Writes a delta file from its two halves; the inverse of `read_delta`.
-
-    Args:
-        path: Ends in ``.safetensors``; parent folders are made. Written beside and renamed, never half.
-        header: As `read_delta` returns it.
-        tensors: The trained tensors by name.
-
-    Returns:
-        The path.
-    """
-    path = Path(path)
-    kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    with atomic_write(path) as partial:
-        save_file(kept, partial, metadata={"vpt": json.dumps({**header, "tensors": sorted(kept)}, sort_keys=True)})
-    return path
-
-
-def read_delta(path: str | Path, formats: Collection[str] = (FORMAT,)) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads a delta file.
+def load_model(path: str | Path, weights: str | None = None) -> TunedModel | DenseModel:
+    """Rebuilds a model of whatever kind from a delta file.
 
     Args:
         path: A delta file.
-        formats: Of which formats: a classifier's, unless said otherwise.
+        weights: Where the backbone's weights are on this machine; None for where they were at training time. Not read
+            where the file holds the whole backbone.
 
     Returns:
-        What the file says about itself, and its tensors by name. The former are ``format``, ``backbone`` (name,
-        weights, weights_id, fingerprint, image_size, normalization), ``specs``, ``class_names``, ``preset``, ``info``,
-        and for a segmentation model ``head``.
+        The model as it was saved, in eval mode, all parameters frozen.
 
     Raises:
-        DeltaFileError: The file is missing, not safetensors, not a delta file, incomplete, or of another format.
+        DeltaFileError: The file is not a delta file, contradicts itself, or belongs to other backbone weights.
+        WeightsError: The backbone's weights cannot be found.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DeltaFileError(f"No delta file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
-        header: dict[str, Any] = dict(json.loads(metadata["vpt"]))
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise DeltaFileError(f"{path} is not a delta file: `vpt fit` writes one as delta.safetensors.") from error
-    if (found := str(header.get("format"))) not in formats:
-        if found in _HOLDS:
-            raise DeltaFileError(f"{path} holds {_HOLDS[found]}.")
-        raise DeltaFileError(f"{path} has format {found!r}; this version reads {', '.join(map(repr, formats))}.")
-    if lacking := _lacking(header):
-        raise DeltaFileError(f"{path} is incomplete: its header has no valid {', '.join(lacking)}.")
-    if absent := sorted(set(header["tensors"]) - tensors.keys()):
-        raise DeltaFileError(f"{path} is incomplete: {', '.join(absent)} missing.")
-    return header, tensors
-
-
-def _lacking(header: Mapping[str, Any]) -> list[str]:
-    """What a header has not, or has of another type: the file may come from anybody."""
-    if absent := [key for key, kind in _HEADER.items() if not isinstance(header.get(key), kind)]:
-        return absent
-    backbone = header["backbone"]
-    absent = [f"backbone {key}" for key, kind in IDENTITY.items() if not isinstance(backbone.get(key), kind)]
-    return absent if all(isinstance(spec, dict) for spec in header["specs"]) else [*absent, "specs"]
+    return cast("TunedModel | DenseModel", _loaded(path, weights, (FORMAT, DENSE)))
 
 
 def load_classifier(path: str | Path, weights: str | None = None) -> TunedModel:
@@ -125,18 +83,16 @@ def load_classifier(path: str | Path, weights: str | None = None) -> TunedModel:
 
     Args:
         path: A delta file.
-        weights: Where the backbone's weights are on this machine; None for where they were at training time.
+        weights: As for `load_model`.
 
     Returns:
-        The model in eval mode, all parameters frozen.
+        The model as it was saved, in eval mode, all parameters frozen.
 
     Raises:
-        DeltaFileError: The file is not a classifier's, is incomplete, or belongs to other backbone weights.
+        DeltaFileError: The file is not a classifier's, contradicts itself, or belongs to other backbone weights.
         WeightsError: The backbone's weights cannot be found.
     """
-    model, tensors = unfilled(path, weights)
-    fill(model, tensors, str(path))
-    return model
+    return cast("TunedModel", _loaded(path, weights, (FORMAT,)))
 
 
 def load_segmentation(path: str | Path, weights: str | None = None) -> DenseModel:
@@ -144,23 +100,21 @@ def load_segmentation(path: str | Path, weights: str | None = None) -> DenseMode
 
     Args:
         path: A delta file of a `SegmentationTask`.
-        weights: Where the backbone's weights are on this machine; None for where they were at training time.
+        weights: As for `load_model`.
 
     Returns:
-        The model in eval mode, all parameters frozen.
+        The model as it was saved, in eval mode, all parameters frozen.
 
     Raises:
-        DeltaFileError: The file is not one of a segmentation model, is incomplete, or belongs to other backbone
+        DeltaFileError: The file is not one of a segmentation model, contradicts itself, or belongs to other backbone
             weights.
         WeightsError: The backbone's weights cannot be found.
     """
-    model, tensors = _unfilled(path, weights, DenseModel)
-    fill(model, tensors, str(path))
-    return model
+    return cast("DenseModel", _loaded(path, weights, (DENSE,)))
 
 
 def unfilled(path: str | Path, weights: str | None = None) -> tuple[TunedModel, dict[str, Tensor]]:
-    """Rebuilds a classifier from a delta file up to its trained tensors, which `fill` puts in.
+    """Rebuilds a classifier from a delta file up to its own tensors, which `fill` puts in.
 
     Args:
         path: A delta file.
@@ -168,23 +122,101 @@ def unfilled(path: str | Path, weights: str | None = None) -> tuple[TunedModel, 
 
     Returns:
         The model on the pretrained backbone, its head drawn at random, in eval mode, all parameters frozen; and the
-        trained tensors by name.
+        file's tensors by name.
 
     Raises:
-        DeltaFileError: The file is not a classifier's, is incomplete, or belongs to other backbone weights.
+        DeltaFileError: The file is not a classifier's, contradicts itself, or belongs to other backbone weights.
         WeightsError: The backbone's weights cannot be found.
     """
-    return _unfilled(path, weights, TunedModel)
+    header, tensors = read_delta(path)
+    with torch.random.fork_rng(devices=[]):
+        backbone = recorded_backbone(str(path), header["backbone"], weights).to(DTYPES[header["dtype"]])
+        return cast("TunedModel", rebuild(str(path), header, tensors, backbone)), tensors
 
 
-def _unfilled(path: str | Path, weights: str | None, kind: type[Model]) -> tuple[Model, dict[str, Tensor]]:
-    header, tensors = read_delta(path, (kind.format,))
-    if kind is DenseModel and "head" not in header:
-        raise DeltaFileError(f"{path} is incomplete: its header has no head.")
-    backbone, names = recorded_backbone(str(path), header["backbone"], weights), header["class_names"]
-    model = kind(backbone, len(names), header["specs"], names, header["preset"], **header.get("head", {}))
+def _loaded(path: str | Path, weights: str | None, formats: tuple[str, ...]) -> AdaptedModel:
+    header, tensors = read_delta(path, formats)
+    recorded = header["backbone"]
+    with torch.random.fork_rng(devices=[]):
+        if header["backbone_tuned"]:  # complete by itself: nothing of what it started from is needed
+            backbone = _built(str(path), recorded, "random")
+        else:
+            backbone = recorded_backbone(str(path), recorded, weights)
+        model = rebuild(str(path), header, tensors, backbone.to(DTYPES[header["dtype"]]))
+        fill(model, tensors, str(path))
+    if header["backbone_tuned"]:
+        for key in IDENTITY:
+            setattr(backbone, key, recorded[key])
+    return model.eval()
+
+
+def rebuild(what: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone) -> AdaptedModel:
+    """Builds the model that a file tells of, once its tensors are known to be those of such a model.
+
+    Args:
+        what: The file, for messages.
+        header: As `read_delta` gives it.
+        tensors: Likewise; they are not yet put in.
+        backbone: What the model is built on.
+
+    Returns:
+        The model, in eval mode, all parameters frozen.
+
+    Raises:
+        DeltaFileError: There can be no such model, or its tensors have other names, shapes or kinds.
+    """
+
+    def build(backbone: Backbone) -> AdaptedModel:
+        names, options = header["class_names"], header["head"] if header["format"] == DENSE else {}
+        return _KINDS[header["format"]](backbone, len(names), header["specs"], names, header["preset"], **options)
+
+    try:
+        with torch.device("meta"), _at_most(16 + 4 * len(tensors)):  # takes no memory, whatever the file says
+            sketch = build(_without_values(backbone))
+    except (VPTError, RuntimeError, OverflowError, ValueError, TypeError) as error:
+        raise DeltaFileError(f"{what} tells of a model that cannot be: {error}") from error
+    sketch.backbone.tuned = header["backbone_tuned"]
+    check_tensors(what, sketch.owned(), tensors)
+    model = build(backbone)
     model.info = header["info"]
-    return model.requires_grad_(False).eval(), tensors
+    return model.requires_grad_(False).eval()
+
+
+def _without_values(backbone: Backbone) -> Backbone:
+    """A copy whose tensors have shapes and nothing else, without what is attached."""
+    memo: dict[int, Any] = {id(backbone.attached): []}
+    for parameter in backbone.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    for buffer in backbone.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(backbone, memo)
+
+
+@contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Refuses to build modules of more parameters than so many, so that no file makes this process build for ever."""
+    left, thread = [count], get_ident()
+
+    def registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        left[0] -= get_ident() == thread
+        if left[0] < 0:
+            raise ValueError(f"it would have more than the {count} tensors that the file can fill")
+
+    hook = register_module_parameter_registration_hook(cast("Callable[..., None]", registered))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _built(what: str, recorded: Mapping[str, Any], weights: str) -> Backbone:
+    size, pool = recorded["image_size"], recorded.get("pool")
+    try:
+        return create_backbone(recorded["name"], weights, size, recorded["normalization"], pool)
+    except WeightsError:
+        raise
+    except (VPTError, RuntimeError, AssertionError, ValueError, ArithmeticError) as error:  # of timm, at strange sizes
+        raise DeltaFileError(f"{what} tells of a backbone that cannot be built: {error}") from error
 
 
 def recorded_backbone(what: str, recorded: Mapping[str, Any], weights: str | None = None) -> Backbone:
@@ -199,11 +231,10 @@ def recorded_backbone(what: str, recorded: Mapping[str, Any], weights: str | Non
         The backbone.
 
     Raises:
-        DeltaFileError: The weights are others.
+        DeltaFileError: The weights are others, or there is no such backbone.
         WeightsError: The weights cannot be found.
     """
-    place, size, pool = weights or recorded["weights"], recorded["image_size"], recorded.get("pool")
-    backbone = create_backbone(recorded["name"], place, size, recorded["normalization"], pool)
+    backbone = _built(what, recorded, weights or recorded["weights"])
     check_fingerprint(what, recorded, backbone)
     return backbone
 
@@ -228,93 +259,50 @@ def check_fingerprint(what: str, recorded: Mapping[str, Any], backbone: Backbone
 
 
 def fill(model: AdaptedModel, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Copies trained tensors into a model, by name and shape.
+    """Copies tensors into a model, by name and shape, in the model's precision.
 
     Args:
-        model: The model to fill.
-        tensors: Delta and head at least; or the whole model after full fine-tuning.
+        model: The model to fill. If its whole backbone is filled, that counts as tuned from now on.
+        tensors: Those that the model owns; or the whole model after full fine-tuning.
         what: Where the tensors come from, for the message.
 
     Raises:
         DeltaFileError: A tensor is missing, unknown, or of another shape; the model is then unchanged.
     """
-    state = model.state_dict()
-    needed = {key for key in state if key.startswith(("delta.", "head."))}
-    if missing := sorted(needed - tensors.keys()):
-        raise DeltaFileError(f"{what} is incomplete: {', '.join(missing)} missing.")
-    for key, tensor in tensors.items():
-        if key not in state:
-            raise DeltaFileError(f"{what} holds {key!r}, which this model does not have.")
-        if state[key].shape != tensor.shape:
-            raise DeltaFileError(f"{what} holds {key!r} of {tuple(tensor.shape)}, expected {tuple(state[key].shape)}.")
+    tuned = model.backbone.tuned
+    model.backbone.tuned = tuned or any(key.startswith("backbone.") for key in tensors)
+    owned = model.owned()
+    try:
+        check_tensors(what, owned, tensors)
+    except DeltaFileError:
+        model.backbone.tuned = tuned
+        raise
     with torch.no_grad():
         for key, tensor in tensors.items():
-            state[key].copy_(tensor)
+            owned[key].copy_(tensor)
 
 
-def start_from(path: str | Path, model: AdaptedModel) -> None:
-    """Copies what a delta file holds into a model of the same deltas, and leaves the model's own head as it is.
+def check_tensors(what: str, owned: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Refuses tensors that are not those that a model owns.
 
     Args:
-        path: A delta file, of any task.
-        model: On the same backbone, with the same deltas.
+        what: Where the tensors come from, for the message.
+        owned: The model's, by name.
+        tensors: By name.
 
     Raises:
-        DeltaFileError: The file is not a delta file, or belongs to another backbone or other deltas.
+        DeltaFileError: A tensor is missing, unknown, of another shape, or whole numbers instead of floating ones.
     """
-    header, tensors = read_delta(path, (FORMAT, DENSE))
-    check_fingerprint(str(path), header["backbone"], model.backbone)
-    own = [] if model.delta is None else model.delta.specs
-    if header["specs"] != own:
-        raise DeltaFileError(f"{path} holds the deltas {header['specs']}, but {own} are to be trained: give the same.")
-    heads = {f"head.{key}": tensor for key, tensor in model.head.state_dict().items()}
-    fill(model, {key: t for key, t in tensors.items() if not key.startswith("head.")} | heads, str(path))
+    if missing := sorted(owned.keys() - tensors.keys()):
+        raise DeltaFileError(f"{what} is incomplete: {_some(missing)} missing.")
+    for key, tensor in tensors.items():
+        if key not in owned:
+            raise DeltaFileError(f"{what} holds {key!r}, which this model does not have.")
+        if owned[key].shape != tensor.shape:
+            raise DeltaFileError(f"{what} holds {key!r} of {tuple(tensor.shape)}, expected {tuple(owned[key].shape)}.")
+        if owned[key].is_floating_point() != tensor.is_floating_point():
+            raise DeltaFileError(f"{what} holds {key!r} as {tensor.dtype}, expected {owned[key].dtype}.")
 
 
-def read_head(path: str | Path, model: TunedModel, role: str) -> nn.Linear:
-    """Reads a head that belongs to the bare backbone of a model.
-
-    Args:
-        path: A delta file that holds a head only, e.g. a linear probe's.
-        model: The model, on the same backbone and classes.
-        role: What the head is for, e.g. ``"anchor"``; the messages begin with it.
-
-    Returns:
-        The (classes, features) head, on the CPU.
-
-    Raises:
-        DeltaFileError: The file is not a delta file.
-        ConfigError: It holds more than a head, or was made for another backbone, preprocessing or other classes.
-    """
-    header, tensors = read_delta(path)
-    if set(tensors) != {"head.weight", "head.bias"}:
-        raise ConfigError(f"The {role} {path} is not a linear probe: it holds more than a head.")
-    backbone = model.backbone
-    for what, theirs, ours in (
-        ("backbone weights", True, backbone.is_recorded_as(header["backbone"])),
-        ("image size", header["backbone"]["image_size"], backbone.image_size),
-        ("normalization", header["backbone"]["normalization"], backbone.normalization),
-        ("preset", header["preset"], model.preset),
-        ("classes", header["class_names"], model.class_names),
-    ):
-        if theirs != ours:
-            raise ConfigError(
-                f"The {role} {path} was trained with other {what} than the delta: train the linear probe on the same "
-                "task and backbone."
-            )
-    return linear_head(tensors).requires_grad_(False)
-
-
-def linear_head(tensors: Mapping[str, Tensor]) -> nn.Linear:
-    """The linear head of a classifier.
-
-    Args:
-        tensors: Of its delta file, by name.
-
-    Returns:
-        The (classes, features) head, on the CPU.
-    """
-    weight = tensors["head.weight"]
-    head = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
-    head.load_state_dict({"weight": weight, "bias": tensors["head.bias"]})
-    return head
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -19,10 +19,11 @@ from torch.nn.functional import pad
 
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.factory import Backbone
-from vpt.deltas.composition import Delta
 from vpt.deltas.extra_key_values import Edited, ExtraKeys, FixedKeys
-from vpt.errors import ConfigError, DeltaFileError, UnknownNameError
-from vpt.models.delta_file import linear_head, read_delta, recorded_backbone
+from vpt.errors import ConfigError, UnknownNameError
+from vpt.models.classifier import TunedModel
+from vpt.models.delta_file import fill, rebuild, recorded_backbone
+from vpt.models.delta_format import read_delta
 
 
 class PromptBank(nn.Module):
@@ -52,19 +53,23 @@ class PromptBank(nn.Module):
             raise ConfigError("A bank needs at least one delta file.")
         read = {task: read_delta(path) for task, path in files.items()}
         self.tasks = list(read)
-        first = next(iter(read.values()))[0]["backbone"]
+        first = read[self.tasks[0]][0]["backbone"]
         for task, (header, _) in read.items():
-            for key in ("name", "fingerprint", "image_size", "normalization"):
-                if header["backbone"][key] != first[key]:
+            for key in ("name", "fingerprint", "image_size", "normalization", "pool"):
+                ours, theirs = first.get(key), header["backbone"].get(key)
+                if ours != theirs:
                     raise ConfigError(
-                        f"A bank has one backbone: {self.tasks[0]} was trained with {key} {first[key]}, "
-                        f"{task} with {header['backbone'][key]}."
+                        f"A bank has one backbone: {self.tasks[0]} was trained with {key} {ours}, {task} with {theirs}."
                     )
-        self.backbone = recorded_backbone(str(files[self.tasks[0]]), first, weights)
-        self.class_names = {task: list(header["class_names"]) for task, (header, _) in read.items()}
-        self.presets = {task: dict(header["preset"]) for task, (header, _) in read.items()}
-        self.heads = nn.ModuleList(_head(tensors) for _, tensors in read.values())
-        self._install([_extras(self.backbone, task, *read[task]) for task in self.tasks])
+            if header["backbone_tuned"]:
+                raise ConfigError(f"A bank mixes deep prompts and prefixes; {task} trained more: backbone.")
+        with torch.random.fork_rng(devices=[]):
+            self.backbone = recorded_backbone(str(files[self.tasks[0]]), first, weights)
+            models = [_alone(str(files[task]), *read[task], self.backbone) for task in self.tasks]
+        self.class_names = {task: model.class_names for task, model in zip(self.tasks, models, strict=True)}
+        self.presets = {task: model.preset for task, model in zip(self.tasks, models, strict=True)}
+        self.heads = nn.ModuleList(model.head for model in models)
+        self._install([_extras(task, model) for task, model in zip(self.tasks, models, strict=True)])
         self.requires_grad_(False)
         self.eval()
 
@@ -137,24 +142,20 @@ class _KeysOfTasks(FixedKeys):
         return self.keys[index], self.values[index], None if self.bias is None else self.bias[index]
 
 
-def _head(tensors: Mapping[str, Tensor]) -> nn.Linear:
-    if not {"head.weight", "head.bias"} <= tensors.keys():
-        raise DeltaFileError("A delta file without a head cannot be in a bank.")
-    return linear_head(tensors)
+def _alone(what: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone) -> TunedModel:
+    """The model of a task, whose delta is off again so that the next one finds the bare backbone."""
+    model = cast("TunedModel", rebuild(what, header, tensors, backbone))
+    fill(model, tensors, what)
+    if model.delta is not None:
+        model.delta.detach()
+    return model
 
 
 @torch.no_grad()
-def _extras(
-    backbone: Backbone, task: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> dict[int, Edited]:
+def _extras(task: str, model: TunedModel) -> dict[int, Edited]:
     """The keys, values and logit bias of a task by block, (1, heads, n, head_dim) and (1, 1, 1, n)."""
-    if others := sorted({key.partition(".")[0] for key in tensors} - {"delta", "head"}):
-        raise ConfigError(f"A bank mixes deep prompts and prefixes; {task} trained more: {', '.join(others)}.")
-    delta = Delta(backbone, header["specs"]).eval()
-    own = {key.removeprefix("delta."): tensor for key, tensor in tensors.items() if key.startswith("delta.")}
-    delta.load_state_dict(own)
     found: dict[int, Edited] = {}
-    for part in delta.parts:
+    for part in () if model.delta is None else model.delta.parts:
         if not isinstance(part, ExtraKeys) or not part.constant:
             raise ConfigError(f"A bank mixes deep prompts and prefixes; {task} has a {type(part).__name__.lower()}.")
         for block, layer in part.constants().items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from vpt.deltas.registry import DeltaSpec
 from vpt.models.classifier import AdaptedModel, TunedModel
 
 IDENTITY = {
@@ -80,6 +81,7 @@ def about(model: TunedModel) -> dict[str, Any]:
         Plain values: class names, preset, backbone, deltas, and the protocol of its training.
     """
     told = identity(model)
+    specs = [] if model.delta is None else [DeltaSpec.read(spec).brief() for spec in model.delta.specs]
     return {
         "class_names": model.class_names,
         "image_size": told["image_size"],
@@ -87,6 +89,6 @@ def about(model: TunedModel) -> dict[str, Any]:
         "backbone": {
             key: told[key] for key in ("name", "weights_id", "fingerprint", "normalization", "pool") if key in told
         },
-        "specs": without_places([] if model.delta is None else model.delta.specs),
+        "specs": without_places(specs),
         "provenance": without_places(model.info),
     }

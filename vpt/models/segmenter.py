@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class DenseModel(AdaptedModel):
         self,
         backbone: Backbone,
         num_classes: int,
-        specs: Sequence[dict[str, Any]] = (),
+        specs: Sequence[Mapping[str, Any]] = (),
         class_names: Sequence[str] | None = None,
         preset: dict[str, Any] | None = None,
         kind: str = "linear",

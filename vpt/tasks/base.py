@@ -13,11 +13,12 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vpt.backbones import Backbone, create_backbone
-from vpt.errors import ConfigError, DivergedError, UnknownNameError
+from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models.classifier import AdaptedModel
-from vpt.models.delta_file import check_fingerprint, fill, start_from
+from vpt.models.delta_file import check_fingerprint, fill
+from vpt.models.delta_parts import start_from
 from vpt.models.feature_cache import FeatureCache
-from vpt.models.provenance import identity
+from vpt.models.provenance import IDENTITY, identity
 from vpt.tasks.optimizers import scheduled_optimizer
 
 Batch = dict[str, Tensor]
@@ -76,7 +77,7 @@ class TuningTask(L.LightningModule):
                 others that the backbone has; None for the weights' own.
 
         Raises:
-            ConfigError: A value is out of range, or num_classes is missing.
+            ConfigError: A value is out of range, or num_classes is missing or below 2.
             UnknownNameError: A name does not exist.
             UnsupportedBackboneError: The backbone has no such pool.
             WeightsError: The weights cannot be found.
@@ -85,6 +86,8 @@ class TuningTask(L.LightningModule):
         self.save_hyperparameters()
         if num_classes is None:
             raise ConfigError("num_classes is not known: give it, or run `vpt` with a data module that has classes.")
+        if num_classes < 2:
+            raise ConfigError(f"num_classes is {num_classes}: a task has at least two classes to tell apart.")
         if optimizer not in ("sgd", "adamw"):
             raise UnknownNameError("optimizer", optimizer, ("sgd", "adamw"))
         if micro_batch is not None and micro_batch < 1:
@@ -296,12 +299,12 @@ class TuningTask(L.LightningModule):
         return int(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps trained tensors only, and the identity of the backbone they belong to.
+        """Keeps what belongs to the model, and the identity of the backbone they belong to.
 
         Args:
             checkpoint: Lightning's checkpoint, changed in place.
         """
-        checkpoint["state_dict"] = {f"model.{key}": tensor for key, tensor in self.model.trained().items()}
+        checkpoint["state_dict"] = {f"model.{key}": tensor for key, tensor in self.model.owned().items()}
         checkpoint["backbone"] = identity(self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -311,9 +314,11 @@ class TuningTask(L.LightningModule):
             checkpoint: Lightning's checkpoint, changed in place.
 
         Raises:
-            DeltaFileError: It is incomplete or was trained on other weights.
+            DeltaFileError: It is incomplete, of another program, or was trained on other weights.
         """
-        check_fingerprint("The checkpoint", checkpoint["backbone"], self.model.backbone)
+        if not isinstance(recorded := checkpoint.get("backbone"), dict) or not recorded.keys() >= IDENTITY.keys():
+            raise DeltaFileError("The checkpoint does not say on which backbone it was trained: give one of `vpt fit`.")
+        check_fingerprint("The checkpoint", recorded, self.model.backbone)
         tensors = {key.removeprefix("model."): tensor for key, tensor in checkpoint["state_dict"].items()}
         fill(self.model, tensors, "The checkpoint")
         checkpoint["state_dict"] = self.state_dict()  # so that Lightning's own strict loading holds

@@ -125,7 +125,7 @@ def scene_from_files(delta: Path, images: Sequence[Path], weights: str | None = 
         DeltaFileError: The file is not a delta file, or belongs to other weights.
         WeightsError: The backbone's weights cannot be found.
     """
-    model = load_classifier(delta, weights)
+    model = load_classifier(delta, weights).float()  # figures are drawn in single precision
     batch = _batch(model, images)
     return Scene(model, batch, None, batch, None)
 
@@ -151,7 +151,7 @@ def scene_from_data(
         DeltaFileError: The file is not a delta file, or belongs to other weights.
         WeightsError: The backbone's weights cannot be found.
     """
-    model = load_classifier(delta, weights)
+    model = load_classifier(delta, weights).float()  # figures are drawn in single precision
     check_data(delta, model, data)
     split = data.split("test")
     return Scene(model, *sample_images(split, number), *sample_crowd(split, per_class=per_class))

@@ -23,7 +23,7 @@ def run(args: list[str]) -> None:
     from vpt.models.delta_file import load_classifier
 
     out = options.out or options.delta.parent / _PLACES[options.format]
-    model = load_classifier(options.delta, options.weights)
+    model = load_classifier(options.delta, options.weights).float()  # other runtimes know it best
     if options.format == "peft":
         export_peft(model, out)
     else:

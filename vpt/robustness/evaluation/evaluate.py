@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vpt.data import ImageDataModule
 from vpt.data.corruptions import BASIC, PARAMETERS
+from vpt.deltas import DeltaSpec
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
 from vpt.models.delta_file import unfilled
@@ -167,7 +168,7 @@ def _protocol(
     described = data.describe()
     keys = ("name", "preset", "image_size", "num_classes", "fingerprint", "complete", "counts", "shared_with_train")
     hashes = {name: None if path is None else {"sha256": _sha256(path)} for name, path in files.items()}
-    specs = [] if model.delta is None else model.delta.specs
+    specs = [] if model.delta is None else [DeltaSpec.read(spec).brief() for spec in model.delta.specs]
     return {
         "backbone": backbone,
         **hashes,

@@ -18,7 +18,8 @@ from torch import Tensor
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import fill, read_delta, unfilled, write_delta
+from vpt.models.delta_file import fill, unfilled
+from vpt.models.delta_format import read_delta, write_delta
 from vpt.robustness.evaluation.evaluate import check_data
 from vpt.robustness.evaluation.evaluation_result import why_val_cannot_choose
 from vpt.robustness.evaluation.evaluation_sets import VAL

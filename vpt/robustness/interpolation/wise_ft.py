@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import check_fingerprint, fill, read_delta, read_head
+from vpt.models.delta_file import check_fingerprint, fill
+from vpt.models.delta_format import read_delta
+from vpt.models.delta_parts import read_head
 
 Way = Literal["end-to-end", "strength", "head", "none"]
 """What α moves: all tensors, the strength of a delta, the head alone, or nothing."""
@@ -136,6 +138,7 @@ def sweep(
         bare = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("backbone.")}
         if not all(key in tensors and same_bits(tensor, tensors[key]) for key, tensor in bare.items()):
             return _end_to_end(model, bare | _named(head.to(tensors["head.weight"].dtype)), tensors)
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in bare}  # it is the bare backbone
     fill(model, tensors, str(delta))
     if head is not None:
         model.set_anchor(head)

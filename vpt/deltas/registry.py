@@ -1,0 +1,232 @@
+"""Deltas by the name that configurations use, and `DeltaSpec`: such a name with its arguments, checked and complete."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from vpt.backbones.factory import Backbone
+from vpt.deltas.base import DeltaPart
+from vpt.errors import ConfigError, UnknownNameError
+
+GROUP = "vpt.deltas"
+"""The group of entry points whose modules register deltas of other packages."""
+
+Part = TypeVar("Part", bound=DeltaPart)
+_REGISTERED: dict[str, type[DeltaPart]] = {}
+DELTAS: Mapping[str, type[DeltaPart]] = MappingProxyType(_REGISTERED)
+"""Every delta that is registered, by its name."""
+
+
+def register_delta(name: str) -> Callable[[type[Part]], type[Part]]:
+    """Makes a delta known under a name, as a decorator of its class.
+
+    The constructor takes the backbone, and then arguments with the types of plain values: ``int``, ``float``, ``bool``,
+    ``str``, None, a ``Literal`` of names, a ``Sequence`` or a union of these.
+
+    Args:
+        name: What configurations and delta files call it.
+
+    Returns:
+        The decorator, which gives the class back.
+
+    Raises:
+        ConfigError: The name is taken, or what is decorated is no `DeltaPart` that is built from a backbone and named
+            arguments.
+    """
+
+    def register(part: type[Part]) -> type[Part]:
+        if name in _REGISTERED:
+            raise ConfigError(f"The delta {name!r} is {_place(_REGISTERED[name])} already: choose another name.")
+        if not (isinstance(part, type) and issubclass(part, DeltaPart)):
+            raise ConfigError(f"The delta {name!r} is no class that is derived from vpt.deltas.DeltaPart.")
+        _, *parameters = inspect.signature(part.__init__).parameters.values()
+        unnamed = any(each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL) for each in parameters)
+        if unnamed or [each.name for each in parameters[:1]] != ["backbone"]:
+            raise ConfigError(
+                f"The constructor of the delta {name!r}, {_place(part)}, must take backbone first and then arguments "
+                "that have names."
+            )
+        _REGISTERED[name] = part
+        return part
+
+    return register
+
+
+def find_delta(name: str) -> type[DeltaPart]:
+    """Finds a delta, in other installed packages too: an entry point of group ``vpt.deltas`` is loaded by its name.
+
+    Args:
+        name: As registered.
+
+    Returns:
+        Its class.
+
+    Raises:
+        UnknownNameError: There is none of that name.
+        ConfigError: The package that has it cannot be imported.
+    """
+    for entry in () if name in _REGISTERED else entry_points(group=GROUP, name=name):
+        try:
+            entry.load()
+        except Exception as error:  # whatever another package raises while it is imported
+            raise ConfigError(f"The delta {name!r} cannot be imported from {entry.value}: {error}") from error
+    if name not in _REGISTERED:
+        raise UnknownNameError("delta", name, _REGISTERED)
+    return _REGISTERED[name]
+
+
+@dataclass(frozen=True)
+class DeltaSpec:
+    """A delta by name, with every argument written out: two that mean the same are equal.
+
+    Attributes:
+        name: As registered.
+        arguments: All arguments in the order of the constructor, as JSON has them: sequences as lists, numbers where
+            a float is meant as floats.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+
+    @classmethod
+    def read(cls, plain: object) -> DeltaSpec:
+        """Checks a part of a delta as configurations and files have it.
+
+        Args:
+            plain: A dict of ``name`` and the arguments that differ from their defaults.
+
+        Returns:
+            The canonical form.
+
+        Raises:
+            UnknownNameError: The name or an argument does not exist.
+            ConfigError: It is no dict, an argument is missing, or one has another type.
+        """
+        if not isinstance(plain, Mapping) or not isinstance(plain.get("name"), str):
+            raise ConfigError(f'A part of a delta is a dict with a name, e.g. {{"name": "linear"}}, got {plain!r:.80}.')
+        name = plain["name"]
+        known = _parameters(find_delta(name))
+        given = {key: value for key, value in plain.items() if key != "name"}
+        for key in given:
+            if key not in known:
+                raise UnknownNameError(f"argument of delta {name!r}", str(key), known)
+        defaults = {key: default for key, (_, default) in known.items()}
+        if absent := [key for key, value in (defaults | given).items() if value is inspect.Parameter.empty]:
+            raise ConfigError(f"Delta {name!r} needs {', '.join(absent)}.")
+        arguments = {}
+        for key, value in (defaults | given).items():
+            try:
+                arguments[key] = _canonical(value, known[key][0])
+            except _MisfitError as misfit:
+                wanted = _words(known[key][0])
+                raise ConfigError(f"{key} of delta {name!r} must be {wanted}, got {value!r:.80}.") from misfit
+        return cls(name, arguments)
+
+    def plain(self) -> dict[str, Any]:
+        """The canonical dict: ``name`` and every argument."""
+        return {"name": self.name, **self.arguments}
+
+    def brief(self) -> dict[str, Any]:
+        """The dict for a reader: ``name`` and the arguments that differ from their defaults."""
+        defaults = {key: _as_list(default) for key, (_, default) in _parameters(find_delta(self.name)).items()}
+        return {"name": self.name} | {key: value for key, value in self.arguments.items() if value != defaults[key]}
+
+    def build(self, backbone: Backbone) -> DeltaPart:
+        """Builds the part; it is not attached.
+
+        Args:
+            backbone: The backbone that it is for.
+
+        Returns:
+            The part.
+
+        Raises:
+            ConfigError: An argument is out of range.
+            UnknownNameError: A word among the arguments does not exist.
+            UnsupportedBackboneError: The backbone cannot take it.
+        """
+        return find_delta(self.name)(backbone, **self.arguments)
+
+
+def read_specs(specs: object) -> list[DeltaSpec]:
+    """Checks a delta as configurations and files have it.
+
+    Args:
+        specs: A list with a dict for each part.
+
+    Returns:
+        The canonical form of each.
+
+    Raises:
+        UnknownNameError: A name or an argument does not exist.
+        ConfigError: It is no list of dicts, an argument is missing, or one has another type.
+    """
+    if not isinstance(specs, Sequence) or isinstance(specs, str):
+        raise ConfigError(f'A delta is a list of its parts, e.g. [{{"name": "linear"}}], got {specs!r:.80}.')
+    return [DeltaSpec.read(spec) for spec in specs]
+
+
+class _MisfitError(Exception):
+    """A value has not the type that is meant."""
+
+
+def _place(part: type[DeltaPart]) -> str:
+    return f"{part.__module__}.{part.__qualname__}"
+
+
+def _parameters(part: type[DeltaPart]) -> dict[str, tuple[Any, Any]]:
+    """The arguments of a delta: type and default."""
+    hints = get_type_hints(part.__init__)
+    parameters = [*inspect.signature(part.__init__).parameters.values()][2:]
+    return {each.name: (hints.get(each.name), each.default) for each in parameters}
+
+
+def _as_list(value: Any) -> Any:
+    return [*value] if isinstance(value, tuple) else value
+
+
+def _canonical(value: Any, hint: Any) -> Any:
+    """A value in the form of a plain type, a sequence of one, a union, or a literal, whose names are checked later."""
+    if get_origin(hint) in (Union, UnionType):
+        for option in get_args(hint):
+            try:
+                return _canonical(value, option)
+            except _MisfitError:
+                continue
+        raise _MisfitError
+    if get_origin(hint) is Sequence and isinstance(value, list | tuple):
+        return [_canonical(entry, get_args(hint)[0]) for entry in value]
+    plain, _ = _PLAIN.get(str if get_origin(hint) is Literal else hint, ((), ""))
+    if not isinstance(value, plain) or (isinstance(value, bool) and hint is not bool):
+        raise _MisfitError
+    if hint is not float:
+        return value
+    if not abs(cast("float", value)) <= sys.float_info.max:  # NaN, infinite, or a whole number that no float reaches
+        raise _MisfitError
+    return float(cast("float", value))
+
+
+def _words(hint: Any) -> str:
+    """Such a type in words."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_words(option) for option in get_args(hint))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) is Sequence:
+        return f"a list (each {_words(get_args(hint)[0])})"
+    return _PLAIN[hint][1] if hint in _PLAIN else f"of type {hint!r}, which no configuration can hold"
+
+
+_PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+    str: ((str,), "a name"),
+    NoneType: ((NoneType,), "null"),
+}
