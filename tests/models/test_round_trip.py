@@ -139,11 +139,11 @@ def test_a_tuned_backbone_without_all_of_its_tensors_is_refused(tmp_path: Path) 
         vpt.load(tmp_path / "less.safetensors")
 
 
-def test_originals_that_no_file_would_keep_are_not_saved(tmp_path: Path) -> None:
-    model = TunedModel(create_backbone(NANO), 3, [SPECS["norm"]])
+@pytest.mark.parametrize("name", ["norm", "lora", "full"])
+def test_a_delta_on_a_backbone_that_was_tuned_comes_back(tmp_path: Path, name: str) -> None:
+    model = TunedModel(create_backbone(NANO), 3, [SPECS[name]])
     model.backbone.unfreeze()
-    with pytest.raises(DeltaFileError, match="whose originals no file keeps"):
-        save_delta(tmp_path / "delta.safetensors", model)
+    assert come_back(tmp_path, moved(model)).backbone.tuned
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["frozen", "full"])
