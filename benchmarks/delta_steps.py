@@ -35,7 +35,8 @@ CLASSES = 10
 class SlicedLora(Lora):
     """Each change is added to its slice, and all slices are put together again."""
 
-    def _hooks(self) -> Iterator[Handle]:
+    def hooks(self) -> Iterator[Handle]:
+        """See `DeltaPart`."""
         for key, target in self.targets.items():
             yield target.module.register_forward_hook(partial(self._add_slice, key))
 

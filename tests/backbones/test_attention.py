@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tests.deltas.families import FAMILIES, images, make, relative
@@ -75,3 +75,34 @@ def test_a_model_in_bfloat16_is_not_fused_and_drops_attention_only_in_training()
         attention.attn_drop.p = 0.5
     with torch.no_grad():
         assert not torch.equal(backbone(images("vit").bfloat16()), one)
+
+
+@pytest.mark.parametrize("family", ["vit", "eva02-split", "beit", "swin", "swinv2"])
+def test_attention_that_is_not_to_be_fused_is_not(family: str) -> None:
+    backbone, _ = prompted(family)
+    with torch.no_grad(), Called() as before:
+        expected = backbone(images(family))
+    for attention in backbone.layout.attentions:
+        attention.fused_attn = False
+    with torch.no_grad(), Called() as after:
+        found = backbone(images(family))
+    assert before.fused > 0
+    assert after.fused == 0
+    assert relative(found, expected) <= 1e-12
+
+
+def test_a_prefix_keeps_the_precision_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, _ = make("vit")
+    attach(backbone.float(), [{"name": "prefix", "num_tokens": 3}])
+    seen: list[torch.dtype] = []
+    attend = OpenAttention.attend
+
+    def noted(self: OpenAttention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        seen.extend((q.dtype, k.dtype, v.dtype))
+        return attend(self, q, k, v, bias)
+
+    monkeypatch.setattr(OpenAttention, "attend", noted)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        backbone(images("vit").float())
+    assert len(seen) == 3 * len(backbone.layout.blocks)
+    assert set(seen) == {torch.bfloat16}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 
 from tests.deltas.families import images, make, relative
 from vpt.backbones.factory import Backbone, create_backbone
-from vpt.deltas import Delta, attach
+from vpt.deltas import Delta, DeltaPart, attach
+from vpt.deltas.base import Handle
 from vpt.errors import ConfigError, UnsupportedBackboneError
+from vpt.models import TunedModel
+from vpt.models.segmenter import DenseModel
 
 SHALLOW: dict[str, Any] = {"name": "prompt", "num_tokens": 3, "deep": False}
 SPECS: dict[str, list[dict[str, Any]]] = {
@@ -106,6 +110,54 @@ def test_an_error_in_one_call_leaves_nothing_for_the_next(family: str) -> None:
     with backbone.layout.blocks[1].register_forward_pre_hook(fail), pytest.raises(KeyboardInterrupt):
         backbone(images(family))
     assert torch.equal(backbone(images(family)), expected)
+
+
+def test_what_an_adapter_holds_goes_with_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, delta = tuned("vit", SPECS["residual-adapter"])
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with cast("Any", backbone.layout.blocks[1]).mlp.register_forward_pre_hook(fail), pytest.raises(MemoryError):
+        backbone(images("vit"))
+    ref = weakref.ref(delta)
+    del backbone, delta
+    gc.collect()
+    assert ref() is None
+
+
+def test_what_another_package_raises_takes_everything_off_again() -> None:
+    backbone, _ = make("vit")
+    expected = backbone(images("vit"))
+
+    class Faulty(DeltaPart):
+        def hooks(self) -> Iterator[Handle]:
+            yield self.backbone.readout.register_forward_hook(lambda module, args, out: 2 * out)
+            raise ZeroDivisionError
+
+        def expected_parameters(self) -> int:
+            return 0
+
+    with pytest.raises(ZeroDivisionError):
+        Faulty(backbone).attach()
+    assert torch.equal(backbone(images("vit")), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "specs", "options"),
+    [
+        (TunedModel, [{"name": "prompt", "num_tokens": 2}], {"class_names": ["a"]}),
+        (DenseModel, [{"name": "norm"}, {"name": "mlp_head"}], {}),
+        (DenseModel, [{"name": "norm"}, {"name": "bias"}], {}),
+    ],
+)
+def test_a_model_that_is_refused_leaves_its_backbone_as_it_was(kind: Any, specs: Any, options: Any) -> None:
+    backbone, _ = make("avg-pool")
+    expected = backbone(images("avg-pool"))
+    with pytest.raises(ConfigError):
+        kind(backbone, 3, specs, **options)
+    assert torch.equal(backbone(images("avg-pool")), expected)
+    assert (backbone.attached, backbone.reads_map) == ([], False)
 
 
 def test_travelling_prompts_refuse_to_be_left_out_by_a_call_of_the_timm_model() -> None:

@@ -400,3 +400,15 @@ def test_a_log_bias_gives_n_equal_prompts_the_attention_of_one() -> None:
         outputs.append(backbone(images()))
     assert relative(outputs[2], outputs[0]) <= 1e-12
     assert relative(outputs[3], outputs[1]) <= 1e-12
+
+
+@pytest.mark.parametrize(("deep", "times"), [(False, 1), (True, 3)])
+def test_projected_prompts_are_projected_once_for_each_layer_that_has_them(deep: bool, times: int) -> None:
+    backbone, _ = make("vit")
+    (part,) = attach(backbone, [{"name": "prompt", "num_tokens": 3, "project": 5, "deep": deep}]).parts
+    assert isinstance(part, Prompt)
+    assert part.projection is not None
+    called: list[int] = []
+    part.projection.register_forward_hook(lambda *_: called.append(1))
+    backbone(images("vit"))
+    assert len(called) == times

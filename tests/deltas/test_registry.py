@@ -48,7 +48,7 @@ class Gain(DeltaPart):
         self.register_buffer("seen", backbone.mean.new_zeros(1))
         self.names = names
 
-    def _hooks(self) -> Iterator[Any]:
+    def hooks(self) -> Iterator[Any]:
         yield self.backbone.readout.register_forward_hook(lambda module, args, out: out * self.gain)
 
     def expected_parameters(self) -> int:

@@ -178,13 +178,30 @@ def test_what_is_merged_still_trains_loads_and_is_saved_as_it_is(family: str, na
         assert relative(merged, expected) > 1e-4
 
 
-def test_a_merged_weight_is_computed_once() -> None:
+def test_what_is_merged_works_wherever_what_is_not_does() -> None:
     model = tuned("lora", "vit")
     (part,) = model.delta.parts
     assert isinstance(part, Lora)
-    part.merge()
-    with torch.no_grad():
-        weights = [model.backbone.layout.attentions[0].qkv.weight for _ in range(2)]
-        assert weights[0] is weights[1]
-        model.delta.set_strength(0.5)
-        assert model.backbone.layout.attentions[0].qkv.weight is not weights[0]
+    values = {key: p.detach().clone() for key, p in model.named_parameters() if p.requires_grad}
+    changed: list[list[Tensor]] = [[], []]
+    for merged, found in zip((False, True), changed, strict=True):
+        if merged:
+            part.merge()
+        with torch.no_grad():
+            for factor in (0.5, 1.5, 2.0):  # tensors that take each other's place in memory
+                found.append(functional_call(model, {key: t * factor for key, t in values.items()}, (images(),)))
+            for parameter in part.parameters():
+                parameter.data.mul_(2.0)
+            found.append(model(images()))
+            for parameter in part.parameters():
+                parameter.data.mul_(0.5)
+            stacked = {key: torch.stack([t, 2 * t]) for key, t in values.items()}
+            each = vmap(lambda given: functional_call(model, given, (images(),)), randomness="same")
+            for attention in model.backbone.layout.attentions:
+                attention.fused_attn = False
+            found.append(each(stacked))
+            with torch.autocast("cpu", torch.bfloat16):
+                model.float()(images().float())
+            found.append(model.double()(images()))
+        found.append(torch.compile(model, backend="eager", fullgraph=True)(images()))
+    assert all(relative(b, a) <= 1e-6 for a, b in zip(*changed, strict=True))

@@ -100,7 +100,10 @@ CHANGES: dict[str, tuple[Callable[[Header, Tensors], None], str]] = {
     "head-of-others": (tensor("head.extra", torch.zeros(3)), "holds 'head.extra'"),
     "tensor-of-nobody": (tensor("body.weight", torch.zeros(3)), "holds 'body.weight'"),
     "tensor-of-the-backbone": (tensor("backbone.model.norm.bias", torch.zeros(192)), "incomplete|does not tell"),
-    "whole-numbers": (tensor(TOKENS, torch.zeros(6, 4, 192, dtype=torch.int64)), "as I64: weights are floating"),
+    "whole-numbers": (
+        tensor(TOKENS, torch.zeros(6, 4, 192, dtype=torch.int64)),
+        "int64, expected torch.float32",
+    ),
     "scalar": (tensor(TOKENS, torch.zeros(())), r"of \(\), expected"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ import vpt
 from vpt.backbones import class_attention, create_backbone
 from vpt.errors import ConfigError, DeltaFileError, UnknownNameError
 from vpt.models import TunedModel, save_delta
+from vpt.models.delta_format import read_delta, write_delta
 
 NANO, SWIN = "vit_nano_patch8_64", "swin_nano_patch4_window8_64"
 TASKS: dict[str, tuple[int, list[dict[str, Any]]]] = {
@@ -99,3 +100,38 @@ def test_another_number_of_images_than_tasks_is_told(tmp_path: Path) -> None:
     bank = vpt.PromptBank({"digits": save(tmp_path, "digits", *TASKS["digits"])})
     with bank.assigned(["digits"] * 3), pytest.raises(ConfigError, match="2 images were given with 3 tasks"):
         bank.backbone(torch.rand(2, 3, 64, 64))
+
+
+def test_two_banks_do_not_meet_and_checkpointing_finds_the_tasks_again(tmp_path: Path) -> None:
+    one, other = (vpt.PromptBank({name: save(tmp_path, name, *TASKS[name])}) for name in ("digits", "pets"))
+    images = torch.rand(2, 3, 64, 64, requires_grad=True)
+    bare = other.backbone(images)
+    with one.assigned(["digits"] * 2):
+        assert torch.equal(other.backbone(images), bare)
+        expected = torch.autograd.grad(one.backbone(images).square().sum(), images)[0]
+    cast("Any", one.backbone.model).set_grad_checkpointing(True)
+    with one.assigned(["digits"] * 2):
+        features = one.backbone(images)
+    assert torch.equal(torch.autograd.grad(features.square().sum(), images)[0], expected)
+
+
+def test_files_that_record_the_weights_alone_and_those_that_record_the_function_mix(tmp_path: Path) -> None:
+    new = save(tmp_path, "digits", *TASKS["digits"])
+    header, tensors = read_delta(new)
+    header["backbone"]["fingerprint"] = create_backbone(NANO).weights_fingerprint  # as version 0.1.0 wrote it
+    old = write_delta(tmp_path / "old.safetensors", header, tensors)
+    bank = vpt.PromptBank({"new": new, "old": old})
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.equal(bank(images, ["new"])[0], bank(images, ["old"])[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_bank_answers_in_the_precision_of_its_files(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = TunedModel(create_backbone(NANO), 3, TASKS["pets"][1]).to(dtype)
+    path = save_delta(tmp_path / "pets.safetensors", model)
+    images = torch.rand(2, 3, 64, 64)
+    (logits, _) = vpt.PromptBank({"pets": path})(images, ["pets"] * 2)
+    assert logits.dtype == dtype
+    with torch.no_grad():
+        tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-10
+        torch.testing.assert_close(logits, vpt.load(path)(images)[0], rtol=tolerance, atol=tolerance)

@@ -15,6 +15,7 @@ from tests.deltas.test_deltas import SPECS
 from vpt.backbones import create_backbone
 from vpt.deltas import DeltaPart
 from vpt.errors import ConfigError, DeltaFileError, WeightsError
+from vpt.export import fold
 from vpt.models import TunedModel, save_delta
 from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import unfilled
@@ -153,6 +154,19 @@ def test_loading_leaves_the_random_state_alone(tmp_path: Path, full: bool) -> No
     before = torch.get_rng_state()
     vpt.load(path)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_would_be_another_model_is_not_saved(tmp_path: Path) -> None:
+    model = moved(TunedModel(create_backbone(NANO), 3, [SPECS["ssf"]]))
+    folded = fold(model)
+    assert torch.equal(logits(fold(folded)), logits(folded))
+    with pytest.raises(DeltaFileError, match="save the model that it was folded from"):
+        save_delta(tmp_path / "delta.safetensors", folded)
+    model.requires_grad_(True)
+    with pytest.raises(DeltaFileError, match=r"call model\.backbone\.unfreeze\(\) before"):
+        save_delta(tmp_path / "delta.safetensors", model)
+    model.backbone.unfreeze()
+    come_back(tmp_path, model.eval())
 
 
 def test_numbers_that_are_none_are_null_in_a_file(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Swin. Nothing of a call is kept on a module.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import copy_context
 from typing import Any, Protocol, cast
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from vpt.backbones.attention.windows import block_beside, merge_tokens
 from vpt.backbones.token_layout import TokenLayout
 
-Besides = list[dict[str, Any]]
+BlockInputs = list[dict[str, Any]]
 """What each block is given besides the tokens, such as rotary embeddings."""
 
 
@@ -43,7 +44,7 @@ class Joining(Protocol):
         """
 
 
-def embed(model: Any, images: Tensor) -> tuple[Tensor, Besides]:
+def embed(model: Any, images: Tensor) -> tuple[Tensor, BlockInputs]:
     """What timm does before the first block.
 
     Args:
@@ -60,13 +61,13 @@ def embed(model: Any, images: Tensor) -> tuple[Tensor, Besides]:
     if isinstance(model, Beit):
         tower = cast("Any", model)
         x = torch.cat((tower.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
-        return tower.pos_drop(x if tower.pos_embed is None else x + tower.pos_embed), besides(model)
+        return tower.pos_drop(x if tower.pos_embed is None else x + tower.pos_embed), block_inputs(model)
     if hasattr(model, "layers"):
-        return x, besides(model)
-    return model.norm_pre(model.patch_drop(model._pos_embed(x))), besides(model)
+        return x, block_inputs(model)
+    return model.norm_pre(model.patch_drop(model._pos_embed(x))), block_inputs(model)
 
 
-def besides(model: Any) -> Besides:
+def block_inputs(model: Any) -> BlockInputs:
     """What each block is given besides the tokens where all patches of an image are there.
 
     Args:
@@ -88,7 +89,7 @@ def besides(model: Any) -> Besides:
     return [{}] * sum(len(stage.blocks) for stage in stages)
 
 
-def _ropes(model: Any, rope: Tensor | None) -> Besides:
+def _ropes(model: Any, rope: Tensor | None) -> BlockInputs:
     by_block = rope is not None and getattr(model, "rope_mixed", False)
     return [{"rope": rope[block] if by_block and rope is not None else rope} for block in range(len(model.blocks))]
 
@@ -97,7 +98,7 @@ def run_blocks(
     model: nn.Module,
     layout: TokenLayout,
     x: Tensor,
-    given: Besides,
+    given: BlockInputs,
     blocks: range,
     parts: Iterable[Joining] = (),
     keep: int | None = None,
@@ -108,7 +109,7 @@ def run_blocks(
         model: A timm model.
         layout: Its layout.
         x: Tokens or map before the first of the blocks.
-        given: As `besides` gives it, for all blocks of the model.
+        given: As `block_inputs` gives it, for all blocks of the model.
         blocks: Which.
         parts: What may put tokens beside the map.
         keep: Only the first so many tokens leave the model's last block; None for all.
@@ -140,8 +141,17 @@ def _wants_checkpoints(model: nn.Module) -> bool:
 
 
 def _plain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return function(*args, **kwargs)
+    """In a context of its own, so that nothing that is set within a block outlives it, however it ends."""
+    if torch.compiler.is_compiling():
+        return function(*args, **kwargs)
+    return copy_context().run(function, *args, **kwargs)
 
 
 def _checkpointed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return checkpoint(function, *args, use_reentrant=False, **kwargs)
+    """Likewise, and when the block is run again it is in the context of this call."""
+    context = copy_context()
+
+    def again(*args: Any, **kwargs: Any) -> Any:
+        return context.copy().run(function, *args, **kwargs)
+
+    return checkpoint(again, *args, use_reentrant=False, **kwargs)

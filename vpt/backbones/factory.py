@@ -11,8 +11,9 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from torch import Tensor, nn
 
-from vpt.backbones.block_forward import Besides, Joining, besides, embed, run_blocks
+from vpt.backbones.block_forward import BlockInputs, Joining, block_inputs, embed, run_blocks
 from vpt.backbones.checkpoints import build, config, current_name, fingerprint, width
+from vpt.backbones.image_values import check_values
 from vpt.backbones.token_layout import TokenLayout, read_layout
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
 
@@ -60,7 +61,8 @@ class Backbone(nn.Module):
         trim: Where the pool reads one token, only that one passes the last block.
         reads_map: Whether the model that it belongs to reads the map of tokens and never the pooled features: what only
             the pool passes is then not trained.
-        tuned: Whether its own parameters have been trainable, so that they belong to what was trained on it.
+        tuned: Whether `unfreeze` has made its own parameters trainable, so that they belong to what was trained on it.
+        folded: Whether what was tuned has been written into it for good (`vpt.export.fold`).
     """
 
     mean: Tensor
@@ -102,7 +104,7 @@ class Backbone(nn.Module):
         self.attached: list[Attached] = []
         self.trim, self.reads_map = True, False
         self._layout, self._unknown = _layout_or_reason(model)
-        self.tuned = False
+        self.tuned = self.folded = False
         self.freeze()
         self.eval()
 
@@ -146,6 +148,11 @@ class Backbone(nn.Module):
             parameter.requires_grad_(self.reads(name))
         self.model.train(self.training)
 
+    @property
+    def trains(self) -> bool:
+        """Whether any parameter of its own requires a gradient."""
+        return any(parameter.requires_grad for parameter in self.model.parameters())
+
     def reads(self, name: str) -> bool:
         """Whether what the model computes depends on a parameter.
 
@@ -188,7 +195,7 @@ class Backbone(nn.Module):
                 "set the data's image_size, or build the backbone with image_size=..."
             )
         if images.dtype != torch.uint8:
-            _check_values(images)
+            check_values(images)
         scaled = images.to(self.mean.dtype)
         return ((scaled if images.is_floating_point() else scaled / 255) - self.mean) / self.std
 
@@ -262,9 +269,9 @@ class Backbone(nn.Module):
         Raises:
             UnsupportedBackboneError: The blocks are not known.
         """
-        return cast("Tensor", self.readout(self._from_block(block, tokens, besides(self.model))))
+        return cast("Tensor", self.readout(self._from_block(block, tokens, block_inputs(self.model))))
 
-    def _from_block(self, first: int, x: Tensor, given: Besides) -> Tensor:
+    def _from_block(self, first: int, x: Tensor, given: BlockInputs) -> Tensor:
         model, layout = cast("Any", self.model), self.layout
         keep = layout.pooled if self.trim else None
         blocks = range(first, len(layout.blocks))
@@ -367,29 +374,3 @@ def _function(weights: str, name: str, pool: str | None) -> str:
 
 def _architecture(name: str) -> str:
     return current_name(name).partition(".")[0]
-
-
-def _check_values(images: Tensor) -> None:
-    """Refuses what would be scaled wrongly without a word. Looks at nothing where looking is impossible."""
-    if images.dtype == torch.bool or images.is_complex():
-        raise ConfigError(f"Images are integers in [0, 255] or floats in [0, 1], got {images.dtype}: convert them.")
-    if torch.compiler.is_compiling() or cast("Any", torch.jit).is_tracing():
-        return
-    if images.is_cuda and torch.cuda.is_current_stream_capturing():
-        return
-    whole = not images.is_floating_point()
-    most = min(255, torch.iinfo(images.dtype).max) if whole else 1  # 255 is -1 in int8
-    try:
-        legal = bool(((images >= 0) & (images <= most)).all())
-    except RuntimeError:  # within vmap, or of shapes alone
-        return
-    if legal:
-        return
-    if bool(images.isnan().any()):
-        raise ConfigError("Images hold NaN: mend what prepares them.")
-    found = f"got {images.dtype} from {images.min().item():.4g} to {images.max().item():.4g}"
-    raise ConfigError(
-        f"Images of integers lie in [0, 255], {found}: clamp them."
-        if whole
-        else f"Images of floats lie in [0, 1], {found}: divide them by 255 if that is their range, else clamp them."
-    )

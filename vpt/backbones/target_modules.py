@@ -111,7 +111,7 @@ def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
     Raises:
         UnsupportedBackboneError: The structure of the backbone is not known.
     """
-    inner = {id(module) for attention in backbone.layout.attentions for module in _beside(attention)}
+    inner = {id(module) for attention in backbone.layout.attentions for module in _off_path(attention)}
     stem = getattr(backbone.model.patch_embed, "backbone", None)
     inner |= set() if stem is None else {id(module) for module in stem.modules()}
     return {
@@ -122,7 +122,7 @@ def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
     }
 
 
-def _beside(attention: nn.Module) -> Iterator[nn.Module]:
+def _off_path(attention: nn.Module) -> Iterator[nn.Module]:
     """Modules of an attention that never see the tokens' channels: norms of heads, the network of a position bias."""
     for name in ("q_norm", "k_norm", "cpb_mlp"):
         if (module := getattr(attention, name, None)) is not None:

@@ -112,7 +112,9 @@ def _sequence(model: Any) -> TokenLayout:
 def _windows(model: Any) -> TokenLayout:
     """Swin: blocks in stages, whose tokens attend within windows of a map that is halved between stages."""
     if model.patch_embed.strict_img_size is False:
-        raise UnsupportedBackboneError("Prompts need a Swin of fixed image size: build it without dynamic_img_size.")
+        raise UnsupportedBackboneError(
+            "Deltas within blocks need a Swin of fixed image size: build it without dynamic_img_size."
+        )
     blocks = [block for stage in model.layers for block in stage.blocks]
     norms = [_entry(index, block) for index, block in enumerate(blocks)]
     return TokenLayout(
@@ -137,7 +139,7 @@ def _entry(index: int, block: Any) -> nn.Module:
         return cast("nn.Module", block.norm1)
     if kind in POST_NORM:
         return nn.Identity()
-    known = ", ".join(cls.__name__ for cls in (*PRE_NORM, *POST_NORM))
+    known = ", ".join(dict.fromkeys(cls.__name__ for cls in (*PRE_NORM, *POST_NORM)))
     raise UnsupportedBackboneError(
         f"Block {index} is a {type(block).__name__}, in which deltas are not known to be exact; known are {known}."
     )

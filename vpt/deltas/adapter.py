@@ -95,7 +95,7 @@ class Adapter(DeltaPart):
             nn.init.zeros_(up.bias)
             self.up[key] = up
 
-    def _hooks(self) -> Iterator[Handle]:
+    def hooks(self) -> Iterator[Handle]:
         """An adapter on every chosen sublayer."""
         for key, layer in self._sublayers.items():
             if (norm := self._norms.get(int(key.partition("_")[0]))) is not None:

@@ -6,7 +6,6 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from numbers import Real
 from typing import Any, Protocol, cast
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
 from vpt.deltas.parametrization import Parametrization
-from vpt.errors import ConfigError, VPTError
+from vpt.errors import ConfigError
 
 READOUT = sys.maxsize
 """The place behind all blocks, as a `DeltaPart.first_block`."""
@@ -87,16 +86,16 @@ class DeltaPart(nn.Module, ABC):
             self._detach()
             self.backbone.attached.remove(self)
 
-    def _hooks(self) -> Iterable[Handle]:
+    def hooks(self) -> Iterable[Handle]:
         """Hooks the change on the backbone; what it returns takes the change off again."""
         return ()
 
     def _attach(self) -> None:
         """Puts the change on the backbone, all of it or nothing."""
         try:
-            for handle in self._hooks():
+            for handle in self.hooks():
                 self._handles.append(handle)
-        except VPTError:
+        except BaseException:
             self._detach()
             raise
 
@@ -166,18 +165,16 @@ class MergedWeight:
     Attributes:
         module: Owns the weight.
         name: Of the weight in the module.
-        trained: What the change is computed from.
         changed: From the weight, None for a bias that is not there, to the weight with the change.
     """
 
     module: nn.Module
     name: str
-    trained: Sequence[Tensor]
     changed: Callable[[Any], Tensor]
 
 
 class MergeablePart(DeltaPart):
-    """A change that can be put into the backbone's own weights: same function, no cost at inference."""
+    """A change that can be put into the weights that the backbone computes with: the same function."""
 
     def __init__(self, backbone: Backbone) -> None:
         """Starts unmerged.
@@ -188,12 +185,11 @@ class MergeablePart(DeltaPart):
         super().__init__(backbone)
         self._merged: list[Parametrization] = []
         self._written = False
-        self._kept: dict[tuple[nn.Module, str], tuple[list[Any], Tensor]] = {}
 
     @property
-    def beside(self) -> bool:
-        """Whether a part of it is computed beside the weights even when it is merged."""
-        return False
+    def merges_wholly(self) -> bool:
+        """Whether nothing of it is computed beside the weights once it is merged."""
+        return True
 
     @abstractmethod
     def _merged_weights(self) -> Iterator[MergedWeight]:
@@ -202,29 +198,17 @@ class MergeablePart(DeltaPart):
     def merge(self) -> None:
         """Puts the change into the weights that the backbone computes with. Its parameters themselves stay.
 
-        A change that is trained, loaded or weakened later counts at once; without a gradient each weight is computed
-        once and kept.
+        A change that is trained, loaded or weakened later counts at once: each weight is computed when it is read, for
+        less than the change costs beside it. `vpt.export.fold` writes it into a copy.
 
         Raises:
             ConfigError: Something else is attached to the backbone.
         """
-        if [*self.backbone.attached] != [self]:
-            raise ConfigError(f"Only a {type(self).__name__} that is attached alone can be merged.")
+        if [*self.backbone.attached] != [self] or self._written:
+            raise ConfigError(f"Only a {type(self).__name__} that is attached alone can be merged, and once for good.")
         self.unmerge()
         for weight in self._merged_weights():
-            self._merged.append(Parametrization(weight.module, weight.name, partial(self._with_change, weight)))
-
-    def _with_change(self, weight: MergedWeight, original: Tensor | None) -> Tensor:
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in weight.trained):
-            return weight.changed(original)
-        place = weight.module, weight.name
-        now = [self.strength, *(_state_of(tensor) for tensor in (original, *weight.trained) if tensor is not None)]
-        kept = self._kept.get(place)
-        if kept is None or kept[0] != now:
-            with torch.no_grad():
-                kept = now, weight.changed(original)
-            self._kept[place] = kept
-        return kept[1]
+            self._merged.append(Parametrization(weight.module, weight.name, weight.changed))
 
     @property
     def merged(self) -> bool:
@@ -245,18 +229,12 @@ class MergeablePart(DeltaPart):
         """Lets the backbone compute with its own weights again."""
         for handle in self._merged:
             handle.remove()
-        self._merged, self._kept = [], {}
+        self._merged = []
 
     def _detach(self) -> None:
         """Takes the change off, out of the weights too."""
         self.unmerge()
         super()._detach()
-
-
-def _state_of(tensor: Tensor) -> tuple[Any, ...]:
-    """What is another after a tensor was trained, loaded or moved."""
-    version = 0 if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), version, tensor.dtype, tensor.device
 
 
 Shape = tuple[int, int]

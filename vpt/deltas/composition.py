@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import DeltaPart, checked_strength
 from vpt.deltas.registry import DeltaSpec, read_specs
-from vpt.errors import ConfigError, VPTError
+from vpt.errors import ConfigError
 
 
 class Delta(nn.Module):
@@ -50,7 +50,7 @@ class Delta(nn.Module):
         try:
             for part in self._all():
                 part.attach()
-        except VPTError:
+        except BaseException:
             self.detach()
             raise
 

@@ -113,7 +113,7 @@ class ExtraKeys(DeltaPart):
             found[block] = keys, values, self.key_bias(keys, keys.shape[2], 0)
         return found
 
-    def _hooks(self) -> Iterable[Handle]:
+    def hooks(self) -> Iterable[Handle]:
         """Keys and values in every chosen block."""
         for layer, block in enumerate(self.blocks):
             yield self.layout.attentions[block].register_edit(KeyEdit(self, layer, self._append))

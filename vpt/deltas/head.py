@@ -61,7 +61,7 @@ class MlpHead(DeltaPart):
             nn.Linear(self._width, self._width, dtype=like.dtype, device=like.device) for _ in range(layers - 1)
         )
 
-    def _hooks(self) -> Iterator[Handle]:
+    def hooks(self) -> Iterator[Handle]:
         """The hidden layers behind the pool."""
         yield self.backbone.readout.register_forward_hook(self._change)
 

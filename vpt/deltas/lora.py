@@ -77,7 +77,7 @@ class Lora(MergeablePart):
             self.down[key] = nn.Parameter(down)
             self.up[key] = nn.Parameter(backbone.mean.new_zeros(target.stop - target.start, rank))
 
-    def _hooks(self) -> Iterator[Handle]:
+    def hooks(self) -> Iterator[Handle]:
         """The low-rank path beside every module that computes one of the maps or several."""
         for module, keys in self._by_module.items():
             yield module.register_forward_hook(partial(self._add, keys))
@@ -90,8 +90,7 @@ class Lora(MergeablePart):
     def _merged_weights(self) -> Iterator[MergedWeight]:
         """See `MergeablePart`."""
         for module, keys in self._by_module.items():
-            trained = [matrix[key] for key in keys for matrix in (self.down, self.up)]
-            yield MergedWeight(module, "weight", trained, partial(self._changed, keys))
+            yield MergedWeight(module, "weight", partial(self._changed, keys))
 
     def _changed(self, keys: Sequence[str], weight: Tensor) -> Tensor:
         down, up = self._stacked(keys)

@@ -57,8 +57,7 @@ class Parametrization:
 
 def _base(module: nn.Module) -> type[nn.Module]:
     """The class of a module without computed parameters."""
-    own = type(module)
-    return cast("type[nn.Module]", own.__bases__[0]) if "__reduce_ex__" in vars(own) else own
+    return cast("type[nn.Module]", vars(type(module)).get("_uncomputed", type(module)))
 
 
 _CLASSES: dict[tuple[type[nn.Module], frozenset[str]], type[nn.Module]] = {}
@@ -69,7 +68,7 @@ def _computing(base: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
     if (base, names) in _CLASSES:
         return _CLASSES[base, names]
     members: dict[str, Any] = {name: property(partial(_read, name=name)) for name in names}
-    members |= {"__reduce_ex__": _reduce, "__module__": base.__module__}
+    members |= {"__reduce_ex__": _reduce, "__module__": base.__module__, "_uncomputed": base}
     _CLASSES[base, names] = type(base.__name__, (base,), members)
     return _CLASSES[base, names]
 

@@ -50,7 +50,7 @@ class Subset(DeltaPart):
         self._names = names
         self.replaced = sum(own[name].numel() for name in names)
 
-    def _hooks(self) -> Iterator[Parametrization]:
+    def hooks(self) -> Iterator[Parametrization]:
         """A computation in place of each original.
 
         Raises:

@@ -86,7 +86,7 @@ class Prompt(ExtraKeys):
         self.deep, self.shared = deep, shared
         self.pools = self.changes_pool = reference_pooling
         shallow = [] if deep or not self.layout.windowed else range(last + 1)
-        self._beside = [last] if deep and reference_pooling else list(shallow)
+        self._blocks_beside = [last] if deep and reference_pooling else list(shallow)
         numbers = numbers_by_layer(num_tokens, len(blocks))
         shapes = [(number, self.layout.dims[block]) for number, block in zip(numbers, blocks, strict=True)]
         if shared and len(set(shapes)) > 1:
@@ -204,13 +204,17 @@ class Prompt(ExtraKeys):
         """
         if self.in_sequence or self.strength == 0.0 or (self.deep and block not in self.blocks):
             return None
-        tokens = self._tokens_beside() if block in self._beside else self.prompts(self.blocks.index(block)).unsqueeze(0)
+        tokens = (
+            self._tokens_beside()
+            if block in self._blocks_beside
+            else self.prompts(self.blocks.index(block)).unsqueeze(0)
+        )
         return self.layout.attentions[block].project(self.layout.norms[block](tokens))[0]
 
     @property
     def constant(self) -> bool:
         """Whether all that they do is to add keys and values: shallow ones travel, and the pool may read deep ones."""
-        return self.deep and not self._beside
+        return self.deep and not self._blocks_beside
 
     def joining(self, block: int, images: int) -> Tensor | None:
         """The prompts beside the map of a Swin: shallow ones from the first block on, pooled deep ones in the last.
@@ -222,18 +226,18 @@ class Prompt(ExtraKeys):
         Returns:
             (B, n, dim); None at strength 0 and in other blocks.
         """
-        if self._strength == 0.0 or block not in self._beside[:1]:
+        if self._strength == 0.0 or block not in self._blocks_beside[:1]:
             return None
         layer = self.blocks.index(block)
         return self.dropped(self.prompts(layer), images).expand(images, -1, -1)
 
-    def _hooks(self) -> Iterator[Handle]:
+    def hooks(self) -> Iterator[Handle]:
         """Keys and values in every chosen block (deep), or tokens before the first block (shallow)."""
-        for block in self._beside:
+        for block in self._blocks_beside:
             yield self.layout.attentions[block].register_edit(KeyEdit(self, block, self._join_windows, self._gather))
         if self.deep:
             for layer, block in enumerate(self.blocks):
-                if block not in self._beside:
+                if block not in self._blocks_beside:
                     yield self.layout.attentions[block].register_edit(KeyEdit(self, layer, self._append))
         elif self.in_sequence:
             yield from self._token_hooks()

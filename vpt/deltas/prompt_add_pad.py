@@ -50,7 +50,7 @@ class PromptAdd(DeltaPart):
         self._shapes = [(layout.patches[number], layout.dims[number]) for number in chosen]
         self.tokens = stack(self._shapes, backbone.mean, torch.zero_)
 
-    def _hooks(self) -> Iterator[Handle]:
+    def hooks(self) -> Iterator[Handle]:
         """An addition before every chosen block; before shallow prompts have joined the patches."""
         for layer, block in enumerate(self._blocks):
             yield block.register_forward_pre_hook(partial(self._add, layer), prepend=True)
@@ -99,7 +99,7 @@ class PromptPad(DeltaPart):
         self.rows = nn.Parameter(like.new_zeros(2, 3, width, size))
         self.columns = nn.Parameter(like.new_zeros(2, 3, size - 2 * width, width))
 
-    def _hooks(self) -> Iterator[Handle]:
+    def hooks(self) -> Iterator[Handle]:
         """The frame before the patch embedding."""
         yield cast("nn.Module", self.backbone.model.patch_embed).register_forward_pre_hook(self._add)
 

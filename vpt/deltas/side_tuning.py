@@ -52,7 +52,7 @@ class SideTune(DeltaPart):
         self.blend = nn.Parameter(backbone.mean.new_zeros(()))
         self._dim = backbone.num_features
 
-    def _hooks(self) -> Iterator[Handle]:
+    def hooks(self) -> Iterator[Handle]:
         """The network beside the backbone."""
         yield self.backbone.register_forward_hook(self._mix)
 

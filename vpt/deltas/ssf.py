@@ -46,7 +46,7 @@ class ScaleShift(MergeablePart):
             self.scale[key] = nn.Parameter(1.0 + std * torch.randn(channels).to(backbone.mean))
             self.shift[key] = nn.Parameter(std * torch.randn(channels).to(backbone.mean))
 
-    def _hooks(self) -> Iterator[Handle]:
+    def hooks(self) -> Iterator[Handle]:
         """Scale and shift behind every layer."""
         for key, layer in self._layers.items():
             yield layer.register_forward_hook(partial(self._change, key))
@@ -56,17 +56,16 @@ class ScaleShift(MergeablePart):
         return sum(2 * _weight(layer).shape[0] for layer in self._layers.values())
 
     @property
-    def beside(self) -> bool:
-        """Whether it has norms without a place for a bias."""
-        return not all(map(_takes_bias, self._layers.values()))
+    def merges_wholly(self) -> bool:
+        """Whether it has no norms without a place for a bias."""
+        return all(map(_takes_bias, self._layers.values()))
 
     def _merged_weights(self) -> Iterator[MergedWeight]:
         """See `MergeablePart`."""
         for key, layer in self._layers.items():
             if _takes_bias(layer):
-                trained = self.scale[key], self.shift[key]
-                yield MergedWeight(layer, "weight", trained, partial(self._scaled, key))
-                yield MergedWeight(layer, "bias", trained, partial(self._scaled_and_shifted, key))
+                yield MergedWeight(layer, "weight", partial(self._scaled, key))
+                yield MergedWeight(layer, "bias", partial(self._scaled_and_shifted, key))
 
     def _scaled(self, key: str, weight: Tensor) -> Tensor:
         return weight * self._between(key)[0].view(-1, *[1] * (weight.ndim - 1))

@@ -26,9 +26,12 @@ def fold(model: TunedModel) -> TunedModel:
         model: Left as it is.
 
     Returns:
-        A frozen copy in eval mode, for inference only: its deltas cannot be taken off again.
+        A frozen copy in eval mode, for inference only: its deltas cannot be taken off again, and it has no delta file.
     """
     own = copy.deepcopy(model).eval().requires_grad_(False)
+    if own.backbone.folded:
+        return own
+    own.backbone.folded = True
     own.settle_head()  # before what gives the strength is taken out
     parts = [cast("DeltaPart", part) for part in own.backbone.attached]
     constant = [part for part in parts if isinstance(part, ExtraKeys) and part.constant]
@@ -42,7 +45,7 @@ def fold(model: TunedModel) -> TunedModel:
     left = [cast("DeltaPart", part) for part in own.backbone.attached]
     if len(left) == 1 and isinstance(left[0], MergeablePart):
         left[0].merge_for_good()
-        if not left[0].beside:
+        if left[0].merges_wholly:
             left[0].detach()
             left = []
     for block, keys in (item for blocks in fixed for item in blocks.items()):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import READOUT, DeltaPart, checked_strength
-from vpt.deltas.composition import Delta, attach
+from vpt.deltas.composition import Delta
 from vpt.errors import ConfigError
 
 
@@ -54,16 +54,22 @@ class AdaptedModel(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ConfigError(f"num_classes must be at least 1, got {num_classes}.")
-        self.backbone = backbone
-        self.delta: Delta | None = None if isinstance(specs, Sequence) and not specs else attach(backbone, specs)
-        self.head = self._draw_head(num_classes)
         self.class_names = [str(index) for index in range(num_classes)] if class_names is None else list(class_names)
         if len(self.class_names) != num_classes:
             raise ConfigError(f"{len(self.class_names)} class names were given for {num_classes} classes.")
+        self.backbone = backbone
+        self.delta: Delta | None = Delta(backbone, specs) if specs else None
+        self._check_parts()
+        self.head = self._draw_head(num_classes)
+        if self.delta is not None:
+            self.delta.attach()  # last: what is refused leaves the backbone as it was
         self.preset = dict(preset or {})
         self.info: dict[str, Any] = {}
         self._strength = 1.0
         self.train()
+
+    def _check_parts(self) -> None:
+        """Refuses deltas that such a model cannot use, before they are attached."""
 
     def _draw_head(self, num_classes: int) -> nn.Module:
         """A head on the backbone's features, of its dtype and on its device."""
@@ -110,7 +116,7 @@ class AdaptedModel(nn.Module):
 
     def constant_blocks(self) -> int:
         """How many blocks lie before everything that trains: 0 for none, `READOUT` if only the head does."""
-        if not self.backbone.frozen:
+        if self.backbone.trains:
             return 0
         return min((part.first_block for part in self.backbone.attached), default=READOUT)
 

@@ -45,6 +45,13 @@ def save_delta(path: str | Path, model: AdaptedModel) -> Path:
             "The backbone carries a delta that is not this model's, and a file of this one would miss it: build the "
             "model with both deltas in one list."
         )
+    if model.backbone.folded:
+        raise DeltaFileError("A folded model has no delta left to save: save the model that it was folded from.")
+    if model.backbone.trains and not model.backbone.tuned:
+        raise DeltaFileError(
+            "Parameters of the backbone require a gradient, and a file of the delta would miss what they have become: "
+            "call model.backbone.unfreeze() before training the backbone, or freeze() if it does not train."
+        )
     specs, kept = model.folded()
     header = {
         "format": model.format,
@@ -69,7 +76,7 @@ def load_model(path: str | Path, weights: str | None = None) -> TunedModel | Den
             where the file holds the whole backbone.
 
     Returns:
-        The model as it was saved, in eval mode, all parameters frozen.
+        The model as it was saved, at strength 1, in eval mode, all parameters frozen.
 
     Raises:
         DeltaFileError: The file is not a delta file, contradicts itself, or belongs to other backbone weights.
@@ -86,7 +93,7 @@ def load_classifier(path: str | Path, weights: str | None = None) -> TunedModel:
         weights: As for `load_model`.
 
     Returns:
-        The model as it was saved, in eval mode, all parameters frozen.
+        The model as it was saved, at strength 1, in eval mode, all parameters frozen.
 
     Raises:
         DeltaFileError: The file is not a classifier's, contradicts itself, or belongs to other backbone weights.
@@ -103,7 +110,7 @@ def load_segmentation(path: str | Path, weights: str | None = None) -> DenseMode
         weights: As for `load_model`.
 
     Returns:
-        The model as it was saved, in eval mode, all parameters frozen.
+        The model as it was saved, at strength 1, in eval mode, all parameters frozen.
 
     Raises:
         DeltaFileError: The file is not one of a segmentation model, contradicts itself, or belongs to other backbone
@@ -121,8 +128,8 @@ def unfilled(path: str | Path, weights: str | None = None) -> tuple[TunedModel, 
         weights: Where the backbone's weights are on this machine; None for where they were at training time.
 
     Returns:
-        The model on the pretrained backbone, its head drawn at random, in eval mode, all parameters frozen; and the
-        file's tensors by name.
+        The model on the pretrained backbone in float32, its head drawn at random, in eval mode, all parameters frozen;
+        and the file's tensors by name.
 
     Raises:
         DeltaFileError: The file is not a classifier's, contradicts itself, or belongs to other backbone weights.
@@ -130,7 +137,7 @@ def unfilled(path: str | Path, weights: str | None = None) -> tuple[TunedModel, 
     """
     header, tensors = read_delta(path)
     with torch.random.fork_rng(devices=[]):
-        backbone = recorded_backbone(str(path), header["backbone"], weights).to(DTYPES[header["dtype"]])
+        backbone = recorded_backbone(str(path), header["backbone"], weights)
         return cast("TunedModel", rebuild(str(path), header, tensors, backbone)), tensors
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -22,8 +23,8 @@ from vpt.backbones.factory import Backbone
 from vpt.deltas.extra_key_values import Edited, ExtraKeys, FixedKeys
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import fill, rebuild, recorded_backbone
-from vpt.models.delta_format import read_delta
+from vpt.models.delta_file import check_fingerprint, fill, rebuild, recorded_backbone
+from vpt.models.delta_format import DTYPES, read_delta
 
 
 class PromptBank(nn.Module):
@@ -55,7 +56,7 @@ class PromptBank(nn.Module):
         self.tasks = list(read)
         first = read[self.tasks[0]][0]["backbone"]
         for task, (header, _) in read.items():
-            for key in ("name", "fingerprint", "image_size", "normalization", "pool"):
+            for key in ("name", "image_size", "normalization", "pool"):
                 ours, theirs = first.get(key), header["backbone"].get(key)
                 if ours != theirs:
                     raise ConfigError(
@@ -65,6 +66,10 @@ class PromptBank(nn.Module):
                 raise ConfigError(f"A bank mixes deep prompts and prefixes; {task} trained more: backbone.")
         with torch.random.fork_rng(devices=[]):
             self.backbone = recorded_backbone(str(files[self.tasks[0]]), first, weights)
+            precisions = {str(header["dtype"]) for header, _ in read.values()}
+            self.backbone.to(DTYPES[precisions.pop()] if len(precisions) == 1 else torch.float32)
+            for task, (header, _) in read.items():
+                check_fingerprint(str(files[task]), header["backbone"], self.backbone)
             models = [_alone(str(files[task]), *read[task], self.backbone) for task in self.tasks]
         self.class_names = {task: model.class_names for task, model in zip(self.tasks, models, strict=True)}
         self.presets = {task: model.preset for task, model in zip(self.tasks, models, strict=True)}
@@ -109,7 +114,7 @@ class PromptBank(nn.Module):
             if task not in self.tasks:
                 raise UnknownNameError("task", task, self.tasks)
         index = torch.tensor([self.tasks.index(task) for task in tasks], device=self.backbone.mean.device)
-        before = _PRESENT.set(index)
+        before = _PRESENT.set({**_PRESENT.get(), self.backbone: index})
         try:
             yield
         finally:
@@ -119,26 +124,33 @@ class PromptBank(nn.Module):
         for block, attention in enumerate(self.backbone.layout.attentions):
             of_tasks = [task.get(block) for task in extras]
             if any(layer is not None for layer in of_tasks):
-                _KeysOfTasks(*_padded(attention, of_tasks, self.backbone.mean)).install(attention)
+                keys = _KeysOfTasks(*_padded(attention, of_tasks, self.backbone.mean))
+                keys.backbone.append(self.backbone)
+                keys.install(attention)
 
 
-_PRESENT: ContextVar[Tensor | None] = ContextVar("which task each image of the present batch is of", default=None)
+_PRESENT: ContextVar[Mapping[Backbone, Tensor]] = ContextVar("tasks of the batch", default=MappingProxyType({}))
+"""Which task each image of the present batch is of, by the backbone of the bank."""
 
 
 class _KeysOfTasks(FixedKeys):
     """A set of keys for each task; each image sees that of its own."""
 
+    def __init__(self, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        """See `FixedKeys`."""
+        super().__init__(keys, values, bias)
+        self.backbone: list[Backbone] = []  # in a list, so that it does not become a part of this module
+
     @property
     def active(self) -> bool:
         """While the batch has tasks."""
-        return _PRESENT.get() is not None
+        return self.backbone[0] in _PRESENT.get()
 
     def seen(self, images: int) -> Edited:
         """See `FixedKeys`."""
-        index = _PRESENT.get()
-        if index is None or len(index) != images:
-            told = 0 if index is None else len(index)
-            raise ConfigError(f"{images} images were given with {told} tasks: name one for each image.")
+        index = _PRESENT.get()[self.backbone[0]]
+        if len(index) != images:
+            raise ConfigError(f"{images} images were given with {len(index)} tasks: name one for each image.")
         return self.keys[index], self.values[index], None if self.bias is None else self.bias[index]
 
 

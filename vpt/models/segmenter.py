@@ -58,8 +58,14 @@ class DenseModel(AdaptedModel):
             raise ConfigError(f"The width of the head must be at least 1, got {width}.")
         map_size(backbone)
         self._kind, self._width = kind, width
-        backbone.reads_map = True
-        super().__init__(backbone, num_classes, specs, class_names, preset)
+        read, backbone.reads_map = backbone.reads_map, True
+        try:
+            super().__init__(backbone, num_classes, specs, class_names, preset)
+        except BaseException:
+            backbone.reads_map = read
+            raise
+
+    def _check_parts(self) -> None:
         if any(part.changes_pool for part in self.parts()):
             raise ConfigError(
                 "A part of the delta changes the pooled features, which a segmentation head does not read: leave out "
@@ -67,7 +73,7 @@ class DenseModel(AdaptedModel):
             )
 
     def _draw_head(self, num_classes: int) -> nn.Module:
-        like, features = self.backbone.mean, self.backbone.num_features
+        like, features = self.backbone.mean, self.backbone.layout.dims[-1]
         place: Any = {"dtype": like.dtype, "device": like.device}
         conv = self._kind == "conv"
         last = nn.Conv2d(self._width if conv else features, num_classes, 1, **place)

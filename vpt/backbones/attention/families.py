@@ -172,7 +172,7 @@ def open_attention(attention: nn.Module, windows: int = 1) -> OpenAttention:
         if family is None:
             known = ", ".join(sorted(f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for cls in OPEN))
             raise UnsupportedBackboneError(
-                f"Attention of type {type(attention).__name__} cannot take prompts; supported are {known}."
+                f"Deltas within blocks do not know attention of type {type(attention).__name__}; known are {known}."
             )
         fusible = attention.__dict__.pop("fused_attn", True)
         attention.__class__ = family
@@ -188,7 +188,7 @@ def open_attention(attention: nn.Module, windows: int = 1) -> OpenAttention:
 
 def _refuse_mask(mask: Tensor | None, is_causal: bool) -> None:
     if mask is not None or is_causal:
-        raise UnsupportedBackboneError("Extra keys and values cannot be combined with an attention mask.")
+        raise UnsupportedBackboneError("Deltas within blocks cannot be combined with an attention mask.")
 
 
 def _with_bias(attention: Any, qkv: Tensor) -> Tensor:
