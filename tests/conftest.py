@@ -34,6 +34,12 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _seedless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test has the seed of a run before it."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real weights and images."""

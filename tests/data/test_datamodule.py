@@ -66,6 +66,14 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     assert len({tuple(each) for each in orders}) == 6
 
 
+def test_order_and_augmentation_have_the_seed_of_the_run_unless_they_have_their_own() -> None:
+    assert DigitsDataModule(image_size=8).seed == 0
+    L.seed_everything(3, verbose=False)
+    data, apart = DigitsDataModule(image_size=8, augment="flip"), DigitsDataModule(image_size=8, seed=0)
+    assert (data.seed, data.augmentation.seed, data.describe()["seed"], apart.seed) == (3, 3, 3, 0)
+    assert order(data, 0) != order(apart, 0)
+
+
 class Recorder(L.LightningModule):
     """Notes the order of the training images."""
 

@@ -38,8 +38,9 @@ def test_equal_seeds_give_equal_delta_files(config: Config, root: Path) -> None:
         run_trial(Trial(name, config), root)
     one, two = ((root / name / "delta.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
-    run_trial(Trial("other", merged(config, {"seed_everything": 1})), root)
+    other = run_trial(Trial("other", merged(config, {"seed_everything": 1})), root)
     assert (root / "other" / "delta.safetensors").read_bytes() != one
+    assert (other["seed"], other["data"]["seed"]) == (1, 1)  # of the order of images, too
 
 
 def test_a_trial_that_was_killed_goes_on_to_the_same_numbers(

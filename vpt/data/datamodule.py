@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -158,6 +159,11 @@ class ListSampler(DistributedSampler[Any]):
         return len(self._own)
 
 
+def _seed_of_the_run() -> int:
+    """What Lightning's `seed_everything` was given last, in this process or for it."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
 def _share() -> tuple[int, int]:
     """How many processes there are, and which one this is."""
     if distributed.is_available() and distributed.is_initialized():
@@ -195,7 +201,7 @@ class ImageDataModule(L.LightningDataModule):
         image_size: int,
         batch_size: int = 64,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         augment: str = "none",
         card: Card | None = None,
         shots: int | None = None,
@@ -212,7 +218,8 @@ class ImageDataModule(L.LightningDataModule):
             image_size: Side of the square images in pixels.
             batch_size: Images in a batch.
             num_workers: Loader processes; 0 loads in the main process, which is fastest without augmentation.
-            seed: Seed of order and augmentation of the training images, ≥ 0.
+            seed: Seed of order and augmentation of the training images, ≥ 0; None for the run's (`seed_everything`), or
+                0 where no run has set one.
             augment: Name of the training augmentation: ``"none"``, ``"flip"``, ``"crop_flip"`` or ``"fgvc"``.
             card: The dataset's card, where one exists.
             shots: Train on so many images of each class only (:mod:`vpt.data.subsets`).
@@ -224,6 +231,7 @@ class ImageDataModule(L.LightningDataModule):
             UnknownNameError: Preset or augmentation is unknown.
         """
         super().__init__()
+        seed = _seed_of_the_run() if seed is None else seed
         for flag, value, least in (
             ("image_size", image_size, 1),
             ("batch_size", batch_size, 1),

@@ -101,7 +101,7 @@ class MaskDataModule(ImageDataModule):
         image_size: int,
         batch_size: int = 64,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         card: Card | None = None,
     ) -> None:
         """Keeps the description; reads no image.
@@ -114,7 +114,7 @@ class MaskDataModule(ImageDataModule):
             image_size: Side of the square images in pixels.
             batch_size: Images in a batch.
             num_workers: Loader processes; 0 loads in the main process.
-            seed: Seed of the order of the training images, ≥ 0.
+            seed: Seed of the order of the training images, ≥ 0; None for that of the run.
             card: The dataset's card, where one exists.
 
         Raises:
