@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+import yaml
+from safetensors.torch import save_file
 
 from tests.deltas.families import TINY
 from vpt.backbones import Backbone, create_backbone
-from vpt.errors import ConfigError, DeltaFileError, UnsupportedBackboneError
+from vpt.errors import ConfigError, DeltaFileError, UnsupportedBackboneError, VPTWarning
 from vpt.models import load_classifier, save_delta
 from vpt.models.classifier import TunedModel
 from vpt.models.provenance import about, identity
@@ -116,3 +118,17 @@ def test_the_width_is_that_of_the_pooled_features() -> None:
     images = torch.zeros(2, 3, backbone.image_size, backbone.image_size, dtype=torch.uint8)
     assert backbone(images).shape == (2, backbone.num_features) == (2, 1024)
     assert DenseModel(create_backbone(NANO), 3).encode(torch.zeros(1, 3, 64, 64)).shape == (1, 192, 8, 8)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs" / "backbone").glob("*.yaml")), ids=str)
+def test_shipped_configs_take_the_function_that_their_weights_were_trained_with(path: Path) -> None:
+    name = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]["backbone"]
+    assert not [note for note in timm.get_pretrained_cfg(name).notes or () if "natively" in note]
+
+
+def test_weights_of_another_activation_are_told(tmp_path: Path) -> None:
+    name = "vit_base_patch32_clip_224"
+    state = create_backbone(name, "random", 32).model.state_dict()
+    save_file(state, tmp_path / "clip.safetensors")
+    with pytest.warns(VPTWarning, match=r"take vit_base_patch32_clip_quickgelu_224\.openai"):
+        create_backbone(f"{name}.openai", str(tmp_path / "clip.safetensors"), 32)

@@ -149,11 +149,22 @@ def build(
     with torch.random.fork_rng(devices=[]):
         _outline(name, image_size, pool)
         if seed is None:
+            _warn_of_another_function(name)
             model, weights_id = _filled(name, weights, options)
         else:
             torch.default_generator.manual_seed(seed)
             model, weights_id = _create(name, options | {"num_classes": 0}), weights
         return model, weights_id, _without_classifier(model, name, pool)
+
+
+def _warn_of_another_function(name: str) -> None:
+    """Says so where timm notes that weights were trained with another activation than the architecture computes."""
+    for note in timm.get_pretrained_cfg(name).notes or ():
+        if "natively" in note:
+            architecture, _, tag = name.partition(".")
+            meant = architecture.replace("_clip_", "_clip_quickgelu_")
+            advice = f"take {meant}.{tag}" if timm.is_model(meant) else note
+            warnings.warn(f"The weights of {name} are natively of another activation: {advice}.", VPTWarning, 4)
 
 
 def _filled(name: str, weights: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
