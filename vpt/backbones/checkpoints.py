@@ -160,8 +160,8 @@ def build(
 def _warn_of_another_function(name: str) -> None:
     """Says so where timm notes that weights were trained with another activation than the architecture computes."""
     for note in timm.get_pretrained_cfg(name).notes or ():
-        if "natively" in note:
-            architecture, _, tag = name.partition(".")
+        architecture, _, tag = name.partition(".")
+        if "natively" in note and "quickgelu" not in architecture:
             meant = architecture.replace("_clip_", "_clip_quickgelu_")
             advice = f"take {meant}.{tag}" if timm.is_model(meant) else note
             warnings.warn(f"The weights of {name} are natively of another activation: {advice}.", VPTWarning, 4)
