@@ -281,7 +281,7 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
         first.fit(PromptTuning(**BASE), datamodule=data())
     L.seed_everything(1)
     resumed = PromptTuning(**BASE)
-    trainer(epochs=3).fit(resumed, datamodule=data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    trainer(epochs=3).fit(resumed, datamodule=data(seed=0), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     for key, tensor in whole.model.owned().items():
         assert torch.equal(resumed.model.owned()[key], tensor), key
 
@@ -299,6 +299,27 @@ def test_a_checkpoint_of_other_weights_or_with_a_hole_is_refused(tmp_path: Path)
     torch.save(checkpoint, path)
     with pytest.raises(DeltaFileError, match="does not say on which backbone"):
         PromptTuning.load_from_checkpoint(path, weights_only=True)
+
+
+def test_the_classes_of_a_checkpoint_are_found_by_name(tmp_path: Path) -> None:
+    _, path = checkpointed(tmp_path, 1)
+
+    def renamed(names: list[str]) -> DigitsDataModule:
+        module = data()
+        module.class_names = names
+        return module
+
+    def accuracy(module: DigitsDataModule) -> float:
+        (metrics,) = trainer(batches=5).test(PromptTuning(**BASE), module, ckpt_path=path, weights_only=True)
+        return float(metrics["test/acc"])
+
+    expected, turned = accuracy(data()), renamed([str(digit) for digit in reversed(range(10))])
+    turned.split("test").labels = 9 - turned.split("test").labels
+    assert accuracy(turned) == expected
+    with pytest.raises(ConfigError, match="class names differ, first '0' and 'a'"):
+        accuracy(renamed(list("abcdefghij")))
+    with pytest.raises(ConfigError, match="class names differ, first '0' and '9'"):
+        trainer(epochs=2).fit(PromptTuning(**BASE | {"dropout": 0.1}), turned, ckpt_path=path, weights_only=True)
 
 
 def test_a_checkpoint_holds_a_head_that_was_frozen(tmp_path: Path) -> None:

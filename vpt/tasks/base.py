@@ -16,7 +16,7 @@ from vpt.backbones import Backbone, create_backbone
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill
-from vpt.models.delta_parts import start_from
+from vpt.models.delta_parts import in_order, start_from
 from vpt.models.feature_cache import FeatureCache
 from vpt.models.provenance import IDENTITY, identity
 from vpt.tasks.optimizers import scheduled_optimizer
@@ -306,19 +306,29 @@ class TuningTask(L.LightningModule):
         """
         checkpoint["state_dict"] = {f"model.{key}": tensor for key, tensor in self.model.owned().items()}
         checkpoint["backbone"] = identity(self.model)
+        checkpoint["class_names"] = list(self.model.class_names)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that a checkpoint is complete and belongs to this backbone, and completes it with what is frozen.
+
+        The classes of data to test or to predict are found by their names: they may be in another order.
 
         Args:
             checkpoint: Lightning's checkpoint, changed in place.
 
         Raises:
+            ConfigError: The data have other classes than it was trained on, or, to train on, in another order.
             DeltaFileError: It is incomplete, of another program, or was trained on other weights.
         """
         if not isinstance(recorded := checkpoint.get("backbone"), dict) or not recorded.keys() >= IDENTITY.keys():
             raise DeltaFileError("The checkpoint does not say on which backbone it was trained: give one of `vpt fit`.")
         check_fingerprint("The checkpoint", recorded, self.model.backbone)
         tensors = {key.removeprefix("model."): tensor for key, tensor in checkpoint["state_dict"].items()}
+        trained_on = checkpoint.get("class_names", self.model.class_names)  # version 0.1.0 did not keep them
+        if getattr(self._trainer, "datamodule", None) is None:
+            self.model.class_names = list(trained_on)
+        elif trained_on != self.model.class_names:
+            fitting = self.trainer.state.fn == "fit"
+            tensors = in_order(tensors, trained_on, self.model.class_names, "The checkpoint", fitting)
         fill(self.model, tensors, "The checkpoint")
         checkpoint["state_dict"] = self.state_dict()  # so that Lightning's own strict loading holds
