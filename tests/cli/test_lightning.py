@@ -109,6 +109,26 @@ def test_an_untrained_model_is_measured_only_to_try_the_command(vpt: Vpt, comman
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("last", "--ckpt_path last says of no run"),
+        ("best", "--ckpt_path best says of no run"),
+        ("a" * 5000, "No checkpoint aaa"),
+        ("tensor", "tensor.ckpt is no checkpoint of a run"),
+        ("delta", "delta.safetensors is no checkpoint of a run"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(
+    vpt: Vpt, trained: Run, tmp_path: Path, command: str, given: str, message: str
+) -> None:
+    torch.save(torch.zeros(2), tmp_path / "tensor.ckpt")
+    path = {"tensor": tmp_path / "tensor.ckpt", "delta": trained.folder / "delta.safetensors"}.get(given, given)
+    assert message in vpt(command, *DEMO, "--ckpt_path", str(path)).sentence
+    assert not Path("runs").exists()
+
+
 def test_resuming_continues_where_the_checkpoint_stopped(vpt: Vpt, trained: Run) -> None:
     answer = vpt("fit", *DEMO, *SMALL, *QUICK, "--trainer.max_epochs=2", "--ckpt_path", trained.checkpoint)
     assert answer.status == 0, answer.err

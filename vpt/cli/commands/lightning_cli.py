@@ -227,12 +227,18 @@ def _hyperparameters(command: str, path: str | None, trying: bool) -> dict[str, 
         if command != "fit" and not trying:
             raise ConfigError(f"vpt {command} needs a trained model: give --ckpt_path RUN/checkpoints/last.ckpt.")
         return {}
-    if path.partition(":")[0] in _LIGHTNING_CHECKPOINTS:
-        return {}
-    if not Path(path).is_file():
-        raise ConfigError(f"No checkpoint {path}: a run keeps its last epoch in checkpoints/last.ckpt.")
+    if path.partition(":")[0] in _LIGHTNING_CHECKPOINTS:  # Lightning would go on without any where it finds none
+        raise ConfigError(f"--ckpt_path {path} says of no run: give the file, such as RUN/checkpoints/last.ckpt.")
+    try:
+        there = Path(path).is_file()
+    except OSError:  # such as a name that is too long
+        there = False
+    if not there:
+        raise ConfigError(f"No checkpoint {path:.200}: a run keeps its last epoch in checkpoints/last.ckpt.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the bytes lead to
         raise ConfigError(f"{path} is not a checkpoint that torch can load safely ({type(error).__name__}).") from error
-    return {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if key != "_instantiator"}
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+        raise ConfigError(f"{path} is no checkpoint of a run: a run keeps its last epoch in checkpoints/last.ckpt.")
+    return {key: value for key, value in checkpoint["hyper_parameters"].items() if key != "_instantiator"}
