@@ -13,7 +13,14 @@ from safetensors.torch import save_file
 
 from tests.deltas.families import TINY
 from vpt.backbones import Backbone, create_backbone
-from vpt.errors import ConfigError, DeltaFileError, UnsupportedBackboneError, VPTWarning
+from vpt.errors import (
+    ConfigError,
+    DeltaFileError,
+    UnknownNameError,
+    UnsupportedBackboneError,
+    VPTWarning,
+    WeightsError,
+)
 from vpt.models import load_classifier, save_delta
 from vpt.models.classifier import TunedModel
 from vpt.models.provenance import about, identity
@@ -133,3 +140,24 @@ def test_weights_of_another_activation_are_told(tmp_path: Path) -> None:
     save_file(state, tmp_path / "clip.safetensors")
     with pytest.warns(VPTWarning, match=r"take vit_base_patch32_clip_quickgelu_224\.openai"):
         create_backbone(f"{name}.openai", str(tmp_path / "clip.safetensors"), 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state | {"norm.weight": torch.ones(192, dtype=torch.int8)}, "norm.weight as torch.int8"),
+        (lambda state: state | {"norm.bias": torch.ones(192, dtype=torch.complex64)}, "norm.bias as torch.complex64"),
+        (lambda state: state | {"patch_embed.proj.weight": torch.ones(192, 3, 16, 16)}, "patches of 16 × 16 pixels"),
+        (lambda state: state | {"head.weight": torch.tensor(1.0)}, "do not fit"),
+    ],
+)
+def test_weights_of_another_kind_are_refused_by_name(tmp_path: Path, change: Any, message: str) -> None:
+    save_file(change(create_backbone(NANO).model.state_dict()), tmp_path / "weights.safetensors")
+    with pytest.raises(WeightsError, match=message):
+        create_backbone(NANO, str(tmp_path / "weights.safetensors"))
+
+
+@pytest.mark.parametrize(("name", "error"), [(3, ConfigError), (None, ConfigError), (f"{NANO}.", UnknownNameError)])
+def test_names_that_are_none_are_refused(name: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        create_backbone(name)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.deltas.families import FAMILIES, SWINS, images, make, relative
 from tests.deltas.oracle import concatenated_features, merged, swin_block
-from vpt.backbones.factory import Backbone
+from vpt.backbones.factory import Backbone, create_backbone
 from vpt.deltas import Delta, attach
 from vpt.deltas.prompt import Prompt
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
@@ -354,6 +354,9 @@ def test_two_shallow_prompts_are_pooled_in_one_average() -> None:
 
 
 def test_only_prompts_in_the_last_block_of_a_swin_know_the_pool_of_the_reference() -> None:
+    largest = create_backbone("swin_nano_patch4_window8_64", pool="max")
+    with pytest.raises(ConfigError, match="is a mean, but the backbone pools by 'max'"):
+        attach(largest, [{"name": "prompt", "num_tokens": 5, "reference_pooling": True}])
     with pytest.raises(ConfigError, match="last block of a Swin"):
         attach(make("swin")[0], [{"name": "prompt", "num_tokens": 5, "layers": [0, 2], "reference_pooling": True}])
     backbone, _ = make("vit")

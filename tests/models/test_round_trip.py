@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -162,11 +163,51 @@ def test_what_would_be_another_model_is_not_saved(tmp_path: Path) -> None:
     assert torch.equal(logits(fold(folded)), logits(folded))
     with pytest.raises(DeltaFileError, match="save the model that it was folded from"):
         save_delta(tmp_path / "delta.safetensors", folded)
+    with pytest.raises(ConfigError, match="has its strength for good"):
+        folded.set_strength(0.0)
     model.requires_grad_(True)
     with pytest.raises(DeltaFileError, match=r"call model\.backbone\.unfreeze\(\) before"):
         save_delta(tmp_path / "delta.safetensors", model)
     model.backbone.unfreeze()
     come_back(tmp_path, model.eval())
+
+
+def changed_backbone(model: TunedModel) -> None:
+    with torch.no_grad():
+        next(model.backbone.model.parameters()).mul_(2.0)
+
+
+def diverged(model: TunedModel) -> None:
+    with torch.no_grad():
+        model.head.weight[0, 0] = float("nan")
+
+
+def named(*names: Any) -> Callable[[TunedModel], None]:
+    return lambda model: setattr(model, "class_names", list(names))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed_backbone, "no longer those it was made with"),
+        (diverged, "NaN or infinity"),
+        (lambda model: model.head.double(), "several precisions"),
+        (named(1, 2, 3), "no valid class_names"),
+        (named("a", "b"), "2 class names"),
+        (named("a", "b", "caf\udce9"), "plain JSON values"),
+        (lambda model: setattr(model, "info", None), "no valid info"),
+        (lambda model: setattr(model, "info", {"data": "x"}), "no valid info data"),
+        (lambda model: setattr(model, "head", nn.Identity()), "its head is not one of 3 classes"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(
+    tmp_path: Path, change: Callable[[TunedModel], None], message: str
+) -> None:
+    model = TunedModel(create_backbone(NANO), 3, [SPECS["prompt"]])
+    change(model)
+    with pytest.raises(DeltaFileError, match=message):
+        save_delta(tmp_path / "delta.safetensors", model)
+    assert not list(tmp_path.iterdir())
 
 
 def test_numbers_that_are_none_are_null_in_a_file(tmp_path: Path) -> None:

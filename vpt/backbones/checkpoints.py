@@ -53,10 +53,12 @@ def check_name(name: str) -> None:
     Raises:
         UnknownNameError: It does not exist; the nearest name is suggested.
     """
-    architecture, _, tag = name.partition(".")
+    if not isinstance(name, str):
+        raise ConfigError(f"A backbone is named by text, as in timm, got {name!r}.")
+    architecture, dot, _ = name.partition(".")
     if not timm.is_model(architecture):
         raise UnknownNameError("backbone", name, timm.list_models())
-    if tag and name not in timm.list_models(f"{architecture}.*", pretrained=True):
+    if dot and name not in timm.list_models(f"{architecture}.*", pretrained=True):
         raise UnknownNameError("backbone", name, timm.list_models(f"{architecture}.*", pretrained=True))
 
 
@@ -298,7 +300,7 @@ def _from_file(name: str, weights: str, options: dict[str, Any]) -> tuple[nn.Mod
     path = Path(weights).expanduser()
     state = read_file(path, _outline(name, options.get("img_size"), None), ", 'pretrained' or 'random'")
     classifier = state.get(f"{_classifier(name)}.weight")
-    num_classes = 0 if classifier is None else len(classifier)
+    num_classes = 0 if classifier is None or classifier.ndim == 0 else len(classifier)
     overlay = {"state_dict": state, "num_classes": num_classes, "custom_load": False}
     try:
         model: Any = timm.create_model(
@@ -307,6 +309,13 @@ def _from_file(name: str, weights: str, options: dict[str, Any]) -> tuple[nn.Mod
     except Exception as error:  # of PyTorch's strict loading, or of timm's converters, which take names for granted
         raise WeightsError(f"The weights in {path} do not fit {name}: {_misfit(error)}.") from error
     model.pretrained_cfg["state_dict"] = None  # else it would hold all tensors twice
+    for key, own in model.state_dict().items():
+        found = state.get(key, own)
+        if own.is_floating_point() and not found.is_floating_point():
+            raise WeightsError(f"{path} holds {key} as {found.dtype}, as quantised weights are: give floating ones.")
+        if key.endswith("patch_embed.proj.weight") and found.ndim == own.ndim and found.shape != own.shape:
+            theirs, ours = (" × ".join(map(str, each.shape[2:])) for each in (found, own))
+            raise WeightsError(f"The weights in {path} have patches of {theirs} pixels, but {name} has {ours}.")
     return model, f"file:{path.name}"
 
 

@@ -81,6 +81,10 @@ class Prompt(ExtraKeys):
         last = len(self.layout.blocks) - 1
         if reference_pooling and not (self.layout.windowed and (not deep or last in blocks)):
             raise ConfigError("reference_pooling needs prompts in the last block of a Swin: no other pool reads them.")
+        if reference_pooling and backbone.pool is not None:
+            raise ConfigError(
+                f"reference_pooling is a mean, but the backbone pools by {backbone.pool!r}: leave one out."
+            )
         if reference_pooling and dropout_mode not in ("sample", "shared"):
             raise ConfigError(f"reference_pooling takes dropout_mode 'sample' or 'shared', got {dropout_mode!r}.")
         self.deep, self.shared = deep, shared

@@ -32,6 +32,7 @@ def fold(model: TunedModel) -> TunedModel:
     if own.backbone.folded:
         return own
     own.backbone.folded = True
+    own._strength = own.strength  # which the model still tells when its delta is gone
     own.settle_head()  # before what gives the strength is taken out
     parts = [cast("DeltaPart", part) for part in own.backbone.attached]
     constant = [part for part in parts if isinstance(part, ExtraKeys) and part.constant]

@@ -139,6 +139,8 @@ class AdaptedModel(nn.Module):
             ConfigError: α is no number in [0, 1], or is below 1 where the backbone itself was tuned.
         """
         alpha = checked_strength(alpha)
+        if self.backbone.folded and alpha != self.strength:
+            raise ConfigError("A folded model has its strength for good: set that of the model it was folded from.")
         if self.backbone.tuned and alpha != 1.0:
             raise ConfigError(
                 "The whole backbone was tuned in place, and its pretrained weights are not kept in the model: `vpt "

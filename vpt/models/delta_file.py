@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from vpt.backbones.checkpoints import fingerprint
 from vpt.backbones.factory import Backbone, create_backbone
 from vpt.errors import DeltaFileError, VPTError, WeightsError
 from vpt.models.classifier import AdaptedModel, TunedModel
-from vpt.models.delta_format import DENSE, DTYPES, FORMAT, read_delta, write_delta
+from vpt.models.delta_format import DENSE, DTYPES, FORMAT, check_readable, read_delta, write_delta
 from vpt.models.provenance import IDENTITY, identity
 from vpt.models.segmenter import DenseModel
 
@@ -52,6 +53,14 @@ def save_delta(path: str | Path, model: AdaptedModel) -> Path:
             "Parameters of the backbone require a gradient, and a file of the delta would miss what they have become: "
             "call model.backbone.unfreeze() before training the backbone, or freeze() if it does not train."
         )
+    backbone, dtype = model.backbone, model.backbone.mean.dtype
+    if any(tensor.dtype != dtype for tensor in model.owned().values() if tensor.is_floating_point()):
+        raise DeltaFileError(f"The model has several precisions, and a file keeps one: call model.to({dtype}).")
+    if not backbone.tuned and dtype == torch.float32 and fingerprint(backbone.model) != backbone.weights_fingerprint:
+        raise DeltaFileError(
+            "The backbone's weights are no longer those it was made with, and a file of the delta would miss the "
+            "change: make the backbone from a file of them, or model.backbone.unfreeze() to keep it beside the delta."
+        )
     specs, kept = model.folded()
     header = {
         "format": model.format,
@@ -64,6 +73,7 @@ def save_delta(path: str | Path, model: AdaptedModel) -> Path:
         "info": model.info,
         **model.file_header(),
     }
+    check_readable(path, header, kept)
     return write_delta(path, header, kept)
 
 
@@ -258,6 +268,12 @@ def check_fingerprint(what: str, recorded: Mapping[str, Any], backbone: Backbone
         DeltaFileError: Weights, architecture or pool differ.
     """
     if not backbone.is_recorded_as(recorded):
+        if recorded["weights_id"] == backbone.weights_id:
+            raise DeltaFileError(
+                f"{what} was trained on a backbone of the same name and other weights or another pool or image size "
+                f"(fingerprint {recorded['fingerprint'][:12]}, not {backbone.fingerprint[:12]}): give the weights it "
+                "was trained on, with its pool and image size."
+            )
         raise DeltaFileError(
             f"{what} was trained on {recorded['weights_id']} (fingerprint {recorded['fingerprint'][:12]}), but the "
             f"weights given are {backbone.weights_id} (fingerprint {backbone.fingerprint[:12]}): give the weights it "
@@ -307,6 +323,8 @@ def check_tensors(what: str, owned: Mapping[str, Tensor], tensors: Mapping[str, 
             raise DeltaFileError(f"{what} holds {key!r}, which this model does not have.")
         if owned[key].shape != tensor.shape:
             raise DeltaFileError(f"{what} holds {key!r} of {tuple(tensor.shape)}, expected {tuple(owned[key].shape)}.")
+        if tensor.is_floating_point() and not bool(tensor.to(owned[key].dtype).isfinite().all()):
+            raise DeltaFileError(f"{what} holds NaN or infinity in {key!r}: its training diverged, or it is damaged.")
         if owned[key].is_floating_point() != tensor.is_floating_point():
             raise DeltaFileError(f"{what} holds {key!r} as {tensor.dtype}, expected {owned[key].dtype}.")
 

@@ -34,6 +34,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 _DEEPEST = 32  # levels of lists and dicts within a header
 _HOLDS = {FORMAT: "a classifier", DENSE: "a segmentation model"}
+_DICTS_IN_INFO = ("data", "metrics", "hyperparameters", "read", "versions", "parameters", "backbone", "soup")
 _HEADER = {
     "backbone": dict,
     "backbone_tuned": bool,
@@ -97,7 +98,11 @@ def write_delta(path: str | Path, header: Mapping[str, Any], tensors: Mapping[st
         DeltaFileError: The header holds other than plain values.
     """
     path = Path(path)
-    kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    kept, places = dict[str, Tensor](), set[int]()
+    for key, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        kept[key] = whole.clone() if whole.data_ptr() in places else whole  # tied ones are written once for each name
+        places.add(whole.data_ptr())
     try:
         text = json.dumps(_finite({**header, "tensors": sorted(kept)}), sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -105,6 +110,28 @@ def write_delta(path: str | Path, header: Mapping[str, Any], tensors: Mapping[st
     with atomic_write(path) as partial:
         save_file(kept, partial, metadata={"vpt": text})
     return path
+
+
+def check_readable(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuses to write what would not be read again.
+
+    Args:
+        path: Where to, for the message.
+        header: As for `write_delta`.
+        tensors: Likewise.
+
+    Raises:
+        DeltaFileError: The header holds other than plain values, contradicts itself or the tensors, or a tensor holds
+            NaN or infinity.
+    """
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise DeltaFileError(f"{key!r} holds NaN or infinity, which no file keeps: the training diverged.")
+    try:
+        parsed = _parsed(json.dumps(_finite({**header, "tensors": sorted(tensors)}), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DeltaFileError(f"A delta file keeps plain JSON values in info and preset: {error}.") from error
+    _checked(Path(path), parsed, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, _HOLDS)
 
 
 def _finite(value: Any) -> Any:
@@ -124,7 +151,7 @@ def _opened(path: str | Path, formats: Collection[str]) -> Iterator[tuple[dict[s
         with safe_open(path, framework="pt") as file:
             header = _parsed((file.metadata() or {})["vpt"])
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
-            tensors = {key: (each.get_dtype(), tuple(each.get_shape())) for key, each in slices.items()}
+            tensors = {key: tuple(each.get_shape()) for key, each in slices.items()}
             yield _checked(path, header, tensors, formats), file
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise DeltaFileError(f"{path} is not a delta file: `vpt fit` writes one as delta.safetensors.") from error
@@ -157,7 +184,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _checked(
-    path: Path, header: dict[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...]]], formats: Collection[str]
+    path: Path, header: dict[str, Any], tensors: Mapping[str, tuple[int, ...]], formats: Collection[str]
 ) -> dict[str, Any]:
     """The header with canonical specs, and with what files of version 0.1.0 leave out."""
     if (found := str(header.get("format"))) not in formats:
@@ -176,7 +203,7 @@ def _checked(
     for key in tensors:
         if key not in header["tensors"] or not key.startswith(rooms):
             raise DeltaFileError(f"{path} holds {key!r:.200}, which its header does not tell of.")
-    heads = [shape for key, (_, shape) in tensors.items() if key.startswith("head.")]
+    heads = [shape for key, shape in tensors.items() if key.startswith("head.")]
     classes = len(header["class_names"])
     if not heads or not any(shape[:1] == (classes,) for shape in heads):
         raise DeltaFileError(f"{path} has {classes} class names, but its head is not one of {classes} classes.")
@@ -206,5 +233,5 @@ def _lacking(header: Mapping[str, Any]) -> list[str]:
         "class_names": bool(header["class_names"]) and all(isinstance(name, str) for name in header["class_names"]),
         "tensors": all(isinstance(name, str) for name in header["tensors"]),
         "head": dense or header["format"] != DENSE,
-    }
+    } | {f"info {key}": isinstance(header["info"].get(key), dict | None) for key in _DICTS_IN_INFO}
     return [key for key, fine in valid.items() if not fine]

@@ -50,6 +50,8 @@ class PromptBank(nn.Module):
             DeltaFileError: A file is not a delta file, or was trained on other weights.
         """
         super().__init__()
+        if not isinstance(files, Mapping):
+            raise ConfigError("A bank takes a mapping from the name of each task to its delta file.")
         if not files:
             raise ConfigError("A bank needs at least one delta file.")
         read = {task: read_delta(path) for task, path in files.items()}
@@ -93,6 +95,8 @@ class PromptBank(nn.Module):
             ConfigError: Images and tasks are not equally many.
             UnknownNameError: A task is not in the bank.
         """
+        if not isinstance(tasks, list | tuple) or not all(isinstance(task, str) for task in tasks):
+            raise ConfigError(f"tasks is a list with the name of a task for each image, got {tasks!r:.80}.")
         if len(tasks) != len(images):
             raise ConfigError(f"{len(images)} images were given with {len(tasks)} tasks: name one for each image.")
         with self.assigned(tasks):

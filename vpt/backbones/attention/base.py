@@ -249,8 +249,9 @@ class OpenAttention(nn.Module):
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, 3 · heads · head_dim) as queries, keys and values of (B, heads, N, head_dim)."""
-        batch, tokens, _ = qkv.shape
-        q, k, v = qkv.reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        batch, tokens, channels = qkv.shape
+        split = qkv.reshape(batch, tokens, 3, self.num_heads, channels // (3 * self.num_heads))
+        q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
 
