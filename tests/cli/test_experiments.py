@@ -91,7 +91,7 @@ def test_shared_pretraining_and_transfer(vpt: Vpt) -> None:
     assert "one file name" in same
     runs = [f"out/{name}/alone/test/seed=1" for name in ("warm", "cold")]
     sentence = vpt("transfer", *runs, "--serial", "--out", "transfer").sentence
-    assert "its delta file gives" in sentence  # SMALL tested on two batches only: no basis
+    assert "was tested on 16 of 33 images: test it on all of them" in sentence  # SMALL has two batches
     assert "unrecognized arguments: --model.x" in vpt("transfer", *runs, "--serial", "--out", "t", "--model.x").sentence
 
 

@@ -21,7 +21,7 @@ from vpt.experiments.trial import Config, Failure, Record, Trial, merged
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import load_classifier
 from vpt.models.logistic_regression import choose_l2, fit_logistic
-from vpt.run_record import CONFIG_FILE, DELTA_FILE, RUN_FILE, read_record
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, RUN_FILE, images_read, read_record
 from vpt.tasks.build import build_data
 
 Mode = Literal["init", "frozen"]
@@ -152,12 +152,14 @@ def _diagonal(path: Path, sources: Sequence[Source]) -> dict[str, float]:
 def _again(source: Source) -> float:
     """Measures a run's delta file on its own test split; what does not equal the stored number is no basis."""
     data = build_data(source.config)
+    total, tested = len(data.split("test")), images_read(source.record).get("test")
+    if tested != total:
+        raise ConfigError(f"{source.folder} was tested on {tested} of {total} images: test it on all of them.")
     model = _model(source)
     given = source.config["data"]["init_args"].get("batch_size") or BATCH  # rounding may depend on it
     batches = DataLoader(data.split("test"), batch_size=given)
     with torch.inference_mode(), _as_tested(source):
         hits = sum(int((model(batch["image"]).argmax(1).cpu() == batch["label"]).sum()) for batch in batches)
-    total = len(data.split("test"))
     if round(source.accuracy * total) != hits:
         raise ConfigError(
             f"{source.folder} has {source.accuracy:.4f} stored, its delta file gives {hits / total:.4f} on {total} "
