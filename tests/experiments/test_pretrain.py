@@ -15,7 +15,7 @@ import torch
 from vpt.errors import ConfigError, DeltaFileError
 from vpt.experiments.pretrain import MultiTask, SharedData, pretrain
 from vpt.experiments.trial import Config, Trial, merged, run_trial
-from vpt.models.delta_file import read_delta
+from vpt.models.delta_format import read_delta
 from vpt.tasks.build import build, build_data
 
 from .test_transfer import make_two

@@ -18,7 +18,7 @@ from vpt.cli import main
 from vpt.data import VTABDataModule
 from vpt.errors import ConfigError
 from vpt.models import load_classifier
-from vpt.models.delta_file import read_delta
+from vpt.models.delta_format import read_delta
 from vpt.robustness import RobustnessResult
 from vpt.robustness.evaluation.logit_records import read
 from vpt.robustness.interpolation.model_soups import greedy, uniform
