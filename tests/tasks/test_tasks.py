@@ -301,6 +301,15 @@ def test_a_checkpoint_of_other_weights_or_with_a_hole_is_refused(tmp_path: Path)
         PromptTuning.load_from_checkpoint(path, weights_only=True)
 
 
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_answers_that_are_not_finite_are_not_measured(stage: str) -> None:
+    task = PromptTuning(**BASE)
+    with torch.no_grad():
+        task.model.head.bias[3] = float("nan")
+    with pytest.raises(DivergedError, match="are not finite: its training diverged"):
+        getattr(trainer(batches=1), stage)(task, data())
+
+
 def test_the_classes_of_a_checkpoint_are_found_by_name(tmp_path: Path) -> None:
     _, path = checkpointed(tmp_path, 1)
 

@@ -244,13 +244,23 @@ class TuningTask(L.LightningModule):
 
     def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
         """Updates the metrics of a split, and gives the logits of the batch."""
-        logits, target = self._to_compare(self.logits(batch, split), split), batch[self.target]
+        answers, target = self._finite_logits(self.logits(batch, split), split), batch[self.target]
+        logits = self._to_compare(answers, split)
         mean = cast("MeanMetric", self.losses[split])
         counted = len(target) if self.ignored is None else (target != self.ignored).sum()
         mean.update(self.loss(logits, batch), weight=counted)
         self.log(f"{split}/loss", mean, on_step=False, on_epoch=True)
         metrics.update(logits, target.long())
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
+        return logits
+
+    def _finite_logits(self, logits: Tensor, split: str) -> Tensor:
+        """Refuses to measure or to predict by what is no answer: NaN would count as the first class."""
+        if not bool(logits.isfinite().all()):
+            raise DivergedError(
+                f"The model's answers to {split} images are not finite: its training diverged. Lower base_lr "
+                f"({self.hparams['base_lr']}), or take a checkpoint of an earlier epoch."
+            )
         return logits
 
     def _to_compare(self, logits: Tensor, split: str) -> Tensor:

@@ -109,7 +109,10 @@ class ClassificationTask(TuningTask):
         Returns:
             ``index`` (B,) and ``logits`` (B, num_classes).
         """
-        return {"index": batch["index"], "logits": self._to_compare(self(batch["image"]), "test")}
+        return {
+            "index": batch["index"],
+            "logits": self._to_compare(self._finite_logits(self(batch["image"]), "test"), "test"),
+        }
 
 
 class PromptTuning(ClassificationTask):

@@ -146,4 +146,5 @@ class SegmentationTask(TuningTask):
         Returns:
             ``index`` (B,) and ``mask`` uint8 (B, H, W), the class of each pixel.
         """
-        return {"index": batch["index"], "mask": self(batch["image"]).argmax(dim=1).to(torch.uint8)}
+        logits = self._finite_logits(self(batch["image"]), "test")
+        return {"index": batch["index"], "mask": logits.argmax(dim=1).to(torch.uint8)}
