@@ -1,8 +1,8 @@
 """Bottleneck adapters: a small MLP behind, or beside, the parts of a block.
 
 Sequential: Houlsby et al., ICML 2019 (behind attention and MLP) and Pfeiffer et al., EACL 2021 (behind the MLP only).
-Parallel: AdaptFormer (Chen et al., NeurIPS 2022, equations 2-3), beside the MLP and on its normalised input; in both
-released codes (AdaptFormer's, and NOAH's of Zhang et al., 2022) on the residual stream instead.
+Parallel: AdaptFormer (Chen et al., NeurIPS 2022, equations 2-3), beside the MLP and on its normalised input; in the
+released codes (its own for images and for video, and PETL-ViT) on the residual stream instead.
 """
 
 from __future__ import annotations

@@ -111,15 +111,7 @@ class DeltaPart(nn.Module, ABC):
         return False
 
     def joining(self, block: int, images: int) -> Tensor | None:
-        """The tokens that it puts beside the map of a Swin before a block.
-
-        Args:
-            block: Counted from 0.
-            images: Images in the batch, B.
-
-        Returns:
-            (B, n, dim); None for none.
-        """
+        """See `vpt.backbones.block_forward.Joining`: none, unless a delta says otherwise."""
         return None
 
     @abstractmethod
@@ -198,8 +190,8 @@ class MergeablePart(DeltaPart):
     def merge(self) -> None:
         """Puts the change into the weights that the backbone computes with. Its parameters themselves stay.
 
-        A change that is trained, loaded or weakened later counts at once: each weight is computed when it is read, for
-        less than the change costs beside it. `vpt.export.fold` writes it into a copy.
+        A change that is trained, loaded or weakened later counts at once: each weight is computed when it is read.
+        `vpt.export.fold` writes it into a copy, where it costs nothing.
 
         Raises:
             ConfigError: Something else is attached to the backbone.
