@@ -317,8 +317,7 @@ class Photos(ImageDataModule):
         for name, split in STIMULI.items():
             found = stimuli.split(split)
             pixels: Callable[..., Any] = partial(_stimuli, stimuli, split)
-            fingerprint = stimuli.describe()["fingerprint"]
-            splits[name] = Split(f"shape_texture16/{name}", found.paths, first[found.labels], fingerprint, pixels)
+            splits[name] = Split(f"shape_texture16/{name}", found.paths, first[found.labels], pixels)
         super().__init__("flickr_in1k_1000", imagenet_names(), splits, PRESET, image_size, BATCH, 0, seed, "none", card)
 
     def scored(self, name: str, record: Record) -> list[tuple[str, NDArray[Any], NDArray[np.int64]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,18 @@ CONFIG_FILE = "config.yaml"
 DELTA_FILE = "delta.safetensors"
 INIT_FILE = "init.safetensors"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+
+
+def identity(protocol: Any) -> str:
+    """What is kept, reused, resumed, compared or averaged is known by this hash of all that it depends on.
+
+    Args:
+        protocol: Plain JSON values; the order of keys does not matter, and a tuple is a list.
+
+    Returns:
+        sha256, hexadecimal.
+    """
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.robustness.fakes import CLASSES, PROMPTS, task, weights, write_delta
+from tests.robustness.fakes import CLASSES, PROMPTS, kept, task, weights, write_delta
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.errors import ConfigError
 from vpt.models import TunedModel, load_classifier
@@ -82,7 +82,7 @@ def test_every_set_at_every_strength_leaves_a_record_and_a_row(whole: Path) -> N
 
 def test_a_protocol_says_what_the_number_depends_on_and_no_path(prompts: Path, tmp_path: Path) -> None:
     measure(prompts, tmp_path, max_images=6, seed=5)
-    protocol = read(tmp_path / "records" / "jpeg_compression-2-alpha-0.5.parquet").protocol
+    protocol = read(kept(tmp_path, "jpeg_compression-2-alpha-0.5")).protocol
     assert (protocol["kind"], protocol["severity"], protocol["n"], protocol["seed"]) == ("jpeg_compression", 2, 6, 5)
     assert protocol["seeding"] == "name"  # records from before, seeded by position, are not taken up
     assert protocol["data"]["preset"] == "square"
@@ -95,7 +95,7 @@ def test_a_protocol_says_what_the_number_depends_on_and_no_path(prompts: Path, t
 def test_a_part_of_the_list_sees_the_noise_that_the_whole_list_sees(prompts: Path, tmp_path: Path) -> None:
     for name, count in (("whole", None), ("part", 4)):
         measure(prompts, tmp_path / name, (1.0,), max_images=count, corruptions=("gaussian_noise",))
-    whole, part = (read(tmp_path / n / "records/gaussian_noise-2-alpha-1.0.parquet") for n in ("whole", "part"))
+    whole, part = (read(kept(tmp_path / n, "gaussian_noise-2-alpha-1.0")) for n in ("whole", "part"))
     assert part.index.tolist() != list(range(4))
     np.testing.assert_allclose(part.logits, whole.logits[part.index], rtol=1e-4, atol=1e-5)
 
@@ -109,8 +109,8 @@ def test_the_ends_are_the_bare_and_the_tuned_model(prompts: Path, tmp_path: Path
         assert model.delta is not None
         model.delta.detach()
         bare = model(images)
-    assert np.array_equal(read(tmp_path / "records" / "clean-alpha-1.0.parquet").logits, tuned.numpy())
-    assert np.array_equal(read(tmp_path / "records" / "clean-alpha-0.0.parquet").logits, bare.numpy())
+    assert np.array_equal(read(kept(tmp_path, "clean-alpha-1.0")).logits, tuned.numpy())
+    assert np.array_equal(read(kept(tmp_path, "clean-alpha-0.0")).logits, bare.numpy())
     assert not torch.allclose(tuned, bare)
 
 
@@ -120,7 +120,7 @@ def test_the_anchor_is_the_head_at_strength_zero(prompts: Path, linear: Path, tm
     with torch.no_grad():
         probe = load_classifier(linear)(images)
     assert result.protocol["head"] == "interpolated"
-    stored = read(tmp_path / "records" / "clean-alpha-0.0.parquet").logits
+    stored = read(kept(tmp_path, "clean-alpha-0.0")).logits
     np.testing.assert_allclose(stored, probe.numpy(), rtol=1e-5, atol=1e-5)
 
 
@@ -189,7 +189,7 @@ def test_finished_records_are_not_computed_again(
 
 def measured(delta: Path, out: Path) -> Any:
     measure(delta, out, (1.0,), severities=())
-    return read(out / "records" / "clean-alpha-1.0.parquet").logits
+    return read(kept(out, "clean-alpha-1.0")).logits
 
 
 def test_records_of_another_delta_are_not_reused(prompts: Path, folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.robustness import fakes
-from tests.robustness.fakes import PROMPTS, split, task
+from tests.robustness.fakes import PROMPTS, kept, split, task
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DataError
 from vpt.models.delta_format import read_delta, write_delta
@@ -112,7 +112,7 @@ def test_what_the_delta_was_trained_on_counts_not_what_the_data_say_now(prompts:
 
 def test_half_precision_is_marked_and_only_on_request(prompts: Path, whole: RobustnessResult, tmp_path: Path) -> None:
     measure(prompts, tmp_path, half=True)
-    full, half = (read(out / "records" / "clean-alpha-0.5.parquet") for out in (whole.out, tmp_path))
+    full, half = (read(kept(out, "clean-alpha-0.5")) for out in (whole.out, tmp_path))
     assert (str(full.logits.dtype), full.protocol["logits"]) == ("float32", "float32")
     assert (str(half.logits.dtype), half.protocol["logits"]) == ("float16", "float16")
     np.testing.assert_array_equal(half.logits, full.logits.astype(np.float16))
@@ -120,7 +120,7 @@ def test_half_precision_is_marked_and_only_on_request(prompts: Path, whole: Robu
 
 def test_bfloat16_is_marked_and_only_on_request(prompts: Path, whole: RobustnessResult, tmp_path: Path) -> None:
     measure(prompts, tmp_path, alphas=(0.5,), bf16=True)
-    full, half = (read(out / "records" / "clean-alpha-0.5.parquet") for out in (whole.out, tmp_path))
+    full, half = (read(kept(out, "clean-alpha-0.5")) for out in (whole.out, tmp_path))
     assert (full.protocol["precision"], half.protocol["precision"]) == ("fp32", "bf16")
     assert half.logits.dtype == np.float32
     assert 1e-5 < np.abs(half.logits - full.logits).max() / np.abs(full.logits).max() < 0.05
@@ -146,10 +146,10 @@ def masked(classes: int, shift: bool) -> Masked:
 
 def test_the_mask_of_a_set_is_kept_and_obeyed(prompts: Path, tmp_path: Path) -> None:
     result = measure(prompts, tmp_path, masked(2, shift=False))
-    kept = read(tmp_path / "records" / "clean-alpha-0.5.parquet")
-    assert kept.protocol["groups"] == [[0], [1, 2]]
-    answers = np.where(kept.logits[:, 0] >= kept.logits[:, 1:].max(axis=1), 0, 1)
-    expected = (answers == kept.label).mean()
+    record = read(kept(tmp_path, "clean-alpha-0.5"))
+    assert record.protocol["groups"] == [[0], [1, 2]]
+    answers = np.where(record.logits[:, 0] >= record.logits[:, 1:].max(axis=1), 0, 1)
+    expected = (answers == record.label).mean()
     assert next(row.top1 for row in result.rows if (row.set, row.alpha) == ("clean", 0.5)) == pytest.approx(expected)
 
 

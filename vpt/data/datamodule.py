@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -256,7 +257,7 @@ class ImageDataModule(L.LightningDataModule):
         self.augmented = augment != "none"
         self.card = card
         self._splits = dict(splits)
-        self._listed = {key: len(split.labels) for key, split in splits.items()}
+        self._listed = dict(splits)
         self._datasets: dict[str, ImageDataset] = {}
         self._subset: dict[str, Any] | None = None
         if shots is not None or fraction is not None:
@@ -288,19 +289,34 @@ class ImageDataModule(L.LightningDataModule):
             self._datasets[name] = self._dataset_class(self._splits[name], augmentation)
         return self._datasets[name]
 
+    def shared(self, name: str, other: str = "train") -> NDArray[np.bool_]:
+        """Says which images of a split are in another one, whatever their files are called.
+
+        Args:
+            name: Name of the split, of N images.
+            other: Name of the other.
+
+        Returns:
+            bool (N,), by the hashes of the images' contents.
+        """
+        known = {row.tobytes() for row in self._splits[other].hashes}
+        return np.array([row.tobytes() in known for row in self._splits[name].hashes], dtype=bool)
+
     def describe(self) -> dict[str, Any]:
         """Says which data these are, in plain values for JSON.
 
-        ``complete`` is True if every list has the official number of images, False if one has not, None if no card
-        states the numbers; ``partial`` is there where it is not None. ``preset_papers`` is what the preset's papers
-        read and split. ``shared_with_train`` counts the images of a split that are trained on. ``subset`` is None if
-        all training images are; its ``sha256`` is that of their positions in the whole list.
+        ``fingerprints`` are those of the whole lists: of the images' contents, labels and names; ``fingerprint`` is of
+        all of them and the class names. ``complete`` is True if every list has the official number of images, False if
+        one has not, None if no card states the numbers; ``partial`` is there where it is not None. ``preset_papers`` is
+        what the preset's papers read and split. ``shared_with_train`` counts the images of a split that are trained on
+        (:meth:`shared`). ``subset`` is None if all training images are; its ``sha256`` is that of their positions
+        in the whole list.
         """
         counts = {name: len(split.labels) for name, split in self._splits.items()}
         sizes = self.card.sizes if self.card else {}
         official = {name: sizes[key] for name, split in self._splits.items() if (key := _stem(split.source)) in sizes}
-        trained = set(self._splits["train"].paths)
-        text = "\n".join(f"{name} {split.fingerprint}" for name, split in self._splits.items())
+        fingerprints = {name: split.fingerprint for name, split in self._listed.items()}
+        content = [self.class_names, fingerprints, self._subset and self._subset["sha256"]]
         described = {
             "name": self.name,
             "preset": self.preset.name,
@@ -309,17 +325,17 @@ class ImageDataModule(L.LightningDataModule):
             "num_classes": self.num_classes,
             "augment": self.augmentation.name,
             "seed": self.seed,
+            "batch_size": self.batch_size,
             "lists": {name: split.source for name, split in self._splits.items()},
             "counts": counts,
             "official_counts": official,
-            "complete": all(self._listed[name] == size for name, size in official.items()) if official else None,
+            "complete": all(len(self._listed[name].labels) == size for name, size in official.items())
+            if official
+            else None,
             "subset": self._subset,
-            "shared_with_train": {
-                name: sum(path in trained for path in split.paths)
-                for name, split in self._splits.items()
-                if name != "train"
-            },
-            "fingerprint": hashlib.sha256(text.encode()).hexdigest(),
+            "shared_with_train": {name: int(self.shared(name).sum()) for name in self._splits if name != "train"},
+            "fingerprints": fingerprints,
+            "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         }
         return described if self.partial is None else described | {"partial": self.partial}
 

@@ -25,6 +25,7 @@ from vpt.robustness.evaluation.evaluation_result import FIXED_ALPHA, RobustnessR
 from vpt.robustness.evaluation.evaluation_sets import CLEAN, SHIFT, VAL
 from vpt.robustness.evaluation.logit_records import Record
 from vpt.robustness.interpolation.alpha_curve import accuracy_curve
+from vpt.run_record import identity
 
 FORMAT = "vpt-report/1"
 COMPARED = (1.0, FIXED_ALPHA)
@@ -110,14 +111,19 @@ def model_names(folders: Sequence[Path]) -> list[str]:
 
 def _check_data(models: dict[str, RobustnessResult]) -> None:
     first, *others = models.values()
-    ours = first.protocol["data"]
+    ours = _tested(first)
     for other in others:
-        theirs = other.protocol["data"]
-        if ours["fingerprint"] != theirs["fingerprint"]:
+        if ours != (theirs := _tested(other)):
             raise ConfigError(
-                f"{first.out} is on {ours['name']} ({ours['fingerprint'][:12]}) and {other.out} on "
-                f"{theirs['name']} ({theirs['fingerprint'][:12]}), other lists of images: report them apart."
+                f"{first.out} is on {first.protocol['data']['name']} ({identity(ours)[:12]}) and {other.out} on "
+                f"{other.protocol['data']['name']} ({identity(theirs)[:12]}), other images: report them apart."
             )
+
+
+def _tested(result: RobustnessResult) -> Any:
+    """Which images a model was tested on; what was trained on may differ."""
+    data = result.protocol["data"]
+    return {key: value for key, value in data.get("fingerprints", {"": data["fingerprint"]}).items() if key != "train"}
 
 
 def _model(name: str, result: RobustnessResult) -> Values:

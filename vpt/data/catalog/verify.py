@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vpt.data.catalog.cards import bare_name, card_names
 from vpt.data.catalog.overview import MANY_SETS, card_of, image_lists, in_vtab_layout, parts
-from vpt.data.image_cache import in_threads
+from vpt.data.content_hashes import in_threads
 from vpt.data.images import ImageList
 from vpt.errors import DataError, UnknownNameError
 

@@ -19,8 +19,10 @@ from vpt.metrics import accuracy
 from vpt.robustness.evaluation import logit_records
 from vpt.robustness.evaluation.evaluation_sets import SHIFT, VAL
 from vpt.robustness.evaluation.logit_records import Record
+from vpt.run_record import identity
 
 RESULT_FILE = "robustness.json"
+_DRAWN = ("max_images", "seed")  # a record says how many it has, and the seed only where they were drawn
 FIXED_ALPHA = 0.5
 """What WiSE-FT recommends where nothing is known (Wortsman et al., CVPR 2022, section 4.1)."""
 
@@ -40,6 +42,7 @@ class Row:
         high: Upper bound.
         mean_per_class: Mean over the classes present.
         record: The record's file name; None if the logits are those of α = 0 and α = 1, interpolated.
+        ends: The file names of these two, where there is no record.
     """
 
     set: str
@@ -52,6 +55,7 @@ class Row:
     high: float
     mean_per_class: float
     record: str | None
+    ends: tuple[str, str] | None = None
 
 
 def between(start: Record, end: Record, alpha: float) -> Record:
@@ -85,20 +89,40 @@ def why_val_cannot_choose(infos: Sequence[Mapping[str, Any]], data: ImageDataMod
     """Says why the validation split cannot choose between models.
 
     Args:
-        infos: What each model says about its training (`TunedModel.info`).
+        infos: What each model, an anchor or start among them, says about its training (`TunedModel.info`).
         data: Whose validation split is meant.
 
     Returns:
-        A reason; None if the images were not trained on.
+        A reason; None if there are images that none of them was trained on: all, or, where the data that all were
+        trained on are these, those that are not among the training images.
     """
     described = data.describe()
     n = described["counts"].get(VAL, 0)
     if n == 0:
         return f"{data.name} has no validation images."
-    said = [(info.get("data") or {}).get("shared_with_train", {}).get(VAL, 0) for info in infos]
-    if shared := max(described["shared_with_train"].get(VAL, 0), *said):
+    told = [described, *(info["data"] for info in infos if info.get("data"))]
+    shared = max(each.get("shared_with_train", {}).get(VAL, 0) for each in told)
+    same = all(each.get("fingerprint") == described["fingerprint"] for each in told)
+    if shared and (shared == n or not same):
         return f"{shared} of its {n} images were trained on; train on train800 to keep them apart."
     return None
+
+
+def check_out(out: Path, protocol: Mapping[str, Any]) -> None:
+    """Refuses a folder that holds another evaluation, which would be replaced.
+
+    Args:
+        out: The folder.
+        protocol: What the new evaluation's rows will have in common.
+
+    Raises:
+        ConfigError: ``robustness.json`` there has another protocol; the message says in what.
+    """
+    if not (out / RESULT_FILE).is_file():
+        return
+    earlier, now = RobustnessResult.read(out).protocol, json.loads(json.dumps(protocol))
+    if differs := sorted(key for key in earlier.keys() | now.keys() if earlier.get(key) != now.get(key)):
+        raise ConfigError(f"{out} holds another evaluation ({', '.join(differs)} differ): name another --out.")
 
 
 def choose_alpha(rows: Sequence[Row]) -> float:
@@ -131,12 +155,13 @@ def shown_alphas(alphas: Sequence[float]) -> list[float]:
     return [alpha for alpha in alphas if len(alphas) <= 5 or alpha in (0.0, FIXED_ALPHA, 1.0)]
 
 
-def score(record: Record, name: str | None) -> Row:
+def score(record: Record, name: str | None, ends: tuple[str, str] | None = None) -> Row:
     """Scores a record.
 
     Args:
         record: Complete.
         name: Its file name; None if it has none.
+        ends: File names of the records between which it lies, if it has none.
 
     Returns:
         The row.
@@ -155,6 +180,7 @@ def score(record: Record, name: str | None) -> Row:
         high=high,
         mean_per_class=accuracy.mean_per_class(logits, record.label),
         record=name,
+        ends=ends,
     )
 
 
@@ -189,7 +215,7 @@ class RobustnessResult:
         """
         try:
             content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
-            rows = [Row(**row) for row in content["rows"]]
+            rows = [Row(**row | {"ends": row.get("ends") and tuple(row["ends"])}) for row in content["rows"]]
             return cls(rows, content["protocol"], out, content["alpha"]["why_not"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
@@ -224,20 +250,25 @@ class RobustnessResult:
         Raises:
             DataError: As `record`.
         """
-        start, end = (self._read_record(row, alpha, f"{row.set}-alpha-{alpha}.parquet") for alpha in (0.0, 1.0))
+        kept = {each.alpha: each.record for each in self.rows if each.set == row.set and each.record}
+        names = row.ends or (kept.get(0.0), kept.get(1.0))
+        start, end = (self._read_record(row, alpha, name) for alpha, name in zip((0.0, 1.0), names, strict=True))
         return start, end
 
-    def _read_record(self, row: Row, alpha: float, name: str) -> Record:
-        path = self.out / "records" / Path(name).name
+    def _read_record(self, row: Row, alpha: float, name: str | None) -> Record:
         again = f"`vpt robustness run` with the same options and --out {self.out} completes it."
+        if name is None:
+            raise DataError(f"{self.out} has no record of {row.set} at α = {alpha:g}: {again}")
+        path = self.out / "records" / Path(name).name
         if not path.is_file():
             raise DataError(f"{self.out} lacks records/{path.name}: {again}")
         record = logit_records.read(path)
         if not record.complete or len(record.label) != row.n:
             raise DataError(f"{path} is unfinished, {len(record.label)} of {row.n} images: {again}")
         protocol = record.protocol
-        same = all(protocol.get(key) == self.protocol.get(key) for key in ("backbone", "delta", "data", "logits"))
-        if not same or (protocol["set"], protocol["alpha"]) != (row.set, alpha):
+        same = all(protocol.get(key) == value for key, value in self.protocol.items() if key not in _DRAWN)
+        named = path.stem.endswith(identity(protocol)[:12]) or "fingerprints" not in protocol["data"]  # 0.1.0
+        if not same or not named or (protocol["set"], protocol["alpha"]) != (row.set, alpha):
             raise DataError(f"{path} belongs to another evaluation than robustness.json beside it: run it again.")
         return record
 
