@@ -19,7 +19,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from vpt.data import image_cache
-from vpt.data.image_cache import OnDemand, Ragged, cache_folder, decoded
+from vpt.data.content_hashes import cache_folder
+from vpt.data.image_cache import OnDemand, Ragged, decoded
 from vpt.data.images import ImageList, read_list
 from vpt.data.transforms import PRESETS
 from vpt.errors import DataError

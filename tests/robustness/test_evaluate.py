@@ -10,13 +10,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.robustness.fakes import CLASSES, PROMPTS, kept, task, weights, write_delta
+from tests.robustness.fakes import CLASSES, PROMPTS, kept, split, task, weights, write_delta
 from vpt.data import ImageDataModule, ImageDataset
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, DataError
 from vpt.models import TunedModel, load_classifier
 from vpt.robustness import RobustnessResult, run
 from vpt.robustness.evaluation.evaluation_loop import table
-from vpt.robustness.evaluation.logit_records import read
+from vpt.robustness.evaluation.logit_records import read, resume
+from vpt.run_record import identity
 
 ALPHAS = (0.0, 0.5, 1.0)
 TWO = ("gaussian_noise", "jpeg_compression")  # they show all that five would, in less time
@@ -189,13 +190,53 @@ def test_finished_records_are_not_computed_again(
 
 def measured(delta: Path, out: Path) -> Any:
     measure(delta, out, (1.0,), severities=())
-    return read(kept(out, "clean-alpha-1.0")).logits
+    return read(kept(out, "clean-alpha-1.0"))
 
 
 def test_records_of_another_delta_are_not_reused(prompts: Path, folder: Path, tmp_path: Path) -> None:
     other = write_delta(folder / "other.safetensors", PROMPTS, seed=7)
-    before, after = (measured(delta, tmp_path) for delta in (prompts, other))
-    assert not np.allclose(before, after)
+    before = measured(prompts, tmp_path)
+    with pytest.raises(ConfigError, match=r"holds another evaluation \(delta differ\): name another --out"):
+        measured(other, tmp_path)
+    assert np.array_equal(measured(prompts, tmp_path).logits, before.logits)
+    (tmp_path / "robustness.json").unlink()  # as where an evaluation was killed
+    result = measure(other, tmp_path, (1.0,), severities=())
+    (row,) = (row for row in result.rows if row.set == "clean")
+    assert not np.allclose(result.record(row).logits, before.logits)
+    assert len(list((tmp_path / "records").glob("clean-*"))) == 2
+
+
+def test_records_survive_no_change_of_the_images(prompts: Path, tmp_path: Path) -> None:
+    """The list is the same; the pixels are others."""
+    first = measured(prompts, tmp_path / "first")
+    splits = {name: split(name, 6, seed) for name, seed in (("train", 1), ("val", 2), ("test", 99))}
+    other = ImageDataModule("fake", CLASSES, splits, "square", 64, 4, 0, 0, "none", None)
+    with pytest.raises(ConfigError, match=r"another evaluation \(data differ\)"):
+        measure(prompts, tmp_path / "first", (1.0,), data=other, severities=())
+    measure(prompts, tmp_path / "second", (1.0,), data=other, severities=())
+    assert not np.allclose(read(kept(tmp_path / "second", "clean-alpha-1.0")).logits, first.logits[:6])
+
+
+def test_every_field_of_a_protocol_is_part_of_what_a_record_is(prompts: Path, tmp_path: Path) -> None:
+    measure(prompts, tmp_path, (1.0,), severities=())
+    path = kept(tmp_path, "clean-alpha-1.0")
+    protocol = dict(read(path).protocol)
+    assert path.stem.endswith(identity(protocol)[:12])
+    assert resume(path, protocol) is not None
+    for key in protocol:
+        changed = protocol | {key: "another"}
+        assert identity(changed) != identity(protocol)
+        assert resume(path, changed) is None
+    content = json.loads((tmp_path / "robustness.json").read_text())
+    for key in content["protocol"]:
+        changed = content | {"protocol": content["protocol"] | {key: "another"}}
+        (tmp_path / "robustness.json").write_text(json.dumps(changed))
+        with pytest.raises(ConfigError, match=rf"another evaluation \({key} differ\)"):
+            measure(prompts, tmp_path, (1.0,), severities=())
+        result = RobustnessResult.read(tmp_path)
+        if key not in ("max_images", "seed"):  # of the draw: a record says which images it has
+            with pytest.raises(DataError, match="belongs to another evaluation"):
+                result.record(result.rows[0])
 
 
 @pytest.mark.parametrize("size", [1, 7])

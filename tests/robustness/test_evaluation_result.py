@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tests.robustness import fakes
 from tests.robustness.fakes import PROMPTS, kept, split, task
 from vpt.data import ImageDataModule
+from vpt.data.splits import Split
 from vpt.errors import ConfigError, DataError
 from vpt.models.delta_format import read_delta, write_delta
 from vpt.robustness import RobustnessResult, Row, run
@@ -108,6 +110,27 @@ def test_what_the_delta_was_trained_on_counts_not_what_the_data_say_now(prompts:
     header["info"] = {"data": {"shared_with_train": {"val": 2}}}
     delta = write_delta(tmp_path / "delta.safetensors", header, tensors)
     assert "2 of its 6 images were trained on" in str(measure(delta, tmp_path).not_chosen)
+
+
+def test_an_anchor_that_was_trained_on_validation_images_chooses_nothing_on_them(prompts: Path, tmp_path: Path) -> None:
+    anchor = fakes.write_delta(tmp_path / "anchor.safetensors", ())
+    header, tensors = read_delta(anchor)
+    header["info"] = {"data": {"shared_with_train": {"val": 6}}}
+    write_delta(anchor, header, tensors)
+    assert "6 of its 6 images were trained on" in str(measure(prompts, tmp_path / "out", anchor=anchor).not_chosen)
+
+
+def test_repeated_images_choose_nothing_and_the_others_do(prompts: Path, tmp_path: Path) -> None:
+    pixels = {name: fakes.images(n, seed) for name, n, seed in (("train", 6, 1), ("val", 6, 2), ("test", 5, 3))}
+    pixels["val"][:2] = pixels["train"][:2]  # as in a dataset that repeats itself
+    splits = {
+        name: Split(name, [f"{name}/{i}" for i in range(len(each))], np.arange(len(each)) % 3, partial(np.array, each))
+        for name, each in pixels.items()
+    }
+    data = ImageDataModule("fake", fakes.CLASSES, splits, "square", fakes.SIZE, 4, 0, 0, "none", None)
+    result = measure(prompts, tmp_path, data=data)
+    assert result.not_chosen is None
+    assert {row.n for row in result.rows if row.set == VAL} == {4}
 
 
 def test_half_precision_is_marked_and_only_on_request(prompts: Path, whole: RobustnessResult, tmp_path: Path) -> None:

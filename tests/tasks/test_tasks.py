@@ -22,6 +22,7 @@ from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameEr
 from vpt.models import load_classifier
 from vpt.models.delta_format import read_delta
 from vpt.models.logistic_regression import fit_logistic
+from vpt.run_record import epoch_rule
 from vpt.tasks import (
     ClassificationTask,
     DeltaTuning,
@@ -376,7 +377,9 @@ def test_a_run_leaves_its_record_and_its_delta(tmp_path: Path) -> None:
     assert record["backbone"]["weights_id"] == "vpt/vit_nano_patch8_64"
     assert record["data"]["counts"]["test"] == 797
     assert record["read"] == {"train": 3 * 8, "val": 4 * 8, "test": 2 * 8}
-    assert record["epoch_rule"] == "last"
+    assert epoch_rule(record) == "last"
+    assert record["training"]["accumulate_grad_batches"] == 1
+    assert {"pillow", "numpy", "albumentations", "opencv-python-headless"} <= record["versions"].keys()
     assert record["parameters"]["trainable"] == 6 * 10 * 192 + 10 * 193
     assert {"val/acc", "test/acc", "test/mean_per_class"} <= record["metrics"].keys()
     model = load_classifier(folder / "delta.safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from vpt.data.catalog.cards import Card
 from vpt.data.splits import Split
 from vpt.data.subsets import few_shot, position_hash
 from vpt.data.transforms import Augmentation, centre_crop, get_preset
-from vpt.errors import ConfigError, DataError, UnknownNameError
+from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning
 
 Batch = dict[str, Any]
 _STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
@@ -191,6 +192,7 @@ class ImageDataModule(L.LightningDataModule):
     """
 
     _dataset_class: type[ImageDataset] = ImageDataset
+    _labelled = True
     partial: bool | None = None
 
     def __init__(
@@ -353,6 +355,15 @@ class ImageDataModule(L.LightningDataModule):
         """
         for name in _STAGE_SPLITS[stage]:
             self.split(name)
+        if stage == "fit" and self._labelled:
+            self._warn_of_contradictions()
+
+    def _warn_of_contradictions(self) -> None:
+        train = self._splits["train"]
+        if found := train.contradictions():
+            one, two = (f"{train.paths[i]} of class {self.class_names[train.labels[i]]!r}" for i in found[0])
+            text = f"{len(found):,} training images are others of another class again, for instance {one} and {two}"
+            warnings.warn(f"{text}: correct the labels, or remove one of them.", VPTWarning, stacklevel=2)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training images, shuffled by (seed, epoch); the last batch may be smaller."""
@@ -374,16 +385,12 @@ class ImageDataModule(L.LightningDataModule):
         return DataLoader(
             _Batches(self.split(name)),
             batch_size=self.batch_size,
-            collate_fn=_as_it_is,
+            collate_fn=dict,
             sampler=sampler or ListSampler(self.split(name)),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-def _as_it_is(batch: Any) -> Batch:
-    return dict(batch)
 
 
 def _stem(source: str) -> str:

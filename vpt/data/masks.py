@@ -100,6 +100,7 @@ class MaskDataModule(ImageDataModule):
     """
 
     _dataset_class = MaskDataset
+    _labelled = False
 
     def __init__(
         self,

@@ -58,6 +58,12 @@ class Split:
         """What the split is: sha256 of its images' contents, labels and names, hexadecimal."""
         return hashlib.sha256(b"\0".join(self._hashed())).hexdigest()
 
+    def contradictions(self) -> list[tuple[int, int]]:
+        """Returns the positions of each image that is an earlier one again with another label, and of that one."""
+        seen: dict[bytes, int] = {}
+        pairs = [(seen.setdefault(row.tobytes(), i), i) for i, row in enumerate(self.hashes) if row.any()]
+        return [(first, again) for first, again in pairs if self.labels[first] != self.labels[again]]
+
     def _hashed(self) -> list[bytes]:
         names = (path.encode("utf-8", "surrogateescape") for path in self.paths)
         return [self.hashes.tobytes(), self.labels.tobytes(), *names]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from vpt.robustness.evaluation.evaluation_result import (
 )
 from vpt.robustness.evaluation.evaluation_sets import VAL, EvaluationSet, evaluation_sets, subset
 from vpt.robustness.interpolation.wise_ft import Way, sweep
+from vpt.run_record import file_identity
 from vpt.run_record import identity as identity_of
 from vpt.version import versions
 
@@ -178,7 +178,7 @@ def _protocol(
     described = data.describe()
     keys = ("name", "preset", "image_size", "num_classes", "fingerprint", "fingerprints", "complete", "counts")
     tested = {key: described[key] for key in (*keys, "shared_with_train")}
-    hashes = {name: None if path is None else {"sha256": _sha256(path)} for name, path in files.items()}
+    hashes = {name: None if path is None else {"sha256": file_identity(path)} for name, path in files.items()}
     specs = [] if model.delta is None else [DeltaSpec.read(spec).brief() for spec in model.delta.specs]
     return {
         "backbone": backbone,
@@ -251,10 +251,6 @@ def groups(data: ImageDataModule, split: str) -> list[list[int]] | None:
     if strange := sorted(set(data.split(split).labels.tolist()) - {group[0] for group in found}):
         raise ConfigError(f"Class {strange[0]} occurs in {split!r} of {data.name}, but its class mask leaves it out.")
     return [[int(position) for position in group] for group in found]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _progress() -> Progress:
