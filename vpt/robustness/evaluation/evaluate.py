@@ -150,14 +150,7 @@ def check_data(delta: Path, model: TunedModel, data: ImageDataModule) -> None:
     Raises:
         ConfigError: Classes, image size or preset differ.
     """
-    ours, theirs = model.class_names, data.class_names
-    if len(ours) != len(theirs):
-        raise ConfigError(f"{delta} has {len(ours)} classes, {data.name} has {len(theirs)}: give its own task.")
-    for position, (our, their) in enumerate(zip(ours, theirs, strict=True)):
-        if our != their:
-            raise ConfigError(
-                f"Class {position} is {our!r} in {delta} and {their!r} in {data.name}: give its own task."
-            )
+    data.number_classes_as(model.class_names)
     if model.backbone.image_size != data.image_size:
         raise ConfigError(
             f"{delta} takes images of {model.backbone.image_size} px, the data give {data.image_size} px: "
