@@ -158,7 +158,9 @@ def test_means_are_over_severities_and_then_over_all(values: dict[str, Any]) -> 
     assert len(found) == 3
     contrast = [row["nll"] for row in own if row["kind"] == "contrast"]
     assert found["contrast (mean of severities 1, 3)"]["nll"] == pytest.approx(np.mean(contrast))
-    assert found["mean of corruptions"]["top1"] == pytest.approx(np.mean([row["top1"] for row in own]))
+    assert found["mean of contrast, pixelate (severities 1, 3)"]["top1"] == pytest.approx(
+        np.mean([row["top1"] for row in own])
+    )
 
 
 def test_the_oracle_is_best_and_no_validation_line_has_one(values: dict[str, Any]) -> None:

@@ -84,7 +84,7 @@ def test_a_protocol_says_what_the_number_depends_on_and_no_path(prompts: Path, t
     measure(prompts, tmp_path, max_images=6, seed=5)
     protocol = read(tmp_path / "records" / "jpeg_compression-2-alpha-0.5.parquet").protocol
     assert (protocol["kind"], protocol["severity"], protocol["n"], protocol["seed"]) == ("jpeg_compression", 2, 6, 5)
-    assert protocol["seeding"] == "name"  # records from before, seeded by position, are not taken up
+    assert (protocol["corruptions"], protocol["parameter"]) == ("imagenet-c", [18])
     assert protocol["data"]["preset"] == "square"
     assert protocol["head"] == "tuned"
     assert len(protocol["backbone"]["fingerprint"]) == 64

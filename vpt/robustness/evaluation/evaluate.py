@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vpt.data import ImageDataModule
-from vpt.data.corruptions import BASIC, PARAMETERS
+from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, title
 from vpt.deltas import DeltaSpec
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
@@ -106,7 +106,7 @@ def run(
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
                 evaluate(swept, data.split(split), index, group, batch_size, lambda n: progress.advance(bar, n))
     rows = [row for item in sets for row in _rows([pair for pair in pairs if pair.item == item], wanted)]
-    result = RobustnessResult(rows, protocol | {"max_images": max_images}, out, not_chosen)
+    result = RobustnessResult(rows, protocol | {"max_images": max_images, "corruptions": PUBLISHED}, out, not_chosen)
     result.write()
     return result
 
@@ -207,7 +207,7 @@ def _pairs(
             "seed": None if len(index) == len(dataset) else seed,
         }
         if item.severity is not None:
-            own["seeding"] = "name"  # earlier versions had none and seeded by position
+            own |= {"corruptions": PUBLISHED, "title": title(item.kind)}  # version 0.1 has neither
         half = protocol["logits"] == "float16"
         if half and own["groups"] is not None:
             raise ConfigError(f"{item.name} is scored among some classes, which needs full precision: no --half.")
