@@ -23,7 +23,7 @@ from vpt.robustness.evaluation.evaluation_sets import subset
 from vpt.robustness.interpolation.zero_shot_heads import own_head
 
 pytestmark = pytest.mark.slow
-N = 200
+N = 100
 WHY = "needs its reference: pip install scikit-image, then pip install --no-deps imagecorruptions"
 
 Image = NDArray[np.uint8]

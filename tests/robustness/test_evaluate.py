@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from vpt.errors import ConfigError
 from vpt.models import TunedModel, load_classifier
 from vpt.robustness import RobustnessResult, run
 from vpt.robustness.evaluation.evaluation_loop import table
-from vpt.robustness.evaluation.logit_records import read
+from vpt.robustness.evaluation.logit_records import read, write
 
 ALPHAS = (0.0, 0.5, 1.0)
 TWO = ("gaussian_noise", "jpeg_compression")  # they show all that five would, in less time
@@ -196,6 +197,16 @@ def test_records_of_another_delta_are_not_reused(prompts: Path, folder: Path, tm
     other = write_delta(folder / "other.safetensors", PROMPTS, seed=7)
     before, after = (measured(delta, tmp_path) for delta in (prompts, other))
     assert not np.allclose(before, after)
+
+
+def test_records_of_the_corruptions_of_version_0_1_are_not_taken_up(prompts: Path, tmp_path: Path) -> None:
+    measure(prompts, tmp_path, (1.0,), corruptions=TWO[1:])
+    path = tmp_path / "records" / "jpeg_compression-2-alpha-1.0.parquet"
+    new = read(path)
+    older = {key: value for key, value in new.protocol.items() if key not in ("corruptions", "title")}
+    write(path, replace(new, logits=np.zeros_like(new.logits), protocol=older | {"seeding": "name"}))
+    measure(prompts, tmp_path, (1.0,), corruptions=TWO[1:])
+    assert_equal({"record": read(path)}, {"record": new})
 
 
 @pytest.mark.parametrize("size", [1, 7])
