@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -95,16 +95,9 @@ class MultiTask(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser and schedule of the task, over delta and heads.
 
-        The rate follows the images of one task that a step of the optimiser sees, on all devices and over all batches
-        that are accumulated: the loss is a mean over tasks, so that more tasks make no larger batch. Where loaders have
-        batches of different sizes the largest counts.
+        The loss is a mean over tasks, so that more tasks make no larger batch.
         """
-        trained = [p for p in self.parameters() if p.requires_grad]
-        steps = max(1, int(self.trainer.estimated_stepping_batches))  # sets the loaders up
-        loaders = cast("dict[str, Any]", self.trainer.train_dataloader)
-        batch = max(int(loader.batch_size) for loader in loaders.values())
-        batch *= self.trainer.world_size * self.trainer.accumulate_grad_batches
-        return scheduled_optimizer(trained, self._options, batch, steps)
+        return scheduled_optimizer([p for p in self.parameters() if p.requires_grad], self._options, self.trainer)
 
     def _own(self) -> dict[str, Tensor]:
         """What no file but the checkpoint holds: delta and heads."""

@@ -299,14 +299,7 @@ class TuningTask(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser and the schedule per step."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        steps = max(1, int(self.trainer.estimated_stepping_batches))  # sets the loaders up
-        return scheduled_optimizer(trained, self.hparams, self._global_batch(), steps)
-
-    def _global_batch(self) -> int:
-        batch = getattr(self.trainer.train_dataloader, "batch_size", None)
-        if batch is None:
-            raise ConfigError("The training loader has no batch_size, from which the learning rate is computed.")
-        return int(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return scheduled_optimizer(trained, self.hparams, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what belongs to the model, and the identity of the backbone they belong to.

@@ -76,6 +76,24 @@ class RunRecord(L.Callback):
     def __init__(self) -> None:
         """Starts the clock."""
         self._start = time.monotonic()
+        self._before, self._images = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training has cost so far, all legs of a resumed run together."""
+        return {"seconds": self._seconds(), "images": self._images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting where the checkpoint stood."""
+        self._before, self._images = state_dict["seconds"], state_dict["images"]
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._start
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts the images of all devices."""
+        self._images += len(batch["index"]) * trainer.world_size
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Counts parameters, prints them, and writes the protocol before anything is trained."""
@@ -89,14 +107,17 @@ class RunRecord(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the last epoch's metrics."""
-        done = trainer.state.status != "interrupted" and trainer.current_epoch >= (trainer.max_epochs or 0)
+        epochs, steps = trainer.max_epochs or 0, trainer.max_steps
+        whole = 0 <= epochs <= trainer.current_epoch or 0 <= steps <= trainer.global_step
+        done = trainer.state.status != "interrupted" and whole
         self._update(
             trainer,
             pl_module,
             {
                 "status": "finished" if done else "stopped",
                 "epochs": trainer.current_epoch,
-                "seconds": round(time.monotonic() - self._start, 1),
+                "seconds": round(self._seconds(), 1),
+                "images": self._images,
                 "metrics": _metrics(trainer),
                 "read": _read_of(trainer, "train") | _read_of(trainer, "val"),
             },
@@ -176,7 +197,8 @@ def protocol(trainer: L.Trainer, task: TuningTask) -> dict[str, Any]:
     seed = os.environ.get("PL_GLOBAL_SEED")
     return {
         "task": type(task).__name__,
-        "hyperparameters": dict(task.hparams),
+        # Lightning's command line adds its own, under such names
+        "hyperparameters": {key: value for key, value in task.hparams.items() if not key.startswith("_")},
         "seed": None if seed is None else int(seed),
         "max_epochs": trainer.max_epochs,
         "precision": str(trainer.precision),
