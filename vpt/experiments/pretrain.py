@@ -21,7 +21,7 @@ from vpt.errors import ConfigError, DeltaFileError, DivergedError
 from vpt.experiments.executors import Engine
 from vpt.experiments.sweep import Outcome, Plan
 from vpt.experiments.sweep_variants import sweep_variants
-from vpt.experiments.trial import Config, merged
+from vpt.experiments.trial import TRIAL_FILE, Config, claim, identity, merged, trainer_options
 from vpt.models.delta_file import save_delta
 from vpt.tasks.base import Batch
 from vpt.tasks.build import build, build_data
@@ -30,8 +30,6 @@ from vpt.tasks.classification import ClassificationTask
 from vpt.tasks.optimizers import scheduled_optimizer
 
 SHARED_FILE = "shared.safetensors"
-_LENGTH = ("max_epochs", "accumulate_grad_batches", "precision", "deterministic")
-_PLACE = ("accelerator", "strategy", "devices", "num_nodes")
 
 
 class MultiTask(L.LightningModule):
@@ -155,30 +153,31 @@ def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
     """Trains one delta on all tasks together; continues where an earlier call was stopped.
 
     Args:
-        configs: A single run for each task, all of the same model. The first's seed is used, and of its trainer the
-            epochs, accumulation, precision, determinism and devices.
+        configs: A single run for each task by its name, all of the same model. The first's seed and trainer are used.
         root: Folder of the experiment.
 
     Returns:
         The delta file, for ``model.init_delta``. The head in it belongs to no task.
 
     Raises:
-        ConfigError: The models differ, or there is nothing to share.
-        DeltaFileError: A checkpoint that an earlier call left is of other tasks or deltas.
+        ConfigError: The models differ, there is nothing to share, or the folder holds what was trained otherwise.
     """
-    path = root / SHARED_FILE
-    if path.is_file():
-        return path
+    path, folder = root / SHARED_FILE, root / "shared"
     first = next(iter(configs.values()))
     if any(config["model"] != first["model"] for config in configs.values()):
         raise ConfigError("Shared training needs the same model section for all tasks.")
+    if path.is_file() and not (folder / TRIAL_FILE).is_file():
+        raise ConfigError(f"{path} does not say what it was trained on: remove it, or name another --out.")
+    claim(folder, {"tasks": {name: identity(config) for name, config in configs.items()}})
+    if path.is_file():
+        return path
     L.seed_everything(first.get("seed_everything", 0), verbose=False)
     task, data = build(first)
     others = [build_data(config) for config in list(configs.values())[1:]]
-    parts = {str(part.name): part for part in [data, *others]}
+    parts = dict(zip(configs, [data, *others], strict=True))
     together = MultiTask(task, {name: part.num_classes for name, part in parts.items()})
-    checkpoint = root / "shared" / "last.ckpt"
-    trainer = _trainer(first["trainer"], checkpoint)
+    checkpoint = folder / "last.ckpt"
+    trainer = _trainer(first, folder)
     started = checkpoint if checkpoint.is_file() else None
     trainer.fit(together, datamodule=SharedData(parts), ckpt_path=started, weights_only=True)
     if trainer.state.status == "interrupted":
@@ -190,15 +189,10 @@ def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
     return path
 
 
-def _trainer(given: dict[str, Any], checkpoint: Path) -> L.Trainer:
-    return L.Trainer(
-        **{key: given[key] for key in (*_LENGTH, *_PLACE) if given.get(key) is not None},
-        callbacks=[last_checkpoint(checkpoint.parent)],
-        logger=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+def _trainer(config: Config, folder: Path) -> L.Trainer:
+    ours: dict[str, Any] = {"enable_checkpointing": True, "num_sanity_val_steps": 0, "limit_val_batches": 0}
+    callbacks: list[L.Callback] = [last_checkpoint(folder)]
+    return L.Trainer(**trainer_options(config) | ours, callbacks=callbacks, logger=False, enable_model_summary=False)
 
 
 def compare(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:

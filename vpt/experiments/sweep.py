@@ -242,7 +242,7 @@ def _outcome(
     tested: Mapping[str, Record | Failure],
 ) -> Outcome:
     tried = [trial.values | _row(found[trial.name]) for trial in points if trial.name in found]
-    records = [record for record in (found | tested).values() if isinstance(record, dict)]
+    records = [record for record in {**found, **tested}.values() if isinstance(record, dict)]
     by_seed = dict(zip(plan.seeds, tested.values(), strict=True))
     trained = sum(row.get("epochs", 0) for row in tried)
     failed = {seed: result.reason for seed, result in by_seed.items() if isinstance(result, Failure)}

@@ -67,10 +67,9 @@ def global_batch(trainer: L.Trainer) -> int:
         ConfigError: The loader does not say.
     """
     trainer.fit_loop.setup_data()
-    loaders = trainer.train_dataloader
-    found = [
-        getattr(each, "batch_size", None) for each in (loaders.values() if isinstance(loaders, dict) else [loaders])
-    ]
+    loaders: Any = trainer.train_dataloader
+    several = list(loaders.values()) if isinstance(loaders, dict) else [loaders]
+    found: list[Any] = [getattr(each, "batch_size", None) for each in several]
     if None in found or not found:
         raise ConfigError("The training loader has no batch_size, from which the learning rate is computed.")
     return int(max(found)) * trainer.world_size * trainer.accumulate_grad_batches

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.cli.arguments import Parser, data_section, read_yaml
 from vpt.errors import ConfigError
+from vpt.run_record import CONFIG_FILE
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.experiments.executors import Engine
@@ -91,11 +92,8 @@ def read_plan(path: Path, args: list[str], seeds: Sequence[int] | None = None, h
     from vpt.experiments.sweep import SEEDS, Plan
 
     content = read_yaml(path)
-    if (
-        not isinstance(content, dict)
-        or "grid" not in content
-        or content.keys() - {"grid", "choose", "retrain", "seeds"}
-    ):
+    known = {"grid", "choose", "retrain", "seeds"}
+    if not isinstance(content, dict) or "grid" not in content or content.keys() - known:
         raise ConfigError(f"{path} is no grid file: it has grid, and may have choose, retrain and seeds.")
     parts = [content.get(key) or {} for key in ("grid", "choose", "retrain")]
     if not all(isinstance(part, dict) for part in parts):
@@ -104,7 +102,7 @@ def read_plan(path: Path, args: list[str], seeds: Sequence[int] | None = None, h
     for key, values in grid.items():
         if not isinstance(values, list):
             raise ConfigError(f"{path}: {key} needs a list of values to try, got {values!r}.")
-    wanted = seeds or content.get("seeds", SEEDS)
+    wanted: Any = seeds or content.get("seeds", SEEDS)
     value_of = typed(args)
     try:
         return Plan(
@@ -127,9 +125,7 @@ def _config(rest: list[str]) -> dict[str, Any]:
         if config["trainer"].get(key, unused) != unused:
             raise ConfigError(f"trainer.{key} is of `vpt fit`: trials log to TensorBoard in their own folders.")
     if any(arg.partition("=")[0] == "--ckpt_path" for arg in rest):
-        raise ConfigError(
-            "--ckpt_path is of `vpt fit`: --resume goes on in --out, model.init_delta starts from a file."
-        )
+        raise ConfigError("--ckpt_path is of `vpt fit`: --resume goes on in --out.")
     return config
 
 
@@ -179,9 +175,8 @@ def _pretrain(options: Namespace, rest: list[str]) -> None:
     configs = {path.stem: _config(_on_task(rest, path)) for path in options.tasks}
     if len(configs) < len(options.tasks):
         raise ConfigError("Two of the --tasks have one file name, which is what their runs are called: rename one.")
-    _show(
-        compare(configs, _plan(options, _on_task(rest, options.tasks[0])), options.out, _engine(options)), options.out
-    )
+    plan = _plan(options, _on_task(rest, options.tasks[0]))
+    _show(compare(configs, plan, options.out, _engine(options)), options.out)
 
 
 def _on_task(rest: list[str], task: Path) -> list[str]:
@@ -199,8 +194,9 @@ def _transfer(options: Namespace, rest: list[str]) -> None:
 
     if rest:
         raise ConfigError(f"unrecognized arguments: {rest[0]} (see vpt transfer --help).")
+    configs = {folder: _config(["-c", str(folder / CONFIG_FILE)]) for folder in options.runs}
     for mode in options.mode:
-        matrix = transfer(options.runs, options.out, _engine(options), mode)
+        matrix = transfer(configs, options.out, _engine(options), mode)
         table = Table("from \\ to", *matrix, title=f"test top-1 (%), {mode}; diagonal: stored and measured again")
         for source, row in matrix.items():
             table.add_row(source, *(f"{100 * value:.1f}" for value in row.values()))

@@ -83,7 +83,7 @@ class VPTCLI(LightningCLI):
 
     def _left_open(self) -> dict[str, Any]:
         """The config without what the user left to backbone and data."""
-        config = copy.deepcopy(self.config[self.subcommand]).as_dict()
+        config: dict[str, Any] = copy.deepcopy(self.config[self.subcommand]).as_dict()
         given = config_checks.init_args(self.given.get("model"))
         known = config_checks.init_args({"init_args": self.hyperparameters}) | given
         # Lightning has put the checkpoint's values in place of those that are free of it.
