@@ -6,6 +6,7 @@ import copy
 import gc
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -327,3 +328,67 @@ def _halved(config: Config) -> Config:
 
 def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run and its repetition.
+
+    Attributes:
+        numbers: By metric that both have, the stored value and the new one.
+        alone: Metrics that only one of them has.
+        differences: What else differs: versions, machine, data.
+    """
+
+    numbers: dict[str, tuple[float, float]]
+    alone: list[str]
+    differences: list[str]
+
+    @property
+    def equal(self) -> bool:
+        """Whether every number came out bit for bit."""
+        return all(old == new for old, new in self.numbers.values())
+
+
+def rerun(folder: Path, config: Config, out: Path | None = None) -> Comparison:
+    """Repeats a run.
+
+    Args:
+        folder: Of the run, with its ``run.json``.
+        config: What it was run with.
+        out: Folder for the repetition; None for one that is gone afterwards.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ConfigError: The run was not finished, or the two have no number in common.
+        VPTError: It cannot be repeated here.
+    """
+    stored = read_record(folder)
+    if stored.get("status") != "finished" or not stored.get("metrics"):
+        raise ConfigError(f"{folder} is no finished run with metrics (status {stored.get('status')}).")
+    trial = Trial("again", config, test="test/acc" in stored["metrics"])
+    with tempfile.TemporaryDirectory() as temporary:
+        record = run_trial(trial, out or Path(temporary))
+    old, new = stored["metrics"], record["metrics"]
+    if not old.keys() & new.keys():
+        raise ConfigError(f"{folder} and its repetition have no metric in common: there is nothing to compare.")
+    numbers = {key: (old[key], new[key]) for key in sorted(old.keys() & new.keys())}
+    return Comparison(numbers, sorted(old.keys() ^ new.keys()), _differences(stored, record))
+
+
+def _differences(stored: Record, record: Record) -> list[str]:
+    found = []
+    for part in ("versions", "machine"):
+        old, new = stored.get(part) or {}, record.get(part) or {}
+        found += [_said(f"{part} {key}", old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())]
+    found.append(_said("seed", stored.get("seed"), record.get("seed")))
+    for key in ("fingerprint", "preset", "seed"):
+        found.append(_said(f"data {key}", (stored["data"] or {}).get(key), (record["data"] or {}).get(key)))
+    found.append(_said("weights", stored["backbone"]["fingerprint"], record["backbone"]["fingerprint"]))
+    return [text for text in found if text]
+
+
+def _said(what: str, old: Any, new: Any) -> str:
+    return "" if old == new else f"{what}: {old} then, {new} now"

@@ -320,9 +320,12 @@ class TuningTask(L.LightningModule):
             checkpoint: Lightning's checkpoint, changed in place.
 
         Raises:
-            ConfigError: The data have other classes than it was trained on, or, to train on, in another order.
+            ConfigError: The data have other classes than it was trained on, or, to train on, in another order; or
+                training would go on in the middle of an epoch.
             DeltaFileError: It is incomplete, of another program, or was trained on other weights.
         """
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            _check_whole_epoch(checkpoint, self.trainer.max_steps)
         if not isinstance(recorded := checkpoint.get("backbone"), dict) or not recorded.keys() >= IDENTITY.keys():
             raise DeltaFileError("The checkpoint does not say on which backbone it was trained: give one of `vpt fit`.")
         check_fingerprint("The checkpoint", recorded, self.model.backbone)
@@ -335,3 +338,13 @@ class TuningTask(L.LightningModule):
             tensors = in_order(tensors, trained_on, self.model.class_names, "The checkpoint", fitting)
         fill(self.model, tensors, "The checkpoint")
         checkpoint["state_dict"] = self.state_dict()  # so that Lightning's own strict loading holds
+
+
+def _check_whole_epoch(checkpoint: dict[str, Any], max_steps: int) -> None:
+    """Refuses to train from where other images would follow than the run would have seen: loaders do not go on."""
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    if not batches["is_last_batch"] and not 0 <= max_steps <= checkpoint["global_step"]:
+        raise ConfigError(
+            "The checkpoint ends in the middle of an epoch, from where training cannot go on exactly: give one of a "
+            "whole epoch, such as last.ckpt, which is written after each."
+        )
