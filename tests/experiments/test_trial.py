@@ -106,7 +106,9 @@ def _killed(*_: Any) -> None:
     raise RuntimeError("killed")
 
 
-def test_a_paused_trial_goes_on_as_if_it_had_not_been(config: Config, root: Path) -> None:
+@pytest.mark.parametrize("values", [{}, {"model.dropout": 0.3, "data.augment": "flip"}])
+def test_a_paused_trial_goes_on_as_if_it_had_not_been(config: Config, root: Path, values: dict[str, Any]) -> None:
+    config = merged(config, values)
     whole = run_trial(Trial("whole", config), root)
     trial = Trial("paused", config)
     half = run_trial(replace(trial, stop=1), root)

@@ -23,7 +23,7 @@ from vpt.experiments.sweep import Outcome, Plan
 from vpt.experiments.sweep_variants import sweep_variants
 from vpt.experiments.trial import TRIAL_FILE, Config, claim, identity, merged, trainer_options
 from vpt.models.delta_file import save_delta
-from vpt.tasks.base import Batch
+from vpt.tasks.base import Batch, seed_epoch
 from vpt.tasks.build import build, build_data
 from vpt.tasks.callbacks import last_checkpoint
 from vpt.tasks.classification import ClassificationTask
@@ -70,6 +70,11 @@ class MultiTask(L.LightningModule):
             nn.init.trunc_normal_(head.weight, std=0.01)
             nn.init.zeros_(head.bias)
         self.heads = nn.ModuleList(heads)
+
+    def on_train_batch_start(self, batch: dict[str, Batch], batch_idx: int) -> None:
+        """Seeds what an epoch draws, such as dropout."""
+        if batch_idx == 0:
+            seed_epoch(self)
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
         """Mean cross-entropy of a batch of each task, by name of the data.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal, cast
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -215,6 +217,11 @@ class TuningTask(L.LightningModule):
         """
         return self.model.classify(self.features(batch, split))
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seeds what an epoch draws, such as dropout."""
+        if batch_idx == 0:
+            seed_epoch(self)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The loss of a batch.
 
@@ -338,6 +345,17 @@ class TuningTask(L.LightningModule):
             tensors = in_order(tensors, trained_on, self.model.class_names, "The checkpoint", fitting)
         fill(self.model, tensors, "The checkpoint")
         checkpoint["state_dict"] = self.state_dict()  # so that Lightning's own strict loading holds
+
+
+def seed_epoch(module: L.LightningModule) -> None:
+    """Makes random numbers follow from run's seed, epoch and process: a resumed run draws what an undisturbed one does.
+
+    Args:
+        module: In training; of a run without a seed nothing is changed.
+    """
+    if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None:
+        own = np.random.SeedSequence([int(seed), module.current_epoch, module.global_rank])
+        torch.manual_seed(int(own.generate_state(1)[0]))
 
 
 def _check_whole_epoch(checkpoint: dict[str, Any], max_steps: int) -> None:
