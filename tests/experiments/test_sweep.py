@@ -16,6 +16,7 @@ from vpt.experiments.sweep_variants import by_backbone, by_shots, combinations, 
 from vpt.experiments.trial import Config, Failure, Record, Trial, finished, merged
 from vpt.run_record import read_record
 
+
 class Pretend:
     """An engine that trains nothing: accuracy is a function of the config."""
 

@@ -171,16 +171,16 @@ def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
     first = next(iter(configs.values()))
     if any(config["model"] != first["model"] for config in configs.values()):
         raise ConfigError("Shared training needs the same model section for all tasks.")
-    if path.is_file() and not (folder / TRIAL_FILE).is_file():
-        raise ConfigError(f"{path} does not say what it was trained on: remove it, or name another --out.")
-    claim(folder, {"tasks": {name: identity(config) for name, config in configs.items()}})
-    if path.is_file():
-        return path
     L.seed_everything(first.get("seed_everything", 0), verbose=False)
     task, data = build(first)
     others = [build_data(config) for config in list(configs.values())[1:]]
     parts = dict(zip(configs, [data, *others], strict=True))
     together = MultiTask(task, {name: part.num_classes for name, part in parts.items()})
+    if path.is_file() and not (folder / TRIAL_FILE).is_file():
+        raise ConfigError(f"{path} does not say what it was trained on: remove it, or name another --out.")
+    claim(folder, {"tasks": {name: identity(config) for name, config in configs.items()}})
+    if path.is_file():
+        return path
     checkpoint = folder / "last.ckpt"
     trainer = _trainer(first, folder)
     started = checkpoint if checkpoint.is_file() else None
