@@ -151,7 +151,7 @@ def test_what_was_shared_otherwise_is_not_taken_for_it(two: dict[str, Config], r
     with pytest.raises(ConfigError, match="differs in its tasks"):
         pretrain(two, root)
     (root / "shared" / "trial.json").unlink()
-    with pytest.raises(ConfigError, match="does not say what it was trained on"):
+    with pytest.raises(ConfigError, match="does not say what its shared delta was trained on"):
         pretrain(two, root)
     assert path.read_bytes() == before
 

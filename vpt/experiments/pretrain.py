@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vpt.data import ImageDataModule
 from vpt.deltas.composition import Delta
-from vpt.errors import ConfigError, DeltaFileError, DivergedError
+from vpt.errors import ConfigError, DivergedError
 from vpt.experiments.executors import Engine
 from vpt.experiments.sweep import Outcome, Plan
 from vpt.experiments.sweep_variants import sweep_variants
@@ -102,26 +102,13 @@ class MultiTask(L.LightningModule):
         """
         return scheduled_optimizer([p for p in self.parameters() if p.requires_grad], self._options, self.trainer)
 
-    def _own(self) -> dict[str, Tensor]:
-        """What no file but the checkpoint holds: delta and heads."""
-        return {key: t for key, t in self.state_dict().items() if key.startswith(("delta.", "heads."))}
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps delta and heads."""
-        checkpoint["state_dict"] = self._own()
+        """Keeps delta and heads, which no other file holds."""
+        kept = {key: tensor for key, tensor in self.state_dict().items() if key.startswith(("delta.", "heads."))}
+        checkpoint["state_dict"] = kept
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Completes a checkpoint with the backbone.
-
-        Raises:
-            DeltaFileError: It is of other deltas or tasks, or of another version.
-        """
-        shapes = [{key: tensor.shape for key, tensor in own.items()} for own in (self._own(), checkpoint["state_dict"])]
-        if shapes[0] != shapes[1]:
-            raise DeltaFileError(
-                "The checkpoint of shared training holds other tensors than these tasks and deltas need: remove the "
-                "folder `shared`, or choose another for the experiment."
-            )
+        """Completes a checkpoint with the backbone."""
         checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
 
 
@@ -176,14 +163,13 @@ def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
     others = [build_data(config) for config in list(configs.values())[1:]]
     parts = dict(zip(configs, [data, *others], strict=True))
     together = MultiTask(task, {name: part.num_classes for name, part in parts.items()})
-    if path.is_file() and not (folder / TRIAL_FILE).is_file():
-        raise ConfigError(f"{path} does not say what it was trained on: remove it, or name another --out.")
+    started = checkpoint if (checkpoint := folder / "last.ckpt").is_file() else None
+    if (path.is_file() or started) and not (folder / TRIAL_FILE).is_file():
+        raise ConfigError(f"{root} does not say what its shared delta was trained on: name another --out.")
     claim(folder, {"tasks": {name: identity(config) for name, config in configs.items()}})
     if path.is_file():
         return path
-    checkpoint = folder / "last.ckpt"
     trainer = _trainer(first, folder)
-    started = checkpoint if checkpoint.is_file() else None
     trainer.fit(together, datamodule=SharedData(parts), ckpt_path=started, weights_only=True)
     if trainer.state.status == "interrupted":
         raise KeyboardInterrupt
