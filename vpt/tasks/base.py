@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal, cast
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -220,6 +222,11 @@ class TuningTask(L.LightningModule):
         """
         return self.model.classify(self.features(batch, split))
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seeds what an epoch draws, such as dropout."""
+        if batch_idx == 0:
+            seed_epoch(self)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The loss of a batch.
 
@@ -304,14 +311,7 @@ class TuningTask(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser and the schedule per step."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        steps = max(1, int(self.trainer.estimated_stepping_batches))  # sets the loaders up
-        return scheduled_optimizer(trained, self.hparams, self._global_batch(), steps)
-
-    def _global_batch(self) -> int:
-        batch = getattr(self.trainer.train_dataloader, "batch_size", None)
-        if batch is None:
-            raise ConfigError("The training loader has no batch_size, from which the learning rate is computed.")
-        return int(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return scheduled_optimizer(trained, self.hparams, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what belongs to the model, and the identity of the backbone they belong to.
@@ -332,9 +332,12 @@ class TuningTask(L.LightningModule):
             checkpoint: Lightning's checkpoint, changed in place.
 
         Raises:
-            ConfigError: The data have other classes than it was trained on, or, to train on, in another order.
+            ConfigError: The data have other classes than it was trained on, or, to train on, in another order; or
+                training would go on in the middle of an epoch.
             DeltaFileError: It is incomplete, of another program, or was trained on other weights.
         """
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            _check_whole_epoch(checkpoint, self.trainer.max_steps)
         if not isinstance(recorded := checkpoint.get("backbone"), dict) or not recorded.keys() >= IDENTITY.keys():
             raise DeltaFileError("The checkpoint does not say on which backbone it was trained: give one of `vpt fit`.")
         check_fingerprint("The checkpoint", recorded, self.model.backbone)
@@ -351,3 +354,24 @@ class TuningTask(L.LightningModule):
             self.model.class_names, self._knows_classes = list(names), True
         fill(self.model, tensors, "The checkpoint")
         checkpoint["state_dict"] = self.state_dict()  # so that Lightning's own strict loading holds
+
+
+def seed_epoch(module: L.LightningModule) -> None:
+    """Makes random numbers follow from run's seed, epoch and process: a resumed run draws what an undisturbed one does.
+
+    Args:
+        module: In training; of a run without a seed nothing is changed.
+    """
+    if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None:
+        own = np.random.SeedSequence([int(seed), module.current_epoch, module.global_rank])
+        torch.manual_seed(int(own.generate_state(1)[0]))
+
+
+def _check_whole_epoch(checkpoint: dict[str, Any], max_steps: int) -> None:
+    """Refuses to train from where other images would follow than the run would have seen: loaders do not go on."""
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    if not batches["is_last_batch"] and not 0 <= max_steps <= checkpoint["global_step"]:
+        raise ConfigError(
+            "The checkpoint ends in the middle of an epoch, from where training cannot go on exactly: give one of a "
+            "whole epoch, such as last.ckpt, which is written after each."
+        )

@@ -85,6 +85,24 @@ class RunRecord(L.Callback):
         """Starts the clock."""
         self._start = time.monotonic()
         self._loaded: dict[str, int] | None = None
+        self._before, self._images = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training has cost so far, all legs of a resumed run together."""
+        return {"seconds": self._seconds(), "images": self._images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting where the checkpoint stood."""
+        self._before, self._images = state_dict["seconds"], state_dict["images"]
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._start
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts the images of all devices."""
+        self._images += len(batch["index"]) * trainer.world_size
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Counts parameters, prints them, and writes the protocol before anything is trained."""
@@ -99,10 +117,10 @@ class RunRecord(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the last epoch's metrics."""
         epochs, steps = trainer.current_epoch, trainer.global_step
-        whole = epochs >= (trainer.max_epochs or 0) >= 0 or 0 <= trainer.max_steps <= steps
+        whole = 0 <= (trainer.max_epochs or 0) <= epochs or 0 <= trainer.max_steps <= steps
         done = whole and trainer.state.status != "interrupted"
-        seconds = round(time.monotonic() - self._start, 1)
-        news = {"status": "finished" if done else "stopped", "epochs": epochs, "steps": steps, "seconds": seconds}
+        news: dict[str, Any] = {"status": "finished" if done else "stopped", "epochs": epochs, "steps": steps}
+        news |= {"seconds": round(self._seconds(), 1), "images": self._images}
         read = _read_of(trainer, "train") | _read_of(trainer, "val")
         self._update(trainer, pl_module, news | {"metrics": _metrics(trainer), "read": read})
 
@@ -219,7 +237,8 @@ def protocol(trainer: L.Trainer, task: TuningTask) -> dict[str, Any]:
     starts = {key: task.hparams.get(key) for key in ("init_delta", "init_head")}
     return {
         "task": type(task).__name__,
-        "hyperparameters": dict(task.hparams),
+        # Lightning's command line adds its own, under such names
+        "hyperparameters": {key: value for key, value in task.hparams.items() if not key.startswith("_")},
         "starts": {key: file_identity(Path(path)) for key, path in starts.items() if path is not None},
         "seed": None if seed is None else int(seed),
         "max_epochs": trainer.max_epochs,
