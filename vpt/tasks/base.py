@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +21,7 @@ from vpt.models.delta_file import check_fingerprint, fill
 from vpt.models.delta_parts import in_order, start_from
 from vpt.models.feature_cache import FeatureCache
 from vpt.models.provenance import IDENTITY, identity
-from vpt.tasks.optimizers import scheduled_optimizer
+from vpt.tasks.optimizers import check_trainer, scheduled_optimizer
 
 Batch = dict[str, Tensor]
 
@@ -105,6 +107,8 @@ class TuningTask(L.LightningModule):
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=self.ignored)
+        self._shown = {"val": "val", "test": "test"}
+        self._limit_val: float = 1.0
         self._finite: Tensor | None = None
         self._kept: tuple[Any, FeatureCache] | None = None
 
@@ -132,6 +136,16 @@ class TuningTask(L.LightningModule):
         """
         raise NotImplementedError
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Adds none, but looks at those that are there, before any of them does something.
+
+        Raises:
+            ConfigError: See `check_trainer`.
+        """
+        if self.trainer.state.fn == "fit":
+            check_trainer(self.trainer)
+        return []
+
     def setup(self, stage: str) -> None:
         """Takes class names and preprocessing from the data module and checks that both sides agree.
 
@@ -139,7 +153,8 @@ class TuningTask(L.LightningModule):
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
 
         Raises:
-            ConfigError: Number of classes or image size differ between data and model.
+            ConfigError: Number of classes or image size differ between data and model; or something watches the
+                validation, whose images are trained on.
             DeltaFileError: `init_delta` is not a delta file of the same backbone and deltas.
         """
         data = getattr(self.trainer, "datamodule", None)
@@ -153,8 +168,31 @@ class TuningTask(L.LightningModule):
                 raise ConfigError(f"The data has {what} {theirs}, the model {ours}: they must agree.")
         self.model.class_names = list(data.class_names)
         self.model.preset = data.preset.to_dict()
+        if stage in ("fit", "validate"):
+            self._name_validation(data.describe(), stage)
         if stage == "fit" and self.hparams["init_delta"] is not None:  # a checkpoint that is resumed overwrites it
             start_from(self.hparams["init_delta"], self.model)
+
+    def _name_validation(self, data: Mapping[str, Any], stage: str) -> None:
+        """Says `trained` for `val` where validation images are trained on, which training does not measure then."""
+        shared = data["shared_with_train"].get("val", 0)
+        self._shown["val"] = "trained" if shared else "val"
+        self.val_metrics.prefix = f"{self._shown['val']}/"
+        if not shared:
+            return
+        if stage == "validate":
+            self.trainer.limit_val_batches = self.trainer.limit_val_batches or self._limit_val
+            return
+        trained = f"{shared:,} of {data['counts']['val']:,} validation images are trained on"
+        for callback in cast("Any", self.trainer).callbacks:
+            if str(watched := getattr(callback, "monitor", None)).startswith("val/"):
+                raise ConfigError(
+                    f"{type(callback).__name__} watches {watched}, which is not measured, since {trained}: watch "
+                    "train/loss, or train on a list without them."
+                )
+        if self.trainer.limit_val_batches:
+            rank_zero_info(f"{trained}: they are not evaluated, unless by `vpt validate`, as trained/acc and so on.")
+            self._limit_val, self.trainer.limit_val_batches = self.trainer.limit_val_batches, 0
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images, or their pixels.
@@ -249,7 +287,7 @@ class TuningTask(L.LightningModule):
         mean = cast("MeanMetric", self.losses[split])
         counted = len(target) if self.ignored is None else (target != self.ignored).sum()
         mean.update(self.loss(logits, batch), weight=counted)
-        self.log(f"{split}/loss", mean, on_step=False, on_epoch=True)
+        self.log(f"{self._shown[split]}/loss", mean, on_step=False, on_epoch=True)
         metrics.update(logits, target.long())
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
         return logits
@@ -306,7 +344,7 @@ class TuningTask(L.LightningModule):
         batch = getattr(self.trainer.train_dataloader, "batch_size", None)
         if batch is None:
             raise ConfigError("The training loader has no batch_size, from which the learning rate is computed.")
-        return int(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return int(batch) * self.trainer.world_size
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what belongs to the model, and the identity of the backbone they belong to.
