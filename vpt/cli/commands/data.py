@@ -174,7 +174,9 @@ def _cache(options: Namespace) -> None:
 
 
 def _corruptions(options: Namespace) -> None:
+    from vpt.atomic_write import check_unused
     from vpt.reports.corruption_gallery import corruption_figure, example
     from vpt.reports.style import save_figure
 
+    check_unused(options.out, [] if options.image is None else [options.image])
     print(f"written to {save_figure(corruption_figure(example(options.image)), options.out)}")
