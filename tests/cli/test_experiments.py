@@ -222,7 +222,9 @@ def test_profile_of_a_config_and_of_a_run(vpt: Vpt, trained: Run) -> None:
     answer = vpt("profile", *task, "--classes", "102", "--batch", "1", "--rounds", "1")
     assert answer.status == 0, answer.err
     assert "42,726 of" in answer.out
-    answer = vpt("profile", "--run", str(trained.folder))
+    assert "has no val/acc" in vpt("profile", "--run", str(trained.folder)).sentence  # it trained on val200
+    assert vpt("fit", *DEMO, *SMALL, *QUICK, "--data.train=train800").status == 0
+    answer = vpt("profile", "--run", "runs/digits/vpt_deep/version_0")
     assert answer.status == 0, answer.err
     assert "95 % of its best val" in answer.out
     assert "needs a config" in vpt("profile").sentence

@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
@@ -102,13 +103,58 @@ def test_prompts_and_head_can_fit_a_few_images() -> None:
 
 def test_weight_decay_and_learning_rate_reach_the_optimiser() -> None:
     task = PromptTuning(**BASE | {"weight_decay": 0.3, "warmup": 0.0})
-    run = trainer(epochs=1, batches=1, accumulate_grad_batches=2)
-    run.fit(task, datamodule=data())
+    run = trainer(epochs=1, batches=1)
+    run.fit(task, datamodule=data(batch_size=16))
     decayed, plain = run.optimizers[0].param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
-    assert decayed["initial_lr"] == pytest.approx(0.02 * 8 * 2 / 256)
+    assert decayed["initial_lr"] == pytest.approx(0.02 * 16 / 256)
     assert [p.shape for p in plain["params"]] == [(10,)]
     assert {tuple(p.shape) for p in decayed["params"]} == {(6, 10, 192), (10, 192)}
+
+
+@pytest.mark.parametrize(
+    ("callback", "remedy"),
+    [
+        (callbacks.EMAWeightAveraging(), "vpt robustness soup"),
+        (callbacks.WeightAveraging(), "vpt robustness soup"),
+        (callbacks.StochasticWeightAveraging(1e-2), "vpt robustness soup"),
+        (callbacks.BatchSizeFinder(), "model.micro_batch"),
+        (callbacks.LearningRateFinder(), "vpt sweep"),
+        (callbacks.GradientAccumulationScheduler({1: 2}), "model.micro_batch"),
+        (callbacks.BackboneFinetuning(), "configs/method"),
+        (callbacks.ModelPruning("l1_unstructured", parameter_names=["weight"]), "leave it out"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_would_train_another_model_than_the_record_says_is_refused_by_name(
+    callback: L.Callback, remedy: str
+) -> None:
+    run = trainer(callbacks=[callback])
+    with pytest.raises(ConfigError, match=rf"{type(callback).__name__} changes what is trained, .*{remedy}"):
+        run.fit(LinearProbe(**BASE), datamodule=data())
+    assert run.global_step == 0
+
+
+def test_accumulated_batches_are_refused_for_micro_batches() -> None:
+    with pytest.raises(ConfigError, match=r"accumulate_grad_batches is 2: .* model\.micro_batch .* is exact"):
+        trainer(accumulate_grad_batches=2).fit(LinearProbe(**BASE), datamodule=data())
+
+
+def test_validation_images_that_are_trained_on_are_measured_only_on_request() -> None:
+    task, both, run = LinearProbe(**BASE), data(train="train800val200"), trainer()
+    run.fit(task, datamodule=both)
+    assert {"train/loss"} == run.callback_metrics.keys()
+    run.validate(task, datamodule=both, verbose=False)
+    assert run.callback_metrics.keys() == {"trained/loss", "trained/acc", "trained/mean_per_class"}
+    run.validate(task, datamodule=data(), verbose=False)
+    assert run.callback_metrics.keys() == {"val/loss", "val/acc", "val/mean_per_class"}
+
+
+@pytest.mark.parametrize("watch", [callbacks.EarlyStopping("val/acc"), ModelCheckpoint(monitor="val/loss")])
+def test_what_watches_the_validation_needs_one(watch: Any) -> None:
+    message = rf"{type(watch).__name__} watches val/\w+, which is not measured, since 200 of 200 validation images are"
+    with pytest.raises(ConfigError, match=message):
+        trainer(callbacks=[watch]).fit(LinearProbe(**BASE), datamodule=data(train="train800val200"))
 
 
 def test_sgd_is_sgd_with_momentum() -> None:
@@ -132,7 +178,7 @@ def test_the_linear_probe_passes_each_image_through_the_backbone_once() -> None:
     seen: list[int] = []
     task.model.backbone.layout.blocks[0].register_forward_hook(lambda block, args, out: seen.append(len(out)))
     run = trainer(epochs=2, batches=100)
-    run.fit(task, datamodule=data(train="val200"))
+    run.fit(task, datamodule=data(train="val200", val="train800"))
     assert sum(seen) == 200 + 32  # all training images, four validation batches
 
 

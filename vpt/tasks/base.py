@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any, Literal, cast
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -15,15 +17,16 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vpt.backbones import Backbone, create_backbone
-from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
+from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError, VPTWarning
 from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill
 from vpt.models.delta_parts import start_from
 from vpt.models.feature_cache import FeatureCache
 from vpt.models.provenance import IDENTITY, identity
-from vpt.tasks.optimizers import scheduled_optimizer
+from vpt.tasks.optimizers import check_trainer, scheduled_optimizer
 
 Batch = dict[str, Tensor]
+_REPEATED = 0.1  # share of its images that a dataset may repeat; a validation list that is trained on has more
 
 
 class TuningTask(L.LightningModule):
@@ -107,6 +110,8 @@ class TuningTask(L.LightningModule):
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=self.ignored)
+        self._shown = {"val": "val", "test": "test"}
+        self._limit_val: float = 1.0
         self._finite: Tensor | None = None
         self._knows_classes = False
         self._kept: tuple[Any, FeatureCache] | None = None
@@ -135,6 +140,16 @@ class TuningTask(L.LightningModule):
         """
         raise NotImplementedError
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Adds none, but looks at those that are there, before any of them does something.
+
+        Raises:
+            ConfigError: See `check_trainer`.
+        """
+        if self.trainer.state.fn == "fit":
+            check_trainer(self.trainer)
+        return []
+
     def setup(self, stage: str) -> None:
         """Takes class names and preprocessing from the data module and checks that both sides agree.
 
@@ -142,7 +157,8 @@ class TuningTask(L.LightningModule):
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
 
         Raises:
-            ConfigError: Number of classes or image size differ between data and model.
+            ConfigError: Number of classes or image size differ between data and model; or something watches the
+                validation, whose images are trained on.
             DeltaFileError: `init_delta` is not a delta file of the same backbone and deltas.
         """
         data = getattr(self.trainer, "datamodule", None)
@@ -160,8 +176,33 @@ class TuningTask(L.LightningModule):
             self.model.class_names = list(data.class_names)
         self._knows_classes |= stage == "fit"
         self.model.preset = data.preset.to_dict()
+        if stage in ("fit", "validate"):
+            self._name_validation(data, stage)
         if stage == "fit" and self.hparams["init_delta"] is not None:  # a checkpoint that is resumed overwrites it
             start_from(self.hparams["init_delta"], self.model)
+
+    def _name_validation(self, data: Any, stage: str) -> None:
+        """Says `trained` for `val` where validation images are trained on, which training does not measure then."""
+        known = data.shared("val")
+        shared, trained = int(known.sum()), f"{known.sum():,} of {len(known):,} validation images are trained on"
+        self._shown["val"] = "trained" if shared > _REPEATED * len(known) else "val"
+        self.val_metrics.prefix = f"{self._shown['val']}/"
+        if self._shown["val"] == "val":
+            if shared:
+                warnings.warn(f"{trained}, too.", VPTWarning, stacklevel=2)
+            return
+        if stage == "validate":
+            self.trainer.limit_val_batches = self.trainer.limit_val_batches or self._limit_val
+            return
+        for callback in cast("Any", self.trainer).callbacks:
+            if str(watched := getattr(callback, "monitor", None)).startswith("val/"):
+                raise ConfigError(
+                    f"{type(callback).__name__} watches {watched}, which is not measured, since {trained}: watch "
+                    "train/loss, or train on a list without them."
+                )
+        if self.trainer.limit_val_batches:
+            rank_zero_info(f"{trained}: they are not evaluated, unless by `vpt validate`, as trained/acc and so on.")
+            self._limit_val, self.trainer.limit_val_batches = self.trainer.limit_val_batches, 0
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images, or their pixels.
@@ -261,7 +302,7 @@ class TuningTask(L.LightningModule):
         mean = cast("MeanMetric", self.losses[split])
         counted = len(target) if self.ignored is None else (target != self.ignored).sum()
         mean.update(self.loss(logits, batch), weight=counted)
-        self.log(f"{split}/loss", mean, on_step=False, on_epoch=True)
+        self.log(f"{self._shown[split]}/loss", mean, on_step=False, on_epoch=True)
         metrics.update(logits, target.long())
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
         return logits

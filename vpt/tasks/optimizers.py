@@ -1,18 +1,30 @@
-"""Optimiser and schedule of every task."""
+"""Optimiser and schedule of every task, and what of Lightning's would change them unseen."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch import callbacks
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from vpt.errors import ConfigError
+
+# They change model, batch or rate and tell nobody, so that the files and numbers of a run are not of one model.
+_REFUSED: dict[type[L.Callback], str] = {
+    callbacks.WeightAveraging: "average delta files instead (`vpt robustness soup`)",
+    callbacks.StochasticWeightAveraging: "average delta files instead (`vpt robustness soup`)",
+    callbacks.BatchSizeFinder: "set data.batch_size, and model.micro_batch where memory is short",
+    callbacks.LearningRateFinder: "set model.base_lr, or search it (`vpt sweep`)",
+    callbacks.GradientAccumulationScheduler: "set data.batch_size, and model.micro_batch where memory is short",
+    callbacks.BaseFinetuning: "say what trains by the method (`--model` and configs/method)",
+    callbacks.ModelPruning: "leave it out",
+}
 
 
 def scheduled_optimizer(
@@ -90,3 +102,26 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
+
+
+def check_trainer(trainer: L.Trainer) -> None:
+    """Refuses what would train another model than the record says.
+
+    Args:
+        trainer: Before training.
+
+    Raises:
+        ConfigError: Batches are accumulated, or a callback of Lightning's changes model, batch or rate.
+    """
+    if (batches := trainer.accumulate_grad_batches) != 1:
+        raise ConfigError(
+            f"trainer.accumulate_grad_batches is {batches}: Lightning takes the mean of batches, not of their images, "
+            "and at the end of an epoch a part of it. Set data.batch_size to the images of a whole step and "
+            "model.micro_batch to those in memory at once, which is exact."
+        )
+    for callback in cast("Any", trainer).callbacks:
+        for kind, remedy in _REFUSED.items():
+            if isinstance(callback, kind):
+                raise ConfigError(
+                    f"{type(callback).__name__} changes what is trained, and no record says so: {remedy}."
+                )

@@ -26,7 +26,8 @@ from vpt.experiments.trial import merged
 from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, method_name
 from vpt.tasks import DeltaWriter, RunRecord, TuningTask
 from vpt.tasks.build import FROM_DATA, image_size, settle
-from vpt.tasks.callbacks import PredictionWriter, last_checkpoint, run_folder
+from vpt.tasks.callbacks import last_checkpoint, run_folder
+from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
 
 _CLASSES = [*vpt.tasks.__all__, *vpt.data.__all__]
@@ -137,6 +138,12 @@ class VPTCLI(LightningCLI):
         print(f"written to {folder}")
         if (folder / LAST_CHECKPOINT).is_file() and (folder / CONFIG_FILE).is_file():
             print(f"test it:   vpt test -c {folder / CONFIG_FILE} --ckpt_path {folder / LAST_CHECKPOINT}")
+
+    def after_predict(self) -> None:
+        """Says where the predictions lie."""
+        for callback in cast("Any", self.trainer).callbacks:
+            if isinstance(callback, PredictionWriter) and callback.place is not None:
+                print(f"written to {callback.place}")
 
     def _trainer(self, kwargs: dict[str, Any]) -> L.Trainer:
         try:
