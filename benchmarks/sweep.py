@@ -40,7 +40,7 @@ def data(size: int, images: int) -> ImageDataModule:
 
     def split(name: str, n: int) -> Split:
         pixels = np.random.default_rng(0).integers(0, 256, (n, 3, size, size), dtype=np.uint8)
-        return Split(name, [f"{name}/{i}" for i in range(n)], np.arange(n) % len(CLASSES), "0" * 64, lambda: pixels)
+        return Split(name, [f"{name}/{i}" for i in range(n)], np.arange(n) % len(CLASSES), lambda: pixels)
 
     splits = {"train": split("train", 1), "val": split("val", 0), "test": split("test", images)}
     return ImageDataModule("noise", CLASSES, splits, "square", size, 64, 0, 0, "none", None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,23 @@ CONFIG_FILE = "config.yaml"
 DELTA_FILE = "delta.safetensors"
 INIT_FILE = "init.safetensors"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+
+
+def identity(protocol: Any) -> str:
+    """What is kept, reused, resumed, compared or averaged is known by this hash of all that it depends on.
+
+    Args:
+        protocol: Plain JSON values; the order of keys does not matter, and a tuple is a list.
+
+    Returns:
+        sha256, hexadecimal.
+    """
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+
+
+def file_identity(path: Path) -> str:
+    """Returns the sha256 of a file's bytes, hexadecimal: a model is known by its delta file's."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -75,6 +93,64 @@ def images_read(record: Mapping[str, Any]) -> dict[str, int]:
     counts: dict[str, int] = (record.get("data") or {}).get("counts", {})
     read: dict[str, int] = record.get("read", {})
     return counts | read
+
+
+def epoch_rule(record: Mapping[str, Any]) -> str:
+    """Says which state of the training was tested.
+
+    Args:
+        record: What `run.json` says.
+
+    Returns:
+        ``last``, or e.g. ``epoch 5 of 6`` of a run that ended early, or was tested from an earlier checkpoint.
+    """
+    tested = (record.get("evaluated") or {}).get("test") or {}
+    if record.get("status", "finished") == "finished" and tested.get("steps") in (None, record.get("steps")):
+        return str(record.get("epoch_rule", "last"))
+    return f"epoch {tested.get('epochs', record.get('epochs'))} of {record.get('max_epochs')}"
+
+
+_RESULTS = ("status", "metrics", "epochs", "steps", "seconds", "evaluated", "epoch_rule", "read.val", "parameters")
+_ENVIRONMENT = ("machine", "versions")
+_PLACES = ("hyperparameters.weights", "hyperparameters.init_", "hyperparameters._", "backbone.weights")
+_EXACT = ("hyperparameters.micro_batch",)  # changes no number but by rounding
+_SEEDS = ("seed", "data.seed", "data.subset.seed", "data.subset.sha256", "data.fingerprint", "data.shared_with_train")
+
+
+def cell_protocol(record: Mapping[str, Any]) -> dict[str, Any]:
+    """All that runs must share to be averaged over seeds: everything that is recorded but results, places and seeds.
+
+    Args:
+        record: What `run.json` says.
+
+    Returns:
+        Plain values by dotted key. The data's own seeds are told where they are not the run's.
+    """
+    flat = dict(_flat("", record))
+    for key in ("data.seed", "data.subset.seed"):
+        if flat.get(key) != record.get("seed"):
+            flat[f"{key} apart"] = flat.get(key)
+    out = (*_RESULTS, *_ENVIRONMENT, *_PLACES, *_EXACT, *_SEEDS)
+    kept = {key: value for key, value in flat.items() if not below(key, out)}
+    return kept | {"epoch rule": epoch_rule(record)}
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else str(key), item)
+    else:
+        yield prefix, value
+
+
+def below(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted key is one of some names, or lies below one.
+
+    Args:
+        key: E.g. ``data.lists.train``.
+        names: E.g. ``data.lists``; one that ends in ``_`` is the beginning of names.
+    """
+    return any(key == name or key.startswith(name if name.endswith("_") else f"{name}.") for name in names)
 
 
 def subset_name(subset: Mapping[str, Any] | None) -> str:

@@ -19,7 +19,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from vpt.data import image_cache
-from vpt.data.image_cache import OnDemand, Ragged, cache_folder, decoded
+from vpt.data.content_hashes import cache_folder
+from vpt.data.image_cache import OnDemand, Ragged, decoded
 from vpt.data.images import ImageList, read_list
 from vpt.data.transforms import PRESETS
 from vpt.errors import DataError
@@ -41,7 +42,8 @@ def array(images: ImageList, preset: str = "square", size: int = 16) -> Pixels:
 
 
 def files() -> list[str]:
-    return sorted(path.suffix for path in cache_folder().iterdir()) if cache_folder().exists() else []
+    found = [path.suffix for path in cache_folder().iterdir()] if cache_folder().exists() else []
+    return sorted(suffix for suffix in found if suffix != ".hashes")
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +225,7 @@ def test_truncated_cache_file_is_built_again(images: ImageList, task: Path, crop
     Image.new("RGB", (17, 40), "red").save(task / images.paths[2])
     built = decoded(images, PRESETS["fgvc"], 14, cropped=cropped)
     expected = [np.array(built[position]) for position in range(9)]
-    (path,) = cache_folder().iterdir()
+    (path,) = cache_folder().glob("*.pixels")
     for size in (path.stat().st_size - 1, path.stat().st_size - 72, 72, 40, 0):
         os.truncate(path, size)
         again = decoded(images, PRESETS["fgvc"], 14, cropped=cropped)
@@ -237,8 +239,10 @@ def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(
 ) -> None:
     opened = Path.open
 
-    def open_on_a_small_disk(path: Path, *args: Any) -> Any:
-        file = opened(path, *args)
+    def open_on_a_small_disk(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        file = opened(path, mode, *args, **options)
+        if "w" not in mode:
+            return file
         write, written = file.write, 0
 
         class Small:
@@ -282,8 +286,12 @@ def test_unwritable_cache_means_decoding_on_demand_and_says_so(
 def test_a_read_only_cache_folder_means_decoding_on_demand(
     images: ImageList, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(code, os.strerror(code))
+    opened = Path.open
+
+    def refuse(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if "w" in mode:
+            raise OSError(code, os.strerror(code))
+        return opened(path, mode, *args, **options)
 
     monkeypatch.setattr(Path, "open", refuse)  # the tests may run as root, whom no permission stops
     with pytest.warns(UserWarning, match=f"cannot be written: .*{os.strerror(code)}"):
@@ -368,7 +376,7 @@ def test_image_removed_after_caching_is_still_missed(images: ImageList) -> None:
 def test_clearing_removes_what_the_cache_wrote_and_nothing_else(images: ImageList) -> None:
     assert image_cache.usage() == image_cache.clear() == (0, 0)
     array(images)
-    (path,) = cache_folder().iterdir()
+    (path,) = cache_folder().glob("*.pixels")
     path.with_name(f"{path.name}.0.part").write_bytes(b"abc")
     (cache_folder() / "notes.txt").touch()
     assert image_cache.usage() == (2, path.stat().st_size + 3)

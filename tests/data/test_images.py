@@ -23,12 +23,6 @@ def test_list_takes_the_last_field_as_label_and_allows_spaces_in_paths(tmp_path:
     assert list(images.lines) == [1, 3, 4]
 
 
-def test_fingerprint_follows_the_text(tmp_path: Path) -> None:
-    one, same, other = (write(tmp_path / name, f"x.jpg {label}") for name, label in (("a", 0), ("b", 0), ("c", 1)))
-    prints = [read_list(file, tmp_path).fingerprint for file in (one, same, other)]
-    assert prints[0] == prints[1] != prints[2]
-
-
 @pytest.mark.parametrize("line", ["cat.jpg", "cat.jpg one", "cat.jpg 1.5"])
 def test_line_without_integer_label_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(DataError, match=r"a\.txt, line 2: expected 'path<whitespace>label'"):
@@ -164,12 +158,10 @@ def test_an_image_listed_twice_is_refused(tmp_path: Path) -> None:
         read_list(write(tmp_path / "a.txt", "x.jpg 0\n\ny.jpg 0\nx.jpg 1\n"), tmp_path)
 
 
-def test_a_part_of_a_list_keeps_its_lines_and_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
+def test_a_part_of_a_list_keeps_its_lines(tmp_path: Path) -> None:
     whole = read_list(write(tmp_path / "a.txt", "x.jpg 0\n\ny.jpg 1\nz.jpg 2\n"), tmp_path)
-    part, same, other = (whole.take(np.array(positions)) for positions in ([0, 2], [0, 2], [1, 2]))
+    part = whole.take(np.array([0, 2]))
     assert (part.paths, part.labels.tolist(), part.lines) == (["x.jpg", "z.jpg"], [0, 2], [1, 4])
-    assert len({whole.fingerprint, part.fingerprint, other.fingerprint}) == 3
-    assert part.fingerprint == same.fingerprint
     with pytest.raises(DataError, match=r"line 4: .*z\.jpg does not exist"):
         part.decode(1)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.robustness.fakes import PROMPTS, task, write_delta
+from tests.robustness.fakes import PROMPTS, kept, task, write_delta
 from vpt.cli import main
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DataError
@@ -26,6 +26,7 @@ from vpt.models import TunedModel
 from vpt.reports.page import document
 from vpt.reports.robustness_report import tables
 from vpt.reports.robustness_values import effective_rows, model_names, report
+from vpt.reports.tables import p_value
 from vpt.robustness import RobustnessResult, Row, run
 from vpt.robustness.evaluation import logit_records
 from vpt.robustness.interpolation.alpha_curve import accuracy_curve
@@ -142,9 +143,7 @@ def test_cells_are_the_numbers_of_the_json(values: dict[str, Any]) -> None:
 
 def test_rows_are_scores_of_records(root: Path, values: dict[str, Any]) -> None:
     assert len(values["rows"]) == 3 * 7 * 3  # val, clean, art and four corrupted sets
-    record, val = (
-        logit_records.read(root / "gate" / "records" / f"{name}-alpha-0.5.parquet") for name in ("art", "val")
-    )
+    record, val = (logit_records.read(kept(root / "gate", f"{name}-alpha-0.5")) for name in ("art", "val"))
     row = next(r for r in values["rows"] if (r["model"], r["set"], r["alpha"]) == ("gate", "art", 0.5))
     expected = summary(record.logits, record.label, temperature(val.logits, val.label))
     assert {key: row[key] for key in expected} == expected
@@ -158,7 +157,9 @@ def test_means_are_over_severities_and_then_over_all(values: dict[str, Any]) -> 
     assert len(found) == 3
     contrast = [row["nll"] for row in own if row["kind"] == "contrast"]
     assert found["contrast (mean of severities 1, 3)"]["nll"] == pytest.approx(np.mean(contrast))
-    assert found["mean of corruptions"]["top1"] == pytest.approx(np.mean([row["top1"] for row in own]))
+    assert found["mean of contrast, pixelate (severities 1, 3)"]["top1"] == pytest.approx(
+        np.mean([row["top1"] for row in own])
+    )
 
 
 def test_the_oracle_is_best_and_no_validation_line_has_one(values: dict[str, Any]) -> None:
@@ -170,7 +171,7 @@ def test_the_oracle_is_best_and_no_validation_line_has_one(values: dict[str, Any
 
 
 def test_models_are_compared_on_the_same_images(root: Path, values: dict[str, Any]) -> None:
-    one, two = (logit_records.read(root / name / "records" / "clean-alpha-1.0.parquet") for name in ("gate", "head"))
+    one, two = (logit_records.read(kept(root / name, "clean-alpha-1.0")) for name in ("gate", "head"))
     found = {(row["first"], row["second"], row["set"], row["alpha"]): row for row in values["differences"]}
     assert len(found) == 3 * 2 * 2  # pairs, sets, α
     row, expected = (
@@ -184,7 +185,7 @@ def test_a_head_has_an_exact_curve_unless_its_records_are_reduced(
     root: Path, written: Path, values: dict[str, Any]
 ) -> None:
     assert {(curve["model"], curve["set"]) for curve in values["curves"]} == {("head", "clean"), ("head", "art")}
-    start, end = (logit_records.read(root / "head" / "records" / f"art-alpha-{alpha}.parquet") for alpha in (0.0, 1.0))
+    start, end = (logit_records.read(kept(root / "head", f"art-alpha-{alpha}")) for alpha in (0.0, 1.0))
     exact = accuracy_curve(start.logits, end.logits, end.label)
     curve = next(curve for curve in values["curves"] if curve["set"] == "art")
     assert curve["top1"] == exact.accuracy(curve["alpha"]).tolist()
@@ -205,9 +206,9 @@ def test_other_numbers_of_images_are_marked_and_not_compared(root: Path) -> None
 
 def test_other_labels_are_not_compared(root: Path, tmp_path: Path) -> None:
     other = copied(root / "gate", tmp_path / "other")
-    for path in (other / "records").glob("clean-alpha-1.0.parquet"):
-        record = logit_records.read(path)
-        logit_records.write(path, replace(record, label=record.label[::-1]))
+    path = kept(other, "clean-alpha-1.0")
+    record = logit_records.read(path)
+    logit_records.write(path, replace(record, label=record.label[::-1]))
     (refused,) = report([root / "gate", other])["not_compared"]
     assert "on clean: The records of sets 'clean' (10 images) and 'clean' (10 images) hold different labels" in refused
 
@@ -215,7 +216,7 @@ def test_other_labels_are_not_compared(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [
-        (("gate", "elsewhere"), ConfigError, "other lists of images: report them apart"),
+        (("gate", "elsewhere"), ConfigError, "other images: report them apart"),
         (("gate", "gate"), ConfigError, "named twice"),
         (("nowhere",), DataError, "holds no evaluation"),
     ],
@@ -229,6 +230,33 @@ def test_what_cannot_be_reported_together_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def aged(folder: Path, out: Path) -> Path:
+    """What version 0.1 would have left."""
+    path = copied(folder, out) / "robustness.json"
+    content = json.loads(path.read_text())
+    del content["protocol"]["corruptions"]
+    path.write_text(json.dumps(content))
+    return out
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_corruptions_with_other_parameters_do_not_stand_side_by_side(
+    command: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(root / "gate"), str(aged(root / "gate", tmp_path / "old"))]
+    assert main(["robustness", command, *folders]) == 1
+    assert "corruptions" in capsys.readouterr().err
+    (old,) = {row["set"] for row in report([tmp_path / "old"])["averages"] if len(row["kinds"]) == 2}
+    assert old == "mean of contrast, pixelate (severities 1, 3, parameters of vpt 0.1)"
+
+
+def test_a_small_p_is_not_printed_as_zero() -> None:
+    assert [p_value(value) for value in (1.0, 0.0123, 0.001, 0.00099, 1e-12)] == [
+        *("1.000", "0.012", "0.001"),
+        *("< 0.001", "< 0.001"),
+    ]
+
+
 def copied(folder: Path, out: Path) -> Path:
     (out / "records").mkdir(parents=True)
     for path in (folder / "robustness.json", *(folder / "records").iterdir()):
@@ -238,10 +266,10 @@ def copied(folder: Path, out: Path) -> Path:
 
 def test_missing_unfinished_and_strange_records_are_refused(root: Path, tmp_path: Path) -> None:
     folder = copied(root / "gate", tmp_path / "copy")
-    path = folder / "records" / "art-alpha-0.5.parquet"
+    path = kept(folder, "art-alpha-0.5")
     record = logit_records.read(path)
     path.unlink()
-    with pytest.raises(DataError, match=r"lacks records/art-alpha-0\.5\.parquet"):
+    with pytest.raises(DataError, match=r"lacks records/art-alpha-0\.5-\w+\.parquet"):
         report([folder])
     part = {key: getattr(record, key)[:2] for key in ("index", "label", "logits")}
     logit_records.write(path, replace(record, **part, complete=False))
@@ -267,7 +295,7 @@ def test_a_mask_counts_in_every_score(root: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"alphas": (0.0, 1.0), "severities": (), "anchor": root / "1.safetensors"}
     run(root / "2.safetensors", masked, out=tmp_path / "masked", **options)
     values = report([tmp_path / "masked"])
-    record = logit_records.read(tmp_path / "masked" / "records" / "art-alpha-1.0.parquet")
+    record = logit_records.read(kept(tmp_path / "masked", "art-alpha-1.0"))
     merged = np.stack([record.logits[:, [0, 2]].max(axis=1), record.logits[:, 1]], axis=1)
     row = next(row for row in values["rows"] if (row["set"], row["alpha"]) == ("art", 1.0))
     assert row["top1"] == record.accuracy

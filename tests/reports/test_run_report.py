@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import copy
 import csv as csvfile
+import functools
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
 
+from vpt.data import DigitsDataModule
 from vpt.data.catalog.cards import card_names, load_card
 from vpt.errors import ConfigError
 from vpt.experiments.executors import serially
@@ -15,6 +21,8 @@ from vpt.experiments.trial import Config, Trial
 from vpt.reports.run_report import TITLE, csv, latex, notes, tables
 from vpt.reports.run_values import GROUPS, report
 from vpt.reports.tables import markdown
+from vpt.run_record import cell_protocol
+from vpt.tasks import PromptTuning, RunRecord
 
 VTAB = [name for name in card_names() if (card := load_card(name)) is not None and card.suite == "vtab"]
 
@@ -89,10 +97,18 @@ def test_fewer_tasks_have_no_mean_of_vtab(tmp_path: Path) -> None:
         ({"data": {"preset": "timm"}}, "preset"),
         ({"data": {"complete": False}}, "partial data"),
         ({"data": {"image_size": 64}}, "image size"),
-        ({"data": {"counts": {"train": 800, "test": 500}}}, "trained on"),
+        ({"data": {"lists": {"train": "b/train800.txt", "test": "test"}}}, "train list"),
+        ({"data": {"batch_size": 8}}, "batch size"),
+        ({"data": {"augment": "flip"}}, "augment"),
+        ({"data": {"subset": {"shots": 8, "fraction": None, "seed": 1, "sha256": "a"}}}, "shots"),
+        ({"precision": "bf16-mixed"}, "precision"),
+        ({"training": {"accumulate_grad_batches": 2}}, "training accumulate grad batches"),
+        ({"backbone": {"weights_id": "vit", "fingerprint": "c"}}, "fingerprint"),
         ({"read": {"train": 1000, "test": 20}}, "partial data"),
         ({"read": {"train": 20}}, "partial data"),
         ({"epoch_rule": "best"}, "epoch rule"),
+        ({"status": "interrupted", "epochs": 99}, "epoch rule"),
+        ({"steps": 10, "evaluated": {"test": {"steps": 5, "epochs": 50}}}, "epoch rule"),
     ],
 )
 def test_what_differs_in_its_protocol_is_not_averaged_unless_told(
@@ -129,6 +145,58 @@ def test_seeds_are_averaged_and_other_options_stay_apart(tmp_path: Path) -> None
     assert (number["mean"], number["std"]) == (pytest.approx(0.6), pytest.approx(0.1))
     assert number["seeds"] == [1, 2, 3]
     assert methods["vpt_deep (base_lr 0.2)"]["std"] is None
+
+
+def test_tasks_of_different_sizes_and_rates_have_a_mean(tmp_path: Path) -> None:
+    run(tmp_path, "a", 0.5)
+    options = {"deep": True, "base_lr": 0.3, "num_tokens": 50}
+    run(tmp_path, "b", 0.7, data={"counts": {"train": 9, "test": 5}, "fingerprint": "g"}, hyperparameters=options)
+    (method,) = report([tmp_path])["methods"]
+    assert method["means"] == {"mean of 2 tasks": pytest.approx(0.6)}
+
+
+def test_one_more_run_of_one_task_renames_no_cell_that_belongs_to_others(tmp_path: Path) -> None:
+    for task in "abc":
+        run(tmp_path, task, 0.5)
+    run(tmp_path, "a", 0.9, data={"batch_size": 8})
+    methods = {row["method"]: list(row["numbers"]) for row in report([tmp_path])["methods"]}
+    assert methods == {"vpt_deep": ["a", "b", "c"], "vpt_deep (batch size 8)": ["a"]}
+
+
+def test_everything_in_a_protocol_but_the_seed_sets_a_cell_apart(tmp_path: Path) -> None:
+    """Puts another value in the place of each of a record; what is no part of the protocol is listed."""
+    L.seed_everything(7)
+    task = PromptTuning(backbone="vit_nano_patch8_64", num_classes=10, image_size=64, normalization="inception")
+    trainer = L.Trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0, limit_test_batches=1,
+        logger=TensorBoardLogger(tmp_path, "run", "0"), callbacks=[RunRecord()], enable_progress_bar=False,
+        enable_checkpointing=False)  # fmt: skip
+    trainer.fit(task, datamodule=DigitsDataModule(image_size=64, shots=4))
+    trainer.test(task, datamodule=DigitsDataModule(image_size=64, shots=4), verbose=False)
+    record = json.loads((tmp_path / "run" / "0" / "run.json").read_text())
+    same = set()
+    for path in paths(record):
+        changed = copy.deepcopy(record)
+        *above, last = path
+        place = functools.reduce(lambda part, key: part[key], above, changed)
+        place[last] = "another"
+        if cell_protocol(changed) == cell_protocol(record):
+            same.add(".".join(path))
+    results = {"seconds", "epochs", *(f"metrics.{key}" for key in record["metrics"])}
+    results |= {f"parameters.{key}" for key in record["parameters"]} | {
+        key for key in same if key.startswith("evaluated")
+    }
+    environment = {f"{part}.{key}" for part in ("machine", "versions") for key in record[part]}
+    places = {"hyperparameters.weights", "hyperparameters.init_delta", "hyperparameters.init_head", "backbone.weights"}
+    seeds = {"data.subset.sha256", "data.fingerprint", "data.shared_with_train.val", "data.shared_with_train.test"}
+    assert same == results | environment | places | seeds | {"hyperparameters.micro_batch"}
+
+
+def paths(record: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in record.items():
+        if isinstance(value, dict) and value:
+            yield from paths(value, (*above, key))
+        else:
+            yield (*above, key)
 
 
 def test_the_same_run_twice_is_refused(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def images(n: int, seed: int) -> NDArray[np.uint8]:
 
 def split(name: str, n: int, seed: int) -> Split:
     labels = np.arange(n, dtype=np.int64) % len(CLASSES)
-    return Split(f"fake/{name}.txt", [f"{name}/{i}" for i in range(n)], labels, f"{seed:064d}", lambda: images(n, seed))
+    return Split(f"fake/{name}.txt", [f"{name}/{i}" for i in range(n)], labels, lambda: images(n, seed))
 
 
 def task(
@@ -72,3 +72,9 @@ def write_full(path: Path, seed: int = 0, scale: float = 0.05, **changes: object
 
 
 PROMPTS = ({"name": "prompt", "num_tokens": 4, "deep": True},)
+
+
+def kept(out: Path, stem: str) -> Path:
+    """The one record of a set at a strength, whose name ends in the hash of its protocol."""
+    (path,) = (out / "records").glob(f"{stem}-{'[0-9a-f]' * 12}.parquet")
+    return path

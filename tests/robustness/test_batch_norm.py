@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.fakes import make_task
+from tests.robustness.fakes import kept
 from vpt.cli import main
 from vpt.data import VTABDataModule
 from vpt.errors import ConfigError
@@ -87,7 +88,7 @@ def test_the_command_moves_a_resnet_from_its_probe_to_the_tuned_model(
         {k: (0.7 * first[k].double() + 0.3 * t.double()).float() for k, t in last.items() if t.is_floating_point()},
         strict=False,
     )
-    found = {alpha: read(Path("out", "records", f"clean-alpha-{alpha}.parquet")) for alpha in (0.0, 0.3, 1.0)}
+    found = {alpha: read(kept(Path("out"), f"clean-alpha-{alpha}")) for alpha in (0.0, 0.3, 1.0)}
     clean = images(runs, found[0.0].index.tolist())
     with torch.no_grad():
         assert np.array_equal(found[0.0].logits, start(clean).numpy())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.robustness.fakes import CLASSES, PROMPTS, task, weights, write_delta
+from tests.robustness.fakes import CLASSES, PROMPTS, kept, split, task, weights, write_delta
 from vpt.data import ImageDataModule, ImageDataset
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, DataError
 from vpt.models import TunedModel, load_classifier
 from vpt.robustness import RobustnessResult, run
 from vpt.robustness.evaluation.evaluation_loop import table
-from vpt.robustness.evaluation.logit_records import read
+from vpt.robustness.evaluation.logit_records import read, resume, write
+from vpt.run_record import identity
 
 ALPHAS = (0.0, 0.5, 1.0)
 TWO = ("gaussian_noise", "jpeg_compression")  # they show all that five would, in less time
@@ -82,9 +84,9 @@ def test_every_set_at_every_strength_leaves_a_record_and_a_row(whole: Path) -> N
 
 def test_a_protocol_says_what_the_number_depends_on_and_no_path(prompts: Path, tmp_path: Path) -> None:
     measure(prompts, tmp_path, max_images=6, seed=5)
-    protocol = read(tmp_path / "records" / "jpeg_compression-2-alpha-0.5.parquet").protocol
+    protocol = read(kept(tmp_path, "jpeg_compression-2-alpha-0.5")).protocol
     assert (protocol["kind"], protocol["severity"], protocol["n"], protocol["seed"]) == ("jpeg_compression", 2, 6, 5)
-    assert protocol["seeding"] == "name"  # records from before, seeded by position, are not taken up
+    assert (protocol["corruptions"], protocol["parameter"]) == ("imagenet-c", [18])
     assert protocol["data"]["preset"] == "square"
     assert protocol["head"] == "tuned"
     assert len(protocol["backbone"]["fingerprint"]) == 64
@@ -95,7 +97,7 @@ def test_a_protocol_says_what_the_number_depends_on_and_no_path(prompts: Path, t
 def test_a_part_of_the_list_sees_the_noise_that_the_whole_list_sees(prompts: Path, tmp_path: Path) -> None:
     for name, count in (("whole", None), ("part", 4)):
         measure(prompts, tmp_path / name, (1.0,), max_images=count, corruptions=("gaussian_noise",))
-    whole, part = (read(tmp_path / n / "records/gaussian_noise-2-alpha-1.0.parquet") for n in ("whole", "part"))
+    whole, part = (read(kept(tmp_path / n, "gaussian_noise-2-alpha-1.0")) for n in ("whole", "part"))
     assert part.index.tolist() != list(range(4))
     np.testing.assert_allclose(part.logits, whole.logits[part.index], rtol=1e-4, atol=1e-5)
 
@@ -109,8 +111,8 @@ def test_the_ends_are_the_bare_and_the_tuned_model(prompts: Path, tmp_path: Path
         assert model.delta is not None
         model.delta.detach()
         bare = model(images)
-    assert np.array_equal(read(tmp_path / "records" / "clean-alpha-1.0.parquet").logits, tuned.numpy())
-    assert np.array_equal(read(tmp_path / "records" / "clean-alpha-0.0.parquet").logits, bare.numpy())
+    assert np.array_equal(read(kept(tmp_path, "clean-alpha-1.0")).logits, tuned.numpy())
+    assert np.array_equal(read(kept(tmp_path, "clean-alpha-0.0")).logits, bare.numpy())
     assert not torch.allclose(tuned, bare)
 
 
@@ -120,7 +122,7 @@ def test_the_anchor_is_the_head_at_strength_zero(prompts: Path, linear: Path, tm
     with torch.no_grad():
         probe = load_classifier(linear)(images)
     assert result.protocol["head"] == "interpolated"
-    stored = read(tmp_path / "records" / "clean-alpha-0.0.parquet").logits
+    stored = read(kept(tmp_path, "clean-alpha-0.0")).logits
     np.testing.assert_allclose(stored, probe.numpy(), rtol=1e-5, atol=1e-5)
 
 
@@ -189,13 +191,63 @@ def test_finished_records_are_not_computed_again(
 
 def measured(delta: Path, out: Path) -> Any:
     measure(delta, out, (1.0,), severities=())
-    return read(out / "records" / "clean-alpha-1.0.parquet").logits
+    return read(kept(out, "clean-alpha-1.0"))
 
 
 def test_records_of_another_delta_are_not_reused(prompts: Path, folder: Path, tmp_path: Path) -> None:
     other = write_delta(folder / "other.safetensors", PROMPTS, seed=7)
-    before, after = (measured(delta, tmp_path) for delta in (prompts, other))
-    assert not np.allclose(before, after)
+    before = measured(prompts, tmp_path)
+    with pytest.raises(ConfigError, match=r"holds another evaluation \(delta differ\): name another --out"):
+        measured(other, tmp_path)
+    assert np.array_equal(measured(prompts, tmp_path).logits, before.logits)
+    (tmp_path / "robustness.json").unlink()  # as where an evaluation was killed
+    result = measure(other, tmp_path, (1.0,), severities=())
+    (row,) = (row for row in result.rows if row.set == "clean")
+    assert not np.allclose(result.record(row).logits, before.logits)
+    assert len(list((tmp_path / "records").glob("clean-*"))) == 2
+
+
+def test_records_survive_no_change_of_the_images(prompts: Path, tmp_path: Path) -> None:
+    """The list is the same; the pixels are others."""
+    first = measured(prompts, tmp_path / "first")
+    splits = {name: split(name, 6, seed) for name, seed in (("train", 1), ("val", 2), ("test", 99))}
+    other = ImageDataModule("fake", CLASSES, splits, "square", 64, 4, 0, 0, "none", None)
+    with pytest.raises(ConfigError, match=r"another evaluation \(data differ\)"):
+        measure(prompts, tmp_path / "first", (1.0,), data=other, severities=())
+    measure(prompts, tmp_path / "second", (1.0,), data=other, severities=())
+    assert not np.allclose(read(kept(tmp_path / "second", "clean-alpha-1.0")).logits, first.logits[:6])
+
+
+def test_every_field_of_a_protocol_is_part_of_what_a_record_is(prompts: Path, tmp_path: Path) -> None:
+    measure(prompts, tmp_path, (1.0,), severities=())
+    path = kept(tmp_path, "clean-alpha-1.0")
+    protocol = dict(read(path).protocol)
+    assert path.stem.endswith(identity(protocol)[:12])
+    assert resume(path, protocol) is not None
+    for key in protocol:
+        changed = protocol | {key: "another"}
+        assert identity(changed) != identity(protocol)
+        assert resume(path, changed) is None
+    content = json.loads((tmp_path / "robustness.json").read_text())
+    for key in content["protocol"]:
+        changed = content | {"protocol": content["protocol"] | {key: "another"}}
+        (tmp_path / "robustness.json").write_text(json.dumps(changed))
+        with pytest.raises(ConfigError, match=rf"another evaluation \({key} differ\)"):
+            measure(prompts, tmp_path, (1.0,), severities=())
+        result = RobustnessResult.read(tmp_path)
+        if key not in ("max_images", "seed", "corruptions"):  # a record has them where they say something of its set
+            with pytest.raises(DataError, match="belongs to another evaluation"):
+                result.record(result.rows[0])
+
+
+def test_records_of_the_corruptions_of_version_0_1_are_not_taken_up(prompts: Path, tmp_path: Path) -> None:
+    measure(prompts, tmp_path, (1.0,), corruptions=TWO[1:])
+    path = kept(tmp_path, "jpeg_compression-2-alpha-1.0")
+    new = read(path)
+    older = {key: value for key, value in new.protocol.items() if key not in ("corruptions", "title")}
+    write(path, replace(new, logits=np.zeros_like(new.logits), protocol=older | {"seeding": "name"}))
+    measure(prompts, tmp_path, (1.0,), corruptions=TWO[1:])
+    assert_equal({"record": read(path)}, {"record": new})
 
 
 @pytest.mark.parametrize("size", [1, 7])
@@ -240,8 +292,8 @@ def test_impossible_strengths_are_refused_in_one_sentence(
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"classes": (*CLASSES, "dog")}, "has 3 classes, fake has 4"),
-        ({"classes": ("ant", "bee", "cow")}, "Class 2 is 'cat' in .* and 'cow' in fake"),
+        ({"classes": (*CLASSES, "dog")}, "does not know class 'dog' of fake"),
+        ({"classes": ("ant", "bee", "cow")}, "does not know class 'cow' of fake"),
         ({"size": 32}, "takes images of 64 px, the data give 32 px"),
         ({"preset": "timm"}, "trained with preset 'square', the data use 'timm'"),
     ],

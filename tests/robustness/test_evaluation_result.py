@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ import numpy as np
 import pytest
 
 from tests.robustness import fakes
-from tests.robustness.fakes import PROMPTS, split, task
+from tests.robustness.fakes import PROMPTS, kept, split, task
 from vpt.data import ImageDataModule
+from vpt.data.corruptions import BASIC, CORRUPTIONS, SEVERITIES
+from vpt.data.splits import Split
 from vpt.errors import ConfigError, DataError
 from vpt.models.delta_format import read_delta, write_delta
 from vpt.robustness import RobustnessResult, Row, run
@@ -68,6 +72,39 @@ def test_records_that_cannot_be_mixed_are_refused(change: dict[str, Any], messag
         between(record(0), record(1, **change), 0.5)
 
 
+def labels(kinds: Sequence[str], severities: Sequence[int], **protocol: str) -> list[str]:
+    rows = [Row(f"{k}-{s}", k, s, 10, 1.0, s / 10, 0.0, 1.0, 0.5, None) for k in kinds for s in severities]
+    return [label for label, _, _ in RobustnessResult(rows, protocol, Path("out")).groups()]
+
+
+def test_a_mean_says_which_kinds_and_severities_it_is_of_and_frost_is_marked() -> None:
+    new = {"corruptions": "imagenet-c"}
+    assert labels(("fog",), (3,), **new) == ["fog (severity 3)"]
+    assert labels(("pixelate", "contrast"), (1, 3), **new)[1:] == [
+        "contrast (mean of severities 1, 3)",
+        "mean of contrast, pixelate (severities 1, 3)",
+    ]
+    assert labels(BASIC, (5,), **new)[-1] == "mean of the basic 5 (severity 5)"
+    *_, fifteen, nineteen = labels(CORRUPTIONS, SEVERITIES, **new)
+    assert fifteen == "mean of ImageNet-C's 15 with frost (procedural) (severities 1-5)"
+    assert nineteen == "mean of all 19 with frost (procedural) (severities 1-5)"
+    assert labels(CORRUPTIONS[:15], SEVERITIES, **new)[-1] == fifteen
+    marked = labels(("fog", "frost"), (1,), **new)
+    assert marked[1:] == ["frost (procedural) (severity 1)", "mean of frost (procedural), fog (severity 1)"]
+
+
+def test_the_mean_of_the_fifteen_leaves_the_others_out() -> None:
+    top1 = {kind: place / 100 for place, kind in enumerate(CORRUPTIONS)}
+    rows = [Row(f"{kind}-1", kind, 1, 10, 1.0, top1[kind], 0.0, 1.0, 0.5, None) for kind in CORRUPTIONS]
+    *_, (_, fifteen, _), (_, nineteen, _) = RobustnessResult(rows, {}, Path("out")).groups()
+    assert sum(row.top1 for row in fifteen) / len(fifteen) == pytest.approx(0.07)
+    assert sum(row.top1 for row in nineteen) / len(nineteen) == pytest.approx(0.09)
+
+
+def test_corruptions_of_version_0_1_have_another_name() -> None:
+    assert labels(("fog",), (3,)) == ["fog (severity 3, parameters of vpt 0.1)"]
+
+
 def test_a_table_has_room_for_five_alphas() -> None:
     assert shown_alphas([0.0, 0.1, 0.2, 0.3, 0.4]) == [0.0, 0.1, 0.2, 0.3, 0.4]
     assert shown_alphas([step / 10 for step in range(11)]) == [0.0, 0.5, 1.0]
@@ -110,9 +147,30 @@ def test_what_the_delta_was_trained_on_counts_not_what_the_data_say_now(prompts:
     assert "2 of its 6 images were trained on" in str(measure(delta, tmp_path).not_chosen)
 
 
+def test_an_anchor_that_was_trained_on_validation_images_chooses_nothing_on_them(prompts: Path, tmp_path: Path) -> None:
+    anchor = fakes.write_delta(tmp_path / "anchor.safetensors", ())
+    header, tensors = read_delta(anchor)
+    header["info"] = {"data": {"shared_with_train": {"val": 6}}}
+    write_delta(anchor, header, tensors)
+    assert "6 of its 6 images were trained on" in str(measure(prompts, tmp_path / "out", anchor=anchor).not_chosen)
+
+
+def test_repeated_images_choose_nothing_and_the_others_do(prompts: Path, tmp_path: Path) -> None:
+    pixels = {name: fakes.images(n, seed) for name, n, seed in (("train", 6, 1), ("val", 6, 2), ("test", 5, 3))}
+    pixels["val"][:2] = pixels["train"][:2]  # as in a dataset that repeats itself
+    splits = {
+        name: Split(name, [f"{name}/{i}" for i in range(len(each))], np.arange(len(each)) % 3, partial(np.array, each))
+        for name, each in pixels.items()
+    }
+    data = ImageDataModule("fake", fakes.CLASSES, splits, "square", fakes.SIZE, 4, 0, 0, "none", None)
+    result = measure(prompts, tmp_path, data=data)
+    assert result.not_chosen is None
+    assert {row.n for row in result.rows if row.set == VAL} == {4}
+
+
 def test_half_precision_is_marked_and_only_on_request(prompts: Path, whole: RobustnessResult, tmp_path: Path) -> None:
     measure(prompts, tmp_path, half=True)
-    full, half = (read(out / "records" / "clean-alpha-0.5.parquet") for out in (whole.out, tmp_path))
+    full, half = (read(kept(out, "clean-alpha-0.5")) for out in (whole.out, tmp_path))
     assert (str(full.logits.dtype), full.protocol["logits"]) == ("float32", "float32")
     assert (str(half.logits.dtype), half.protocol["logits"]) == ("float16", "float16")
     np.testing.assert_array_equal(half.logits, full.logits.astype(np.float16))
@@ -120,7 +178,7 @@ def test_half_precision_is_marked_and_only_on_request(prompts: Path, whole: Robu
 
 def test_bfloat16_is_marked_and_only_on_request(prompts: Path, whole: RobustnessResult, tmp_path: Path) -> None:
     measure(prompts, tmp_path, alphas=(0.5,), bf16=True)
-    full, half = (read(out / "records" / "clean-alpha-0.5.parquet") for out in (whole.out, tmp_path))
+    full, half = (read(kept(out, "clean-alpha-0.5")) for out in (whole.out, tmp_path))
     assert (full.protocol["precision"], half.protocol["precision"]) == ("fp32", "bf16")
     assert half.logits.dtype == np.float32
     assert 1e-5 < np.abs(half.logits - full.logits).max() / np.abs(full.logits).max() < 0.05
@@ -146,10 +204,10 @@ def masked(classes: int, shift: bool) -> Masked:
 
 def test_the_mask_of_a_set_is_kept_and_obeyed(prompts: Path, tmp_path: Path) -> None:
     result = measure(prompts, tmp_path, masked(2, shift=False))
-    kept = read(tmp_path / "records" / "clean-alpha-0.5.parquet")
-    assert kept.protocol["groups"] == [[0], [1, 2]]
-    answers = np.where(kept.logits[:, 0] >= kept.logits[:, 1:].max(axis=1), 0, 1)
-    expected = (answers == kept.label).mean()
+    record = read(kept(tmp_path, "clean-alpha-0.5"))
+    assert record.protocol["groups"] == [[0], [1, 2]]
+    answers = np.where(record.logits[:, 0] >= record.logits[:, 1:].max(axis=1), 0, 1)
+    expected = (answers == record.label).mean()
     assert next(row.top1 for row in result.rows if (row.set, row.alpha) == ("clean", 0.5)) == pytest.approx(expected)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tests.robustness.fakes import PROMPTS, task, write_delta
+from tests.robustness.fakes import PROMPTS, kept, task, write_delta
 from vpt.errors import ConfigError, DataError
 from vpt.models import TunedModel
 from vpt.robustness import RobustnessResult, run
@@ -44,7 +44,7 @@ def test_three_methods_stand_side_by_side(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_an_ensemble_mixes_logits(folder: Path) -> None:
-    start, end = (read(folder / "gate" / "records" / f"art-alpha-{alpha}.parquet") for alpha in (0.0, 1.0))
+    start, end = (read(kept(folder / "gate", f"art-alpha-{alpha}")) for alpha in (0.0, 1.0))
     answers = (0.7 * start.logits + 0.3 * end.logits).argmax(axis=1)
     rows = curves([folder / "gate"])[-1].result.rows
     row = next(row for row in rows if (row.set, row.alpha) == ("art", 0.3))

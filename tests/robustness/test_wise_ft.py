@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.robustness.fakes import CLASSES, PROMPTS, task, write_delta, write_full
+from tests.robustness.fakes import CLASSES, PROMPTS, kept, task, write_delta, write_full
 from vpt.backbones import Backbone, create_backbone
 from vpt.data import ImageDataset
 from vpt.errors import ConfigError, DeltaFileError
@@ -61,7 +61,7 @@ def whole(full: Path, probe: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def logits(out: Path, alpha: float, name: str = "clean") -> np.ndarray[Any, Any]:
-    return read(out / "records" / f"{name}-alpha-{alpha}.parquet").logits
+    return read(kept(out, f"{name}-alpha-{alpha}")).logits
 
 
 def clean() -> Tensor:
@@ -216,7 +216,7 @@ def test_workers_seed_and_company_do_not_change_a_sweep(full: Path, probe: Path,
         every, again = read(path), read(tmp_path / "loaders" / "records" / path.name)
         assert np.array_equal(every.logits, again.logits)
         assert every.protocol == again.protocol
-        few = read(tmp_path / "few" / "records" / path.name)
+        few = read(kept(tmp_path / "few", path.stem.rpartition("-")[0]))
         np.testing.assert_allclose(few.logits, every.logits[few.index], rtol=1e-4, atol=1e-4)
 
 
@@ -292,10 +292,8 @@ def test_where_only_the_head_differs_each_image_passes_once(
     assert passed == 6 + 10 + 5
     assert result.protocol["way"] == "head"
     assert {row.alpha for row in result.rows} == set(ALPHAS)
-    assert {path.name for path in (tmp_path / "records").glob("clean*")} == {
-        "clean-alpha-0.0.parquet",
-        "clean-alpha-1.0.parquet",
-    }
+    ends = {kept(tmp_path, f"clean-alpha-{alpha}") for alpha in (0.0, 1.0)}
+    assert set((tmp_path / "records").glob("clean*")) == ends
 
 
 def test_a_head_between_two_heads_equals_brute_force(linear: Path, probe: Path, tmp_path: Path) -> None:

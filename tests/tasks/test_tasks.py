@@ -8,21 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
 from torch import nn
 
 from tests.robustness.fakes import BACKBONE, SIZE
 from tests.robustness.fakes import task as fake_task
-from vpt.data import DigitsDataModule
+from vpt.data import DigitsDataModule, ImageDataModule
+from vpt.data.splits import Split
 from vpt.deltas import attach
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models import load_classifier
 from vpt.models.delta_format import read_delta
 from vpt.models.logistic_regression import fit_logistic
+from vpt.run_record import epoch_rule
 from vpt.tasks import (
     ClassificationTask,
     DeltaTuning,
@@ -368,13 +372,35 @@ def test_the_classes_of_a_checkpoint_are_found_by_name(tmp_path: Path) -> None:
         (metrics,) = trainer(batches=5).test(PromptTuning(**BASE), module, ckpt_path=path, weights_only=True)
         return float(metrics["test/acc"])
 
-    expected, turned = accuracy(data()), renamed([str(digit) for digit in reversed(range(10))])
-    turned.split("test").labels = 9 - turned.split("test").labels
-    assert accuracy(turned) == expected
-    with pytest.raises(ConfigError, match="class names differ, first '0' and 'a'"):
+    def turned() -> DigitsDataModule:
+        module = renamed([str(digit) for digit in reversed(range(10))])
+        module.split("test").labels = 9 - module.split("test").labels
+        return module
+
+    expected = accuracy(data())
+    assert accuracy(turned()) == expected
+    with pytest.raises(ConfigError, match="does not know class 'a' of digits"):
         accuracy(renamed(list("abcdefghij")))
-    with pytest.raises(ConfigError, match="class names differ, first '0' and '9'"):
-        trainer(epochs=2).fit(PromptTuning(**BASE | {"dropout": 0.1}), turned, ckpt_path=path, weights_only=True)
+    with pytest.raises(ConfigError, match=r"in another order: training goes on with the data that it began with\."):
+        trainer(epochs=2).fit(PromptTuning(**BASE | {"dropout": 0.1}), turned(), ckpt_path=path, weights_only=True)
+
+
+def test_a_trained_model_finds_its_classes_in_other_data_by_name(tmp_path: Path) -> None:
+    task, run = PromptTuning(**BASE), trainer(epochs=1, batches=5)
+    run.fit(task, datamodule=data())
+    labels = np.arange(6) % 3
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 64, 64), dtype=np.uint8)
+
+    def some(names: list[str], numbers: NDArray[np.int64]) -> ImageDataModule:
+        split = Split("some/test", [f"{i}" for i in range(6)], numbers, lambda: images)
+        return ImageDataModule("some", names, dict.fromkeys(("train", "val", "test"), split), "square", 64, 4)
+
+    every = [str(digit) for digit in range(10)]
+    (whole,) = run.test(task, some(every, np.array([7, 2, 5])[labels]), verbose=False)
+    (subset,) = run.test(task, some(["7", "2", "5"], labels), verbose=False)
+    assert subset == whole
+    with pytest.raises(ConfigError, match="does not know class 'seven' of some"):
+        run.test(task, some(["seven", "2", "5"], labels), verbose=False)
 
 
 def test_a_checkpoint_holds_a_head_that_was_frozen(tmp_path: Path) -> None:
@@ -422,7 +448,9 @@ def test_a_run_leaves_its_record_and_its_delta(tmp_path: Path) -> None:
     assert record["backbone"]["weights_id"] == "vpt/vit_nano_patch8_64"
     assert record["data"]["counts"]["test"] == 797
     assert record["read"] == {"train": 3 * 8, "val": 4 * 8, "test": 2 * 8}
-    assert record["epoch_rule"] == "last"
+    assert epoch_rule(record) == "last"
+    assert record["training"]["accumulate_grad_batches"] == 1
+    assert {"pillow", "numpy", "albumentations", "opencv-python-headless"} <= record["versions"].keys()
     assert record["parameters"]["trainable"] == 6 * 10 * 192 + 10 * 193
     assert {"val/acc", "test/acc", "test/mean_per_class"} <= record["metrics"].keys()
     model = load_classifier(folder / "delta.safetensors")

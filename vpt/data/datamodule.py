@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vpt.data.catalog.cards import Card
+from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import Split
 from vpt.data.subsets import few_shot, position_hash
 from vpt.data.transforms import Augmentation, centre_crop, get_preset
-from vpt.errors import ConfigError, DataError, UnknownNameError
+from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning
 
 Batch = dict[str, Any]
 _STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
@@ -116,59 +119,9 @@ class _Batches(Dataset[Any]):
         return self.dataset.batch(items)
 
 
-class EpochSampler(DistributedSampler[Any]):
-    """Shuffles by (seed, epoch) alone and yields ``(epoch, index)``.
-
-    A resumed run therefore sees the order that it would have seen. Lightning calls ``set_epoch`` on any sampler that
-    has it, and leaves a ``DistributedSampler`` as it is on several devices.
-    """
-
-    def __init__(self, dataset: ImageDataset, seed: int) -> None:
-        """Prepares the order.
-
-        Args:
-            dataset: What is shuffled.
-            seed: Seed of the run, ≥ 0.
-        """
-        replicas, rank = _share()
-        # The parent seeds with seed + epoch: unspread, seed 1 would be seed 0 one epoch later.
-        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        super().__init__(dataset, num_replicas=replicas, rank=rank, seed=spread)
-
-    def __iter__(self) -> Iterator[Any]:
-        return ((self.epoch, index) for index in super().__iter__())
-
-
-class ListSampler(DistributedSampler[Any]):
-    """List order, each image in one process only: torch's own repeats some so that all get as many, and counts them."""
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        """Prepares the order.
-
-        Args:
-            dataset: What is evaluated.
-        """
-        replicas, rank = _share()
-        super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=False)
-        self._own = range(rank, len(dataset), replicas)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._own)
-
-    def __len__(self) -> int:
-        return len(self._own)
-
-
 def _seed_of_the_run() -> int:
     """What Lightning's `seed_everything` was given last, in this process or for it."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
-
-
-def _share() -> tuple[int, int]:
-    """How many processes there are, and which one this is."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_world_size(), distributed.get_rank()
-    return 1, 0
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -190,6 +143,7 @@ class ImageDataModule(L.LightningDataModule):
     """
 
     _dataset_class: type[ImageDataset] = ImageDataset
+    _labelled = True
     partial: bool | None = None
 
     def __init__(
@@ -256,7 +210,7 @@ class ImageDataModule(L.LightningDataModule):
         self.augmented = augment != "none"
         self.card = card
         self._splits = dict(splits)
-        self._listed = {key: len(split.labels) for key, split in splits.items()}
+        self._listed = dict(splits)
         self._datasets: dict[str, ImageDataset] = {}
         self._subset: dict[str, Any] | None = None
         if shots is not None or fraction is not None:
@@ -288,19 +242,58 @@ class ImageDataModule(L.LightningDataModule):
             self._datasets[name] = self._dataset_class(self._splits[name], augmentation)
         return self._datasets[name]
 
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Numbers the classes as a model does, by name; all classes of the model are then those of the data.
+
+        Args:
+            names: The model's.
+
+        Raises:
+            ConfigError: The model does not know a class, or the order of these data's classes is fixed.
+        """
+        if list(names) == self.class_names:
+            return
+        unknown = [name for name in self.class_names if name not in names]
+        if unknown or len(set(names)) < len(names) or hasattr(self, "groups") or not self._labelled:
+            what = f"class {unknown[0]!r} of" if unknown else "the order of classes of"
+            raise ConfigError(
+                f"The model does not know {what} {self.name}: give data with the classes it was trained on."
+            )
+        numbers = np.array([list(names).index(name) for name in self.class_names], dtype=np.int64)
+        for splits in (self._splits, self._listed):
+            splits |= {name: replace(split, labels=numbers[split.labels]) for name, split in splits.items()}
+        for dataset in self._datasets.values():
+            dataset.labels = numbers[dataset.labels]
+        self.class_names, self.num_classes = list(names), len(names)
+
+    def shared(self, name: str, other: str = "train") -> NDArray[np.bool_]:
+        """Says which images of a split are in another one, whatever their files are called.
+
+        Args:
+            name: Name of the split, of N images.
+            other: Name of the other.
+
+        Returns:
+            bool (N,), by the hashes of the images' contents.
+        """
+        known = {row.tobytes() for row in self._splits[other].hashes}
+        return np.array([row.tobytes() in known for row in self._splits[name].hashes], dtype=bool)
+
     def describe(self) -> dict[str, Any]:
         """Says which data these are, in plain values for JSON.
 
-        ``complete`` is True if every list has the official number of images, False if one has not, None if no card
-        states the numbers; ``partial`` is there where it is not None. ``preset_papers`` is what the preset's papers
-        read and split. ``shared_with_train`` counts the images of a split that are trained on. ``subset`` is None if
-        all training images are; its ``sha256`` is that of their positions in the whole list.
+        ``fingerprints`` are those of the whole lists: of the images' contents, labels and names; ``fingerprint`` is of
+        all of them and the class names. ``complete`` is True if every list has the official number of images, False if
+        one has not, None if no card states the numbers; ``partial`` is there where it is not None. ``preset_papers`` is
+        what the preset's papers read and split. ``shared_with_train`` counts the images of a split that are trained on
+        (:meth:`shared`). ``subset`` is None if all training images are; its ``sha256`` is that of their positions
+        in the whole list.
         """
         counts = {name: len(split.labels) for name, split in self._splits.items()}
         sizes = self.card.sizes if self.card else {}
         official = {name: sizes[key] for name, split in self._splits.items() if (key := _stem(split.source)) in sizes}
-        trained = set(self._splits["train"].paths)
-        text = "\n".join(f"{name} {split.fingerprint}" for name, split in self._splits.items())
+        fingerprints = {name: split.fingerprint for name, split in self._listed.items()}
+        content = [self.class_names, fingerprints, self._subset and self._subset["sha256"]]
         described = {
             "name": self.name,
             "preset": self.preset.name,
@@ -309,17 +302,17 @@ class ImageDataModule(L.LightningDataModule):
             "num_classes": self.num_classes,
             "augment": self.augmentation.name,
             "seed": self.seed,
+            "batch_size": self.batch_size,
             "lists": {name: split.source for name, split in self._splits.items()},
             "counts": counts,
             "official_counts": official,
-            "complete": all(self._listed[name] == size for name, size in official.items()) if official else None,
+            "complete": all(len(self._listed[name].labels) == size for name, size in official.items())
+            if official
+            else None,
             "subset": self._subset,
-            "shared_with_train": {
-                name: sum(path in trained for path in split.paths)
-                for name, split in self._splits.items()
-                if name != "train"
-            },
-            "fingerprint": hashlib.sha256(text.encode()).hexdigest(),
+            "shared_with_train": {name: int(self.shared(name).sum()) for name in self._splits if name != "train"},
+            "fingerprints": fingerprints,
+            "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         }
         return described if self.partial is None else described | {"partial": self.partial}
 
@@ -337,6 +330,15 @@ class ImageDataModule(L.LightningDataModule):
         """
         for name in _STAGE_SPLITS[stage]:
             self.split(name)
+        if stage == "fit" and self._labelled:
+            self._warn_of_contradictions()
+
+    def _warn_of_contradictions(self) -> None:
+        train = self._splits["train"]
+        if found := train.contradictions():
+            one, two = (f"{train.paths[i]} of class {self.class_names[train.labels[i]]!r}" for i in found[0])
+            text = f"{len(found):,} training images are others of another class again, for instance {one} and {two}"
+            warnings.warn(f"{text}: correct the labels, or remove one of them.", VPTWarning, stacklevel=2)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training images, shuffled by (seed, epoch); the last batch may be smaller."""
@@ -354,20 +356,16 @@ class ImageDataModule(L.LightningDataModule):
         """Returns the test images in list order."""
         return self._loader("test")
 
-    def _loader(self, name: str, sampler: DistributedSampler[Any] | None = None) -> DataLoader[Batch]:
+    def _loader(self, name: str, sampler: Sampler[Any] | None = None) -> DataLoader[Batch]:
         return DataLoader(
             _Batches(self.split(name)),
             batch_size=self.batch_size,
-            collate_fn=_as_it_is,
+            collate_fn=dict,
             sampler=sampler or ListSampler(self.split(name)),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-def _as_it_is(batch: Any) -> Batch:
-    return dict(batch)
 
 
 def _stem(source: str) -> str:

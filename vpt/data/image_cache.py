@@ -20,39 +20,35 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from vpt.atomic_write import atomic_write
+from vpt.data.content_hashes import SUFFIX as HASHES
+from vpt.data.content_hashes import cache_folder, progress
 from vpt.data.images import ImageSource
 from vpt.data.transforms import Preset
 from vpt.errors import DataError, VPTWarning
+from vpt.version import pixel_versions
 
 DISK_SHARE = 0.5
 """A list whose pixels need more than this share of the free disk is decoded on demand."""
 
-_FORMAT = 3  # raised when the same key would mean other pixels
+_FORMAT = 4  # raised when the same key would mean other pixels
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SUFFIX = ".pixels"
 _PART = ".part"
-_SHOW_PROGRESS_ABOVE = 300  # images
 _IMAGES_PER_PROCESS = 100  # fewer are not worth starting a process for
 _ABANDONED_AFTER = 3600.0  # seconds without a write, after which an unfinished file belongs to nobody
-
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
 
 
 class Images(Protocol):
@@ -113,11 +109,6 @@ class OnDemand:
         """Returns the size of all when decoded; where shapes differ, at an aspect ratio of 3:2."""
         side = self.image_size if self.cropped else self.image_size / self.preset.crop_fraction
         return math.ceil(len(self) * 3 * side**2 * (1 if self.cropped else 1.5))
-
-
-def cache_folder() -> Path:
-    """Returns ``$VPT_CACHE``, or ``~/.cache/vpt/images``."""
-    return Path(os.environ.get("VPT_CACHE") or "~/.cache/vpt/images").expanduser()
 
 
 def usage() -> tuple[int, int]:
@@ -199,9 +190,9 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
-def _files(endings: tuple[str, ...] = (_SUFFIX, _PART)) -> list[tuple[Path, os.stat_result]]:
+def _files(endings: tuple[str, ...] = (_SUFFIX, _PART, HASHES)) -> list[tuple[Path, os.stat_result]]:
     found = []
-    for path in cache_folder().glob(f"*{_SUFFIX}*"):
+    for path in chain(*(cache_folder().glob(f"*{suffix}*") for suffix in (_SUFFIX, HASHES))):
         with suppress(FileNotFoundError):  # a build that ended meanwhile has renamed it
             if path.name.endswith(endings):
                 found.append((path, path.stat()))
@@ -209,12 +200,12 @@ def _files(endings: tuple[str, ...] = (_SUFFIX, _PART)) -> list[tuple[Path, os.s
 
 
 def _key(images: OnDemand) -> str:
-    """Hashes all that the pixels depend on."""
-    form = [_FORMAT, images.source.fingerprint, images.preset.to_dict(), images.image_size, images.cropped]
-    digest = hashlib.sha256(json.dumps(form).encode())
-    for line in images.source.state():
-        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:16]
+    """Hashes all that the pixels depend on: what the images are, how they are resized, and by which libraries."""
+    hashes = images.source.contents()
+    for position in np.flatnonzero(~hashes.any(axis=1)):
+        images.source.decode(int(position))  # says what is wrong with a file that cannot be read
+    form = [_FORMAT, images.preset.to_dict(), images.image_size, images.cropped, pixel_versions()]
+    return hashlib.sha256(json.dumps(form).encode() + hashes.tobytes()).hexdigest()[:16]
 
 
 def _open(path: Path, count: int) -> NDArray[np.uint8] | Ragged | None:
@@ -271,30 +262,6 @@ def _rows(images: OnDemand) -> Iterator[NDArray[np.uint8]]:
             f"The processes that decode {images.source.title} have failed ({reason[-1].rstrip('.')}): "
             "give them more memory or open files (`ulimit -n`), or fewer cores (`taskset -c 0 vpt ...`)."
         ) from error
-
-
-def progress(answers: Iterable[Answer], description: str, count: int) -> Iterable[Answer]:
-    """Shows a progress bar on stderr while something is iterated over, unless it takes but a second or two.
-
-    Args:
-        answers: What is iterated over.
-        description: Stands before the bar.
-        count: Number of answers, one an image.
-    """
-    console, few = Console(stderr=True), count < _SHOW_PROGRESS_ABOVE
-    return track(answers, description, total=count, console=console, transient=True, disable=few)
-
-
-def in_threads(work: Callable[[Item], Answer], items: Sequence[Item], description: str) -> Iterator[Answer]:
-    """Yields the answer to each item in order, by threads (PIL releases the lock) and with a progress bar.
-
-    Args:
-        work: Called with each item.
-        items: One an image.
-        description: Stands before the bar.
-    """
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        yield from progress(pool.map(work, items), description, len(items))
 
 
 def _cores() -> int:

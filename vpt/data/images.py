@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vpt.data.subsets import part_fingerprint
+from vpt.data.content_hashes import Hashes, content_hash, kept_hashes
 from vpt.errors import DataError
 
 
@@ -21,18 +21,12 @@ class ImageSource(Protocol):
 
     Attributes:
         title: For progress bars and file names, e.g. ``"caltech101-test"``.
-        fingerprint: Changes when the list of images does.
         paths: N names.
         labels: int64 (N,).
     """
 
     @property
     def title(self) -> str:
-        """See above."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
         """See above."""
         ...
 
@@ -53,11 +47,11 @@ class ImageSource(Protocol):
         ...
 
     def take(self, positions: NDArray[np.int64]) -> ImageSource:
-        """Returns a part of the list with a fingerprint of its own."""
+        """Returns a part of the list."""
         ...
 
-    def state(self) -> Iterator[str]:
-        """Yields what changes when the contents of an image do."""
+    def contents(self) -> Hashes:
+        """Returns the hash of what each image is made of, uint8 (N, 16); of zeros where its file cannot be read."""
         ...
 
 
@@ -71,7 +65,6 @@ class ImageList:
         paths: N paths as written.
         labels: int64 (N,).
         lines: Line number of each image, counted from 1; empty where there are no lines.
-        fingerprint: sha256 of the file's text, hexadecimal.
     """
 
     file: Path
@@ -79,7 +72,6 @@ class ImageList:
     paths: Sequence[str]
     labels: NDArray[np.int64]
     lines: Sequence[int]
-    fingerprint: str
 
     @property
     def title(self) -> str:
@@ -96,29 +88,33 @@ class ImageList:
             positions: int64 (M,), which images.
 
         Returns:
-            A list of M images with a fingerprint of its own.
+            A list of M images.
         """
         return replace(
             self,
             paths=[self.paths[position] for position in positions],
             labels=self.labels[positions],
             lines=[self.lines[position] for position in positions] if self.lines else (),
-            fingerprint=part_fingerprint(self.fingerprint, positions),
         )
 
-    def state(self) -> Iterator[str]:
-        """Yields size and time of each file, which stand for its contents.
+    def contents(self) -> Hashes:
+        """Returns the hash of each file's bytes and of all else that its pixels are made of, uint8 (N, 16).
 
-        Raises:
-            DataError: A file is missing.
+        It is zeros for a file that cannot be read.
         """
-        yield str(self.folder.resolve())
-        for position, name in enumerate(self.paths):
-            try:
-                status = (self.folder / name).stat()
-            except OSError as error:
-                raise self.fault(position, error) from error
-            yield f"{status.st_size} {status.st_mtime_ns}"
+        return kept_hashes(self.title, self._made_of, self._files(), len(self), self._content)
+
+    @property
+    def _made_of(self) -> str:
+        """What pixels are made of beside the files."""
+        return ""
+
+    def _files(self) -> Iterator[Path]:
+        folder = self.folder.resolve()
+        return (folder / path for path in self.paths)
+
+    def _content(self, position: int) -> bytes:
+        return content_hash(self._made_of.encode(), (self.folder / self.paths[position]).read_bytes())
 
     def check_labels(self, num_classes: int) -> None:
         """Checks that every label is in [0, num_classes).
@@ -190,17 +186,25 @@ def read_list(file: Path, folder: Path) -> ImageList:
         lines.append(number)
     if not paths:
         raise DataError(f"{file}: the list is empty; it needs one 'path<whitespace>label' a line.")
-    if (twice := first_repeated(paths)) is not None:
+    if (twice := first_repeated(paths, folder)) is not None:
         first, again = (lines[position] for position in twice)
         raise DataError(f"{file}, line {again}: {paths[twice[1]]} is listed on line {first} already; remove one line.")
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    return ImageList(file, folder, paths, np.asarray(labels, dtype=np.int64), lines, fingerprint)
+    return ImageList(file, folder, paths, np.asarray(labels, dtype=np.int64), lines)
 
 
-def first_repeated(names: Sequence[str]) -> tuple[int, int] | None:
-    """Returns the positions of the first name that occurs again and of its repetition; None if all differ."""
+def first_repeated(paths: Sequence[str], folder: Path) -> tuple[int, int] | None:
+    """Finds a file that is listed twice, however it is spelled.
+
+    Args:
+        paths: As written.
+        folder: What they are relative to.
+
+    Returns:
+        The positions of the first file that occurs again and of its repetition; None if all differ.
+    """
     seen: dict[str, int] = {}
-    for position, name in enumerate(names):
+    for position, path in enumerate(paths):
+        name = os.path.normpath(folder / path)
         if seen.setdefault(name, position) != position:
             return seen[name], position
     return None

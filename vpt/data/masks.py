@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from vpt.data.catalog.cards import Card
+from vpt.data.content_hashes import Hashes, content_hash
 from vpt.data.datamodule import Batch, ImageDataModule, ImageDataset
 from vpt.data.image_cache import Images, decoded
 from vpt.data.images import ImageList
-from vpt.data.splits import Split
+from vpt.data.splits import Split, rows_of
 from vpt.data.transforms import Preset
 from vpt.errors import ConfigError, DataError
 
@@ -34,9 +37,11 @@ class MaskSplit(Split):
     Attributes:
         masks: Returns the masks, uint8 (image_size, image_size) each: classes, and `IGNORED`. Called with
             ``positions``, an int64 array, for some of them only.
+        mask_contents: Returns the hash of each mask, uint8 (N, 16).
     """
 
-    masks: Callable[..., Images]
+    masks: Callable[..., Images] = field(kw_only=True)
+    mask_contents: Callable[[], Hashes] = field(kw_only=True)
 
     def take(self, positions: NDArray[np.int64]) -> MaskSplit:
         """Returns a part of the list.
@@ -45,7 +50,11 @@ class MaskSplit(Split):
             positions: int64 (M,), which images.
         """
         part = cast("MaskSplit", super().take(positions))
-        return replace(part, masks=partial(self.masks, positions=positions))
+        masks, contents = partial(self.masks, positions=positions), partial(rows_of, self.mask_contents, positions)
+        return replace(part, masks=masks, mask_contents=contents)
+
+    def _hashed(self) -> list[bytes]:
+        return [*super()._hashed(), self.mask_contents().tobytes()]
 
 
 class MaskDataset(ImageDataset):
@@ -91,6 +100,7 @@ class MaskDataModule(ImageDataModule):
     """
 
     _dataset_class = MaskDataset
+    _labelled = False
 
     def __init__(
         self,
@@ -155,6 +165,17 @@ class MaskList(ImageList):
         """
         part = cast("MaskList", super().take(positions))
         return replace(part, images=[self.images[position] for position in positions])
+
+    @property
+    def _made_of(self) -> str:
+        return f"masks {sorted(self.classes.items())}"
+
+    def _files(self) -> Iterator[Path]:
+        folder = self.folder.resolve()
+        return chain(super()._files(), (folder / path for path in self.images))
+
+    def _content(self, position: int) -> bytes:
+        return content_hash(super()._content(position), (self.folder / self.images[position]).read_bytes())
 
     def decode(self, position: int) -> Image.Image:
         """Decodes one mask.

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vpt.data.content_hashes import Hashes, as_hashes, content_hash
 from vpt.data.image_cache import Images, decoded
 from vpt.data.images import ImageSource
-from vpt.data.subsets import part_fingerprint
 from vpt.data.transforms import Preset
 from vpt.errors import ConfigError, UnknownNameError
 
@@ -29,16 +29,44 @@ class Split:
         source: Where it comes from, relative to the root, e.g. ``"caltech101/test.txt"``.
         paths: Name of each image.
         labels: int64 (N,).
-        fingerprint: sha256 of the list, hexadecimal.
         pixels: Returns the images, uint8 (3, image_size, image_size) each. Called with ``positions``, an int64 array,
             for some of them only, and with ``cropped=False`` for what is there before the preset's centre crop.
+        contents: Returns the hash of each image, uint8 (N, 16); None for that of its pixels.
     """
 
     source: str
     paths: Sequence[str]
     labels: NDArray[np.int64]
-    fingerprint: str
     pixels: Callable[..., Images]
+    contents: Callable[[], Hashes] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def hashes(self) -> Hashes:
+        """The hash of each image, uint8 (N, 16)."""
+        if not len(self.labels):
+            return as_hashes([])
+        if self.contents is not None:
+            return self.contents()
+        images = self.pixels()
+        return as_hashes(content_hash(np.ascontiguousarray(images[i]).tobytes()) for i in range(len(images)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the split is: sha256 of its images' contents, labels and names, hexadecimal."""
+        return hashlib.sha256(b"\0".join(self._hashed())).hexdigest()
+
+    def contradictions(self) -> list[tuple[int, int]]:
+        """Returns the positions of each image that is an earlier one again with another label, and of that one."""
+        seen: dict[bytes, int] = {}
+        pairs = [(seen.setdefault(row.tobytes(), i), i) for i, row in enumerate(self.hashes) if row.any()]
+        return [(first, again) for first, again in pairs if self.labels[first] != self.labels[again]]
+
+    def _hashed(self) -> list[bytes]:
+        names = (path.encode("utf-8", "surrogateescape") for path in self.paths)
+        return [self.hashes.tobytes(), self.labels.tobytes(), *names]
 
     def take(self, positions: NDArray[np.int64]) -> Split:
         """Returns a part of the list.
@@ -50,9 +78,19 @@ class Split:
             self,
             paths=[self.paths[position] for position in positions],
             labels=self.labels[positions],
-            fingerprint=part_fingerprint(self.fingerprint, positions),
             pixels=partial(self.pixels, positions=positions),
+            contents=None if self.contents is None else partial(rows_of, self.contents, positions),
         )
+
+
+def rows_of(contents: Callable[[], Hashes], positions: NDArray[np.int64]) -> Hashes:
+    """Returns some of the hashes of a list.
+
+    Args:
+        contents: Returns all, uint8 (N, 16).
+        positions: int64 (M,), which.
+    """
+    return contents()[positions]
 
 
 def listed_split(source: str, images: ImageSource, preset: Preset, image_size: int) -> Split:
@@ -65,7 +103,7 @@ def listed_split(source: str, images: ImageSource, preset: Preset, image_size: i
         image_size: Side in pixels.
     """
     pixels = partial(decoded, images, preset, image_size)
-    return Split(source, images.paths, images.labels, images.fingerprint, pixels)
+    return Split(source, images.paths, images.labels, pixels, images.contents)
 
 
 def generated_split(
@@ -83,11 +121,15 @@ def generated_split(
         stem: Name of the list.
         positions: (N,), numbers of the images in the task, which name them.
         labels: int64 (N,).
-        content: (N, ...), what the images are made of; covered by the fingerprint.
+        content: (N, ...), what the images are made of.
         pixels: As of :class:`Split`.
     """
-    fingerprint = hashlib.sha256(content.tobytes() + labels.tobytes()).hexdigest()
-    return Split(f"{task}/{stem}", [f"{task}/{position:04d}" for position in positions], labels, fingerprint, pixels)
+    names = [f"{task}/{position:04d}" for position in positions]
+    return Split(f"{task}/{stem}", names, labels, pixels, partial(_row_hashes, content))
+
+
+def _row_hashes(content: NDArray[Any]) -> Hashes:
+    return as_hashes(content_hash(str(row.dtype).encode(), row.tobytes()) for row in content)
 
 
 def no_split(source: str, reason: str) -> Split:
@@ -97,7 +139,7 @@ def no_split(source: str, reason: str) -> Split:
         source: Name, for the record.
         reason: A sentence with a remedy.
     """
-    return Split(source, [], np.zeros(0, dtype=np.int64), "", partial(_refuse, reason))
+    return Split(source, [], np.zeros(0, dtype=np.int64), partial(_refuse, reason))
 
 
 def _refuse(reason: str, **_: object) -> NDArray[np.uint8]:

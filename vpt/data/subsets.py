@@ -116,16 +116,6 @@ def position_hash(positions: NDArray[np.int64]) -> str:
     return hashlib.sha256("\n".join(map(str, positions.tolist())).encode()).hexdigest()
 
 
-def part_fingerprint(fingerprint: str, positions: NDArray[np.int64]) -> str:
-    """Returns the fingerprint of a part of a list, a sha256 in hexadecimal.
-
-    Args:
-        fingerprint: Of the whole list.
-        positions: int64 (M,), which images.
-    """
-    return hashlib.sha256(f"{fingerprint} {position_hash(positions)}".encode()).hexdigest()
-
-
 def _round(value: float) -> int:
     return math.floor(value + 0.5)  # halves always upwards: round() takes them to the even number
 

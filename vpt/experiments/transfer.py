@@ -188,8 +188,7 @@ def probe(source: Source, data: ImageDataModule) -> float:
     parts: Mapping[str, tuple[Tensor, Tensor]] = {
         name: _features(model.backbone, data, name) for name in ("train", "val", "test")
     }
-    seen = set(data.split("val").paths)
-    apart = torch.tensor([path not in seen for path in data.split("train").paths])
+    apart = torch.from_numpy(~data.shared("train", "val"))
     features, labels = parts["train"]
     l2 = choose_l2((features[apart], labels[apart]), parts["val"], data.num_classes, list(PENALTIES))
     weight, bias = fit_logistic(features, labels, data.num_classes, l2)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vpt.deltas.registry import DeltaSpec
-from vpt.run_record import images_read, method_name
+from vpt.run_record import epoch_rule, images_read, method_name
 
 if TYPE_CHECKING:  # imported when used: vpt.data is made of Lightning's data modules
     from vpt.data.catalog.cards import Card
@@ -165,7 +165,7 @@ def _facts(header: Record, record: Record, stored: int) -> Iterator[tuple[str, A
         yield "augmentation", data.get("augment")
     yield "seed", record.get("seed")
     yield "epochs", record.get("epochs", record.get("max_epochs"))
-    yield "epoch rule", record.get("epoch_rule")
+    yield "epoch rule", epoch_rule(record) if record else None
     yield "precision", record.get("precision")
     yield "deltas", ", ".join(f"`{DeltaSpec.read(spec).brief()}`" for spec in header["specs"]) or "none"
 

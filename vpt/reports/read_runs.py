@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,21 +10,27 @@ from typing import Any
 
 from vpt.data.catalog.cards import load_card
 from vpt.errors import ConfigError
-from vpt.run_record import RUN_FILE, images_read, method_name, read_record, subset_name
+from vpt.run_record import (
+    RUN_FILE,
+    below,
+    cell_protocol,
+    identity,
+    images_read,
+    method_name,
+    read_record,
+    subset_name,
+)
 
 Record = dict[str, Any]
-# Of a run, not of its method: files lie elsewhere on another machine, the rest comes from the data.
-_NOT_METHOD = {
-    "weights",
-    "num_classes",
-    "image_size",
-    "normalization",
-    "pool",
-    "backbone",
-    "init_head",
-    "init_delta",
-    "micro_batch",
-}
+_SEARCHED = ("base_lr", "weight_decay", "num_tokens", "dropout", "l2")
+"""Options that validation may choose for each task apart."""
+_OF_TASK = (
+    *("data.name", "data.counts", "data.official_counts", "data.complete", "data.num_classes", "data.lists", "read"),
+    *("data.fingerprints", "data.partial", "data.crop_border", "hyperparameters.num_classes", "starts"),
+    *(f"hyperparameters.{name}" for name in _SEARCHED),
+)
+_FOLLOWS = ("data.counts", "data.official_counts", "data.fingerprints", "data.complete", "read", "backbone.weights_id")
+"""Differs because something else does."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +89,39 @@ class Row:
     @property
     def options(self) -> dict[str, Any]:
         """The hyperparameters of its method, and how long it was trained."""
-        given = self.record["hyperparameters"].items()
-        own = {key: value for key, value in given if key not in _NOT_METHOD and not key.startswith("_")}
+        own = {key.partition(".")[2]: v for key, v in self.key.items() if key.startswith("hyperparameters.")}
         return own | {"max_epochs": self.record["max_epochs"]}
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """What a run must share with others to be of one cell (:func:`vpt.run_record.cell_protocol`)."""
+        return cell_protocol(self.record)
+
+    @cached_property
+    def across(self) -> dict[str, Any]:
+        """What the runs of one method must share to be averaged over tasks; a list is told without its folder."""
+        told = {key: value for key, value in self.key.items() if not below(key, _OF_TASK)}
+        lists = {f"data.lists.{name}": self._list(name) for name in ("train", "test")}
+        return told | lists | {"partial data": self.partial}
+
+    def _list(self, name: str) -> str:
+        return str(self.record["data"]["lists"].get(name, "")).rpartition("/")[2]
+
+    @property
+    def partial(self) -> bool:
+        """Whether images are missing, or batches were limited in training or test."""
+        data, read = self.record["data"], images_read(self.record)
+        return data["complete"] is False or any(read.get(k) != data["counts"].get(k) for k in ("train", "test"))
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What a number must share with others to be averaged with them."""
+        """What a reader of a table wants to know; all of it is in `key`."""
         data = self.record["data"]
         return {
             "preset": data["preset"],
             "image size": data["image_size"],
-            "partial data": data["complete"] is False or images_read(self.record) != data["counts"],
-            "epoch rule": self.record["epoch_rule"],
+            "partial data": self.partial,
+            "epoch rule": self.key["epoch rule"],
             "trained on": f"{data['counts']['train']} images"
             if data["subset"] is None
             else subset_name(data["subset"]),
@@ -165,22 +190,50 @@ def cells(rows: Sequence[Row]) -> list[Cell]:
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        parts = (row.task, row.backbone, row.method, row.options, row.protocol)
-        groups.setdefault(json.dumps(parts, sort_keys=True), []).append(row)
+        groups.setdefault(identity([row.task, row.method, row.key]), []).append(row)
     for same in groups.values():
         seeds = [row.seed for row in same]
         if len(set(seeds)) < len(seeds):
             both = [str(row.folder) for row in same if seeds.count(row.seed) > 1]
             raise ConfigError(f"{both[0]} and {both[1]} are the same run with the same seed: name one of them only.")
-    return [Cell(tuple(same), _label(same[0], [each[0] for each in groups.values()])) for same in groups.values()]
+    return [Cell(tuple(same), _label(same, list(groups.values()))) for same in groups.values()]
 
 
-def _label(row: Row, others: Sequence[Row]) -> str:
-    """The method; with the options that differ among runs of that method on that task."""
-    rivals = [o for o in others if (o.task, o.method, o.backbone) == (row.task, row.method, row.backbone)]
-    if len(rivals) == 1:
+def _label(cell: Sequence[Row], cells: Sequence[Sequence[Row]]) -> str:
+    """The method; with what differs among its cells on that task, unless this is the one that belongs to other tasks.
+
+    That is the one that agrees in it with most other tasks, and of several the one of most seeds.
+    """
+    row = cell[0]
+    same = [other for other in cells if (other[0].method, other[0].backbone) == (row.method, row.backbone)]
+    rivals = [other for other in same if other[0].task == row.task]
+    elsewhere = [other for other in same if other[0].task != row.task]
+    keys = differing([other[0].key for other in rivals])
+    if not keys:
         return row.method
-    mine = row.options | row.protocol
-    theirs = [rival.options | rival.protocol for rival in rivals]
-    keys = [key for key, value in mine.items() if any(other.get(key) != value for other in theirs)]
-    return f"{row.method} ({', '.join(f'{key} {mine[key]}' for key in keys)})"
+
+    def rank(rival: Sequence[Row]) -> tuple[int, int]:
+        mine = [rival[0].key.get(key) for key in keys]
+        return sum(mine == [other[0].key.get(key) for key in keys] for other in elsewhere), len(rival)
+
+    if elsewhere and all(rank(cell) > rank(rival) for rival in rivals if rival is not cell):
+        return row.method
+    return f"{row.method} ({', '.join(f'{plain(key)} {row.key.get(key)}' for key in keys)})"
+
+
+def differing(protocols: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the keys in which protocols differ, without those that differ because others do, if there are others.
+
+    Args:
+        protocols: From `Row.key` or `Row.across`.
+    """
+    every = dict.fromkeys(key for protocol in protocols for key in protocol)
+    found = [key for key in every if any(other.get(key) != protocols[0].get(key) for other in protocols)]
+    return [key for key in found if not below(key, _FOLLOWS)] or found
+
+
+def plain(key: str) -> str:
+    """Returns a dotted key as a reader knows it, e.g. ``base_lr``, ``image size``, ``train list``."""
+    section, _, name = key.rpartition(".")
+    words = f"{name} list" if section == "data.lists" else f"{section} {name}" if section == "training" else name
+    return words if section == "hyperparameters" else words.replace("_", " ")

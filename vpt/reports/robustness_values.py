@@ -18,13 +18,14 @@ from vpt.errors import ConfigError
 from vpt.metrics.accuracy import correct, difference, top1
 from vpt.metrics.calibration import equal_width, temperature
 from vpt.metrics.class_masks import matched, positions
-from vpt.metrics.effective_robustness import BASELINES, FIT_FROM, effective_robustness
+from vpt.metrics.effective_robustness import BASELINES, effective_robustness
 from vpt.metrics.logits import predictions
 from vpt.metrics.summary import summary
 from vpt.robustness.evaluation.evaluation_result import FIXED_ALPHA, RobustnessResult, Row
 from vpt.robustness.evaluation.evaluation_sets import CLEAN, SHIFT, VAL
 from vpt.robustness.evaluation.logit_records import Record
 from vpt.robustness.interpolation.alpha_curve import accuracy_curve
+from vpt.run_record import identity
 
 FORMAT = "vpt-report/1"
 COMPARED = (1.0, FIXED_ALPHA)
@@ -51,7 +52,8 @@ def report(folders: Sequence[Path]) -> Values:
         - ``models``: what each is, its protocol, α chosen on validation images or why none is.
         - ``rows``: model × set × α with protocol and all scores (:func:`vpt.metrics.summary.summary`); the
           temperature is fitted on the validation images of the same model and α.
-        - ``averages``: model × corruption × α, means over severities; then over all corruptions.
+        - ``averages``: model × corruption × α, means over severities, then over all corruptions and over
+          the 15 of ImageNet-C; ``kinds`` says over which.
         - ``headline``: model × set: top-1 at α = 0, fixed 0.5, chosen on validation, 1, and as "oracle" the best.
         - ``reliability``: bins of the clean set at α = 0, 0.5 and 1.
         - ``curves``: exact curves over α where only the head differs.
@@ -110,14 +112,24 @@ def model_names(folders: Sequence[Path]) -> list[str]:
 
 def _check_data(models: dict[str, RobustnessResult]) -> None:
     first, *others = models.values()
-    ours = first.protocol["data"]
+    ours = _tested(first)
     for other in others:
-        theirs = other.protocol["data"]
-        if ours["fingerprint"] != theirs["fingerprint"]:
+        if ours != (theirs := _tested(other)):
             raise ConfigError(
-                f"{first.out} is on {ours['name']} ({ours['fingerprint'][:12]}) and {other.out} on "
-                f"{theirs['name']} ({theirs['fingerprint'][:12]}), other lists of images: report them apart."
+                f"{first.out} is on {first.protocol['data']['name']} ({identity(ours)[:12]}) and {other.out} on "
+                f"{other.protocol['data']['name']} ({identity(theirs)[:12]}), other images: report them apart."
             )
+        if None not in (first.corruptions, other.corruptions) and first.corruptions != other.corruptions:
+            raise ConfigError(
+                f"The corruptions under {first.out} have the parameters of {first.corruptions} and those under "
+                f"{other.out} of {other.corruptions}: report them apart, or evaluate again."
+            )
+
+
+def _tested(result: RobustnessResult) -> Any:
+    """Which images a model was tested on; what was trained on may differ."""
+    data = result.protocol["data"]
+    return {key: value for key, value in data.get("fingerprints", {"": data["fingerprint"]}).items() if key != "train"}
 
 
 def _model(name: str, result: RobustnessResult) -> Values:
@@ -132,6 +144,7 @@ def _model(name: str, result: RobustnessResult) -> Values:
         "specs": protocol["delta"]["specs"],
         "way": protocol["way"],
         "head": protocol["head"],
+        "corruptions": result.corruptions,
         "preset": protocol["data"]["preset"],
         "image_size": protocol["data"]["image_size"],
         "logits": protocol["logits"],
@@ -217,6 +230,7 @@ def _averages(name: str, result: RobustnessResult, rows: list[Values]) -> Iterat
             chosen = [scored[row.set, row.alpha] for row in group if row.alpha == alpha]
             means = {key: fmean(row[key] for row in chosen) for key in _AVERAGED}
             first = {"model": name, "set": label, "alpha": alpha, "sets": len(chosen), "n": chosen[0]["n"]}
+            first["kinds"] = list(dict.fromkeys(row.kind for row in group))
             yield first | {"marks": chosen[0]["marks"]} | means
 
 
@@ -325,5 +339,5 @@ def effective_rows(name: str, result: RobustnessResult) -> Iterator[Values]:
             "reference": reference,
             "reference_accuracy": accuracy,
             "points": points,
-            "extrapolated": accuracy < FIT_FROM,
+            "extrapolated": accuracy < BASELINES[row.set].begins,
         }

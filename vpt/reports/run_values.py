@@ -15,7 +15,7 @@ from vpt.data.catalog.cards import load_card
 from vpt.experiments.profile import scalars
 from vpt.experiments.trial import ANSWERS_FILE
 from vpt.metrics.accuracy import wilson
-from vpt.reports.read_runs import Cell, Row, cells, read_runs
+from vpt.reports.read_runs import Cell, cells, differing, plain, read_runs
 from vpt.robustness.evaluation import logit_records
 from vpt.robustness.evaluation.logit_records import Record
 
@@ -63,7 +63,7 @@ def _task(name: str, found: Sequence[Cell]) -> Values:
 
 def _method(backbone: str, label: str, own: Sequence[Cell], mixed: bool) -> Values:
     numbers = {cell.first.task: _number(cell) for cell in own}
-    differs = _differs([cell.first for cell in own])
+    differs = [plain(key) for key in differing([cell.first.across for cell in own])]
     refused = None if mixed or not differs else f"its tasks differ in {', '.join(differs)}"
     means = {} if refused else _means(own)
     seeds = sorted({len(cell.rows) for cell in own})
@@ -95,11 +95,6 @@ def _number(cell: Cell) -> Values:
         "protocol": cell.first.protocol,
         "options": cell.first.options,
     }
-
-
-def _differs(rows: Sequence[Row]) -> list[str]:
-    protocols = [row.protocol for row in rows]
-    return [key for key in protocols[0] if any(other[key] != protocols[0][key] for other in protocols)]
 
 
 def _means(own: Sequence[Cell]) -> Values:

@@ -18,7 +18,7 @@ from vpt.backbones import Backbone, create_backbone
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill
-from vpt.models.delta_parts import in_order, start_from
+from vpt.models.delta_parts import start_from
 from vpt.models.feature_cache import FeatureCache
 from vpt.models.provenance import IDENTITY, identity
 from vpt.tasks.optimizers import check_trainer, scheduled_optimizer
@@ -110,6 +110,7 @@ class TuningTask(L.LightningModule):
         self._shown = {"val": "val", "test": "test"}
         self._limit_val: float = 1.0
         self._finite: Tensor | None = None
+        self._knows_classes = False
         self._kept: tuple[Any, FeatureCache] | None = None
 
     def specs(self) -> list[dict[str, Any]]:
@@ -160,13 +161,17 @@ class TuningTask(L.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "class_names"):
             return
+        if self._knows_classes and stage != "fit":
+            data.number_classes_as(self.model.class_names)
         for what, theirs, ours in (
             ("num_classes", data.num_classes, len(self.model.class_names)),
             ("image_size", data.image_size, self.model.backbone.image_size),
         ):
-            if theirs != ours:
+            if theirs != ours and (what == "image_size" or stage == "fit" or self._knows_classes):
                 raise ConfigError(f"The data has {what} {theirs}, the model {ours}: they must agree.")
-        self.model.class_names = list(data.class_names)
+        if stage == "fit" or (not self._knows_classes and data.num_classes == len(self.model.class_names)):
+            self.model.class_names = list(data.class_names)
+        self._knows_classes |= stage == "fit"
         self.model.preset = data.preset.to_dict()
         if stage in ("fit", "validate"):
             self._name_validation(data.describe(), stage)
@@ -372,11 +377,15 @@ class TuningTask(L.LightningModule):
             raise DeltaFileError("The checkpoint does not say on which backbone it was trained: give one of `vpt fit`.")
         check_fingerprint("The checkpoint", recorded, self.model.backbone)
         tensors = {key.removeprefix("model."): tensor for key, tensor in checkpoint["state_dict"].items()}
-        trained_on = checkpoint.get("class_names", self.model.class_names)  # version 0.1.0 did not keep them
-        if getattr(self._trainer, "datamodule", None) is None:
-            self.model.class_names = list(trained_on)
-        elif trained_on != self.model.class_names:
-            fitting = self.trainer.state.fn == "fit"
-            tensors = in_order(tensors, trained_on, self.model.class_names, "The checkpoint", fitting)
+        data = getattr(self._trainer, "datamodule", None)
+        if (names := checkpoint.get("class_names")) is not None:  # version 0.1.0 did not keep them
+            if data is not None and self.trainer.state.fn == "fit" and names != data.class_names:
+                raise ConfigError(
+                    f"The checkpoint was trained on other classes than those of {data.name}, or on these in another "
+                    "order: training goes on with the data that it began with."
+                )
+            if data is not None:
+                data.number_classes_as(names)
+            self.model.class_names, self._knows_classes = list(names), True
         fill(self.model, tensors, "The checkpoint")
         checkpoint["state_dict"] = self.state_dict()  # so that Lightning's own strict loading holds

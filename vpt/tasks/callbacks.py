@@ -7,22 +7,29 @@ import os
 import platform
 import time
 from collections.abc import Sized
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    DeviceStatsMonitor,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+)
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from vpt.atomic_write import write_json
 from vpt.models.delta_file import save_delta
 from vpt.models.provenance import identity
-from vpt.run_record import CONFIG_FILE, DELTA_FILE, INIT_FILE, LAST_CHECKPOINT, RUN_FILE
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, INIT_FILE, LAST_CHECKPOINT, RUN_FILE, file_identity
+from vpt.run_record import identity as identity_of
 from vpt.tasks.base import TuningTask
-from vpt.version import __version__
+from vpt.version import versions
 
 
 def run_folder(trainer: L.Trainer) -> Path | None:
@@ -70,10 +77,11 @@ class RunRecord(L.Callback):
     def __init__(self) -> None:
         """Starts the clock."""
         self._start = time.monotonic()
+        self._loaded: dict[str, int] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Counts parameters, prints them, and writes the protocol before anything is trained."""
-        self._start = time.monotonic()
+        self._start, self._loaded = time.monotonic(), None
         self._update(trainer, pl_module, {"status": "running"})
         if isinstance(pl_module, TuningTask):
             trainable, total = pl_module.model.parameter_counts()
@@ -83,53 +91,86 @@ class RunRecord(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the last epoch's metrics."""
-        done = trainer.state.status != "interrupted" and trainer.current_epoch >= (trainer.max_epochs or 0)
-        self._update(
-            trainer,
-            pl_module,
-            {
-                "status": "finished" if done else "stopped",
-                "epochs": trainer.current_epoch,
-                "seconds": round(time.monotonic() - self._start, 1),
-                "metrics": _metrics(trainer),
-                "read": _read_of(trainer, "train") | _read_of(trainer, "val"),
-            },
-        )
+        epochs, steps = trainer.current_epoch, trainer.global_step
+        whole = epochs >= (trainer.max_epochs or 0) >= 0 or 0 <= trainer.max_steps <= steps
+        done = whole and trainer.state.status != "interrupted"
+        seconds = round(time.monotonic() - self._start, 1)
+        news = {"status": "finished" if done else "stopped", "epochs": epochs, "steps": steps, "seconds": seconds}
+        read = _read_of(trainer, "train") | _read_of(trainer, "val")
+        self._update(trainer, pl_module, news | {"metrics": _metrics(trainer), "read": read})
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Says how a run that did not finish ended."""
         if trainer.state.fn == "fit":
             status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
-            self._update(trainer, pl_module, {"status": status, "epochs": trainer.current_epoch})
+            news = {"status": status, "epochs": trainer.current_epoch, "steps": trainer.global_step}
+            self._update(trainer, pl_module, news)
             folder = run_folder(trainer)
             if status == "interrupted" and folder is not None and (folder / LAST_CHECKPOINT).is_file():
                 rank_zero_info(f"To go on: vpt fit -c {folder / CONFIG_FILE} --ckpt_path {folder / LAST_CHECKPOINT}")
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notes which state of the training is evaluated."""
+        self._loaded = {"epochs": checkpoint["epoch"] + 1, "steps": checkpoint["global_step"]}
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the metrics of a validation that is a run of its own."""
         if trainer.state.fn == "validate":
-            self._update(trainer, pl_module, {"metrics": _metrics(trainer), "read": _read_of(trainer, "val")})
+            self._evaluated(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the test metrics."""
-        self._update(trainer, pl_module, {"metrics": _metrics(trainer), "read": _read_of(trainer, "test")})
+        self._evaluated(trainer, pl_module, "test")
 
     def _update(self, trainer: L.Trainer, pl_module: L.LightningModule, news: dict[str, Any]) -> None:
+        if (found := _written(trainer, pl_module)) is not None:
+            folder, task = found
+            path = folder / RUN_FILE
+            write_json(path, _with(_read(path) | protocol(trainer, task), news))
+
+    def _evaluated(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
+        """Keeps what was measured in the run's record, or beside it in a file of its own.
+
+        The record holds one evaluation of a split: that of the run's own data, of its last state, of all images, as far
+        as there has been one. All others lie in files that are named by what they are of.
+        """
         if (found := _written(trainer, pl_module)) is None:
             return
         folder, task = found
         now = protocol(trainer, task)
-        path = folder / RUN_FILE
-        record = _read(path)
-        stage = trainer.state.fn
-        if stage is not None and stage != "fit" and record and not _same_data(record, now):
-            data = now["data"] or {"name": "data", "fingerprint": ""}
-            path = folder / f"{stage.value}-{data['name']}-{data['fingerprint'][:8]}.json"
-            record = _read(path)
-        if not record or stage == "fit":
-            record |= now
-        record |= news | {key: record.get(key, {}) | news.get(key, {}) for key in ("metrics", "read")}
-        write_json(path, record)
+        record = _read(folder / RUN_FILE) or now
+        state = self._loaded or {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+        read, data = _read_of(trainer, split), now["data"] or {}
+        own = {key: data.get(key) for key in ("name", "fingerprint", "preset", "image_size")}
+        told = {"data": own, **state, "precision": now["precision"], "read": read.get(split)}
+        news = {"metrics": _metrics(trainer), "read": read, "evaluated": {split: told}}
+        rival = record.get("evaluated", {}).get(split)
+        if any((record.get("data") or {}).get(key) != value for key, value in own.items()):
+            write_json(_apart(folder, split, told), _with(now, news))
+        elif rival in (None, told) or _rank(told, record, split) > _rank(rival, record, split):
+            if rival not in (None, told):
+                metrics = {k: v for k, v in record["metrics"].items() if k.startswith(f"{split}/")}
+                earlier = record | {"metrics": metrics, "evaluated": {split: rival}}
+                write_json(_apart(folder, split, rival), earlier)
+            write_json(folder / RUN_FILE, _with(record, news))
+        else:
+            write_json(_apart(folder, split, told), _with(now, news))
+
+
+def _with(record: dict[str, Any], news: dict[str, Any]) -> dict[str, Any]:
+    both = {key: record.get(key, {}) | news.get(key, {}) for key in ("metrics", "read", "evaluated")}
+    return record | news | both
+
+
+def _apart(folder: Path, split: str, told: dict[str, Any]) -> Path:
+    """The file of an evaluation that is not the one of the run's record."""
+    return folder / f"{split}-{told['data']['name'] or 'data'}-{identity_of(told)[:8]}.json"
+
+
+def _rank(told: dict[str, Any], record: dict[str, Any], split: str) -> tuple[bool, bool]:
+    """Whether an evaluation is of the last state of a run, and of all images."""
+    count = (record.get("data") or {}).get("counts", {}).get(split)
+    return told["steps"] == record.get("steps"), told["read"] == count
 
 
 class DeltaWriter(L.Callback):
@@ -162,25 +203,46 @@ def protocol(trainer: L.Trainer, task: TuningTask) -> dict[str, Any]:
         task: The task.
 
     Returns:
-        Plain JSON values: task, hyperparameters, seed, data (preset, counts, fingerprint), backbone, parameters,
-        epoch rule and versions.
+        Plain JSON values: task, hyperparameters and the files that it starts from, seed, training, data (preset,
+        counts, fingerprints), backbone, parameters, machine and versions.
     """
     data: Any = getattr(trainer, "datamodule", None)
     trainable, total = task.model.parameter_counts()
     seed = os.environ.get("PL_GLOBAL_SEED")
+    starts = {key: task.hparams.get(key) for key in ("init_delta", "init_head")}
     return {
         "task": type(task).__name__,
         "hyperparameters": dict(task.hparams),
+        "starts": {key: file_identity(Path(path)) for key, path in starts.items() if path is not None},
         "seed": None if seed is None else int(seed),
         "max_epochs": trainer.max_epochs,
         "precision": str(trainer.precision),
+        "training": _training(trainer),
         "machine": machine(),
-        "epoch_rule": "last",
         "data": data.describe() if hasattr(data, "describe") else None,
         "backbone": identity(task.model),
         "parameters": {"trainable": trainable, "total": total},
-        "versions": {name: version(name) for name in ("torch", "lightning", "timm", "torchvision", "torchmetrics")}
-        | {"vpt": __version__, "python": platform.python_version()},
+        "versions": versions(),
+    }
+
+
+_SHOWING = (Checkpoint, ProgressBar, ModelSummary, LearningRateMonitor, DeviceStatsMonitor)
+"""Callbacks of Lightning that change nothing that is trained."""
+
+
+def _training(trainer: L.Trainer) -> dict[str, Any]:
+    """What of the trainer a result depends on, beside epochs, precision and data."""
+    others = [each for each in trainer.callbacks if not isinstance(each, _SHOWING)]  # type: ignore[attr-defined]
+    return {
+        "max_steps": trainer.max_steps,
+        "devices": trainer.world_size,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "gradient_clip_algorithm": None
+        if trainer.gradient_clip_algorithm is None
+        else str(trainer.gradient_clip_algorithm.value),
+        "limit_train_batches": trainer.limit_train_batches,
+        "callbacks": sorted(each.state_key for each in others if not type(each).__module__.startswith("vpt.")),
     }
 
 
@@ -196,12 +258,6 @@ def machine() -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
-
-
-def _same_data(record: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two protocols are of the same lists under the same preprocessing; else their numbers stay apart."""
-    keys = ("name", "fingerprint", "preset", "image_size")
-    return all((record["data"] or {}).get(key) == (other["data"] or {}).get(key) for key in keys)
 
 
 def _read_of(trainer: L.Trainer, split: str) -> dict[str, int]:

@@ -222,8 +222,7 @@ class LinearProbe(ClassificationTask):
         data = cast("Any", self.trainer).datamodule
         if data is None:
             raise ConfigError("Several values of l2 need a data module with validation images to choose on.")
-        validated = set(data.split("val").paths)
-        apart = torch.tensor([path not in validated for path in data.split("train").paths], device=index.device)[index]
+        apart = torch.from_numpy(~data.shared("train", "val")).to(index.device)[index]
         batches = [{key: part.to(index.device) for key, part in batch.items()} for batch in data.val_dataloader()]
         val = torch.cat([self.features(batch, "val") for batch in batches]), torch.cat([b["label"] for b in batches])
         return choose_l2((features[apart], labels[apart]), val, self.model.head.out_features, self._candidates)

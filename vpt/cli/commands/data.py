@@ -166,7 +166,8 @@ def _prepare(options: Namespace) -> None:
 
 
 def _cache(options: Namespace) -> None:
-    from vpt.data.image_cache import cache_folder, clear, usage
+    from vpt.data.content_hashes import cache_folder
+    from vpt.data.image_cache import clear, usage
 
     files, size = clear() if options.clear else usage()
     what = f"{files:,} file{'' if files == 1 else 's'}, {size / 1e6:,.1f} MB"

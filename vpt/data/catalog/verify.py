@@ -16,7 +16,7 @@ from scipy.fft import dctn
 
 from vpt.data.catalog.cards import bare_name
 from vpt.data.catalog.overview import MANY_SETS, card_of, image_lists, in_vtab_layout, own_data, parts
-from vpt.data.image_cache import in_threads
+from vpt.data.content_hashes import in_threads
 from vpt.data.images import ImageList
 from vpt.errors import DataError
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -167,7 +165,7 @@ def _read_table(file: Path) -> Lists:
     for column in {"path", "label", "split"} & table.keys():
         if "" in table[column]:
             raise DataError(f"{file}, line {lines[table[column].index('')]}: the {column} is empty.")
-    if (twice := first_repeated(table["path"])) is not None:
+    if (twice := first_repeated(table["path"], file.parent)) is not None:
         first, again = (lines[position] for position in twice)
         raise DataError(
             f"{file}, line {again}: {table['path'][twice[1]]} is listed on line {first} already; remove one line."
@@ -230,10 +228,8 @@ def _label(folder: Path, rows: Mapping[str, _Rows]) -> Lists:
             where = f"{part.file}, line {part.lines[unknown]}: " if part.lines else ""
             name = part.names[unknown]
             raise DataError(f"{where}{part.paths[unknown]} is of class {name!r}, of which there is no training image.")
-        text = "".join(f"{path}\t{name}\n" for path, name in zip(part.paths, part.names, strict=True))
         labels = np.array([numbers[name] for name in part.names], dtype=np.int64)
-        fingerprint = hashlib.sha256(os.fsencode(text)).hexdigest()
-        lists[split] = ImageList(part.file, folder, part.paths, labels, part.lines, fingerprint)
+        lists[split] = ImageList(part.file, folder, part.paths, labels, part.lines)
     return class_names, lists
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -75,8 +74,15 @@ class PetTrimapsDataModule(MaskDataModule):
 
         def split(stem: str, images: ImageList) -> MaskSplit:
             base, masks = listed_split(f"{_NAME}/{stem}", images, chosen, image_size), _mask_list(images, classes)
-            pixels = partial(decoded_masks, masks, chosen, image_size)
-            return MaskSplit(base.source, base.paths, base.labels, masks.fingerprint, base.pixels, pixels)
+            return MaskSplit(
+                base.source,
+                base.paths,
+                base.labels,
+                base.pixels,
+                base.contents,
+                masks=partial(decoded_masks, masks, chosen, image_size),
+                mask_contents=masks.contents,
+            )
 
         splits = {
             "train": split(train, both.take(rest) if train == "train" else both),
@@ -116,14 +122,12 @@ def read_list(file: Path, folder: Path) -> ImageList:
 def _mask_list(images: ImageList, classes: dict[int, int]) -> MaskList:
     """The trimaps of a list of images."""
     trimaps = [f"annotations/trimaps/{Path(path).stem}.png" for path in images.paths]
-    fingerprint = hashlib.sha256(f"{images.fingerprint} {sorted(classes.items())}".encode()).hexdigest()
     return MaskList(
         file=images.file,
         folder=images.folder,
         paths=trimaps,
         labels=images.labels,
         lines=images.lines,
-        fingerprint=fingerprint,
         images=images.paths,
         classes=classes,
         meaning=_MEANING,

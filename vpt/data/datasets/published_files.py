@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +78,12 @@ def image_list(
     """
     if not paths:
         raise DataError(f"{file} lists no image: unpack the archive again.")
-    if (twice := first_repeated(paths)) is not None:
+    if (twice := first_repeated(paths, folder)) is not None:
         first, again = (position + 1 for position in twice)
         raise DataError(
             f"{file}: image {paths[twice[0]]} is listed twice, as number {first} and {again}; remove one of them."
         )
-    images = ImageList(
-        file, folder, paths, np.fromiter(labels, dtype=np.int64), lines or range(1, len(paths) + 1), fingerprint=""
-    )
-    return replace(images, fingerprint=_fingerprint(images))
+    return ImageList(file, folder, paths, np.fromiter(labels, dtype=np.int64), lines or range(1, len(paths) + 1))
 
 
 def hold_out(images: ImageList, every: int, seed: int = 0) -> tuple[ImageList, ImageList]:
@@ -101,17 +96,10 @@ def hold_out(images: ImageList, every: int, seed: int = 0) -> tuple[ImageList, I
         seed: Another seed gives another split.
 
     Returns:
-        What is left and what is held out, each in the order of the list and with the fingerprint that a list of these
-        images has.
+        What is left and what is held out, each in the order of the list.
     """
-    kept, held = (images.take(part) for part in hold_out_every(images.paths, images.labels, every, seed))
-    return replace(kept, fingerprint=_fingerprint(kept)), replace(held, fingerprint=_fingerprint(held))
-
-
-def _fingerprint(images: ImageList) -> str:
-    """The sha256 of paths and labels, hexadecimal."""
-    text = "\n".join(f"{path}\t{label}" for path, label in zip(images.paths, images.labels, strict=True))
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    kept, held = hold_out_every(images.paths, images.labels, every, seed)
+    return images.take(kept), images.take(held)
 
 
 def check_count(what: str, found: int, expected: int, allow_partial: bool, of: str = "images") -> bool:

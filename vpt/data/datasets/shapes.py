@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vpt.data.catalog.cards import load_card
+from vpt.data.content_hashes import Hashes, as_hashes, content_hash
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.masks import MaskDataModule, MaskSplit
 from vpt.data.splits import Split, chosen_splits, generated_split
@@ -220,6 +220,10 @@ class _Scenes:
     def images(self, positions: NDArray[np.int64] | None = None, cropped: bool = True) -> Pixels:
         return _drawn(self)[0][slice(None) if positions is None else positions]
 
+    def contents(self) -> Hashes:
+        made_of = f"shape_scenes {_SCENES_VERSION} {_SEED}"
+        return as_hashes(content_hash(f"{made_of} {number}".encode()) for number in range(self.first, self.end))
+
     def masks(self, positions: NDArray[np.int64] | None = None) -> Pixels:
         return _drawn(self)[1][slice(None) if positions is None else positions]
 
@@ -237,10 +241,10 @@ def _drawn(scenes: _Scenes) -> tuple[Pixels, Pixels]:
 def _scene_split(stem: str, positions: NDArray[np.intp], image_size: int) -> MaskSplit:
     first, end = int(positions[0]), int(positions[-1]) + 1
     scenes = _Scenes(first, end, image_size)
-    fingerprint = hashlib.sha256(f"shape_scenes {_SCENES_VERSION} {_SEED} {first} {end}".encode()).hexdigest()
     paths = [f"shape_scenes/{number:04d}" for number in positions]
     labels = np.zeros(len(positions), dtype=np.int64)
-    return MaskSplit(f"shape_scenes/{stem}", paths, labels, fingerprint, scenes.images, scenes.masks)
+    images, masks, contents = scenes.images, scenes.masks, scenes.contents
+    return MaskSplit(f"shape_scenes/{stem}", paths, labels, images, contents, masks=masks, mask_contents=contents)
 
 
 def draw_scene(number: int, image_size: int) -> tuple[Pixels, Pixels]:

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vpt.data.image_cache import cache_folder
+from vpt.data.content_hashes import Hashes, cache_folder, content_hash, kept_hashes
 from vpt.data.images import to_rgb
-from vpt.data.subsets import part_fingerprint
 from vpt.errors import ConfigError, DataError, UnknownNameError
 
 Choice = dict[str, Any]
@@ -45,7 +44,6 @@ SUPPORTED: dict[str, dict[str, Choice]] = {
 
 Of these only CIFAR's files are unpickled, by torchvision and after it has compared their md5 with its own.
 """
-_SAMPLED = 32  # images whose pixels go into the fingerprint
 _FOLDERS = ("raw_folder", "_base_folder", "base_folder")  # where torchvision's classes name their own part of the root
 
 
@@ -58,14 +56,12 @@ class TorchvisionList:
         title: Dataset and split, e.g. ``"cifar10-train"``.
         positions: int64 (N,) in the dataset.
         labels: int64 (N,).
-        fingerprint: sha256 of the labels and of some images, hexadecimal.
     """
 
     dataset: Any
     title: str
     positions: NDArray[np.int64]
     labels: NDArray[np.int64]
-    fingerprint: str
 
     @property
     def paths(self) -> Sequence[str]:
@@ -81,12 +77,7 @@ class TorchvisionList:
         Args:
             positions: int64 (M,), which images.
         """
-        return replace(
-            self,
-            positions=self.positions[positions],
-            labels=self.labels[positions],
-            fingerprint=part_fingerprint(self.fingerprint, positions),
-        )
+        return replace(self, positions=self.positions[positions], labels=self.labels[positions])
 
     def decode(self, position: int) -> Image.Image:
         """Decodes one image to RGB.
@@ -103,20 +94,29 @@ class TorchvisionList:
         except Exception as error:  # PIL raises a dozen unrelated types on damaged files.
             raise DataError(f"Image {number} of {self.title} cannot be decoded ({error}).") from error
 
-    def state(self) -> Iterator[str]:
-        """Yields name, size and time of each file in the dataset's folder, or in the root if it names none."""
+    def contents(self) -> Hashes:
+        """Returns the hash of each image's decoded pixels, uint8 (N, 16); of zeros for one that cannot be decoded."""
+        about = hashlib.sha256(self.positions.tobytes()).hexdigest()
+        return kept_hashes(self.title, f"{self.title} {about}", self._files(), len(self), self._content)
+
+    def _content(self, position: int) -> bytes:
+        try:
+            image = self.decode(position)
+        except DataError as error:
+            raise OSError from error
+        return content_hash(repr(image.size).encode(), image.tobytes())
+
+    def _files(self) -> Iterator[Path]:
+        """All in the dataset's folder, or in the root if it names none."""
         root = Path(self.dataset.root)
         homes = (root / str(getattr(self.dataset, name, ".")) for name in _FOLDERS)
         home = next((home for home in homes if home != root and home.is_dir()), root)
-        yield str(home)
         for folder, folders, names in os.walk(home):
             folders.sort()
             if Path(folder) == cache_folder().resolve():
                 folders.clear()
                 continue
-            for path in (Path(folder, name) for name in sorted(names)):
-                status = path.lstat()
-                yield f"{path} {status.st_size} {status.st_mtime_ns}"
+            yield from (Path(folder, name) for name in sorted(names))
 
 
 def torchvision_lists(name: str, root: Path, arguments: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
@@ -182,10 +182,7 @@ def _read(kind: Any, root: Path, title: str, arguments: Choice) -> TorchvisionLi
 
 def _list(dataset: Any, title: str) -> TorchvisionList:
     labels = _labels(dataset, title)
-    digest = hashlib.sha256(labels.tobytes())
-    for position in np.unique(np.linspace(0, len(labels) - 1, _SAMPLED, dtype=np.int64)):
-        digest.update(np.asarray(dataset[int(position)][0]).tobytes())
-    return TorchvisionList(dataset, title, np.arange(len(labels), dtype=np.int64), labels, digest.hexdigest())
+    return TorchvisionList(dataset, title, np.arange(len(labels), dtype=np.int64), labels)
 
 
 def _labels(dataset: Any, title: str) -> NDArray[np.int64]:

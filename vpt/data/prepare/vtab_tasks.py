@@ -126,7 +126,7 @@ def _check(source: str | Path, parts: Mapping[str, Part], lists: Mapping[str, Ch
             if not 0 <= label < classes:
                 raise DataError(f"{source} gives {name!r} the label {label}, which is outside 0..{classes - 1}.")
     names = [name for part in parts.values() for name in part.names]
-    if (twice := first_repeated(names)) is not None:
+    if (twice := first_repeated(names, Path())) is not None:
         raise DataError(f"{source} lists the image {names[twice[0]]!r} twice.")
     for name, chosen in lists.items():
         if not len(chosen.positions):

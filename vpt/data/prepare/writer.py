@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vpt.atomic_write import atomic_write, write_text
-from vpt.data.image_cache import in_threads
+from vpt.data.content_hashes import in_threads
 from vpt.data.prepare.originals import Part, Picture
 from vpt.data.prepare.vtab_splits import Chosen
 from vpt.errors import DataError

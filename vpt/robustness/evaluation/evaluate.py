@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +11,29 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vpt.data import ImageDataModule
-from vpt.data.corruptions import BASIC, PARAMETERS
+from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, title
 from vpt.deltas import DeltaSpec
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
 from vpt.models.delta_file import unfilled
+from vpt.models.delta_format import read_header
 from vpt.models.provenance import identity
 from vpt.robustness.evaluation.evaluation_loop import Pair, evaluate, table
-from vpt.robustness.evaluation.evaluation_result import RobustnessResult, Row, between, score, why_val_cannot_choose
+from vpt.robustness.evaluation.evaluation_result import (
+    RobustnessResult,
+    Row,
+    between,
+    check_out,
+    score,
+    why_val_cannot_choose,
+)
 from vpt.robustness.evaluation.evaluation_sets import VAL, EvaluationSet, evaluation_sets, subset
 from vpt.robustness.interpolation.wise_ft import Way, sweep
-from vpt.version import __version__
+from vpt.run_record import file_identity
+from vpt.run_record import identity as identity_of
+from vpt.version import versions
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_PACKAGES = ("torch", "timm", "numpy", "albumentations", "opencv-python-headless", "pillow")
 
 
 def run(
@@ -89,12 +95,15 @@ def run(
     swept = sweep(delta, model.to(device), tensors, alphas, anchor, start)
     way = swept.way
     wanted = [1.0] if way == "none" else sorted(float(alpha) for alpha in alphas)
-    not_chosen = why_val_cannot_choose([model.info], data) if len(wanted) > 1 else "there is one α only."
+    files = {"delta": delta, "anchor": anchor, "start": start}
+    infos = [read_header(file)["info"] for file in files.values() if file is not None]
+    not_chosen = why_val_cannot_choose(infos, data) if len(wanted) > 1 else "there is one α only."
     if not_chosen is None:
         sets.insert(0, EvaluationSet(VAL, VAL))
-    files = {"delta": delta, "anchor": anchor, "start": start}
+    drawn = {"max_images": max_images, "seed": seed if max_images else None, "corruptions": PUBLISHED}
     precision = {"precision": "bf16" if bf16 else "fp32", "device": device}
     protocol = _protocol(files, model, data, way, half) | precision
+    check_out(out, protocol | drawn)
     measured = [0.0, 1.0] if way == "head" and not half and wanted != [1.0] else wanted
     pairs = _pairs(data, sets, measured, protocol, out / "records", max_images, seed)
     with _progress() as progress:
@@ -106,7 +115,7 @@ def run(
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
                 evaluate(swept, data.split(split), index, group, batch_size, lambda n: progress.advance(bar, n))
     rows = [row for item in sets for row in _rows([pair for pair in pairs if pair.item == item], wanted)]
-    result = RobustnessResult(rows, protocol | {"max_images": max_images}, out, not_chosen)
+    result = RobustnessResult(rows, protocol | drawn, out, not_chosen)
     result.write()
     return result
 
@@ -114,10 +123,11 @@ def run(
 def _rows(pairs: Sequence[Pair], alphas: Sequence[float]) -> list[Row]:
     """Scores one set; what was not measured lies between the first and the last that were."""
     kept = {pair.alpha: pair for pair in pairs}
+    first, last = pairs[0], pairs[-1]
     return [
         score(kept[alpha].record(), kept[alpha].path.name)
         if alpha in kept
-        else score(between(pairs[0].record(), pairs[-1].record(), alpha), None)
+        else score(between(first.record(), last.record(), alpha), None, (first.path.name, last.path.name))
         for alpha in alphas
     ]
 
@@ -140,14 +150,7 @@ def check_data(delta: Path, model: TunedModel, data: ImageDataModule) -> None:
     Raises:
         ConfigError: Classes, image size or preset differ.
     """
-    ours, theirs = model.class_names, data.class_names
-    if len(ours) != len(theirs):
-        raise ConfigError(f"{delta} has {len(ours)} classes, {data.name} has {len(theirs)}: give its own task.")
-    for position, (our, their) in enumerate(zip(ours, theirs, strict=True)):
-        if our != their:
-            raise ConfigError(
-                f"Class {position} is {our!r} in {delta} and {their!r} in {data.name}: give its own task."
-            )
+    data.number_classes_as(model.class_names)
     if model.backbone.image_size != data.image_size:
         raise ConfigError(
             f"{delta} takes images of {model.backbone.image_size} px, the data give {data.image_size} px: "
@@ -166,8 +169,9 @@ def _protocol(
     """What all records of a run have in common. No path of this machine: the files are named by their contents."""
     backbone = {key: value for key, value in identity(model).items() if key != "weights"}
     described = data.describe()
-    keys = ("name", "preset", "image_size", "num_classes", "fingerprint", "complete", "counts", "shared_with_train")
-    hashes = {name: None if path is None else {"sha256": _sha256(path)} for name, path in files.items()}
+    keys = ("name", "preset", "image_size", "num_classes", "fingerprint", "fingerprints", "complete", "counts")
+    tested = {key: described[key] for key in (*keys, "shared_with_train")}
+    hashes = {name: None if path is None else {"sha256": file_identity(path)} for name, path in files.items()}
     specs = [] if model.delta is None else [DeltaSpec.read(spec).brief() for spec in model.delta.specs]
     return {
         "backbone": backbone,
@@ -178,8 +182,8 @@ def _protocol(
         "head": "interpolated" if files["anchor"] or files["start"] else "tuned",
         "logits": "float16" if half else "float32",
         "preprocessing": model.preset,
-        "data": {key: described[key] for key in keys} | {"crop_border": described.get("crop_border")},
-        "versions": {"vpt": __version__, "python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
+        "data": tested | {"crop_border": described.get("crop_border")},
+        "versions": versions(),
     }
 
 
@@ -196,6 +200,8 @@ def _pairs(
     for item in sets:
         dataset = data.split(item.split)
         index = subset(dataset.labels, max_images, seed)
+        if item.kind == VAL:
+            index = index[~data.shared(VAL)[index]]  # what a dataset repeats: a list within the other chooses nothing
         own = {
             "set": item.name,
             "kind": item.kind,
@@ -207,14 +213,14 @@ def _pairs(
             "seed": None if len(index) == len(dataset) else seed,
         }
         if item.severity is not None:
-            own["seeding"] = "name"  # earlier versions had none and seeded by position
+            own |= {"corruptions": PUBLISHED, "title": title(item.kind)}  # version 0.1 has neither
         half = protocol["logits"] == "float16"
         if half and own["groups"] is not None:
             raise ConfigError(f"{item.name} is scored among some classes, which needs full precision: no --half.")
         answers = table(len(alphas), len(index), data.num_classes, half, folder)
         for alpha, logits in zip(alphas, answers, strict=True):
             full = protocol | own | {"alpha": float(alpha)}
-            path = folder / f"{item.name}-alpha-{float(alpha)}.parquet"
+            path = folder / f"{item.name}-alpha-{float(alpha)}-{identity_of(full)[:12]}.parquet"
             pairs.append(Pair(item, float(alpha), index, dataset.labels[index], logits, full, path))
     return pairs
 
@@ -238,10 +244,6 @@ def groups(data: ImageDataModule, split: str) -> list[list[int]] | None:
     if strange := sorted(set(data.split(split).labels.tolist()) - {group[0] for group in found}):
         raise ConfigError(f"Class {strange[0]} occurs in {split!r} of {data.name}, but its class mask leaves it out.")
     return [[int(position) for position in group] for group in found]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _progress() -> Progress:

@@ -14,13 +14,16 @@ from rich.table import Table
 
 from vpt.atomic_write import write_json
 from vpt.data import ImageDataModule
+from vpt.data.corruptions import BASIC, CORRUPTIONS, GROUPS, PUBLISHED, title
 from vpt.errors import ConfigError, DataError
 from vpt.metrics import accuracy
 from vpt.robustness.evaluation import logit_records
 from vpt.robustness.evaluation.evaluation_sets import SHIFT, VAL
 from vpt.robustness.evaluation.logit_records import Record
+from vpt.run_record import identity
 
 RESULT_FILE = "robustness.json"
+_OF_SETS = ("max_images", "seed", "corruptions")  # a record has them only where they say something of its set
 FIXED_ALPHA = 0.5
 """What WiSE-FT recommends where nothing is known (Wortsman et al., CVPR 2022, section 4.1)."""
 
@@ -40,6 +43,7 @@ class Row:
         high: Upper bound.
         mean_per_class: Mean over the classes present.
         record: The record's file name; None if the logits are those of α = 0 and α = 1, interpolated.
+        ends: The file names of these two, where there is no record.
     """
 
     set: str
@@ -52,6 +56,7 @@ class Row:
     high: float
     mean_per_class: float
     record: str | None
+    ends: tuple[str, str] | None = None
 
 
 def between(start: Record, end: Record, alpha: float) -> Record:
@@ -85,20 +90,40 @@ def why_val_cannot_choose(infos: Sequence[Mapping[str, Any]], data: ImageDataMod
     """Says why the validation split cannot choose between models.
 
     Args:
-        infos: What each model says about its training (`TunedModel.info`).
+        infos: What each model, an anchor or start among them, says about its training (`TunedModel.info`).
         data: Whose validation split is meant.
 
     Returns:
-        A reason; None if the images were not trained on.
+        A reason; None if there are images that none of them was trained on: all, or, where the data that all were
+        trained on are these, those that are not among the training images.
     """
     described = data.describe()
     n = described["counts"].get(VAL, 0)
     if n == 0:
         return f"{data.name} has no validation images."
-    said = [(info.get("data") or {}).get("shared_with_train", {}).get(VAL, 0) for info in infos]
-    if shared := max(described["shared_with_train"].get(VAL, 0), *said):
+    told = [described, *(info["data"] for info in infos if info.get("data"))]
+    shared = max(each.get("shared_with_train", {}).get(VAL, 0) for each in told)
+    same = all(each.get("fingerprint") == described["fingerprint"] for each in told)
+    if shared and (shared == n or not same):
         return f"{shared} of its {n} images were trained on; train on train800 to keep them apart."
     return None
+
+
+def check_out(out: Path, protocol: Mapping[str, Any]) -> None:
+    """Refuses a folder that holds another evaluation, which would be replaced.
+
+    Args:
+        out: The folder.
+        protocol: What the new evaluation's rows will have in common.
+
+    Raises:
+        ConfigError: ``robustness.json`` there has another protocol; the message says in what.
+    """
+    if not (out / RESULT_FILE).is_file():
+        return
+    earlier, now = RobustnessResult.read(out).protocol, json.loads(json.dumps(protocol))
+    if differs := sorted(key for key in earlier.keys() | now.keys() if earlier.get(key) != now.get(key)):
+        raise ConfigError(f"{out} holds another evaluation ({', '.join(differs)} differ): name another --out.")
 
 
 def choose_alpha(rows: Sequence[Row]) -> float:
@@ -131,12 +156,13 @@ def shown_alphas(alphas: Sequence[float]) -> list[float]:
     return [alpha for alpha in alphas if len(alphas) <= 5 or alpha in (0.0, FIXED_ALPHA, 1.0)]
 
 
-def score(record: Record, name: str | None) -> Row:
+def score(record: Record, name: str | None, ends: tuple[str, str] | None = None) -> Row:
     """Scores a record.
 
     Args:
         record: Complete.
         name: Its file name; None if it has none.
+        ends: File names of the records between which it lies, if it has none.
 
     Returns:
         The row.
@@ -155,6 +181,7 @@ def score(record: Record, name: str | None) -> Row:
         high=high,
         mean_per_class=accuracy.mean_per_class(logits, record.label),
         record=name,
+        ends=ends,
     )
 
 
@@ -189,7 +216,7 @@ class RobustnessResult:
         """
         try:
             content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
-            rows = [Row(**row) for row in content["rows"]]
+            rows = [Row(**row | {"ends": row.get("ends") and tuple(row["ends"])}) for row in content["rows"]]
             return cls(rows, content["protocol"], out, content["alpha"]["why_not"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
@@ -224,22 +251,33 @@ class RobustnessResult:
         Raises:
             DataError: As `record`.
         """
-        start, end = (self._read_record(row, alpha, f"{row.set}-alpha-{alpha}.parquet") for alpha in (0.0, 1.0))
+        kept = {each.alpha: each.record for each in self.rows if each.set == row.set and each.record}
+        names = row.ends or (kept.get(0.0), kept.get(1.0))
+        start, end = (self._read_record(row, alpha, name) for alpha, name in zip((0.0, 1.0), names, strict=True))
         return start, end
 
-    def _read_record(self, row: Row, alpha: float, name: str) -> Record:
-        path = self.out / "records" / Path(name).name
+    def _read_record(self, row: Row, alpha: float, name: str | None) -> Record:
         again = f"`vpt robustness run` with the same options and --out {self.out} completes it."
+        if name is None:
+            raise DataError(f"{self.out} has no record of {row.set} at α = {alpha:g}: {again}")
+        path = self.out / "records" / Path(name).name
         if not path.is_file():
             raise DataError(f"{self.out} lacks records/{path.name}: {again}")
         record = logit_records.read(path)
         if not record.complete or len(record.label) != row.n:
             raise DataError(f"{path} is unfinished, {len(record.label)} of {row.n} images: {again}")
         protocol = record.protocol
-        same = all(protocol.get(key) == self.protocol.get(key) for key in ("backbone", "delta", "data", "logits"))
-        if not same or (protocol["set"], protocol["alpha"]) != (row.set, alpha):
+        same = all(protocol.get(key) == value for key, value in self.protocol.items() if key not in _OF_SETS)
+        same &= row.severity is None or protocol.get("corruptions") == self.protocol.get("corruptions")
+        named = path.stem.endswith(identity(protocol)[:12]) or "fingerprints" not in protocol["data"]  # 0.1.0
+        if not same or not named or (protocol["set"], protocol["alpha"]) != (row.set, alpha):
             raise DataError(f"{path} belongs to another evaluation than robustness.json beside it: run it again.")
         return record
+
+    @property
+    def corruptions(self) -> str | None:
+        """Whose parameters the corruptions have; None if nothing is corrupted."""
+        return self.protocol.get("corruptions", "vpt 0.1") if any(row.severity for row in self.rows) else None
 
     @property
     def chosen_alpha(self) -> float | None:
@@ -292,10 +330,15 @@ class RobustnessResult:
         corrupted = [row for row in self.rows if row.severity is not None]
         names = list(dict.fromkeys(row.set for row in plain))
         kinds = list(dict.fromkeys(row.kind for row in corrupted))
-        suffix = _severities(sorted({row.severity for row in corrupted if row.severity is not None}))
+        numbers = sorted({row.severity for row in corrupted if row.severity is not None})
+        older = "" if self.corruptions == PUBLISHED else f", parameters of {self.corruptions}"
+        strength = _severities(numbers) + older
+        over = "mean of " if len(numbers) > 1 else ""
         groups = [(name, [row for row in plain if row.set == name], name == names[-1]) for name in names]
-        groups += [(kind + suffix, [row for row in corrupted if row.kind == kind], kind == kinds[-1]) for kind in kinds]
-        return groups + ([("mean of corruptions", corrupted, True)] if kinds else [])
+        parts = [(f"{title(kind)} ({over}{strength})", [kind], kind == kinds[-1]) for kind in kinds]
+        means = _means(kinds)
+        parts += [(f"mean of {_named(each)} ({strength})", each, each is means[-1]) for each in means]
+        return groups + [(label, [row for row in corrupted if row.kind in own], ends) for label, own, ends in parts]
 
     def _title(self) -> str:
         counts = {row.n for row in self.rows if row.kind not in (VAL, SHIFT)}
@@ -317,6 +360,21 @@ class RobustnessResult:
 
 def _severities(numbers: Sequence[int]) -> str:
     if len(numbers) < 2:
-        return "".join(f" (severity {number})" for number in numbers)
+        return "".join(f"severity {number}" for number in numbers)
     whole = list(numbers) == list(range(numbers[0], numbers[-1] + 1))
-    return f" (mean of severities {f'{numbers[0]}-{numbers[-1]}' if whole else ', '.join(map(str, numbers))})"
+    return f"severities {f'{numbers[0]}-{numbers[-1]}' if whole else ', '.join(map(str, numbers))}"
+
+
+def _means(kinds: list[str]) -> list[list[str]]:
+    """The kinds that are averaged: all, and before them those of ImageNet-C where there are more."""
+    published = [kind for kind in kinds if kind not in GROUPS["extra"]]
+    first = [published] if len(published) == 15 < len(kinds) else []
+    return [*first, kinds] if len(kinds) > 1 else []
+
+
+def _named(kinds: Sequence[str]) -> str:
+    known = {5: ("the basic 5", BASIC), 15: ("ImageNet-C's 15", CORRUPTIONS[:15]), 19: ("all 19", CORRUPTIONS)}
+    name, members = known.get(len(kinds), ("", ()))
+    if set(kinds) != set(members):
+        return ", ".join(title(kind) for kind in CORRUPTIONS if kind in kinds)
+    return name + (f" with {title('frost')}" if "frost" in kinds else "")

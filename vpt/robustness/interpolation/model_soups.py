@@ -6,7 +6,6 @@ with different seeds do not correspond, and their mean means little.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from vpt.robustness.evaluation.evaluate import check_data
 from vpt.robustness.evaluation.evaluation_result import why_val_cannot_choose
 from vpt.robustness.evaluation.evaluation_sets import VAL
 from vpt.robustness.interpolation.wise_ft import check_alike
+from vpt.run_record import file_identity
 
 Tensors = Mapping[str, Tensor]
 
@@ -203,10 +203,7 @@ def _info(
     return {
         "soup": {
             "rule": rule,
-            "files": [
-                {"name": _name(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "kept": path in kept}
-                for path in deltas
-            ],
+            "files": [{"name": _name(path), "sha256": file_identity(path), "kept": path in kept} for path in deltas],
             "trace": [asdict(step) for step in trace],
         },
         "data": max(known, key=lambda data: data.get("shared_with_train", {}).get(VAL, 0)) or None,

@@ -1,0 +1,116 @@
+"""What an image is: the hash of its content, whatever its file is called and wherever it lies.
+
+Pixel cache, kept features, records of evaluations, `describe` and `verify` all know images by these hashes. Those of a
+list of files are kept beside the pixel cache, under path, size, times and number of each file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from vpt.atomic_write import atomic_write
+
+Hashes = NDArray[np.uint8]
+"""uint8 (N, 16), one row an image; of zeros where a file cannot be read."""
+
+WIDTH = 16
+SUFFIX = ".hashes"
+_SETTLED_AFTER = 2.0  # seconds: a file that is younger may change again without another time
+_SHOW_PROGRESS_ABOVE = 300  # images
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+def cache_folder() -> Path:
+    """Returns ``$VPT_CACHE``, or ``~/.cache/vpt/images``."""
+    return Path(os.environ.get("VPT_CACHE") or "~/.cache/vpt/images").expanduser()
+
+
+def content_hash(*parts: bytes) -> bytes:
+    """Returns the hash of one image, 16 bytes.
+
+    Args:
+        *parts: What its pixels are made of.
+    """
+    digest = hashlib.blake2b(digest_size=WIDTH)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
+
+
+def as_hashes(rows: Iterable[bytes]) -> Hashes:
+    """Returns hashes of 16 bytes each as uint8 (N, 16)."""
+    return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, WIDTH)
+
+
+def kept_hashes(title: str, about: str, files: Iterable[Path], count: int, content: Callable[[int], bytes]) -> Hashes:
+    """Returns the hashes of a list of images; computes them unless they were kept for files of the same state.
+
+    Args:
+        title: For the progress bar.
+        about: What the images are made of beside their files.
+        files: All that are read, in order; a missing one has no state but its path.
+        count: N.
+        content: The hash of the image at a position; a file that it cannot read raises an OSError.
+    """
+    digest, youngest = hashlib.sha256(about.encode("utf-8", "surrogateescape")), 0.0
+    for file in files:
+        digest.update(f"\n{file}".encode("utf-8", "surrogateescape"))
+        with suppress(OSError):
+            status = file.stat()
+            digest.update(f" {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}".encode())
+            youngest = max(youngest, status.st_mtime, status.st_ctime)
+    path = cache_folder() / f"{digest.hexdigest()[:32]}{SUFFIX}"
+    with suppress(OSError):
+        if len(found := path.read_bytes()) == count * WIDTH:
+            return as_hashes([found])
+
+    def answer(position: int) -> bytes:
+        try:
+            return content(position)
+        except OSError:
+            return bytes(WIDTH)
+
+    settled = time.time() - youngest > _SETTLED_AFTER
+    hashes = as_hashes(in_threads(answer, range(count), f"Reading {title}"))
+    if settled:
+        with suppress(OSError), atomic_write(path) as partial:
+            partial.write_bytes(hashes.tobytes())
+    return hashes
+
+
+def progress(answers: Iterable[Answer], description: str, count: int) -> Iterable[Answer]:
+    """Shows a progress bar on stderr while something is iterated over, unless it takes but a second or two.
+
+    Args:
+        answers: What is iterated over.
+        description: Stands before the bar.
+        count: Number of answers, one an image.
+    """
+    console, few = Console(stderr=True), count < _SHOW_PROGRESS_ABOVE
+    return track(answers, description, total=count, console=console, transient=True, disable=few)
+
+
+def in_threads(work: Callable[[Item], Answer], items: Sequence[Item], description: str) -> Iterator[Answer]:
+    """Yields the answer to each item in order, by threads (PIL releases the lock) and with a progress bar.
+
+    Args:
+        work: Called with each item.
+        items: One an image.
+        description: Stands before the bar.
+    """
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        yield from progress(pool.map(work, items), description, len(items))
