@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -108,6 +107,7 @@ class TuningTask(L.LightningModule):
         self.test_metrics = metrics.clone(prefix="test/")
         self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=self.ignored)
         self._shown = {"val": "val", "test": "test"}
+        self._left_out: Tensor | None = None
         self._limit_val: float = 1.0
         self._finite: Tensor | None = None
         self._knows_classes = False
@@ -174,21 +174,25 @@ class TuningTask(L.LightningModule):
         self._knows_classes |= stage == "fit"
         self.model.preset = data.preset.to_dict()
         if stage in ("fit", "validate"):
-            self._name_validation(data.describe(), stage)
+            self._leave_out_trained(data, stage)
         if stage == "fit" and self.hparams["init_delta"] is not None:  # a checkpoint that is resumed overwrites it
             start_from(self.hparams["init_delta"], self.model)
 
-    def _name_validation(self, data: Mapping[str, Any], stage: str) -> None:
-        """Says `trained` for `val` where validation images are trained on, which training does not measure then."""
-        shared = data["shared_with_train"].get("val", 0)
-        self._shown["val"] = "trained" if shared else "val"
+    def _leave_out_trained(self, data: Any, stage: str) -> None:
+        """Evaluates no validation image that is trained on; where all are, all of them on request, as `trained`."""
+        shared = torch.from_numpy(data.shared("val"))
+        every = len(shared) > 0 and bool(shared.all())
+        self._left_out = shared if shared.any() and not every else None
+        self._shown["val"] = "trained" if every else "val"
         self.val_metrics.prefix = f"{self._shown['val']}/"
-        if not shared:
+        trained = f"{int(shared.sum()):,} of {len(shared):,} validation images are trained on"
+        if self._left_out is not None:
+            rank_zero_info(f"{trained}: the others are evaluated.")
+        if not every:
             return
         if stage == "validate":
             self.trainer.limit_val_batches = self.trainer.limit_val_batches or self._limit_val
             return
-        trained = f"{shared:,} of {data['counts']['val']:,} validation images are trained on"
         for callback in cast("Any", self.trainer).callbacks:
             if str(watched := getattr(callback, "monitor", None)).startswith("val/"):
                 raise ConfigError(
@@ -312,7 +316,11 @@ class TuningTask(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Updates the validation metrics."""
-        self._evaluate(batch, "val", self.val_metrics)
+        if self._left_out is not None:
+            kept = ~self._left_out.to(batch["index"].device)[batch["index"]]
+            batch = {key: column[kept] for key, column in batch.items()}
+        if len(batch["index"]):
+            self._evaluate(batch, "val", self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Updates the test metrics and the confusion matrix.
