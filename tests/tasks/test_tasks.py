@@ -150,6 +150,25 @@ def test_validation_images_that_are_trained_on_are_measured_only_on_request() ->
     assert run.callback_metrics.keys() == {"val/loss", "val/acc", "val/mean_per_class"}
 
 
+def test_some_validation_images_that_are_trained_on_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the others were the list; of the first batches one is trained on whole."""
+    L.seed_everything(0)
+    task, module, run = LinearProbe(**BASE), data(), trainer(epochs=1)
+    shared = np.arange(200) % 3 == 0
+    shared[8:16] = True
+    monkeypatch.setattr(module, "shared", lambda name, other="train": shared)
+    run.fit(task, datamodule=module)
+    rest = np.flatnonzero(~shared[:32])
+    batch = module.split("val").batch(rest.tolist())
+    with torch.no_grad():
+        logits = task.eval()(batch["image"])
+    expected = {
+        "val/acc": float((logits.argmax(dim=1) == batch["label"]).float().mean()),
+        "val/loss": float(nn.functional.cross_entropy(logits, batch["label"])),
+    }
+    assert {key: float(run.callback_metrics[key]) for key in expected} == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("watch", [callbacks.EarlyStopping("val/acc"), ModelCheckpoint(monitor="val/loss")])
 def test_what_watches_the_validation_needs_one(watch: Any) -> None:
     message = rf"{type(watch).__name__} watches val/\w+, which is not measured, since 200 of 200 validation images are"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -17,7 +16,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vpt.backbones import Backbone, create_backbone
-from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError, VPTWarning
+from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill
 from vpt.models.delta_parts import start_from
@@ -26,7 +25,6 @@ from vpt.models.provenance import IDENTITY, identity
 from vpt.tasks.optimizers import check_trainer, scheduled_optimizer
 
 Batch = dict[str, Tensor]
-_REPEATED = 0.1  # share of its images that a dataset may repeat; a validation list that is trained on has more
 
 
 class TuningTask(L.LightningModule):
@@ -111,6 +109,7 @@ class TuningTask(L.LightningModule):
         self.test_metrics = metrics.clone(prefix="test/")
         self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=self.ignored)
         self._shown = {"val": "val", "test": "test"}
+        self._left_out: Tensor | None = None
         self._limit_val: float = 1.0
         self._finite: Tensor | None = None
         self._knows_classes = False
@@ -177,19 +176,21 @@ class TuningTask(L.LightningModule):
         self._knows_classes |= stage == "fit"
         self.model.preset = data.preset.to_dict()
         if stage in ("fit", "validate"):
-            self._name_validation(data, stage)
+            self._leave_out_trained(data, stage)
         if stage == "fit" and self.hparams["init_delta"] is not None:  # a checkpoint that is resumed overwrites it
             start_from(self.hparams["init_delta"], self.model)
 
-    def _name_validation(self, data: Any, stage: str) -> None:
-        """Says `trained` for `val` where validation images are trained on, which training does not measure then."""
-        known = data.shared("val")
-        shared, trained = int(known.sum()), f"{known.sum():,} of {len(known):,} validation images are trained on"
-        self._shown["val"] = "trained" if shared > _REPEATED * len(known) else "val"
+    def _leave_out_trained(self, data: Any, stage: str) -> None:
+        """Evaluates no validation image that is trained on; where all are, all of them on request, as `trained`."""
+        shared = torch.from_numpy(data.shared("val"))
+        every = len(shared) > 0 and bool(shared.all())
+        self._left_out = shared if shared.any() and not every else None
+        self._shown["val"] = "trained" if every else "val"
         self.val_metrics.prefix = f"{self._shown['val']}/"
-        if self._shown["val"] == "val":
-            if shared:
-                warnings.warn(f"{trained}, too.", VPTWarning, stacklevel=2)
+        trained = f"{int(shared.sum()):,} of {len(shared):,} validation images are trained on"
+        if self._left_out is not None:
+            rank_zero_info(f"{trained}: the others are evaluated.")
+        if not every:
             return
         if stage == "validate":
             self.trainer.limit_val_batches = self.trainer.limit_val_batches or self._limit_val
@@ -322,7 +323,11 @@ class TuningTask(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Updates the validation metrics."""
-        self._evaluate(batch, "val", self.val_metrics)
+        if self._left_out is not None:
+            kept = ~self._left_out.to(batch["index"].device)[batch["index"]]
+            batch = {key: column[kept] for key, column in batch.items()}
+        if len(batch["index"]):
+            self._evaluate(batch, "val", self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Updates the test metrics and the confusion matrix.
