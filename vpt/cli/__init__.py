@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "data": ("vpt.cli.commands.data", "list, show, verify and prepare datasets; the cache; a gallery of corruptions"),
     "export": ("vpt.cli.commands.export", "write a trained model as one file: onnx, torch; or for peft"),
-    "push": ("vpt.cli.commands.push", "upload a run to the Hugging Face Hub, with a model card"),
+    "push": ("vpt.cli.commands.export", "upload a run to the Hugging Face Hub, with a model card"),
     "sweep": ("vpt.cli.commands.experiments", "search a grid by validation, retrain with several seeds, test once"),
     "fewshot": ("vpt.cli.commands.experiments", "the same for several numbers of training images a class"),
     "combine": ("vpt.cli.commands.experiments", "the same for all on/off combinations of deltas"),
@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "transfer": ("vpt.cli.commands.experiments", "the delta of each task on every other task"),
     "report": ("vpt.cli.commands.report", "tables and figures of tested runs: Markdown, LaTeX, CSV, JSON, one page"),
     "profile": ("vpt.cli.commands.profile", "the cost of a composition: parameters, bytes, operations, memory, time"),
-    "rerun": ("vpt.cli.commands.rerun", "repeat a run, and say whether its numbers come out equal"),
+    "rerun": ("vpt.cli.commands.runs", "repeat a run, and say whether its numbers come out equal"),
     "configs": ("vpt.cli.commands.configs", "list the configs that come with the package, or copy them"),
     "runs": ("vpt.cli.commands.runs", "list the runs below a folder: accuracy, seed, files"),
 }

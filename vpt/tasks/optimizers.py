@@ -47,8 +47,8 @@ def scheduled_optimizer(
     batch, steps = global_batch(trainer), trainer.estimated_stepping_batches
     if steps == math.inf:
         raise ConfigError(
-            "The schedule of the learning rate needs an end: give trainer.max_epochs or trainer.max_steps, beside "
-            "trainer.max_time, too."
+            "The schedule of the learning rate needs an end: give trainer.max_epochs or trainer.max_steps "
+            "(trainer.max_time may stop it earlier)."
         )
     steps = max(1, int(steps))
     groups = [
@@ -83,7 +83,7 @@ def global_batch(trainer: L.Trainer) -> int:
     several = list(loaders.values()) if isinstance(loaders, dict) else [loaders]
     found: list[Any] = [getattr(each, "batch_size", None) for each in several]
     if None in found or not found:
-        raise ConfigError("The training loader has no batch_size, from which the learning rate is computed.")
+        raise ConfigError("There is no training loader with a batch_size, from which the learning rate is computed.")
     return int(max(found)) * trainer.world_size * trainer.accumulate_grad_batches
 
 

@@ -120,12 +120,12 @@ def _config(rest: list[str]) -> dict[str, Any]:
     """What a trial is; refuses what experiments decide for themselves."""
     from vpt.cli.commands.lightning_cli import resolve
 
+    if any(arg.partition("=")[0] == "--ckpt_path" for arg in rest):
+        raise ConfigError("--ckpt_path is of `vpt fit`: --resume goes on in --out.")
     config = resolve(rest)
     for key, unused in (("logger", True), ("fast_dev_run", False), ("barebones", False)):
         if config["trainer"].get(key, unused) != unused:
             raise ConfigError(f"trainer.{key} is of `vpt fit`: trials log to TensorBoard in their own folders.")
-    if any(arg.partition("=")[0] == "--ckpt_path" for arg in rest):
-        raise ConfigError("--ckpt_path is of `vpt fit`: --resume goes on in --out.")
     return config
 
 

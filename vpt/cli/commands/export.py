@@ -1,4 +1,4 @@
-"""``vpt export``: a trained model as one file that runs without this package, or in the format of another library."""
+"""``vpt export`` and ``vpt push``: a trained model as one file for other programs, or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -10,9 +10,33 @@ _FORMATS = "onnx, torch: one file, model.onnx or model.pt2, from uint8 images to
 _PLACES = {"onnx": "model.onnx", "torch": "model.pt2", "peft": "peft"}
 
 
+_EXPORT = "A trained model as one file that runs without this package, or in the format of another library."
+_PUSH = 'A run onto the Hugging Face Hub, where vpt.load("hf://user/name") finds it.'
+
+
 def run(args: list[str]) -> None:
+    """Runs one of the two commands."""
+    {"export": _export, "push": _push}[args[0]](args)
+
+
+def _push(args: list[str]) -> None:
+    """Parses the command line and uploads."""
+    parser = Parser(prog="vpt push", description=_PUSH)
+    parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
+    parser.add_argument("--repo", required=True, help="user/name; made if it is not there")
+    parser.add_argument("--private", action="store_true", help="nobody else sees it; refused where it is public")
+    parser.add_argument("--endpoint", help="URL of the hub (default: HF_ENDPOINT, or the public one)")
+    options = parser.parse_args(args[1:])
+
+    from vpt.hub.push import push
+
+    print(f"pushed to {push(options.delta, options.repo, options.private, options.endpoint)}")
+    print(f'load it with vpt.load("hf://{options.repo}")')
+
+
+def _export(args: list[str]) -> None:
     """Parses the command line and writes the files."""
-    parser = Parser(prog="vpt export", description=__doc__)
+    parser = Parser(prog="vpt export", description=_EXPORT)
     parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
     parser.add_argument("--format", choices=list(_PLACES), required=True, help=_FORMATS)
     parser.add_argument("--weights", help="backbone weights on this machine (default: where they were in training)")

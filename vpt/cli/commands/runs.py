@@ -1,4 +1,4 @@
-"""``vpt runs FOLDER``: what the runs below a folder measured, and the files that they left."""
+"""``vpt runs`` and ``vpt rerun``: what runs measured and left in their folders, and one of them once more."""
 
 from __future__ import annotations
 
@@ -8,15 +8,50 @@ from pathlib import Path
 from typing import Any
 
 from vpt.cli.arguments import Parser
-from vpt.errors import ConfigError
-from vpt.run_record import RUN_FILE, images_read, read_record, subset_name
+from vpt.errors import ConfigError, VPTError
+from vpt.run_record import CONFIG_FILE, RUN_FILE, images_read, read_record, subset_name
+
+_RUNS = "What the runs below a folder measured, and the files that they left."
+_RERUN = "Repeats a run from what it left behind, and says whether its numbers came out equal."
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line and prints a table and a list."""
+    """Runs one of the two commands."""
+    {"runs": _runs, "rerun": _rerun}[args[0]](args)
+
+
+def _rerun(args: list[str]) -> None:
+    """Repeats the run, and prints both numbers; one that came out otherwise is an error."""
+    epilog = "Values that are another on this machine: --data.root FOLDER --model.weights FILE"
+    parser = Parser(prog="vpt rerun", description=_RERUN, epilog=epilog)
+    parser.add_argument("run", type=Path, help="folder with run.json and config.yaml")
+    parser.add_argument("--out", type=Path, help="keep the repetition in this folder (default: it is removed)")
+    options, rest = parser.parse_known_args(args[1:])
+    config = options.run / CONFIG_FILE
+    if not config.is_file():
+        raise ConfigError(f"{options.run} is no run: it has no {CONFIG_FILE}.")
+
+    from vpt.cli.commands.lightning_cli import resolve
+    from vpt.experiments.trial import rerun
+
+    found = rerun(options.run, resolve(["-c", str(config), *rest]), options.out)
+    for key, (old, new) in found.numbers.items():
+        print(f"{key:<22}{old:.8f}  {new:.8f}  {'equal' if old == new else f'{new - old:+.2e}'}")
+    for key in found.alone:
+        print(f"{key:<22}of one of them only")
+    for text in found.differences:
+        print(text)
+    if not found.equal:
+        reasons = "; ".join(found.differences) or "nothing that is recorded differs"
+        raise VPTError(f"{options.run} did not come out equal ({reasons}).")
+    print("equal, bit for bit")
+
+
+def _runs(args: list[str]) -> None:
+    """Prints a table and a list."""
     from rich.console import Console
 
-    parser = Parser(prog="vpt runs", description=__doc__)
+    parser = Parser(prog="vpt runs", description=_RUNS)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where to look (default: runs)")
     folder = parser.parse_args(args[1:]).folder
     records = {path.parent: read_record(path.parent) for path in sorted(folder.rglob(RUN_FILE))}
