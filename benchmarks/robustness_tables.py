@@ -204,8 +204,8 @@ def own_head(found: Found) -> dict[str, str]:
         "flickr_in1k_1000 halved within classes by hashes of the names, seed 0: 400 to train on, 100 to choose rate "
         "(of two) and α, 500 to test; preset timm, 4 epochs, AdamW, batch 10, bf16-mixed. Full: weights end to end; "
         f"VPT-deep: gate, head beside it. Corruptions ({_parameters(found)}) at severity {HEAD_SEVERITY} among 1,000 "
-        "classes; shape_texture16 among 16 by mean probability. Top-1 %: mean ± std of seeds, in brackets the 95 % Wilson "
-        "interval of n images at the mean."
+        "classes; shape_texture16 among 16 by mean probability. Top-1 %: mean ± std of seeds, in brackets the 95 % "
+        "Wilson interval of n images at the mean."
     }
     for method in HEAD_RATES:
         if trials := _sweeps(found, "own-head", method):
