@@ -184,10 +184,17 @@ def imagenet(found: Found) -> dict[str, str]:
         rows.append([name, severity, f"{row['n']:,}", share, f"{100 * row['ece']:.1f}"])
     return {
         "imagenet protocol": "ViT-Ti/16 AugReg with its own ImageNet-1k head, nothing trained, no seed (preset timm: "
-        "crop 0.9), fp32. Photos and their corruptions among 1,000 classes; shape_texture16 among 16 by mean "
+        f"crop 0.9), fp32. Photos and their corruptions ({_parameters(found)}) among 1,000 classes; shape_texture16 "
+        "among 16 by mean "
         "probability. Top-1 % with 95 % Wilson interval; ECE in % (15 bins of equal width).",
         "imagenet": markdown(["set", "severity", "n", "top-1", "ECE"], rows),
     }
+
+
+def _parameters(found: Found) -> str:
+    rows = [row for trial in found.values() for row in trial.get("rows", ()) if row["severity"] is not None]
+    new = all(row.get("corruptions") == corruptions.PUBLISHED for row in rows)
+    return f"parameters of {'ImageNet-C' if new else 'vpt 0.1'}"
 
 
 def own_head(found: Found) -> dict[str, str]:
@@ -196,9 +203,9 @@ def own_head(found: Found) -> dict[str, str]:
         "own head protocol": "ViT-Ti/16 AugReg, its own ImageNet-1k head (all 1,000 classes) at α = 0. "
         "flickr_in1k_1000 halved within classes by hashes of the names, seed 0: 400 to train on, 100 to choose rate "
         "(of two) and α, 500 to test; preset timm, 4 epochs, AdamW, batch 10, bf16-mixed. Full: weights end to end; "
-        f"VPT-deep: gate, head beside it. Corruptions at severity {HEAD_SEVERITY} among 1,000 classes; "
-        "shape_texture16 among 16 by mean probability. Top-1 %: mean ± std of seeds, in brackets the 95 % Wilson "
-        "interval of n images at the mean."
+        f"VPT-deep: gate, head beside it. Corruptions ({_parameters(found)}) at severity {HEAD_SEVERITY} among 1,000 "
+        "classes; shape_texture16 among 16 by mean probability. Top-1 %: mean ± std of seeds, in brackets the 95 % "
+        "Wilson interval of n images at the mean."
     }
     for method in HEAD_RATES:
         if trials := _sweeps(found, "own-head", method):

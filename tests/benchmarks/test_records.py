@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from benchmarks import examples, real_protocol
+from benchmarks import examples, real_protocol, robustness_runs
 from benchmarks.docs import found_blocks, write_blocks
-from benchmarks.records import RESULTS, Records, markdown
+from benchmarks.records import RESULTS, Records, Row, markdown
 from vpt.experiments.trial import ANSWERS_FILE
 from vpt.robustness.evaluation import logit_records as records
 from vpt.run_record import RUN_FILE
@@ -50,6 +51,17 @@ def test_runs_are_unpacked_with_their_answers(tmp_path: Path) -> None:
     assert cell is not None
     run = json.loads((tmp_path / "digits" / "ssf" / "seed-44" / RUN_FILE).read_text())
     assert cell["tests"]["44"] == run["metrics"]["test/acc"]
+
+
+def test_a_trial_with_corruptions_of_version_0_1_is_measured_again(tmp_path: Path) -> None:
+    place = robustness_runs.Place(tmp_path, tmp_path, tmp_path, tmp_path, quick=False)
+    row: Row = {"kind": "fog", "severity": 3, "top1": 0.1}
+    first = place.kept("imagenet", "trial", lambda: {"rows": [row]})
+    assert first["rows"] == [row]
+    new = {"rows": [row | {"corruptions": "imagenet-c", "top1": 0.2}]}
+    for make in (new, first):  # the second is not made
+        assert place.kept("imagenet", "trial", partial(dict, make))["rows"] == new["rows"]
+    assert len(robustness_runs.trials(tmp_path, "imagenet").rows()) == 1
 
 
 def test_the_demo_is_read_from_its_runs(tmp_path: Path) -> None:

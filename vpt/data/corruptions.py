@@ -279,18 +279,14 @@ PUBLISHED = "imagenet-c"
 
 #: Parameters of each kind at severities 1 to 5; lengths in pixels of an image whose shorter side is 224.
 PARAMETERS: dict[str, tuple[tuple[float, ...], ...]] = {
-    # standard deviation, in units of full scale
-    "gaussian_noise": ((0.08,), (0.12,), (0.18,), (0.26,), (0.38,)),
-    # photons that full scale stands for
-    "shot_noise": ((60,), (25,), (12,), (5,), (3,)),
-    # share of the samples that become 0 or 1
-    "impulse_noise": ((0.03,), (0.06,), (0.09,), (0.17,), (0.27,)),
+    "gaussian_noise": ((0.08,), (0.12,), (0.18,), (0.26,), (0.38,)),  # standard deviation, in units of full scale
+    "shot_noise": ((60,), (25,), (12,), (5,), (3,)),  # photons that full scale stands for
+    "impulse_noise": ((0.03,), (0.06,), (0.09,), (0.17,), (0.27,)),  # share of the samples that become 0 or 1
     # radius of the disc, standard deviation that softens its edge
     "defocus_blur": ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
     # standard deviation of both blurs, reach, passes
     "glass_blur": ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
-    # half the length of the stroke, standard deviation
-    "motion_blur": ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
+    "motion_blur": ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),  # half the length of the stroke, standard deviation
     # end of the magnifications from 1 on, step
     "zoom_blur": ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
     # mean and deviation of noise, its enlargement, least flake, half stroke and its deviation, share of the image kept
@@ -301,24 +297,15 @@ PARAMETERS: dict[str, tuple[tuple[float, ...], ...]] = {
         (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
         (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
     ),
-    # factors of image and ice
-    "frost": ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
-    # thickness, decay of roughness
-    "fog": ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
-    # added to the value of HSV
-    "brightness": ((0.1,), (0.2,), (0.3,), (0.4,), (0.5,)),
-    # factor on the distance to the mean colour
-    "contrast": ((0.4,), (0.3,), (0.2,), (0.1,), (0.05,)),
-    # factor on smooth noise
-    "elastic_transform": ((12.5,), (16.25,), (21.25,), (25,), (30,)),
-    # share of the rows that are kept
-    "pixelate": ((0.6,), (0.5,), (0.4,), (0.3,), (0.25,)),
-    # JPEG quality
-    "jpeg_compression": ((25,), (18,), (15,), (10,), (7,)),
-    # standard deviation of the noise that multiplies
-    "speckle_noise": ((0.15,), (0.2,), (0.35,), (0.45,), (0.6,)),
-    # standard deviation
-    "gaussian_blur": ((1,), (2,), (3,), (4,), (6,)),
+    "frost": ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),  # factors of image and ice
+    "fog": ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),  # thickness, decay of roughness
+    "brightness": ((0.1,), (0.2,), (0.3,), (0.4,), (0.5,)),  # added to the value of HSV
+    "contrast": ((0.4,), (0.3,), (0.2,), (0.1,), (0.05,)),  # factor on the distance to the mean colour
+    "elastic_transform": ((12.5,), (16.25,), (21.25,), (25,), (30,)),  # factor on smooth noise
+    "pixelate": ((0.6,), (0.5,), (0.4,), (0.3,), (0.25,)),  # share of the rows that are kept
+    "jpeg_compression": ((25,), (18,), (15,), (10,), (7,)),  # JPEG quality
+    "speckle_noise": ((0.15,), (0.2,), (0.35,), (0.45,), (0.6,)),  # standard deviation of the noise that multiplies
+    "gaussian_blur": ((1,), (2,), (3,), (4,), (6,)),  # standard deviation
     # mean and deviation of noise, its blur, least drop, strength of water or blur of mud, whether it is mud
     "spatter": (
         (0.65, 0.3, 4, 0.69, 0.6, 0),

@@ -151,7 +151,7 @@ def _averages(report: Values) -> Table:
         if row["set"] == name and row["alpha"] in shown[row["model"]]
     ]
     columns = ["corruption", "model", "α", "sets", "n each", "top-1 (%)", "mean per class", *keys.values()]
-    note = "With the parameters of ImageNet-C unless a name says otherwise; its files are others, and mCE divides."
+    note = "Parameters of ImageNet-C unless a name says otherwise; not its mCE, which divides by the errors of AlexNet."
     return Table("Corruptions", note, columns, rows)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vpt.data.corruptions import title
 from vpt.errors import ConfigError
 from vpt.metrics.accuracy import correct, difference, top1
 from vpt.metrics.calibration import equal_width, temperature
@@ -214,6 +215,7 @@ def _mark(rows: list[Values]) -> None:
             "bf16": protocol["bf16"],
             "precision differs": len({other["protocol"]["bf16"] for other in same}) > 1,
             "class mask": protocol["mask"] is not None,
+            title(row["kind"]): title(row["kind"]) != row["kind"],
             "preset differs": len({other["protocol"]["preset"] for other in same}) > 1,
             "image size differs": len({other["protocol"]["image_size"] for other in same}) > 1,
             "n differs": len({other["n"] for other in same}) > 1,
