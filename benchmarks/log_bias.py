@@ -17,7 +17,7 @@ from benchmarks.records import RESULTS, Records, Row, markdown
 from vpt.backbones import create_backbone
 from vpt.data import VTABDataModule
 from vpt.models import TunedModel
-from vpt.visualize.prompt_attention import measure_attention
+from vpt.visualize.attention_maps import measure_attention
 
 NAME = "vit_tiny_patch16_224"
 WEIGHTS = f"weights/{NAME}.augreg_in21k_ft_in1k.safetensors"

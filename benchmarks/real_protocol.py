@@ -36,7 +36,7 @@ from vpt.experiments.sweep import RATE, SWEEP_FILE, Plan, sweep
 from vpt.experiments.sweep_variants import SERIES_FILE
 from vpt.experiments.transfer import Mode, transfer
 from vpt.experiments.trial import ANSWERS_FILE
-from vpt.models.provenance import without_places
+from vpt.models.delta_format import without_places
 from vpt.robustness.evaluation import logit_records
 from vpt.run_record import CONFIG_FILE, RUN_FILE
 

@@ -26,7 +26,7 @@ from vpt.data.datasets.published_files import hold_out
 from vpt.data.splits import Split, listed_split, no_split
 from vpt.data.transforms import get_preset
 from vpt.experiments.trial import Trial, run_trial
-from vpt.metrics.class_masks import group_mean
+from vpt.metrics.logits import group_mean
 from vpt.metrics.summary import summary
 from vpt.robustness import Record, run
 from vpt.robustness.evaluation import logit_records

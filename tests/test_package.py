@@ -20,7 +20,7 @@ def test_importing_the_package_imports_no_library() -> None:
 
 
 def test_loading_and_pushing_a_model_wait_for_no_training_framework() -> None:
-    rooms = "vpt.models.delta_file, vpt.models.prompt_bank, vpt.export, vpt.hub.push"
+    rooms = "vpt.models.delta_file, vpt.models.prompt_bank, vpt.export, vpt.hub.client"
     code = f"import sys, vpt, {rooms}; vpt.load; print('torch' in sys.modules, 'lightning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True False\n"

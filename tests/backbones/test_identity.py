@@ -23,7 +23,7 @@ from vpt.errors import (
 )
 from vpt.models import load_classifier, save_delta
 from vpt.models.classifier import TunedModel
-from vpt.models.provenance import about, identity
+from vpt.models.delta_format import about, identity
 from vpt.models.segmenter import DenseModel
 
 NANO, DINO = "vit_nano_patch8_64", "vit_small_patch16_dinov3"

@@ -18,8 +18,7 @@ from tests.hub.fake import Hub, serving
 from vpt.backbones import create_backbone
 from vpt.cli import main
 from vpt.errors import ConfigError, HubError, WeightsError
-from vpt.hub.client import fetch
-from vpt.hub.push import push
+from vpt.hub.client import fetch, push
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import save_delta
 from vpt.models.delta_format import read_delta

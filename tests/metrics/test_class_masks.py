@@ -16,8 +16,7 @@ from vpt.data import ImageNetDataModule
 from vpt.data.catalog.classes import objectnet_folders, subset_ids
 from vpt.errors import ConfigError, DataError
 from vpt.metrics.accuracy import top1
-from vpt.metrics.class_masks import group_max, group_mean, matched, positions, restrict
-from vpt.metrics.logits import blocks, check_table
+from vpt.metrics.logits import blocks, check_table, group_max, group_mean, matched, positions, restrict
 from vpt.tasks import LinearProbe
 
 LOGITS = np.array([[9, 1, 2, 0], [0, 3, 1, 8], [5, 0, 4, 4]], dtype=np.float32)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpt.errors import ConfigError
-from vpt.metrics.selective_classification import aurc, risk_at, risks
+from vpt.metrics.calibration import aurc, risk_at, risks
 
 
 def test_risks_of_three_images_by_hand() -> None:

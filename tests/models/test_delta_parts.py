@@ -12,7 +12,7 @@ from tests.models.test_round_trip import COMPOSITIONS, fine_tuned, logits, moved
 from vpt.backbones import create_backbone
 from vpt.errors import DeltaFileError
 from vpt.models import TunedModel, save_delta
-from vpt.models.delta_parts import start_from
+from vpt.models.delta_file import start_from
 
 NANO, SWIN = "vit_nano_patch8_64", "swin_nano_patch4_window8_64"
 

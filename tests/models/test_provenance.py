@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.export.models import tuned
-from vpt.models.provenance import about, public_identity, without_places
+from vpt.models.delta_format import about, public_identity, without_places
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,8 @@ from vpt.backbones.feature_map import feature_map, map_size
 from vpt.deltas import attach
 from vpt.errors import ConfigError, DeltaFileError, UnknownNameError, UnsupportedBackboneError
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import load_classifier, load_segmentation, save_delta
+from vpt.models.delta_file import load_classifier, load_segmentation, save_delta, start_from
 from vpt.models.delta_format import read_delta
-from vpt.models.delta_parts import start_from
 from vpt.models.segmenter import DenseModel
 from vpt.robustness.interpolation.model_soups import uniform
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vpt.errors import ConfigError, DataError
 from vpt.metrics.accuracy import top1
-from vpt.metrics.class_masks import group_max
+from vpt.metrics.logits import group_max
 from vpt.robustness.interpolation.alpha_curve import accuracy_curve
 
 GRID = np.arange(17) / 16  # sums of small integers are exact at these α

@@ -13,8 +13,8 @@ from vpt.errors import ConfigError, DataError, VPTError
 from vpt.models import load_classifier
 from vpt.reports.style import save_figure
 from vpt.visualize import draw, scene_from_data, scene_from_files
-from vpt.visualize.prompt_attention import draw_attention
-from vpt.visualize.scene import sample_images
+from vpt.visualize.attention_map_figures import draw_attention
+from vpt.visualize.figure_kinds import sample_images
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from vpt.errors import ConfigError
 from vpt.tasks import LinearProbe, PromptTuning
 from vpt.tasks.callbacks import DeltaWriter
 from vpt.visualize import AttentionLogger
-from vpt.visualize.prompt_attention import measure_attention
-from vpt.visualize.scene import sample_images
+from vpt.visualize.attention_maps import measure_attention
+from vpt.visualize.figure_kinds import sample_images
 
 ARCHITECTURE: dict[str, Any] = {"backbone": BACKBONE, "weights": "random", "num_classes": 3, "image_size": SIZE}
 

@@ -22,12 +22,10 @@ from vpt.errors import ConfigError, UnknownNameError
 from vpt.models import TunedModel
 from vpt.visualize import Scene, draw, write_gallery
 from vpt.visualize.attention_map_figures import nearest_figure, nearest_patches, percent
-from vpt.visualize.attention_maps import attention_maps
-from vpt.visualize.figure_kinds import KINDS
+from vpt.visualize.attention_maps import attention_maps, measure_attention
+from vpt.visualize.figure_kinds import KINDS, sample_crowd
 from vpt.visualize.figure_panels import chosen
 from vpt.visualize.layer_features import features_figure, layer_features, neighbour_accuracy, plane
-from vpt.visualize.prompt_attention import measure_attention
-from vpt.visualize.scene import sample_crowd
 
 DEEP = {"name": "prompt", "num_tokens": 4}
 SHALLOW = {"name": "prompt", "num_tokens": 4, "deep": False}

@@ -12,7 +12,7 @@ from vpt.backbones import create_backbone
 from vpt.deltas.prompt import Prompt
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
-from vpt.visualize.prompt_attention import measure_attention
+from vpt.visualize.attention_maps import measure_attention
 
 PROMPTS = 4
 

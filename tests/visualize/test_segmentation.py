@@ -8,7 +8,7 @@ from vpt.data import ShapeScenesDataModule
 from vpt.errors import ConfigError
 from vpt.models.segmenter import DenseModel
 from vpt.reports.style import pixels
-from vpt.visualize.segmentation_figure import class_colours, draw_segmentation, segmentation_figure
+from vpt.visualize.callbacks import class_colours, draw_segmentation, segmentation_figure
 
 IMAGES = np.zeros((2, 3, 4, 4), dtype=np.uint8)
 PROMPT = {"name": "prompt", "num_tokens": 2, "dropout": 0.5}

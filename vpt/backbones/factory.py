@@ -62,7 +62,7 @@ class Backbone(nn.Module):
         reads_map: Whether the model that it belongs to reads the map of tokens and never the pooled features: what only
             the pool passes is then not trained.
         tuned: Whether `unfreeze` has made its own parameters trainable, so that they belong to what was trained on it.
-        folded: Whether what was tuned has been written into it for good (`vpt.export.fold`).
+        folded: Whether what was tuned has been written into it for good (`vpt.export.onnx_torch.fold`).
     """
 
     mean: Tensor

@@ -191,7 +191,7 @@ class MergeablePart(DeltaPart):
         """Puts the change into the weights that the backbone computes with. Its parameters themselves stay.
 
         A change that is trained, loaded or weakened later counts at once: each weight is computed when it is read.
-        `vpt.export.fold` writes it into a copy, where it costs nothing.
+        `vpt.export.onnx_torch.fold` writes it into a copy, where it costs nothing.
 
         Raises:
             ConfigError: Something else is attached to the backbone.

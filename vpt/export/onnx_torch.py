@@ -1,7 +1,8 @@
-"""One file that runs without this package: ONNX, or PyTorch's exported program."""
+"""A tuned model as inference needs it, and as one file that runs without this package: ONNX or PyTorch's program."""
 
 from __future__ import annotations
 
+import copy
 import json
 import statistics
 import time
@@ -11,17 +12,22 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vpt.deltas.base import DeltaPart, MergeablePart
+from vpt.deltas.composition import Delta
+from vpt.deltas.extra_key_values import ExtraKeys, FixedKeys
+from vpt.deltas.partial_tuning import Subset
 from vpt.errors import ExportError
-from vpt.export.fold import fold
 from vpt.models.classifier import TunedModel
-from vpt.models.provenance import about
+from vpt.models.delta_format import about
 from vpt.version import __version__
 
+FORMAT = "vpt-model/1"
+OPSET = 20  # the first with Gelu
 TOLERANCE = 1e-4
 _BATCHES = (1, 3)  # one image is the size at which exporters specialise, three is none that they have seen
 _REPEATS = 9
@@ -29,13 +35,50 @@ _REPEATS = 9
 Run = Callable[[Tensor], Tensor]
 
 
+@torch.no_grad()
+def fold(model: TunedModel) -> TunedModel:
+    """Copies a model into a form of the same function that computes nothing but what depends on the image.
+
+    Deep prompts and prefixes become constant keys and values (DESIGN decision 1), trained copies of parameters take
+    the place of the originals, and a LoRA or SSF that then remains alone is merged into the weights. The copy is
+    frozen, in eval mode and for inference only: its deltas cannot be taken off again, and it has no delta file.
+    """
+    own = copy.deepcopy(model).eval().requires_grad_(False)
+    if own.backbone.folded:
+        return own
+    own.backbone.folded = True
+    own._strength = own.strength  # which the model still tells when its delta is gone
+    own.settle_head()  # before what gives the strength is taken out
+    parts = [cast("DeltaPart", part) for part in own.backbone.attached]
+    constant = [part for part in parts if isinstance(part, ExtraKeys) and part.constant]
+    # With everything attached: other deltas may change the projections.
+    fixed = [part.constants() for part in constant if part.strength > 0.0]
+    for part in parts:
+        if isinstance(part, Subset):
+            part.keep()
+        elif part in constant or part.strength == 0.0:
+            part.detach()
+    left = [cast("DeltaPart", part) for part in own.backbone.attached]
+    if len(left) == 1 and isinstance(left[0], MergeablePart):
+        left[0].merge_for_good()
+        if left[0].merges_wholly:
+            left[0].detach()
+            left = []
+    for block, keys in (item for blocks in fixed for item in blocks.items()):
+        FixedKeys(*keys).install(own.backbone.layout.attentions[block])
+    own.delta = None
+    if left:  # a handle on what still acts, so that its tensors belong to the model
+        own.delta = Delta(own.backbone, [])
+        own.delta.parts = nn.ModuleList(left)
+    return own
+
+
 @dataclass(frozen=True)
 class Check:
     """What was measured on a written file.
 
-    Attributes:
-        difference: max |Δ logit| / max |logit| over random images.
-        milliseconds: By batch size, medians of the eager model and of the file.
+    `difference` is max |Δ logit| / max |logit| over random images; `milliseconds` are, by batch size, medians of the
+    eager model and of the file.
     """
 
     difference: float
@@ -43,23 +86,15 @@ class Check:
 
     def __str__(self) -> str:
         """One line for the terminal."""
-        times = (
-            f"batch {batch}: {eager:.1f} ms eager, {own:.1f} ms exported"
-            for batch, (eager, own) in self.milliseconds.items()
-        )
+        times = [
+            f"batch {n}: {eager:.1f} ms eager, {own:.1f} ms exported" for n, (eager, own) in self.milliseconds.items()
+        ]
         return f"largest difference {self.difference:.1e} of the largest logit; {'; '.join(times)}"
 
 
 @torch.inference_mode()
 def check(model: TunedModel, run: Run) -> Check:
-    """Compares a written file with the model that it was written from, on random images at two batch sizes.
-
-    Args:
-        model: In eval mode.
-        run: Runs the file: uint8 images (B, 3, H, W) to logits (B, classes).
-
-    Returns:
-        What was measured.
+    """Compares a written file with the model in eval mode that it was written from, on random images.
 
     Raises:
         ExportError: The logits differ by more than `TOLERANCE` of the largest.
@@ -92,28 +127,17 @@ def _interleaved(model: Run, run: Run, images: Tensor) -> tuple[float, float]:
     return statistics.median(spent[0]), statistics.median(spent[1])
 
 
-FORMAT = "vpt-model/1"
-OPSET = 20  # the first with Gelu
-_NEEDED = ("onnx", "onnxruntime", "onnxscript")
-
-
 def export_onnx(model: TunedModel, path: str | Path) -> Check:
     """Writes a model as an ONNX file: uint8 ``images`` (batch, 3, H, W) to float32 ``logits`` (batch, classes).
 
     Normalisation is inside; deep prompts are constant keys and values. What `about` tells, as JSON, and the format are
-    the file's metadata, each under its own key.
-
-    Args:
-        model: In eval mode, on the CPU.
-        path: Ends in ``.onnx``; parent folders are made. Written beside and renamed when it was checked.
-
-    Returns:
-        What the check of the written file measured.
+    the file's metadata, each under its own key. The model is in eval mode on the CPU. The path ends in ``.onnx``;
+    parent folders are made, and the file is renamed to it when it was checked. Returns what that measured.
 
     Raises:
         ExportError: A library is missing, the composition cannot be exported, or the file is another function.
     """
-    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+    if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
         raise ExportError(
             f"ONNX export needs {', '.join(missing)}: pip install 'vpt[onnx]', or use --format torch, which needs "
             "nothing more."
@@ -124,14 +148,8 @@ def export_onnx(model: TunedModel, path: str | Path) -> Check:
 def export_torch(model: TunedModel, path: str | Path) -> Check:
     """Writes a model as an exported program of PyTorch; input and output as those of `export_onnx`.
 
-    ``torch.export.load(path, extra_files={"vpt.json": ""})`` gives it back, and what `about` tells in the dict.
-
-    Args:
-        model: In eval mode, on the CPU.
-        path: Ends in ``.pt2``; parent folders are made. Written beside and renamed when it was checked.
-
-    Returns:
-        What the check of the written file measured.
+    ``torch.export.load(path, extra_files={"vpt.json": ""})`` gives it back, and what `about` tells in the dict. The
+    path ends in ``.pt2``.
 
     Raises:
         ExportError: The composition cannot be exported, or the file is another function.

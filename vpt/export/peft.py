@@ -34,14 +34,7 @@ def export_peft(model: TunedModel, folder: str | Path) -> Path:
     """Writes a LoRA delta and its head as an adapter that `peft.PeftModel.from_pretrained` loads onto the timm model.
 
     Changes of parts of a fused layer become one change of that layer whose rank is their sum, so that the function is
-    the same.
-
-    Args:
-        model: With one delta, a LoRA.
-        folder: Where to; made.
-
-    Returns:
-        The folder, with ``adapter_model.safetensors``, ``adapter_config.json`` and ``README.md``.
+    the same. The folder is made; it gets ``adapter_model.safetensors``, ``adapter_config.json`` and ``README.md``.
 
     Raises:
         ConfigError: The model has another delta, another strength than 1, or a backbone with several classifiers.

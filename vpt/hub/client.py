@@ -1,31 +1,33 @@
-"""Models from delta files, on this machine or on the hub."""
+"""Models from delta files, on this machine or on the hub; and runs onto the hub, without the places of this machine."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from vpt.errors import HubError
+import yaml
+
+from vpt.atomic_write import write_json, write_text
+from vpt.errors import ConfigError, HubError
+from vpt.hub.model_card import model_card
 from vpt.models import delta_file
 from vpt.models.classifier import TunedModel
+from vpt.models.delta_format import public_identity, read_delta, without_places, write_delta
 from vpt.models.segmenter import DenseModel
-from vpt.run_record import DELTA_FILE
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, RUN_FILE
+
+PREFIX = "hf://"
+REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @contextmanager
 def one_sentence(repo: str, revision: str | None = None, file: str | None = None) -> Iterator[None]:
-    """Turns errors of the hub's client within it into one that says what to do.
-
-    Args:
-        repo: ``user/name``.
-        revision: What was asked for.
-        file: What was asked for.
-
-    Raises:
-        HubError: In place of them.
-    """
+    """Turns errors of the hub's client within it into a `HubError` that says what to do."""
     from huggingface_hub import errors
 
     try:
@@ -64,10 +66,6 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-PREFIX = "hf://"
-REPO = re.compile(r"[\w.-]+/[\w.-]+")
-
-
 def fetch(address: str, endpoint: str | None = None) -> Path:
     """Downloads the delta file of a model, once: it is kept in the hub's cache.
 
@@ -92,13 +90,7 @@ def fetch(address: str, endpoint: str | None = None) -> Path:
 
 
 def local(path: str | Path) -> Path:
-    """Finds a delta file, on the hub too.
-
-    Args:
-        path: A file, or an address as for `fetch`; as a `Path`, too, which leaves one slash of two.
-
-    Returns:
-        The file on this machine.
+    """A delta file on this machine: as it is, or fetched from an address, also as a `Path`, with one slash of two.
 
     Raises:
         HubError: The hub cannot be reached, or has no such file.
@@ -129,19 +121,72 @@ def load(path: str | Path, weights: str | None = None) -> TunedModel | DenseMode
 
 
 def load_segmentation(path: str | Path, weights: str | None = None) -> DenseModel:
-    """Rebuilds a segmentation model from a delta file: `load`, for those who expect nothing else.
+    """`load` for those who expect a segmentation model: a file of a classifier is a `DeltaFileError`."""
+    return delta_file.load_segmentation(local(path), weights)
+
+
+def push(delta: str | Path, repo: str, private: bool = False, endpoint: str | None = None) -> str:
+    """Uploads a run as one commit; the repository is made if it is not there.
 
     Args:
-        path: As for `load`.
-        weights: As for `load`.
+        delta: The delta file of a run; ``run.json`` and ``config.yaml`` are taken from beside ``delta.safetensors`` if
+            they are there, and not from beside another file, which is not what they are about.
+        repo: ``user/name``.
+        private: Only the repository's owner sees it; where it is there already and public, nothing is uploaded.
+        endpoint: URL of the hub; None for ``HF_ENDPOINT``, or the public one.
 
     Returns:
-        The model as it was saved, in eval mode, all parameters frozen.
+        The repository's address.
 
     Raises:
-        DeltaFileError: The file is not one of a segmentation model, contradicts itself, or belongs to other backbone
-            weights.
-        HubError: The hub cannot be reached, or has no such file.
-        WeightsError: The backbone's weights cannot be found.
+        ConfigError: A file beside the delta is damaged.
+        DeltaFileError: The delta file cannot be read.
+        HubError: The name is none, the hub cannot be reached, or it refuses.
     """
-    return delta_file.load_segmentation(local(path), weights)
+    if not REPO.fullmatch(repo):
+        raise HubError(f"{repo!r} is no name of a repository: write user/name.")
+    with TemporaryDirectory() as folder:
+        _write_public(Path(delta), repo, Path(folder))
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=endpoint, library_name="vpt")
+        with one_sentence(repo):
+            api.create_repo(repo, private=private, exist_ok=True)
+            public = private and not api.model_info(repo).private
+        if public:
+            raise HubError(f"{repo} is public: nothing was uploaded. Make it private, or leave out --private.")
+        with one_sentence(repo):
+            api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                commit_message=f"Upload {Path(delta).name} by vpt push",
+                delete_patterns=CONFIG_FILE,  # that of another run
+            )
+    return f"{api.endpoint}/{repo}"
+
+
+def _write_public(delta: Path, repo: str, folder: Path) -> None:
+    header, tensors = read_delta(delta)
+    header |= {key: without_places(header[key]) for key in ("specs", "preset", "info")}
+    header["backbone"] = public_identity(header["backbone"])
+    write_delta(folder / DELTA_FILE, header, tensors)
+    config = _beside(delta, CONFIG_FILE, yaml.safe_load)
+    if config is not None:
+        write_text(folder / CONFIG_FILE, yaml.safe_dump(without_places(config), sort_keys=False, allow_unicode=True))
+    record = without_places(_beside(delta, RUN_FILE, json.loads) or header["info"])
+    write_json(folder / RUN_FILE, record)
+    size = sum(tensor.numel() for tensor in tensors.values())
+    write_text(folder / "README.md", model_card(repo, header, record, size))
+
+
+def _beside(delta: Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any] | None:
+    path = delta.with_name(name)
+    if delta.name != DELTA_FILE or not path.is_file():
+        return None
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:  # of JSON and of UTF-8 too
+        raise ConfigError(f"{path} cannot be read ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no settings: repair it, or move it away from beside the delta.")
+    return content

@@ -10,12 +10,11 @@ import yaml
 from vpt.deltas.registry import DeltaSpec
 from vpt.run_record import epoch_rule, images_read, method_name
 
-if TYPE_CHECKING:  # imported when used: vpt.data is made of Lightning's data modules
+if TYPE_CHECKING:
     from vpt.data.catalog.cards import Card
 
 Record = Mapping[str, Any]
 _NAMES = {"acc": "accuracy", "mean_per_class": "mean accuracy over classes"}
-_TYPES = {"acc": "accuracy"}  # the hub's words
 _NOT_SHOWN = ("loss", "n")
 _COMPLETE = {True: "yes", False: "no, a part of it", None: "not known"}
 
@@ -52,19 +51,18 @@ Meant for telling the {classes} classes of {data} apart on images like those it 
 
 
 def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
-    """Writes the card in Markdown with YAML front matter, in the form that the hub's leaderboards read.
+    """Writes the card, README.md, with YAML front matter in the form that the hub's leaderboards read.
 
     Args:
         repo: ``user/name``.
         header: Of the delta file, without places of this machine.
         record: Its ``run.json`` likewise, or what the delta file knows of it; may be empty.
         stored: Numbers in the delta file.
-
-    Returns:
-        The text of README.md.
     """
+    from vpt.data.catalog.cards import load_card  # when used: vpt.data is made of Lightning's data modules
+
     data = record.get("data") or {}
-    card = _card(data["name"]) if "name" in data else None
+    card = load_card(data["name"]) if "name" in data else None
     measured = list(_measured(record))
     title = repo.partition("/")[2]
     backbone = header["backbone"]
@@ -89,12 +87,6 @@ def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body}"
 
 
-def _card(name: str) -> Card | None:
-    from vpt.data.catalog.cards import load_card
-
-    return load_card(name)
-
-
 def _method(header: Record, record: Record) -> str:
     if record.get("task") and record.get("hyperparameters"):
         return method_name(record["task"], record["hyperparameters"])
@@ -117,7 +109,7 @@ def _front(
     if "name" in data:
         front["datasets"] = [data["name"]]
     numbers = [
-        {"type": _TYPES.get(key, key), "value": value, "name": f"{_NAMES.get(key, key)} (n = {n})"}
+        {"type": "accuracy" if key == "acc" else key, "value": value, "name": f"{_NAMES.get(key, key)} (n = {n})"}
         for split, key, value, n in measured
         if split == "test"
     ]
@@ -171,12 +163,8 @@ def _facts(header: Record, record: Record, stored: int) -> Iterator[tuple[str, A
 
 
 def _licences(card: Card | None) -> str:
-    data = (
-        f"Data: {card.licence} ({card.source})."
-        if card
-        else "Data: no card states their licence; ask whoever gave them to you."
-    )
+    data = f"{card.licence} ({card.source})" if card else "no card states their licence; ask whoever gave them to you"
     return (
-        f"Code: Apache-2.0. {data} The backbone's weights have a licence of their own. Nobody has stated one for this "
-        "delta: its owner may add `license` to the front matter."
+        f"Code: Apache-2.0. Data: {data}. The backbone's weights have a licence of their own. Nobody has stated one "
+        "for this delta: its owner may add `license` to the front matter."
     )

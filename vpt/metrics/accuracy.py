@@ -1,4 +1,7 @@
-"""Accuracies of stored logits, their intervals, and the difference between two models on the same images."""
+"""Accuracies of stored logits, their intervals, and the difference between two models on the same images.
+
+Logits are (N, classes) and labels (N,), with N ≥ 1; shares lie in [0, 1].
+"""
 
 from __future__ import annotations
 
@@ -15,41 +18,17 @@ RESAMPLES = 10_000
 
 
 def correct(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Says which images are classified rightly.
-
-    Args:
-        logits: (N, classes); of equal logits the first wins.
-        labels: (N,).
-
-    Returns:
-        bool (N,).
-    """
+    """Says which images are classified rightly, bool (N,); of equal logits the first wins."""
     return np.asarray(logits.argmax(axis=1) == labels)
 
 
 def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The share of images classified rightly.
-
-    Args:
-        logits: (N, classes), N ≥ 1.
-        labels: (N,).
-
-    Returns:
-        In [0, 1].
-    """
+    """The share of images classified rightly."""
     return float(correct(logits, labels).mean())
 
 
 def mean_per_class(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The mean over classes of the share of a class that is classified rightly.
-
-    Args:
-        logits: (N, classes), N ≥ 1.
-        labels: (N,); classes without any image do not count.
-
-    Returns:
-        In [0, 1].
-    """
+    """The mean over classes of the share of a class that is classified rightly; classes without images do not count."""
     images = np.bincount(labels, minlength=logits.shape[1])
     hits = np.bincount(labels, weights=correct(logits, labels), minlength=logits.shape[1])
     present = images > 0
@@ -57,16 +36,9 @@ def mean_per_class(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> fl
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson, "Probable inference", JASA 22, 1927).
+    """Both ends of the 95 % score interval of a share, hits of n images (Wilson, "Probable inference", JASA 22, 1927).
 
     Unlike the normal approximation it stays inside [0, 1] and does not shrink to a point at 0 and 1.
-
-    Args:
-        hits: Images classified rightly.
-        n: Images, at least 1.
-
-    Returns:
-        Lower and upper bound.
 
     Raises:
         ConfigError: There are no images, or more hits than images.
@@ -79,14 +51,10 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more often the first of two models is right.
+    """How much more often the first of two models is right on n images.
 
-    Attributes:
-        n: Images.
-        value: First minus second top-1, in [-1, 1].
-        low: Lower end of its 95 % bootstrap interval.
-        high: Upper end.
-        p_value: Of equal accuracy, McNemar's test in its exact form (Psychometrika 12, 1947).
+    `value` is first minus second top-1, in [-1, 1], `low` and `high` are the ends of its 95 % bootstrap interval, and
+    `p_value`, of equal accuracy, is McNemar's test in its exact form (Psychometrika 12, 1947).
     """
 
     n: int
@@ -101,14 +69,7 @@ def difference(first: NDArray[np.bool_], second: NDArray[np.bool_], seed: int = 
 
     The difference on the same images varies less than either accuracy. An image adds -1, 0 or 1 to it, so the counts
     of these three in a resample of images are multinomial and 10,000 resamples are drawn without touching an image.
-
-    Args:
-        first: (N,), which images the first model classifies rightly.
-        second: (N,), the same images for the second.
-        seed: Of the bootstrap.
-
-    Returns:
-        The difference and its interval.
+    `first` and `second` say of the same N images which of them each model classifies rightly.
     """
     n, wins, losses = len(first), int((first & ~second).sum()), int((second & ~first).sum())
     shares = np.array([wins, losses, n - wins - losses]) / n

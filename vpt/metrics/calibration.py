@@ -1,7 +1,11 @@
-"""Does a confidence of 80 % mean right in 80 % of cases? Calibration error, and the temperature that mends it."""
+"""What confidence is worth: calibration error, the temperature that mends it, and errors among the surest images.
+
+Confidences are float64 (N,) in (0, 1], `correct` says which of the N images are classified rightly.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +14,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import softmax
 
-from vpt.metrics.logits import Logits, blocks, check_table, ranked
+from vpt.errors import ConfigError
+from vpt.metrics.logits import Logits, blocks, check_table
 
 BINS = 15
 """As in Guo et al., ICML 2017."""
@@ -18,12 +23,9 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Bins:
-    """The bins of a reliability diagram that hold images, by ascending confidence.
+    """The B bins of a reliability diagram that hold images, by ascending confidence.
 
-    Attributes:
-        count: float64 (B,), images.
-        confidence: float64 (B,), their mean confidence.
-        accuracy: float64 (B,), the share of them that is right.
+    Each has a count of images, their mean confidence, and the share of them that is right; float64 (B,).
     """
 
     count: NDArray[np.float64]
@@ -36,18 +38,24 @@ class Bins:
         return float(np.average(np.abs(self.accuracy - self.confidence), weights=self.count))
 
 
+def ranked(
+    confidence: NDArray[np.float64], correct: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Orders images from the surest to the least sure, without preference among the equally sure.
+
+    Each image of a tie counts as the mean of its tie. Sums over the first k images are then their expectation over
+    all orders of the tie, and the order of a record does not matter. Returns confidences, descending, and the share of
+    right answers that belongs to each place; float64 (N,).
+    """
+    levels, place, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
+    shares = np.bincount(place, weights=correct) / sizes
+    return np.repeat(-levels, sizes), np.repeat(shares, sizes)
+
+
 def equal_width(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = BINS) -> Bins:
     """Bins of equal width, (0, 1/bins] to (1 − 1/bins, 1] (Guo et al., ICML 2017, equations 2 and 3).
 
     torchmetrics puts a confidence of exactly 1 into a bin of its own, which a saturated softmax often reaches.
-
-    Args:
-        confidence: (N,) in (0, 1].
-        correct: (N,).
-        bins: At least 1.
-
-    Returns:
-        Those that are not empty.
     """
     inner = np.arange(1, bins) / bins
     place = np.searchsorted(inner, confidence, side="left")
@@ -61,15 +69,8 @@ def equal_width(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bin
 def equal_mass(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = BINS) -> Bins:
     """Bins of equally many images (Nguyen & O'Connor, EMNLP 2015), the larger ones where N does not divide.
 
-    Equally sure images that an edge separates count as the mean of their tie, so their order does not matter.
-
-    Args:
-        confidence: (N,) in (0, 1].
-        correct: (N,).
-        bins: At least 1; N bins if there are fewer images.
-
-    Returns:
-        The bins.
+    Equally sure images that an edge separates count as the mean of their tie, so their order does not matter. There
+    are N bins if there are fewer images.
     """
     level, share = ranked(confidence, correct)
     pieces: Sequence[NDArray[np.int64]] = np.array_split(np.arange(len(level))[::-1], min(bins, len(level)))
@@ -113,3 +114,30 @@ def temperature(logits: Logits, labels: NDArray[np.int64]) -> float | None:
     while slope(high) <= 0:
         high *= 2
     return float(1 / brentq(slope, low, high, xtol=1e-300, rtol=1e-14))
+
+
+def risks(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The share of errors among the k surest images, for every k.
+
+    Equally sure images enter in random order; the expectation over all orders is returned, float64 (N,), whose entry
+    k − 1 belongs to coverage k / N.
+    """
+    _, share = ranked(confidence, correct)
+    return np.asarray(np.cumsum(1 - share) / np.arange(1, len(share) + 1))
+
+
+def aurc(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
+    """The area under the risk-coverage curve, in [0, 1]: the mean of `risks` (Geifman & El-Yaniv, NeurIPS 2017)."""
+    return float(risks(confidence, correct).mean())
+
+
+def risk_at(coverage: float, confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
+    """The share of errors among the surest images, where the share `coverage`, rounded up to whole images, is answered.
+
+    Raises:
+        ConfigError: The coverage is out of range.
+    """
+    if not 0 < coverage <= 1:
+        raise ConfigError(f"Coverage is a share of the images above 0 and at most 1, got {coverage}.")
+    answered = math.ceil(round(coverage * len(confidence), 9))  # 0.55 · 100 is a little more than 55
+    return float(risks(confidence, correct)[answered - 1])

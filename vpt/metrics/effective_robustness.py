@@ -22,14 +22,7 @@ _INSIDE = 1e-12  # keeps the log-odds of an accuracy of 0 or 1 finite
 
 @dataclass(frozen=True)
 class Line:
-    """A line on logit axes.
-
-    Attributes:
-        slope: a.
-        intercept: b.
-        n: Models that it was fitted on.
-        r2: Share of the variance on logit axes that it explains.
-    """
+    """Slope a and intercept b on logit axes, fitted on n models, of whose variance the line explains the share r2."""
 
     slope: float
     intercept: float
@@ -37,14 +30,7 @@ class Line:
     r2: float
 
     def predict(self, reference: float) -> float:
-        """Gives β.
-
-        Args:
-            reference: Accuracy in [0, 1]; 0 and 1 are moved inwards by 1e-12, so that β is finite for any slope.
-
-        Returns:
-            The expected accuracy under shift in [0, 1].
-        """
+        """β, the accuracy expected under shift; 0 and 1 are moved inwards by 1e-12: it is finite for any slope."""
         inside = np.clip(reference, _INSIDE, 1 - _INSIDE)
         return float(expit(self.slope * log_odds(inside) + self.intercept))
 
@@ -68,14 +54,7 @@ class Baseline:
     knee: float = 0.0
 
     def predict(self, reference: float) -> float:
-        """Gives β.
-
-        Args:
-            reference: Accuracy in [0, 1]; at the knee the upper line holds.
-
-        Returns:
-            The expected accuracy under shift in [0, 1].
-        """
+        """β, the accuracy expected under shift; at the knee the upper line holds."""
         line = self.below if self.below is not None and reference < self.knee else self.line
         return line.predict(reference)
 
@@ -99,7 +78,7 @@ format of the validation set, ObjectNet its beta release. ImageNet-A has a knee 
 images; ResNet-50 itself, with 0 % there, is in neither line.
 
 `imagenet_val_r`, `_a` and `_objectnet` are ImageNet's validation images of the shift's classes, scored among these
-classes: a slice of one record, see `class_masks.matched`."""
+classes: a slice of one record, see `logits.matched`."""
 
 
 def effective_robustness(shift: str, accuracy: float, references: Mapping[str, float]) -> float:
@@ -146,13 +125,8 @@ def effective_robustness(shift: str, accuracy: float, references: Mapping[str, f
 
 
 def logit(accuracy: ArrayLike, n: int) -> NDArray[np.float64]:
-    """Puts accuracies on a logit axis, for figures.
+    """Accuracies on n images as natural logarithms of their odds, for figures.
 
-    Args:
-        accuracy: In [0, 1]; less than half an image, or all but half an image, is moved to that, so 0 and 1 are finite.
-        n: Images.
-
-    Returns:
-        float64, natural logarithm of the odds.
+    Less than half an image, or all but half an image, is moved to that, so 0 and 1 are finite.
     """
     return np.asarray(log_odds(np.clip(np.asarray(accuracy, dtype=np.float64), 0.5 / n, 1 - 0.5 / n)))

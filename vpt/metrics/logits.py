@@ -1,16 +1,23 @@
-"""What a table of logits must be before it is scored, and how it is walked in blocks."""
+"""Tables of logits: what they must be before they are scored, what a softmax says, and which classes count.
+
+Logits are (N, classes) and labels (N,). On a set that has fewer or coarser classes than the head, columns are taken
+first, argmax and softmax after: scoring all 1000 classes on a set of 200 counts answers as wrong that the set cannot
+contain.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
+from torch import Tensor
 
-from vpt.errors import DataError
+from vpt.errors import ConfigError, DataError
 
 Logits = NDArray[Any]  # a float table (N, classes)
 
@@ -19,10 +26,6 @@ _BLOCK = 1 << 19  # numbers in a block: 4 MB as float64
 
 def check_table(logits: Logits, labels: NDArray[np.int64]) -> None:
     """Refuses a table that cannot be scored.
-
-    Args:
-        logits: (N, classes).
-        labels: (N,).
 
     Raises:
         DataError: It is empty, its labels do not belong to it, or a logit is not finite.
@@ -33,9 +36,6 @@ def check_table(logits: Logits, labels: NDArray[np.int64]) -> None:
 
 def check_finite(logits: Logits) -> None:
     """Refuses what is not a table of numbers.
-
-    Args:
-        logits: (N, classes).
 
     Raises:
         DataError: It is empty or a logit is not finite.
@@ -51,12 +51,7 @@ def check_finite(logits: Logits) -> None:
 
 
 def check_labels(labels: NDArray[np.int64], images: int, classes: int) -> None:
-    """Refuses labels that do not belong to a table.
-
-    Args:
-        labels: (N,).
-        images: Rows of the table.
-        classes: Columns of the table, at least 1.
+    """Refuses labels that do not belong to a table of so many images and classes.
 
     Raises:
         DataError: There is not one label a row, or a label has no column.
@@ -74,9 +69,6 @@ def check_labels(labels: NDArray[np.int64], images: int, classes: int) -> None:
 def check_precision(logits: Logits) -> None:
     """Refuses reduced records where rounding would change which class wins.
 
-    Args:
-        logits: (N, classes).
-
     Raises:
         DataError: They have less than single precision.
     """
@@ -88,15 +80,7 @@ def check_precision(logits: Logits) -> None:
 
 
 def blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Cuts a table into runs of rows, so that what is computed on the way stays small.
-
-    Args:
-        rows: Of the table.
-        columns: Of the table.
-
-    Yields:
-        Slices of consecutive rows; a block holds about half a million numbers.
-    """
+    """Cuts a table into runs of rows of half a million numbers, so that what is computed on the way stays small."""
     step = max(1, _BLOCK // max(1, columns))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
@@ -127,13 +111,7 @@ class Predictions:
 def predictions(logits: Logits, labels: NDArray[np.int64], temperature: float = 1.0) -> Predictions:
     """Softmax in float64, block by block: a table of 50,000 × 1000 needs some tens of megabytes.
 
-    Args:
-        logits: (N, classes).
-        labels: (N,).
-        temperature: Above 0; logits are divided by it (Guo et al., ICML 2017, equation 9).
-
-    Returns:
-        One entry an image.
+    Logits are divided by the temperature, which is above 0 (Guo et al., ICML 2017, equation 9).
 
     Raises:
         DataError: The table cannot be scored.
@@ -154,21 +132,86 @@ def predictions(logits: Logits, labels: NDArray[np.int64], temperature: float = 
     return Predictions(np.asarray(right), confidence, log_likelihood, brier)
 
 
-def ranked(
-    confidence: NDArray[np.float64], correct: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Orders images from the surest to the least sure, without preference among the equally sure.
+Groups = Sequence[Sequence[int]]
+"""The columns of each class of a set, its label first."""
 
-    Each image of a tie counts as the mean of its tie. Sums over the first k images are then their expectation over
-    all orders of the tie, and the order of a record does not matter.
 
-    Args:
-        confidence: (N,).
-        correct: (N,).
+def group_max(logits: Tensor, groups: Groups) -> Tensor:
+    """A class that several columns stand for has the largest of their logits (ObjectNet: Barbu et al., 2019).
 
-    Returns:
-        Confidences, descending, and the share of right answers that belongs to each place; float64 (N,).
+    Takes (N, all classes), gives (N, len(groups)); all that take groups and logits raise what `group_columns` does.
     """
-    levels, place, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
-    shares = np.bincount(place, weights=correct) / sizes
-    return np.repeat(-levels, sizes), np.repeat(shares, sizes)
+    columns = torch.from_numpy(group_columns(groups, logits.shape[1])).to(logits.device)
+    owners = torch.tensor([place for place, group in enumerate(groups) for _ in group], device=logits.device)
+    lowest = logits.new_full((len(logits), len(groups)), -torch.inf)
+    return lowest.scatter_reduce(1, owners.expand(len(logits), -1), logits[:, columns], "amax")
+
+
+def restrict(logits: Tensor, groups: Groups) -> Tensor:
+    """Leaves only the classes of a test set, so that argmax and softmax are taken over these.
+
+    Of the same shape: at each class's label the largest logit of its columns, elsewhere minus infinity.
+    """
+    restricted = torch.full_like(logits, -torch.inf)
+    restricted[:, [group[0] for group in groups]] = group_max(logits, groups)
+    return restricted
+
+
+def matched(logits: Logits, labels: NDArray[np.int64], groups: Groups | None) -> tuple[Logits, NDArray[np.int64]]:
+    """Takes from a record of all classes the images of some classes, scored among these classes.
+
+    The accuracy of ImageNet's validation images "on the classes of ImageNet-R", the abscissa of effective
+    robustness, is such a slice of one record; no image is classified again. Gives logits (M, len(groups)) and labels
+    (M,), positions in `groups`; both as they are where `groups` is None.
+
+    Raises:
+        ConfigError: A group is empty or names a column that does not exist, or no image has one of the classes.
+        DataError: The logits are a reduced record.
+    """
+    if groups is None:
+        return logits, labels
+    check_precision(logits)
+    places = positions(labels, groups)
+    rows = places >= 0
+    if not rows.any():
+        raise ConfigError(f"None of {len(labels)} images has one of the {len(groups)} classes of the mask.")
+    return group_max(torch.from_numpy(logits[rows]), groups).numpy(), places[rows]
+
+
+def positions(labels: NDArray[np.int64], groups: Groups) -> NDArray[np.int64]:
+    """The position in `groups` of each label, a column of the head; -1 where it is in none."""
+    place = np.full(1 + max(int(labels.max()), *(max(group) for group in groups)), -1, dtype=np.int64)
+    for position, group in enumerate(groups):
+        place[list(group)] = position
+    return place[labels]
+
+
+def group_mean(logits: Logits, groups: Groups) -> NDArray[np.float64]:
+    """A class that several columns stand for has their mean probability (Geirhos et al., ICLR 2019, appendix).
+
+    Gives (N, len(groups)): logits whose softmax is the mean probability of each group's columns, renormalised over
+    the groups. They order the groups as the mean probabilities of the full softmax do.
+
+    Raises:
+        DataError: The logits are a reduced record.
+    """
+    check_precision(logits)
+    own = logits[:, group_columns(groups, logits.shape[1])].astype(np.float64)
+    sizes = [len(group) for group in groups]
+    totals = np.logaddexp.reduceat(own, np.cumsum([0, *sizes[:-1]]), axis=1)
+    return np.asarray(totals - np.log(sizes), dtype=np.float64)
+
+
+def group_columns(groups: Groups, classes: int) -> NDArray[np.int64]:
+    """The columns of all groups, one after the other, in logits of so many classes.
+
+    Raises:
+        ConfigError: A group is empty or names a column that does not exist.
+    """
+    if not len(groups) or not all(len(group) for group in groups):
+        raise ConfigError("A class mask is empty: name at least one column for each class of the set.")
+    columns = np.concatenate([np.asarray(group, dtype=np.int64) for group in groups])
+    outside = columns[(columns < 0) | (columns >= classes)]
+    if len(outside):
+        raise ConfigError(f"A class mask names column {outside[0]}, the logits have columns 0 to {classes - 1}.")
+    return columns

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpt.metrics.accuracy import mean_per_class, top1, wilson
-from vpt.metrics.calibration import equal_mass, equal_width
+from vpt.metrics.calibration import aurc, equal_mass, equal_width, risk_at
 from vpt.metrics.logits import Logits, predictions
-from vpt.metrics.selective_classification import aurc, risk_at
 
 
 def summary(logits: Logits, labels: NDArray[np.int64], temperature: float | None = None) -> dict[str, float | None]:

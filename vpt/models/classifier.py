@@ -18,14 +18,8 @@ from vpt.errors import ConfigError
 class AdaptedModel(nn.Module):
     """A frozen or trained backbone, an optional delta and a head that a subclass draws.
 
-    Attributes:
-        format: What a delta file of such a model is marked with.
-        backbone: The image encoder.
-        delta: What is trained on it, or None for a bare backbone.
-        head: From features to logits.
-        class_names: One per class.
-        preset: The preprocessing that the model expects, as a plain dict.
-        info: Anything worth keeping with the model: plain JSON values.
+    A delta file of such a model is marked with `format`. `info` is anything worth keeping with the model: plain JSON
+    values.
     """
 
     format: ClassVar[str]
@@ -46,7 +40,7 @@ class AdaptedModel(nn.Module):
             num_classes: At least 1.
             specs: The delta, as for `attach`; empty for none.
             class_names: One per class; None for "0", "1", ...
-            preset: The preprocessing, as a plain dict.
+            preset: The preprocessing that the model expects, as a plain dict.
 
         Raises:
             ConfigError: The number of classes is not positive or differs from the number of names.
@@ -76,33 +70,21 @@ class AdaptedModel(nn.Module):
         raise NotImplementedError
 
     def encode(self, images: Tensor) -> Tensor:
-        """The features that the head reads.
+        """The features that the head reads, (B, num_features, ...), of images (B, 3, H, W).
 
-        Args:
-            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
-
-        Returns:
-            (B, num_features, ...).
+        Images are everywhere uint8 in [0, 255] or float in [0, 1].
         """
         raise NotImplementedError
 
     def classify(self, features: Tensor) -> Tensor:
-        """Applies the head.
-
-        Args:
-            features: (B, num_features, ...).
-
-        Returns:
-            Logits, (B, num_classes, ...).
-        """
+        """Logits, (B, num_classes, ...), of features (B, num_features, ...)."""
         return cast("Tensor", self.head(features))
 
     def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
         """Splits what computes the features at the first thing that trains (DESIGN decision 4).
 
-        Returns:
-            A function of the image that training does not change, and one from its result to the features; None if
-            everything changes.
+        Gives a function of the image that training does not change, and one from its result to the features; None if
+        everything changes.
         """
         raise NotImplementedError
 
@@ -130,10 +112,9 @@ class AdaptedModel(nn.Module):
         return self._strength if self.delta is None else self.delta.strength
 
     def set_strength(self, alpha: float) -> None:
-        """Moves between the bare backbone and the tuned one (WiSE-FT, Wortsman et al., CVPR 2022, as a gate).
+        """Moves between the bare backbone, α = 0, and the tuned one, 1; `TunedModel` moves its head too.
 
-        Args:
-            alpha: 1 for the tuned backbone, 0 for the bare one; `TunedModel` moves its head too.
+        This is WiSE-FT (Wortsman et al., CVPR 2022) as a gate.
 
         Raises:
             ConfigError: α is no number in [0, 1], or is below 1 where the backbone itself was tuned.
@@ -151,20 +132,12 @@ class AdaptedModel(nn.Module):
         self._strength = alpha
 
     def owned(self) -> dict[str, Tensor]:
-        """The tensors that belong to this model, frozen or not: of delta and head, and of a backbone that was tuned.
-
-        Returns:
-            Name to tensor, sharing memory with the model.
-        """
+        """The tensors that belong to this model, frozen or not: of delta and head, and of a backbone that was tuned."""
         rooms = ("delta.", "head.", "backbone.") if self.backbone.tuned else ("delta.", "head.")
         return {key: tensor for key, tensor in self.state_dict(keep_vars=True).items() if key.startswith(rooms)}
 
     def folded(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """What a delta file keeps: the tensors that the model owns without those that only training needs.
-
-        Returns:
-            The specs of an equal model, in their canonical form, and its tensors.
-        """
+        """What a delta file keeps: canonical specs and tensors of an equal model, without what only training needs."""
         tensors = self.owned()
         if self.delta is None:
             return [], tensors
@@ -174,22 +147,14 @@ class AdaptedModel(nn.Module):
         }
 
     def parameter_counts(self) -> tuple[int, int]:
-        """Counts parameters.
-
-        Returns:
-            Trainable and total; where a trained copy stands in for a parameter of the backbone, the two count once.
-        """
+        """How many train, and how many there are; a trained copy and what it stands in for count once."""
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
         replaced = sum(part.replaced for part in self.parts())
         return trainable, sum(p.numel() for p in self.parameters()) - replaced
 
 
 class TunedModel(AdaptedModel):
-    """A classifier made of a frozen backbone, an optional delta and a linear head on its pooled features.
-
-    Attributes:
-        head: (num_classes, num_features) linear layer.
-    """
+    """A classifier made of a frozen backbone, an optional delta and a linear head on its pooled features."""
 
     format = "vpt-delta/1"
     head: nn.Linear
@@ -207,36 +172,15 @@ class TunedModel(AdaptedModel):
         return head
 
     def encode(self, images: Tensor) -> Tensor:
-        """Pooled features.
-
-        Args:
-            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
-
-        Returns:
-            (B, num_features).
-        """
+        """Pooled features, (B, num_features)."""
         return cast("Tensor", self.backbone(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classifies images.
-
-        Args:
-            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
-
-        Returns:
-            Logits, (B, num_classes).
-        """
+        """Logits, (B, num_classes), of images (B, 3, H, W), uint8 in [0, 255] or float in [0, 1]."""
         return self.classify(self.backbone(images))
 
     def classify(self, features: Tensor) -> Tensor:
-        """Applies the head, interpolated towards the anchor by the strength.
-
-        Args:
-            features: (B, num_features).
-
-        Returns:
-            Logits, (B, num_classes).
-        """
+        """Applies the head, interpolated towards the anchor by the strength."""
         if self.anchor_weight is None or self.anchor_bias is None or (alpha := self.strength) == 1.0:
             return cast("Tensor", self.head(features))
         weight = torch.lerp(self.anchor_weight, self.head.weight, alpha)
@@ -244,12 +188,7 @@ class TunedModel(AdaptedModel):
         return nn.functional.linear(features, weight, bias)
 
     def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
-        """Splits the backbone at the first thing that trains (DESIGN decision 4).
-
-        Returns:
-            A function of the image that training does not change, and one from its result to the pooled features; None
-            if everything changes.
-        """
+        """See `AdaptedModel.constant_part`."""
         cut = self.constant_blocks()
         if cut == READOUT:
             return self.backbone.pooled, self.backbone.readout
@@ -260,11 +199,8 @@ class TunedModel(AdaptedModel):
     def set_anchor(self, head: nn.Linear) -> None:
         """Gives the head that belongs to the bare backbone, e.g. a linear probe, so that strength moves both.
 
-        Args:
-            head: Of the shape of this model's own head.
-
         Raises:
-            ConfigError: The shapes differ.
+            ConfigError: Its shape is not that of this model's own head.
         """
         if head.weight.shape != self.head.weight.shape:
             raise ConfigError(

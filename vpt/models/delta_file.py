@@ -1,6 +1,6 @@
 """Models into delta files and back: everything that belongs to a tuned model, on the backbone that it belongs to.
 
-Saving and loading are inverse to each other.
+Saving and loading are inverse to each other. Another model may take a part of a file: its delta, or its head.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vpt.backbones.checkpoints import fingerprint
 from vpt.backbones.factory import Backbone, create_backbone
-from vpt.errors import DeltaFileError, VPTError, WeightsError
+from vpt.errors import ConfigError, DeltaFileError, VPTError, WeightsError
 from vpt.models.classifier import AdaptedModel, TunedModel
-from vpt.models.delta_format import DENSE, DTYPES, FORMAT, check_readable, read_delta, write_delta
-from vpt.models.provenance import IDENTITY, identity
+from vpt.models.delta_format import DENSE, DTYPES, FORMAT, IDENTITY, check_readable, identity, read_delta, write_delta
 from vpt.models.segmenter import DenseModel
 
 _KINDS: dict[str, type[TunedModel] | type[DenseModel]] = {FORMAT: TunedModel, DENSE: DenseModel}
@@ -96,54 +95,19 @@ def load_model(path: str | Path, weights: str | None = None) -> TunedModel | Den
 
 
 def load_classifier(path: str | Path, weights: str | None = None) -> TunedModel:
-    """Rebuilds a classifier from a delta file.
-
-    Args:
-        path: A delta file.
-        weights: As for `load_model`.
-
-    Returns:
-        The model as it was saved, at strength 1, in eval mode, all parameters frozen.
-
-    Raises:
-        DeltaFileError: The file is not a classifier's, contradicts itself, or belongs to other backbone weights.
-        WeightsError: The backbone's weights cannot be found.
-    """
+    """`load_model` where nothing but a classifier is taken."""
     return cast("TunedModel", _loaded(path, weights, (FORMAT,)))
 
 
 def load_segmentation(path: str | Path, weights: str | None = None) -> DenseModel:
-    """Rebuilds a segmentation model from a delta file.
-
-    Args:
-        path: A delta file of a `SegmentationTask`.
-        weights: As for `load_model`.
-
-    Returns:
-        The model as it was saved, at strength 1, in eval mode, all parameters frozen.
-
-    Raises:
-        DeltaFileError: The file is not one of a segmentation model, contradicts itself, or belongs to other backbone
-            weights.
-        WeightsError: The backbone's weights cannot be found.
-    """
+    """`load_model` where nothing but a segmentation model is taken."""
     return cast("DenseModel", _loaded(path, weights, (DENSE,)))
 
 
 def unfilled(path: str | Path, weights: str | None = None) -> tuple[TunedModel, dict[str, Tensor]]:
-    """Rebuilds a classifier from a delta file up to its own tensors, which `fill` puts in.
+    """Does what `load_classifier` does up to the model's own tensors, which it gives by name and `fill` puts in.
 
-    Args:
-        path: A delta file.
-        weights: Where the backbone's weights are on this machine; None for where they were at training time.
-
-    Returns:
-        The model on the pretrained backbone in float32, its head drawn at random, in eval mode, all parameters frozen;
-        and the file's tensors by name.
-
-    Raises:
-        DeltaFileError: The file is not a classifier's, contradicts itself, or belongs to other backbone weights.
-        WeightsError: The backbone's weights cannot be found.
+    The model stands on the pretrained backbone in float32, its head drawn at random.
     """
     header, tensors = read_delta(path)
     with torch.random.fork_rng(devices=[]):
@@ -170,14 +134,7 @@ def _loaded(path: str | Path, weights: str | None, formats: tuple[str, ...]) -> 
 def rebuild(what: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone) -> AdaptedModel:
     """Builds the model that a file tells of, once its tensors are known to be those of such a model.
 
-    Args:
-        what: The file, for messages.
-        header: As `read_delta` gives it.
-        tensors: Likewise; they are not yet put in.
-        backbone: What the model is built on.
-
-    Returns:
-        The model, in eval mode, all parameters frozen.
+    These are not yet put in. The model is in eval mode, all parameters frozen; `what` names the file in messages.
 
     Raises:
         DeltaFileError: There can be no such model, or its tensors have other names, shapes or kinds.
@@ -237,15 +194,7 @@ def _built(what: str, recorded: Mapping[str, Any], weights: str) -> Backbone:
 
 
 def recorded_backbone(what: str, recorded: Mapping[str, Any], weights: str | None = None) -> Backbone:
-    """Builds the backbone that trained tensors belong to.
-
-    Args:
-        what: The file, for the message.
-        recorded: The identity of the backbone, as the file has it.
-        weights: Where the weights are on this machine; None for where they were at training time.
-
-    Returns:
-        The backbone.
+    """Builds the backbone that trained tensors belong to, from weights given or where they were at training time.
 
     Raises:
         DeltaFileError: The weights are others, or there is no such backbone.
@@ -257,12 +206,7 @@ def recorded_backbone(what: str, recorded: Mapping[str, Any], weights: str | Non
 
 
 def check_fingerprint(what: str, recorded: Mapping[str, Any], backbone: Backbone) -> None:
-    """Refuses trained tensors on another backbone than they were trained on.
-
-    Args:
-        what: The file, for the message.
-        recorded: Its backbone's identity.
-        backbone: The backbone at hand.
+    """Refuses trained tensors on another backbone than that which is recorded.
 
     Raises:
         DeltaFileError: Weights, architecture or pool differ.
@@ -282,12 +226,10 @@ def check_fingerprint(what: str, recorded: Mapping[str, Any], backbone: Backbone
 
 
 def fill(model: AdaptedModel, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Copies tensors into a model, by name and shape, in the model's precision.
+    """Copies all tensors that a model owns into it, by name and shape, in the model's precision.
 
-    Args:
-        model: The model to fill. If its whole backbone is filled, that counts as tuned from now on.
-        tensors: Those that the model owns; or the whole model after full fine-tuning.
-        what: Where the tensors come from, for the message.
+    If its whole backbone is filled, as after full fine-tuning, that counts as tuned from now on. `what` says in
+    messages where the tensors come from.
 
     Raises:
         DeltaFileError: A tensor is missing, unknown, or of another shape; the model is then unchanged.
@@ -308,13 +250,8 @@ def fill(model: AdaptedModel, tensors: Mapping[str, Tensor], what: str) -> None:
 def check_tensors(what: str, owned: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Refuses tensors that are not those that a model owns.
 
-    Args:
-        what: Where the tensors come from, for the message.
-        owned: The model's, by name.
-        tensors: By name.
-
     Raises:
-        DeltaFileError: A tensor is missing, unknown, of another shape, or whole numbers instead of floating ones.
+        DeltaFileError: A tensor is missing, unknown, of another shape, not finite, or whole instead of floating.
     """
     if missing := sorted(owned.keys() - tensors.keys()):
         raise DeltaFileError(f"{what} is incomplete: {_some(missing)} missing.")
@@ -331,3 +268,69 @@ def check_tensors(what: str, owned: Mapping[str, Tensor], tensors: Mapping[str, 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def start_from(path: str | Path, model: AdaptedModel) -> None:
+    """Copies what a delta file holds into a model of the same deltas, and leaves the model's own head as it is.
+
+    Prompts behind a projection and prefixes from a network start from their own files too: the file holds what these
+    give, of which `DeltaPart.unfolded` finds the parameters. The file may be of any task.
+
+    Raises:
+        DeltaFileError: The file is not a delta file, belongs to another backbone or other deltas, or holds nothing but
+            a head.
+    """
+    header, tensors = read_delta(path, (FORMAT, DENSE))
+    check_fingerprint(str(path), header["backbone"], model.backbone)
+    taken = {key: tensor for key, tensor in tensors.items() if not key.startswith("head.")}
+    if not taken:
+        raise DeltaFileError(f"{path} holds nothing but a head, which init_delta leaves behind: give a delta's file.")
+    own, tuned = model.folded()[0], model.backbone.tuned
+    if header["specs"] != own:
+        raise DeltaFileError(f"{path} holds the deltas {header['specs']}, but {own} are to be trained: give the same.")
+    if header["backbone_tuned"] != tuned:
+        ours, theirs = ("the whole backbone", "a frozen one") if tuned else ("a frozen backbone", "a tuned one")
+        raise DeltaFileError(f"{path} is of {theirs}, but {ours} is to be trained on: give a file of the same kind.")
+    if model.delta is not None:
+        kept = {f"delta.{key}": tensor for key, tensor in model.delta.folded()[1].items()}
+        given = {key: tensor for key, tensor in taken.items() if key.startswith("delta.")}
+        check_tensors(str(path), kept, given)
+        try:
+            found = model.delta.unfolded({key.removeprefix("delta."): tensor for key, tensor in given.items()})
+        except ConfigError as error:
+            raise DeltaFileError(f"{path} cannot be where this delta starts: {error}") from error
+        taken = {key: t for key, t in taken.items() if key not in given} | {f"delta.{k}": t for k, t in found.items()}
+    heads = {f"head.{key}": tensor for key, tensor in model.head.state_dict().items()}
+    fill(model, taken | heads, str(path))
+
+
+def read_head(path: str | Path, model: TunedModel, role: str) -> nn.Linear:
+    """Reads a head that belongs to the bare backbone of a model from a file that holds nothing else.
+
+    What it is for, e.g. ``"anchor"``, is said in messages. Returns the (classes, features) head, on the CPU.
+
+    Raises:
+        DeltaFileError: The file is not a delta file.
+        ConfigError: It holds more than a head, or was made for another backbone, preprocessing or other classes.
+    """
+    header, tensors = read_delta(path)
+    if set(tensors) != {"head.weight", "head.bias"}:
+        raise ConfigError(f"The {role} {path} is not a linear probe: it holds more than a head.")
+    backbone = model.backbone
+    for what, theirs, ours in (
+        ("backbone weights", True, backbone.is_recorded_as(header["backbone"])),
+        ("image size", header["backbone"]["image_size"], backbone.image_size),
+        ("normalization", header["backbone"]["normalization"], backbone.normalization),
+        ("preset", header["preset"], model.preset),
+        ("classes", header["class_names"], model.class_names),
+    ):
+        if theirs != ours:
+            raise ConfigError(
+                f"The {role} {path} was trained with other {what} than the delta: train the linear probe on the same "
+                "task and backbone."
+            )
+    check_tensors(str(path), {f"head.{key}": tensor for key, tensor in model.head.state_dict().items()}, tensors)
+    weight = tensors["head.weight"]
+    head = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+    head.load_state_dict({"weight": weight, "bias": tensors["head.bias"]})
+    return head.requires_grad_(False)

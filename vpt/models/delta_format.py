@@ -1,4 +1,4 @@
-"""The form of a delta file: tensors as safetensors, and a JSON header that says whose they are.
+"""The form of a delta file: tensors as safetensors, and a JSON header that says whose they are, for others too.
 
 Files are read here and nowhere else, and checked whole: they may come from anybody.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +20,9 @@ from torch import Tensor
 
 from vpt.atomic_write import atomic_write
 from vpt.backbones.factory import STATISTICS, input_size
-from vpt.deltas.registry import read_specs
+from vpt.deltas.registry import DeltaSpec, read_specs
 from vpt.errors import DeltaFileError, VPTError
-from vpt.models.classifier import TunedModel
-from vpt.models.provenance import IDENTITY
+from vpt.models.classifier import AdaptedModel, TunedModel
 from vpt.models.segmenter import HEADS, DenseModel
 
 FORMAT, DENSE = TunedModel.format, DenseModel.format
@@ -32,6 +32,18 @@ LARGEST_IMAGE = 8192
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 """The precisions of a model by the name that a header has for them."""
 
+IDENTITY = {
+    "name": str,
+    "weights": str,
+    "weights_id": str,
+    "fingerprint": str,
+    "image_size": int,
+    "normalization": str,
+}
+"""What makes a backbone the one that a delta was trained on, and the types of the values."""
+
+_PLACE = re.compile(r"(file://)?(~|\.{1,2}|[A-Za-z]:)?[/\\]")
+_INSIDE = re.compile(r"""(?<=[\s=,:;"'(\[])(?:~|\.{1,2}|[A-Za-z]:)?[/\\][^\s/\\"',;)\]][^\s"',;)\]]*""")
 _DEEPEST = 32  # levels of lists and dicts within a header
 _HOLDS = {FORMAT: "a classifier", DENSE: "a segmentation model"}
 _DICTS_IN_INFO = ("data", "metrics", "hyperparameters", "read", "versions", "parameters", "backbone", "soup")
@@ -48,11 +60,7 @@ _HEADER = {
 
 
 def read_header(path: str | Path, formats: Collection[str] = (FORMAT,)) -> dict[str, Any]:
-    """Reads what a delta file says about itself, and none of its tensors.
-
-    Args:
-        path: A delta file.
-        formats: Of which formats: a classifier's, unless said otherwise.
+    """Reads what a delta file of one of some formats says about itself, and none of its tensors.
 
     Returns:
         ``format``, ``backbone`` (name, weights, weights_id, fingerprint, image_size, normalization),
@@ -67,32 +75,15 @@ def read_header(path: str | Path, formats: Collection[str] = (FORMAT,)) -> dict[
 
 
 def read_delta(path: str | Path, formats: Collection[str] = (FORMAT,)) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads a delta file.
-
-    Args:
-        path: A delta file.
-        formats: Of which formats: a classifier's, unless said otherwise.
-
-    Returns:
-        What the file says about itself, as `read_header` gives it, and its tensors by name.
-
-    Raises:
-        DeltaFileError: The file is missing, not a delta file, contradicts itself, or is of another format.
-    """
+    """Reads what `read_header` does, and the tensors by name."""
     with _opened(path, formats) as (header, file):
         return header, {key: file.get_tensor(key) for key in header["tensors"]}
 
 
 def write_delta(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
-    """Writes a delta file from its two halves; the inverse of `read_delta`.
+    """Writes a delta file from its two halves, whole or not at all; the inverse of `read_delta`.
 
-    Args:
-        path: Ends in ``.safetensors``; parent folders are made. Written beside and renamed, never half.
-        header: As `read_delta` returns it; a number in it that is not finite is written as null.
-        tensors: What the model owns, by name.
-
-    Returns:
-        The path.
+    Parent folders are made. A number in the header that is not finite is written as null. Returns the path.
 
     Raises:
         DeltaFileError: The header holds other than plain values.
@@ -114,11 +105,6 @@ def write_delta(path: str | Path, header: Mapping[str, Any], tensors: Mapping[st
 
 def check_readable(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Refuses to write what would not be read again.
-
-    Args:
-        path: Where to, for the message.
-        header: As for `write_delta`.
-        tensors: Likewise.
 
     Raises:
         DeltaFileError: The header holds other than plain values, contradicts itself or the tensors, or a tensor holds
@@ -235,3 +221,54 @@ def _lacking(header: Mapping[str, Any]) -> list[str]:
         "head": dense or header["format"] != DENSE,
     } | {f"info {key}": isinstance(header["info"].get(key), dict | None) for key in _DICTS_IN_INFO}
     return [key for key, fine in valid.items() if not fine]
+
+
+def identity(model: AdaptedModel) -> dict[str, Any]:
+    """What makes a backbone the one that a delta was trained on, in plain values.
+
+    These are `IDENTITY`, and pool, unless it is the weights' own, as that of every file of version 0.1.0.
+    """
+    told = {key: getattr(model.backbone, key) for key in IDENTITY}
+    return told if model.backbone.pool is None else told | {"pool": model.backbone.pool}
+
+
+def without_places(value: Any) -> Any:
+    """Leaves only the file names of paths that lead anywhere on this machine, in nested plain JSON values.
+
+    A string that is or holds an absolute path, or one that starts at ``.``, ``..`` or ``~``, keeps the last part of it.
+    """
+    if isinstance(value, dict):
+        return {key: without_places(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return _last(value) if _PLACE.match(value) else _INSIDE.sub(lambda found: _last(found[0]), value)
+
+
+def _last(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def public_identity(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A backbone's identity as others can use it: with the file name in place of a path to the weights."""
+    return recorded | {"weights": _last(str(recorded["weights"]))}
+
+
+def about(model: TunedModel) -> dict[str, Any]:
+    """All that a user of a model must know to feed it and to trust it, in plain values.
+
+    These are class names, preset, backbone, deltas, and the protocol of its training.
+    """
+    told = identity(model)
+    specs = [] if model.delta is None else [DeltaSpec.read(spec).brief() for spec in model.delta.specs]
+    size = told.pop("image_size")
+    del told["weights"]
+    return {
+        "class_names": model.class_names,
+        "image_size": size,
+        "preset": without_places(model.preset),
+        "backbone": told,
+        "specs": without_places(specs),
+        "provenance": without_places(model.info),
+    }

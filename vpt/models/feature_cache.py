@@ -48,28 +48,16 @@ class FeatureCache:
     """
 
     def __init__(self, compute: Callable[[Tensor], Tensor], key: Hashable = None) -> None:
-        """Starts empty, or with what an equal cache of this process has kept (`share`).
-
-        Args:
-            compute: (B, 3, H, W) to (B, ...), each row from its image alone.
-            key: Everything that its results depend on, but for the image and its place in its set.
-        """
+        """Starts empty, or with what a cache of the same key, all that the results depend on, has kept (`share`)."""
         self.compute = compute
         self._stores = {} if key is None else _stores(key)
 
     @torch.inference_mode(False)  # what is kept outlives a validation under inference mode
     @torch.no_grad()
     def __call__(self, split: str, length: int, index: Tensor, images: Tensor) -> Tensor:
-        """Looks features up and computes those that are missing.
+        """Looks up features (B, ...), without gradient, and computes those that are missing.
 
-        Args:
-            split: Name of the set that the indices count in.
-            length: How many images the set has.
-            index: (B,) position of each image in its set.
-            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
-
-        Returns:
-            (B, ...), without gradient.
+        Index (B,) is the position of each of the images, (B, 3, H, W), in a set of that name and length.
         """
         rows = index.cpu()
         if split not in self._stores:

@@ -16,13 +16,8 @@ TOLERANCE = 1e-7
 def fit_logistic(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> tuple[Tensor, Tensor]:
     """Minimises mean cross-entropy + l2/2 · ‖W‖² over a linear head, which is strictly convex in W.
 
-    This is scikit-learn's `LogisticRegression` with C = 1 / (l2 · N). The bias is not penalised.
-
-    Args:
-        features: (N, dim), of any floating type; the problem is solved in float64 on the CPU.
-        labels: (N,) class indices in [0, num_classes).
-        num_classes: Rows of the head.
-        l2: Strength of the penalty, positive.
+    This is scikit-learn's `LogisticRegression` with C = 1 / (l2 · N); the bias is not penalised. It is solved in
+    float64 on the CPU, for features (N, dim) and labels (N,) in [0, num_classes).
 
     Returns:
         Weight (num_classes, dim) and bias (num_classes,) in the features' type and place.
@@ -70,18 +65,7 @@ def choose_l2(
 ) -> float:
     """Picks the penalty whose head classifies validation images best; ties go to the stronger one.
 
-    Args:
-        train: Features (N, dim) and labels (N,) of images that are not validated on.
-        val: Features (M, dim) and labels (M,).
-        num_classes: Rows of the head.
-        candidates: Penalties, positive.
-
-    Returns:
-        One of the candidates.
-
-    Raises:
-        ConfigError: A candidate is not positive.
-        DivergedError: A minimum was not reached.
+    `train` and `val` are features and labels as for `fit_logistic`, whose errors may be raised.
     """
 
     def right(l2: float) -> int:

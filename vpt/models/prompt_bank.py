@@ -31,7 +31,6 @@ class PromptBank(nn.Module):
     """A frozen backbone with the prompts and heads of many tasks.
 
     Attributes:
-        backbone: Shared by all tasks.
         tasks: Their names, in order.
         heads: A linear head for each in their order, of any number of classes.
         class_names: By task.
@@ -106,10 +105,7 @@ class PromptBank(nn.Module):
 
     @contextmanager
     def assigned(self, tasks: Sequence[str]) -> Iterator[None]:
-        """Lets the backbone see the prompts of a batch's tasks while it is open; else it is the bare one.
-
-        Args:
-            tasks: The task of each image of the batches that `backbone` is called with.
+        """Lets the backbone see the prompts of the task of each image of a batch while it is open; else it is bare.
 
         Raises:
             UnknownNameError: A task is not in the bank.

@@ -18,11 +18,7 @@ HEADS = ("linear", "conv")
 
 
 class DenseModel(AdaptedModel):
-    """A segmentation model: the classes of each patch, enlarged bilinearly to the image.
-
-    Attributes:
-        head: On the map of the patches; ``linear`` is a 1×1 convolution, that is one linear layer for every patch.
-    """
+    """A segmentation model: the classes of each patch, enlarged bilinearly to the image."""
 
     format = "vpt-dense/1"
 
@@ -38,14 +34,9 @@ class DenseModel(AdaptedModel):
     ) -> None:
         """Attaches the delta and draws the head, whose last layer is small and without bias at first.
 
-        Args:
-            backbone: A ViT or a Swin; from now on it belongs to this model.
-            num_classes: At least 1, background included.
-            specs: The delta, as for `attach`; empty for none.
-            class_names: One per class; None for "0", "1", ...
-            preset: The preprocessing, as a plain dict.
-            kind: Of head: ``linear``, or ``conv``: a 3×3 convolution, GELU, and then the linear layer.
-            width: Channels between the two layers of ``conv``, at least 1.
+        The backbone is a ViT or a Swin; other arguments are those of `AdaptedModel`, background is a class. The kind of
+        head is ``linear``, a 1×1 convolution, that is one linear layer for every patch, or ``conv``: a 3×3 convolution
+        to `width` channels, at least 1, GELU, and then the linear layer.
 
         Raises:
             ConfigError: A number is out of range, or a part of the delta acts on pooled features alone.
@@ -82,33 +73,15 @@ class DenseModel(AdaptedModel):
         return nn.Sequential(nn.Conv2d(features, self._width, 3, padding=1, **place), nn.GELU(), last) if conv else last
 
     def encode(self, images: Tensor) -> Tensor:
-        """The map of the patches.
-
-        Args:
-            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
-
-        Returns:
-            (B, num_features, rows, columns).
-        """
+        """The map of the patches, (B, num_features, rows, columns)."""
         return feature_map(self.backbone, images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classifies the pixels of images.
-
-        Args:
-            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
-
-        Returns:
-            Logits, (B, num_classes, H, W).
-        """
+        """Logits of pixels, (B, num_classes, H, W), of images (B, 3, H, W), uint8 in [0, 255] or float in [0, 1]."""
         return enlarge(self.classify(self.encode(images)), (int(images.shape[-2]), int(images.shape[-1])))
 
     def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
-        """The whole map, where only the head trains; else nothing is constant.
-
-        Returns:
-            `encode` and the identity, or None.
-        """
+        """`encode` and the identity where only the head trains; else nothing is constant."""
         return (self.encode, nn.Identity()) if self.constant_blocks() == READOUT else None
 
     def file_header(self) -> dict[str, Any]:
@@ -117,13 +90,5 @@ class DenseModel(AdaptedModel):
 
 
 def enlarge(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Brings the logits of patches to pixels, bilinearly; the outer edges of both maps agree.
-
-    Args:
-        logits: (B, classes, rows, columns).
-        size: (H, W) in pixels.
-
-    Returns:
-        (B, classes, H, W).
-    """
+    """Brings logits of patches, (B, classes, rows, columns), to (H, W) pixels; the outer edges of both maps agree."""
     return interpolate(logits, size, mode="bilinear", align_corners=False)

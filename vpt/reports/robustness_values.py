@@ -18,9 +18,8 @@ from vpt.data.corruptions import title
 from vpt.errors import ConfigError
 from vpt.metrics.accuracy import correct, difference, top1
 from vpt.metrics.calibration import equal_width, temperature
-from vpt.metrics.class_masks import matched, positions
 from vpt.metrics.effective_robustness import BASELINES, effective_robustness
-from vpt.metrics.logits import predictions
+from vpt.metrics.logits import matched, positions, predictions
 from vpt.metrics.summary import summary
 from vpt.robustness.evaluation.evaluation_result import FIXED_ALPHA, RobustnessResult, Row
 from vpt.robustness.evaluation.evaluation_sets import CLEAN, SHIFT, VAL

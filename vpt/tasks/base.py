@@ -18,10 +18,9 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from vpt.backbones import Backbone, create_backbone
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models.classifier import AdaptedModel
-from vpt.models.delta_file import check_fingerprint, fill
-from vpt.models.delta_parts import start_from
+from vpt.models.delta_file import check_fingerprint, fill, start_from
+from vpt.models.delta_format import IDENTITY, identity
 from vpt.models.feature_cache import FeatureCache
-from vpt.models.provenance import IDENTITY, identity
 from vpt.tasks.optimizers import check_trainer, scheduled_optimizer
 
 Batch = dict[str, Tensor]

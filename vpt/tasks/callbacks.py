@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from vpt.atomic_write import write_json
 from vpt.models.delta_file import save_delta
-from vpt.models.provenance import identity
+from vpt.models.delta_format import identity
 from vpt.run_record import CONFIG_FILE, DELTA_FILE, INIT_FILE, LAST_CHECKPOINT, RUN_FILE, file_identity
 from vpt.run_record import identity as identity_of
 from vpt.tasks.base import TuningTask

@@ -13,9 +13,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from vpt.backbones import Backbone
 from vpt.data import MaskDataModule
 from vpt.errors import ConfigError, UnknownNameError
-from vpt.metrics.class_masks import restrict
+from vpt.metrics.logits import restrict
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_parts import read_head
+from vpt.models.delta_file import read_head
 from vpt.models.logistic_regression import choose_l2, fit_logistic
 from vpt.tasks.base import Batch, TuningTask
 

@@ -2,10 +2,8 @@
 
 from vpt.reports.style import confusion_figure
 from vpt.visualize.attention_maps import AttentionMaps, attention_maps
-from vpt.visualize.callbacks import AttentionLogger, FigureLogger
-from vpt.visualize.figure_kinds import draw, write_gallery
-from vpt.visualize.scene import Scene, scene_from_data, scene_from_files
-from vpt.visualize.segmentation_figure import segmentation_figure
+from vpt.visualize.callbacks import AttentionLogger, FigureLogger, segmentation_figure
+from vpt.visualize.figure_kinds import Scene, draw, scene_from_data, scene_from_files, write_gallery
 
 __all__ = [
     "AttentionLogger",

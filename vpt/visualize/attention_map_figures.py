@@ -1,17 +1,23 @@
-"""Figures of attention maps: a row for each image or prompt, one scale for what is compared."""
+"""Figures of attention maps: a row for each image or prompt, one scale for what is compared.
+
+Images are those of the maps, uint8 (B, 3, H, W), and names those of their classes, where they are known. `tuned` are
+maps with the delta, `untuned` without it; None for no comparison. Layers and prompts count from 0.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from torch import Tensor
 
+from vpt.deltas.prompt import Prompt
 from vpt.errors import ConfigError
-from vpt.reports.style import ACCENT, SEQUENTIAL, short
-from vpt.visualize.attention_maps import AttentionMaps, LayerMaps
-from vpt.visualize.figure_panels import UNTUNED_TUNED, Array, bare, chosen, colour_bar, draw_pairs, panels, show
+from vpt.models import TunedModel
+from vpt.reports.style import ACCENT, NEUTRAL, SEQUENTIAL, short, style
+from vpt.visualize.attention_maps import Array, AttentionMaps, LayerMaps, PromptAttention, measure_attention
+from vpt.visualize.figure_panels import Grid, bare, chosen, colour_bar, draw_pairs, head, panels, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +27,66 @@ _LAYERS, _PROMPTS = 6, 10  # columns that fit
 _SEARCHED, _CROPS = 5, 8  # prompts and patches of `nearest_figure`
 _SATURATED = 0.97  # above this quantile colours saturate: sink patches get 20 times the mean and more
 _TIMES = "attention to a patch ÷ mean over patches"
+_WITHOUT_WITH = ("Without prompts", "With prompts", "with − without")
+_UNTUNED_TUNED = ("Untuned", "Tuned", "tuned − untuned")
+
+
+def draw_attention(
+    model: TunedModel, images: Tensor, labels: Tensor | None, measured: PromptAttention | None = None
+) -> Figure:
+    """Draws a row per image (input, attention without, with, difference) over the prompts' share in every layer.
+
+    Without the prompts is without the whole delta: where it has other parts the titles say untuned and tuned. Labels
+    are int64 (B,), or None where they are not known; `measured` is what `measure_attention` gave, if it did already.
+
+    Raises:
+        ConfigError: The model has no prompts.
+    """
+    from matplotlib.figure import Figure
+
+    measured = measure_attention(model, images) if measured is None else measured
+    rows = len(images)
+    with style():
+        figure = Figure(figsize=(7.4, 1.75 * rows + 3.6), layout="constrained")
+        top, bottom = cast("Any", figure.subfigures(2, 1, height_ratios=[1.75 * rows + 1.0, 2.6]))
+        axes = top.subplots(rows, 4, squeeze=False)
+        only = model.delta is not None and all(isinstance(part, Prompt) for part in model.delta.parts)
+        label = f"{_TIMES}\n(under each map: the predicted class)"
+        words = _WITHOUT_WITH if only else _UNTUNED_TUNED
+        draw_pairs(axes, measured.without, measured.with_prompts, images, label, words)
+        _caption_rows(axes, measured, labels, model.class_names)
+        subject = "class token" if model.backbone.layout.has_class_token else "mean patch (no class token)"
+        head(top, f"Where the {subject} looks in the last block")
+        _draw_shares(bottom.subplots(), measured)
+    return figure
+
+
+def _caption_rows(axes: Grid, measured: PromptAttention, labels: Tensor | None, class_names: Sequence[str]) -> None:
+    truths = [None] * len(axes) if labels is None else labels.tolist()
+    for position, (row, truth) in enumerate(zip(axes, truths, strict=True)):
+        if truth is not None:
+            row[0].set_xlabel(short(class_names[truth]))
+        for cell, guesses in zip(row[1:3], measured.guesses, strict=True):
+            guess, chance = guesses[position]
+            mark = "" if truth is None else "✓ " if guess == truth else "✗ "
+            cell.set_xlabel(
+                f"{mark}{short(class_names[guess])} ({chance:.0%})", color=ACCENT if mark == "✗ " else NEUTRAL
+            )
+
+
+def _draw_shares(axes: Axes, measured: PromptAttention) -> None:
+    layers = np.arange(1, len(measured.share) + 1)
+    heads = 100 * measured.share.mean(axis=1)
+    axes.fill_between(layers, np.nanmin(heads, axis=1), np.nanmax(heads, axis=1), color=ACCENT, alpha=0.18, linewidth=0)
+    mean, even = np.nanmean(heads, axis=1), 100 * measured.uniform
+    axes.plot(layers, mean, "o-", color=ACCENT, markersize=4, label="mean (band: lowest to highest head)")
+    axes.plot(layers, even, "--", color=NEUTRAL, linewidth=1, label="if all tokens got the same")
+    axes.set_title("Share of its attention that the prompts take", loc="left")
+    axes.set_xlabel("layer")
+    axes.set_ylabel("% of attention")
+    axes.set_xticks(layers[:: 1 + len(layers) // 20])
+    axes.set_ylim(0, None)
+    axes.legend(frameon=False)
 
 
 def subject_figure(
@@ -28,21 +94,14 @@ def subject_figure(
 ) -> Figure:
     """Draws the class token's attention to patches in several layers; the mean over patches where there is none.
 
-    Args:
-        images: uint8 (B, 3, H, W), those of the maps.
-        tuned: With the delta.
-        untuned: Without it, drawn above for each image; None for no comparison.
-        names: Of the images' classes, where they are known.
-
-    Returns:
-        A row for each image and model, a column for each of up to six layers; on Swin in each layer's own grid.
+    There is a row for each image and model, a column for each of up to six layers; on Swin in each layer's own grid.
     """
     layers = chosen(len(tuned.layers), _LAYERS)
     pairs = [("", tuned)] if untuned is None else [("untuned", untuned), ("tuned", tuned)]
     rows, labels = [], []
     for place in range(len(images)):
         for name, maps in pairs:
-            rows.append([relative(maps.layers[layer].patches[place].mean(axis=0)) for layer in layers])
+            rows.append([_relative(maps.layers[layer].patches[place].mean(axis=0)) for layer in layers])
             labels.append(name)
     shown = [image for image in images for _ in pairs]
     captions = [name for name in names for _ in pairs]
@@ -58,17 +117,10 @@ def subject_figure(
 
 
 def prompts_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = (), layer: int | None = None) -> Figure:
-    """Draws what each prompt looks at, by its own query in the concatenated form; see `LayerMaps.from_prompts`.
+    """Draws what each of the first ten prompts looks at, by its own query; see `LayerMaps.from_prompts`.
 
-    Args:
-        images: uint8 (B, 3, H, W), those of the maps.
-        tuned: With prompts.
-        names: Of the images' classes, where they are known.
-        layer: Counted from 0; None for the one whose patches attend most to prompts, of those whose prompts have
-            queries: not so where there are only the keys of prefixes.
-
-    Returns:
-        A row for each image, a column for each of the first ten prompts.
+    Without a layer it is the one whose patches attend most to prompts, of those whose prompts have queries: not so
+    where there are only the keys of prefixes.
 
     Raises:
         ConfigError: No prompt of this layer has a query.
@@ -83,7 +135,7 @@ def prompts_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = 
     return _grid(
         f"What each prompt looks at in layer {layer + 1}, by its own{' (dead)' if dead else ''} query",
         list(images),
-        [[relative(looks[place, prompt]) for prompt in prompts] for place in range(len(images))],
+        [[_relative(looks[place, prompt]) for prompt in prompts] for place in range(len(images))],
         [f"prompt {prompt + 1}" for prompt in prompts],
         _TIMES,
         names,
@@ -92,16 +144,7 @@ def prompts_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = 
 
 
 def mass_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = ()) -> Figure:
-    """Draws how much of each patch's attention goes to the prompts.
-
-    Args:
-        images: uint8 (B, 3, H, W), those of the maps.
-        tuned: With prompts.
-        names: Of the images' classes, where they are known.
-
-    Returns:
-        A row for each image, a column for each of up to six layers; below each map its mean.
-    """
+    """Draws how much of each patch's attention goes to the prompts in up to six layers; below each map its mean."""
     layers = chosen(len(tuned.layers), _LAYERS)
     rows = [[100 * tuned.layers[layer].mass[place] for layer in layers] for place in range(len(images))]
     return _grid(
@@ -118,27 +161,17 @@ def mass_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = ())
 def rollout_figure(
     images: Tensor, tuned: AttentionMaps, untuned: AttentionMaps | None = None, names: Sequence[str] = ()
 ) -> Figure:
-    """Draws attention followed through all blocks; see `vpt.visualize.attention_maps`.
-
-    Args:
-        images: uint8 (B, 3, H, W), those of the maps.
-        tuned: With the delta.
-        untuned: Without it; None for no comparison.
-        names: Of the images' classes, where they are known.
-
-    Returns:
-        A row for each image; below each map how much comes from all patches and from all prompts.
-    """
+    """Draws attention followed through all blocks; below each map how much comes from all patches and all prompts."""
     title = "Attention rollout: which patches the pooled features come from"
-    after = np.stack([relative(own) for own in tuned.rollout.patches])
+    after = np.stack([_relative(own) for own in tuned.rollout.patches])
     sources = [_sources(tuned, place) for place in range(len(images))]
     label = "part of a patch ÷ mean over patches"
     if untuned is None:
         below = [[text] for text in sources]
         return _grid(title, list(images), [[own] for own in after], ["all layers"], label, names, below=below)
-    before = np.stack([relative(own) for own in untuned.rollout.patches])
+    before = np.stack([_relative(own) for own in untuned.rollout.patches])
     with panels((7.4, 1.85 * len(images) + 1.2), len(images), 4, title) as (figure, axes):
-        draw_pairs(axes, before, after, images, label, UNTUNED_TUNED)
+        draw_pairs(axes, before, after, images, label, _UNTUNED_TUNED)
         figure.axes[-1].tick_params(labelsize=7.5)  # differences are small: their ticks are long and their bar is short
         for place, row in enumerate(axes):
             row[0].set_xlabel(short(names[place]) if names else "")
@@ -150,11 +183,7 @@ def rollout_figure(
 def share_figure(tuned: AttentionMaps) -> Figure:
     """Draws the share of attention on prompts for each layer and head, mean over images.
 
-    Args:
-        tuned: With prompts.
-
-    Returns:
-        A heat map for the class token and one for the mean patch; only the latter where there is no class token.
+    There is a heat map for the class token and one for the mean patch; only the latter where there is no class token.
     """
     tables = {"of the mean patch": tuned.share(of_patches=True)}
     if tuned.has_class_token:
@@ -189,13 +218,8 @@ def nearest_patches(layer: LayerMaps, prompt: int, number: int = _CROPS) -> list
     This is how a deep prompt acts on the image; its own query acts on nothing. Of each image the best patch enters,
     images are ordered by it; ties go to the first in row-major order.
 
-    Args:
-        layer: From `attention_maps` over the images that are to be searched.
-        prompt: Counted from 0.
-        number: How many to return at most.
-
     Returns:
-        (image, row, column, score in [0, 1]) of each, best first.
+        (image, row, column, score in [0, 1]) of at most `number` patches, best first.
     """
     scores = layer.to_prompts[:, prompt]
     flat = scores.reshape(len(scores), -1)
@@ -207,16 +231,10 @@ def nearest_patches(layer: LayerMaps, prompt: int, number: int = _CROPS) -> list
 
 
 def nearest_figure(images: Tensor, tuned: AttentionMaps, layer: int | None = None) -> Figure:
-    """Draws the patches that attend most to some prompts; see `nearest_patches`.
+    """Draws the patches that attend most to some prompts of a layer, or of `tuned.strongest`; see `nearest_patches`.
 
-    Args:
-        images: uint8 (B, 3, H, W), those of the maps.
-        tuned: With prompts.
-        layer: Counted from 0; None for the one whose patches attend most to prompts.
-
-    Returns:
-        A row for each of the five prompts that patches attend to most, a column for each of up to eight patches. Each
-        is framed within a crop of three by three patches; where those end the image ends.
+    There is a row for each of the five prompts that patches attend to most, a column for each of up to eight patches.
+    Each is framed within a crop of three by three patches; where those end the image ends.
 
     Raises:
         ConfigError: There are no prompts in this layer.
@@ -252,28 +270,14 @@ def _crop(axes: Axes, image: Tensor, grid: tuple[int, ...], row: int, column: in
     axes.set_facecolor("#e5e7eb")
 
 
-def relative(values: Array) -> Array:
-    """Divides by the mean, so that 1 is what each patch would get if all got the same.
-
-    Args:
-        values: (rows, columns).
-
-    Returns:
-        Likewise.
-    """
+def _relative(values: Array) -> Array:
+    """Divides by the mean, so that 1 is what each patch would get if all got the same."""
     result: Array = values / max(float(values.mean()), 1e-12)
     return result
 
 
 def percent(value: float) -> str:
-    """Writes a percentage with two digits: one prompt among 196 patches has half a per cent.
-
-    Args:
-        value: In [0, 100].
-
-    Returns:
-        The number without its sign.
-    """
+    """A percentage in [0, 100] with two digits, without its sign: one prompt among 196 patches has half a per cent."""
     return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 

@@ -1,4 +1,4 @@
-"""Everything that the figures of attention show, measured in one forward pass beside the model.
+"""Everything that the figures of attention show, and how it changes with prompts, measured beside the model.
 
 Exact: each number is read from the softmax that the fused path computes (`vpt.backbones.attention.recording`). On
 Swin, windows are stitched back to the map of their block, the shift undone; the share that goes to padding is left out.
@@ -16,22 +16,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vpt.backbones import AttentionCall, Backbone, recording
+from vpt.backbones import AttentionCall, Backbone, class_attention, recording
 from vpt.backbones.attention.recording import summarise
 from vpt.deltas.prompt import Prompt
+from vpt.errors import ConfigError
 from vpt.models import TunedModel
+
+Array = NDArray[np.float32]
+
+_BATCH = 16  # images at a time
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a model and the deltas on it, which need not be parts of it, into eval mode, and each module's back.
-
-    Args:
-        model: A `TunedModel`, a `DenseModel` or a `Backbone`.
-
-    Yields:
-        Nothing.
-    """
+    """Puts a model or backbone and the deltas on it, which need not be parts of it, into eval mode, and each back."""
     backbone = cast("Backbone", model if isinstance(model, Backbone) else model.backbone)
     deltas = [part for part in backbone.attached if isinstance(part, nn.Module)]
     modes = {module: module.training for part in (model, *deltas) for module in part.modules()}
@@ -46,26 +44,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def strength(model: TunedModel, alpha: float) -> Iterator[None]:
-    """Moves a model between the bare backbone and the tuned model, and back to where it was.
-
-    Args:
-        model: With or without a delta.
-        alpha: 0 for the backbone, 1 for the tuned model.
-
-    Yields:
-        Nothing.
-    """
+    """Gives a model the strength alpha, and then its own again."""
     before = model.strength
     model.set_strength(alpha)
     try:
         yield
     finally:
         model.set_strength(before)
-
-
-Array = NDArray[np.float32]
-
-_BATCH = 16  # images at a time
 
 
 @dataclass(frozen=True)
@@ -107,7 +92,7 @@ class AttentionMaps:
 
     Attributes:
         layers: Of each block, first to last.
-        rollout: Attention followed through all blocks, see `vpt.visualize.attention_maps`.
+        rollout: Attention followed through all blocks.
         has_class_token: Whether the subject is the class token, also where the pool averages over patches and nothing
             reads it behind the last block; else the mean over patches.
         dead_queries: Whether no prompt's query has any influence on the output: so with deep prompts.
@@ -124,19 +109,11 @@ class AttentionMaps:
         return "the class token" if self.has_class_token else "the mean patch (no class token)"
 
     def share(self, of_patches: bool = False) -> Array:
-        """Part of the attention that goes to prompts.
+        """Part of the subject's attention, or the mean patch's, that goes to prompts: mean over images.
 
-        Args:
-            of_patches: Of the mean patch's attention instead of the subject's.
-
-        Returns:
-            (layers, heads) in [0, 1], mean over images; NaN where a layer has fewer heads than another.
+        (layers, heads) in [0, 1]; NaN where a layer has fewer heads than another.
         """
-        parts = [layer.patch_share if of_patches else layer.share for layer in self.layers]
-        table = np.full((len(parts), max(part.shape[1] for part in parts)), np.nan, dtype=np.float32)
-        for row, part in zip(table, parts, strict=True):
-            row[: part.shape[1]] = part.mean(axis=0)
-        return table
+        return _table([(layer.patch_share if of_patches else layer.share).mean(axis=0) for layer in self.layers])
 
     @property
     def strongest(self) -> int:
@@ -148,12 +125,7 @@ class AttentionMaps:
 def attention_maps(model: TunedModel | Backbone, images: Tensor) -> AttentionMaps:
     """Measures attention in every block, in eval mode; every module's mode is put back, and nothing else is touched.
 
-    Args:
-        model: With or without prompts, of any family that can take them.
-        images: uint8 (B, 3, H, W), B at least 1.
-
-    Returns:
-        The maps, on the CPU.
+    Images are uint8 (B, 3, H, W), B at least 1.
 
     Raises:
         UnsupportedBackboneError: The backbone's attention cannot be read.
@@ -214,6 +186,15 @@ def _prompts(backbone: Backbone) -> list[Prompt]:
     return [part for part in backbone.attached if isinstance(part, Prompt)]
 
 
+def _table(parts: Sequence[Array]) -> Array:
+    """(..., heads) of each layer as one table; a Swin's later stages have more heads."""
+    width = max(part.shape[-1] for part in parts)
+    table: Array = np.full((len(parts), *parts[0].shape[:-1], width), np.nan, dtype=np.float32)
+    for row, part in zip(table, parts, strict=True):
+        row[..., : part.shape[-1]] = part
+    return table
+
+
 def _array(tensor: Tensor) -> Array:
     array: Array = tensor.detach().float().cpu().numpy()
     return array
@@ -223,9 +204,7 @@ def _array(tensor: Tensor) -> Array:
 class Rollout:
     """Where what the pool reads comes from.
 
-    Attributes:
-        patches: From each patch of the first block's map, (B, rows, columns).
-        prompts: From the prompts of each block, (layers, B).
+    How much from each patch of the first block's map, (B, rows, columns), and from prompts of each block, (layers, B).
     """
 
     patches: Array
@@ -233,16 +212,10 @@ class Rollout:
 
 
 def rollout(calls: Sequence[AttentionCall], weights: Sequence[Tensor], pooled: int | None) -> Rollout:
-    """Follows attention from the pool to the first block.
+    """Follows attention from the pool to the first block, given the weights of each call, (rows, queries, keys).
 
-    Args:
-        calls: Of each block, first to last.
-        weights: Of each call, mean over heads, (rows, queries, keys).
-        pooled: How many tokens at the head of the sequence the pool reads; None for the mean over the patches, which
-            also stands for a pool by attention (SigLIP's).
-
-    Returns:
-        The rollout.
+    These are means over heads. The pool reads the first `pooled` tokens; None stands for the mean over the patches, and
+    for a pool by attention (SigLIP's).
     """
     last = calls[-1]
     images = len(weights[-1]) // last.places.windows
@@ -272,3 +245,57 @@ def _spread(patches: Tensor, grid: tuple[int, int]) -> Tensor:
         return patches
     four = patches.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2) / 4
     return four[:, : grid[0], : grid[1]]
+
+
+@dataclass(frozen=True)
+class PromptAttention:
+    """Attention of the class token (of the mean patch where there is none) with and without prompts.
+
+    Attributes:
+        without: (B, rows, columns), last block at strength 0, mean over heads, relative to uniform: 1 everywhere if
+            all patches got the same.
+        with_prompts: The same at strength 1.
+        share: (layers, B, heads) in [0, 1], the part of each layer's attention that prompts take at strength 1; NaN
+            where a layer has fewer heads than another.
+        uniform: (layers,), what that part would be if all tokens, prompts included, got the same.
+        guesses: Most likely class and its probability at strength 0 and 1 for each image: two lists of (class, p).
+    """
+
+    without: Array
+    with_prompts: Array
+    share: Array
+    uniform: Array
+    guesses: tuple[list[tuple[int, float]], list[tuple[int, float]]]
+
+
+def has_prompts(model: TunedModel) -> bool:
+    """Whether any part of a model's delta is a `Prompt`."""
+    return model.delta is not None and any(isinstance(part, Prompt) for part in model.delta.parts)
+
+
+@torch.no_grad()
+def measure_attention(model: TunedModel, images: Tensor) -> PromptAttention:
+    """Runs images, uint8 (B, 3, H, W), through a model at strength 0 and 1; mode and strength are put back.
+
+    Raises:
+        ConfigError: The model has no prompts.
+        UnsupportedBackboneError: The backbone's attention cannot be read.
+    """
+    if not has_prompts(model):
+        raise ConfigError("The model has no prompts, so there is nothing to compare.")
+    images = images.to(model.head.weight.device)
+    layers, guesses = [], []
+    for alpha in (0.0, 1.0):
+        with evaluating(model), strength(model, alpha):
+            layers.append(class_attention(model.backbone, images))
+            chances, classes = model(images).softmax(dim=1).max(dim=1)
+            guesses.append(list(zip(classes.tolist(), chances.tolist(), strict=True)))
+    seen = [layer[-1].patches.float().mean(dim=1) for layer in layers]
+    maps = [_array((own / own.mean(dim=1, keepdim=True)).reshape(-1, *model.backbone.layout.grid)) for own in seen]
+    return PromptAttention(
+        without=maps[0],
+        with_prompts=maps[1],
+        share=_table([_array(layer.prompts.sum(dim=2)) for layer in layers[1]]),
+        uniform=np.array([layer.prompts.shape[2] / layer.keys for layer in layers[1]], dtype=np.float32),
+        guesses=(guesses[0], guesses[1]),
+    )

@@ -1,27 +1,36 @@
-"""Figures of a run, drawn when training and testing end."""
+"""Figures of a run, drawn when training and testing end, and that of a segmentation for any models."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vpt.data import ImageDataModule, MaskDataModule
+from vpt.data import ImageDataModule, ImageDataset, MaskDataModule
+from vpt.data.masks import IGNORED
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
-from vpt.reports.style import confusion_figure, pixels, save_figure
+from vpt.models.segmenter import DenseModel
+from vpt.reports.style import NEUTRAL, confusion_figure, pixels, save_figure, short
 from vpt.tasks import ClassificationTask, SegmentationTask
 from vpt.tasks.callbacks import run_folder
-from vpt.visualize.prompt_attention import draw_attention, has_prompts, measure_attention
-from vpt.visualize.scene import sample_images
-from vpt.visualize.segmentation_figure import draw_segmentation
+from vpt.visualize.attention_map_figures import draw_attention
+from vpt.visualize.attention_maps import evaluating, has_prompts, measure_attention
+from vpt.visualize.figure_kinds import sample_images
+from vpt.visualize.figure_panels import bare, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# Of Okabe and Ito, told apart by most colour-blind readers; the first class is usually the background.
+_PALETTE = ("#e5e7eb", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#f0e442", "#56b4e9", "#e69f00", "#4b5563")
 
 
 class FigureLogger(L.Callback):
@@ -141,3 +150,74 @@ class AttentionLogger(L.Callback):
             logger.log_metrics(scalars, step=trainer.global_step)
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             _log_image(trainer, "attention/figure", draw_attention(model, images, labels, measured))
+
+
+def segmentation_figure(
+    images: NDArray[np.uint8],
+    masks: NDArray[np.uint8],
+    predictions: Mapping[str, NDArray[np.uint8]],
+    class_names: Sequence[str],
+) -> Figure:
+    """Draws a row per image: image, mask and predictions by title; under a prediction its share of right pixels.
+
+    Images are (N, 3, H, W), masks and predictions (N, H, W), where 255 stands for pixels that do not count: white.
+
+    Raises:
+        ConfigError: The shapes differ, or there is no image.
+    """
+    from matplotlib.patches import Patch
+
+    if not len(images) or any(each.shape != masks.shape for each in (images[:, 0], *predictions.values())):
+        raise ConfigError("A segmentation figure needs at least one image, and masks and predictions of its size.")
+    colours = class_colours(len(class_names))
+    columns = 2 + len(predictions)
+    with panels((1.5 * columns + 0.3, 1.68 * len(images) + 0.7), len(images), columns) as (figure, axes):
+        for row, image, mask in zip(axes, images, masks, strict=True):
+            row[0].imshow(image.transpose(1, 2, 0))
+            row[1].imshow(_painted(mask, colours))
+        for column, answers in enumerate(predictions.values(), start=2):
+            for row, mask, answer in zip(axes, masks, answers, strict=True):
+                row[column].imshow(_painted(answer, colours))
+                counted = mask != IGNORED
+                row[column].set_xlabel(f"{(answer == mask)[counted].mean():.0%} of pixels" if counted.any() else "")
+        for cell, title in zip(axes[0], ("Image", "Truth", *predictions), strict=True):
+            cell.set_title(short(title, 18))
+        for cell in axes.ravel():
+            bare(cell)
+        names = [Patch(color=colour, label=short(name)) for colour, name in zip(colours, class_names, strict=False)]
+        figure.legend(
+            handles=names, loc="outside lower center", ncols=min(len(names), columns), frameon=False, labelcolor=NEUTRAL
+        )
+    return figure
+
+
+def class_colours(classes: int) -> NDArray[np.float64]:
+    """RGB in [0, 1] of so many classes, (classes, 3): nine that are easy to tell apart, then hues."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
+
+    hues = colormaps["hsv"](np.linspace(0, 1, max(0, classes - len(_PALETTE)), endpoint=False))[:, :3]
+    return np.concatenate([[to_rgb(colour) for colour in _PALETTE], hues])[:classes]
+
+
+def _painted(mask: NDArray[np.uint8], colours: NDArray[np.float64]) -> NDArray[np.float64]:
+    table = np.ones((256, 3))  # white where no pixel counts
+    table[: len(colours)] = colours
+    painted: NDArray[np.float64] = table[mask]
+    return painted
+
+
+@torch.no_grad()
+def draw_segmentation(models: Mapping[str, DenseModel], split: ImageDataset, positions: Sequence[int]) -> Figure:
+    """Draws what models, at least one by title, say of some images of a `MaskDataset`; see `segmentation_figure`."""
+    batch = split.batch(positions)
+    answers = {title: _answers(model, batch["image"]) for title, model in models.items()}
+    names = next(iter(models.values())).class_names
+    return segmentation_figure(batch["image"].numpy(), batch["mask"].numpy(), answers, names)
+
+
+def _answers(model: DenseModel, images: Tensor) -> NDArray[np.uint8]:
+    with evaluating(model):
+        classes = model(images.to(model.backbone.mean.device)).argmax(dim=1)
+    found: NDArray[np.uint8] = classes.to(torch.uint8).cpu().numpy()
+    return found

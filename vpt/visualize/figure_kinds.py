@@ -1,19 +1,28 @@
-"""The kinds of attention figures: what each shows, what it needs, and how to read it."""
+"""The kinds of attention figures: what each shows and needs, how to read it, and what it is drawn of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from vpt.atomic_write import write_text
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.data import ImageDataModule, ImageDataset, Preset
+from vpt.data.images import decode_rgb
+from vpt.errors import ConfigError, DataError, UnknownNameError
+from vpt.models import TunedModel, load_classifier
 from vpt.reports.page import document
 from vpt.reports.style import save_figure
+from vpt.robustness.evaluation.evaluate import check_data
 from vpt.visualize.attention_map_figures import (
+    draw_attention,
     mass_figure,
     nearest_figure,
     prompts_figure,
@@ -21,27 +30,146 @@ from vpt.visualize.attention_map_figures import (
     share_figure,
     subject_figure,
 )
-from vpt.visualize.attention_maps import strength
-from vpt.visualize.layer_features import features_figure, layer_features
-from vpt.visualize.prompt_attention import draw_attention, has_prompts
-from vpt.visualize.scene import Scene
+from vpt.visualize.attention_maps import AttentionMaps, attention_maps, has_prompts, strength
+from vpt.visualize.layer_features import FEWEST, features_figure, layer_features
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FEWEST = 8  # images that features are laid out of
+_CROWD = 64  # images that are searched for patches
+_IN_FOLDER = 6  # images that a folder stands for
+_MOST = 32
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
+
+
+class Scene:
+    """A model and the images that it is looked at with; everything is measured once, when it is first needed.
+
+    These are a few images and a crowd of many, uint8 (B, 3, H, W); labels, int64 (B,), are None where not known.
+    """
+
+    def __init__(
+        self, model: TunedModel, images: Tensor, labels: Tensor | None, crowd: Tensor, crowd_labels: Tensor | None
+    ) -> None:
+        """Keeps what is given."""
+        self.model, self.images, self.labels = model, images, labels
+        self.crowd, self.crowd_labels = crowd, crowd_labels
+
+    @property
+    def names(self) -> list[str]:
+        """Class names of the few images; empty where they are not known."""
+        return [] if self.labels is None else [self.model.class_names[label] for label in self.labels.tolist()]
+
+    @cached_property
+    def tuned(self) -> AttentionMaps:
+        """Maps of the few images."""
+        return attention_maps(self.model, self.images)
+
+    @cached_property
+    def untuned(self) -> AttentionMaps | None:
+        """The same at strength 0; None without a delta that could be taken away."""
+        if self.model.delta is None:
+            return None
+        with strength(self.model, 0.0):
+            return attention_maps(self.model, self.images)
+
+    @cached_property
+    def searched(self) -> tuple[Tensor, AttentionMaps]:
+        """Images evenly from the crowd, and their maps."""
+        images = self.crowd[:: -(-len(self.crowd) // _CROWD)]
+        return images, attention_maps(self.model, images)
+
+
+def sample_images(dataset: ImageDataset, number: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draws one image each of a number of classes, or of all if there are fewer; gives images and labels.
+
+    Raises:
+        ConfigError: The number is less than 1.
+    """
+    if number < 1:
+        raise ConfigError(f"The number of images must be at least 1, got {number}.")
+    generator = np.random.default_rng(seed)
+    classes = generator.permutation(np.unique(dataset.labels))[:number]
+    index = [int(generator.choice(np.flatnonzero(dataset.labels == label))) for label in classes]
+    return torch.stack([dataset[i]["image"] for i in index]), torch.from_numpy(classes)
+
+
+def sample_crowd(dataset: ImageDataset, classes: int = 10, per_class: int = 20, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draws several images each of a few classes, fewer where there are fewer; gives images and ascending labels."""
+    generator = np.random.default_rng(seed)
+    drawn = np.sort(generator.permutation(np.unique(dataset.labels))[:classes])
+    index = [generator.permutation(np.flatnonzero(dataset.labels == label))[:per_class] for label in drawn]
+    chosen = np.concatenate(index)
+    return torch.stack([dataset[int(i)]["image"] for i in chosen]), torch.from_numpy(dataset.labels[chosen])
+
+
+def scene_from_files(delta: Path, images: Sequence[Path], weights: str | None = None) -> Scene:
+    """Prepares the kinds of figures that need no classes, for image files; raises what `load_classifier` does, too.
+
+    A folder stands for the first six images in and below it, by name.
+
+    Raises:
+        ConfigError: There are more than 32 images.
+        DataError: There is no image, or one cannot be read.
+    """
+    model = load_classifier(delta, weights).float()  # figures are drawn in single precision
+    batch = _batch(model, images)
+    return Scene(model, batch, None, batch, None)
+
+
+def scene_from_data(
+    delta: Path, data: ImageDataModule, weights: str | None = None, number: int = 4, per_class: int = 20
+) -> Scene:
+    """Prepares all kinds of figures for test images of the task; raises what `load_classifier` does, too.
+
+    Maps are drawn of a number of images, at least 1, and figures of many images of so many per class of ten classes.
+
+    Raises:
+        ConfigError: The data do not belong to the delta.
+        DataError: An image cannot be read.
+    """
+    model = load_classifier(delta, weights).float()  # figures are drawn in single precision
+    check_data(delta, model, data)
+    split = data.split("test")
+    return Scene(model, *sample_images(split, number), *sample_crowd(split, per_class=per_class))
+
+
+def _batch(model: TunedModel, images: Sequence[Path]) -> Tensor:
+    preset = Preset.from_dict(model.preset)
+    batch = np.stack([_read(path, preset, model.backbone.image_size) for path in _expand(images)])
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+
+def _expand(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are, folders as their first images."""
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            if not inside:
+                raise DataError(f"There is no image in the folder {path}.")
+            files += inside[:_IN_FOLDER]
+        else:
+            files.append(path)
+    if not files:
+        raise DataError("There is no image to draw: give image files or a folder of images.")
+    if len(files) > _MOST:
+        raise ConfigError(f"A figure has a row for each image and takes {_MOST} at most, got {len(files)}.")
+    return files
+
+
+def _read(path: Path, preset: Preset, image_size: int) -> NDArray[np.uint8]:
+    if not path.is_file():
+        raise DataError(f"No image {path}.")
+    try:
+        return preset(decode_rgb(path), image_size)
+    except Exception as error:  # PIL raises a dozen unrelated types on damaged files.
+        raise DataError(f"{path} cannot be decoded as an image ({error}).") from error
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of figure.
-
-    Attributes:
-        title: Its heading in the gallery.
-        caption: How to read it.
-        draw: Draws it.
-        missing: What a scene lacks for it, a part of a sentence; empty if nothing.
-    """
+    """A kind of figure: its heading in the gallery, how to read it, and what a scene lacks for it, if anything."""
 
     title: str
     caption: str
@@ -70,8 +198,8 @@ def _no_keys(scene: Scene) -> str:
 def _no_classes(scene: Scene) -> str:
     if scene.crowd_labels is None:
         return "the classes of image files are not known: draw it from the data, without --images"
-    few = len(scene.crowd) < _FEWEST
-    return f"it takes {_FEWEST} images, and there are {len(scene.crowd)}" if few else ""
+    few = len(scene.crowd) < FEWEST
+    return f"it takes {FEWEST} images, and there are {len(scene.crowd)}" if few else ""
 
 
 KINDS: dict[str, Kind] = {
@@ -130,14 +258,7 @@ KINDS: dict[str, Kind] = {
 
 
 def draw(scene: Scene, kind: str) -> Figure:
-    """Draws one kind of figure.
-
-    Args:
-        scene: Of what.
-        kind: A key of `KINDS`.
-
-    Returns:
-        The figure.
+    """Draws one of the `KINDS` of figures.
 
     Raises:
         UnknownNameError: There is no such kind.

@@ -11,34 +11,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vpt.reports.style import DIVERGING, NEUTRAL, SEQUENTIAL, style
+from vpt.visualize.attention_maps import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Array = NDArray[np.float32]
 Grid = NDArray[np.object_]
 """Axes in rows and columns."""
-
-WITHOUT_WITH = ("Without prompts", "With prompts", "with − without")
-UNTUNED_TUNED = ("Untuned", "Tuned", "tuned − untuned")
 
 
 @contextmanager
 def panels(
     size: tuple[float, float], rows: int, columns: int, title: str = "", note: str = ""
 ) -> Iterator[tuple[Figure, Grid]]:
-    """Starts a figure, within whose style it is to be drawn.
+    """Starts a figure of a size in inches, within whose style it is to be drawn, and gives its axes (rows, columns).
 
-    Args:
-        size: Width and height in inches.
-        rows: Of panels.
-        columns: Of panels.
-        title: Above them, at the left.
-        note: Below them, at the left.
-
-    Yields:
-        The figure, and its axes (rows, columns).
+    The title stands above them at the left, the note below.
     """
     from matplotlib.figure import Figure
 
@@ -53,67 +42,36 @@ def panels(
 
 
 def head(figure: Any, title: str) -> None:
-    """Writes the title of a figure or a part of it.
-
-    Args:
-        figure: A figure or subfigure.
-        title: At its upper left.
-    """
+    """Writes the title of a figure or subfigure at its upper left."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
 
 
 def bare(axes: Axes) -> None:
-    """Takes ticks and frame away, as images have none.
-
-    Args:
-        axes: That an image is drawn in.
-    """
+    """Takes ticks and frame away, as images have none."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
 
 
 def show(axes: Axes, image: Tensor) -> None:
-    """Draws an image.
-
-    Args:
-        axes: Where.
-        image: uint8 (3, H, W).
-    """
+    """Draws an image, uint8 (3, H, W)."""
     axes.imshow(image.permute(1, 2, 0).cpu().numpy())
 
 
 def colour_bar(drawn: Any, axes: Grid, label: str, **options: Any) -> None:
-    """Adds the colour bar of some panels, without a frame.
-
-    Args:
-        drawn: What one of them shows, all on one scale.
-        axes: The panels that give it room.
-        label: What the numbers are.
-        **options: See matplotlib's ``Figure.colorbar``.
-    """
+    """Adds the colour bar of some panels on one scale, of which one shows what is drawn, without a frame."""
     bar = drawn.figure.colorbar(drawn, ax=axes.ravel().tolist(), **options)
     bar.set_label(label)
     bar.outline.set_visible(False)
 
 
 def draw_pairs(
-    axes: Grid,
-    without: Array,
-    with_prompts: Array,
-    images: Tensor,
-    label: str,
-    words: tuple[str, str, str] = WITHOUT_WITH,
+    axes: Grid, without: Array, with_prompts: Array, images: Tensor, label: str, words: tuple[str, str, str]
 ) -> None:
     """Draws a row per image: input, map without prompts, map with them, difference; one scale for what is compared.
 
-    Args:
-        axes: (B, 4).
-        without: (B, rows, columns).
-        with_prompts: Likewise.
-        images: uint8 (B, 3, H, W).
-        label: Of the colour bar of the maps.
-        words: Titles of the two columns of maps, and the label of the difference's colour bar.
+    Axes are (B, 4), maps (B, rows, columns). The words are titles of the columns of maps, and the label of the bar of
+    the difference; the other label is that of the maps.
     """
     difference = with_prompts - without
     both = np.concatenate([without, with_prompts])
@@ -140,14 +98,6 @@ def draw_pairs(
 
 
 def chosen(number: int, most: int) -> list[int]:
-    """Picks positions evenly, the last among them.
-
-    Args:
-        number: Of positions, at least 1.
-        most: How many fit.
-
-    Returns:
-        Ascending positions, counted from 0.
-    """
+    """Picks at most so many of a number of positions evenly, the last among them; ascending, counted from 0."""
     few = min(number, most)
     return [number * (place + 1) // few - 1 for place in range(few)]

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
 from vpt.reports.style import short
-from vpt.visualize.attention_maps import evaluating
-from vpt.visualize.figure_panels import Array, chosen, panels
+from vpt.visualize.attention_maps import Array, evaluating
+from vpt.visualize.figure_panels import chosen, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLUMNS, _BATCH, _FEWEST, _NEIGHBOURS = 4, 16, 8, 5
+FEWEST = 8  # images that features are laid out of
+_COLUMNS, _BATCH, _NEIGHBOURS = 4, 16, 5
 _COLOURS = (
     "#1d4ed8", "#c2410c", "#047857", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4b5563", "#84cc16", "#f59e0b",
 )  # fmt: skip
@@ -28,14 +29,9 @@ _COLOURS = (
 
 @torch.no_grad()
 def layer_features(model: TunedModel, images: Tensor) -> list[Array]:
-    """Reads the summary of the image behind every block, before the final norm.
+    """Reads the summary of images, uint8 (B, 3, H, W), behind every block, before the final norm.
 
-    Args:
-        model: As it is, with its strength.
-        images: uint8 (B, 3, H, W).
-
-    Returns:
-        (B, dim) for each block: the class token, or the mean over patches where there is none.
+    This is (B, dim): the class token, or the mean over patches where there is none.
 
     Raises:
         UnsupportedBackboneError: The backbone's tokens are not known.
@@ -68,19 +64,13 @@ def plane(features: Array) -> Array:
     """Lays features out in two dimensions, each scaled to length 1 first, so that distances are those of angles.
 
     By t-SNE (van der Maaten and Hinton, JMLR 2008): perplexity 30, less for few images, from the principal components
-    on, seed 0.
-
-    Args:
-        features: (n, dim), n at least 8.
-
-    Returns:
-        (n, 2).
+    on, seed 0. From (n, dim) to (n, 2).
 
     Raises:
         ConfigError: There are too few images.
     """
-    if len(features) < _FEWEST:
-        raise ConfigError(f"Features are laid out for at least {_FEWEST} images, got {len(features)}.")
+    if len(features) < FEWEST:
+        raise ConfigError(f"Features are laid out for at least {FEWEST} images, got {len(features)}.")
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(features) - 1) / 3)
@@ -90,24 +80,12 @@ def plane(features: Array) -> Array:
 
 
 def features_figure(
-    tuned: Sequence[Array],
-    untuned: Sequence[Array] | None,
-    labels: NDArray[np.int64],
-    class_names: Sequence[str],
+    tuned: Sequence[Array], untuned: Sequence[Array] | None, labels: NDArray[np.int64], class_names: Sequence[str]
 ) -> Figure:
-    """Draws the features of up to four layers, coloured by class.
+    """Draws `layer_features` of up to four layers, coloured by class, and above what they are at strength 0.
 
     The number in each title is the share of images whose nearest five others (by angle, in all dimensions) vote for
     their class: the plane may mislead, the number does not depend on it.
-
-    Args:
-        tuned: (B, dim) for each layer, from `layer_features`.
-        untuned: The same at strength 0, drawn above; None for no comparison.
-        labels: (B,).
-        class_names: One per class.
-
-    Returns:
-        The figure.
 
     Raises:
         ConfigError: There are too few images.
@@ -128,15 +106,7 @@ def features_figure(
 
 
 def neighbour_accuracy(features: Array, labels: NDArray[np.int64]) -> float:
-    """Classifies each image by its nearest five others; a tie goes to the smaller label.
-
-    Args:
-        features: (n, dim); compared by angle.
-        labels: (n,).
-
-    Returns:
-        The share that is right, in [0, 1].
-    """
+    """The share of images that their nearest five others by angle classify rightly; a tie goes to the smaller label."""
     unit = _unit(features)
     near = unit @ unit.T
     np.fill_diagonal(near, -np.inf)

@@ -28,7 +28,7 @@ def _push(args: list[str]) -> None:
     parser.add_argument("--endpoint", help="URL of the hub (default: HF_ENDPOINT, or the public one)")
     options = parser.parse_args(args[1:])
 
-    from vpt.hub.push import push
+    from vpt.hub.client import push
 
     print(f"pushed to {push(options.delta, options.repo, options.private, options.endpoint)}")
     print(f'load it with vpt.load("hf://{options.repo}")')

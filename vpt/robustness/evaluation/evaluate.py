@@ -16,8 +16,7 @@ from vpt.deltas import DeltaSpec
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
 from vpt.models.delta_file import unfilled
-from vpt.models.delta_format import read_header
-from vpt.models.provenance import identity
+from vpt.models.delta_format import identity, read_header
 from vpt.robustness.evaluation.evaluation_loop import Pair, evaluate, table
 from vpt.robustness.evaluation.evaluation_result import (
     RobustnessResult,

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from vpt.atomic_write import atomic_write
 from vpt.errors import DataError
 from vpt.metrics import accuracy
-from vpt.metrics.class_masks import matched, restrict
-from vpt.metrics.logits import Logits
+from vpt.metrics.logits import Logits, matched, restrict
 
 FORMAT = "vpt-record/1"
 _KEY = b"vpt"

@@ -17,8 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from rich.table import Table
 
 from vpt.errors import ConfigError, DataError
-from vpt.metrics.class_masks import group_columns
-from vpt.metrics.logits import Logits, blocks, check_finite, check_labels, check_precision
+from vpt.metrics.logits import Logits, blocks, check_finite, check_labels, check_precision, group_columns
 from vpt.robustness.evaluation.evaluation_result import RobustnessResult, between, score, shown_alphas
 
 ENSEMBLE = "ensemble"
@@ -80,7 +79,7 @@ def accuracy_curve(
         zero: float32 or float64 (N, classes), logits at α = 0.
         one: The same images at α = 1; `Record.same_images` tells whether two records are.
         labels: (N,), columns; with `groups`, positions in these.
-        groups: The columns of each class where the largest counts, as in `class_masks.group_max`; None for one each.
+        groups: The columns of each class where the largest counts, as in `logits.group_max`; None for one each.
 
     Returns:
         The curve.

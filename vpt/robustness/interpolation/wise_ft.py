@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import check_fingerprint, fill
+from vpt.models.delta_file import check_fingerprint, fill, read_head
 from vpt.models.delta_format import read_delta
-from vpt.models.delta_parts import read_head
 
 Way = Literal["end-to-end", "strength", "head", "none"]
 """What α moves: all tensors, the strength of a delta, the head alone, or nothing."""

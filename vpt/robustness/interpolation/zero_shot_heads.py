@@ -1,6 +1,6 @@
 """Heads that know the classes before anything is trained: the other end of WiSE-FT, written as delta files.
 
-A linear probe is one too (`vpt.models.delta_parts.read_head` reads either). Text heads
+A linear probe is one too (`vpt.models.delta_file.read_head` reads either). Text heads
 are CLIP's zero-shot classifier (Radford et al., ICML 2021, section 3.1.4).
 """
 
