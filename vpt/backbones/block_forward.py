@@ -1,7 +1,7 @@
-"""timm's forward pass block by block.
+"""timm's forward pass block by block, so that a call can say what belongs to it alone.
 
-So a call can say what belongs to it alone: which tokens the last block keeps, and which tokens run beside the map of a
-Swin. Nothing of a call is kept on a module.
+That is, which tokens the last block keeps, and which run beside the map of a Swin. Nothing of a call is kept on a
+module.
 """
 
 from __future__ import annotations
@@ -24,35 +24,18 @@ BlockInputs = list[dict[str, Any]]
 
 
 class Joining(Protocol):
-    """What puts tokens beside the map of a Swin.
-
-    Attributes:
-        pools: Whether the pool reads them with the map.
-    """
+    """What puts tokens beside the map of a Swin; `pools` says whether the pool reads them with the map."""
 
     pools: bool
 
     def joining(self, block: int, images: int) -> Tensor | None:
-        """The tokens that it puts beside the map before a block.
-
-        Args:
-            block: Counted from 0.
-            images: Images in the batch, B.
-
-        Returns:
-            (B, n, dim); None for none.
-        """
+        """The tokens, (B, n, dim), that it puts beside the map of B images before a block; None for none."""
 
 
 def embed(model: Any, images: Tensor) -> tuple[Tensor, BlockInputs]:
-    """What timm does before the first block.
+    """What timm of a known layout does with normalised images (B, 3, H, W) before the first block.
 
-    Args:
-        model: A timm model of a known layout.
-        images: Normalised, (B, 3, H, W).
-
-    Returns:
-        Tokens (B, N, dim), or a map (B, H, W, dim) on a Swin, and what each block is given besides.
+    Returns tokens (B, N, dim), or a map (B, H, W, dim) on a Swin, and what each block is given besides.
     """
     x = model.patch_embed(images)
     if isinstance(model, Eva):
@@ -68,11 +51,7 @@ def embed(model: Any, images: Tensor) -> tuple[Tensor, BlockInputs]:
 
 
 def block_inputs(model: Any) -> BlockInputs:
-    """What each block is given besides the tokens where all patches of an image are there.
-
-    Args:
-        model: A timm model of a known layout.
-    """
+    """What each block is given besides the tokens where all patches of an image are there."""
     if isinstance(model, Eva):
         rope = cast("Any", model).rope
         if rope is None:

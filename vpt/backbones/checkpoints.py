@@ -45,13 +45,9 @@ _MEANT_ORIGINAL = ("vit_base_patch16_224", "vit_base_patch32_224", "vit_large_pa
 
 
 def check_name(name: str) -> None:
-    """Checks that timm knows a backbone.
+    """Checks that timm knows a backbone, `architecture` or `architecture.tag`.
 
-    Args:
-        name: `architecture` or `architecture.tag`, as in timm.
-
-    Raises:
-        UnknownNameError: It does not exist; the nearest name is suggested.
+    An UnknownNameError suggests the nearest name.
     """
     if not isinstance(name, str):
         raise ConfigError(f"A backbone is named by text, as in timm, got {name!r}.")
@@ -63,15 +59,7 @@ def check_name(name: str) -> None:
 
 
 def current_name(name: str, warn: bool = False) -> str:
-    """Follows timm's renamings.
-
-    Args:
-        name: `architecture` or `architecture.tag`, perhaps an old one such as ``vit_base_patch16_224_in21k``.
-        warn: Say what an old name stands for today.
-
-    Returns:
-        Today's name.
-    """
+    """Gives today's name for an old one of timm's, e.g. ``vit_base_patch16_224_in21k``; with `warn` it says so."""
     current = get_deprecated_models().get(name)
     if current is None:
         return name
@@ -87,12 +75,6 @@ def current_name(name: str, warn: bool = False) -> str:
 def config(name: str) -> dict[str, Any]:
     """Reads timm's record of a backbone's weights: input size, mean, standard deviation and so on.
 
-    Args:
-        name: `architecture` or `architecture.tag`.
-
-    Returns:
-        The record as a dict.
-
     Raises:
         UnknownNameError: timm does not know the name.
     """
@@ -102,13 +84,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def random_seed(weights: str) -> int | None:
-    """The seed that random weights are drawn with.
-
-    Args:
-        weights: As for `create_backbone`.
-
-    Returns:
-        0 for ``random``, N for ``random:N``, None for weights that are not random.
+    """The seed that random weights are drawn with: 0 for ``random``, N for ``random:N``, None for weights that are not.
 
     Raises:
         WeightsError: N is not a whole number from 0 on.
@@ -129,20 +105,14 @@ def build(
     """Builds a timm model without classifier and fills it. PyTorch's global random numbers are left where they were.
 
     Args:
-        name: `architecture` or `architecture.tag`, as in timm.
-        weights: ``"pretrained"``, ``"random"``, ``"random:N"`` or a path to a local file.
-        image_size: Pixels; None for the weights' own. Position embeddings are resampled by timm.
+        name: As for `create_backbone`, which also says what is raised.
+        weights: Likewise.
+        image_size: Pixels; None for the weights' own.
         pool: timm's name of a pool; None for the weights' own.
 
     Returns:
         The model; the weights' id: ``timm/<name>``, ``vpt/<name>``, ``file:<file name>``, ``random`` or ``random:N``;
-        and the pool, None if it is the weights' own.
-
-    Raises:
-        UnknownNameError: timm does not know the name.
-        ConfigError: The architecture cannot take this image size.
-        UnsupportedBackboneError: It takes no image size, has no such pool, or does not encode images to one vector.
-        WeightsError: The weights cannot be found, fetched or loaded.
+            and the pool, None if it is the weights' own.
     """
     check_name(name)
     if pool is not None and (not isinstance(pool, str) or not pool):
@@ -228,12 +198,8 @@ def _outline(name: str, image_size: int | None, pool: str | None) -> frozenset[s
 def width(model: nn.Module) -> int:
     """The number of pooled features of a timm model.
 
-    Args:
-        model: A timm model.
-
-    Returns:
-        timm's `head_hidden_size`: some convolutional networks widen once more behind the pool, which `num_features`
-        does not count.
+    It is timm's `head_hidden_size`: some convolutional networks widen once more behind the pool, which `num_features`
+    does not count.
     """
     return int(getattr(model, "head_hidden_size", cast("Any", model).num_features))
 
@@ -243,13 +209,9 @@ def _impossible(name: str, image_size: int, reason: str) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Hashes everything that determines a model's function: names, shapes and values of its parameters and buffers.
+    """SHA-256 of all that determines a model's function: names, shapes and values of its parameters and buffers.
 
-    Args:
-        model: Any module.
-
-    Returns:
-        A SHA-256 as 64 hexadecimal digits. The device does not enter; the precision does.
+    The device does not enter; the precision does.
     """
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
@@ -335,7 +297,7 @@ def pretrained_head(name: str, weights: str = "pretrained") -> nn.Linear:
 
     Returns:
         A frozen layer from pooled features to logits, (classes, features): behind the backbone it gives the answers of
-        timm's own model.
+            timm's own model.
 
     Raises:
         UnknownNameError: timm does not know the name.

@@ -17,19 +17,16 @@ AVERAGED = ("state_dict_ema.", "model_ema.", "teacher.")
 
 
 def read_file(path: Path, names: Collection[str], instead: str) -> dict[str, Any]:
-    """Reads a file's tensors by the names that a model gives them.
+    """Reads a file's tensors by the `names` that a model gives them.
 
     A training keeps its network within others: ``teacher`` of DINO's, ``backbone.`` or ``model.`` of a LightningModule,
     ``module.`` of a parallel one. The file's names that end in the model's show where it lies, and what lies outside,
-    such as the heads of the training, is left out.
+    such as the heads of the training, is left out; nothing is where the names are not known to be wrapped.
 
     Args:
         path: safetensors, or a PyTorch state dict, perhaps nested; read with ``weights_only=True``.
         names: Of the model's tensors.
         instead: The end of the sentence about a file that is not there.
-
-    Returns:
-        Tensors by name; all that is in the file, where its names are not known to be wrapped.
 
     Raises:
         WeightsError: The file is not there, cannot be read, or holds several such networks.
@@ -72,13 +69,6 @@ def _prefix(path: Path, tensors: Collection[str], names: Collection[str]) -> str
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of an error's message, in one line.
-
-    Args:
-        error: Of any kind.
-
-    Returns:
-        At most 300 letters; the error's kind where it says nothing.
-    """
+    """The beginning of an error's message in one line, at most 300 letters; the error's kind where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:300] if lines else type(error).__name__
