@@ -108,11 +108,7 @@ class PromptPad(DeltaPart):
         return 12 * self._width * (self._size - self._width)
 
     def frame(self) -> Tensor:
-        """The frame around an empty middle.
-
-        Returns:
-            (3, size, size).
-        """
+        """The frame around an empty middle, (3, size, size)."""
         inside = self._size - 2 * self._width
         middle = torch.cat([self.columns[0], self.columns.new_zeros(3, inside, inside), self.columns[1]], dim=2)
         return torch.cat([self.rows[0], middle, self.rows[1]], dim=1)
