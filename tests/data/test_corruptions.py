@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from vpt.data.corruptions import BASIC, CORRUPTIONS, GROUPS, PARAMETERS, SEVERITIES, corrupt
-from vpt.data.datasets.digits import DigitsDataModule
+from vpt.data.datasets.demo import DigitsDataModule
 from vpt.data.transforms import import_albumentations
 from vpt.errors import ConfigError, UnknownNameError
 

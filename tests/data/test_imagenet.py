@@ -15,7 +15,7 @@ from vpt.data import ImageNetDataModule
 from vpt.data.catalog.cards import load_card
 from vpt.data.catalog.classes import imagenet_wnids, objectnet_folders, subset_ids
 from vpt.data.corruptions import CORRUPTIONS
-from vpt.data.datasets.imagenet_variants import VARIANTS
+from vpt.data.datasets.imagenet import VARIANTS
 from vpt.errors import ConfigError, DataError, UnknownNameError
 
 CARDS = [card for card in VARIANTS if card != "flickr_in1k_1000"]

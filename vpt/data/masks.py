@@ -44,11 +44,7 @@ class MaskSplit(Split):
     mask_contents: Callable[[], Hashes] = field(kw_only=True)
 
     def take(self, positions: NDArray[np.int64]) -> MaskSplit:
-        """Returns a part of the list.
-
-        Args:
-            positions: int64 (M,), which images.
-        """
+        """See `Split`."""
         part = cast("MaskSplit", super().take(positions))
         masks, contents = partial(self.masks, positions=positions), partial(rows_of, self.mask_contents, positions)
         return replace(part, masks=masks, mask_contents=contents)
@@ -79,13 +75,9 @@ class MaskDataset(ImageDataset):
         return {key: values[0] for key, values in self.batch([item]).items()}
 
     def batch(self, items: Sequence[int | tuple[int, int]]) -> Batch:
-        """Returns several items at once.
+        """Returns B items, by indices or pairs (epoch, index), at once.
 
-        Args:
-            items: B indices, or pairs (epoch, index).
-
-        Returns:
-            ``image`` uint8 (B, 3, H, W), ``mask`` uint8 (B, H, W) and ``index`` int64 (B,).
+        ``image`` is uint8 (B, 3, H, W), ``mask`` uint8 (B, H, W) and ``index`` int64 (B,).
         """
         found = super().batch(items)
         masks = np.stack([self.masks[index] for index in found["index"].tolist()])
@@ -158,11 +150,7 @@ class MaskList(ImageList):
         return f"{super().title}-masks"
 
     def take(self, positions: NDArray[np.int64]) -> MaskList:
-        """Returns a part of the list.
-
-        Args:
-            positions: int64 (M,), which masks.
-        """
+        """Returns the masks at some positions, int64 (M,)."""
         part = cast("MaskList", super().take(positions))
         return replace(part, images=[self.images[position] for position in positions])
 
@@ -178,13 +166,7 @@ class MaskList(ImageList):
         return content_hash(super()._content(position), (self.folder / self.images[position]).read_bytes())
 
     def decode(self, position: int) -> Image.Image:
-        """Decodes one mask.
-
-        Args:
-            position: 0..N-1.
-
-        Returns:
-            RGB of three equal channels, each the class of a pixel, upright as its image.
+        """Decodes one mask to RGB of three equal channels, each the class of a pixel, upright as its image.
 
         Raises:
             DataError: The file is missing, damaged or no mask, has another size than its image, or a value that means
@@ -236,19 +218,10 @@ class _OneChannel:
 def decoded_masks(
     masks: MaskList, preset: Preset, image_size: int, positions: NDArray[np.int64] | None = None
 ) -> Images:
-    """Returns all masks of a list, resized by nearest neighbour to where the preset puts the images.
+    """Returns the masks of a list, resized by nearest neighbour to where the preset puts the images.
 
-    Args:
-        masks: The list.
-        preset: How the images are resized.
-        image_size: Side in pixels.
-        positions: int64 (M,), some of the list; None for all.
-
-    Returns:
-        uint8 (image_size, image_size) each.
-
-    Raises:
-        DataError: What `MaskList.decode` and `vpt.data.image_cache.decoded` raise.
+    All, or those at some positions, int64 (M,): uint8 (image_size, image_size) each. Errors as of `MaskList.decode` and
+    `vpt.data.image_cache.decoded`.
     """
     nearest = replace(preset, name=f"{preset.name}-nearest", interpolation="nearest")
     return _OneChannel(decoded(masks, nearest, image_size, positions))

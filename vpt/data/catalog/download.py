@@ -44,16 +44,13 @@ class _BrokenError(_FailedError):
 
 
 def fetch(download: Download, folder: Path, timeout: float = 60.0, pause: float = 1.0) -> Path:
-    """Fetches a file unless it is there.
+    """Fetches a file to a folder, which is created, unless it is there, and returns its path.
 
     Args:
         download: Its addresses, size and checksum.
-        folder: Where to, created.
+        folder: Where to.
         timeout: Seconds without a byte after which a connection counts as stalled.
         pause: Seconds before the second attempt, twice as many before the third, and so on.
-
-    Returns:
-        Its path.
 
     Raises:
         DataError: No mirror gave the file with its checksum, the folder cannot be written, or what lies there already
@@ -271,24 +268,16 @@ DOWNLOADS = "downloads"
 
 
 def obtain(name: str, root: Path, source: Path | None = None, allow_partial: bool = False) -> Path:
-    """Makes a dataset ready.
+    """Makes a dataset that has a card ready below the root, and returns its folder.
 
     VTAB tasks are written to ``<root>/<name>/`` by :func:`vpt.data.prepare.prepare` from an original, which is fetched
-    and unpacked below ``<root>/downloads/`` if none is given. All others are read as their authors publish them: they
-    are only fetched and unpacked, and their lists are read to see that it is they.
-
-    Args:
-        name: A dataset with a card.
-        root: The folder of all datasets.
-        source: Folder of the unpacked original of a VTAB task; None to fetch it.
-        allow_partial: Accept an original with too few images.
-
-    Returns:
-        The folder of the dataset.
+    and unpacked below ``<root>/downloads/`` if its folder is not given as `source`. All others are read as their
+    authors publish them: they are only fetched and unpacked, and their lists are read to see that it is they.
 
     Raises:
         UnknownNameError: There is no such dataset.
-        DataError: It can only be got by hand, and the message says how; or it cannot be fetched, unpacked or read.
+        DataError: It can only be got by hand, and the message says how; or it cannot be fetched, unpacked or read; or
+            the original has too few images, and `allow_partial` does not accept that.
     """
     card = find_card(name)
     if card.suite != "vtab":

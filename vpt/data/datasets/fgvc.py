@@ -21,11 +21,9 @@ from vpt.errors import DataError, UnknownNameError
 
 @dataclass(frozen=True)
 class Official:
-    """What the authors' files say.
+    """What the authors' files say: the name of each class, and the lists train, test and perhaps val.
 
-    Attributes:
-        class_names: One name a class.
-        lists: ``"train"`` and ``"test"``, and ``"val"`` where the authors have one; labels count from 0.
+    Labels count from 0.
     """
 
     class_names: list[str]
@@ -50,13 +48,10 @@ class Layout:
 
 
 def read_birds(folder: Path) -> Official:
-    """CUB-200-2011 and NABirds: five text files with ``key value`` lines.
+    """CUB-200-2011 and NABirds: images.txt, image_class_labels.txt, train_test_split.txt, classes.txt and images/.
 
     NABirds' classes.txt also names the inner nodes of its hierarchy.txt, which label no image; classes are therefore
     those that label one, in the order of their ids. CUB-200-2011 uses all of its classes.
-
-    Args:
-        folder: Holds images.txt, image_class_labels.txt, train_test_split.txt, classes.txt and images/.
     """
     names = _table(folder / "classes.txt")
     paths = _table(folder / "images.txt")
@@ -78,8 +73,7 @@ def read_birds(folder: Path) -> Official:
 def read_flowers(folder: Path) -> Official:
     """Oxford Flowers-102; its files do not name the classes, so that these are ``"flower 1"`` to ``"flower 102"``.
 
-    Args:
-        folder: Holds jpg/image_00001.jpg and so on, imagelabels.mat (labels from 1) and setid.mat (numbers from 1).
+    They are jpg/image_00001.jpg and so on, imagelabels.mat (labels from 1) and setid.mat (numbers from 1).
     """
     labels = read_mat(folder / "imagelabels.mat", "labels")[0].ravel().astype(np.int64) - 1
     keys = {"train": "trnid", "val": "valid", "test": "tstid"}
@@ -94,11 +88,9 @@ def read_flowers(folder: Path) -> Official:
 
 
 def read_dogs(folder: Path) -> Official:
-    """Stanford Dogs.
+    """Stanford Dogs: Images/n02085620-Chihuahua/n02085620_10074.jpg and so on, and train_list.mat and test_list.mat.
 
-    Args:
-        folder: Holds Images/n02085620-Chihuahua/n02085620_10074.jpg and so on, and train_list.mat and test_list.mat,
-            in lists/ or beside Images/.
+    These lie in lists/ or beside Images/.
     """
     lists: dict[str, ImageList] = {}
     names: dict[int, str] = {}
@@ -115,11 +107,10 @@ def read_dogs(folder: Path) -> Official:
 
 
 def read_cars(folder: Path) -> Official:
-    """Stanford Cars; the labels of the test images are a file of its own, which the devkit does not contain.
+    """Stanford Cars: cars_train/, cars_test/, devkit/ with cars_meta.mat and cars_train_annos.mat.
 
-    Args:
-        folder: Holds cars_train/, cars_test/, devkit/ with cars_meta.mat and cars_train_annos.mat, and
-            cars_test_annos_withlabels.mat beside or in devkit/.
+    The labels of the test images are a file of its own, cars_test_annos_withlabels.mat beside or in devkit/, which the
+    devkit does not contain.
     """
     names = [str(cell.item()) for cell in read_mat(folder / "devkit" / "cars_meta.mat", "class_names")[0].ravel()]
     lists = {}
@@ -229,8 +220,6 @@ class FGVCDataModule(ImageDataModule):
 
         Raises:
             DataError: A file is missing or malformed, or a list has not its official number of images.
-            UnknownNameError: Dataset, list, preset or augmentation is unknown.
-            ConfigError: A number is out of range.
         """
         if dataset not in LAYOUTS:
             raise UnknownNameError("FGVC dataset", dataset, LAYOUTS)
@@ -246,7 +235,7 @@ class FGVCDataModule(ImageDataModule):
         super().__init__(dataset, found.class_names, splits, preset, image_size, card=card, **options)
 
     def describe(self) -> dict[str, Any]:
-        """Says which data these are; adds ``split_source`` to the base's description."""
+        """Adds ``split_source`` to the base's description."""
         return super().describe() | {"split_source": self.split_source}
 
 

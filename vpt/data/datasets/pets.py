@@ -10,8 +10,7 @@ from vpt.data.catalog.cards import find_card
 from vpt.data.datasets.published_files import check_count, find_folder, image_list, read_text
 from vpt.data.images import ImageList
 from vpt.data.masks import IGNORED, MaskDataModule, MaskList, MaskSplit, decoded_masks
-from vpt.data.splits import listed_split
-from vpt.data.subsets import hold_out
+from vpt.data.splits import hold_out, listed_split
 from vpt.data.transforms import get_preset
 from vpt.errors import DataError, UnknownNameError
 
@@ -56,8 +55,6 @@ class PetTrimapsDataModule(MaskDataModule):
 
         Raises:
             DataError: A file is missing, malformed or incomplete.
-            UnknownNameError: Preset, `train` or `border` is unknown.
-            ConfigError: A number is out of range.
         """
         for kind, value, known in (("list of the pets", train, _TRAIN), ("treatment of borders", border, _BORDER)):
             if value not in known:
@@ -94,14 +91,9 @@ class PetTrimapsDataModule(MaskDataModule):
 
 
 def read_list(file: Path, folder: Path) -> ImageList:
-    """Reads a list of ``name class species breed``, as its authors publish it.
+    """Reads a list of ``name class species breed``, as its authors publish it; images are ``images/<name>.jpg``.
 
-    Args:
-        file: ``annotations/trainval.txt`` or ``annotations/test.txt``.
-        folder: Holds the images as ``images/<name>.jpg``.
-
-    Returns:
-        The images; labels are the 37 classes, from 0.
+    Labels are the 37 classes, from 0.
 
     Raises:
         DataError: It cannot be read, is empty, a line is another, or an image is listed twice.

@@ -53,8 +53,6 @@ class ShapeTextureDataModule(ImageDataModule):
 
         Raises:
             DataError: A file is missing, malformed or incomplete.
-            UnknownNameError: There is no such preset.
-            ConfigError: A number is out of range.
         """
         card = find_card(_NAME)
         folder = find_folder(card, root, _NAME, ["labels.csv", "class16_to_in1k_indices.json"])

@@ -72,22 +72,11 @@ class TorchvisionList:
         return len(self.positions)
 
     def take(self, positions: NDArray[np.int64]) -> TorchvisionList:
-        """Returns a part of the list.
-
-        Args:
-            positions: int64 (M,), which images.
-        """
+        """Returns the images at some positions, int64 (M,)."""
         return replace(self, positions=self.positions[positions], labels=self.labels[positions])
 
     def decode(self, position: int) -> Image.Image:
-        """Decodes one image to RGB.
-
-        Args:
-            position: 0..N-1.
-
-        Raises:
-            DataError: The image is damaged, or the dataset gives something else.
-        """
+        """Decodes one image to RGB; a DataError where it is damaged, or the dataset gives something else."""
         number = int(self.positions[position])
         try:
             return to_rgb(self.dataset[number][0])
@@ -120,7 +109,7 @@ class TorchvisionList:
 
 
 def torchvision_lists(name: str, root: Path, arguments: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Opens the splits of a dataset that lies on the disk already.
+    """Opens the splits train, val and test, as far as it has them, of a dataset that lies on the disk already.
 
     Args:
         name: Class in ``torchvision.datasets``, one of :data:`SUPPORTED`.
@@ -128,7 +117,7 @@ def torchvision_lists(name: str, root: Path, arguments: Mapping[str, Any]) -> tu
         arguments: Its other arguments, such as ``{"split": "letters"}`` of EMNIST.
 
     Returns:
-        Class names and a :class:`TorchvisionList` for each of train, val and test that the dataset has.
+        Class names and a :class:`TorchvisionList` for each split.
 
     Raises:
         UnknownNameError: There is no such dataset.

@@ -86,17 +86,7 @@ def card_names() -> list[str]:
 
 @cache
 def load_card(name: str) -> Card | None:
-    """Reads a card.
-
-    Args:
-        name: Name of a task.
-
-    Returns:
-        The card, or None if there is none for that name.
-
-    Raises:
-        DataError: The file is not a valid card.
-    """
+    """Reads the card of a task; None if there is none of that name, a DataError where the file is no valid card."""
     file = _FOLDER / f"{name}.yaml"
     if file.parent != _FOLDER or not file.is_file():
         return None
@@ -113,14 +103,7 @@ def load_card(name: str) -> Card | None:
 
 
 def find_card(name: str) -> Card:
-    """Looks a card up.
-
-    Args:
-        name: A dataset, also as ``"<suite>/<name>"``.
-
-    Raises:
-        UnknownNameError: It has no card.
-    """
+    """Looks a card up by its name or ``"<suite>/<name>"``; an UnknownNameError where there is none."""
     card = load_card(bare_name(name))
     if card is None:
         raise UnknownNameError("dataset", name, card_names())
@@ -128,11 +111,7 @@ def find_card(name: str) -> Card:
 
 
 def bare_name(name: str) -> str:
-    """Takes the suite off a name.
-
-    Args:
-        name: A dataset, also as ``"<suite>/<name>"``; or any folder.
-    """
+    """Takes the suite off ``"<suite>/<name>"``; any other name, as of a folder, stays as it is."""
     suite, _, last = name.rpartition("/")
     card = load_card(last)
     return last if card is not None and card.suite == suite else name

@@ -1,5 +1,6 @@
-"""Generated tasks that need no download: white shapes to classify, and scenes of coloured shapes to segment.
+"""Tasks that need no download: white shapes and handwritten digits to classify, scenes of coloured shapes to segment.
 
+Their splits are part of the task and do not depend on the seed of the run, which only orders the training images.
 `ShapesDataModule` redraws the latent grid of dSprites (Matthey et al. 2017) with antialiasing.
 """
 
@@ -20,6 +21,7 @@ from vpt.data.content_hashes import Hashes, as_hashes, content_hash
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.masks import MaskDataModule, MaskSplit
 from vpt.data.splits import Split, chosen_splits, generated_split
+from vpt.data.transforms import Preset, get_preset
 from vpt.errors import UnknownNameError
 
 SHAPES = ("square", "ellipse", "heart")
@@ -34,6 +36,7 @@ _LISTS = {
 }
 _OVERSAMPLING = 4
 _SEED = 0
+_SPLIT_SEED = 0
 _SCENES_VERSION = 1  # raised when the same numbers would give other images
 Latents = Mapping[str, NDArray[np.int64]]
 Pixels = NDArray[np.uint8]
@@ -66,12 +69,7 @@ class ShapesDataModule(ImageDataModule):
             test: List to test on.
             preset: Name of the preprocessing; images are drawn at the final size, only its normalization counts.
             image_size: Side of the square images in pixels.
-            **options: See :class:`ImageDataModule`. The images do not depend on its seed; any augmentation changes
-                position and orientation.
-
-        Raises:
-            UnknownNameError: The label, a list, preset or augmentation is unknown.
-            ConfigError: A number is out of range.
+            **options: See :class:`ImageDataModule`. Any augmentation changes position and orientation.
         """
         table = latents(2000, seed=_SEED)
         kinds = {
@@ -107,15 +105,10 @@ def _draw(
 
 
 def latents(count: int, seed: int) -> dict[str, NDArray[np.int64]]:
-    """Draws points of the grid whose images all differ.
+    """Draws points of the grid, at most 50,000, whose images all differ.
 
-    Args:
-        count: Number of points, at most 50,000.
-        seed: Seed of the draw.
-
-    Returns:
-        ``shape`` in 0..2 (:data:`SHAPES`), ``scale`` in 0..5, ``orientation`` in 0..39 (steps of 9°), ``x`` and
-        ``y`` in 0..31, each int64 (count,).
+    ``shape`` in 0..2 (:data:`SHAPES`), ``scale`` in 0..5, ``orientation`` in 0..39 (steps of 9°), ``x`` and ``y`` in
+    0..31, each int64 (count,).
     """
     sides = tuple(_GRID.values())
     points = np.stack(np.unravel_index(np.random.default_rng(seed).permutation(math.prod(sides))[: 2 * count], sides))
@@ -126,15 +119,7 @@ def latents(count: int, seed: int) -> dict[str, NDArray[np.int64]]:
 
 
 def draw(points: Latents, image_size: int) -> NDArray[np.uint8]:
-    """Draws the shapes.
-
-    Args:
-        points: As from :func:`latents`, N of each.
-        image_size: Side in pixels.
-
-    Returns:
-        uint8 (N, 3, image_size, image_size), the three channels equal.
-    """
+    """Draws N points as from :func:`latents`: uint8 (N, 3, image_size, image_size), the three channels equal."""
     names = list(_GRID)
     table = zip(*(points[name].tolist() for name in names), strict=True)
     grey = np.stack([_draw_one(**dict(zip(names, row, strict=True)), image_size=image_size) for row in table])
@@ -197,11 +182,7 @@ class ShapeScenesDataModule(MaskDataModule):
             test: List to test on.
             preset: Name of the preprocessing; images are drawn at the final size, only its normalization counts.
             image_size: Side of the square images in pixels.
-            **options: See :class:`MaskDataModule`. The images do not depend on its seed.
-
-        Raises:
-            UnknownNameError: A list or preset is unknown.
-            ConfigError: A number is out of range.
+            **options: See :class:`MaskDataModule`.
         """
         make = partial(_scene_split, image_size=image_size)
         splits = chosen_splits(_LISTS, {"train": train, "val": val, "test": test}, make)
@@ -248,15 +229,9 @@ def _scene_split(stem: str, positions: NDArray[np.intp], image_size: int) -> Mas
 
 
 def draw_scene(number: int, image_size: int) -> tuple[Pixels, Pixels]:
-    """Draws one image.
+    """Draws one image, uint8 (3, image_size, image_size), and its mask of positions in `SCENE_CLASSES`.
 
-    Args:
-        number: Which, ≥ 0; it alone decides what is seen.
-        image_size: Side in pixels.
-
-    Returns:
-        The image, uint8 (3, image_size, image_size), and its mask, uint8 (image_size, image_size): positions in
-        `SCENE_CLASSES`.
+    The number ≥ 0 alone decides what is seen.
     """
     random = np.random.default_rng([_SEED, number])
     image = _background(random, image_size)
@@ -292,3 +267,68 @@ def _scene_outline(name: str, turn: float) -> NDArray[np.float64]:
     radius = np.where(np.arange(corners) % 2, 0.45, 1.0) if name == "star" else np.ones(corners)
     points: NDArray[np.float64] = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return points
+
+
+class DigitsDataModule(ImageDataModule):
+    """The 1,797 handwritten digits of scikit-learn as a VTAB-style task: 800 / 200 / 797, stratified.
+
+    The originals have 8×8 pixels and 17 grey levels; the preset enlarges them (``"square"``: PIL's bicubic).
+    """
+
+    def __init__(
+        self,
+        train: str = "train800val200",
+        val: str = "val200",
+        test: str = "test",
+        preset: str = "square",
+        image_size: int = 64,
+        **options: Any,
+    ) -> None:
+        """Loads and splits the digits.
+
+        Args:
+            train: ``"train800"`` or ``"train800val200"``.
+            val: List to validate on.
+            test: List to test on.
+            preset: Name of the preprocessing.
+            image_size: Side of the square images in pixels.
+            **options: See :class:`ImageDataModule`.
+        """
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        labels = digits.target.astype(np.int64)
+        chosen = get_preset(preset)
+
+        def split(stem: str, positions: NDArray[np.intp]) -> Split:
+            pixels = partial(_enlarge, grey[positions], chosen, image_size)
+            return generated_split("digits", stem, positions, labels[positions], grey[positions], pixels)
+
+        splits = chosen_splits(_stratified(labels), {"train": train, "val": val, "test": test}, split)
+        names = [str(digit) for digit in range(10)]
+        super().__init__("digits", names, splits, preset, image_size, card=load_card("digits"), **options)
+
+
+def _stratified(labels: NDArray[np.int64]) -> Mapping[str, NDArray[np.intp]]:
+    """Splits 1,797 digits into 800 / 200 / 797 with equal shares of each class."""
+    from sklearn.model_selection import train_test_split
+
+    everything = np.arange(len(labels), dtype=np.intp)
+    fitted, test = train_test_split(everything, train_size=1000, stratify=labels, random_state=_SPLIT_SEED)
+    train, val = train_test_split(fitted, train_size=800, stratify=labels[fitted], random_state=_SPLIT_SEED)
+    return {"train800": train, "val200": val, "train800val200": np.concatenate([train, val]), "test": test}
+
+
+def _enlarge(
+    grey: NDArray[np.uint8],
+    preset: Preset,
+    image_size: int,
+    positions: NDArray[np.int64] | None = None,
+    cropped: bool = True,
+) -> NDArray[np.uint8]:
+    """Takes uint8 (N, H, W) to uint8 (M, 3, image_size, image_size) by a preset, or to what its crop is cut from."""
+    resize = preset if cropped else preset.scale
+    chosen = grey if positions is None else grey[positions]
+    images = [resize(Image.fromarray(image).convert("RGB"), image_size) for image in chosen]
+    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
