@@ -23,10 +23,20 @@ BlockInputs = list[dict[str, Any]]
 """What each block is given besides the tokens, such as rotary embeddings."""
 
 
-class Joining(Protocol):
-    """What puts tokens beside the map of a Swin; `pools` says whether the pool reads them with the map."""
+class Attached(Protocol):
+    """What a delta part is to its backbone; it may put tokens beside the map of a Swin.
 
+    Attributes:
+        first_block: How many blocks lie before everything that it changes.
+        pools: Whether the pool reads its tokens with the map.
+    """
+
+    first_block: int
     pools: bool
+
+    @property
+    def strength(self) -> float:
+        """α in [0, 1]."""
 
     def joining(self, block: int, images: int) -> Tensor | None:
         """The tokens, (B, n, dim), that it puts beside the map of B images before a block; None for none."""
@@ -79,9 +89,9 @@ def run_blocks(
     x: Tensor,
     given: BlockInputs,
     blocks: range,
-    parts: Iterable[Joining] = (),
+    parts: Iterable[Attached] = (),
     keep: int | None = None,
-) -> tuple[Tensor, Mapping[Joining, Tensor]]:
+) -> tuple[Tensor, Mapping[Attached, Tensor]]:
     """Runs successive blocks, with activation checkpointing where timm's `set_grad_checkpointing` asks for it.
 
     Args:
@@ -97,7 +107,7 @@ def run_blocks(
         Tokens or map behind the last of the blocks, and the tokens beside it that the pool reads, (B, n, dim).
     """
     last, run = len(layout.blocks) - 1, _checkpointed if _wants_checkpoints(model) else _plain
-    beside: dict[Joining, Tensor] = {}
+    beside: dict[Attached, Tensor] = {}
     for index in blocks:
         block = layout.blocks[index]
         if index in layout.mergings:

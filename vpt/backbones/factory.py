@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from torch import Tensor, nn
 
-from vpt.backbones.block_forward import BlockInputs, Joining, block_inputs, embed, run_blocks
+from vpt.backbones.block_forward import Attached, BlockInputs, block_inputs, embed, run_blocks
 from vpt.backbones.checkpoints import build, config, current_name, fingerprint, width
 from vpt.backbones.token_layout import TokenLayout, read_layout
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
@@ -24,19 +24,6 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 _IN_POOL = ("fc_norm.", "attn_pool.")  # timm's names of what a vision transformer applies to pooled features only
-
-
-class Attached(Joining, Protocol):
-    """What a delta part is to its backbone.
-
-    `first_block` says how many blocks lie before everything that it changes.
-    """
-
-    first_block: int
-
-    @property
-    def strength(self) -> float:
-        """α in [0, 1]."""
 
 
 class Backbone(nn.Module):
@@ -209,7 +196,7 @@ class Backbone(nn.Module):
         blocks = range(first, len(layout.blocks))
         x, beside = run_blocks(model, layout, x, given, blocks, self.attached, keep)
         pooled = cast("Tensor", model.forward_head(model.norm(x), pre_logits=True))
-        return self._pooled_with(pooled, cast("Mapping[Attached, Tensor]", beside)) if beside else pooled
+        return self._pooled_with(pooled, beside) if beside else pooled
 
     def _pooled_with(self, pooled: Tensor, beside: Mapping[Attached, Tensor]) -> Tensor:
         """The mean over a Swin's map and the tokens beside it, which count by the strength of whom they belong to."""

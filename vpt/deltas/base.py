@@ -32,6 +32,7 @@ class DeltaPart(nn.Module, ABC):
     """One kind of change to a frozen backbone.
 
     Its parameters belong to it, never to the backbone; the constructor takes the backbone only to read sizes from it.
+    Arguments that it cannot take raise what `DeltaSpec.build` says.
 
     Attributes:
         first_block: How many blocks lie before everything that it changes; `READOUT` for all of them.
@@ -64,7 +65,7 @@ class DeltaPart(nn.Module, ABC):
         return any(part is self for part in self.backbone.attached)
 
     def attach(self) -> None:
-        """Puts the change on the backbone.
+        """Puts the change on the backbone, all of it or nothing.
 
         Raises:
             ConfigError: It is there already, or the weights of the backbone are merged with another delta's.
@@ -73,7 +74,12 @@ class DeltaPart(nn.Module, ABC):
             raise ConfigError(f"This {type(self).__name__} is attached already.")
         if any(isinstance(part, DeltaPart) and part.merged for part in self.backbone.attached):
             raise ConfigError("A delta is merged into the backbone's weights: unmerge it before another is attached.")
-        self._attach()
+        try:
+            for handle in self.hooks():
+                self._handles.append(handle)
+        except BaseException:
+            self._detach()
+            raise
         self.backbone.attached.append(self)
 
     def detach(self) -> None:
@@ -86,15 +92,6 @@ class DeltaPart(nn.Module, ABC):
         """Hooks the change on the backbone; what it returns takes the change off again."""
         return ()
 
-    def _attach(self) -> None:
-        """Puts the change on the backbone, all of it or nothing."""
-        try:
-            for handle in self.hooks():
-                self._handles.append(handle)
-        except BaseException:
-            self._detach()
-            raise
-
     def _detach(self) -> None:
         for handle in self._handles:
             handle.remove()
@@ -106,7 +103,7 @@ class DeltaPart(nn.Module, ABC):
         return False
 
     def joining(self, block: int, images: int) -> Tensor | None:
-        """See `vpt.backbones.block_forward.Joining`: none, unless a delta says otherwise."""
+        """See `vpt.backbones.block_forward.Attached`: none, unless a delta says otherwise."""
         return None
 
     @abstractmethod

@@ -22,17 +22,7 @@ class Delta(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, specs: Sequence[Mapping[str, Any]]) -> None:
-        """Builds the parts; `attach` puts them on.
-
-        Args:
-            backbone: The backbone that the delta is for.
-            specs: One dict per part: ``name`` and the arguments of the class of that name in `DELTAS`.
-
-        Raises:
-            UnknownNameError: A name or an argument does not exist.
-            ConfigError: `specs` is no list of dicts, or an argument is missing or out of range.
-            UnsupportedBackboneError: The backbone cannot take one of the parts.
-        """
+        """Builds the parts from one dict for each, as `DeltaSpec` reads it; `attach` puts them on."""
         super().__init__()
         read = read_specs(specs)
         self.specs = [spec.plain() for spec in read]
@@ -117,10 +107,15 @@ def attach(backbone: Backbone, specs: Sequence[Mapping[str, Any]]) -> Delta:
 
     Args:
         backbone: A backbone from `create_backbone`.
-        specs: One dict per part, e.g. ``[{"name": "prompt", "num_tokens": 10, "deep": True}]``; errors as of `Delta`.
+        specs: One dict per part, e.g. ``[{"name": "prompt", "num_tokens": 10, "deep": True}]``.
 
     Returns:
         The handle: its parameters are the trained ones, `detach()` restores the backbone bit for bit.
+
+    Raises:
+        UnknownNameError: A name or an argument does not exist.
+        ConfigError: `specs` is no list of dicts, or an argument is missing or out of range.
+        UnsupportedBackboneError: The backbone cannot take one of the parts.
     """
     if isinstance(specs, Sequence) and not specs:
         raise ConfigError('An empty delta changes nothing: give at least one part, e.g. {"name": "prompt"}.')

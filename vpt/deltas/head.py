@@ -22,10 +22,6 @@ class Linear(DeltaPart):
 
     first_block = READOUT
 
-    def __init__(self, backbone: Backbone) -> None:
-        """Takes any backbone; its blocks need not be known."""
-        super().__init__(backbone)
-
     def expected_parameters(self) -> int:
         """None."""
         return 0
@@ -42,14 +38,9 @@ class MlpHead(DeltaPart):
     changes_pool = True
 
     def __init__(self, backbone: Backbone, layers: int = 3) -> None:
-        """Draws the hidden layers as PyTorch draws linear layers.
+        """Draws the hidden layers, as wide as the features, as PyTorch draws linear layers.
 
-        Args:
-            backbone: The backbone that they are for.
-            layers: Of the whole head, the linear one included: at least 2. Hidden layers are as wide as the features.
-
-        Raises:
-            ConfigError: There are fewer than 2 layers.
+        `layers` are those of the whole head, the linear one included: at least 2.
         """
         super().__init__(backbone)
         if layers < 2:
@@ -90,12 +81,7 @@ class SideTune(DeltaPart):
     def __init__(self, backbone: Backbone, width: int = 16) -> None:
         """Draws four convolutions of stride 2 and a linear layer as PyTorch draws them.
 
-        Args:
-            backbone: The backbone beside which the network runs.
-            width: Channels of the first convolution, at least 1; each further one has twice as many.
-
-        Raises:
-            ConfigError: The width is not positive.
+        `width` ≥ 1 is the number of channels of the first convolution; each further one has twice as many.
         """
         super().__init__(backbone)
         if width < 1:

@@ -96,12 +96,7 @@ class Partial(Subset):
     """The last blocks and the norm behind them (Jia et al., ECCV 2022, section 4.1, "Partial-k")."""
 
     def __init__(self, backbone: Backbone, blocks: int = 1) -> None:
-        """Copies the parameters of so many blocks, counted from the last.
-
-        Raises:
-            ConfigError: There are not so many blocks.
-            UnsupportedBackboneError: The blocks of the backbone are not known.
-        """
+        """Copies the parameters of so many blocks, counted from the last."""
         DeltaPart.__init__(self, backbone)
         depth = len(backbone.layout.blocks)
         if not 1 <= blocks <= depth:

@@ -55,11 +55,6 @@ class Prefix(ExtraKeys):
                 whole keys per image.
             log_bias: Adds −log n to the attention logits of n keys.
             std: Standard deviation.
-
-        Raises:
-            ConfigError: A value is out of range.
-            UnknownNameError: The dropout mode does not exist.
-            UnsupportedBackboneError: The backbone cannot take keys exactly.
         """
         blocks = chosen_blocks(len(backbone.layout.blocks), layers)
         super().__init__(backbone, blocks, dropout, dropout_mode, log_bias)

@@ -68,11 +68,6 @@ class Prompt(ExtraKeys):
                 token instead of n/(n + N) of it.
             reference_pooling: On Swin, the final average includes what the prompts of the last block have become behind
                 it, as in the reference implementation.
-
-        Raises:
-            ConfigError: A value is out of range.
-            UnknownNameError: The dropout mode does not exist.
-            UnsupportedBackboneError: The backbone cannot take prompts exactly.
         """
         blocks = chosen_blocks(len(backbone.layout.blocks), layers) if deep else [0]
         super().__init__(backbone, blocks, dropout, dropout_mode, log_bias)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.windows import Places, window_places
 from vpt.backbones.factory import Backbone
-from vpt.backbones.token_layout import TokenLayout
 
 T = TypeVar("T")
 
@@ -91,7 +90,8 @@ def recording(backbone: Backbone) -> Iterator[list[AttentionCall]]:
     layout, calls = backbone.layout, list[AttentionCall]()
     with ExitStack() as stack:
         for block, attention in enumerate(layout.attentions):
-            keep = _keep(calls, _places(layout, block), layout.num_prefix)
+            places = window_places(layout.blocks[block]) if layout.windowed else Places(layout.grid, layout.grid)
+            keep = _keep(calls, places, layout.num_prefix)
             stack.enter_context(attention.register_forward_pre_hook(keep, with_kwargs=True))
         yield calls
 
@@ -102,10 +102,6 @@ def _keep(calls: list[AttentionCall], places: Places, num_prefix: int) -> Any:
         calls.append(AttentionCall(attention, places, num_prefix, args, given))  # type: ignore[arg-type]
 
     return keep
-
-
-def _places(layout: TokenLayout, block: int) -> Places:
-    return window_places(layout.blocks[block]) if layout.windowed else Places(layout.grid, layout.grid)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def _from_a_mirror(download: Download, target: Path, timeout: float, pause: floa
     with _progress() as progress:
         bar = progress.add_task(download.file, total=download.size)
         for url in download.urls:
-            transfer = _Transfer(download, url, part, timeout, lambda *numbers: _show(progress, bar, *numbers))
+            transfer = _Transfer(download, url, part, timeout, partial(progress.update, bar))
             try:
                 _persist(transfer, pause)
             except _FailedError as error:
@@ -120,7 +121,7 @@ class _Transfer:
     url: str
     part: _Part
     timeout: float
-    show: Callable[[int, int | None], None]
+    show: Callable[..., None]
 
     @property
     def checked(self) -> bool:
@@ -183,7 +184,7 @@ class _Transfer:
                     self.part.forget()
                     raise _FailedError(f"more than the {limit:,} bytes that it should have")
                 file.write(chunk)
-                self.show(done, total)
+                self.show(completed=done, total=total)
         if total is not None and done < total:
             raise _BrokenError(f"the connection broke after {done:,} of {total:,} bytes")
 
@@ -246,10 +247,6 @@ def _total(headers: Any, start: int) -> int | None:
         return int(stated)
     length = headers.get("Content-Length", "")
     return start + int(length) if length.isdigit() else None
-
-
-def _show(progress: Progress, bar: Any, done: int, total: int | None) -> None:
-    progress.update(bar, completed=done, total=total)
 
 
 def _progress() -> Progress:

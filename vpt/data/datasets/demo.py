@@ -83,11 +83,8 @@ class ShapesDataModule(ImageDataModule):
         rows = np.stack(list(table.values()), axis=1)
 
         def split(stem: str, positions: NDArray[np.intp]) -> Split:
-            chosen = {key: values[positions] for key, values in table.items()}
-            pixels = partial(_draw, chosen, image_size)
-            return generated_split(
-                "shapes", stem, positions, labels[positions].astype(np.int64), rows[positions], pixels
-            )
+            pixels = partial(_draw, rows[positions], image_size)
+            return generated_split("shapes", stem, positions, labels[positions], rows[positions], pixels)
 
         splits = chosen_splits(_LISTS, {"train": train, "val": val, "test": test}, split)
         name = f"shapes_{label}"
@@ -95,13 +92,11 @@ class ShapesDataModule(ImageDataModule):
 
 
 def _draw(
-    points: Mapping[str, NDArray[np.int64]],
-    image_size: int,
-    positions: NDArray[np.int64] | None = None,
-    cropped: bool = True,
-) -> NDArray[np.uint8]:
+    rows: NDArray[np.int64], image_size: int, positions: NDArray[np.int64] | None = None, cropped: bool = True
+) -> Pixels:
     """Draws shapes at the final size, where no preset's crop cuts anything off."""
-    return draw(points if positions is None else {key: values[positions] for key, values in points.items()}, image_size)
+    chosen = rows if positions is None else rows[positions]
+    return draw(dict(zip(_GRID, chosen.T, strict=True)), image_size)
 
 
 def latents(count: int, seed: int) -> dict[str, NDArray[np.int64]]:

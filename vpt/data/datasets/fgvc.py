@@ -252,13 +252,10 @@ def _read(card: Card, root: str | Path | None) -> tuple[Official, str]:
     elif "val" not in lists:
         train, val = hold_out(lists["train"], _HELD_OUT)
         lists, source = {"train": train, "val": val, "test": lists["test"]}, "held out"
-    lists["trainval"] = _joined(lists["train"], lists["val"])
+    train, val = lists["train"], lists["val"]
+    labels, lines = np.concatenate([train.labels, val.labels]), [*train.lines, *val.lines]
+    lists["trainval"] = image_list(train.file, train.folder, [*train.paths, *val.paths], labels, lines)
     return Official(official.class_names, lists), source
-
-
-def _joined(train: ImageList, val: ImageList) -> ImageList:
-    labels = np.concatenate([train.labels, val.labels])
-    return image_list(train.file, train.folder, [*train.paths, *val.paths], labels, [*train.lines, *val.lines])
 
 
 def _check_counts(card: Card, found: Official, allow_partial: bool) -> bool:

@@ -70,16 +70,9 @@ class PetTrimapsDataModule(MaskDataModule):
         chosen = get_preset(preset)
 
         def split(stem: str, images: ImageList) -> MaskSplit:
-            base, masks = listed_split(f"{_NAME}/{stem}", images, chosen, image_size), _mask_list(images, classes)
-            return MaskSplit(
-                base.source,
-                base.paths,
-                base.labels,
-                base.pixels,
-                base.contents,
-                masks=partial(decoded_masks, masks, chosen, image_size),
-                mask_contents=masks.contents,
-            )
+            base, trimaps = listed_split(f"{_NAME}/{stem}", images, chosen, image_size), _trimaps(images, classes)
+            masks = partial(decoded_masks, trimaps, chosen, image_size)
+            return MaskSplit(**vars(base), masks=masks, mask_contents=trimaps.contents)
 
         splits = {
             "train": split(train, both.take(rest) if train == "train" else both),
@@ -111,16 +104,7 @@ def read_list(file: Path, folder: Path) -> ImageList:
     return image_list(file, folder, paths, labels, lines)
 
 
-def _mask_list(images: ImageList, classes: dict[int, int]) -> MaskList:
-    """The trimaps of a list of images."""
-    trimaps = [f"annotations/trimaps/{Path(path).stem}.png" for path in images.paths]
-    return MaskList(
-        file=images.file,
-        folder=images.folder,
-        paths=trimaps,
-        labels=images.labels,
-        lines=images.lines,
-        images=images.paths,
-        classes=classes,
-        meaning=_MEANING,
-    )
+def _trimaps(images: ImageList, classes: dict[int, int]) -> MaskList:
+    paths = [f"annotations/trimaps/{Path(path).stem}.png" for path in images.paths]
+    listed = vars(images) | {"paths": paths}
+    return MaskList(**listed, images=images.paths, classes=classes, meaning=_MEANING)

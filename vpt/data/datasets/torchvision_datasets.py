@@ -154,7 +154,9 @@ def _read(kind: Any, root: Path, title: str, arguments: Choice) -> TorchvisionLi
     downloads = any("download" in inspect.signature(base).parameters for base in kind.__mro__[:-1])
     fixed = {"root": str(root.resolve())} | ({"download": False} if downloads else {})
     try:
-        return _list(kind(**fixed, **arguments), title)
+        dataset = kind(**fixed, **arguments)
+        labels = _labels(dataset, title)
+        return TorchvisionList(dataset, title, np.arange(len(labels), dtype=np.int64), labels)
     except DataError:
         raise
     except Exception as error:  # torchvision raises a dozen unrelated types on absent and damaged files.
@@ -167,11 +169,6 @@ def _read(kind: Any, root: Path, title: str, arguments: Choice) -> TorchvisionLi
             call = f"torchvision.datasets.{kind.__name__}({str(root)!r}{given}, download=True)"
             raise DataError(f"{message}; if it is not there or damaged, get it with {call}.") from error
         raise DataError(f"{message}; if it is not there, get it from its authors.") from error
-
-
-def _list(dataset: Any, title: str) -> TorchvisionList:
-    labels = _labels(dataset, title)
-    return TorchvisionList(dataset, title, np.arange(len(labels), dtype=np.int64), labels)
 
 
 def _labels(dataset: Any, title: str) -> NDArray[np.int64]:

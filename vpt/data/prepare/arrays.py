@@ -34,7 +34,7 @@ def read_cifar100(source: Path, card: Card) -> dict[str, Part]:
         if not size or size % _CIFAR_RECORD:
             raise damaged(file, f"records of {_CIFAR_RECORD} bytes", f"it has {size} bytes")
         records = np.memmap(file, np.uint8, "r").reshape(-1, _CIFAR_RECORD)
-        return pixels(name, records[:, 1], lambda position: _planes(records[position, 2:].reshape(3, 32, 32)))
+        return pixels(name, records[:, 1], lambda position: records[position, 2:].reshape(3, 32, 32).transpose(1, 2, 0))
 
     return {name: part(name) for name in ("train", "test")}
 
@@ -48,7 +48,7 @@ def read_svhn(source: Path, card: Card) -> dict[str, Part]:
         images, labels = read_mat(file, "X", "y")
         if images.shape != (32, 32, 3, labels.size) or images.dtype != np.uint8:
             raise damaged(file, "32×32 images with a label each", f"X has the shape {images.shape}, y {labels.shape}")
-        return pixels(name, svhn_digit(labels.ravel()), lambda position: np.ascontiguousarray(images[..., position]))
+        return pixels(name, svhn_digit(labels.ravel()), lambda position: images[..., position])
 
     return {name: part(name) for name in ("train", "test")}
 
@@ -152,10 +152,6 @@ def read_matrix(file: Path) -> NDArray[Any]:
     if size != stated:
         raise damaged(file, what, f"it has {size} bytes and states {stated}")
     return np.memmap(file, kind, "r", offset, shape)
-
-
-def _planes(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(image.transpose(1, 2, 0))
 
 
 def _open_h5(file: Path, name: str) -> Any:

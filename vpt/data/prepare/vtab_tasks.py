@@ -148,7 +148,10 @@ def write_task(folder: Path, parts: Mapping[str, Part], lists: Mapping[str, Chos
         DataError: An image is missing or damaged in the original, the folder holds images of another original, or the
             disk cannot be written.
     """
-    wanted = {part: sorted({*_positions(lists, part)}) for part in parts}
+    wanted = {
+        part: sorted({number for each in lists.values() if each.part == part for number in each.positions.tolist()})
+        for part in parts
+    }
     jobs = [(parts[part], position) for part, positions in wanted.items() for position in positions]
 
     def one(job: tuple[Part, int]) -> None:
@@ -203,10 +206,6 @@ def _contents(picture: Picture) -> bytes:
     return picture if isinstance(picture, bytes) else np.asarray(picture).tobytes()
 
 
-def _positions(lists: Mapping[str, Chosen], part: str) -> list[int]:
-    return [position for chosen in lists.values() if chosen.part == part for position in chosen.positions.tolist()]
-
-
 def _lines(part: Part, chosen: Chosen) -> str:
     rows = ((part.names[position], part.labels[position]) for position in chosen.positions.tolist())
     return "".join(f"images/{name}\t{label}\n" for name, label in rows)
@@ -238,4 +237,4 @@ def _fill(file: Path, picture: Picture) -> None:
     elif isinstance(picture, bytes):
         file.write_bytes(picture)
     else:
-        Image.fromarray(np.asarray(picture)).save(file, "PNG")
+        Image.fromarray(np.ascontiguousarray(picture)).save(file, "PNG")
