@@ -94,6 +94,8 @@ def run_blocks(
 ) -> tuple[Tensor, Mapping[Attached, Tensor]]:
     """Runs successive blocks, with activation checkpointing where timm's `set_grad_checkpointing` asks for it.
 
+    Returns tokens or map behind the last of them, and the tokens beside it that the pool reads, (B, n, dim).
+
     Args:
         model: A timm model.
         layout: Its layout.
@@ -102,9 +104,6 @@ def run_blocks(
         blocks: Which.
         parts: What may put tokens beside the map.
         keep: Only the first so many tokens leave the model's last block; None for all.
-
-    Returns:
-        Tokens or map behind the last of the blocks, and the tokens beside it that the pool reads, (B, n, dim).
     """
     last, run = len(layout.blocks) - 1, _checkpointed if _wants_checkpoints(model) else _plain
     beside: dict[Attached, Tensor] = {}

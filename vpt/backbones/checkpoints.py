@@ -102,17 +102,10 @@ def random_seed(weights: str) -> int | None:
 def build(
     name: str, weights: str, image_size: int | None, pool: str | None = None
 ) -> tuple[nn.Module, str, str | None]:
-    """Builds a timm model without classifier and fills it. PyTorch's global random numbers are left where they were.
+    """Builds a timm model without classifier and fills it; arguments and errors as of `create_backbone`.
 
-    Args:
-        name: As for `create_backbone`, which also says what is raised.
-        weights: Likewise.
-        image_size: Pixels; None for the weights' own.
-        pool: timm's name of a pool; None for the weights' own.
-
-    Returns:
-        The model; the weights' id: ``timm/<name>``, ``vpt/<name>``, ``file:<file name>``, ``random`` or ``random:N``;
-            and the pool, None if it is the weights' own.
+    PyTorch's global random numbers are left where they were. Returns the model; the weights' id: ``timm/<name>``,
+    ``vpt/<name>``, ``file:<file name>``, ``random`` or ``random:N``; and the pool, None if it is the weights' own.
     """
     check_name(name)
     if pool is not None and (not isinstance(pool, str) or not pool):
@@ -291,13 +284,8 @@ def _misfit(error: Exception) -> str:
 def pretrained_head(name: str, weights: str = "pretrained") -> nn.Linear:
     """Reads the classifier that belongs to a backbone's weights and that `create_backbone` leaves out.
 
-    Args:
-        name: timm's `architecture` or `architecture.tag`.
-        weights: ``"pretrained"`` or a path to a local file, as for `create_backbone`.
-
-    Returns:
-        A frozen layer from pooled features to logits, (classes, features): behind the backbone it gives the answers of
-            timm's own model.
+    A frozen layer from pooled features to logits, (classes, features): behind the backbone it gives the answers of
+    timm's own model. `weights` are ``"pretrained"`` or a path to a local file, as for `create_backbone`.
 
     Raises:
         UnknownNameError: timm does not know the name.

@@ -17,19 +17,15 @@ AVERAGED = ("state_dict_ema.", "model_ema.", "teacher.")
 
 
 def read_file(path: Path, names: Collection[str], instead: str) -> dict[str, Any]:
-    """Reads a file's tensors by the `names` that a model gives them.
+    """Reads tensors by the `names` that a model gives them from safetensors, or a PyTorch state dict, perhaps nested.
 
     A training keeps its network within others: ``teacher`` of DINO's, ``backbone.`` or ``model.`` of a LightningModule,
     ``module.`` of a parallel one. The file's names that end in the model's show where it lies, and what lies outside,
     such as the heads of the training, is left out; nothing is where the names are not known to be wrapped.
 
-    Args:
-        path: safetensors, or a PyTorch state dict, perhaps nested; read with ``weights_only=True``.
-        names: Of the model's tensors.
-        instead: The end of the sentence about a file that is not there.
-
     Raises:
-        WeightsError: The file is not there, cannot be read, or holds several such networks.
+        WeightsError: The file is not there, and `instead` ends the sentence; or cannot be read, or holds several
+            networks.
     """
     if not path.is_file():
         raise WeightsError(f"No weights file {path}: give an existing file{instead}.")

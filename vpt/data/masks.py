@@ -54,12 +54,9 @@ class MaskSplit(Split):
 
 
 class MaskDataset(ImageDataset):
-    """The images and masks of one split, decoded.
+    """The images and masks, uint8 (H, W) each, of one split, decoded.
 
     ``dataset[i]`` is ``{"image": uint8 tensor (3, H, W), "mask": uint8 tensor (H, W), "index": i}``.
-
-    Attributes:
-        masks: uint8 (H, W) each, by position.
     """
 
     masks: Images
@@ -118,10 +115,6 @@ class MaskDataModule(ImageDataModule):
             num_workers: Loader processes; 0 loads in the main process.
             seed: Seed of the order of the training images, ≥ 0; None for that of the run.
             card: The dataset's card, where one exists.
-
-        Raises:
-            ConfigError: A number is out of range.
-            UnknownNameError: There is no such preset.
         """
         if len(class_names) >= _UNKNOWN:
             raise ConfigError(f"Masks of 8 bits hold fewer than {_UNKNOWN} classes, got {len(class_names)}.")
@@ -168,9 +161,8 @@ class MaskList(ImageList):
     def decode(self, position: int) -> Image.Image:
         """Decodes one mask to RGB of three equal channels, each the class of a pixel, upright as its image.
 
-        Raises:
-            DataError: The file is missing, damaged or no mask, has another size than its image, or a value that means
-                nothing.
+        A DataError where it is missing, damaged, no mask, of another size than its image, or of a value that means
+        nothing.
         """
         path = self.folder / self.paths[position]
         try:

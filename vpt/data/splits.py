@@ -153,7 +153,7 @@ def few_shot(
     fraction: float | None,
     seed: int,
 ) -> NDArray[np.int64]:
-    """Chooses some images of every class.
+    """Chooses some images of every class: ascending positions, int64 (M,).
 
     Args:
         names: N names of images.
@@ -163,9 +163,6 @@ def few_shot(
         fraction: Share of each class in (0, 1], rounded to the nearest number of images and at least one; None for
             shots. Rounding class by class keeps fractions nested, which shares adjusted to an exact total would not.
         seed: Chooses which, ≥ 0.
-
-    Returns:
-        int64 (M,), ascending positions.
 
     Raises:
         ConfigError: Both or neither are given, one is out of range, there is no image, or a class has fewer than shots.
@@ -194,12 +191,8 @@ def hold_out(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Splits a list into ascending positions to train on and to validate on, int64, together 0..N-1.
 
-    Args:
-        names: N names of images.
-        labels: int64 (N,), ≥ 0.
-        fraction: Share of each class to validate on, in (0, 1). A class of two or more images keeps one on each side;
-            the only image of a class is trained on.
-        seed: Chooses which, ≥ 0.
+    `fraction` is the share of each class to validate on, in (0, 1). A class of two or more images keeps one on each
+    side; the only image of a class is trained on.
 
     Raises:
         ConfigError: The fraction is out of range, or no class has two images.

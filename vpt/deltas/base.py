@@ -281,15 +281,10 @@ Shape = tuple[int, int]
 
 
 def stack(shapes: Sequence[Shape], like: Tensor, draw: Callable[[Tensor], Tensor]) -> nn.Parameter | nn.ParameterList:
-    """Makes a matrix for each layer; those of successive layers of one shape lie in one tensor.
+    """Makes a matrix (n, dim) for each layer; those of successive layers of one shape lie in one tensor.
 
-    Args:
-        shapes: (n, dim) of each layer.
-        like: Gives dtype and device.
-        draw: Fills a tensor.
-
-    Returns:
-        One parameter (layers, n, dim) where all shapes are equal, else a list of them.
+    `draw` fills one of the dtype and on the device of `like`. Returns one parameter (layers, n, dim) where all shapes
+    are equal, else a list of them.
     """
     runs = [nn.Parameter(draw(like.new_empty(len(list(run)), *shape))) for shape, run in groupby(shapes)]
     return runs[0] if len(runs) == 1 else nn.ParameterList(runs)

@@ -59,15 +59,7 @@ class ExtraKeys(DeltaPart):
     def __init__(
         self, backbone: Backbone, blocks: list[int], dropout: float, dropout_mode: DropoutMode, log_bias: bool
     ) -> None:
-        """Checks what is common.
-
-        Args:
-            backbone: The backbone that the keys are for.
-            blocks: Positions of the blocks that get keys.
-            dropout: Probability in [0, 1).
-            dropout_mode: One of `modes`.
-            log_bias: Adds −log n to the logits of n keys, so that at first they take the attention of one token.
-        """
+        """Checks what is common; `log_bias` adds −log n to the logits of n keys, so that they begin as one token."""
         super().__init__(backbone)
         self.first_block = blocks[0]
         if not 0.0 <= dropout < 1.0:
@@ -206,17 +198,11 @@ def unstacked(name: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
 def affine_factors(rows: Tensor, width: int, what: str) -> tuple[Tensor, Tensor, Tensor]:
     """Writes rows (N, dim) as an affine map of narrower ones, by the singular value decomposition around their mean.
 
-    Args:
-        rows: (N, dim).
-        width: Of the narrower rows, r.
-        what: The argument that is `width`, for the message.
-
-    Returns:
-        L (N, r), whose columns are orthonormal or 0, R (r, dim) and b (dim,) with rows = L R + b up to rounding, in
-            double precision. Where L has a column of 0, so has R the row.
+    Returns L (N, width), whose columns are orthonormal or 0, R (width, dim) and b (dim,) with rows = L R + b up to
+    rounding, in double precision. Where L has a column of 0, so has R the row.
 
     Raises:
-        ConfigError: The rows span more than `width` dimensions.
+        ConfigError: The rows span more than `width` dimensions, which are the argument `what`.
     """
     exact = rows.detach().double()
     mean = exact.mean(dim=0)

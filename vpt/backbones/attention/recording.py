@@ -79,10 +79,7 @@ class AttentionCall:
 
 @contextmanager
 def recording(backbone: Backbone) -> Iterator[list[AttentionCall]]:
-    """Keeps every call of the blocks' attention while it is open.
-
-    Yields:
-        A list that grows by a call a block, first to last, with each forward pass.
+    """Keeps every call of the blocks' attention while it is open, in a list that grows by a call a block, in order.
 
     Raises:
         UnsupportedBackboneError: The backbone's attention cannot be read.

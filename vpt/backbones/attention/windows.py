@@ -133,13 +133,9 @@ def window_answers(
 ) -> Tensor:
     """What tokens of an image gather in each of its windows, averaged over the windows, (B, n, dim).
 
-    Args:
-        attention: The module that asks.
-        entering: The tokens as its projection saw them, (B, n, dim).
-        queries: (B, heads, n, head_dim).
-        keys: All keys of each window, (B · windows, heads, K, head_dim).
-        values: Likewise.
-        bias: On the logits, broadcastable to (B · windows, heads, n, K), or None.
+    `entering` are the tokens as the projection of the attention saw them, (B, n, dim), with queries (B, heads, n,
+    head_dim); keys and values are all of each window, (B · windows, heads, K, head_dim), and so is the bias on the
+    logits.
     """
     windows = attention.windows
     out = attention.attend(queries.repeat_interleave(windows, dim=0), keys, values, bias)

@@ -32,13 +32,9 @@ class Official:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a dataset is unpacked.
+    """How a dataset is unpacked: the folder of the archive, what must be in it, and what reads the authors' files.
 
-    Attributes:
-        folder: The folder that the authors' archive unpacks to.
-        needed: Files and folders that must be in it.
-        images: The folder that the paths in the reference's JSON splits are relative to.
-        read: Reads the authors' files.
+    The paths in the reference's JSON splits are relative to its folder `images`.
     """
 
     folder: str
@@ -217,9 +213,6 @@ class FGVCDataModule(ImageDataModule):
             image_size: Side of the square images in pixels.
             allow_partial: Accept lists of another length than the official one.
             **options: See :class:`ImageDataModule`. The splits do not depend on its seed.
-
-        Raises:
-            DataError: A file is missing or malformed, or a list has not its official number of images.
         """
         if dataset not in LAYOUTS:
             raise UnknownNameError("FGVC dataset", dataset, LAYOUTS)

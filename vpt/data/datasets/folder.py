@@ -69,9 +69,6 @@ class FolderDataModule(ImageDataModule):
             image_size: Side of the square images in pixels.
             torchvision_args: Further arguments of the torchvision class, e.g. ``{"split": "letters"}`` of ``"EMNIST"``.
             **options: See :class:`ImageDataModule`.
-
-        Raises:
-            DataError: The images are missing or not laid out in this way.
         """
         root = Path(root).expanduser()
         chosen = get_preset(preset)

@@ -76,14 +76,10 @@ class ImageNetDataModule(ImageDataModule):
             train: ``"train"`` to read ImageNet-1k's training images, None for test images only.
             preset: Name of the preprocessing (:data:`vpt.data.transforms.PRESETS`). Images of ImageNet-C are 224×224
                 crops already: of the preset they take kernel and normalisation, and are not cropped again.
-            image_size: Side of the square images in pixels.
+            image_size: Side of the square images in pixels; ImageNet-C is not enlarged.
             crop_border: Cut the red border off ObjectNet's images (2 pixels on each side) before they are resized.
             allow_partial: Accept sets of another size than the official one.
             **options: See :class:`ImageDataModule`.
-
-        Raises:
-            DataError: A folder is missing, laid out otherwise or incomplete.
-            ConfigError: A number is out of range, ImageNet-C would be enlarged, or a test set would be trained on.
         """
         chosen = get_preset(preset)
         names = [variant, *expand(shifts or [])]
@@ -198,9 +194,7 @@ class ImageNetSet:
 
 
 def parse(variant: str) -> tuple[str, str, int]:
-    """Splits a name such as ``"imagenet_c-fog-3"`` into card, kind of corruption and severity.
-
-    The latter are ``""`` and 0 for all other sets.
+    """Splits a name such as ``"imagenet_c-fog-3"`` into card, kind and severity; ``""`` and 0 for other sets.
 
     Raises:
         UnknownNameError: One of the three does not exist.
@@ -238,17 +232,7 @@ def present_sets(card: Card, root: str | Path | None) -> list[str]:
 
 
 def read_test_set(variant: str, root: str | Path | None, crop_border: bool, allow_partial: bool) -> ImageNetSet:
-    """Finds a test set, named as for `parse`, and lists its images.
-
-    Args:
-        variant: Its name.
-        root: Folder of all datasets; None for :func:`vpt.data.default_root`.
-        crop_border: Cut ObjectNet's border off.
-        allow_partial: Accept missing class folders and another number of images.
-
-    Raises:
-        DataError: The folder is missing, laid out otherwise, or incomplete.
-    """
+    """Finds a test set, named as for `parse`, and lists its images; the arguments are those of `ImageNetDataModule`."""
     name, kind, severity = parse(variant)
     card = find_card(name)
     folder = home(card, root)

@@ -52,9 +52,6 @@ class PetTrimapsDataModule(MaskDataModule):
             image_size: Side of the square images in pixels.
             allow_partial: Accept another number of images than the official one.
             **options: See :class:`MaskDataModule`.
-
-        Raises:
-            DataError: A file is missing, malformed or incomplete.
         """
         for kind, value, known in (("list of the pets", train, _TRAIN), ("treatment of borders", border, _BORDER)):
             if value not in known:

@@ -55,17 +55,10 @@ def find_folder(card: Card, root: str | Path | None, official: str, needed: Sequ
 def image_list(
     file: Path, folder: Path, paths: Sequence[str], labels: Iterable[int], lines: Sequence[int] | None = None
 ) -> ImageList:
-    """Makes a list of images out of what a file of the authors says.
+    """Makes a list of N images, relative to a folder, out of what a file of the authors says.
 
-    Args:
-        file: What says it, for messages.
-        folder: What the paths are relative to.
-        paths: N paths.
-        labels: N labels.
-        lines: Where each is in that file, counted from 1; None for 1..N.
-
-    Raises:
-        DataError: There is none, or one is listed twice.
+    `lines` is where each is in that file, counted from 1; None for 1..N. A DataError where there is none, or one is
+    listed twice.
     """
     if not paths:
         raise DataError(f"{file} lists no image: unpack the archive again.")

@@ -109,15 +109,12 @@ class TorchvisionList:
 
 
 def torchvision_lists(name: str, root: Path, arguments: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Opens the splits train, val and test, as far as it has them, of a dataset that lies on the disk already.
+    """Opens a dataset that lies on the disk: class names, and train, val and test as far as it has them.
 
     Args:
         name: Class in ``torchvision.datasets``, one of :data:`SUPPORTED`.
         root: Its ``root``.
         arguments: Its other arguments, such as ``{"split": "letters"}`` of EMNIST.
-
-    Returns:
-        Class names and a :class:`TorchvisionList` for each split.
 
     Raises:
         UnknownNameError: There is no such dataset.

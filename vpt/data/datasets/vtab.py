@@ -56,9 +56,6 @@ class VTABDataModule(ImageDataModule):
             preset: Name of the preprocessing (:data:`vpt.data.transforms.PRESETS`).
             image_size: Side of the square images in pixels.
             **options: See :class:`ImageDataModule`. VTAB-1k has no augmentation.
-
-        Raises:
-            DataError: The root, a list or classes.json is missing or malformed.
         """
         folder = data_root(root) / task
         files = {"train": folder / f"{train}.txt", "val": folder / f"{val}.txt", "test": folder / f"{test}.txt"}

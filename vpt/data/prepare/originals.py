@@ -31,9 +31,7 @@ Picture = Path | bytes | NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Part:
-    """One part of an original, such as its training images, in canonical order.
-
-    The canonical order is that of the array or file where the original is one, else by name.
+    """One part of an original, such as its training images, in the order of the array or file that it is, else by name.
 
     Attributes:
         names: Path of each image below ``images/`` of the prepared task, unique.
@@ -102,8 +100,7 @@ class SplitRule:
 
     Attributes:
         sizes: Number of images of each part of the complete original.
-        train: What train800 is taken from: a part, or a range such as ``"train[:90%]"``.
-        val: Likewise for val200.
+        train: What train800 is taken from: a part, or a range such as ``"train[:90%]"``; `val` likewise for val200.
         test: The test list, whole.
     """
 

@@ -76,7 +76,7 @@ TASKS: dict[str, Task] = {
 
 
 def prepare(task: str, source: str | Path, root: str | Path, allow_partial: bool = False) -> Path:
-    """Turns an original into ``<root>/<task>/``: images without loss, lists, and classes.json.
+    """Turns an original into the folder ``<root>/<task>/``: images without loss, lists, and classes.json.
 
     Image files are copied as they are, arrays become PNG; only retinopathy is preprocessed, as VTAB demands. What is
     killed half-way is no finished task: ``test.txt`` is written last, and the next call with the same original goes on
@@ -87,9 +87,6 @@ def prepare(task: str, source: str | Path, root: str | Path, allow_partial: bool
         source: The folder of the unpacked original; the card's ``layout`` shows it.
         root: The folder of all tasks.
         allow_partial: Accept an original with too few images; its split is another.
-
-    Returns:
-        The folder of the task.
 
     Raises:
         UnknownNameError: There is no such task.
@@ -143,10 +140,6 @@ def write_task(folder: Path, parts: Mapping[str, Part], lists: Mapping[str, Chos
     """Writes images, then classes.json and the lists, ``test.txt`` last.
 
     Images that are there already are kept, if ``.source`` says that they are of the same original.
-
-    Raises:
-        DataError: An image is missing or damaged in the original, the folder holds images of another original, or the
-            disk cannot be written.
     """
     wanted = {
         part: sorted({number for each in lists.values() if each.part == part for number in each.positions.tolist()})

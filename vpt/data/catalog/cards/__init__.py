@@ -22,8 +22,7 @@ class Download:
     Attributes:
         file: Its name below the dataset's download folder.
         urls: Where it is, the first one that answers is taken.
-        sha256: Of the file, hexadecimal; None if its authors state none.
-        md5: Likewise, where only this is stated.
+        sha256: Of the file, hexadecimal, or `md5` where only this is stated; None if its authors state none.
         size: In bytes, None if unknown.
         extract: It is an archive to be unpacked.
     """
