@@ -5,7 +5,6 @@ Where the blocks of the backbone must be known and are not, each of these raises
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -75,22 +74,16 @@ def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
     By timm's name, in the order of its modules. What acts on heads or on positions, not on the tokens' channels, is
     left out, and so is the convolutional network before the patch embedding of a hybrid.
     """
-    inner = {id(module) for attention in backbone.layout.attentions for module in _off_path(attention)}
-    stem = getattr(backbone.model.patch_embed, "backbone", None)
-    inner |= set() if stem is None else {id(module) for module in stem.modules()}
+    off_path = [getattr(backbone.model.patch_embed, "backbone", None)]
+    for attention in backbone.layout.attentions:
+        off_path += [getattr(attention, name, None) for name in ("q_norm", "k_norm", "cpb_mlp")]
+    inner = {id(module) for each in off_path if each is not None for module in each.modules()}
     return {
         name: module
         for name, module in backbone.model.named_modules()
         if (isinstance(module, nn.Linear | nn.Conv2d) or _is_norm(module)) and id(module) not in inner
         if backbone.reads(f"{name}.")
     }
-
-
-def _off_path(attention: nn.Module) -> Iterator[nn.Module]:
-    """Modules of an attention that never see the tokens' channels: norms of heads, the network of a position bias."""
-    for name in ("q_norm", "k_norm", "cpb_mlp"):
-        if (module := getattr(attention, name, None)) is not None:
-            yield from module.modules()
 
 
 def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
@@ -115,8 +108,7 @@ def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
         first = len(backbone.layout.blocks) - last
         between = [merging for number, merging in backbone.layout.mergings.items() if number > first]
         late |= {id(p) for merging in between for p in merging.parameters()}
-        # timm's names of what a ViT applies after its blocks
-        after = ("norm.", "fc_norm.", "attn_pool.")
+        after = ("norm.", "fc_norm.", "attn_pool.")  # timm's names of what a ViT applies after its blocks
         return [n for n, p in own.items() if id(p) in late or n.startswith(after)]
     return names
 
@@ -125,8 +117,5 @@ def _is_norm(module: nn.Module) -> bool:
     """PyTorch's and timm's: what is called a norm, has a weight for each channel, and holds no layers with weights."""
     weight = module._parameters.get("weight")
     named = "norm" in type(module).__name__.lower()
-    return named and weight is not None and weight.ndim == 1 and not any(True for _ in _nested(module))
-
-
-def _nested(module: nn.Module) -> Iterator[nn.Parameter]:
-    return (p for child in module.children() for p in child.parameters())
+    nested = [p for child in module.children() for p in child.parameters()]
+    return named and weight is not None and weight.ndim == 1 and not nested

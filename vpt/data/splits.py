@@ -104,16 +104,7 @@ def generated_split(
     content: NDArray[Any],
     pixels: Callable[..., Images],
 ) -> Split:
-    """Makes a split of a task without files.
-
-    Args:
-        task: Name of the task.
-        stem: Name of the list.
-        positions: (N,), numbers of the images in the task, which name them.
-        labels: int64 (N,).
-        content: (N, ...), what the images are made of.
-        pixels: As of :class:`Split`.
-    """
+    """Makes a split of images without files, by numbers in a task, labels (N,) and what they are made of, (N, ...)."""
     names = [f"{task}/{position:04d}" for position in positions]
     return Split(f"{task}/{stem}", names, labels, pixels, partial(_row_hashes, content))
 

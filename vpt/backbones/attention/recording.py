@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.windows import Places, window_places
@@ -88,17 +89,14 @@ def recording(backbone: Backbone) -> Iterator[list[AttentionCall]]:
     with ExitStack() as stack:
         for block, attention in enumerate(layout.attentions):
             places = window_places(layout.blocks[block]) if layout.windowed else Places(layout.grid, layout.grid)
-            keep = _keep(calls, places, layout.num_prefix)
+            keep = partial(_keep, calls, places, layout.num_prefix)
             stack.enter_context(attention.register_forward_pre_hook(keep, with_kwargs=True))
         yield calls
 
 
-def _keep(calls: list[AttentionCall], places: Places, num_prefix: int) -> Any:
-    def keep(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = {key: value for key, value in kwargs.items() if key != "keep"}  # all that ask are looked at
-        calls.append(AttentionCall(attention, places, num_prefix, args, given))  # type: ignore[arg-type]
-
-    return keep
+def _keep(calls: list[AttentionCall], places: Places, prefix: int, attention: Any, args: Any, kwargs: Any) -> None:
+    given = {key: value for key, value in kwargs.items() if key != "keep"}  # all that ask are looked at
+    calls.append(AttentionCall(attention, places, prefix, args, given))
 
 
 @dataclass(frozen=True)

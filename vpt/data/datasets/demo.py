@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -185,41 +184,31 @@ class ShapeScenesDataModule(MaskDataModule):
         super().__init__("shape_scenes", SCENE_CLASSES, splits, preset, image_size, card=card, **options)
 
 
-@dataclass(frozen=True)
-class _Scenes:
-    """A run of numbered images."""
-
-    first: int
-    end: int
-    image_size: int
-
-    def images(self, positions: NDArray[np.int64] | None = None, cropped: bool = True) -> Pixels:
-        return _drawn(self)[0][slice(None) if positions is None else positions]
-
-    def contents(self) -> Hashes:
-        made_of = f"shape_scenes {_SCENES_VERSION} {_SEED}"
-        return as_hashes(content_hash(f"{made_of} {number}".encode()) for number in range(self.first, self.end))
-
-    def masks(self, positions: NDArray[np.int64] | None = None) -> Pixels:
-        return _drawn(self)[1][slice(None) if positions is None else positions]
-
-
 @lru_cache(maxsize=4)
-def _drawn(scenes: _Scenes) -> tuple[Pixels, Pixels]:
+def _drawn(first: int, end: int, image_size: int) -> tuple[Pixels, Pixels]:
     """Images (N, 3, H, W) and masks (N, H, W); read-only, as several data modules share them."""
-    drawn = [draw_scene(number, scenes.image_size) for number in range(scenes.first, scenes.end)]
-    images, masks = (np.stack(part) for part in zip(*drawn, strict=True))
-    for array in (images, masks):
-        array.flags.writeable = False
+    images, masks = (
+        np.stack(part) for part in zip(*(draw_scene(n, image_size) for n in range(first, end)), strict=True)
+    )
+    images.flags.writeable = masks.flags.writeable = False
     return images, masks
 
 
+def _scenes(
+    which: int, run: tuple[int, int, int], positions: NDArray[np.int64] | None = None, cropped: bool = True
+) -> Pixels:
+    return _drawn(*run)[which][slice(None) if positions is None else positions]
+
+
+def _scene_hashes(numbers: list[int]) -> Hashes:
+    return as_hashes(content_hash(f"shape_scenes {_SCENES_VERSION} {_SEED} {number}".encode()) for number in numbers)
+
+
 def _scene_split(stem: str, positions: NDArray[np.intp], image_size: int) -> MaskSplit:
-    first, end = int(positions[0]), int(positions[-1]) + 1
-    scenes = _Scenes(first, end, image_size)
-    paths = [f"shape_scenes/{number:04d}" for number in positions]
-    labels = np.zeros(len(positions), dtype=np.int64)
-    images, masks, contents = scenes.images, scenes.masks, scenes.contents
+    numbers: list[int] = positions.tolist()
+    run = (numbers[0], numbers[-1] + 1, image_size)
+    paths, labels = [f"shape_scenes/{number:04d}" for number in numbers], np.zeros(len(numbers), dtype=np.int64)
+    images, masks, contents = partial(_scenes, 0, run), partial(_scenes, 1, run), partial(_scene_hashes, numbers)
     return MaskSplit(f"shape_scenes/{stem}", paths, labels, images, contents, masks=masks, mask_contents=contents)
 
 
