@@ -80,7 +80,8 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
         alphas = list(shifts[0]["top1"])
         rows = [[row["name"], *map(_percent, row["top1"].values())] for row in shifts]
         corrupted = [row["top1"] for row in shifts if "severity" in row["name"]]
-        rows.append(["mean of corruptions", *(_percent(fmean(top1[alpha] for top1 in corrupted)) for alpha in alphas)])
+        label = f"mean of the {len(corrupted)} corruptions above"
+        rows.append([label, *(_percent(fmean(top1[alpha] for top1 in corrupted)) for alpha in alphas)])
         head = [f"top-1, n = {shifts[0]['n']}", f"α = {alphas[0]}", *alphas[1:]]
         made["demo shift"] = markdown(head, rows)
     return made | _segmentation(_scenes(out).rows())

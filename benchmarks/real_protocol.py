@@ -38,7 +38,7 @@ from vpt.experiments.transfer import Mode, transfer
 from vpt.experiments.trial import ANSWERS_FILE
 from vpt.models.provenance import without_places
 from vpt.robustness.evaluation import logit_records
-from vpt.run_record import RUN_FILE
+from vpt.run_record import CONFIG_FILE, RUN_FILE
 
 BACKBONE = "vit_tiny_patch16_224"
 WEIGHTS = "weights/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
@@ -134,9 +134,9 @@ def run_cell(place: Place, task: str, method: str) -> None:
     if place.cells.find(task, method) is not None:
         return
     folder = place.build / task / method
-    sweep(resolve(arguments(place, task, method)), plan(place, method), folder, serially)
+    runs = sweep(resolve(arguments(place, task, method)), plan(place, method), folder, serially).runs
     for seed in place.seeds:
-        (record,) = folder.glob(f"test/*seed*{seed}/{RUN_FILE}")
+        record = folder / runs[seed] / RUN_FILE
         run = without_places(json.loads(record.read_text()))
         place.runs.put({"task": task, "method": method, "seed": seed, "run": run})
         if seed == place.seeds[0] and (logits := record.with_name(ANSWERS_FILE)).stat().st_size < 100_000:
@@ -186,7 +186,9 @@ def run_transfer(place: Place, mode: Mode) -> None:
     kept = Records(place.out / "transfer.jsonl", "mode")
     if kept.find(mode) is not None:
         return
-    matrix = transfer([_first_run(place, task) for task in TASKS], place.build / "transfer", serially, mode)
+    folders = [_first_run(place, task) for task in TASKS]
+    runs = {folder: resolve(["-c", str(folder / CONFIG_FILE)]) for folder in folders}
+    matrix = transfer(runs, place.build / "transfer", serially, mode)
     kept.put({"mode": mode, "method": TRANSFERRED, "seed": SEEDS[0], "accuracy": matrix})
 
 
@@ -196,9 +198,7 @@ def _first_run(place: Place, task: str) -> Path:
     found = place.cells.find(task, TRANSFERRED) or {}
     again = replace(plan(place, TRANSFERRED), grid={RATE: [found["chosen"][RATE]]}, seeds=SEEDS[:1])
     folder = place.build / task / TRANSFERRED
-    sweep(resolve(arguments(place, task, TRANSFERRED)), again, folder, serially)
-    (run,) = folder.glob(f"test/*seed*{SEEDS[0]}")
-    return run
+    return folder / sweep(resolve(arguments(place, task, TRANSFERRED)), again, folder, serially).runs[SEEDS[0]]
 
 
 def accuracy(out: Path = RESULTS, methods: Sequence[str] = tuple(METHODS)) -> str:

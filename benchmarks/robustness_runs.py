@@ -20,6 +20,7 @@ from vpt.backbones import create_backbone
 from vpt.data import ImageDataModule, ImageList, ShapeTextureDataModule
 from vpt.data.catalog.cards import find_card
 from vpt.data.catalog.classes import Groups, imagenet_names
+from vpt.data.corruptions import PUBLISHED
 from vpt.data.datasets.imagenet import read_test_set
 from vpt.data.datasets.published_files import hold_out
 from vpt.data.splits import Split, listed_split, no_split
@@ -96,7 +97,7 @@ class Place:
     def kept(self, part: str, name: str, make: Callable[[], Row]) -> Row:
         """Reads a finished trial of a part, or makes it and keeps it."""
         kept = trials(self.out, part)
-        if (found := kept.find(name)) is not None:
+        if (found := kept.find(name)) is not None and not _corrupted_before(found):
             return found
         start = time.monotonic()
         trial = {"trial": name, **make()}
@@ -108,6 +109,12 @@ class Place:
     def delta(self, name: str) -> Path:
         """Where the tensors of a trial are; never committed."""
         return self.build / "trials" / name / DELTA_FILE
+
+
+def _corrupted_before(trial: Row) -> bool:
+    """Whether a trial has corruptions of version 0.1, whose parameters were others: it is measured again."""
+    rows = trial.get("rows", ())
+    return any(row["severity"] is not None and row.get("corruptions") != PUBLISHED for row in rows)
 
 
 def trials(out: Path, part: str) -> Records:
@@ -175,7 +182,7 @@ def measure(
             found = summary(logits, labels)
             numbers = {key: round(cast("float", found[key]), 6) for key in SCORES}
             where = {"set": title, "kind": row.kind, "severity": row.severity, "alpha": row.alpha, "n": len(labels)}
-            rows.append({**where, **numbers})
+            rows.append({**where, **numbers} | ({} if row.severity is None else {"corruptions": PUBLISHED}))
     return rows
 
 

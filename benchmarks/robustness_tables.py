@@ -38,7 +38,7 @@ from benchmarks.robustness_runs import (
     WEIGHTS,
     Place,
 )
-from vpt.data import default_root
+from vpt.data import corruptions, default_root
 from vpt.metrics.accuracy import wilson
 from vpt.reports.style import save_figure, style
 from vpt.robustness.evaluation.evaluation_result import FIXED_ALPHA
@@ -176,7 +176,9 @@ def imagenet(found: Found) -> dict[str, str]:
     """The classifier that the weights were published with, on photos, shapes, textures and corruptions."""
     rows = []
     for row in found[IMAGENET]["rows"] if IMAGENET in found else ():
-        name, severity = (row["set"], "–") if row["severity"] is None else (row["kind"], row["severity"])
+        name, severity = (
+            (row["set"], "–") if row["severity"] is None else (corruptions.title(row["kind"]), row["severity"])
+        )
         name = "flickr_in1k_1000" if name == "clean" else name
         share = f"{100 * row['top1']:.1f} {interval(row['top1'], row['n'])}"
         rows.append([name, severity, f"{row['n']:,}", share, f"{100 * row['ece']:.1f}"])

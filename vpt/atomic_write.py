@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from vpt.errors import ConfigError
 
 _ABANDONED_AFTER = 24 * 3600.0  # seconds, after which an unfinished file belongs to a process that was killed
 
@@ -48,6 +50,22 @@ def _claimed(path: Path) -> Path:
         partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
         partial.touch(exist_ok=False)
     return partial
+
+
+def check_unused(path: Path, read: Iterable[Path] | None = None) -> None:
+    """Refuses to write over what is there, before anything is computed.
+
+    Args:
+        path: The file to be written.
+        read: The files and folders that it must not be, or lie in, for what it is made of; None for any file.
+
+    Raises:
+        ConfigError: It exists already.
+    """
+    if path.exists() and (
+        read is None or {path.resolve(), *path.resolve().parents} & {each.resolve() for each in read}
+    ):
+        raise ConfigError(f"{path} exists already: name another file, or remove it.")
 
 
 def write_text(path: Path, text: str) -> None:

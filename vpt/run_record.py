@@ -110,8 +110,19 @@ def epoch_rule(record: Mapping[str, Any]) -> str:
     return f"epoch {tested.get('epochs', record.get('epochs'))} of {record.get('max_epochs')}"
 
 
-_RESULTS = ("status", "metrics", "epochs", "steps", "seconds", "evaluated", "epoch_rule", "read.val", "parameters")
-_ENVIRONMENT = ("machine", "versions")
+_RESULTS = (
+    "status",
+    "metrics",
+    "epochs",
+    "steps",
+    "seconds",
+    "images",
+    "evaluated",
+    "epoch_rule",
+    "read.val",
+    "parameters",
+)
+_ENVIRONMENT = ("machine", "versions", "parameters", "read.val")
 _PLACES = ("hyperparameters.weights", "hyperparameters.init_", "hyperparameters._", "backbone.weights")
 _EXACT = ("hyperparameters.micro_batch",)  # changes no number but by rounding
 _SEEDS = ("seed", "data.seed", "data.subset.seed", "data.subset.sha256", "data.fingerprint", "data.shared_with_train")

@@ -69,6 +69,16 @@ def test_an_impossible_image_size_is_not_blamed_on_the_pool() -> None:
         create_backbone(TINY, "random", image_size=8, pool="avg")
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "patch", "nearest"),
+    [(TINY, 100, 16, "96 or 112"), (NANO, 12, 8, "8 or 16"), (SWIN, 62, 4, "60 or 64")],
+)
+def test_a_size_whose_edge_no_patch_would_hold_is_refused(name: str, size: int, patch: int, nearest: str) -> None:
+    unseen = rf"patches of {patch} pixels: it would not see the last {size % patch} of .* Take {nearest}\."
+    with pytest.raises(ConfigError, match=unseen):
+        create_backbone(name, "random", image_size=size)
+
+
 def test_a_network_of_any_size_takes_no_image_size() -> None:
     with pytest.raises(UnsupportedBackboneError, match="resnet18 has no fixed image size to set"):
         create_backbone("resnet18", "random", image_size=64)

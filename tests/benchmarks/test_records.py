@@ -65,7 +65,7 @@ def test_the_demo_is_read_from_its_runs(tmp_path: Path) -> None:
     examples.read_demo(tmp_path, tmp_path)
     made = examples.blocks(tmp_path)
     assert "| VPT-deep, 10 tokens | 5 | 6 | 25.0 |" in made["demo"]
-    assert "| gaussian noise, severity 3 | 25.0 |\n| mean of corruptions | 25.0 |" in made["demo shift"]
+    assert "| gaussian noise, severity 3 | 25.0 |\n| mean of the 1 corruptions above | 25.0 |" in made["demo shift"]
 
 
 def test_blocks_are_replaced_and_others_left(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from vpt.cli import main
@@ -70,7 +72,7 @@ def test_robustness_makes_soups_and_chooses_only_on_unseen_images(vpt: Vpt, trai
     answer = vpt("robustness", "soup", "--deltas", delta, delta, "--out=soup.safetensors")
     assert answer.status == 0, answer.err
     assert read_delta("soup.safetensors")[0]["info"]["soup"]["rule"] == "uniform"
-    chosen = ["--out=soup.safetensors", "--greedy", "--data", str(CONFIGS / "demo.yaml"), "--data.train=train800"]
+    chosen = ["--out=chosen.safetensors", "--greedy", "--data", str(CONFIGS / "demo.yaml"), "--data.train=train800"]
     assert "images were trained on" in vpt("robustness", "soup", "--deltas", delta, delta, *chosen).sentence
     header, tensors = read_delta(delta)
     header["info"]["data"]["shared_with_train"]["val"] = 0
@@ -78,6 +80,26 @@ def test_robustness_makes_soups_and_chooses_only_on_unseen_images(vpt: Vpt, trai
     answer = vpt("robustness", "soup", "--deltas", "unseen.safetensors", "unseen.safetensors", *chosen)
     assert answer.status == 0, answer.err
     assert answer.out.count("kept") == 2
+
+
+def test_no_command_writes_over_a_run_or_over_what_it_reads(vpt: Vpt, trained: Run, tmp_path: Path) -> None:
+    """A file with `--out` is new; a figure may be drawn again, but not over its picture."""
+    folder, page = shutil.copytree(trained.folder, tmp_path / "run"), tmp_path / "page.png"
+    delta = str(folder / "delta.safetensors")
+    Image.new("RGB", (64, 64)).save(page)
+    before = {path: path.read_bytes() for path in (folder / "delta.safetensors", page)}
+    head = ["--backbone=vit_nano_patch8_64", "--data", str(CONFIGS / "demo.yaml")]
+    for command in (
+        ["robustness", "soup", "--deltas", delta, delta, "--out", delta],
+        ["robustness", "soup", "--greedy", "--deltas", delta, delta, "--out", delta],
+        ["robustness", "head", *head, "--out", delta],
+        ["export", "--format=onnx", "--delta", delta, "--out", delta],
+        ["attention", "--delta", delta, "--images", "page.png", "--out", "./page.png"],
+        ["attention", "--delta", delta, "--images", ".", "--out", str(page)],
+        ["data", "corruptions", "--image", "page.png", "--out", "page.png"],
+    ):
+        assert "exists already: name another file, or remove it" in vpt(*command).sentence
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_robustness_writes_the_head_of_the_weights_as_an_anchor(vpt: Vpt, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import make_task
+from tests.fakes import make_folder, make_task
 from tests.fakes_suites import make_imagenet
 from vpt.data.catalog.cards import card_names
 
@@ -70,6 +70,18 @@ def test_verify_lists_all_faults_and_fails_with_one_sentence(vpt: Vpt, tmp_path:
         "signdigits10 is not as it should be: test has 10 images and officially 983 (and 1 more, see above)."
     )
     assert sum(line.startswith("✗") for line in answer.out.splitlines()) == 2
+
+
+def test_verify_takes_your_own_images_and_fits_a_terminal(vpt: Vpt, tmp_path: Path) -> None:
+    photos = make_folder(tmp_path / "photos", {"train": 3, "val": 1, "test": 2})
+    assert vpt("data", "verify", "photos").status == 0
+    (photos / "test/cat/0.jpg").write_bytes((photos / "train/cat/0.jpg").read_bytes())
+    (photos / "train/dog/1.jpg").write_bytes((photos / "train/dog/0.jpg").read_bytes())
+    answer = vpt("data", "verify", str(photos))
+    assert "a test image is a training or validation image too" in answer.sentence
+    assert "! 1 times a training image is there twice" in answer.out
+    assert all(len(line) <= 80 or line.split()[0].startswith("/") for line in answer.out.splitlines())
+    assert "dataset, folder or table" in vpt("data", "verify", "nothing").sentence
 
 
 def test_the_root_is_that_of_the_environment(vpt: Vpt, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -41,6 +42,19 @@ def test_two_processes_train_one_run_as_one_does_with_the_same_global_batch(vpt:
         run("test", "-c", str(folder / "config.yaml"), "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"))
         record = json.loads((folder / "run.json").read_text())
         assert len(list((tmp_path / name).rglob("delta.safetensors"))) == 1
+        predict = [
+            "predict",
+            "-c",
+            str(folder / "config.yaml"),
+            "--ckpt_path",
+            str(folder / "checkpoints" / "last.ckpt"),
+        ]
+        run(*predict)
+        rows = _rows(folder)
+        assert [int(row["index"]) for row in rows] == list(range(33))
+        if flags:  # one process replaces what two have written: it is of the same model and data
+            run(*predict, "--trainer.devices=1", "--trainer.strategy=auto", alone=True)
+            assert [row["predicted"] for row in _rows(folder)] == [row["predicted"] for row in rows]
         found.append((record["metrics"], read_delta(folder / "delta.safetensors")[1]))
     (one, tensors), (two, others) = found
     assert one["val/acc"] == two["val/acc"] > 0.2
@@ -50,6 +64,12 @@ def test_two_processes_train_one_run_as_one_does_with_the_same_global_batch(vpt:
     assert one["train/loss"] == pytest.approx(two["train/loss"], rel=1e-3)
     for key, tensor in tensors.items():
         torch.testing.assert_close(others[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    (path,) = folder.glob("predictions*.csv")
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 def _started(folder: Path, *args: str) -> None:

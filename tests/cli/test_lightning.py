@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from tests.fakes import make_folder, make_task
+from vpt.errors import DataError
 from vpt.models.delta_format import read_delta
 from vpt.tasks import PromptTuning
 
@@ -42,7 +45,7 @@ def test_every_shipped_config_trains(vpt: Vpt, tmp_path: Path, config: Path) -> 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
 def test_every_method_lies_over_the_demo_from_fit_to_test(vpt: Vpt, method: Path) -> None:
-    answer = vpt("fit", *DEMO, "-c", str(method), *SMALL, *QUICK)
+    answer = vpt("fit", *DEMO, "-c", str(method), "--data.train=train800", *SMALL, *QUICK)
     assert answer.status == 0, answer.err
     (folder,) = Path("runs").glob("digits/*/version_0")
     run = Run(folder.resolve())
@@ -70,7 +73,8 @@ def test_test_and_validate_add_their_metrics_to_the_run_that_is_measured(vpt: Vp
     for command in ("validate", "test"):
         answer = vpt(command, *trained.config, "--ckpt_path", trained.checkpoint, *SMALL)
         assert answer.status == 0, answer.err
-    assert {"val/acc", "test/acc"} <= trained.record["metrics"].keys()
+    assert {"trained/acc", "test/acc"} <= trained.record["metrics"].keys()  # on all 1,000, the 200 of validation too
+    assert "val/acc" not in trained.record["metrics"]
     assert trained.record["status"] == "finished"
     assert not Path("runs").exists()
 
@@ -91,15 +95,54 @@ def test_two_lines_of_yaml_and_a_flag_train_on_few_shots_of_your_own_images(vpt:
     assert vpt("test", *run.config, "--ckpt_path", run.checkpoint).status == 0
 
 
-def test_predict_writes_a_line_per_image(vpt: Vpt, trained: Run) -> None:
-    answer = vpt("predict", *trained.config, "--ckpt_path", trained.checkpoint, "--data.batch_size=8",
-                 "--trainer.limit_predict_batches=2")  # fmt: skip
-    assert answer.status == 0, answer.err
-    with (trained.folder / "predictions.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["index"]) for row in rows] == list(range(16))
+def test_predict_writes_a_line_per_image_of_some_apart(vpt: Vpt, trained: Run) -> None:
+    def predict(*flags: str) -> Path:
+        answer = vpt("predict", *trained.config, "--ckpt_path", trained.checkpoint, "--data.batch_size=8", *flags)
+        assert answer.status == 0, answer.err
+        return Path(answer.out.splitlines()[-1].removeprefix("written to "))
+
+    some, whole = predict("--trainer.limit_predict_batches=2"), predict()
+    assert some == trained.folder.resolve() / "predictions-partial.csv"
+    assert whole == trained.folder.resolve() / "predictions.csv"
+    lines = whole.read_text().splitlines()
+    rows = list(csv.DictReader(lines))
+    assert some.read_text().splitlines() == lines[:17]
+    assert [int(row["index"]) for row in rows] == list(range(trained.record["data"]["counts"]["test"]))
     assert all(row["path"].startswith("digits/") and row["predicted"] in "0123456789" for row in rows)
     assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
+
+
+def test_predictions_of_another_model_or_other_data_are_not_replaced(vpt: Vpt, trained: Run, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder, run := tmp_path / "run", ignore=shutil.ignore_patterns("predictions*"))
+    config, checkpoint = ["-c", str(run / "config.yaml")], run / "checkpoints" / "last.ckpt"
+    command = ["predict", *config, "--ckpt_path", str(checkpoint), "--trainer.limit_predict_batches=1"]
+    assert vpt(*command).status == 0
+    written = {path.name: path.read_bytes() for path in run.glob("predictions*")}
+    assert written.keys() == {"predictions-partial.csv", "predictions-partial.json"}
+    assert vpt(*command).status == 0  # of the same: the same
+    refused = f"{run.resolve() / 'predictions-partial.csv'} is of another model or other data: move it"
+    assert refused in vpt(*command, "--data.preset=timm").sentence
+    state = torch.load(checkpoint, weights_only=True)
+    state["state_dict"]["model.head.bias"].data += 1
+    torch.save(state, checkpoint)
+    assert refused in vpt(*command).sentence
+    assert {path.name: path.read_bytes() for path in run.glob("predictions*")} == written
+
+
+def test_an_interrupted_prediction_leaves_no_file(vpt: Vpt, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(trained.folder.glob("*predictions*"))
+
+    answer = PromptTuning.predict_step
+
+    def stop(self: PromptTuning, batch: Any, batch_idx: int) -> Any:
+        if batch_idx:
+            raise DataError("the disk is gone")
+        return answer(self, batch, batch_idx)
+
+    monkeypatch.setattr(PromptTuning, "predict_step", stop)
+    command = ["predict", *trained.config, "--ckpt_path", trained.checkpoint, "--trainer.limit_predict_batches=3"]
+    assert vpt(*command).sentence == "the disk is gone"
+    assert sorted(trained.folder.glob("*predictions*")) == before
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])

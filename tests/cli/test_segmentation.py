@@ -48,7 +48,8 @@ def test_predict_writes_a_mask_per_image(vpt: Vpt) -> None:
     answer = vpt("predict", *run.config, "--ckpt_path", run.checkpoint, "--data.batch_size=4",
                  "--trainer.limit_predict_batches=2")  # fmt: skip
     assert answer.status == 0, answer.err
-    files = sorted((run.folder / "predictions").iterdir())
+    assert answer.out.splitlines()[-1] == f"written to {run.folder / 'predictions-partial'}"
+    files = sorted((run.folder / "predictions-partial").iterdir())
     assert [file.name for file in files] == [f"{index:06d}.png" for index in range(8)]
     mask = np.asarray(Image.open(files[0]))
     assert mask.shape == (64, 64)

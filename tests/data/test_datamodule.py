@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, default_collate
 
 import vpt.data
 from vpt.data import DigitsDataModule, VTABDataModule, image_cache
-from vpt.data.datamodule import EpochSampler, ImageDataset
+from vpt.data.datamodule import ImageDataset
+from vpt.data.samplers import EpochSampler
 from vpt.data.splits import position_hash
 from vpt.errors import ConfigError, UnknownNameError
 

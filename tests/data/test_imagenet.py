@@ -41,10 +41,9 @@ def official(monkeypatch: pytest.MonkeyPatch, card: str, **sizes: int) -> None:
     real = load_card(card)
     assert real is not None
     changed = replace(real, sizes=real.sizes | sizes)
-    for module in ("imagenet", "imagenet_variants"):
-        monkeypatch.setattr(
-            f"vpt.data.datasets.{module}.find_card", lambda name: changed if name == card else load_card(name)
-        )
+    monkeypatch.setattr(
+        "vpt.data.datasets.imagenet.find_card", lambda name: changed if name == card else load_card(name)
+    )
 
 
 @every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import lightning as L
 import pytest
 import torch
 
-from vpt.errors import ConfigError, DeltaFileError
+from vpt.errors import ConfigError
 from vpt.experiments.pretrain import MultiTask, SharedData, pretrain
 from vpt.experiments.trial import Config, Trial, merged, run_trial
 from vpt.models.delta_format import read_delta
@@ -33,7 +34,8 @@ DELTAS: list[list[dict[str, Any]]] = [
 @pytest.fixture
 def two(tmp_path: Path) -> dict[str, Config]:
     """Two tasks of 36 and of 24 training images, in batches of 8."""
-    return {name: merged(config, {"trainer.max_epochs": 1}) for name, config in make_two(tmp_path).items()}
+    all_of_it = {"trainer.max_epochs": 1, "trainer.limit_train_batches": None}
+    return {name: merged(config, all_of_it) for name, config in make_two(tmp_path).items()}
 
 
 def with_deltas(configs: dict[str, Config], deltas: list[dict[str, Any]]) -> dict[str, Config]:
@@ -130,11 +132,38 @@ def test_a_checkpoint_holds_delta_and_heads_whatever_requires_a_gradient(two: di
     assert all(torch.equal(together.state_dict()[name], tensor) for name, tensor in kept.items())
 
 
-def test_a_checkpoint_of_other_tasks_is_refused(two: dict[str, Config], root: Path) -> None:
-    pretrain(two, root)
-    (root / "shared.safetensors").unlink()
-    with pytest.raises(DeltaFileError, match="remove the folder `shared`"):
-        pretrain(with_deltas(two, [{"name": "prompt", "num_tokens": 3, "deep": True}]), root)
+def test_what_was_shared_otherwise_is_not_taken_for_it(two: dict[str, Config], root: Path) -> None:
+    path = pretrain(two, root)
+    before = path.read_bytes()
+    others = [
+        with_deltas(two, [{"name": "prompt", "num_tokens": 3, "deep": True}]),
+        {name: merged(config, {"data.train": "train800val200"}) for name, config in two.items()},
+        {name: merged(config, {"seed_everything": 5}) for name, config in two.items()},
+        {"warm": two["warm"], "third": two["cold"]},
+    ]
+    for other in others:
+        with pytest.raises(ConfigError, match="differs in its tasks: name another --out"):
+            pretrain(other, root)
+    data = Path(two["cold"]["data"]["init_args"]["root"]) / "cold"
+    shutil.copy(next((data / "images").rglob("*.jpg")), data / "images" / "new.jpg")
+    with (data / "train800.txt").open("a") as file:
+        file.write("images/new.jpg 0\n")
+    with pytest.raises(ConfigError, match="differs in its tasks"):
+        pretrain(two, root)
+    (root / "shared" / "trial.json").unlink()
+    with pytest.raises(ConfigError, match="does not say what its shared delta was trained on"):
+        pretrain(two, root)
+    assert path.read_bytes() == before
+
+
+def test_the_trainer_of_the_tasks_trains_what_they_share(two: dict[str, Config], tmp_path: Path) -> None:
+    for clip in (None, 1e-9):
+        pretrain({n: merged(c, {"trainer.gradient_clip_val": clip}) for n, c in two.items()}, tmp_path / str(clip))
+    steps = {name: merged(config, {"trainer.max_epochs": None, "trainer.max_steps": 2}) for name, config in two.items()}
+    pretrain(steps, tmp_path / "steps")
+    assert saved(tmp_path / "steps")["global_step"] == 2
+    free, clipped = (read_delta(tmp_path / str(clip) / "shared.safetensors")[1] for clip in (None, 1e-9))
+    assert not torch.equal(free["delta.parts.0.tokens"], clipped["delta.parts.0.tokens"])
 
 
 def test_a_delta_without_parameters_is_nothing_to_share(two: dict[str, Config], root: Path) -> None:

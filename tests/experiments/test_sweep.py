@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fakes import make_folder
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.executors import serially
-from vpt.experiments.sweep import SEEDS, Plan, read_plan, rungs, sweep, sweeps
+from vpt.experiments.sweep import Plan, rungs, sweep, sweeps
 from vpt.experiments.sweep_variants import by_backbone, by_shots, combinations, few_shot_plan, sweep_variants
-from vpt.experiments.trial import Config, Failure, Record, Trial, finished
-
-CONFIGS = Path(__file__).parents[2] / "configs" / "sweep"
+from vpt.experiments.trial import Config, Failure, Record, Trial, finished, merged
+from vpt.run_record import read_record
 
 
 class Pretend:
@@ -32,7 +33,7 @@ class Pretend:
         args = trial.config["model"]["init_args"]
         epochs = trial.stop or trial.config["trainer"]["max_epochs"]
         metrics = {"val/acc": self.val(args, epochs), "test/acc": trial.config["seed_everything"] / 100}
-        return {"metrics": metrics, "epochs": epochs, "seconds": 1.0, "data": {"counts": {"train": 10}}}
+        return {"metrics": metrics, "epochs": epochs, "seconds": 1.0, "images": 10 * epochs}
 
 
 PLAN = Plan(
@@ -107,40 +108,53 @@ def test_several_searches_share_their_engine(config: Config, root: Path) -> None
     assert len({trial.name for trial in engine.trials}) == len(engine.trials) == 16
 
 
-def test_the_published_grid_has_its_240_points_and_five_seeds() -> None:
-    plan = read_plan(CONFIGS / "vpt.yaml")
-    assert len(plan.points()) == 240
-    assert plan.seeds == SEEDS == (42, 44, 82, 100, 800)
-    assert read_plan(CONFIGS / "vpt.yaml", seeds=[7]).seeds == (7,)
-
-
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_grid_is_one(path: Path, config: Config, root: Path) -> None:
-    plan = read_plan(path)
-    engine = Pretend(lambda args, epochs: args["base_lr"])
-    assert sweep(config, plan, root, engine).chosen["model.base_lr"] == max(plan.grid["model.base_lr"])
-
-
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("change", "message"),
     [
-        ("grid: [1]", "is no grid file"),
-        ("lr: {a: [1]}", "is no grid file"),
-        ("grid: {model.base_lr: 0.1}", "model.base_lr needs a list of values to try, got 0.1"),
-        ("grid: {model.base_lr: []}", "needs a list of values"),
-        ("grid: {a: [1]}\nepochs: 3", "is no grid file"),
-        ("a: [", "is no grid file"),
+        ({"halving": 1}, "keeps one of 2 or more, got 1"),
+        ({"seeds": ()}, "seeds are one or more whole numbers"),
+        ({"seeds": (True,)}, "seeds are one or more whole numbers"),
+        ({"seeds": (-1,)}, "seeds are one or more whole numbers"),
+        ({"grid": {"model.base_lr": []}}, "no value of model.base_lr to try"),
+        ({"choose": {"model.base_lr": 0.1}}, "model.base_lr is in the grid"),
+        ({"grid": {"seed_everything": [1, 2]}}, "seed_everything follows the seeds"),
+        ({"retrain": {"data.subset_seed": 1}, "by_seed": ("data.subset_seed",)}, "data.subset_seed follows the seeds"),
     ],
 )
-def test_a_wrong_grid_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "grid.yaml").write_text(text)
+def test_a_plan_that_contradicts_itself_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_plan(tmp_path / "grid.yaml")
+        replace(PLAN, **change)
 
 
-def test_halving_by_one_is_refused() -> None:
-    with pytest.raises(ConfigError, match="keeps one of 2 or more, got 1"):
-        read_plan(CONFIGS / "vpt.yaml", halving=1)
+def test_every_trial_has_a_name_of_its_own(config: Config, root: Path) -> None:
+    values = [0.1, 0.1 + 1e-9, 1, 1.0, True, [1], ["a/b"], ["a_b"], "x" * 80 + "1", "x" * 80 + "2"]
+    engine = Pretend(lambda args, epochs: 0.5)
+    sweep(config, Plan({"model.weight_decay": values, "model.x": values}, seeds=(1, 2)), root, engine)
+    assert len({trial.name for trial in engine.trials}) == len(engine.trials) == 102
+    assert engine.trials[0].name.startswith("choose/weight_decay=0.1,x=0.1-")
+
+
+def test_another_winner_is_tested_beside_the_first(config: Config, root: Path) -> None:
+    plan = Plan({"model.base_lr": [0.1, 0.2]}, seeds=(1,))
+    one, other = (Pretend(lambda args, epochs, best=best: float(args["base_lr"] == best)) for best in (0.1, 0.2))
+    runs = [sweep(config, plan, root, engine).runs[1] for engine in (one, other, one)]
+    assert runs[0] == runs[2] != runs[1]
+
+
+def test_a_rate_that_diverges_does_not_win(config: Config, root: Path, tmp_path: Path) -> None:
+    """Answers that are no numbers would count as the first class, which most of the validation images have."""
+    make_folder(tmp_path / "images", {"train": 4, "val": 1, "test": 1})
+    first = sorted((tmp_path / "images" / "val").iterdir())[0]
+    image = next(first.iterdir())
+    for number in range(9):
+        (first / f"again{number}.jpg").write_bytes(image.read_bytes() + bytes([number]))
+    data = {"root": str(tmp_path / "images"), "image_size": 64, "batch_size": 12}
+    unbalanced = config | {"data": {"class_path": "vpt.data.FolderDataModule", "init_args": data}}
+    unbalanced = merged(unbalanced, {"trainer.max_epochs": 1, "trainer.limit_train_batches": 1, "model.warmup": 0.0})
+    plan = Plan({"model.base_lr": [1e-6, 1e38]}, seeds=(1,))
+    found = sweep(unbalanced, plan, root, serially)
+    assert found.chosen == {"model.base_lr": 1e-6}
+    assert "not finite" in found.tried[1]["failed"]
 
 
 def test_few_shots_draw_a_nested_subset_for_each_seed(config: Config, root: Path) -> None:
@@ -150,7 +164,7 @@ def test_few_shots_draw_a_nested_subset_for_each_seed(config: Config, root: Path
     counts = {}
     for shots in (1, 2):
         for seed in (3, 4):
-            record = json.loads((root / f"shots={shots}" / "test" / f"seed={seed}" / "run.json").read_text())
+            record = read_record(root / found[f"shots={shots}"].runs[seed])
             counts[shots, seed] = record["data"]["counts"]["train"]
             assert record["data"]["subset"]["seed"] == seed
     assert counts == {(1, 3): 10, (1, 4): 10, (2, 3): 20, (2, 4): 20}
@@ -178,7 +192,7 @@ def test_all_combinations_of_deltas_are_built_and_none_is_the_probe(config: Conf
     chosen = {name: variants[name] for name in ("none", "prompt+lora")}
     found = sweep_variants(chosen, Plan({}, seeds=(1,)), root, serially)
     assert all(0 <= each.mean <= 1 for each in found.values())
-    record = json.loads((root / "prompt+lora" / "test" / "seed=1" / "run.json").read_text())
+    record = read_record(root / found["prompt+lora"].runs[1])
     assert [delta["name"] for delta in record["hyperparameters"]["deltas"]] == ["prompt", "lora"]
     with pytest.raises(ConfigError, match="deltas with different names"):
         combinations(config, [{"name": "bias"}, {"name": "bias"}])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from vpt.errors import ConfigError
 from vpt.experiments.executors import serially
 from vpt.experiments.pretrain import compare, pretrain
 from vpt.experiments.sweep import Plan
-from vpt.experiments.transfer import transfer
-from vpt.experiments.trial import Config, Trial, merged, run_trial
+from vpt.experiments.transfer import Mode, transfer
+from vpt.experiments.trial import Config, Failure, Record, Trial, finished, merged, run_trial
 from vpt.models.delta_format import read_delta
+from vpt.run_record import read_record
 
 from .conftest import small_config
 
@@ -35,19 +37,23 @@ def two(tmp_path: Path) -> dict[str, Config]:
     return make_two(tmp_path)
 
 
+Runs = dict[Path, Config]
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Finished runs that no test changes."""
     root = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "0")
         patch.setenv("PL_SEED_WORKERS", "1")
-        for name, config in make_two(root).items():
+        configs = make_two(root)
+        for name, config in configs.items():
             run_trial(Trial(name, config, test=True), root)
-    return [root / "warm", root / "cold"]
+    return {root / name: config for name, config in configs.items()}
 
 
-def test_the_diagonal_is_what_is_stored_and_is_measured_again(runs: list[Path], root: Path) -> None:
+def test_the_diagonal_is_what_is_stored_and_is_measured_again(runs: Runs, root: Path) -> None:
     stored = [json.loads((run / "run.json").read_text())["metrics"]["test/acc"] for run in runs]
     names = [json.loads((run / "run.json").read_text())["data"]["name"] for run in runs]
     for mode in ("init", "frozen"):
@@ -55,8 +61,9 @@ def test_the_diagonal_is_what_is_stored_and_is_measured_again(runs: list[Path], 
         assert [matrix[name][name] for name in names] == stored
         assert all(0 <= matrix[one][other] <= 1 for one in names for other in names)
         assert json.loads((root / f"transfer-{mode}.json").read_text())["accuracy"] == matrix
-    trial = json.loads((root / f"{names[0]}-to-{names[1]}" / "run.json").read_text())
-    assert trial["hyperparameters"]["init_delta"] == str((runs[0] / "delta.safetensors").resolve())
+    (folder,) = root.glob(f"{names[0]}-to-{names[1]}-*")
+    start = read_record(folder)["hyperparameters"]["init_delta"]
+    assert start == str((next(iter(runs)) / "delta.safetensors").resolve())
     assert transfer(runs, root, serially, "frozen") == matrix
 
 
@@ -64,37 +71,58 @@ def test_a_run_in_half_precision_is_measured_again_as_it_was_tested(two: dict[st
     for name, config in two.items():
         half = merged(config, {"trainer.precision": "bf16-mixed", "trainer.max_epochs": 1})
         run_trial(Trial(name, half, test=True), root / "runs")
-    runs = [root / "runs" / name for name in two]
+    half = {"trainer.precision": "bf16-mixed", "trainer.max_epochs": 1}
+    runs = {root / "runs" / name: merged(config, half) for name, config in two.items()}
     stored = [json.loads((run / "run.json").read_text())["metrics"]["test/acc"] for run in runs]
     matrix = transfer(runs, root, serially, "frozen")
     assert [matrix[name][name] for name in matrix] == stored
 
 
-def test_a_stored_number_that_the_file_does_not_give_is_no_basis(runs: list[Path], root: Path) -> None:
-    changed = shutil.copytree(runs[0], root / "changed")
+def test_a_stored_number_that_the_file_does_not_give_is_no_basis(runs: Runs, root: Path) -> None:
+    first, second = runs
+    changed = shutil.copytree(first, root / "changed")
     record = json.loads((changed / "run.json").read_text())
     record["metrics"]["test/acc"] -= 0.1
     (changed / "run.json").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match="stored, its delta file gives"):
-        transfer([changed, runs[1]], root, serially)
+        transfer({changed: runs[first], second: runs[second]}, root, serially)
 
 
-def test_two_runs_of_one_task_or_an_untested_one_are_refused(
-    two: dict[str, Config], runs: list[Path], root: Path
+@pytest.mark.parametrize("mode", ["init", "frozen"])
+def test_a_cell_of_another_run_of_the_task_is_not_taken_for_it(
+    two: dict[str, Config], runs: Runs, root: Path, mode: Mode
 ) -> None:
+    before = transfer(runs, root, serially, mode)
+    assert transfer(runs, root, _nothing_left, mode) == before
+    second = list(runs)[1]
+    other = merged(two["warm"], {"model.base_lr": 50.0, "seed_everything": 3})
+    run_trial(Trial("other", other, test=True), root)
+    changed = {root / "other": other, second: runs[second]}
+    matrix = transfer(changed, root, serially, mode)
+    assert matrix == transfer(changed, root / "afresh", serially, mode)
+    assert transfer(runs, root, _nothing_left, mode) == before
+
+
+def _nothing_left(trials: Sequence[Trial], root: Path) -> dict[str, Record | Failure]:
+    assert all(finished(trial, root) for trial in trials)
+    return serially(trials, root)
+
+
+def test_two_runs_of_one_task_or_an_untested_one_are_refused(two: dict[str, Config], runs: Runs, root: Path) -> None:
+    first = next(iter(runs))
     with pytest.raises(ConfigError, match="each of another task"):
-        transfer([runs[0], runs[0]], root, serially)
+        transfer({first: runs[first], shutil.copytree(first, root / "again"): runs[first]}, root, serially)
     run_trial(Trial("untested", two["warm"]), root)
     with pytest.raises(ConfigError, match="was not tested"):
-        transfer([runs[0], root / "untested"], root, serially)
+        transfer({first: runs[first], root / "untested": two["warm"]}, root, serially)
     with pytest.raises(ConfigError, match=r"is no finished run: it has no run\.json"):
-        transfer([runs[0], root], root, serially)
+        transfer({first: runs[first], root: two["warm"]}, root, serially)
 
 
 def test_training_starts_from_another_tasks_delta_but_not_its_head(
-    two: dict[str, Config], runs: list[Path], root: Path
+    two: dict[str, Config], runs: Runs, root: Path
 ) -> None:
-    start = str(runs[1] / "delta.safetensors")
+    start = str(list(runs)[1] / "delta.safetensors")
     still = merged(two["warm"], {"model.init_delta": start, "model.base_lr": 1e-12, "model.weight_decay": 0.0})
     run_trial(Trial("still", still), root)
     _, tensors = read_delta(root / "still" / "delta.safetensors")

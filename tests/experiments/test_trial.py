@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
+from tests.fakes import make_folder
 from vpt.errors import ConfigError, DivergedError
 from vpt.experiments.trial import Config, Trial, finished, merged, run_trial
 from vpt.models.delta_file import load_classifier
 from vpt.models.delta_format import read_delta
 from vpt.tasks import ClassificationTask
+from vpt.tasks.build import build
 
 
 def test_a_trial_leaves_a_run_and_is_not_repeated(config: Config, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,8 +33,27 @@ def test_a_trial_leaves_a_run_and_is_not_repeated(config: Config, root: Path, mo
 
 def test_another_trial_in_the_same_folder_is_refused(config: Config, root: Path) -> None:
     run_trial(Trial("a", config), root)
-    with pytest.raises(ConfigError, match="holds a trial of another config: name another --out"):
+    with pytest.raises(ConfigError, match="holds a trial that differs in its config: name another --out"):
         run_trial(Trial("a", merged(config, {"model.base_lr": 0.2})), root)
+
+
+def test_what_lies_behind_the_paths_of_a_config_belongs_to_it(config: Config, root: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "start.safetensors", root / "other" / "delta.safetensors"
+    for name, seed in (("one", 0), ("other", 1)):
+        run_trial(Trial(name, merged(config, {"seed_everything": seed})), root)
+    shutil.copy(root / "one" / "delta.safetensors", one)
+    data = {"root": str(make_folder(tmp_path / "images", {"train": 4, "val": 1, "test": 1})), "batch_size": 4}
+    folder = config | {"data": {"class_path": "vpt.data.FolderDataModule", "init_args": data}}
+    trial = Trial("next", merged(folder, {"model.init_delta": str(one)}))
+    run_trial(trial, root)
+    assert finished(trial, root) is not None
+    shutil.copy(two, one)
+    with pytest.raises(ConfigError, match="differs in its files"):
+        finished(trial, root)
+    shutil.copy(root / "one" / "delta.safetensors", one)
+    make_folder(tmp_path / "images", {"train": 5})
+    with pytest.raises(ConfigError, match="differs in its data"):
+        finished(trial, root)
 
 
 def test_equal_seeds_give_equal_delta_files(config: Config, root: Path) -> None:
@@ -62,6 +85,7 @@ def test_a_trial_that_was_killed_goes_on_to_the_same_numbers(
     again = run_trial(Trial("killed", config, test=True), root)
     assert len(calls) == 6  # two of the first epoch, one, the fatal one, and the second epoch again
     assert again["metrics"] == whole["metrics"]
+    assert again["images"] == whole["images"] == 32
 
 
 def test_a_trial_killed_after_its_last_epoch_still_gets_its_numbers(
@@ -82,7 +106,9 @@ def _killed(*_: Any) -> None:
     raise RuntimeError("killed")
 
 
-def test_a_paused_trial_goes_on_as_if_it_had_not_been(config: Config, root: Path) -> None:
+@pytest.mark.parametrize("values", [{}, {"model.dropout": 0.3, "data.augment": "flip"}])
+def test_a_paused_trial_goes_on_as_if_it_had_not_been(config: Config, root: Path, values: dict[str, Any]) -> None:
+    config = merged(config, values)
     whole = run_trial(Trial("whole", config), root)
     trial = Trial("paused", config)
     half = run_trial(replace(trial, stop=1), root)
@@ -113,7 +139,7 @@ def test_where_memory_does_not_suffice_batches_are_split_with_the_gradient_of_th
     one, two = (read_delta(root / name / "delta.safetensors")[1] for name in ("whole", "split"))
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-4)
-    assert json.loads((root / "split" / "trial.json").read_text()) == config
+    assert json.loads((root / "split" / "trial.json").read_text())["config"] == config
 
 
 def test_a_single_image_that_does_not_fit_is_an_error(
@@ -132,7 +158,57 @@ def test_what_is_no_memory_error_is_not_tried_again(config: Config, root: Path) 
         run_trial(Trial("a", merged(config, {"model.base_lr": 1e30, "model.optimizer": "sgd"})), root)
 
 
-@pytest.mark.parametrize("key", ["base_lr", "model", "model.a.b", "loop.epochs"])
+def test_time_and_images_of_all_legs_add_up(config: Config, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("vpt.tasks.callbacks.time.monotonic", lambda: float(next(clock)))
+    trial = Trial("paused", merged(config, {"trainer.max_epochs": 3}))
+    legs = [run_trial(replace(trial, stop=stop), root) for stop in (1, 2, None)]
+    assert [leg["images"] for leg in legs] == [16, 32, 48]
+    assert legs[0]["seconds"] < legs[1]["seconds"] < legs[2]["seconds"]
+    alone = run_trial(Trial("alone", config), root)
+    assert legs[2]["seconds"] > alone["seconds"]
+
+
+@pytest.mark.parametrize("limits", [{"trainer.max_epochs": None}, {"trainer.max_epochs": -1}])
+def test_a_schedule_by_steps_ends_with_the_last(config: Config, root: Path, limits: dict[str, Any]) -> None:
+    own = limits | {"trainer.max_steps": 3, "trainer.limit_train_batches": None}
+    record = run_trial(Trial("steps", merged(config, own)), root)
+    assert (record["status"], record["images"], record["max_epochs"]) == ("finished", 24, -1)
+    same = {"trainer.max_epochs": 1, "trainer.limit_train_batches": 3}
+    assert run_trial(Trial("epoch", merged(config, same)), root)["metrics"] == record["metrics"]
+    one, two = (read_delta(root / name / "delta.safetensors")[1] for name in ("steps", "epoch"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_limit_of_time_alone_is_no_schedule(config: Config, root: Path) -> None:
+    limits = {"trainer.max_epochs": None, "trainer.max_time": "00:00:10:00"}
+    with pytest.raises(ConfigError, match=r"needs an end: give trainer\.max_epochs or trainer\.max_steps"):
+        run_trial(Trial("time", merged(config, limits)), root)
+    record = run_trial(Trial("both", merged(config, limits | {"trainer.max_steps": 2})), root)
+    assert record["status"] == "finished"
+
+
+def test_training_does_not_go_on_from_the_middle_of_an_epoch(config: Config, root: Path) -> None:
+    task, data = build(config)
+    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    short = L.Trainer(max_steps=3, default_root_dir=root, **options)
+    short.fit(task, datamodule=data)
+    path = root / "middle.ckpt"
+    short.save_checkpoint(path)
+    longer = L.Trainer(max_steps=5, default_root_dir=root, **options)
+    with pytest.raises(ConfigError, match=r"ends in the middle of an epoch, .* such as last\.ckpt"):
+        longer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
+    longer = L.Trainer(max_steps=3, default_root_dir=root, **options)
+    longer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)  # nothing is left to train
+    longer.test(task, datamodule=data, ckpt_path=path, weights_only=True)
+
+
+def test_a_trial_needs_a_seed(config: Config, root: Path) -> None:
+    with pytest.raises(ConfigError, match="seed_everything is False: a trial needs a number"):
+        run_trial(Trial("a", merged(config, {"seed_everything": False})), root)
+
+
+@pytest.mark.parametrize("key", ["base_lr", "model", "model.a.b", "loop.epochs", "model.class_path", "trainer.a.b"])
 def test_a_key_that_no_config_has_is_refused(config: Config, key: str) -> None:
     with pytest.raises(ConfigError, match=f"'{key}' is no key of a config"):
         merged(config, {key: 1})

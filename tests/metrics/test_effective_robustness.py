@@ -70,8 +70,17 @@ def test_a_set_without_a_population_has_no_effective_robustness() -> None:
 
 
 def test_extrapolation_warns() -> None:
-    with pytest.warns(UserWarning, match=r"55.9 % on imagenet_val is below 56 %.*extrapolated"):
-        effective_robustness("imagenet_v2", 0.4, {"imagenet_val": 0.559})
+    with pytest.warns(UserWarning, match=r"56.4 % on imagenet_val is below 56.5 %.*extrapolated"):
+        effective_robustness("imagenet_v2", 0.4, {"imagenet_val": 0.564})
+
+
+@pytest.mark.parametrize(("shift", "begins"), [("imagenet_r", 0.77), ("imagenet_a", 0.76), ("objectnet", 0.57)])
+def test_each_baseline_begins_at_alexnet_on_its_own_classes(shift: str, begins: float) -> None:
+    baseline = BASELINES[shift]
+    assert round(baseline.begins, 2) == begins  # robustness_top1s.csv of the ImageNet testbed
+    effective_robustness(shift, 0.3, {baseline.reference: baseline.begins})  # a warning would be an error here
+    with pytest.warns(UserWarning, match=rf"70.0 % on {baseline.reference}|50.0 %"):
+        effective_robustness(shift, 0.3, {baseline.reference: 0.7 if begins > 0.7 else 0.5})
 
 
 @pytest.mark.parametrize(("accuracy", "reference"), [(55, 0.7), (0.5, 76.1), (float("nan"), 0.7)])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from vpt.data.corruptions import CORRUPTIONS, corrupt
+from vpt.data.corruptions import CORRUPTIONS, corrupt, title
 from vpt.errors import ConfigError
 from vpt.reports.corruption_gallery import corruption_figure
 
@@ -14,7 +14,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 def test_every_kind_has_a_row_with_the_image_itself_and_at_every_severity() -> None:
     figure = corruption_figure(IMAGE)
     labels = [axes.get_ylabel().replace("\n", "_") for axes in figure.axes]
-    assert sorted(labels) == sorted({"frost": "frost_(procedural)"}.get(kind, kind) for kind in CORRUPTIONS)
+    assert sorted(labels) == sorted(title(kind).replace(" ", "_") for kind in CORRUPTIONS)
     fog = np.asarray(figure.axes[labels.index("fog")].images[0].get_array())
     clean, *parts = np.split(fog, 6, axis=1)
     np.testing.assert_array_equal(clean[:, :16], IMAGE)

@@ -26,6 +26,7 @@ from vpt.models import TunedModel
 from vpt.reports.page import document
 from vpt.reports.robustness_report import tables
 from vpt.reports.robustness_values import effective_rows, model_names, report
+from vpt.reports.tables import p_value
 from vpt.robustness import RobustnessResult, Row, run
 from vpt.robustness.evaluation import logit_records
 from vpt.robustness.interpolation.alpha_curve import accuracy_curve
@@ -156,7 +157,9 @@ def test_means_are_over_severities_and_then_over_all(values: dict[str, Any]) -> 
     assert len(found) == 3
     contrast = [row["nll"] for row in own if row["kind"] == "contrast"]
     assert found["contrast (mean of severities 1, 3)"]["nll"] == pytest.approx(np.mean(contrast))
-    assert found["mean of corruptions"]["top1"] == pytest.approx(np.mean([row["top1"] for row in own]))
+    assert found["mean of contrast, pixelate (severities 1, 3)"]["top1"] == pytest.approx(
+        np.mean([row["top1"] for row in own])
+    )
 
 
 def test_the_oracle_is_best_and_no_validation_line_has_one(values: dict[str, Any]) -> None:
@@ -225,6 +228,33 @@ def test_what_cannot_be_reported_together_is_refused(
         report([root / name for name in names])
     assert main(["robustness", "report", *(str(root / name) for name in names), "--out", str(tmp_path / "out")]) == 1
     assert not (tmp_path / "out").exists()
+
+
+def aged(folder: Path, out: Path) -> Path:
+    """What version 0.1 would have left."""
+    path = copied(folder, out) / "robustness.json"
+    content = json.loads(path.read_text())
+    del content["protocol"]["corruptions"]
+    path.write_text(json.dumps(content))
+    return out
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_corruptions_with_other_parameters_do_not_stand_side_by_side(
+    command: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(root / "gate"), str(aged(root / "gate", tmp_path / "old"))]
+    assert main(["robustness", command, *folders]) == 1
+    assert "corruptions" in capsys.readouterr().err
+    (old,) = {row["set"] for row in report([tmp_path / "old"])["averages"] if len(row["kinds"]) == 2}
+    assert old == "mean of contrast, pixelate (severities 1, 3, parameters of vpt 0.1)"
+
+
+def test_a_small_p_is_not_printed_as_zero() -> None:
+    assert [p_value(value) for value in (1.0, 0.0123, 0.001, 0.00099, 1e-12)] == [
+        *("1.000", "0.012", "0.001"),
+        *("< 0.001", "< 0.001"),
+    ]
 
 
 def copied(folder: Path, out: Path) -> Path:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from vpt.errors import ConfigError, DataError
 from vpt.models import TunedModel, load_classifier
 from vpt.robustness import RobustnessResult, run
 from vpt.robustness.evaluation.evaluation_loop import table
-from vpt.robustness.evaluation.logit_records import read, resume
+from vpt.robustness.evaluation.logit_records import read, resume, write
 from vpt.run_record import identity
 
 ALPHAS = (0.0, 0.5, 1.0)
@@ -85,7 +86,7 @@ def test_a_protocol_says_what_the_number_depends_on_and_no_path(prompts: Path, t
     measure(prompts, tmp_path, max_images=6, seed=5)
     protocol = read(kept(tmp_path, "jpeg_compression-2-alpha-0.5")).protocol
     assert (protocol["kind"], protocol["severity"], protocol["n"], protocol["seed"]) == ("jpeg_compression", 2, 6, 5)
-    assert protocol["seeding"] == "name"  # records from before, seeded by position, are not taken up
+    assert (protocol["corruptions"], protocol["parameter"]) == ("imagenet-c", [18])
     assert protocol["data"]["preset"] == "square"
     assert protocol["head"] == "tuned"
     assert len(protocol["backbone"]["fingerprint"]) == 64
@@ -234,9 +235,19 @@ def test_every_field_of_a_protocol_is_part_of_what_a_record_is(prompts: Path, tm
         with pytest.raises(ConfigError, match=rf"another evaluation \({key} differ\)"):
             measure(prompts, tmp_path, (1.0,), severities=())
         result = RobustnessResult.read(tmp_path)
-        if key not in ("max_images", "seed"):  # of the draw: a record says which images it has
+        if key not in ("max_images", "seed", "corruptions"):  # a record has them where they say something of its set
             with pytest.raises(DataError, match="belongs to another evaluation"):
                 result.record(result.rows[0])
+
+
+def test_records_of_the_corruptions_of_version_0_1_are_not_taken_up(prompts: Path, tmp_path: Path) -> None:
+    measure(prompts, tmp_path, (1.0,), corruptions=TWO[1:])
+    path = kept(tmp_path, "jpeg_compression-2-alpha-1.0")
+    new = read(path)
+    older = {key: value for key, value in new.protocol.items() if key not in ("corruptions", "title")}
+    write(path, replace(new, logits=np.zeros_like(new.logits), protocol=older | {"seeding": "name"}))
+    measure(prompts, tmp_path, (1.0,), corruptions=TWO[1:])
+    assert_equal({"record": read(path)}, {"record": new})
 
 
 @pytest.mark.parametrize("size", [1, 7])
@@ -281,8 +292,8 @@ def test_impossible_strengths_are_refused_in_one_sentence(
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"classes": (*CLASSES, "dog")}, "has 3 classes, fake has 4"),
-        ({"classes": ("ant", "bee", "cow")}, "Class 2 is 'cat' in .* and 'cow' in fake"),
+        ({"classes": (*CLASSES, "dog")}, "does not know class 'dog' of fake"),
+        ({"classes": ("ant", "bee", "cow")}, "does not know class 'cow' of fake"),
         ({"size": 32}, "takes images of 64 px, the data give 32 px"),
         ({"preset": "timm"}, "trained with preset 'square', the data use 'timm'"),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from tests.robustness import fakes
 from tests.robustness.fakes import PROMPTS, kept, split, task
 from vpt.data import ImageDataModule
+from vpt.data.corruptions import BASIC, CORRUPTIONS, SEVERITIES
 from vpt.data.splits import Split
 from vpt.errors import ConfigError, DataError
 from vpt.models.delta_format import read_delta, write_delta
@@ -68,6 +70,39 @@ def test_logits_between_two_records_are_their_mixture() -> None:
 def test_records_that_cannot_be_mixed_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         between(record(0), record(1, **change), 0.5)
+
+
+def labels(kinds: Sequence[str], severities: Sequence[int], **protocol: str) -> list[str]:
+    rows = [Row(f"{k}-{s}", k, s, 10, 1.0, s / 10, 0.0, 1.0, 0.5, None) for k in kinds for s in severities]
+    return [label for label, _, _ in RobustnessResult(rows, protocol, Path("out")).groups()]
+
+
+def test_a_mean_says_which_kinds_and_severities_it_is_of_and_frost_is_marked() -> None:
+    new = {"corruptions": "imagenet-c"}
+    assert labels(("fog",), (3,), **new) == ["fog (severity 3)"]
+    assert labels(("pixelate", "contrast"), (1, 3), **new)[1:] == [
+        "contrast (mean of severities 1, 3)",
+        "mean of contrast, pixelate (severities 1, 3)",
+    ]
+    assert labels(BASIC, (5,), **new)[-1] == "mean of the basic 5 (severity 5)"
+    *_, fifteen, nineteen = labels(CORRUPTIONS, SEVERITIES, **new)
+    assert fifteen == "mean of ImageNet-C's 15 with frost (procedural) (severities 1-5)"
+    assert nineteen == "mean of all 19 with frost (procedural) (severities 1-5)"
+    assert labels(CORRUPTIONS[:15], SEVERITIES, **new)[-1] == fifteen
+    marked = labels(("fog", "frost"), (1,), **new)
+    assert marked[1:] == ["frost (procedural) (severity 1)", "mean of frost (procedural), fog (severity 1)"]
+
+
+def test_the_mean_of_the_fifteen_leaves_the_others_out() -> None:
+    top1 = {kind: place / 100 for place, kind in enumerate(CORRUPTIONS)}
+    rows = [Row(f"{kind}-1", kind, 1, 10, 1.0, top1[kind], 0.0, 1.0, 0.5, None) for kind in CORRUPTIONS]
+    *_, (_, fifteen, _), (_, nineteen, _) = RobustnessResult(rows, {}, Path("out")).groups()
+    assert sum(row.top1 for row in fifteen) / len(fifteen) == pytest.approx(0.07)
+    assert sum(row.top1 for row in nineteen) / len(nineteen) == pytest.approx(0.09)
+
+
+def test_corruptions_of_version_0_1_have_another_name() -> None:
+    assert labels(("fog",), (3,)) == ["fog (severity 3, parameters of vpt 0.1)"]
 
 
 def test_a_table_has_room_for_five_alphas() -> None:

@@ -85,7 +85,7 @@ def test_kept_maps_train_the_same_head_as_fresh_ones() -> None:
     heads, seen = [], []
     for keep in (True, False):
         L.seed_everything(0)
-        task, module = SegmentationTask(**BASE), data(train="val200")
+        task, module = SegmentationTask(**BASE), data(train="val200", val="train800")
         calls: list[int] = []
         task.model.backbone.layout.blocks[0].register_forward_hook(
             lambda b, a, out, calls=calls: calls.append(len(out))

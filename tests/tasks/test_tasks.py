@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
 from torch import nn
 
 from tests.robustness.fakes import BACKBONE, SIZE
 from tests.robustness.fakes import task as fake_task
-from vpt.data import DigitsDataModule
+from vpt.data import DigitsDataModule, ImageDataModule
+from vpt.data.splits import Split
 from vpt.deltas import attach
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models import load_classifier
@@ -99,13 +103,58 @@ def test_prompts_and_head_can_fit_a_few_images() -> None:
 
 def test_weight_decay_and_learning_rate_reach_the_optimiser() -> None:
     task = PromptTuning(**BASE | {"weight_decay": 0.3, "warmup": 0.0})
-    run = trainer(epochs=1, batches=1, accumulate_grad_batches=2)
-    run.fit(task, datamodule=data())
+    run = trainer(epochs=1, batches=1)
+    run.fit(task, datamodule=data(batch_size=16))
     decayed, plain = run.optimizers[0].param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
-    assert decayed["initial_lr"] == pytest.approx(0.02 * 8 * 2 / 256)
+    assert decayed["initial_lr"] == pytest.approx(0.02 * 16 / 256)
     assert [p.shape for p in plain["params"]] == [(10,)]
     assert {tuple(p.shape) for p in decayed["params"]} == {(6, 10, 192), (10, 192)}
+
+
+@pytest.mark.parametrize(
+    ("callback", "remedy"),
+    [
+        (callbacks.EMAWeightAveraging(), "vpt robustness soup"),
+        (callbacks.WeightAveraging(), "vpt robustness soup"),
+        (callbacks.StochasticWeightAveraging(1e-2), "vpt robustness soup"),
+        (callbacks.BatchSizeFinder(), "model.micro_batch"),
+        (callbacks.LearningRateFinder(), "vpt sweep"),
+        (callbacks.GradientAccumulationScheduler({1: 2}), "model.micro_batch"),
+        (callbacks.BackboneFinetuning(), "configs/method"),
+        (callbacks.ModelPruning("l1_unstructured", parameter_names=["weight"]), "leave it out"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_would_train_another_model_than_the_record_says_is_refused_by_name(
+    callback: L.Callback, remedy: str
+) -> None:
+    run = trainer(callbacks=[callback])
+    with pytest.raises(ConfigError, match=rf"{type(callback).__name__} changes what is trained, .*{remedy}"):
+        run.fit(LinearProbe(**BASE), datamodule=data())
+    assert run.global_step == 0
+
+
+def test_accumulated_batches_are_refused_for_micro_batches() -> None:
+    with pytest.raises(ConfigError, match=r"accumulate_grad_batches is 2: .* model\.micro_batch .* is exact"):
+        trainer(accumulate_grad_batches=2).fit(LinearProbe(**BASE), datamodule=data())
+
+
+def test_validation_images_that_are_trained_on_are_measured_only_on_request() -> None:
+    task, both, run = LinearProbe(**BASE), data(train="train800val200"), trainer()
+    run.fit(task, datamodule=both)
+    assert {"train/loss"} == run.callback_metrics.keys()
+    run.validate(task, datamodule=both, verbose=False)
+    assert run.callback_metrics.keys() == {"trained/loss", "trained/acc", "trained/mean_per_class"}
+    run.validate(task, datamodule=data(), verbose=False)
+    assert run.callback_metrics.keys() == {"val/loss", "val/acc", "val/mean_per_class"}
+
+
+@pytest.mark.parametrize("watch", [callbacks.EarlyStopping("val/acc"), ModelCheckpoint(monitor="val/loss")])
+def test_what_watches_the_validation_needs_one(watch: Any) -> None:
+    message = rf"{type(watch).__name__} watches val/\w+, which is not measured, since 200 of 200 validation images are"
+    with pytest.raises(ConfigError, match=message):
+        trainer(callbacks=[watch]).fit(LinearProbe(**BASE), datamodule=data(train="train800val200"))
 
 
 def test_sgd_is_sgd_with_momentum() -> None:
@@ -129,7 +178,7 @@ def test_the_linear_probe_passes_each_image_through_the_backbone_once() -> None:
     seen: list[int] = []
     task.model.backbone.layout.blocks[0].register_forward_hook(lambda block, args, out: seen.append(len(out)))
     run = trainer(epochs=2, batches=100)
-    run.fit(task, datamodule=data(train="val200"))
+    run.fit(task, datamodule=data(train="val200", val="train800"))
     assert sum(seen) == 200 + 32  # all training images, four validation batches
 
 
@@ -323,13 +372,35 @@ def test_the_classes_of_a_checkpoint_are_found_by_name(tmp_path: Path) -> None:
         (metrics,) = trainer(batches=5).test(PromptTuning(**BASE), module, ckpt_path=path, weights_only=True)
         return float(metrics["test/acc"])
 
-    expected, turned = accuracy(data()), renamed([str(digit) for digit in reversed(range(10))])
-    turned.split("test").labels = 9 - turned.split("test").labels
-    assert accuracy(turned) == expected
-    with pytest.raises(ConfigError, match="class names differ, first '0' and 'a'"):
+    def turned() -> DigitsDataModule:
+        module = renamed([str(digit) for digit in reversed(range(10))])
+        module.split("test").labels = 9 - module.split("test").labels
+        return module
+
+    expected = accuracy(data())
+    assert accuracy(turned()) == expected
+    with pytest.raises(ConfigError, match="does not know class 'a' of digits"):
         accuracy(renamed(list("abcdefghij")))
-    with pytest.raises(ConfigError, match="class names differ, first '0' and '9'"):
-        trainer(epochs=2).fit(PromptTuning(**BASE | {"dropout": 0.1}), turned, ckpt_path=path, weights_only=True)
+    with pytest.raises(ConfigError, match=r"in another order: training goes on with the data that it began with\."):
+        trainer(epochs=2).fit(PromptTuning(**BASE | {"dropout": 0.1}), turned(), ckpt_path=path, weights_only=True)
+
+
+def test_a_trained_model_finds_its_classes_in_other_data_by_name(tmp_path: Path) -> None:
+    task, run = PromptTuning(**BASE), trainer(epochs=1, batches=5)
+    run.fit(task, datamodule=data())
+    labels = np.arange(6) % 3
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 64, 64), dtype=np.uint8)
+
+    def some(names: list[str], numbers: NDArray[np.int64]) -> ImageDataModule:
+        split = Split("some/test", [f"{i}" for i in range(6)], numbers, lambda: images)
+        return ImageDataModule("some", names, dict.fromkeys(("train", "val", "test"), split), "square", 64, 4)
+
+    every = [str(digit) for digit in range(10)]
+    (whole,) = run.test(task, some(every, np.array([7, 2, 5])[labels]), verbose=False)
+    (subset,) = run.test(task, some(["7", "2", "5"], labels), verbose=False)
+    assert subset == whole
+    with pytest.raises(ConfigError, match="does not know class 'seven' of some"):
+        run.test(task, some(["seven", "2", "5"], labels), verbose=False)
 
 
 def test_a_checkpoint_holds_a_head_that_was_frozen(tmp_path: Path) -> None:

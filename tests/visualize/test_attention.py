@@ -81,7 +81,7 @@ def test_a_figure_of_the_task_knows_the_classes(delta: Path, tmp_path: Path) -> 
     scene = scene_from_data(delta, task(), number=2)
     assert set(scene.names) < {"ant", "bee", "cat"}
     assert save_figure(draw(scene, "compare"), tmp_path / "a.png").is_file()
-    with pytest.raises(ConfigError, match="'cow' in fake"):
+    with pytest.raises(ConfigError, match="'cow' of fake"):
         scene_from_data(delta, task(classes=("ant", "bee", "cow")))
 
 

@@ -242,7 +242,8 @@ def create_backbone(
         The backbone, in eval mode, no parameter of which requires a gradient.
 
     Raises:
-        ConfigError: The image size is not a whole number of at least 1, or impossible for the model.
+        ConfigError: The image size is not a whole number of at least 1, impossible for the model, or not the weights'
+            own and no whole number of patches, so that pixels of two edges would reach none.
         UnknownNameError: The name or the normalisation does not exist.
         UnsupportedBackboneError: The model has no such pool, takes no image size, or does not encode an image to one
             vector.
@@ -254,8 +255,26 @@ def create_backbone(
         raise ConfigError(f"image_size is a whole number of pixels, at least 1, or None, got {image_size!r}.")
     name, weights = current_name(name, warn=weights == "pretrained"), str(weights)  # a Path is a file, too
     size = input_size(name) if image_size is None else image_size
-    model, weights_id, pool = build(name, weights, size if size != input_size(name) else None, pool)
+    own = size == input_size(name)
+    model, weights_id, pool = build(name, weights, None if own else size, pool)
+    if not own:
+        _check_patches(model, name, size)
     return Backbone(model, name, weights, weights_id, size, normalization, pool)
+
+
+def _check_patches(model: nn.Module, name: str, size: int) -> None:
+    embed = getattr(model, "patch_embed", None)
+    proj = getattr(embed, "proj", None)
+    # A projection with padding reads every pixel, and so does one that timm pads the image for.
+    if not isinstance(proj, nn.Conv2d) or proj.padding != (0, 0) or getattr(embed, "dynamic_img_pad", False):
+        return
+    patch = proj.stride[0]
+    if proj.in_channels == 3 and size % patch:  # others project the map of a convolutional stem
+        nearest = " or ".join(str(whole) for whole in (size - size % patch, size - size % patch + patch) if whole)
+        raise ConfigError(
+            f"image_size {size} is no whole number of {name}'s patches of {patch} pixels: it would not see the last "
+            f"{size % patch} of each row and column. Take {nearest}."
+        )
 
 
 def input_size(name: str) -> int:

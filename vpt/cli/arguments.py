@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -157,6 +158,54 @@ def config_data(config: Path, size: int, overrides: Sequence[str] = ()) -> Image
     return data
 
 
+def read_yaml(source: Path | str) -> Any:
+    """Reads YAML as the command line reads it: ``1e-3`` is a number, and a key given twice is an error.
+
+    Args:
+        source: A file, or a text.
+
+    Returns:
+        Plain values.
+
+    Raises:
+        ConfigError: It is not YAML, or has a key twice.
+    """
+    import yaml
+    from jsonargparse import get_loader
+
+    refuse_doubled_keys()
+    try:
+        return get_loader("yaml")(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{source} is not YAML ({' '.join(str(error).split())}).") from error
+
+
+@functools.cache
+def refuse_doubled_keys() -> None:
+    """Makes a key that is given twice an error wherever jsonargparse reads YAML, which takes the last one."""
+    import yaml
+    from jsonargparse import get_loader, set_loader
+
+    load = get_loader("yaml")
+
+    def strict(text: str) -> Any:
+        waiting = [yaml.compose(text, Loader=yaml.SafeLoader)] if ":" in text else []
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, yaml.MappingNode):
+                keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                if doubled := [key for key in keys if keys.count(key) > 1]:
+                    raise ConfigError(f"The key {doubled[0]!r} is given twice: remove one.")
+                waiting += [each for _, each in node.value]
+            elif isinstance(node, yaml.SequenceNode):
+                waiting += node.value
+        return load(text)
+
+    set_loader("yaml", strict, exceptions=(yaml.YAMLError,))
+
+
 def data_section(file: Path) -> dict[str, Any]:
     """Reads the ``data`` section of a config file.
 
@@ -169,14 +218,9 @@ def data_section(file: Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file or the section is missing, or the file is not YAML.
     """
-    import yaml
-
     if not file.is_file():
         raise ConfigError(f"No config {file}: name one with a data section, for instance --data configs/demo.yaml.")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML ({' '.join(str(error).split())}).") from error
+    content = read_yaml(file)
     section = content.get("data") if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise ConfigError(f"{file} has no data section.")

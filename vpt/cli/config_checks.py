@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vpt.cli.arguments import read_yaml
 from vpt.errors import ConfigError
 
 Section = Mapping[str, Any]
@@ -78,28 +77,6 @@ def check_checkpoint(given: Section | None, checkpoint: Mapping[str, Any], path:
             )
 
 
-def settle(key: str, fixed: Mapping[str, Any], truth: Any, source: str) -> Any:
-    """Takes a value of the model from the data, unless it is fixed already, which must then agree.
-
-    Args:
-        key: Name of the model's hyperparameter.
-        fixed: What the user or a checkpoint says.
-        truth: What the data say.
-        source: Name of the data, for the message.
-
-    Returns:
-        The value.
-
-    Raises:
-        ConfigError: The two differ.
-    """
-    if key in fixed and fixed[key] != truth:
-        raise ConfigError(
-            f"model.{key} is {fixed[key]!r}, but {source} has {truth!r}: leave model.{key} out, it comes from the data."
-        )
-    return truth
-
-
 def _written(name: str, args: list[str]) -> Iterator[tuple[str, str]]:
     """Yields (key, where it was written) of one section, in order, from the config files and flags of a command."""
     for flag, value in _options(args):
@@ -126,5 +103,5 @@ def _options(args: list[str]) -> Iterator[tuple[str, str]]:
 def _mapping(text: str) -> Mapping[str, Any]:
     """Reads a file name or inline YAML; anything but a mapping, such as a class name, is empty."""
     # Not Path.is_file: that raises on inline YAML longer than a file name may be.
-    content = yaml.safe_load(Path(text).read_text(encoding="utf-8") if os.path.isfile(text) else text)  # noqa: PTH113
+    content = read_yaml(Path(text) if os.path.isfile(text) else text)  # noqa: PTH113
     return content if isinstance(content, Mapping) else {}

@@ -6,17 +6,18 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vpt.data.catalog.cards import Card
+from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import Split, few_shot, position_hash
 from vpt.data.transforms import Augmentation, centre_crop, get_preset
 from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning
@@ -117,59 +118,9 @@ class _Batches(Dataset[Any]):
         return self.dataset.batch(items)
 
 
-class EpochSampler(DistributedSampler[Any]):
-    """Shuffles by (seed, epoch) alone and yields ``(epoch, index)``.
-
-    A resumed run therefore sees the order that it would have seen. Lightning calls ``set_epoch`` on any sampler that
-    has it, and leaves a ``DistributedSampler`` as it is on several devices.
-    """
-
-    def __init__(self, dataset: ImageDataset, seed: int) -> None:
-        """Prepares the order.
-
-        Args:
-            dataset: What is shuffled.
-            seed: Seed of the run, ≥ 0.
-        """
-        replicas, rank = _share()
-        # The parent seeds with seed + epoch: unspread, seed 1 would be seed 0 one epoch later.
-        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        super().__init__(dataset, num_replicas=replicas, rank=rank, seed=spread)
-
-    def __iter__(self) -> Iterator[Any]:
-        return ((self.epoch, index) for index in super().__iter__())
-
-
-class ListSampler(DistributedSampler[Any]):
-    """List order, each image in one process only: torch's own repeats some so that all get as many, and counts them."""
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        """Prepares the order.
-
-        Args:
-            dataset: What is evaluated.
-        """
-        replicas, rank = _share()
-        super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=False)
-        self._own = range(rank, len(dataset), replicas)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._own)
-
-    def __len__(self) -> int:
-        return len(self._own)
-
-
 def _seed_of_the_run() -> int:
     """What Lightning's `seed_everything` was given last, in this process or for it."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
-
-
-def _share() -> tuple[int, int]:
-    """How many processes there are, and which one this is."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_world_size(), distributed.get_rank()
-    return 1, 0
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -290,6 +241,30 @@ class ImageDataModule(L.LightningDataModule):
             self._datasets[name] = self._dataset_class(self._splits[name], augmentation)
         return self._datasets[name]
 
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Numbers the classes as a model does, by name; all classes of the model are then those of the data.
+
+        Args:
+            names: The model's.
+
+        Raises:
+            ConfigError: The model does not know a class, or the order of these data's classes is fixed.
+        """
+        if list(names) == self.class_names:
+            return
+        unknown = [name for name in self.class_names if name not in names]
+        if unknown or len(set(names)) < len(names) or hasattr(self, "groups") or not self._labelled:
+            what = f"class {unknown[0]!r} of" if unknown else "the order of classes of"
+            raise ConfigError(
+                f"The model does not know {what} {self.name}: give data with the classes it was trained on."
+            )
+        numbers = np.array([list(names).index(name) for name in self.class_names], dtype=np.int64)
+        for splits in (self._splits, self._listed):
+            splits |= {name: replace(split, labels=numbers[split.labels]) for name, split in splits.items()}
+        for dataset in self._datasets.values():
+            dataset.labels = numbers[dataset.labels]
+        self.class_names, self.num_classes = list(names), len(names)
+
     def shared(self, name: str, other: str = "train") -> NDArray[np.bool_]:
         """Says which images of a split are in another one, whatever their files are called.
 
@@ -380,7 +355,7 @@ class ImageDataModule(L.LightningDataModule):
         """Returns the test images in list order."""
         return self._loader("test")
 
-    def _loader(self, name: str, sampler: DistributedSampler[Any] | None = None) -> DataLoader[Batch]:
+    def _loader(self, name: str, sampler: Sampler[Any] | None = None) -> DataLoader[Batch]:
         return DataLoader(
             _Batches(self.split(name)),
             batch_size=self.batch_size,

@@ -114,7 +114,7 @@ def serially(trials: Sequence[Trial], root: Path) -> dict[str, Record | Failure]
     Returns:
         By name, the record or what went wrong.
     """
-    return _collect(trials, root, ((trial, _guarded(trial, root)) for trial in _left(trials, root)))
+    return _collect(trials, root, lambda left: ((trial, _guarded(trial, root)) for trial in left))
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class RayEngine:
         Raises:
             ConfigError: Ray is not installed.
         """
-        return _collect(trials, root, self._results(_left(trials, root), root.resolve()))
+        return _collect(trials, root, lambda left: self._results(left, root.resolve()))
 
     def _results(self, trials: Sequence[Trial], root: Path) -> Iterator[tuple[Trial, Record | Failure]]:
         if not trials:
@@ -234,20 +234,14 @@ def _received(ray: Any, reference: Any) -> Record | Failure:
     return result
 
 
-def _left(trials: Sequence[Trial], root: Path) -> list[Trial]:
-    return [trial for trial in trials if finished(trial, root) is None]
-
-
 def _collect(
-    trials: Sequence[Trial], root: Path, results: Iterator[tuple[Trial, Record | Failure]]
+    trials: Sequence[Trial], root: Path, run: Callable[[list[Trial]], Iterator[tuple[Trial, Record | Failure]]]
 ) -> dict[str, Record | Failure]:
     """Reads what is finished, and takes the rest as it comes, on a live table."""
-    found: dict[str, Record | Failure] = {}
-    for trial in trials:
-        if (record := finished(trial, root)) is not None:
-            found[trial.name] = record
+    kept = {trial.name: finished(trial, root) for trial in trials}
+    found: dict[str, Record | Failure] = {name: record for name, record in kept.items() if record is not None}
     with Board(len(trials), found) as board:
-        for trial, result in results:
+        for trial, result in run([trial for trial in trials if trial.name not in found]):
             found[trial.name] = result
             board.add(trial, result)
     return {trial.name: found[trial.name] for trial in trials}

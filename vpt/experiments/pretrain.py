@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -17,21 +17,19 @@ from torch import Tensor, nn
 
 from vpt.data import ImageDataModule
 from vpt.deltas.composition import Delta
-from vpt.errors import ConfigError, DeltaFileError, DivergedError
+from vpt.errors import ConfigError, DivergedError
 from vpt.experiments.executors import Engine
 from vpt.experiments.sweep import Outcome, Plan
 from vpt.experiments.sweep_variants import sweep_variants
-from vpt.experiments.trial import Config, merged
+from vpt.experiments.trial import TRIAL_FILE, Config, claim, identity, merged, trainer_options
 from vpt.models.delta_file import save_delta
-from vpt.tasks.base import Batch
+from vpt.tasks.base import Batch, seed_epoch
 from vpt.tasks.build import build, build_data
 from vpt.tasks.callbacks import last_checkpoint
 from vpt.tasks.classification import ClassificationTask
 from vpt.tasks.optimizers import scheduled_optimizer
 
 SHARED_FILE = "shared.safetensors"
-_LENGTH = ("max_epochs", "accumulate_grad_batches", "precision", "deterministic")
-_PLACE = ("accelerator", "strategy", "devices", "num_nodes")
 
 
 class MultiTask(L.LightningModule):
@@ -73,6 +71,11 @@ class MultiTask(L.LightningModule):
             nn.init.zeros_(head.bias)
         self.heads = nn.ModuleList(heads)
 
+    def on_train_batch_start(self, batch: dict[str, Batch], batch_idx: int) -> None:
+        """Seeds what an epoch draws, such as dropout."""
+        if batch_idx == 0:
+            seed_epoch(self)
+
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
         """Mean cross-entropy of a batch of each task, by name of the data.
 
@@ -95,37 +98,17 @@ class MultiTask(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser and schedule of the task, over delta and heads.
 
-        The rate follows the images of one task that a step of the optimiser sees, on all devices and over all batches
-        that are accumulated: the loss is a mean over tasks, so that more tasks make no larger batch. Where loaders have
-        batches of different sizes the largest counts.
+        The loss is a mean over tasks, so that more tasks make no larger batch.
         """
-        trained = [p for p in self.parameters() if p.requires_grad]
-        steps = max(1, int(self.trainer.estimated_stepping_batches))  # sets the loaders up
-        loaders = cast("dict[str, Any]", self.trainer.train_dataloader)
-        batch = max(int(loader.batch_size) for loader in loaders.values())
-        batch *= self.trainer.world_size * self.trainer.accumulate_grad_batches
-        return scheduled_optimizer(trained, self._options, batch, steps)
-
-    def _own(self) -> dict[str, Tensor]:
-        """What no file but the checkpoint holds: delta and heads."""
-        return {key: t for key, t in self.state_dict().items() if key.startswith(("delta.", "heads."))}
+        return scheduled_optimizer([p for p in self.parameters() if p.requires_grad], self._options, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps delta and heads."""
-        checkpoint["state_dict"] = self._own()
+        """Keeps delta and heads, which no other file holds."""
+        kept = {key: tensor for key, tensor in self.state_dict().items() if key.startswith(("delta.", "heads."))}
+        checkpoint["state_dict"] = kept
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Completes a checkpoint with the backbone.
-
-        Raises:
-            DeltaFileError: It is of other deltas or tasks, or of another version.
-        """
-        shapes = [{key: tensor.shape for key, tensor in own.items()} for own in (self._own(), checkpoint["state_dict"])]
-        if shapes[0] != shapes[1]:
-            raise DeltaFileError(
-                "The checkpoint of shared training holds other tensors than these tasks and deltas need: remove the "
-                "folder `shared`, or choose another for the experiment."
-            )
+        """Completes a checkpoint with the backbone."""
         checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
 
 
@@ -162,31 +145,31 @@ def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
     """Trains one delta on all tasks together; continues where an earlier call was stopped.
 
     Args:
-        configs: A single run for each task, all of the same model. The first's seed is used, and of its trainer the
-            epochs, accumulation, precision, determinism and devices.
+        configs: A single run for each task by its name, all of the same model. The first's seed and trainer are used.
         root: Folder of the experiment.
 
     Returns:
         The delta file, for ``model.init_delta``. The head in it belongs to no task.
 
     Raises:
-        ConfigError: The models differ, or there is nothing to share.
-        DeltaFileError: A checkpoint that an earlier call left is of other tasks or deltas.
+        ConfigError: The models differ, there is nothing to share, or the folder holds what was trained otherwise.
     """
-    path = root / SHARED_FILE
-    if path.is_file():
-        return path
+    path, folder = root / SHARED_FILE, root / "shared"
     first = next(iter(configs.values()))
     if any(config["model"] != first["model"] for config in configs.values()):
         raise ConfigError("Shared training needs the same model section for all tasks.")
     L.seed_everything(first.get("seed_everything", 0), verbose=False)
     task, data = build(first)
     others = [build_data(config) for config in list(configs.values())[1:]]
-    parts = {str(part.name): part for part in [data, *others]}
+    parts = dict(zip(configs, [data, *others], strict=True))
     together = MultiTask(task, {name: part.num_classes for name, part in parts.items()})
-    checkpoint = root / "shared" / "last.ckpt"
-    trainer = _trainer(first["trainer"], checkpoint)
-    started = checkpoint if checkpoint.is_file() else None
+    started = checkpoint if (checkpoint := folder / "last.ckpt").is_file() else None
+    if (path.is_file() or started) and not (folder / TRIAL_FILE).is_file():
+        raise ConfigError(f"{root} does not say what its shared delta was trained on: name another --out.")
+    claim(folder, {"tasks": {name: identity(config) for name, config in configs.items()}})
+    if path.is_file():
+        return path
+    trainer = _trainer(first, folder)
     trainer.fit(together, datamodule=SharedData(parts), ckpt_path=started, weights_only=True)
     if trainer.state.status == "interrupted":
         raise KeyboardInterrupt
@@ -197,15 +180,10 @@ def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
     return path
 
 
-def _trainer(given: dict[str, Any], checkpoint: Path) -> L.Trainer:
-    return L.Trainer(
-        **{key: given[key] for key in (*_LENGTH, *_PLACE) if given.get(key) is not None},
-        callbacks=[last_checkpoint(checkpoint.parent)],
-        logger=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+def _trainer(config: Config, folder: Path) -> L.Trainer:
+    ours: dict[str, Any] = {"enable_checkpointing": True, "num_sanity_val_steps": 0, "limit_val_batches": 0}
+    callbacks: list[L.Callback] = [last_checkpoint(folder)]
+    return L.Trainer(**trainer_options(config) | ours, callbacks=callbacks, logger=False, enable_model_summary=False)
 
 
 def compare(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:

@@ -16,13 +16,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import yaml
-
 from vpt.atomic_write import write_json
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.executors import Engine
-from vpt.experiments.trial import Config, Failure, Record, Trial, merged, val_accuracy
-from vpt.run_record import images_read
+from vpt.experiments.trial import Config, Failure, Record, Trial, digest, merged, val_accuracy
 
 SEEDS = (42, 44, 82, 100, 800)
 """Those of the reference's script."""
@@ -42,6 +39,9 @@ class Plan:
         halving: Successive halving (Jamieson & Talwalkar, AISTATS 2016; ASHA's rungs): only the best 1/halving of the
             grid trains on at each rung; None for none.
         by_seed: Other keys that take the value of the seed, e.g. ``data.subset_seed``.
+
+    Raises:
+        ConfigError: Nothing is to be tried or tested, or one value would take the place of another.
     """
 
     grid: dict[str, list[Any]]
@@ -51,46 +51,30 @@ class Plan:
     halving: int | None = None
     by_seed: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Checks what would be settled silently."""
+        for key, values in self.grid.items():
+            if not values:
+                raise ConfigError(f"The grid has no value of {key} to try.")
+        if not self.seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in self.seeds):
+            raise ConfigError(f"seeds are one or more whole numbers from 0 to 2^32 - 1, got {list(self.seeds)}.")
+        if self.halving is not None and self.halving < 2:
+            raise ConfigError(f"Halving keeps one of 2 or more, got {self.halving}.")
+        seeded = self.seeded(0).keys()
+        for key in self.grid.keys() & (self.choose.keys() | self.retrain.keys()):
+            raise ConfigError(f"{key} is in the grid, which searches it: leave it out of choose and retrain.")
+        for key in seeded & (self.grid.keys() | self.choose.keys() | self.retrain.keys()):
+            raise ConfigError(f"{key} follows the seeds: leave it out of grid, choose and retrain.")
+
     def seeded(self, seed: int) -> dict[str, Any]:
         """The values that a seed gives."""
         return dict.fromkeys(("seed_everything", *self.by_seed), seed)
 
     def points(self) -> list[dict[str, Any]]:
         """All combinations of the grid, the smallest learning rate first."""
-        values = [list(dict.fromkeys(each)) for each in self.grid.values()]
+        values = [list({digest(value): value for value in each}.values()) for each in self.grid.values()]
         points = [dict(zip(self.grid, point, strict=True)) for point in itertools.product(*values)]
         return sorted(points, key=lambda point: point.get(RATE, 0.0))
-
-
-def read_plan(path: Path, seeds: Sequence[int] | None = None, halving: int | None = None) -> Plan:
-    """Reads a grid file.
-
-    Args:
-        path: YAML with ``grid`` and, if they are not empty, ``choose`` and ``retrain``, by dotted keys; ``seeds``.
-        seeds: Instead of those of the file.
-        halving: As in `Plan`.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ConfigError: The file is none, or a list is empty.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is no grid file ({' '.join(str(error).split())}).") from error
-    known = {"grid", "choose", "retrain", "seeds"}
-    if not isinstance(content, dict) or not isinstance(content.get("grid"), dict) or content.keys() - known:
-        raise ConfigError(f"{path} is no grid file: it has grid, and may have choose, retrain and seeds.")
-    grid = content["grid"]
-    for key, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"{path}: {key} needs a list of values to try, got {values!r}.")
-    wanted = tuple(seeds or content.get("seeds", SEEDS))
-    if halving is not None and halving < 2:
-        raise ConfigError(f"Halving keeps one of 2 or more, got {halving}.")
-    return Plan(grid, dict(content.get("choose") or {}), dict(content.get("retrain") or {}), wanted, halving)
 
 
 @dataclass(frozen=True)
@@ -101,6 +85,7 @@ class Outcome:
         chosen: The values of the best point.
         val: Its validation accuracy in [0, 1]; None if there was nothing to choose.
         tests: Test accuracy in [0, 1] by seed.
+        runs: Folder below that of the experiment by seed.
         tried: A row for each point: its values and ``val``, or ``failed`` and why.
         failed: Seeds that gave no result, and why.
         epochs: Trained while choosing, and how many the whole grid would have taken.
@@ -111,6 +96,7 @@ class Outcome:
     chosen: dict[str, Any]
     val: float | None
     tests: dict[int, float]
+    runs: dict[int, str]
     tried: list[dict[str, Any]]
     failed: dict[int, str]
     epochs: tuple[int, int]
@@ -170,7 +156,7 @@ def sweeps(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine
     outcomes = {}
     for prefix, config in configs.items():
         tried = {trial.name: found[trial.name] for trial in searched.get(prefix, [])}
-        last = [tested[trial.name] for trial in finals[prefix]]
+        last = {trial.name: tested[trial.name] for trial in finals[prefix]}
         outcomes[prefix] = _outcome(plan, best[prefix], points[prefix], tried, last)
         write_json(root / prefix / SWEEP_FILE, _plain(config, plan, outcomes[prefix]))
     return outcomes
@@ -179,7 +165,8 @@ def sweeps(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine
 def _points(prefix: str, config: Config, plan: Plan) -> list[Trial]:
     fixed = plan.choose | plan.seeded(plan.seeds[0])
     return [
-        Trial(_name(prefix, "choose", point), merged(config, fixed | point), values=point) for point in plan.points()
+        Trial(_name(prefix, "choose", point, fixed | point), merged(config, fixed | point), values=point)
+        for point in plan.points()
     ]
 
 
@@ -187,8 +174,9 @@ def _finals(prefix: str, config: Config, plan: Plan, best: Trial) -> list[Trial]
     # After training on them, validation images say nothing; leaving them out saves their forward passes.
     fixed = {"trainer.limit_val_batches": 0} | plan.retrain | best.values
     return [
-        Trial(_name(prefix, "test", {"seed": seed}), merged(config, fixed | plan.seeded(seed)), test=True)
+        Trial(_name(prefix, "test", {"seed": seed} | best.values, own), merged(config, own), test=True)
         for seed in plan.seeds
+        for own in [fixed | plan.seeded(seed)]
     ]
 
 
@@ -196,10 +184,17 @@ def _search(groups: list[list[Trial]], plan: Plan, root: Path, engine: Engine) -
     if plan.halving is None:
         return engine([trial for group in groups for trial in group], root)
     found: dict[str, Record | Failure] = {}
-    for stop in rungs(groups[0][0].config["trainer"]["max_epochs"], len(groups[0]), plan.halving):
+    for stop in rungs(_epochs(groups[0][0].config), len(groups[0]), plan.halving):
         found |= engine([replace(trial, stop=stop) for group in groups for trial in group], root)
         groups = [_survivors(group, found, plan.halving) for group in groups]
     return found | engine([trial for group in groups for trial in group], root)
+
+
+def _epochs(config: Config) -> int:
+    epochs = config["trainer"].get("max_epochs")
+    if epochs is None or epochs < 1:
+        raise ConfigError("Halving stops trials after whole epochs: give trainer.max_epochs.")
+    return int(epochs)
 
 
 def _survivors(group: list[Trial], found: Mapping[str, Record | Failure], halving: int) -> list[Trial]:
@@ -244,11 +239,12 @@ def _outcome(
     best: tuple[Trial, float | None],
     points: Sequence[Trial],
     found: Mapping[str, Record | Failure],
-    tested: Sequence[Record | Failure],
+    tested: Mapping[str, Record | Failure],
 ) -> Outcome:
     tried = [trial.values | _row(found[trial.name]) for trial in points if trial.name in found]
-    records = [record for record in [*found.values(), *tested] if isinstance(record, dict)]
-    by_seed = dict(zip(plan.seeds, tested, strict=True))
+    records = [record for record in {**found, **tested}.values() if isinstance(record, dict)]
+    by_seed = dict(zip(plan.seeds, tested.values(), strict=True))
+    trained = sum(row.get("epochs", 0) for row in tried)
     failed = {seed: result.reason for seed, result in by_seed.items() if isinstance(result, Failure)}
     if len(failed) == len(by_seed):
         raise VPTError(f"No seed gave a result: {next(iter(failed.values()))}")
@@ -256,11 +252,12 @@ def _outcome(
         chosen=best[0].values,
         val=best[1],
         tests={seed: r["metrics"]["test/acc"] for seed, r in by_seed.items() if isinstance(r, dict)},
+        runs=dict(zip(plan.seeds, tested, strict=True)),
         tried=tried,
         failed=failed,
-        epochs=(sum(row.get("epochs", 0) for row in tried), len(tried) * best[0].config["trainer"]["max_epochs"]),
+        epochs=(trained, trained if plan.halving is None else len(tried) * _epochs(best[0].config)),
         seconds=sum(record.get("seconds", 0.0) for record in records),
-        images=sum(images_read(record)["train"] * record.get("epochs", 0) for record in records),
+        images=sum(record["images"] for record in records),
     )
 
 
@@ -270,14 +267,11 @@ def _row(result: Record | Failure) -> dict[str, Any]:
     return {"val": val_accuracy(result), "epochs": result["epochs"]}
 
 
-def _name(prefix: str, stage: str, values: Mapping[str, Any]) -> str:
-    text = ",".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in values.items()) or "only"
-    return "/".join(part for part in (prefix, stage, text) if part)
-
-
-def _short(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return "".join(letter if letter.isalnum() or letter in ".-_+" else "_" for letter in text)[:60]
+def _name(prefix: str, stage: str, shown: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """Of a trial: the hash of all that it sets decides, what stands before it is for people."""
+    text = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in shown.items())
+    readable = "".join(letter if letter.isalnum() or letter in ".,=+_" else "_" for letter in text)[:60]
+    return "/".join(part for part in (prefix, stage, f"{readable}-{digest(values)}".strip("-")) if part)
 
 
 def _plain(config: Config, plan: Plan, outcome: Outcome) -> dict[str, Any]:

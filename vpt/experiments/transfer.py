@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,11 +18,11 @@ from vpt.atomic_write import write_json
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.experiments.executors import Engine
-from vpt.experiments.trial import Config, Failure, Record, Trial, merged
+from vpt.experiments.trial import Config, Failure, Record, Trial, digest, identity, merged, sha256
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import load_classifier
 from vpt.models.logistic_regression import choose_l2, fit_logistic
-from vpt.run_record import CONFIG_FILE, DELTA_FILE, RUN_FILE, images_read, read_record
+from vpt.run_record import DELTA_FILE, RUN_FILE, images_read, read_record
 from vpt.tasks.build import build_data
 
 Mode = Literal["init", "frozen"]
@@ -48,17 +49,23 @@ class Source:
         """Of the task."""
         return str(self.record["data"]["name"])
 
+    @functools.cached_property
+    def key(self) -> list[Any]:
+        """All that its delta and its accuracy depend on."""
+        return [sha256(self.folder / DELTA_FILE), identity(self.config)]
+
     @property
     def accuracy(self) -> float:
         """Stored test accuracy in [0, 1]."""
         return float(self.record["metrics"]["test/acc"])
 
 
-def read_source(folder: Path) -> Source:
+def read_source(folder: Path, config: Config) -> Source:
     """Reads a run.
 
     Args:
-        folder: With ``run.json``, ``config.yaml`` and ``delta.safetensors``.
+        folder: With ``run.json`` and ``delta.safetensors``.
+        config: What it was run with.
 
     Returns:
         The run.
@@ -66,20 +73,22 @@ def read_source(folder: Path) -> Source:
     Raises:
         ConfigError: One is missing, or the run was not tested.
     """
-    for name in (RUN_FILE, CONFIG_FILE, DELTA_FILE):
+    for name in (RUN_FILE, DELTA_FILE):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder} is no finished run: it has no {name}.")
     record = read_record(folder)
     if "test/acc" not in record.get("metrics", {}):
         raise ConfigError(f"{folder} was not tested: vpt test -c {folder}/config.yaml --ckpt_path ... first.")
-    return Source(folder, yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")), record)
+    return Source(folder, config, record)
 
 
-def transfer(runs: Sequence[Path], root: Path, engine: Engine, mode: Mode = "init") -> dict[str, dict[str, float]]:
+def transfer(
+    runs: Mapping[Path, Config], root: Path, engine: Engine, mode: Mode = "init"
+) -> dict[str, dict[str, float]]:
     """Carries the delta of every task over to every other.
 
     Args:
-        runs: One finished run for each task, of the same deltas on the same backbone.
+        runs: One finished run for each task, by folder, with its config; of the same deltas on the same backbone.
         root: Folder of the experiment.
         engine: Runs the trials of ``init``.
         mode: ``init`` trains on the target as the target's own run did, from the source's delta; ``frozen`` keeps the
@@ -94,22 +103,40 @@ def transfer(runs: Sequence[Path], root: Path, engine: Engine, mode: Mode = "ini
         ConfigError: Two runs are of one task, or a stored accuracy cannot be repeated.
         VPTError: A trial failed.
     """
-    sources = [read_source(folder) for folder in runs]
+    sources = [read_source(folder, config) for folder, config in runs.items()]
     names = [source.name for source in sources]
     if len(set(names)) < len(names) or len(names) < 2:
         raise ConfigError(f"A transfer needs at least two runs, each of another task; got {', '.join(names)}.")
     path = root / f"transfer-{mode}.json"
-    cells = _repeat(path, sources, root, engine) if mode == "init" else _probe(path, sources)
+    kept = _Kept(path)
+    for source in sources:
+        kept.get(f"{source.name}>{source.name}", (source.key, source.accuracy), partial(_again, source))
+    cells = _repeat(sources, root, engine) if mode == "init" else _probe(kept, sources)
+    cells |= {f"{source.name}>{source.name}": source.accuracy for source in sources}
     matrix = {one: {other: cells[f"{one}>{other}"] for other in names} for one in names}
-    write_json(path, {"mode": mode, "cells": cells, "accuracy": matrix})
+    write_json(path, {"mode": mode, "cells": kept.cells, "accuracy": matrix})
     return matrix
 
 
-def _repeat(path: Path, sources: Sequence[Source], root: Path, engine: Engine) -> dict[str, float]:
-    cells = _diagonal(path, sources)
+class _Kept:
+    """Numbers that an earlier call has finished, each under a name and the hash of all that it depends on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.cells: dict[str, float] = json.loads(path.read_text())["cells"] if path.is_file() else {}
+
+    def get(self, name: str, depends: Any, measure: Callable[[], float]) -> float:
+        name = f"{name} {digest(depends)}"
+        if name not in self.cells:
+            self.cells[name] = measure()
+            write_json(self._path, {"cells": self.cells})
+        return self.cells[name]
+
+
+def _repeat(sources: Sequence[Source], root: Path, engine: Engine) -> dict[str, float]:
     trials = {
         f"{source.name}>{target.name}": Trial(
-            f"{source.name}-to-{target.name}",
+            f"{source.name}-to-{target.name}-{digest((source.key, target.config))}",
             merged(target.config, {"model.init_delta": str((source.folder / DELTA_FILE).resolve())}),
             test=True,
         )
@@ -118,6 +145,7 @@ def _repeat(path: Path, sources: Sequence[Source], root: Path, engine: Engine) -
         if source is not target
     }
     results = engine(list(trials.values()), root)
+    cells = {}
     for cell, trial in trials.items():
         result = results[trial.name]
         if isinstance(result, Failure):
@@ -126,26 +154,14 @@ def _repeat(path: Path, sources: Sequence[Source], root: Path, engine: Engine) -
     return cells
 
 
-def _probe(path: Path, sources: Sequence[Source]) -> dict[str, float]:
-    cells = _diagonal(path, sources)
+def _probe(kept: _Kept, sources: Sequence[Source]) -> dict[str, float]:
+    cells = {}
     for target in sources:
-        data = build_data(target.config)
+        data, own = build_data(target.config), identity(target.config)["data"]
         for source in sources:
-            cell = f"{source.name}>{target.name}"
-            if cell not in cells:
-                cells[cell] = probe(source, data)
-                write_json(path, {"cells": cells})
-    return cells
-
-
-def _diagonal(path: Path, sources: Sequence[Source]) -> dict[str, float]:
-    """What an earlier call has finished, and the accuracy of every run on its own task."""
-    cells: dict[str, float] = json.loads(path.read_text())["cells"] if path.is_file() else {}
-    for source in sources:
-        cell = f"{source.name}>{source.name}"
-        if cells.get(cell) != source.accuracy:
-            cells[cell] = _again(source)
-            write_json(path, {"cells": cells})
+            if source is not target:
+                cell = f"{source.name}>{target.name}"
+                cells[cell] = kept.get(cell, (source.key, target.config["data"], own), partial(probe, source, data))
     return cells
 
 

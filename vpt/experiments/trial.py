@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,7 @@ from vpt.errors import ConfigError
 from vpt.robustness.evaluation import logit_records
 from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE, read_record
 from vpt.tasks import DeltaWriter, RunRecord
-from vpt.tasks.build import build
+from vpt.tasks.build import build, build_data
 from vpt.tasks.callbacks import last_checkpoint
 
 Config = dict[str, Any]
@@ -32,6 +34,7 @@ Record = dict[str, Any]
 TRIAL_FILE = "trial.json"
 ANSWERS_FILE = "test.parquet"
 _OURS = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary")
+_FILES = ("weights", "init_delta", "init_head")
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Trial:
     """What is to be run, and where.
 
     Attributes:
-        name: Folder below that of the experiment, e.g. ``choose/base_lr-0.5``.
+        name: Folder below that of the experiment: whatever it is, a trial of something else is refused there.
         config: ``seed_everything``, ``trainer``, ``model`` and ``data`` as in a config of `vpt fit`.
         test: Read the test split once when training has ended.
         stop: Pause after this epoch, with the schedule of the whole training; None for the end.
@@ -93,7 +96,9 @@ def merged(config: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
     new: Config = copy.deepcopy(dict(config))
     for key, value in values.items():
         section, _, name = key.partition(".")
-        if section in ("model", "data") and name and "." not in name:
+        if "." in name or name in ("class_path", "init_args"):
+            section = ""
+        if section in ("model", "data") and name:
             new[section].setdefault("init_args", {})[name] = value
         elif section == "trainer" and name:
             new[section][name] = value
@@ -102,6 +107,62 @@ def merged(config: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
         else:
             raise ConfigError(f"{key!r} is no key of a config: model.X, data.X, trainer.X or seed_everything.")
     return new
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What the result of a config depends on.
+
+    Args:
+        config: As of a `Trial`.
+
+    Returns:
+        Plain JSON values: the config, and the contents of the data and files that it names.
+
+    Raises:
+        DataError: The data cannot be found.
+    """
+    paths = {key: config["model"]["init_args"].get(key) for key in _FILES}
+    files = {key: sha256(Path(path)) for key, path in paths.items() if path is not None and Path(path).is_file()}
+    plain: dict[str, Any] = json.loads(json.dumps(config))
+    return {"config": plain, "files": files, "data": build_data(config).describe()["fingerprint"]}
+
+
+def sha256(path: Path) -> str:
+    """Hashes what a file holds, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(values: Any) -> str:
+    """Names plain JSON values by their hash.
+
+    Args:
+        values: Of which ``1``, ``1.0`` and ``true`` are three.
+
+    Returns:
+        Twelve hexadecimal digits.
+    """
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def claim(folder: Path, found: Mapping[str, Any]) -> None:
+    """Makes a folder that of one thing, or finds that it is.
+
+    Args:
+        folder: Of a trial, or of anything else that is kept.
+        found: All that its contents depend on, as `identity` says it.
+
+    Raises:
+        ConfigError: It holds another.
+    """
+    path = folder / TRIAL_FILE
+    if not path.is_file():
+        write_json(path, found)
+        return
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept != found:
+        differ = ", ".join(sorted(key for key in kept.keys() | found.keys() if kept.get(key) != found.get(key)))
+        raise ConfigError(f"{folder} holds a trial that differs in its {differ}: name another --out.")
 
 
 def finished(trial: Trial, root: Path) -> Record | None:
@@ -120,7 +181,7 @@ def finished(trial: Trial, root: Path) -> Record | None:
     folder = root / trial.name
     if not (folder / RUN_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
         return None
-    _check_same(trial, folder)
+    claim(folder, identity(trial.config))
     record = read_record(folder)
     trained = record.get("status") == "finished" and (folder / DELTA_FILE).is_file()
     if trial.stop is not None and record.get("epochs", 0) >= trial.stop and record.get("status") != "running":
@@ -148,9 +209,7 @@ def run_trial(trial: Trial, root: Path) -> Record:
     if (found := finished(trial, root)) is not None:
         return found
     folder = root / trial.name
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_same(trial, folder)
-    write_json(folder / TRIAL_FILE, trial.config)
+    claim(folder, identity(trial.config))
     write_text(folder / CONFIG_FILE, yaml.safe_dump(trial.config, sort_keys=False))
     config = trial.config
     while True:
@@ -166,7 +225,10 @@ def run_trial(trial: Trial, root: Path) -> Record:
 
 
 def _run(trial: Trial, config: Config, folder: Path) -> None:
-    L.seed_everything(config.get("seed_everything", 0), verbose=False, workers=True)
+    seed = config.get("seed_everything", 0)
+    if isinstance(seed, bool):
+        raise ConfigError(f"seed_everything is {seed}: a trial needs a number.")
+    L.seed_everything(seed, verbose=False, workers=True)
     task, data = build(config)
     checkpoint = folder / LAST_CHECKPOINT
     trainer = _trainer(config, folder, trial.stop)
@@ -181,8 +243,17 @@ def _run(trial: Trial, config: Config, folder: Path) -> None:
         checkpoint.unlink(missing_ok=True)  # the delta file is what came of it; with its optimiser it is far larger
 
 
+def trainer_options(config: Config) -> dict[str, Any]:
+    """What a config says of the trainer, without what an experiment decides.
+
+    Args:
+        config: As of a `Trial`.
+    """
+    return {key: value for key, value in config["trainer"].items() if value is not None and key not in _OURS}
+
+
 def _trainer(config: Config, folder: Path, stop: int | None) -> L.Trainer:
-    given = {key: value for key, value in config["trainer"].items() if value is not None and key not in _OURS}
+    given = trainer_options(config)
     callbacks: list[Any] = [instantiate_class((), each) for each in config["trainer"].get("callbacks") or []]
     callbacks += [RunRecord(), DeltaWriter(), AnswerWriter(folder)]
     if stop is not None:
@@ -259,7 +330,65 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _check_same(trial: Trial, folder: Path) -> None:
-    path = folder / TRIAL_FILE
-    if path.is_file() and json.loads(path.read_text()) != json.loads(json.dumps(trial.config)):
-        raise ConfigError(f"{folder} holds a trial of another config: name another --out.")
+@dataclass(frozen=True)
+class Comparison:
+    """A run and its repetition.
+
+    Attributes:
+        numbers: By metric that both have, the stored value and the new one.
+        alone: Metrics that only one of them has.
+        differences: What else differs: versions, machine, data.
+    """
+
+    numbers: dict[str, tuple[float, float]]
+    alone: list[str]
+    differences: list[str]
+
+    @property
+    def equal(self) -> bool:
+        """Whether every number came out bit for bit."""
+        return all(old == new for old, new in self.numbers.values())
+
+
+def rerun(folder: Path, config: Config, out: Path | None = None) -> Comparison:
+    """Repeats a run.
+
+    Args:
+        folder: Of the run, with its ``run.json``.
+        config: What it was run with.
+        out: Folder for the repetition; None for one that is gone afterwards.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ConfigError: The run was not finished, or the two have no number in common.
+        VPTError: It cannot be repeated here.
+    """
+    stored = read_record(folder)
+    if stored.get("status") != "finished" or not stored.get("metrics"):
+        raise ConfigError(f"{folder} is no finished run with metrics (status {stored.get('status')}).")
+    trial = Trial("again", config, test="test/acc" in stored["metrics"])
+    with tempfile.TemporaryDirectory() as temporary:
+        record = run_trial(trial, out or Path(temporary))
+    old, new = stored["metrics"], record["metrics"]
+    if not old.keys() & new.keys():
+        raise ConfigError(f"{folder} and its repetition have no metric in common: there is nothing to compare.")
+    numbers = {key: (old[key], new[key]) for key in sorted(old.keys() & new.keys())}
+    return Comparison(numbers, sorted(old.keys() ^ new.keys()), _differences(stored, record))
+
+
+def _differences(stored: Record, record: Record) -> list[str]:
+    found = []
+    for part in ("versions", "machine"):
+        old, new = stored.get(part) or {}, record.get(part) or {}
+        found += [_said(f"{part} {key}", old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())]
+    found.append(_said("seed", stored.get("seed"), record.get("seed")))
+    for key in ("fingerprint", "preset", "seed"):
+        found.append(_said(f"data {key}", (stored["data"] or {}).get(key), (record["data"] or {}).get(key)))
+    found.append(_said("weights", stored["backbone"]["fingerprint"], record["backbone"]["fingerprint"]))
+    return [text for text in found if text]
+
+
+def _said(what: str, old: Any, new: Any) -> str:
+    return "" if old == new else f"{what}: {old} then, {new} now"

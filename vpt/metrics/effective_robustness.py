@@ -17,9 +17,6 @@ from scipy.special import logit as log_odds
 
 from vpt.errors import ConfigError, UnknownNameError, VPTWarning
 
-FIT_FROM = 0.56
-"""The lowest reference accuracy among the models that the baselines were fitted on."""
-
 _INSIDE = 1e-12  # keeps the log-odds of an accuracy of 0 or 1 finite
 
 
@@ -58,12 +55,14 @@ class Baseline:
 
     Attributes:
         reference: The set on whose accuracy it depends.
+        begins: The lowest accuracy there among the models that the lines were fitted on, which is AlexNet's.
         line: β, above the knee where there is one.
         below: β below the knee.
         knee: Reference accuracy.
     """
 
     reference: str
+    begins: float
     line: Line
     below: Line | None = None
     knee: float = 0.0
@@ -82,12 +81,13 @@ class Baseline:
 
 
 BASELINES: dict[str, Baseline] = {
-    "imagenet_v2": Baseline("imagenet_val", Line(0.9232, -0.4977, 85, 0.996)),
-    "imagenet_sketch": Baseline("imagenet_val", Line(1.0709, -2.3701, 85, 0.869)),
-    "imagenet_r": Baseline("imagenet_val_r", Line(0.6368, -2.1077, 80, 0.889)),
-    "objectnet": Baseline("imagenet_val_objectnet", Line(0.9809, -1.9283, 85, 0.953)),
+    "imagenet_v2": Baseline("imagenet_val", 0.5652, Line(0.9232, -0.4977, 85, 0.996)),
+    "imagenet_sketch": Baseline("imagenet_val", 0.5652, Line(1.0709, -2.3701, 85, 0.869)),
+    "imagenet_r": Baseline("imagenet_val_r", 0.7691, Line(0.6368, -2.1077, 80, 0.889)),
+    "objectnet": Baseline("imagenet_val_objectnet", 0.5661, Line(0.9809, -1.9283, 85, 0.953)),
     "imagenet_a": Baseline(
         "imagenet_val_a",
+        0.7615,
         Line(2.9560, -10.2774, 51, 0.905),
         below=Line(0.6894, -5.1400, 33, 0.410),
         knee=0.9186,
@@ -121,7 +121,7 @@ def effective_robustness(shift: str, accuracy: float, references: Mapping[str, f
         ConfigError: The reference is missing, or an accuracy is not a share.
 
     Warns:
-        UserWarning: The reference lies below `FIT_FROM`, so the baseline is extrapolated.
+        UserWarning: The reference lies below the baseline's `begins`, so the baseline is extrapolated.
     """
     if shift not in BASELINES:
         raise UnknownNameError("set with a baseline population for effective robustness", shift, BASELINES)
@@ -135,10 +135,10 @@ def effective_robustness(shift: str, accuracy: float, references: Mapping[str, f
     for name, value in ((shift, accuracy), (baseline.reference, reference)):
         if not 0 <= value <= 1:
             raise ConfigError(f"Accuracy is a share between 0 and 1, got {value} on {name}.")
-    if reference < FIT_FROM:
+    if reference < baseline.begins:
         warnings.warn(
-            f"Accuracy {100 * reference:.1f} % on {baseline.reference} is below {100 * FIT_FROM:.0f} %, where the "
-            f"baseline of {shift} was fitted: effective robustness is extrapolated.",
+            f"Accuracy {100 * reference:.1f} % on {baseline.reference} is below {100 * baseline.begins:.1f} %, where "
+            f"the baseline of {shift} begins: effective robustness is extrapolated.",
             VPTWarning,
             stacklevel=2,
         )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from vpt.errors import ConfigError, DeltaFileError
@@ -100,33 +99,3 @@ def linear_head(tensors: Mapping[str, Tensor]) -> nn.Linear:
     head = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
     head.load_state_dict({"weight": weight, "bias": tensors["head.bias"]})
     return head
-
-
-def in_order(
-    tensors: Mapping[str, Tensor], trained_on: Sequence[str], wanted: Sequence[str], what: str, exact: bool = False
-) -> dict[str, Tensor]:
-    """Brings the rows of a head into the order that data have their classes in.
-
-    Args:
-        tensors: Of a model, by name.
-        trained_on: The names of its classes, in its order.
-        wanted: Those of the data.
-        what: Where the tensors come from, for the message.
-        exact: Take no other order.
-
-    Returns:
-        The tensors, those of the head with a row for each class in the order that is wanted.
-
-    Raises:
-        ConfigError: The classes are others, or in another order where none is taken.
-    """
-    if sorted(trained_on) != sorted(wanted) or len(set(wanted)) < len(wanted) or exact:
-        first = next((pair for pair in zip(trained_on, wanted, strict=False) if pair[0] != pair[1]), ("", ""))
-        raise ConfigError(
-            f"{what} was trained on other classes than the data have: class names differ, first {first[0]!r} and "
-            f"{first[1]!r}. Give data with the classes it was trained on."
-        )
-    rows = torch.tensor([list(trained_on).index(name) for name in wanted])
-    last = max(key.rpartition(".")[0] for key in tensors if key.startswith("head."))  # behind a hidden layer, if any
-    changed = {key: tensor[rows.to(tensor.device)] for key, tensor in tensors.items() if key.rpartition(".")[0] == last}
-    return {**tensors, **changed}

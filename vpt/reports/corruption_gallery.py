@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vpt.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from vpt.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, title
 from vpt.data.images import decode_rgb
 from vpt.data.transforms import get_preset
 from vpt.reports.style import style
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _GAP = 4  # white pixels between two images
 _COLUMNS = 2
 _SIZE = 224
-_LABELS = {"frost": "frost\n(procedural)"}
 
 
 def example(file: Path | None = None) -> NDArray[np.uint8]:
@@ -65,7 +64,7 @@ def corruption_figure(image: NDArray[np.uint8]) -> Figure:
     with style():
         figure = Figure(figsize=(15, 1.08 * rows * height / width + 0.9), layout=ConstrainedLayoutEngine(w_pad=0.2))
         figure.suptitle(
-            f"{len(CORRUPTIONS)} corruptions at severities 1 to 5, with parameters of vpt's own: not ImageNet-C",
+            f"{len(CORRUPTIONS)} corruptions at severities 1 to 5, with the parameters of ImageNet-C",
             fontsize=12,
             weight="bold",
         )
@@ -83,7 +82,7 @@ def corruption_figure(image: NDArray[np.uint8]) -> Figure:
 def _draw_row(axes: Axes, kind: str, images: list[NDArray[np.uint8]]) -> None:
     gap = np.full((images[0].shape[0], _GAP, 3), 255, dtype=np.uint8)
     axes.imshow(np.concatenate([part for image in images for part in (image, gap)], axis=1))
-    axes.set_ylabel(_LABELS.get(kind, kind.replace("_", "\n")), rotation=0, ha="right", va="center")
+    axes.set_ylabel(title(kind).replace("_", "\n").replace(" ", "\n"), rotation=0, ha="right", va="center")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vpt.data.corruptions import title
 from vpt.metrics.effective_robustness import logit
 from vpt.reports.style import NEUTRAL, short, style
 from vpt.robustness.evaluation.evaluation_result import FIXED_ALPHA
@@ -25,7 +27,7 @@ CAPTIONS = {
     "Accuracy at every α": "Bands: 95 % Wilson intervals. Steps: exact curves where only the head differs. The "
     "validation images may choose α, the others may not.",
     "Reliability": "Bins of equal width; larger marks hold more images. Below the dashed line a model is too sure.",
-    "Accuracy under corruption": "This package's own corruptions of the clean set.",
+    "Accuracy under corruption": "Corruptions of the clean set.",
 }
 
 COLOURS = ("#c2410c", "#1d4ed8", "#047857", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4b5563")
@@ -65,6 +67,11 @@ def _panels(n: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
     return figure, axes[:n]
 
 
+def _wrapped(name: str) -> str:
+    """A title in lines: what a mean is of stands at its end."""
+    return textwrap.fill(name, 36)
+
+
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     across = max(1, min(len(labels), int(figure.get_figwidth() // 2.2)))
@@ -77,10 +84,10 @@ def _looks(report: Values) -> dict[str, tuple[str, str]]:
 
 
 def _lines(report: Values, kinds: Sequence[str]) -> dict[str, dict[str, list[Values]]]:
-    """Rows by set and model, ascending α; the mean of all corruptions is a set of its own."""
+    """Rows by set and model, ascending α; a mean of several corruptions is a set of its own."""
     found: dict[str, dict[str, list[Values]]] = {}
     plain = [row for row in report["rows"] if row["kind"] in kinds]
-    for row in [*plain, *(row for row in report["averages"] if row["set"] == "mean of corruptions")]:
+    for row in [*plain, *(row for row in report["averages"] if len(row["kinds"]) > 1)]:
         found.setdefault(row["set"], {}).setdefault(row["model"], []).append(row)
     return {
         name: {model: sorted(rows, key=lambda row: row["alpha"]) for model, rows in models.items()}
@@ -95,7 +102,7 @@ def scatter(report: Values) -> Figure | None:
         report: Of `figures`.
 
     Returns:
-        A panel for each shift and one for the mean of corruptions, a line over α for each model; None without any.
+        A panel for each shift and one for each mean of corruptions, a line over α for each model; None without any.
     """
     lines = _lines(report, (CLEAN, SHIFT))
     clean = lines.pop(CLEAN, {})
@@ -117,7 +124,7 @@ def scatter(report: Values) -> Figure | None:
                 points += [x, y]
                 _path(axes, x, y, rows, model, _looks(report)[model])
             _logit_axes(axes, np.concatenate(points))
-            axes.set_title(short(name, 30), loc="left")
+            axes.set_title(_wrapped(name), loc="left")
         _axis_names(panels, "top-1 on clean (%)", "top-1 on the shift (%)")
         _legend(figure, panels[0])
     return figure
@@ -189,7 +196,7 @@ def curves(report: Values) -> Figure | None:
         for axes, (name, models) in zip(panels, lines.items(), strict=True):
             for model, rows in models.items():
                 _curve(axes, rows, exact.get((model, name)), model, _looks(report)[model])
-            axes.set_title(f"{short(name, 24)} (n = {next(iter(models.values()))[0]['n']:,})", loc="left")
+            axes.set_title(_wrapped(f"{name} (n = {next(iter(models.values()))[0]['n']:,})"), loc="left")
             axes.set_xlim(-0.03, 1.03)
             axes.margins(y=0.08)
         _axis_names(panels, "α", "top-1 (%)")
@@ -274,7 +281,7 @@ def heat_map(report: Values) -> Figure | None:
                 text = "" if np.isnan(value) else f"{value:.0f}"
                 axes.text(across, down, text, ha="center", va="center", fontsize=8, color=colour)
             first = place % _ACROSS == 0
-            axes.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds] if first else [])
+            axes.set_yticks(range(len(kinds)), [title(kind).replace("_", " ") for kind in kinds] if first else [])
             axes.set_xticks(range(len(severities)), [str(severity) for severity in severities])
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)

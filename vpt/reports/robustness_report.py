@@ -7,7 +7,7 @@ from typing import Any
 
 from vpt.reports.page import Report
 from vpt.reports.robustness_figures import CAPTIONS, figures
-from vpt.reports.tables import Table, percent
+from vpt.reports.tables import Table, p_value, percent
 from vpt.robustness.evaluation.evaluation_result import shown_alphas
 from vpt.robustness.interpolation.alpha_curve import METHODS
 
@@ -151,7 +151,7 @@ def _averages(report: Values) -> Table:
         if row["set"] == name and row["alpha"] in shown[row["model"]]
     ]
     columns = ["corruption", "model", "α", "sets", "n each", "top-1 (%)", "mean per class", *keys.values()]
-    note = "Means over sets of this package's own corruptions; not the mCE of ImageNet-C, whose images are others."
+    note = "With the parameters of ImageNet-C unless a name says otherwise; its files are others, and mCE divides."
     return Table("Corruptions", note, columns, rows)
 
 
@@ -160,7 +160,7 @@ def _differences(report: Values) -> Table:
         [
             *(row["set"], row["first"], row["second"], f"{row['alpha']:g}", str(row["n"])),
             f"{_signed(row['value'])} [{_signed(row['low'])}, {_signed(row['high'])}]",
-            f"{row['p_value']:.3f}",
+            p_value(row["p_value"]),
         ]
         for name in dict.fromkeys(row["set"] for row in report["differences"])
         for row in sorted(report["differences"], key=lambda row: -row["alpha"])

@@ -18,7 +18,7 @@ from vpt.errors import ConfigError
 from vpt.metrics.accuracy import correct, difference, top1
 from vpt.metrics.calibration import equal_width, temperature
 from vpt.metrics.class_masks import matched, positions
-from vpt.metrics.effective_robustness import BASELINES, FIT_FROM, effective_robustness
+from vpt.metrics.effective_robustness import BASELINES, effective_robustness
 from vpt.metrics.logits import predictions
 from vpt.metrics.summary import summary
 from vpt.robustness.evaluation.evaluation_result import FIXED_ALPHA, RobustnessResult, Row
@@ -52,7 +52,8 @@ def report(folders: Sequence[Path]) -> Values:
         - ``models``: what each is, its protocol, α chosen on validation images or why none is.
         - ``rows``: model × set × α with protocol and all scores (:func:`vpt.metrics.summary.summary`); the
           temperature is fitted on the validation images of the same model and α.
-        - ``averages``: model × corruption × α, means over severities; then over all corruptions.
+        - ``averages``: model × corruption × α, means over severities, then over all corruptions and over
+          the 15 of ImageNet-C; ``kinds`` says over which.
         - ``headline``: model × set: top-1 at α = 0, fixed 0.5, chosen on validation, 1, and as "oracle" the best.
         - ``reliability``: bins of the clean set at α = 0, 0.5 and 1.
         - ``curves``: exact curves over α where only the head differs.
@@ -118,6 +119,11 @@ def _check_data(models: dict[str, RobustnessResult]) -> None:
                 f"{first.out} is on {first.protocol['data']['name']} ({identity(ours)[:12]}) and {other.out} on "
                 f"{other.protocol['data']['name']} ({identity(theirs)[:12]}), other images: report them apart."
             )
+        if None not in (first.corruptions, other.corruptions) and first.corruptions != other.corruptions:
+            raise ConfigError(
+                f"The corruptions under {first.out} have the parameters of {first.corruptions} and those under "
+                f"{other.out} of {other.corruptions}: report them apart, or evaluate again."
+            )
 
 
 def _tested(result: RobustnessResult) -> Any:
@@ -138,6 +144,7 @@ def _model(name: str, result: RobustnessResult) -> Values:
         "specs": protocol["delta"]["specs"],
         "way": protocol["way"],
         "head": protocol["head"],
+        "corruptions": result.corruptions,
         "preset": protocol["data"]["preset"],
         "image_size": protocol["data"]["image_size"],
         "logits": protocol["logits"],
@@ -223,6 +230,7 @@ def _averages(name: str, result: RobustnessResult, rows: list[Values]) -> Iterat
             chosen = [scored[row.set, row.alpha] for row in group if row.alpha == alpha]
             means = {key: fmean(row[key] for row in chosen) for key in _AVERAGED}
             first = {"model": name, "set": label, "alpha": alpha, "sets": len(chosen), "n": chosen[0]["n"]}
+            first["kinds"] = list(dict.fromkeys(row.kind for row in group))
             yield first | {"marks": chosen[0]["marks"]} | means
 
 
@@ -331,5 +339,5 @@ def effective_rows(name: str, result: RobustnessResult) -> Iterator[Values]:
             "reference": reference,
             "reference_accuracy": accuracy,
             "points": points,
-            "extrapolated": accuracy < FIT_FROM,
+            "extrapolated": accuracy < BASELINES[row.set].begins,
         }

@@ -40,6 +40,18 @@ def percent(value: float | None, std: float | None = None) -> str:
     return f"{100 * value:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
 
 
+def p_value(value: float) -> str:
+    """Writes the p of a test.
+
+    Args:
+        value: In [0, 1].
+
+    Returns:
+        Three digits, or that it lies below all that three digits can say.
+    """
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
 def markdown(title: str, notes: Sequence[str], tables: Sequence[Table]) -> str:
     """Writes a report as Markdown.
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from typing import Any, Literal, cast
 
 import lightning as L
+import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -13,15 +17,16 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vpt.backbones import Backbone, create_backbone
-from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
+from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError, VPTWarning
 from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill
-from vpt.models.delta_parts import in_order, start_from
+from vpt.models.delta_parts import start_from
 from vpt.models.feature_cache import FeatureCache
 from vpt.models.provenance import IDENTITY, identity
-from vpt.tasks.optimizers import scheduled_optimizer
+from vpt.tasks.optimizers import check_trainer, scheduled_optimizer
 
 Batch = dict[str, Tensor]
+_REPEATED = 0.1  # share of its images that a dataset may repeat; a validation list that is trained on has more
 
 
 class TuningTask(L.LightningModule):
@@ -105,7 +110,10 @@ class TuningTask(L.LightningModule):
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=self.ignored)
+        self._shown = {"val": "val", "test": "test"}
+        self._limit_val: float = 1.0
         self._finite: Tensor | None = None
+        self._knows_classes = False
         self._kept: tuple[Any, FeatureCache] | None = None
 
     def specs(self) -> list[dict[str, Any]]:
@@ -132,6 +140,16 @@ class TuningTask(L.LightningModule):
         """
         raise NotImplementedError
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Adds none, but looks at those that are there, before any of them does something.
+
+        Raises:
+            ConfigError: See `check_trainer`.
+        """
+        if self.trainer.state.fn == "fit":
+            check_trainer(self.trainer)
+        return []
+
     def setup(self, stage: str) -> None:
         """Takes class names and preprocessing from the data module and checks that both sides agree.
 
@@ -139,22 +157,52 @@ class TuningTask(L.LightningModule):
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
 
         Raises:
-            ConfigError: Number of classes or image size differ between data and model.
+            ConfigError: Number of classes or image size differ between data and model; or something watches the
+                validation, whose images are trained on.
             DeltaFileError: `init_delta` is not a delta file of the same backbone and deltas.
         """
         data = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "class_names"):
             return
+        if self._knows_classes and stage != "fit":
+            data.number_classes_as(self.model.class_names)
         for what, theirs, ours in (
             ("num_classes", data.num_classes, len(self.model.class_names)),
             ("image_size", data.image_size, self.model.backbone.image_size),
         ):
-            if theirs != ours:
+            if theirs != ours and (what == "image_size" or stage == "fit" or self._knows_classes):
                 raise ConfigError(f"The data has {what} {theirs}, the model {ours}: they must agree.")
-        self.model.class_names = list(data.class_names)
+        if stage == "fit" or (not self._knows_classes and data.num_classes == len(self.model.class_names)):
+            self.model.class_names = list(data.class_names)
+        self._knows_classes |= stage == "fit"
         self.model.preset = data.preset.to_dict()
+        if stage in ("fit", "validate"):
+            self._name_validation(data, stage)
         if stage == "fit" and self.hparams["init_delta"] is not None:  # a checkpoint that is resumed overwrites it
             start_from(self.hparams["init_delta"], self.model)
+
+    def _name_validation(self, data: Any, stage: str) -> None:
+        """Says `trained` for `val` where validation images are trained on, which training does not measure then."""
+        known = data.shared("val")
+        shared, trained = int(known.sum()), f"{known.sum():,} of {len(known):,} validation images are trained on"
+        self._shown["val"] = "trained" if shared > _REPEATED * len(known) else "val"
+        self.val_metrics.prefix = f"{self._shown['val']}/"
+        if self._shown["val"] == "val":
+            if shared:
+                warnings.warn(f"{trained}, too.", VPTWarning, stacklevel=2)
+            return
+        if stage == "validate":
+            self.trainer.limit_val_batches = self.trainer.limit_val_batches or self._limit_val
+            return
+        for callback in cast("Any", self.trainer).callbacks:
+            if str(watched := getattr(callback, "monitor", None)).startswith("val/"):
+                raise ConfigError(
+                    f"{type(callback).__name__} watches {watched}, which is not measured, since {trained}: watch "
+                    "train/loss, or train on a list without them."
+                )
+        if self.trainer.limit_val_batches:
+            rank_zero_info(f"{trained}: they are not evaluated, unless by `vpt validate`, as trained/acc and so on.")
+            self._limit_val, self.trainer.limit_val_batches = self.trainer.limit_val_batches, 0
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images, or their pixels.
@@ -215,6 +263,11 @@ class TuningTask(L.LightningModule):
         """
         return self.model.classify(self.features(batch, split))
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seeds what an epoch draws, such as dropout."""
+        if batch_idx == 0:
+            seed_epoch(self)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The loss of a batch.
 
@@ -249,7 +302,7 @@ class TuningTask(L.LightningModule):
         mean = cast("MeanMetric", self.losses[split])
         counted = len(target) if self.ignored is None else (target != self.ignored).sum()
         mean.update(self.loss(logits, batch), weight=counted)
-        self.log(f"{split}/loss", mean, on_step=False, on_epoch=True)
+        self.log(f"{self._shown[split]}/loss", mean, on_step=False, on_epoch=True)
         metrics.update(logits, target.long())
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
         return logits
@@ -299,14 +352,7 @@ class TuningTask(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser and the schedule per step."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        steps = max(1, int(self.trainer.estimated_stepping_batches))  # sets the loaders up
-        return scheduled_optimizer(trained, self.hparams, self._global_batch(), steps)
-
-    def _global_batch(self) -> int:
-        batch = getattr(self.trainer.train_dataloader, "batch_size", None)
-        if batch is None:
-            raise ConfigError("The training loader has no batch_size, from which the learning rate is computed.")
-        return int(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return scheduled_optimizer(trained, self.hparams, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what belongs to the model, and the identity of the backbone they belong to.
@@ -327,18 +373,46 @@ class TuningTask(L.LightningModule):
             checkpoint: Lightning's checkpoint, changed in place.
 
         Raises:
-            ConfigError: The data have other classes than it was trained on, or, to train on, in another order.
+            ConfigError: The data have other classes than it was trained on, or, to train on, in another order; or
+                training would go on in the middle of an epoch.
             DeltaFileError: It is incomplete, of another program, or was trained on other weights.
         """
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            _check_whole_epoch(checkpoint, self.trainer.max_steps)
         if not isinstance(recorded := checkpoint.get("backbone"), dict) or not recorded.keys() >= IDENTITY.keys():
             raise DeltaFileError("The checkpoint does not say on which backbone it was trained: give one of `vpt fit`.")
         check_fingerprint("The checkpoint", recorded, self.model.backbone)
         tensors = {key.removeprefix("model."): tensor for key, tensor in checkpoint["state_dict"].items()}
-        trained_on = checkpoint.get("class_names", self.model.class_names)  # version 0.1.0 did not keep them
-        if getattr(self._trainer, "datamodule", None) is None:
-            self.model.class_names = list(trained_on)
-        elif trained_on != self.model.class_names:
-            fitting = self.trainer.state.fn == "fit"
-            tensors = in_order(tensors, trained_on, self.model.class_names, "The checkpoint", fitting)
+        data = getattr(self._trainer, "datamodule", None)
+        if (names := checkpoint.get("class_names")) is not None:  # version 0.1.0 did not keep them
+            if data is not None and self.trainer.state.fn == "fit" and names != data.class_names:
+                raise ConfigError(
+                    f"The checkpoint was trained on other classes than those of {data.name}, or on these in another "
+                    "order: training goes on with the data that it began with."
+                )
+            if data is not None:
+                data.number_classes_as(names)
+            self.model.class_names, self._knows_classes = list(names), True
         fill(self.model, tensors, "The checkpoint")
         checkpoint["state_dict"] = self.state_dict()  # so that Lightning's own strict loading holds
+
+
+def seed_epoch(module: L.LightningModule) -> None:
+    """Makes random numbers follow from run's seed, epoch and process: a resumed run draws what an undisturbed one does.
+
+    Args:
+        module: In training; of a run without a seed nothing is changed.
+    """
+    if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None:
+        own = np.random.SeedSequence([int(seed), module.current_epoch, module.global_rank])
+        torch.manual_seed(int(own.generate_state(1)[0]))
+
+
+def _check_whole_epoch(checkpoint: dict[str, Any], max_steps: int) -> None:
+    """Refuses to train from where other images would follow than the run would have seen: loaders do not go on."""
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    if not batches["is_last_batch"] and not 0 <= max_steps <= checkpoint["global_step"]:
+        raise ConfigError(
+            "The checkpoint ends in the middle of an epoch, from where training cannot go on exactly: give one of a "
+            "whole epoch, such as last.ckpt, which is written after each."
+        )

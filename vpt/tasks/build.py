@@ -1,4 +1,4 @@
-"""Task and data from a plain config, as `vpt fit` builds them, for what runs many of them."""
+"""Task and data from a plain config: the one place where what a config leaves open is settled, for every command."""
 
 from __future__ import annotations
 
@@ -17,6 +17,23 @@ FROM_DATA = ("num_classes", "image_size", "normalization")
 """What the data say about a model."""
 
 
+def image_size(config: Mapping[str, Any]) -> int:
+    """Pixels of the images of a config.
+
+    Args:
+        config: With ``model.init_args.backbone`` and ``data``.
+
+    Returns:
+        What its data say, else its model, else the backbone's own.
+
+    Raises:
+        UnknownNameError: There is no such backbone.
+    """
+    model = config["model"]["init_args"]
+    given = (config["data"].get("init_args") or {}).get("image_size") or model.get("image_size")
+    return int(given or input_size(model["backbone"]))
+
+
 def build_data(config: Mapping[str, Any]) -> ImageDataModule:
     """Builds the data module of a config.
 
@@ -24,25 +41,50 @@ def build_data(config: Mapping[str, Any]) -> ImageDataModule:
         config: With ``model.init_args.backbone`` and ``data``, sections of ``class_path`` and ``init_args``.
 
     Returns:
-        The data module, whose images have the size that it says, or else the backbone's own.
+        The data module, with images of `image_size`.
 
     Raises:
         DataError: The data cannot be found.
     """
-    section = copy.deepcopy(dict(config["data"]))
-    args = section.setdefault("init_args", {})
-    if args.get("image_size") is None:
-        model = config["model"]["init_args"]
-        args["image_size"] = model.get("image_size") or input_size(model["backbone"])
+    section = dict(config["data"])
+    section["init_args"] = (section.get("init_args") or {}) | {"image_size": image_size(config)}
     data: ImageDataModule = instantiate_class((), section)
     return data
 
 
-def build(config: Mapping[str, Any]) -> tuple[ClassificationTask, ImageDataModule]:
-    """Builds task and data of a config; what the task leaves open about its classes and images comes from the data.
+def settle(config: Mapping[str, Any]) -> tuple[dict[str, Any], ImageDataModule]:
+    """Fills in what the data say about the model.
 
     Args:
-        config: With ``model`` and ``data``, sections of ``class_path`` (with its module) and ``init_args``.
+        config: With ``model`` and ``data``, sections of ``class_path`` (with its module) and ``init_args``; stays as it
+            is.
+
+    Returns:
+        The config with number of classes, image size and normalisation, and its data module.
+
+    Raises:
+        ConfigError: The two contradict each other.
+        DataError: The data cannot be found.
+    """
+    data, settled = build_data(config), copy.deepcopy(dict(config))
+    settled["data"].setdefault("init_args", {})["image_size"] = data.image_size
+    args = settled["model"]["init_args"]
+    for key in FROM_DATA:
+        truth = getattr(data, key)
+        if args.get(key) not in (None, truth):
+            raise ConfigError(
+                f"model.{key} is {args[key]!r}, but the data {data.name!r} has {truth!r}: leave model.{key} out, "
+                "it comes from the data."
+            )
+        args[key] = truth
+    return settled, data
+
+
+def build(config: Mapping[str, Any]) -> tuple[ClassificationTask, ImageDataModule]:
+    """Builds task and data of a config.
+
+    Args:
+        config: As of `settle`.
 
     Returns:
         The task and the data module.
@@ -51,15 +93,8 @@ def build(config: Mapping[str, Any]) -> tuple[ClassificationTask, ImageDataModul
         ConfigError: The two contradict each other.
         VPTError: What either refuses.
     """
-    data = build_data(config)
-    section = copy.deepcopy(dict(config["model"]))
-    args = section["init_args"]
-    for key in FROM_DATA:
-        truth = getattr(data, key)
-        if args.get(key) not in (None, truth):
-            raise ConfigError(f"model.{key} is {args[key]!r}, but {data.name} has {truth!r}: leave model.{key} out.")
-        args[key] = truth
-    task = instantiate_class((), section)
+    settled, data = settle(config)
+    task = instantiate_class((), settled["model"])
     if not isinstance(task, ClassificationTask):
         raise ConfigError(
             f"Experiments and profiles are of classifiers only: run {type(task).__name__} with `vpt fit`."

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import (
-    BasePredictionWriter,
     Checkpoint,
     DeviceStatsMonitor,
     LearningRateMonitor,
@@ -23,20 +21,15 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
 )
 from lightning.pytorch.utilities import rank_zero_info
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vpt.atomic_write import atomic_write, write_json
+from vpt.atomic_write import write_json
 from vpt.models.delta_file import save_delta
 from vpt.models.provenance import identity
 from vpt.run_record import CONFIG_FILE, DELTA_FILE, INIT_FILE, LAST_CHECKPOINT, RUN_FILE, file_identity
 from vpt.run_record import identity as identity_of
 from vpt.tasks.base import TuningTask
 from vpt.version import versions
-
-PREDICTIONS_FILE = "predictions.csv"
-MASKS_FOLDER = "predictions"
 
 
 def run_folder(trainer: L.Trainer) -> Path | None:
@@ -85,6 +78,24 @@ class RunRecord(L.Callback):
         """Starts the clock."""
         self._start = time.monotonic()
         self._loaded: dict[str, int] | None = None
+        self._before, self._images = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training has cost so far, all legs of a resumed run together."""
+        return {"seconds": self._seconds(), "images": self._images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting where the checkpoint stood."""
+        self._before, self._images = state_dict["seconds"], state_dict["images"]
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._start
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts the images of all devices."""
+        self._images += len(batch["index"]) * trainer.world_size
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Counts parameters, prints them, and writes the protocol before anything is trained."""
@@ -99,10 +110,10 @@ class RunRecord(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the last epoch's metrics."""
         epochs, steps = trainer.current_epoch, trainer.global_step
-        whole = epochs >= (trainer.max_epochs or 0) >= 0 or 0 <= trainer.max_steps <= steps
+        whole = 0 <= (trainer.max_epochs or 0) <= epochs or 0 <= trainer.max_steps <= steps
         done = whole and trainer.state.status != "interrupted"
-        seconds = round(time.monotonic() - self._start, 1)
-        news = {"status": "finished" if done else "stopped", "epochs": epochs, "steps": steps, "seconds": seconds}
+        news: dict[str, Any] = {"status": "finished" if done else "stopped", "epochs": epochs, "steps": steps}
+        news |= {"seconds": round(self._seconds(), 1), "images": self._images}
         read = _read_of(trainer, "train") | _read_of(trainer, "val")
         self._update(trainer, pl_module, news | {"metrics": _metrics(trainer), "read": read})
 
@@ -219,7 +230,8 @@ def protocol(trainer: L.Trainer, task: TuningTask) -> dict[str, Any]:
     starts = {key: task.hparams.get(key) for key in ("init_delta", "init_head")}
     return {
         "task": type(task).__name__,
-        "hyperparameters": dict(task.hparams),
+        # Lightning's command line adds its own, under such names
+        "hyperparameters": {key: value for key, value in task.hparams.items() if not key.startswith("_")},
         "starts": {key: file_identity(Path(path)) for key, path in starts.items() if path is not None},
         "seed": None if seed is None else int(seed),
         "max_epochs": trainer.max_epochs,
@@ -278,61 +290,3 @@ def _read_of(trainer: L.Trainer, split: str) -> dict[str, int]:
 
 def _metrics(trainer: L.Trainer) -> dict[str, float]:
     return {key: float(value) for key, value in trainer.callback_metrics.items()}
-
-
-class PredictionWriter(BasePredictionWriter):
-    """Writes `predictions.csv` batch by batch, so not as one whole: index, path, predicted class and its probability.
-
-    Of a segmentation, writes `predictions/INDEX.png`, 8-bit masks of class numbers.
-    """
-
-    def __init__(self) -> None:
-        """Writes after every batch, so that no logits pile up."""
-        super().__init__(write_interval="batch")
-
-    def write_on_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        """Adds the lines of a batch, which the prediction names by their ``index``; the first batch starts the file."""
-        if getattr(trainer, "fast_dev_run", False):
-            return
-        if "mask" in prediction:
-            _write_masks(predictions_path(trainer).parent / MASKS_FOLDER, prediction)
-            return
-        data: Any = getattr(trainer, "datamodule", None)
-        paths = data.split("test").paths
-        confidence, label = prediction["logits"].float().softmax(dim=-1).max(dim=-1)
-        rows = zip(prediction["index"].tolist(), label.tolist(), confidence.tolist(), strict=True)
-        with predictions_path(trainer).open("w" if batch_idx == 0 else "a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if batch_idx == 0:
-                writer.writerow(["index", "path", "predicted", "probability"])
-            writer.writerows([i, paths[i], data.class_names[c], f"{p:.6f}"] for i, c, p in rows)
-
-
-def _write_masks(folder: Path, prediction: Mapping[str, Tensor]) -> None:
-    for index, mask in zip(prediction["index"].tolist(), prediction["mask"].cpu().numpy(), strict=True):
-        with atomic_write(folder / f"{index:06d}.png") as partial:
-            Image.fromarray(mask).save(partial, "PNG")
-
-
-def predictions_path(trainer: L.Trainer) -> Path:
-    """Where the predictions of a process go: the run's folder; each further device has a file of its own.
-
-    Args:
-        trainer: The trainer.
-
-    Returns:
-        The path; its folder exists.
-    """
-    folder = run_folder(trainer) or Path(trainer.default_root_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = Path(PREDICTIONS_FILE)
-    return folder / (name if trainer.is_global_zero else f"{name.stem}_{trainer.global_rank}{name.suffix}")

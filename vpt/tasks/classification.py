@@ -37,8 +37,8 @@ class ClassificationTask(TuningTask):
     """A frozen or trained backbone with a linear head, trained with cross-entropy.
 
     Metrics are logged as ``train/loss``, ``{val,test}/loss``, ``{val,test}/acc`` (top-1) and
-    ``{val,test}/mean_per_class``. A batch is a dict of ``image`` uint8 (B, 3, H, W), ``label`` int64 (B,) and
-    ``index`` int64 (B,).
+    ``{val,test}/mean_per_class``; where validation images are trained on, ``trained`` stands for ``val``. A batch is a
+    dict of ``image`` uint8 (B, 3, H, W), ``label`` int64 (B,) and ``index`` int64 (B,).
 
     Attributes:
         model: The `TunedModel` that is trained.

@@ -1,31 +1,56 @@
-"""Optimiser and schedule of every task."""
+"""Optimiser and schedule of every task, and what of Lightning's would change them unseen."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+import lightning as L
 import torch
+from lightning.pytorch import callbacks
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from vpt.errors import ConfigError
+
+# They change model, batch or rate and tell nobody, so that the files and numbers of a run are not of one model.
+_REFUSED: dict[type[L.Callback], str] = {
+    callbacks.WeightAveraging: "average delta files instead (`vpt robustness soup`)",
+    callbacks.StochasticWeightAveraging: "average delta files instead (`vpt robustness soup`)",
+    callbacks.BatchSizeFinder: "set data.batch_size, and model.micro_batch where memory is short",
+    callbacks.LearningRateFinder: "set model.base_lr, or search it (`vpt sweep`)",
+    callbacks.GradientAccumulationScheduler: "set data.batch_size, and model.micro_batch where memory is short",
+    callbacks.BaseFinetuning: "say what trains by the method (`--model` and configs/method)",
+    callbacks.ModelPruning: "leave it out",
+}
+
 
 def scheduled_optimizer(
-    parameters: Sequence[nn.Parameter], options: Mapping[str, Any], batch: int, steps: int
+    parameters: Sequence[nn.Parameter], options: Mapping[str, Any], trainer: L.Trainer
 ) -> OptimizerLRScheduler:
     """Builds an optimiser that decays tensors of two or more dimensions only, and its schedule per step.
 
     Args:
         parameters: What is trained.
         options: ``optimizer``, ``base_lr``, ``weight_decay``, ``momentum`` and ``warmup``, as of a `TuningTask`.
-        batch: Images of a step on all devices; the learning rate is base_lr · batch / 256.
-        steps: All steps of the training, at least 1.
+        trainer: Says how many steps there are, and how many images a step of the optimiser sees on all devices and over
+            all batches that are accumulated: the learning rate is base_lr · images / 256.
 
     Returns:
         What Lightning expects; the optimiser has two groups: decayed (prompts and weights) and not (biases, norms).
+
+    Raises:
+        ConfigError: Nothing says how many steps there are.
     """
+    batch, steps = global_batch(trainer), trainer.estimated_stepping_batches
+    if steps == math.inf:
+        raise ConfigError(
+            "The schedule of the learning rate needs an end: give trainer.max_epochs or trainer.max_steps, beside "
+            "trainer.max_time, too."
+        )
+    steps = max(1, int(steps))
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options["weight_decay"]},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -38,6 +63,28 @@ def scheduled_optimizer(
         optimizer = torch.optim.AdamW(groups, lr=rate)
     schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, options["warmup"]))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def global_batch(trainer: L.Trainer) -> int:
+    """Images of a step of the optimiser.
+
+    Args:
+        trainer: Whose training loader is set up, if it is not yet. Of several loaders that give a batch each to every
+            step, for losses of which the mean is taken, the largest batch counts.
+
+    Returns:
+        On all devices and over all batches that are accumulated.
+
+    Raises:
+        ConfigError: The loader does not say.
+    """
+    trainer.fit_loop.setup_data()
+    loaders: Any = trainer.train_dataloader
+    several = list(loaders.values()) if isinstance(loaders, dict) else [loaders]
+    found: list[Any] = [getattr(each, "batch_size", None) for each in several]
+    if None in found or not found:
+        raise ConfigError("The training loader has no batch_size, from which the learning rate is computed.")
+    return int(max(found)) * trainer.world_size * trainer.accumulate_grad_batches
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
@@ -55,3 +102,26 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
+
+
+def check_trainer(trainer: L.Trainer) -> None:
+    """Refuses what would train another model than the record says.
+
+    Args:
+        trainer: Before training.
+
+    Raises:
+        ConfigError: Batches are accumulated, or a callback of Lightning's changes model, batch or rate.
+    """
+    if (batches := trainer.accumulate_grad_batches) != 1:
+        raise ConfigError(
+            f"trainer.accumulate_grad_batches is {batches}: Lightning takes the mean of batches, not of their images, "
+            "and at the end of an epoch a part of it. Set data.batch_size to the images of a whole step and "
+            "model.micro_batch to those in memory at once, which is exact."
+        )
+    for callback in cast("Any", trainer).callbacks:
+        for kind, remedy in _REFUSED.items():
+            if isinstance(callback, kind):
+                raise ConfigError(
+                    f"{type(callback).__name__} changes what is trained, and no record says so: {remedy}."
+                )

@@ -128,7 +128,7 @@ class SegmentationTask(TuningTask):
     def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
         count = cast("SumMetric", self.counts[split])
         count.update(len(batch["mask"]))
-        self.log(f"{split}/n", count, on_step=False, on_epoch=True)
+        self.log(f"{self._shown[split]}/n", count, on_step=False, on_epoch=True)
         return super()._evaluate(batch, split, metrics)
 
     def on_test_epoch_end(self) -> None:

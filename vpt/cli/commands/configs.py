@@ -7,9 +7,9 @@ import re
 import shutil
 from pathlib import Path
 
-from vpt.atomic_write import atomic_write
+from vpt.atomic_write import atomic_write, check_unused
 from vpt.cli.arguments import Parser, config_folder
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.errors import UnknownNameError
 
 
 def run(args: list[str]) -> None:
@@ -28,8 +28,8 @@ def run(args: list[str]) -> None:
         for path in chosen:
             print(f"{path!s:<{width}}  {_title(config_folder() / path)}")
         return
-    if there := [path for path in chosen if (options.copy / path).exists()]:
-        raise ConfigError(f"{options.copy / there[0]} exists already: name another folder or remove it.")
+    for path in chosen:
+        check_unused(options.copy / path)
     for path in chosen:
         with atomic_write(options.copy / path) as partial:
             shutil.copyfile(config_folder() / path, partial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from vpt.cli.arguments import Parser
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # imported when used: --help does not wait for torch
 
 _BARS = "▁▂▃▄▅▆▇█"
 _BINS = 16
+_WHOLE_PATHS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 _HEADERS = ("name", "classes", "official", "here")
 
 
@@ -39,8 +41,9 @@ def _parser() -> Parser:
     prepare = add("prepare", _prepare, "turn an original into a task, after fetching it where that is allowed")
     cache = add("cache", _cache, "how much the decoded images take")
     gallery = add("corruptions", _corruptions, "draw an image under every corruption")
-    for each in (show, verify, prepare):
+    for each in (show, prepare):
         each.add_argument("name", help="of the dataset")
+    verify.add_argument("name", help="of the dataset; or a folder or table of your own images")
     for each in (listing, verify, prepare):
         each.add_argument("--root", type=Path, help="folder of all datasets (default: $VPT_DATA, or datasets)")
     prepare.add_argument("--source", type=Path, help="folder of the unpacked original (default: fetch it)")
@@ -122,10 +125,8 @@ def _verify(options: Namespace) -> None:
     report = verify(options.name, _root(options))
     console = Console()
     console.print(_report(report))
-    for fault in report.faults:
-        console.print(f"✗ {fault}", highlight=False, markup=False, soft_wrap=True)
-    for note in report.notes:
-        console.print(f"! {note}", highlight=False, markup=False, soft_wrap=True)
+    for sign, sentence in [*(("✗", fault) for fault in report.faults), *(("!", note) for note in report.notes)]:
+        print(*wrap(f"{sign} {sentence}", console.width, subsequent_indent="  ", **_WHOLE_PATHS), sep="\n")
     report.check()
     disjoint = ", no file is in two splits" if report.compared else ""
     console.print(f"✓ every image can be decoded{disjoint}", highlight=False)
@@ -134,7 +135,7 @@ def _verify(options: Namespace) -> None:
 def _report(report: Report) -> Any:
     from rich.table import Table
 
-    table = Table("list", title=report.name, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table("list", title=Path(report.name).name, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for header in ("images", "official", "classes", "per class"):
         table.add_column(header, justify="right")
     table.add_column("histogram")
@@ -174,7 +175,9 @@ def _cache(options: Namespace) -> None:
 
 
 def _corruptions(options: Namespace) -> None:
+    from vpt.atomic_write import check_unused
     from vpt.reports.corruption_gallery import corruption_figure, example
     from vpt.reports.style import save_figure
 
+    check_unused(options.out, [] if options.image is None else [options.image])
     print(f"written to {save_figure(corruption_figure(example(options.image)), options.out)}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.arguments import Parser, data_section
+from vpt.cli.arguments import Parser, data_section, read_yaml
 from vpt.errors import ConfigError
+from vpt.run_record import CONFIG_FILE
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.experiments.executors import Engine
@@ -62,18 +63,70 @@ def _engine(options: Namespace) -> Engine:
     return RayEngine(options.address, options.cpus_per_trial, options.gpus_per_trial, options.workers)
 
 
-def _plan(options: Namespace) -> Plan:
-    from vpt.experiments.sweep import SEEDS, Plan, read_plan
+def _plan(options: Namespace, rest: list[str]) -> Plan:
+    from vpt.experiments.sweep import SEEDS, Plan
 
-    if options.grid is None:
-        return Plan({}, seeds=tuple(options.seeds or SEEDS))
-    return read_plan(options.grid, options.seeds, options.halving)
+    if options.grid is not None:
+        return read_plan(options.grid, rest, options.seeds, options.halving)
+    if options.halving is not None:
+        raise ConfigError("--halving N keeps the best of a grid: give --grid FILE, too.")
+    return Plan({}, seeds=tuple(dict.fromkeys(options.seeds or SEEDS)))
+
+
+def read_plan(path: Path, args: list[str], seeds: Sequence[int] | None = None, halving: int | None = None) -> Plan:
+    """Reads a grid file.
+
+    Args:
+        path: YAML with ``grid`` and, if they are not empty, ``choose`` and ``retrain``, by dotted keys; ``seeds``.
+        args: Those of `vpt fit`, which say what keys and values there are.
+        seeds: Instead of those of the file.
+        halving: As in `Plan`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: The file is none, or has a key or a value that `vpt fit` would refuse.
+    """
+    from vpt.cli.commands.lightning_cli import typed
+    from vpt.experiments.sweep import SEEDS, Plan
+
+    content = read_yaml(path)
+    known = {"grid", "choose", "retrain", "seeds"}
+    if not isinstance(content, dict) or "grid" not in content or content.keys() - known:
+        raise ConfigError(f"{path} is no grid file: it has grid, and may have choose, retrain and seeds.")
+    parts = [content.get(key) or {} for key in ("grid", "choose", "retrain")]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ConfigError(f"{path} is no grid file: grid, choose and retrain have a line for each key.")
+    grid, choose, retrain = parts
+    for key, values in grid.items():
+        if not isinstance(values, list):
+            raise ConfigError(f"{path}: {key} needs a list of values to try, got {values!r}.")
+    wanted: Any = seeds or content.get("seeds", SEEDS)
+    value_of = typed(args)
+    try:
+        return Plan(
+            {key: [value_of(key, value) for value in values] for key, values in grid.items()},
+            {key: value_of(key, value) for key, value in choose.items()},
+            {key: value_of(key, value) for key, value in retrain.items()},
+            tuple(dict.fromkeys(wanted)) if isinstance(wanted, list | tuple) else (wanted,),
+            halving,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _config(rest: list[str]) -> dict[str, Any]:
+    """What a trial is; refuses what experiments decide for themselves."""
     from vpt.cli.commands.lightning_cli import resolve
 
-    return resolve(rest)
+    config = resolve(rest)
+    for key, unused in (("logger", True), ("fast_dev_run", False), ("barebones", False)):
+        if config["trainer"].get(key, unused) != unused:
+            raise ConfigError(f"trainer.{key} is of `vpt fit`: trials log to TensorBoard in their own folders.")
+    if any(arg.partition("=")[0] == "--ckpt_path" for arg in rest):
+        raise ConfigError("--ckpt_path is of `vpt fit`: --resume goes on in --out.")
+    return config
 
 
 def _sweep(options: Namespace, rest: list[str]) -> None:
@@ -81,13 +134,13 @@ def _sweep(options: Namespace, rest: list[str]) -> None:
 
     if options.grid is None:
         raise ConfigError("vpt sweep needs --grid FILE, e.g. configs/sweep/vpt.yaml.")
-    _show({"": sweep(_config(rest), _plan(options), options.out, _engine(options))}, options.out)
+    _show({"": sweep(_config(rest), _plan(options, rest), options.out, _engine(options))}, options.out)
 
 
 def _fewshot(options: Namespace, rest: list[str]) -> None:
     from vpt.experiments.sweep_variants import by_shots, few_shot_plan, sweep_variants
 
-    variants, plan = by_shots(_config(rest), options.shots), few_shot_plan(_plan(options))
+    variants, plan = by_shots(_config(rest), options.shots), few_shot_plan(_plan(options, rest))
     _show(sweep_variants(variants, plan, options.out, _engine(options)), options.out)
 
 
@@ -96,17 +149,15 @@ def _combine(options: Namespace, rest: list[str]) -> None:
 
     config = _config(rest)
     variants = combinations(config, _deltas(options.deltas or config["model"]["init_args"].get("deltas")))
-    _show(sweep_variants(variants, _plan(options), options.out, _engine(options)), options.out)
+    _show(sweep_variants(variants, _plan(options, rest), options.out, _engine(options)), options.out)
 
 
 def _deltas(given: Any) -> list[dict[str, Any]]:
-    import yaml
-
     if not given:
         raise ConfigError(
             "vpt combine needs --deltas, or a config with deltas, e.g. -c configs/method/prompt_lora.yaml."
         )
-    found = [yaml.safe_load(each) if isinstance(each, str) else dict(each) for each in given]
+    found = [read_yaml(each) if isinstance(each, str) else dict(each) for each in given]
     return [{"name": each} if isinstance(each, str) else each for each in found]
 
 
@@ -115,7 +166,7 @@ def _scale(options: Namespace, rest: list[str]) -> None:
 
     files = dict(pair.partition("=")[::2] for pair in options.weights_of)
     variants = by_backbone(_config(rest), options.backbones, files)
-    _show(sweep_variants(variants, _plan(options), options.out, _engine(options)), options.out)
+    _show(sweep_variants(variants, _plan(options, rest), options.out, _engine(options)), options.out)
 
 
 def _pretrain(options: Namespace, rest: list[str]) -> None:
@@ -124,7 +175,8 @@ def _pretrain(options: Namespace, rest: list[str]) -> None:
     configs = {path.stem: _config(_on_task(rest, path)) for path in options.tasks}
     if len(configs) < len(options.tasks):
         raise ConfigError("Two of the --tasks have one file name, which is what their runs are called: rename one.")
-    _show(compare(configs, _plan(options), options.out, _engine(options)), options.out)
+    plan = _plan(options, _on_task(rest, options.tasks[0]))
+    _show(compare(configs, plan, options.out, _engine(options)), options.out)
 
 
 def _on_task(rest: list[str], task: Path) -> list[str]:
@@ -142,8 +194,9 @@ def _transfer(options: Namespace, rest: list[str]) -> None:
 
     if rest:
         raise ConfigError(f"unrecognized arguments: {rest[0]} (see vpt transfer --help).")
+    configs = {folder: _config(["-c", str(folder / CONFIG_FILE)]) for folder in options.runs}
     for mode in options.mode:
-        matrix = transfer(options.runs, options.out, _engine(options), mode)
+        matrix = transfer(configs, options.out, _engine(options), mode)
         table = Table("from \\ to", *matrix, title=f"test top-1 (%), {mode}; diagonal: stored and measured again")
         for source, row in matrix.items():
             table.add_row(source, *(f"{100 * value:.1f}" for value in row.values()))

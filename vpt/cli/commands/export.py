@@ -19,10 +19,13 @@ def run(args: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="file, or folder for peft (default: beside the delta)")
     options = parser.parse_args(args[1:])
 
+    from vpt.atomic_write import check_unused
     from vpt.export import export_onnx, export_peft, export_torch
     from vpt.models.delta_file import load_classifier
 
     out = options.out or options.delta.parent / _PLACES[options.format]
+    if options.out is not None and options.format != "peft":
+        check_unused(out)
     model = load_classifier(options.delta, options.weights).float()  # other runtimes know it best
     if options.format == "peft":
         export_peft(model, out)

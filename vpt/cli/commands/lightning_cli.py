@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import copy
+import json
 from argparse import ArgumentError
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import vpt.data
 import vpt.tasks
-from vpt.backbones import input_size
 from vpt.cli import config_checks
-from vpt.cli.arguments import explain
+from vpt.cli.arguments import explain, refuse_doubled_keys
 from vpt.cli.warning_filters import hush
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
+from vpt.experiments.trial import merged
 from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, method_name
 from vpt.tasks import DeltaWriter, RunRecord, TuningTask
-from vpt.tasks.build import FROM_DATA
-from vpt.tasks.callbacks import PredictionWriter, last_checkpoint, run_folder
+from vpt.tasks.build import FROM_DATA, image_size, settle
+from vpt.tasks.callbacks import last_checkpoint, run_folder
+from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
 
 _CLASSES = [*vpt.tasks.__all__, *vpt.data.__all__]
@@ -57,7 +60,7 @@ class VPTCLI(LightningCLI):
         Raises:
             ConfigError: A value was lost between overlays, or contradicts the checkpoint.
         """
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(_sized(parser, args))
         command = self.config.subcommand
         self.given = parser.parse_args(args, defaults=False)[command].as_dict()
         config = self.config[command]
@@ -73,18 +76,23 @@ class VPTCLI(LightningCLI):
             ConfigError: The user or a checkpoint says something else than the data.
             DataError: The data cannot be found.
         """
+        settled = settle(self._left_open())[0]
         config = self.config[self.subcommand]
+        config.data.init_args.image_size = settled["data"]["init_args"]["image_size"]
+        for key in (*FROM_DATA, *config_checks.FREE_OF_CHECKPOINT):
+            config.model.init_args[key] = settled["model"]["init_args"][key]
+
+    def _left_open(self) -> dict[str, Any]:
+        """The config without what the user left to backbone and data."""
+        config: dict[str, Any] = copy.deepcopy(self.config[self.subcommand]).as_dict()
         given = config_checks.init_args(self.given.get("model"))
-        for key in config_checks.FREE_OF_CHECKPOINT & given.keys():
-            config.model.init_args[key] = given[key]  # Lightning has put the checkpoint's in its place
-        fixed = config_checks.init_args({"init_args": self.hyperparameters}) | given
+        known = config_checks.init_args({"init_args": self.hyperparameters}) | given
+        # Lightning has put the checkpoint's values in place of those that are free of it.
+        kept = {key: known[key] for key in (*FROM_DATA, *config_checks.FREE_OF_CHECKPOINT) if key in known}
+        config["model"]["init_args"] |= kept
         if "image_size" not in config_checks.init_args(self.given.get("data")):
-            config.data.init_args.image_size = fixed.get("image_size") or input_size(config.model.init_args.backbone)
-        data: ImageDataModule = instantiate_class((), config.data.as_dict())
-        for key in FROM_DATA:
-            config.model.init_args[key] = config_checks.settle(
-                key, fixed, getattr(data, key), f"the data {data.name!r}"
-            )
+            del config["data"]["init_args"]["image_size"]  # the class's default knows no backbone
+        return config
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer.
@@ -131,6 +139,12 @@ class VPTCLI(LightningCLI):
         if (folder / LAST_CHECKPOINT).is_file() and (folder / CONFIG_FILE).is_file():
             print(f"test it:   vpt test -c {folder / CONFIG_FILE} --ckpt_path {folder / LAST_CHECKPOINT}")
 
+    def after_predict(self) -> None:
+        """Says where the predictions lie."""
+        for callback in cast("Any", self.trainer).callbacks:
+            if isinstance(callback, PredictionWriter) and callback.place is not None:
+                print(f"written to {callback.place}")
+
     def _trainer(self, kwargs: dict[str, Any]) -> L.Trainer:
         try:
             return super().instantiate_trainer(**kwargs)
@@ -150,11 +164,14 @@ class VPTCLI(LightningCLI):
 class _Resolver(VPTCLI):
     """Finds out what a run would be, and runs nothing."""
 
+    reads_data = True
     resolved: dict[str, Any]
 
     def before_instantiate_classes(self) -> None:
-        """Keeps the config with what it leaves to the data."""
-        self.resolved = copy.deepcopy(self.config[self.subcommand]).as_dict()
+        """Keeps the config with what it leaves open, and refuses what a run would refuse."""
+        self.resolved = self._left_open()
+        if self.reads_data:
+            settle(self.resolved)
 
     def instantiate_classes(self) -> None:
         """Builds nothing."""
@@ -163,13 +180,10 @@ class _Resolver(VPTCLI):
         """Runs nothing."""
 
 
-class _Checker(_Resolver):
-    """Refuses what a run would refuse, too."""
+class _Reader(_Resolver):
+    """Reads no data."""
 
-    def before_instantiate_classes(self) -> None:
-        """Settles everything with the data, once."""
-        super().before_instantiate_classes()
-        VPTCLI.before_instantiate_classes(self)
+    reads_data = False
 
 
 def resolve(args: list[str], data: bool = True) -> dict[str, Any]:
@@ -180,14 +194,56 @@ def resolve(args: list[str], data: bool = True) -> dict[str, Any]:
         data: Read the data, and refuse what a run would refuse.
 
     Returns:
-        ``seed_everything``, ``trainer``, ``model`` and ``data``; what the user left to the data is None.
+        ``seed_everything``, ``trainer``, ``model`` and ``data``; without what the user left to backbone and data.
 
     Raises:
         VPTError: The user's input is wrong.
     """
-    found = cast("_Resolver", _cli(_Checker if data else _Resolver, ["fit", *args])).resolved
+    found = cast("_Resolver", _cli(_Resolver if data else _Reader, ["fit", *args])).resolved
     found["trainer"] = {key: value for key, value in found["trainer"].items() if value is not None}
     return {key: found[key] for key in ("seed_everything", "trainer", "model", "data")}
+
+
+def _sized(parser: LightningArgumentParser, args: list[str]) -> list[str]:
+    """A command line that prints its config, with the size of images that a run would have."""
+    printing = [arg for arg in args if arg.partition("=")[0] == "--print_config"]
+    if not printing:
+        return args
+    try:
+        given = parser.parse_args([arg for arg in args if arg not in printing], defaults=False)[args[0]].as_dict()
+    except ArgumentError:  # what is printed may be incomplete
+        return args
+    if "image_size" in config_checks.init_args(given["data"]):
+        return args
+    return [*args, f"--data.image_size={image_size(given)}"]
+
+
+def typed(args: list[str]) -> Callable[[str, Any], Any]:
+    """Reads single values as `vpt fit` would read them as flags.
+
+    Args:
+        args: Those of `vpt fit`.
+
+    Returns:
+        Takes a key such as ``model.base_lr`` and a value from YAML, and gives the value in the type of the key; raises
+        a ConfigError for a key or a value that `vpt fit` would refuse.
+
+    Raises:
+        VPTError: The user's input is wrong.
+    """
+    parser = _cli(_Reader, ["fit", *args]).parser
+
+    def value_of(key: str, value: Any) -> Any:
+        section, _, name = key.partition(".")
+        text = value if isinstance(value, str) else json.dumps(value)
+        try:
+            merged({section: {}}, {key: value})  # knows which keys there are
+            parsed = parser.parse_args(["fit", *args, f"--{key}={text}"])["fit"].as_dict()[section]
+        except ArgumentError as error:
+            raise ConfigError(f"{key}: {explain(str(error), _CLASSES)}") from None
+        return (parsed if section == "trainer" else parsed["init_args"])[name] if name else parsed
+
+    return value_of
 
 
 def run(args: list[str]) -> None:
@@ -197,6 +253,7 @@ def run(args: list[str]) -> None:
 
 def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
     hush()  # again: Lightning adds filters of its own when it is imported
+    refuse_doubled_keys()
     command = args[0]
     # To build the parsers of all four takes longer than to read the command line with one.
     offered = {"subcommands": staticmethod(lambda: {command: VPTCLI.subcommands()[command]})}

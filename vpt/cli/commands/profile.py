@@ -39,12 +39,13 @@ def _model(args: list[str], classes: int | None) -> TunedModel:
     from lightning.pytorch.cli import instantiate_class
 
     from vpt.cli.commands.lightning_cli import resolve
-    from vpt.tasks.build import build
+    from vpt.tasks.build import build, image_size
 
     if classes is None:
         return build(resolve(args))[0].model
-    section = resolve(args, data=False)["model"]
-    section["init_args"]["num_classes"] = classes
+    config = resolve(args, data=False)
+    section = config["model"]
+    section["init_args"] |= {"num_classes": classes, "image_size": image_size(config)}
     model: TunedModel = instantiate_class((), section).model
     return model
 

@@ -21,11 +21,13 @@ def run(args: list[str]) -> None:
         raise ConfigError(f"{options.run} is no run: it has no {CONFIG_FILE}.")
 
     from vpt.cli.commands.lightning_cli import resolve
-    from vpt.experiments.rerun import rerun
+    from vpt.experiments.trial import rerun
 
     found = rerun(options.run, resolve(["-c", str(config), *rest]), options.out)
     for key, (old, new) in found.numbers.items():
         print(f"{key:<22}{old:.8f}  {new:.8f}  {'equal' if old == new else f'{new - old:+.2e}'}")
+    for key in found.alone:
+        print(f"{key:<22}of one of them only")
     for text in found.differences:
         print(text)
     if not found.equal:

@@ -54,6 +54,7 @@ def _measure(options: Namespace, overrides: list[str]) -> None:
 def _head(options: Namespace, overrides: list[str]) -> None:
     import json
 
+    from vpt.atomic_write import check_unused
     from vpt.backbones import create_backbone, input_size
     from vpt.robustness.interpolation.zero_shot_heads import (
         TEMPLATES,
@@ -65,6 +66,7 @@ def _head(options: Namespace, overrides: list[str]) -> None:
         zero_shot,
     )
 
+    check_unused(options.out)
     data = config_data(options.data, input_size(options.backbone), overrides)
     backbone = create_backbone(options.backbone, options.weights, data.image_size, data.normalization)
     info: dict[str, Any] = {"head": "pretrained", "classes": None}
@@ -179,7 +181,7 @@ def _add_head(actions: Any) -> None:
         "--clip", nargs=2, metavar=("MODEL", "PRETRAINED"), help="open_clip's text tower, e.g. ViT-B-16 openai"
     )
     parser.add_argument("--templates", type=Path, help="text file, a template with {} a line (default: seven)")
-    parser.add_argument("--out", type=Path, required=True, help="delta file to write")
+    parser.add_argument("--out", type=Path, required=True, help="delta file to write, a new one")
 
 
 def _add_soup(actions: Any) -> None:
@@ -188,7 +190,7 @@ def _add_soup(actions: Any) -> None:
     )
     parser.set_defaults(action=_soup)
     parser.add_argument("--deltas", type=Path, nargs="+", required=True, help="delta files of one configuration")
-    parser.add_argument("--out", type=Path, required=True, help="delta file to write")
+    parser.add_argument("--out", type=Path, required=True, help="delta file to write, a new one")
     parser.add_argument("--greedy", action="store_true", help="keep only runs that do not harm on validation images")
     parser.add_argument("--data", type=Path, help=DATA_HELP)
     parser.add_argument("--batch-size", type=int, default=64, help="images in a forward pass")

@@ -12,13 +12,14 @@ from typing import Any
 from vpt.data.catalog.cards import Card, card_names, find_card, load_card
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.fgvc import FGVCDataModule
+from vpt.data.datasets.folder import FolderDataModule
 from vpt.data.datasets.imagenet import ImageNetDataModule, expand, present_sets
 from vpt.data.datasets.imagenet import home as imagenet_home
 from vpt.data.datasets.pets import PetTrimapsDataModule
 from vpt.data.datasets.shape_texture import ShapeTextureDataModule
 from vpt.data.datasets.vtab import VTABDataModule
 from vpt.data.images import ImageList
-from vpt.errors import DataError, VPTError
+from vpt.errors import DataError, UnknownNameError, VPTError
 
 _VTAB_LISTS = ("train800val200", "train800")
 # Name or suite -> data module, and the argument that takes the name; all others lie in VTAB's layout.
@@ -141,7 +142,8 @@ def image_lists(name: str, root: Path) -> dict[str, ImageList]:
     ImageNet-1k's training images are listed too where they are here.
 
     Args:
-        name: A dataset with a card, or a folder below the root in VTAB's layout.
+        name: A dataset with a card; or a folder in VTAB's layout, or what `FolderDataModule` takes, below the root or
+            anywhere.
         root: The folder of all datasets.
 
     Returns:
@@ -162,6 +164,22 @@ def image_lists(name: str, root: Path) -> dict[str, ImageList]:
     return lists
 
 
+def own_data(name: str, root: Path) -> Path:
+    """Finds a folder or table that is no published dataset.
+
+    Args:
+        name: Below the root, or anywhere.
+        root: The folder of all datasets.
+
+    Raises:
+        UnknownNameError: There is none, nor a dataset of that name.
+    """
+    for place in (root / name, Path(name).expanduser()):
+        if place.exists():
+            return place
+    raise UnknownNameError(f"dataset, folder or table (also in {root})", name, card_names())
+
+
 def in_vtab_layout(name: str) -> bool:
     """Says whether a dataset is a folder of lists, which is so unless its suite has a module of its own.
 
@@ -176,10 +194,14 @@ def _modules(name: str, root: Path) -> Iterator[ImageDataModule]:
     card = card_of(name)
     if card is not None and card.suite == "demo":
         raise DataError(f"{name} is made by this package: it has no files.")
+    home = own_data(name, root) if card is None else root / name
+    if card is None and not any((home / f"{stem}.txt").exists() for stem in (*_VTAB_LISTS, "val200", "test")):
+        yield FolderDataModule(home)
+        return
     if card is None or in_vtab_layout(name):
         for train in _VTAB_LISTS:
-            if train == _VTAB_LISTS[0] or (root / name / f"{train}.txt").exists():
-                yield VTABDataModule(name, root, train=train)
+            if train == _VTAB_LISTS[0] or (home / f"{train}.txt").exists():
+                yield VTABDataModule(home.name, home.parent, train=train)
         return
     module, argument = _MODULES.get(name) or _MODULES[card.suite]
     given: dict[str, Any] = {argument: name} if argument else {}

@@ -1,4 +1,4 @@
-"""Is what lies on the disk the dataset that it claims to be? Counts, labels, every image, nothing in two splits."""
+"""Is what lies on the disk the dataset that it claims to be? Counts, labels, every image, nothing twice."""
 
 from __future__ import annotations
 
@@ -6,18 +6,29 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from scipy.fft import dctn
 
-from vpt.data.catalog.cards import bare_name, card_names
-from vpt.data.catalog.overview import MANY_SETS, card_of, image_lists, in_vtab_layout, parts
+from vpt.data.catalog.cards import bare_name
+from vpt.data.catalog.overview import MANY_SETS, card_of, image_lists, in_vtab_layout, own_data, parts
 from vpt.data.content_hashes import in_threads
 from vpt.data.images import ImageList
-from vpt.errors import DataError, UnknownNameError
+from vpt.errors import DataError
+
+NEAR = 4
+"""In how many of its 64 bits the hash of an image may differ from that of another that it nearly equals."""
 
 _NAMED = 3  # faults of one kind; the others are counted
+_WORDS = {"train": "training", "both": "training or validation", "val": "validation", "test": "test"}
+_DISJOINT = (
+    ("test", {"train", "val", "both"}, "a training or validation image"),
+    ("val", {"train"}, "a training image"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,8 @@ class Report:
         name: Of the dataset.
         lists: One report a list.
         faults: One sentence each; empty if all is well.
-        notes: Likewise, of what the authors of a complete dataset have left in it, and how many of 95 sets are here.
+        notes: Likewise, of what repeats within a split or nearly does, of what the authors of a complete dataset have
+            left in it, and how many of 95 sets are here.
     """
 
     name: str
@@ -78,22 +90,23 @@ def verify(name: str, root: Path) -> Report:
     """Reads every list and decodes every image of a dataset.
 
     Args:
-        name: A dataset with a card, or a folder below the root in VTAB's layout.
+        name: A dataset with a card; or images of your own, below the root or anywhere: a folder in VTAB's layout, or a
+            folder or table as `FolderDataModule` takes it.
         root: The folder of all datasets.
 
     Returns:
         The report. A test image must be no training or validation image, a validation image no training image: neither
-        the same file nor one of the same decoded pixels. The latter is but noted where a published dataset is complete,
-        some of which repeat an image (dSprites has each shape at 0° and at 360°). Of ``"imagenet_c"`` all sets that
-        are here, one list each.
+        the same file nor one of the same decoded pixels; and an image has one label. The pixels are but noted where a
+        published dataset is complete, some of which repeat an image (dSprites has each shape at 0° and at 360°). What
+        is equal within a split, or `NEAR`, is noted. Of ``"imagenet_c"`` all sets that are here, one list each.
 
     Raises:
-        UnknownNameError: There is neither such a dataset nor such a folder.
+        UnknownNameError: There is neither such a dataset nor such a folder or table.
         DataError: A list is missing or malformed, so that there is nothing to count.
     """
     name = bare_name(name)
-    if card_of(name) is None and not (root / name).is_dir():
-        raise UnknownNameError(f"dataset or folder of {root}", name, card_names())
+    if card_of(name) is None:
+        own_data(name, root)
     found = parts(name, root)
     if found == [name]:
         return _verify(name, root)
@@ -123,60 +136,155 @@ def _verify(name: str, root: Path) -> Report:
         for report in reports
         if report.official not in (None, report.found)
     ]
-    broken, leaks = _image_faults(lists)
+    broken, leaks, notes = _image_faults(lists)
     as_published = card is not None and card.suite != "local" and not missing and not counts
     faults = [*missing, *counts, *broken, *([] if as_published else leaks)]
-    return Report(name, reports, faults, leaks if as_published else ())
+    return Report(name, reports, faults, [*(leaks if as_published else []), *notes])
 
 
-def _image_faults(lists: Mapping[str, ImageList]) -> tuple[list[str], list[str]]:
-    """Says which files are unreadable or in two parts, and which pixels are in two parts under two names."""
+def _image_faults(lists: Mapping[str, ImageList]) -> tuple[list[str], list[str], list[str]]:
+    """Says which files are unreadable or in two parts; which pixels are so under two names; what else is alike."""
     where: dict[Path, tuple[ImageList, int]] = {}
     kinds: dict[Path, set[str]] = defaultdict(set)
+    labels: dict[Path, set[int]] = defaultdict(set)
     for stem, images in lists.items():
         for position, path in enumerate(images.paths):
             where.setdefault(images.folder / path, (images, position))
             kinds[images.folder / path].add(_kind(stem))
-    faults, same = [], defaultdict(list)
-    for file, answer in zip(where, _digests(list(where.values())), strict=True):
+            labels[images.folder / path].add(int(images.labels[position]))
+    faults, same, hashes = [], defaultdict(list), {}
+    for file, answer in zip(where, _looks(list(where.values())), strict=True):
         if isinstance(answer, DataError):
             faults.append(str(answer))
         else:
-            same[answer].append(file)
+            same[answer[0]].append(file)
+            hashes[answer[0]] = answer[1]
     if len(faults) > _NAMED:
         faults[_NAMED:] = [f"{len(faults) - _NAMED:,} further images cannot be decoded"]
-    alone = [[file] for file in where]
-    return faults + _leaks(alone, kinds), _leaks([files for files in same.values() if len(files) > 1], kinds)
+    groups = list(same.values())
+    leaks = _leaks([files for files in groups if len(files) > 1], kinds)
+    torn = [files for files in groups if len(set[int]().union(*(labels[file] for file in files))) > 1]
+    if torn:
+        leaks.append(_told(len(torn), "an image has several labels", torn[0][0], torn[0][-1]))
+    near = _near(groups, np.array([hashes[digest] for digest in same], dtype=np.uint64), kinds)
+    return faults + _leaks([[file] for file in where], kinds), leaks, _repeated(groups, kinds) + near
+
+
+def _told(times: int, text: str, *example: Path) -> str:
+    return f"{times:,} times {text}, for instance {' and '.join(str(file) for file in dict.fromkeys(example))}"
 
 
 def _kind(stem: str) -> str:
     """Names the part that a list plays; ``"both"`` is a list of training and validation images."""
-    if stem.startswith("train"):
+    if stem.startswith("train") and "held out" not in stem:
         return "both" if "val" in stem else "train"
-    return "val" if stem.startswith("val") else "test"
+    return "val" if stem.startswith(("val", "train")) else "test"
 
 
-def _digests(images: Sequence[tuple[ImageList, int]]) -> Iterator[bytes | DataError]:
-    """Yields a hash of the pixels of each image, or why it cannot be decoded."""
+def _looks(images: Sequence[tuple[ImageList, int]]) -> Iterator[tuple[bytes, int] | DataError]:
+    """Yields two hashes of each image, of its pixels and of its looks, or why it cannot be decoded."""
 
-    def digest(image: tuple[ImageList, int]) -> bytes | DataError:
+    def look(image: tuple[ImageList, int]) -> tuple[bytes, int] | DataError:
         try:
             decoded = image[0].decode(image[1])
         except DataError as error:
             return error
-        return hashlib.blake2b(repr(decoded.size).encode() + decoded.tobytes(), digest_size=16).digest()
+        pixels = repr(decoded.size).encode() + decoded.tobytes()
+        return hashlib.blake2b(pixels, digest_size=16).digest(), perceptual_hash(decoded)
 
-    return in_threads(digest, images, "Decoding")
+    return in_threads(look, images, "Decoding")
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """The 64-bit hash pHash (Zauner, 2010): which of the 8×8 lowest frequencies of an image lie above their median.
+
+    It hardly changes when an image is scaled or compressed again.
+
+    Args:
+        image: Any size and mode; its grey values at 32×32 count.
+    """
+    grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
+    low = dctn(grey)[:8, :8]
+    return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
+
+
+def near_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Finds hashes that differ in few bits, of which only those are compared that agree in a band of bits.
+
+    Of ``distance + 1`` bands at least one is free of ``distance`` differences.
+
+    Args:
+        hashes: (N,), all different.
+        distance: In how many bits two may differ, in [0, 63].
+
+    Yields:
+        Positions (i, j) of pairs, int64 (P,) each, no i twice; the same pair may come again, in either order.
+    """
+    for low, high in pairwise(np.linspace(0, 64, distance + 2).astype(int).tolist()):
+        band = hashes >> np.uint64(low) & np.uint64((1 << high - low) - 1)
+        order = np.argsort(band)
+        band, left, step = band[order], np.arange(len(order)), 0
+        while len(left):
+            step += 1
+            left = left[left + step < len(order)]
+            left = left[band[left] == band[left + step]]
+            first, second = order[left], order[left + step]
+            close = np.bitwise_count(hashes[first] ^ hashes[second]) <= distance
+            yield first[close], second[close]
+
+
+def _near(groups: Sequence[Sequence[Path]], hashes: NDArray[np.uint64], kinds: Mapping[Path, set[str]]) -> list[str]:
+    """Finds what looks nearly like another image of a part, or of one that must be disjoint; a group is one image."""
+    names = list(_WORDS)
+    member = np.array([[any(kind in kinds[file] for file in files) for kind in names] for files in groups], dtype=bool)
+    values, place = np.unique(hashes, return_inverse=True)
+    count = np.zeros((len(values), len(names)), dtype=np.int64)
+    np.add.at(count, place, member)
+    beside = np.zeros_like(count, dtype=bool)
+    for first, second in near_pairs(values, NEAR):
+        beside[first] |= count[second] > 0
+        beside[second] |= count[first] > 0
+    notes = []
+    within = [(kind, {kind}, f"another {_WORDS[kind]} image") for kind in _parts(kinds)]
+    for inner, outer, text in [*_DISJOINT, *within]:
+        held, used = names.index(inner), [names.index(name) for name in outer]
+        alike = count[place][:, used] - (member[:, used] if inner in outer else 0) > 0
+        found = np.flatnonzero(member[:, held] & (alike | beside[place][:, used]).any(axis=1))
+        if inner not in outer:  # an image that is in both is the same, and not nearly so
+            found = found[~member[found][:, used].any(axis=1)]
+        if len(found):
+            one = found[0]
+            close = (np.bitwise_count(hashes ^ hashes[one]) <= NEAR) & member[:, used].any(axis=1)
+            close[one] = False
+            example = groups[one][0], groups[int(close.argmax())][0]
+            notes.append(
+                _told(
+                    len(found), f"a {_WORDS[inner]} image looks nearly like {text} (pHash, {NEAR} of 64 bits)", *example
+                )
+            )
+    return notes
+
+
+def _repeated(groups: Sequence[Sequence[Path]], kinds: Mapping[Path, set[str]]) -> list[str]:
+    """Finds what a part holds twice."""
+    notes = []
+    for kind in _parts(kinds):
+        copies = ([file for file in files if kind in kinds[file]] for files in groups)
+        if repeated := [files for files in copies if len(files) > 1]:
+            notes.append(_told(len(repeated), f"a {_WORDS[kind]} image is there twice", *repeated[0][:2]))
+    return notes
+
+
+def _parts(kinds: Mapping[Path, set[str]]) -> list[str]:
+    """The parts that there are; a list of training and validation images repeats what their own lists hold."""
+    found = set[str]().union(*kinds.values())
+    return [kind for kind in _WORDS if kind in found and not (kind == "both" and "train" in found)]
 
 
 def _leaks(groups: Iterable[Sequence[Path]], kinds: Mapping[Path, set[str]]) -> list[str]:
     """Finds what is in two parts that must be disjoint; the files of a group are the same image."""
-    rules = (
-        ("test", {"train", "val", "both"}, "a test image is a training or validation image too"),
-        ("val", {"train"}, "a validation image is a training image too"),
-    )
     faults = []
-    for inner, outer, text in rules:
+    for inner, outer, text in _DISJOINT:
         pairs = []
         for files in groups:
             held = [file for file in files if inner in kinds[file]]
@@ -184,6 +292,5 @@ def _leaks(groups: Iterable[Sequence[Path]], kinds: Mapping[Path, set[str]]) -> 
             if held and used:
                 pairs.append((held[0], used[0]))
         if pairs:
-            example = " and ".join(str(file) for file in dict.fromkeys(pairs[0]))
-            faults.append(f"{len(pairs):,} times {text}, for instance {example}")
+            faults.append(_told(len(pairs), f"a {_WORDS[inner]} image is {text} too", *pairs[0]))
     return faults

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vpt.data import ImageDataModule
-from vpt.data.corruptions import BASIC, PARAMETERS
+from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, title
 from vpt.deltas import DeltaSpec
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
@@ -100,7 +100,7 @@ def run(
     not_chosen = why_val_cannot_choose(infos, data) if len(wanted) > 1 else "there is one α only."
     if not_chosen is None:
         sets.insert(0, EvaluationSet(VAL, VAL))
-    drawn = {"max_images": max_images, "seed": seed if max_images else None}
+    drawn = {"max_images": max_images, "seed": seed if max_images else None, "corruptions": PUBLISHED}
     precision = {"precision": "bf16" if bf16 else "fp32", "device": device}
     protocol = _protocol(files, model, data, way, half) | precision
     check_out(out, protocol | drawn)
@@ -150,14 +150,7 @@ def check_data(delta: Path, model: TunedModel, data: ImageDataModule) -> None:
     Raises:
         ConfigError: Classes, image size or preset differ.
     """
-    ours, theirs = model.class_names, data.class_names
-    if len(ours) != len(theirs):
-        raise ConfigError(f"{delta} has {len(ours)} classes, {data.name} has {len(theirs)}: give its own task.")
-    for position, (our, their) in enumerate(zip(ours, theirs, strict=True)):
-        if our != their:
-            raise ConfigError(
-                f"Class {position} is {our!r} in {delta} and {their!r} in {data.name}: give its own task."
-            )
+    data.number_classes_as(model.class_names)
     if model.backbone.image_size != data.image_size:
         raise ConfigError(
             f"{delta} takes images of {model.backbone.image_size} px, the data give {data.image_size} px: "
@@ -220,7 +213,7 @@ def _pairs(
             "seed": None if len(index) == len(dataset) else seed,
         }
         if item.severity is not None:
-            own["seeding"] = "name"  # earlier versions had none and seeded by position
+            own |= {"corruptions": PUBLISHED, "title": title(item.kind)}  # version 0.1 has neither
         half = protocol["logits"] == "float16"
         if half and own["groups"] is not None:
             raise ConfigError(f"{item.name} is scored among some classes, which needs full precision: no --half.")

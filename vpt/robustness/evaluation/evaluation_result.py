@@ -14,6 +14,7 @@ from rich.table import Table
 
 from vpt.atomic_write import write_json
 from vpt.data import ImageDataModule
+from vpt.data.corruptions import BASIC, CORRUPTIONS, GROUPS, PUBLISHED, title
 from vpt.errors import ConfigError, DataError
 from vpt.metrics import accuracy
 from vpt.robustness.evaluation import logit_records
@@ -22,7 +23,7 @@ from vpt.robustness.evaluation.logit_records import Record
 from vpt.run_record import identity
 
 RESULT_FILE = "robustness.json"
-_DRAWN = ("max_images", "seed")  # a record says how many it has, and the seed only where they were drawn
+_OF_SETS = ("max_images", "seed", "corruptions")  # a record has them only where they say something of its set
 FIXED_ALPHA = 0.5
 """What WiSE-FT recommends where nothing is known (Wortsman et al., CVPR 2022, section 4.1)."""
 
@@ -266,11 +267,17 @@ class RobustnessResult:
         if not record.complete or len(record.label) != row.n:
             raise DataError(f"{path} is unfinished, {len(record.label)} of {row.n} images: {again}")
         protocol = record.protocol
-        same = all(protocol.get(key) == value for key, value in self.protocol.items() if key not in _DRAWN)
+        same = all(protocol.get(key) == value for key, value in self.protocol.items() if key not in _OF_SETS)
+        same &= row.severity is None or protocol.get("corruptions") == self.protocol.get("corruptions")
         named = path.stem.endswith(identity(protocol)[:12]) or "fingerprints" not in protocol["data"]  # 0.1.0
         if not same or not named or (protocol["set"], protocol["alpha"]) != (row.set, alpha):
             raise DataError(f"{path} belongs to another evaluation than robustness.json beside it: run it again.")
         return record
+
+    @property
+    def corruptions(self) -> str | None:
+        """Whose parameters the corruptions have; None if nothing is corrupted."""
+        return self.protocol.get("corruptions", "vpt 0.1") if any(row.severity for row in self.rows) else None
 
     @property
     def chosen_alpha(self) -> float | None:
@@ -323,10 +330,15 @@ class RobustnessResult:
         corrupted = [row for row in self.rows if row.severity is not None]
         names = list(dict.fromkeys(row.set for row in plain))
         kinds = list(dict.fromkeys(row.kind for row in corrupted))
-        suffix = _severities(sorted({row.severity for row in corrupted if row.severity is not None}))
+        numbers = sorted({row.severity for row in corrupted if row.severity is not None})
+        older = "" if self.corruptions == PUBLISHED else f", parameters of {self.corruptions}"
+        strength = _severities(numbers) + older
+        over = "mean of " if len(numbers) > 1 else ""
         groups = [(name, [row for row in plain if row.set == name], name == names[-1]) for name in names]
-        groups += [(kind + suffix, [row for row in corrupted if row.kind == kind], kind == kinds[-1]) for kind in kinds]
-        return groups + ([("mean of corruptions", corrupted, True)] if kinds else [])
+        parts = [(f"{title(kind)} ({over}{strength})", [kind], kind == kinds[-1]) for kind in kinds]
+        means = _means(kinds)
+        parts += [(f"mean of {_named(each)} ({strength})", each, each is means[-1]) for each in means]
+        return groups + [(label, [row for row in corrupted if row.kind in own], ends) for label, own, ends in parts]
 
     def _title(self) -> str:
         counts = {row.n for row in self.rows if row.kind not in (VAL, SHIFT)}
@@ -348,6 +360,21 @@ class RobustnessResult:
 
 def _severities(numbers: Sequence[int]) -> str:
     if len(numbers) < 2:
-        return "".join(f" (severity {number})" for number in numbers)
+        return "".join(f"severity {number}" for number in numbers)
     whole = list(numbers) == list(range(numbers[0], numbers[-1] + 1))
-    return f" (mean of severities {f'{numbers[0]}-{numbers[-1]}' if whole else ', '.join(map(str, numbers))})"
+    return f"severities {f'{numbers[0]}-{numbers[-1]}' if whole else ', '.join(map(str, numbers))}"
+
+
+def _means(kinds: list[str]) -> list[list[str]]:
+    """The kinds that are averaged: all, and before them those of ImageNet-C where there are more."""
+    published = [kind for kind in kinds if kind not in GROUPS["extra"]]
+    first = [published] if len(published) == 15 < len(kinds) else []
+    return [*first, kinds] if len(kinds) > 1 else []
+
+
+def _named(kinds: Sequence[str]) -> str:
+    known = {5: ("the basic 5", BASIC), 15: ("ImageNet-C's 15", CORRUPTIONS[:15]), 19: ("all 19", CORRUPTIONS)}
+    name, members = known.get(len(kinds), ("", ()))
+    if set(kinds) != set(members):
+        return ", ".join(title(kind) for kind in CORRUPTIONS if kind in kinds)
+    return name + (f" with {title('frost')}" if "frost" in kinds else "")

@@ -219,6 +219,7 @@ def curves(folders: Sequence[Path]) -> list[Curve]:
         for what, ours, theirs in (
             ("deltas", first.protocol["delta"]["sha256"], other.protocol["delta"]["sha256"]),
             ("data", first.protocol["data"], other.protocol["data"]),
+            ("corruptions", first.corruptions, other.corruptions),
             ("α or sets", [(r.set, r.alpha, r.n) for r in first.rows], [(r.set, r.alpha, r.n) for r in other.rows]),
         ):
             if ours != theirs:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpt.atomic_write import check_unused
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
@@ -58,9 +59,10 @@ def uniform(deltas: Sequence[Path], out: Path) -> Path:
         Its path.
 
     Raises:
-        ConfigError: There are fewer than two, or they do not belong together.
+        ConfigError: There are fewer than two, they do not belong together, or the file to write exists.
         DeltaFileError: A file is not a delta file.
     """
+    check_unused(out)
     headers, ingredients = _read(deltas)
     return write_delta(out, headers[0] | {"info": _info("uniform", deltas, deltas, headers, [])}, mean(ingredients))
 
@@ -90,11 +92,13 @@ def greedy(
         Its path.
 
     Raises:
-        ConfigError: There are fewer than two, they do not belong together, or they were trained on validation images.
+        ConfigError: There are fewer than two, they do not belong together, they were trained on validation images, or
+            the file to write exists.
         DeltaFileError: A file is not a delta file.
         DataError: An image cannot be read.
         WeightsError: The backbone's weights cannot be found.
     """
+    check_unused(out)
     headers, ingredients = _read(deltas)
     if reason := why_val_cannot_choose([header["info"] for header in headers], data):
         raise ConfigError(f"A greedy soup is chosen on validation images: {reason}")

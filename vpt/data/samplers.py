@@ -1,0 +1,60 @@
+"""In which order images are read: shuffled by seed and epoch, or as they are listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from typing import Any, cast
+
+import numpy as np
+from torch import distributed
+from torch.utils.data import Dataset, DistributedSampler
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Shuffles by (seed, epoch) alone and yields ``(epoch, index)``.
+
+    A resumed run therefore sees the order that it would have seen. Lightning calls ``set_epoch`` on any sampler that
+    has it, and leaves a ``DistributedSampler`` as it is on several devices.
+    """
+
+    def __init__(self, dataset: Sized, seed: int) -> None:
+        """Prepares the order.
+
+        Args:
+            dataset: What is shuffled.
+            seed: Seed of the run, ≥ 0.
+        """
+        replicas, rank = _share()
+        # The parent seeds with seed + epoch: unspread, seed 1 would be seed 0 one epoch later.
+        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        super().__init__(cast("Dataset[Any]", dataset), num_replicas=replicas, rank=rank, seed=spread)
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+class ListSampler(DistributedSampler[Any]):
+    """List order, each image in one process only: torch's own repeats some so that all get as many, and counts them."""
+
+    def __init__(self, dataset: Sized) -> None:
+        """Prepares the order.
+
+        Args:
+            dataset: What is evaluated.
+        """
+        replicas, rank = _share()
+        super().__init__(cast("Dataset[Any]", dataset), num_replicas=replicas, rank=rank, shuffle=False)
+        self._own = range(rank, len(dataset), replicas)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+
+def _share() -> tuple[int, int]:
+    """How many processes there are, and which one this is."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size(), distributed.get_rank()
+    return 1, 0

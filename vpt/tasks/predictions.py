@@ -1,0 +1,127 @@
+"""Predictions of the test images: whole or not there, and beside them whose they are."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence, Sized
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from PIL import Image
+from torch import distributed
+
+from vpt.atomic_write import atomic_write, write_text
+from vpt.backbones.checkpoints import fingerprint
+from vpt.data import ImageDataModule
+from vpt.errors import ConfigError
+from vpt.tasks.base import TuningTask
+from vpt.tasks.callbacks import run_folder
+
+
+class PredictionWriter(L.Callback):
+    """Writes `predictions.csv` when all images are predicted: index, path, predicted class and its probability.
+
+    Of a segmentation it is the folder `predictions` of masks, `INDEX.png`, 8-bit class numbers. Of some of the images
+    only, the name is `predictions-partial`. `predictions.json` says of which model and data they are; those of another
+    are not replaced. Several processes write one file.
+
+    Attributes:
+        place: What was written last; None for nothing.
+    """
+
+    place: Path | None = None
+    _target: Path | None = None
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuses to replace what is not of this model and data, before anything is predicted.
+
+        Raises:
+            ConfigError: See above.
+        """
+        self._rows: list[tuple[Any, ...]] = []
+        self.place = self._target = None
+        data = getattr(trainer, "datamodule", None)
+        trying = bool(getattr(trainer, "fast_dev_run", False))
+        if trying or not isinstance(pl_module, TuningTask) or not isinstance(data, ImageDataModule):
+            return
+        found = self._prepared(trainer, pl_module, data) if trainer.is_global_zero else (Path(), "")
+        target, fault = trainer.strategy.broadcast(found)  # the others wait until the folder of masks is empty
+        if fault:
+            raise ConfigError(fault)
+        self._target = target
+
+    def _prepared(self, trainer: L.Trainer, task: TuningTask, data: ImageDataModule) -> tuple[Path, str]:
+        """Where the first process writes to, and why not, if so."""
+        partial = sum(trainer.num_predict_batches) < len(cast("Sized", trainer.predict_dataloaders))
+        name = "predictions-partial" if partial else "predictions"
+        folder = run_folder(trainer) or Path(trainer.default_root_dir)
+        target = folder / (name if task.target == "mask" else f"{name}.csv")
+        described = data.describe()
+        told = {key: described[key] for key in ("name", "fingerprint", "preset", "image_size")}
+        model = {"backbone": task.model.backbone.fingerprint, "weights": fingerprint(task.model)}
+        self._source = json.dumps({"model": model, "data": told}, indent=2) + "\n"
+        source = target.with_suffix(".json")
+        if target.exists() and not (source.is_file() and source.read_text(encoding="utf-8") == self._source):
+            return target, f"{target} is of another model or other data: move it, or remove it, to predict anew."
+        shutil.rmtree(_unfinished(target), ignore_errors=True)
+        return target, ""
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the lines of a batch, which the prediction names by their ``index``, or writes its masks aside."""
+        if self._target is None:
+            return
+        index = outputs["index"].tolist()
+        if "mask" in outputs:
+            for position, mask in zip(index, outputs["mask"].cpu().numpy(), strict=True):
+                with atomic_write(_unfinished(self._target) / f"{position:06d}.png") as partial:
+                    Image.fromarray(mask).save(partial, "PNG")
+            return
+        confidence, label = outputs["logits"].float().softmax(dim=-1).max(dim=-1)
+        self._rows += zip(index, label.tolist(), confidence.tolist(), strict=True)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts together what all processes have predicted."""
+        if self._target is None:
+            return
+        parts: list[Any] = [self._rows]
+        if trainer.world_size > 1:
+            parts = [None] * trainer.world_size
+            distributed.all_gather_object(parts, self._rows)
+        if not trainer.is_global_zero:
+            return
+        write_text(self._target.with_suffix(".json"), self._source)
+        if self._target.suffix:
+            rows = sorted(row for part in parts for row in part)
+            _write_table(self._target, cast("Any", trainer).datamodule, rows)
+        else:
+            shutil.rmtree(self._target, ignore_errors=True)
+            _unfinished(self._target).rename(self._target)
+        self.place = self._target
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leaves no masks of some of the images."""
+        if self._target is not None and trainer.is_global_zero:
+            shutil.rmtree(_unfinished(self._target), ignore_errors=True)
+
+
+def _write_table(path: Path, data: ImageDataModule, rows: Sequence[tuple[int, int, float]]) -> None:
+    paths = data.split("test").paths
+    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "path", "predicted", "probability"])
+        writer.writerows([i, paths[i], data.class_names[c], f"{p:.6f}"] for i, c, p in rows)
+
+
+def _unfinished(target: Path) -> Path:
+    return target.with_name(f".{target.name}.part")
