@@ -257,17 +257,11 @@ class Augmentation:
         return image[:, ::-1] if random.random() < 0.5 else image
 
     def _resized_crop(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        A = import_albumentations()  # noqa: N806
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for newer versions
+        import albumentations as A  # late: it takes a second or more
+
         size = (self.image_size, self.image_size)
         crop = A.RandomResizedCrop(size=size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
         # A Compose gives other pixels on its second call, so each image gets its own.
         changed: NDArray[np.uint8] = A.Compose([crop], seed=seed)(image=image)["image"]
         return changed
-
-
-def import_albumentations() -> Any:
-    """Imports albumentations late (it takes a second or more) and without its look-up of newer versions."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations
-
-    return albumentations
