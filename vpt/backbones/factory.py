@@ -30,8 +30,7 @@ class Backbone(nn.Module):
     """A pretrained image encoder: frozen, in eval mode, with its own normalisation.
 
     Attributes:
-        model: The timm model, without classifier.
-        name: timm's name.
+        model: The timm model of this `name`, without classifier.
         weights: What was asked for: ``"pretrained"``, ``"random"``, ``"random:N"`` or a path.
         weights_id: Where the weights come from, e.g. ``timm/vit_base_patch16_224.orig_in21k``.
         normalization: ``"weights"``, ``"imagenet"``, ``"inception"`` or ``"none"``.
@@ -43,8 +42,8 @@ class Backbone(nn.Module):
         readout: Passes the pooled features on; what changes only them hooks on here.
         attached: The delta parts that change it now, in the order in which they were attached.
         trim: Where the pool reads one token, only that one passes the last block.
-        reads_map: Whether the model that it belongs to reads the map of tokens and never the pooled features: what only
-            the pool passes is then not trained.
+        reads_map: Whether its model reads the map of tokens and never the pooled features: what only the pool passes is
+            then not trained.
         tuned: Whether `unfreeze` has made its own parameters trainable, so that they belong to what was trained on it.
         folded: Whether what was tuned has been written into it for good (`vpt.export.fold`).
     """

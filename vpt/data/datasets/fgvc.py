@@ -218,7 +218,10 @@ class FGVCDataModule(ImageDataModule):
             raise UnknownNameError("FGVC dataset", dataset, LAYOUTS)
         card, resize = find_card(dataset), get_preset(preset)
         found, self.split_source = _read(card, root)
-        self.partial = not _check_counts(card, found, allow_partial)
+        complete = check_count(dataset, len(found.class_names), card.num_classes, allow_partial, "classes")
+        for name, size in card.sizes.items():
+            complete &= check_count(f"{dataset}/{name}", len(found.lists[name]), size, allow_partial)
+        self.partial = not complete
         splits = chosen_splits(
             found.lists,
             {"train": train, "val": val, "test": test},
@@ -249,14 +252,6 @@ def _read(card: Card, root: str | Path | None) -> tuple[Official, str]:
     labels, lines = np.concatenate([train.labels, val.labels]), [*train.lines, *val.lines]
     lists["trainval"] = image_list(train.file, train.folder, [*train.paths, *val.paths], labels, lines)
     return Official(official.class_names, lists), source
-
-
-def _check_counts(card: Card, found: Official, allow_partial: bool) -> bool:
-    """Compares classes and images with the card."""
-    complete = check_count(card.name, len(found.class_names), card.num_classes, allow_partial, "classes")
-    for name, size in card.sizes.items():
-        complete &= check_count(f"{card.name}/{name}", len(found.lists[name]), size, allow_partial)
-    return complete
 
 
 def _json_lists(folder: Path, layout: Layout, official: Official) -> dict[str, ImageList]:

@@ -98,7 +98,9 @@ class ImageNetDataModule(ImageDataModule):
         self._groups: dict[str, Groups | None] = {}
         for name, found in sets.items():
             split, source = ("test", f"{variant}/test") if name == variant else (name, name)
-            splits[split] = listed_split(source, found.images, _preset(name, chosen), image_size)
+            native = parse(name)[0] == "imagenet_c"  # crops already, which are not cropped again
+            how = replace(chosen, resize="square", crop_fraction=1.0) if native else chosen
+            splits[split] = listed_split(source, found.images, how, image_size)
             self._groups[split] = found.groups
         super().__init__(variant, imagenet_names(), splits, preset, image_size, card=card, **options)
 
@@ -122,12 +124,6 @@ class ImageNetDataModule(ImageDataModule):
             },
             "crop_border": self.crop_border if cropped else None,
         }
-
-
-def _preset(variant: str, preset: Preset) -> Preset:
-    """The preset of a set; one whose images are crops already is not cropped again."""
-    native = parse(variant)[0] == "imagenet_c"
-    return replace(preset, resize="square", crop_fraction=1.0) if native else preset
 
 
 def _training(

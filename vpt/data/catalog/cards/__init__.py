@@ -40,14 +40,9 @@ class Card:
     """What a dataset officially is.
 
     Attributes:
-        name: Name of the task and of the file.
-        title: Name in full.
-        suite: What it belongs to.
-        num_classes: Number of classes.
+        name: Of the task and of the file; the `title` is the name in full.
         sizes: Official number of images of each list, e.g. ``{"test": 6084}``.
         licence: Licence of the images as stated by their authors.
-        source: Where they come from.
-        citation: Paper to cite.
         tested_classes: Those of `num_classes` that count, where the images have only some; 0 for all.
         group: Within the suite, e.g. ``"natural"``; empty for none.
         class_names: One name a class; empty if only the data's own files have them.
