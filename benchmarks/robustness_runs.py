@@ -21,7 +21,7 @@ from vpt.data import ImageDataModule, ImageList, ShapeTextureDataModule
 from vpt.data.catalog.cards import find_card
 from vpt.data.catalog.classes import Groups, imagenet_names
 from vpt.data.corruptions import PUBLISHED
-from vpt.data.datasets.imagenet_variants import read_test_set
+from vpt.data.datasets.imagenet import read_test_set
 from vpt.data.datasets.published_files import hold_out
 from vpt.data.splits import Split, listed_split, no_split
 from vpt.data.transforms import get_preset

@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 from torch.utils.data import DataLoader, Dataset
 
 from vpt.data.corruptions import BASIC, CORRUPTIONS, GROUPS, PARAMETERS, SEVERITIES, corrupt, title
-from vpt.data.datasets.digits import DigitsDataModule
+from vpt.data.datasets.demo import DigitsDataModule
 from vpt.errors import ConfigError, UnknownNameError
 
 Image = NDArray[np.uint8]

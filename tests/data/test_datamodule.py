@@ -17,7 +17,7 @@ import vpt.data
 from vpt.data import DigitsDataModule, VTABDataModule, image_cache
 from vpt.data.datamodule import ImageDataset
 from vpt.data.samplers import EpochSampler
-from vpt.data.subsets import position_hash
+from vpt.data.splits import position_hash
 from vpt.errors import ConfigError, UnknownNameError
 
 

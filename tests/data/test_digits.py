@@ -8,7 +8,7 @@ import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from vpt.data import DigitsDataModule, ShapesDataModule
-from vpt.data.datasets.shapes import SHAPES, draw, latents
+from vpt.data.datasets.demo import SHAPES, draw, latents
 from vpt.errors import UnknownNameError
 
 TASKS = [

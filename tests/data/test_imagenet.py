@@ -15,7 +15,7 @@ from vpt.data import ImageNetDataModule
 from vpt.data.catalog.cards import load_card
 from vpt.data.catalog.classes import imagenet_wnids, objectnet_folders, subset_ids
 from vpt.data.corruptions import CORRUPTIONS
-from vpt.data.datasets.imagenet_variants import VARIANTS
+from vpt.data.datasets.imagenet import VARIANTS
 from vpt.errors import ConfigError, DataError, UnknownNameError
 
 CARDS = [card for card in VARIANTS if card != "flickr_in1k_1000"]
@@ -41,10 +41,9 @@ def official(monkeypatch: pytest.MonkeyPatch, card: str, **sizes: int) -> None:
     real = load_card(card)
     assert real is not None
     changed = replace(real, sizes=real.sizes | sizes)
-    for module in ("imagenet", "imagenet_variants"):
-        monkeypatch.setattr(
-            f"vpt.data.datasets.{module}.find_card", lambda name: changed if name == card else load_card(name)
-        )
+    monkeypatch.setattr(
+        "vpt.data.datasets.imagenet.find_card", lambda name: changed if name == card else load_card(name)
+    )
 
 
 @every

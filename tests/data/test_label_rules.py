@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpt.data.prepare import arrays, clevr_kitti
+from vpt.data.prepare import arrays, image_files
 
 
 @pytest.mark.parametrize(
@@ -18,17 +18,17 @@ from vpt.data.prepare import arrays, clevr_kitti
     ],
 )  # fmt: skip
 def test_clevr_distance_is_that_of_the_nearest_object_and_a_boundary_is_near(distance: float, label: int) -> None:
-    assert clevr_kitti.clevr_distance([[10, 20, 120.0], [5, 5, distance], [1, 2, 120.0]]) == label
+    assert image_files.clevr_distance([[10, 20, 120.0], [5, 5, distance], [1, 2, 120.0]]) == label
 
 
 def test_distances_are_compared_in_single_precision() -> None:
-    assert clevr_kitti.clevr_distance([[0, 0, 8.0 + 1e-9]]) == 0
-    assert clevr_kitti.clevr_distance([[0, 0, 8.0 + 1e-6]]) == 1
+    assert image_files.clevr_distance([[0, 0, 8.0 + 1e-9]]) == 0
+    assert image_files.clevr_distance([[0, 0, 8.0 + 1e-6]]) == 1
 
 
 @pytest.mark.parametrize("objects", range(3, 11))
 def test_clevr_count_begins_at_three(objects: int) -> None:
-    assert clevr_kitti.clevr_count([[0, 0, 9.0]] * objects) == objects - 3
+    assert image_files.clevr_count([[0, 0, 9.0]] * objects) == objects - 3
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_clevr_count_begins_at_three(objects: int) -> None:
     ],
 )
 def test_kitti_distance_is_that_of_the_nearest_vehicle(objects: list[tuple[str, float]], label: int) -> None:
-    assert clevr_kitti.kitti_distance(objects) == label
+    assert image_files.kitti_distance(objects) == label
 
 
 @given(st.floats(-99, 998, width=32))
 def test_kitti_distance_is_the_last_bound_below(distance: float) -> None:
     expected = max(label for label, bound in enumerate((-100, 8, 20)) if bound < distance)
-    assert clevr_kitti.kitti_distance([("Car", distance)]) == expected
+    assert image_files.kitti_distance([("Car", distance)]) == expected
 
 
 def test_dsprites_bins_are_floors_of_a_half_and_of_two_fifths() -> None:

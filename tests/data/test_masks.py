@@ -19,7 +19,7 @@ from tests.fakes_suites import make_pets
 from vpt.data import PetTrimapsDataModule, ShapeScenesDataModule
 from vpt.data.catalog.cards import load_card
 from vpt.data.catalog.overview import image_lists, overview
-from vpt.data.datasets.shapes import SCENE_CLASSES, draw_scene
+from vpt.data.datasets.demo import SCENE_CLASSES, draw_scene
 from vpt.errors import ConfigError, DataError, UnknownNameError
 
 

@@ -23,12 +23,10 @@ from vpt.data import VTABDataModule
 from vpt.data.catalog.cards import load_card
 from vpt.data.images import read_list
 from vpt.data.prepare import TASKS, prepare
-from vpt.data.prepare import writer as writing
+from vpt.data.prepare import vtab_tasks as writing
 from vpt.data.prepare.arrays import read_matrix
-from vpt.data.prepare.clevr_kitti import kitti_parts
-from vpt.data.prepare.image_folders import sharpen
-from vpt.data.prepare.originals import Part
-from vpt.data.prepare.vtab_splits import Chosen
+from vpt.data.prepare.image_files import kitti_parts, sharpen
+from vpt.data.prepare.originals import Chosen, Part
 from vpt.errors import DataError, UnknownNameError
 
 LISTS = ("train800", "val200", "train800val200", "test")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vpt.data.subsets import few_shot, hold_out, position_hash
+from vpt.data.splits import few_shot, hold_out, position_hash
 from vpt.errors import ConfigError
 
 SIZES = st.lists(st.integers(2, 30), min_size=1, max_size=6)

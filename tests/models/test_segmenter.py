@@ -13,7 +13,7 @@ from tests.deltas.families import images as float_images
 from tests.deltas.families import make
 from tests.deltas.test_deltas import SPECS
 from vpt.backbones import create_backbone
-from vpt.backbones.feature_map import feature_map, map_size
+from vpt.backbones.factory import feature_map, map_size
 from vpt.deltas import attach
 from vpt.errors import ConfigError, DeltaFileError, UnknownNameError, UnsupportedBackboneError
 from vpt.models.classifier import TunedModel

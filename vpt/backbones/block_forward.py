@@ -1,7 +1,7 @@
-"""timm's forward pass block by block.
+"""timm's forward pass block by block, so that a call can say what belongs to it alone.
 
-So a call can say what belongs to it alone: which tokens the last block keeps, and which tokens run beside the map of a
-Swin. Nothing of a call is kept on a module.
+That is, which tokens the last block keeps, and which run beside the map of a Swin. Nothing of a call is kept on a
+module.
 """
 
 from __future__ import annotations
@@ -23,36 +23,29 @@ BlockInputs = list[dict[str, Any]]
 """What each block is given besides the tokens, such as rotary embeddings."""
 
 
-class Joining(Protocol):
-    """What puts tokens beside the map of a Swin.
+class Attached(Protocol):
+    """What a delta part is to its backbone; it may put tokens beside the map of a Swin.
 
     Attributes:
-        pools: Whether the pool reads them with the map.
+        first_block: How many blocks lie before everything that it changes.
+        pools: Whether the pool reads its tokens with the map.
     """
 
+    first_block: int
     pools: bool
 
+    @property
+    def strength(self) -> float:
+        """α in [0, 1]."""
+
     def joining(self, block: int, images: int) -> Tensor | None:
-        """The tokens that it puts beside the map before a block.
-
-        Args:
-            block: Counted from 0.
-            images: Images in the batch, B.
-
-        Returns:
-            (B, n, dim); None for none.
-        """
+        """The tokens, (B, n, dim), that it puts beside the map of B images before a block; None for none."""
 
 
 def embed(model: Any, images: Tensor) -> tuple[Tensor, BlockInputs]:
-    """What timm does before the first block.
+    """What timm of a known layout does with normalised images (B, 3, H, W) before the first block.
 
-    Args:
-        model: A timm model of a known layout.
-        images: Normalised, (B, 3, H, W).
-
-    Returns:
-        Tokens (B, N, dim), or a map (B, H, W, dim) on a Swin, and what each block is given besides.
+    Returns tokens (B, N, dim), or a map (B, H, W, dim) on a Swin, and what each block is given besides.
     """
     x = model.patch_embed(images)
     if isinstance(model, Eva):
@@ -68,11 +61,7 @@ def embed(model: Any, images: Tensor) -> tuple[Tensor, BlockInputs]:
 
 
 def block_inputs(model: Any) -> BlockInputs:
-    """What each block is given besides the tokens where all patches of an image are there.
-
-    Args:
-        model: A timm model of a known layout.
-    """
+    """What each block is given besides the tokens where all patches of an image are there."""
     if isinstance(model, Eva):
         rope = cast("Any", model).rope
         if rope is None:
@@ -100,10 +89,12 @@ def run_blocks(
     x: Tensor,
     given: BlockInputs,
     blocks: range,
-    parts: Iterable[Joining] = (),
+    parts: Iterable[Attached] = (),
     keep: int | None = None,
-) -> tuple[Tensor, Mapping[Joining, Tensor]]:
+) -> tuple[Tensor, Mapping[Attached, Tensor]]:
     """Runs successive blocks, with activation checkpointing where timm's `set_grad_checkpointing` asks for it.
+
+    Returns tokens or map behind the last of them, and the tokens beside it that the pool reads, (B, n, dim).
 
     Args:
         model: A timm model.
@@ -113,12 +104,9 @@ def run_blocks(
         blocks: Which.
         parts: What may put tokens beside the map.
         keep: Only the first so many tokens leave the model's last block; None for all.
-
-    Returns:
-        Tokens or map behind the last of the blocks, and the tokens beside it that the pool reads, (B, n, dim).
     """
     last, run = len(layout.blocks) - 1, _checkpointed if _wants_checkpoints(model) else _plain
-    beside: dict[Joining, Tensor] = {}
+    beside: dict[Attached, Tensor] = {}
     for index in blocks:
         block = layout.blocks[index]
         if index in layout.mergings:

@@ -15,14 +15,7 @@ from timm.models import vision_transformer as vit
 
 
 def weights_file(name: str) -> Path:
-    """Tells where the weights of a shipped backbone lie.
-
-    Args:
-        name: timm's name, a key of `default_cfgs`.
-
-    Returns:
-        A safetensors file of the package.
-    """
+    """Tells where the weights of a shipped backbone lie, a key of `default_cfgs`: a safetensors file of the package."""
     return Path(__file__).parent / "shipped" / f"{name}.safetensors"
 
 
@@ -51,12 +44,8 @@ default_cfgs = generate_default_cfgs({name: _cfg(name, classifier) for name, cla
 def vit_nano_patch8_64(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """Builds the 2.7 M parameter ViT with 64-pixel input and patches of 8: six blocks of width 192 with three heads.
 
-    Args:
-        pretrained: Load the weights that ship with this package.
-        **kwargs: Passed on to timm's `VisionTransformer`.
-
-    Returns:
-        The model; its inputs are normalised with mean 0.5 and standard deviation 0.5.
+    Its inputs are normalised with mean 0.5 and standard deviation 0.5, as those of the Swin. What is given besides is
+    timm's.
     """
     architecture = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3, **kwargs}
     # The filter resamples the position embedding when `img_size` is not 64.
@@ -73,16 +62,8 @@ def vit_nano_patch8_64(pretrained: bool = False, **kwargs: Any) -> VisionTransfo
 def swin_nano_patch4_window8_64(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
     """Builds the 3.0 M parameter Swin with 64-pixel input, patches of 4 and windows of 8.
 
-    Two blocks of width 96 on 16 × 16 tokens, the second with shifted windows, are merged into six of width 192 on
-    8 × 8 tokens, which are one window.
-
-    Args:
-        pretrained: Load the weights that ship with this package.
-        **kwargs: Passed on to timm's `SwinTransformer`.
-
-    Returns:
-        The model; its inputs are normalised with mean 0.5 and standard deviation 0.5, its features are the mean of
-        the last 8 × 8 tokens.
+    Two blocks of width 96 on 16 × 16 tokens, the second with shifted windows, are merged into six of width 192 on 8 × 8
+    tokens, which are one window; the features are their mean.
     """
     stages = {"embed_dim": 96, "depths": (2, 6), "num_heads": (3, 3), "drop_path_rate": 0.0}
     architecture = {"img_size": 64, "patch_size": 4, "window_size": 8, **stages, **kwargs}

@@ -1,4 +1,7 @@
-"""Where backbone weights come from: the timm hub, a local file, a package that ships them, or nowhere (random)."""
+"""Where backbone weights come from: the timm hub, a local file, a package that ships them, or nowhere (random).
+
+Of a local file nothing is unpickled, and a training's wrappers come off.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import re
 import socket
 import urllib.error
 import warnings
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -15,11 +20,10 @@ import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.layers import SelectAdaptivePool2d
-from timm.models import get_deprecated_models
+from timm.models import get_deprecated_models, load_state_dict
 from torch import Tensor, nn
 
 from vpt.backbones.bundled import default_cfgs as SHIPPED  # importing it registers it with timm
-from vpt.backbones.local_file import first_line, read_file
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError, VPTWarning, WeightsError
 
 _MISFITS = {
@@ -43,15 +47,14 @@ _NETWORK: tuple[type[Exception], ...] = (
 # Old names that gave the original ImageNet-21k weights until timm 0.4.12 and give AugReg's since.
 _MEANT_ORIGINAL = ("vit_base_patch16_224", "vit_base_patch32_224", "vit_large_patch16_224")
 
+_AVERAGED = ("state_dict_ema.", "model_ema.", "teacher.")
+"""Of several networks in one file, what a training averages is what its authors evaluate (DINO's teacher)."""
+
 
 def check_name(name: str) -> None:
-    """Checks that timm knows a backbone.
+    """Checks that timm knows a backbone, `architecture` or `architecture.tag`.
 
-    Args:
-        name: `architecture` or `architecture.tag`, as in timm.
-
-    Raises:
-        UnknownNameError: It does not exist; the nearest name is suggested.
+    An UnknownNameError suggests the nearest name.
     """
     if not isinstance(name, str):
         raise ConfigError(f"A backbone is named by text, as in timm, got {name!r}.")
@@ -63,15 +66,7 @@ def check_name(name: str) -> None:
 
 
 def current_name(name: str, warn: bool = False) -> str:
-    """Follows timm's renamings.
-
-    Args:
-        name: `architecture` or `architecture.tag`, perhaps an old one such as ``vit_base_patch16_224_in21k``.
-        warn: Say what an old name stands for today.
-
-    Returns:
-        Today's name.
-    """
+    """Gives today's name for an old one of timm's, e.g. ``vit_base_patch16_224_in21k``; with `warn` it says so."""
     current = get_deprecated_models().get(name)
     if current is None:
         return name
@@ -87,12 +82,6 @@ def current_name(name: str, warn: bool = False) -> str:
 def config(name: str) -> dict[str, Any]:
     """Reads timm's record of a backbone's weights: input size, mean, standard deviation and so on.
 
-    Args:
-        name: `architecture` or `architecture.tag`.
-
-    Returns:
-        The record as a dict.
-
     Raises:
         UnknownNameError: timm does not know the name.
     """
@@ -102,13 +91,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def random_seed(weights: str) -> int | None:
-    """The seed that random weights are drawn with.
-
-    Args:
-        weights: As for `create_backbone`.
-
-    Returns:
-        0 for ``random``, N for ``random:N``, None for weights that are not random.
+    """The seed that random weights are drawn with: 0 for ``random``, N for ``random:N``, None for weights that are not.
 
     Raises:
         WeightsError: N is not a whole number from 0 on.
@@ -126,23 +109,10 @@ def random_seed(weights: str) -> int | None:
 def build(
     name: str, weights: str, image_size: int | None, pool: str | None = None
 ) -> tuple[nn.Module, str, str | None]:
-    """Builds a timm model without classifier and fills it. PyTorch's global random numbers are left where they were.
+    """Builds a timm model without classifier and fills it; arguments and errors as of `create_backbone`.
 
-    Args:
-        name: `architecture` or `architecture.tag`, as in timm.
-        weights: ``"pretrained"``, ``"random"``, ``"random:N"`` or a path to a local file.
-        image_size: Pixels; None for the weights' own. Position embeddings are resampled by timm.
-        pool: timm's name of a pool; None for the weights' own.
-
-    Returns:
-        The model; the weights' id: ``timm/<name>``, ``vpt/<name>``, ``file:<file name>``, ``random`` or ``random:N``;
-        and the pool, None if it is the weights' own.
-
-    Raises:
-        UnknownNameError: timm does not know the name.
-        ConfigError: The architecture cannot take this image size.
-        UnsupportedBackboneError: It takes no image size, has no such pool, or does not encode images to one vector.
-        WeightsError: The weights cannot be found, fetched or loaded.
+    PyTorch's global random numbers are left where they were. Returns the model; the weights' id: ``timm/<name>``,
+    ``vpt/<name>``, ``file:<file name>``, ``random`` or ``random:N``; and the pool, None if it is the weights' own.
     """
     check_name(name)
     if pool is not None and (not isinstance(pool, str) or not pool):
@@ -190,7 +160,7 @@ def _without_classifier(model: Any, name: str, pool: str | None) -> str | None:
         model.reset_classifier(0, global_pool=pool)
     except Exception as error:  # timm asserts, indexes or converts, as the class has it
         raise UnsupportedBackboneError(
-            f"{name} cannot pool by {pool!r} ({first_line(error)}): leave pool out for its own, {own!r}."
+            f"{name} cannot pool by {pool!r} ({_first_line(error)}): leave pool out for its own, {own!r}."
         ) from error
     return pool
 
@@ -215,7 +185,7 @@ def _outline(name: str, image_size: int | None, pool: str | None) -> frozenset[s
         except UnsupportedBackboneError:
             raise
         except Exception as error:  # any operation may be the one that does not fit
-            fits, reason = False, first_line(error)
+            fits, reason = False, _first_line(error)
     if fits:
         return frozenset(model.state_dict())
     if pool is not None:
@@ -228,12 +198,8 @@ def _outline(name: str, image_size: int | None, pool: str | None) -> frozenset[s
 def width(model: nn.Module) -> int:
     """The number of pooled features of a timm model.
 
-    Args:
-        model: A timm model.
-
-    Returns:
-        timm's `head_hidden_size`: some convolutional networks widen once more behind the pool, which `num_features`
-        does not count.
+    It is timm's `head_hidden_size`: some convolutional networks widen once more behind the pool, which `num_features`
+    does not count.
     """
     return int(getattr(model, "head_hidden_size", cast("Any", model).num_features))
 
@@ -243,13 +209,9 @@ def _impossible(name: str, image_size: int, reason: str) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Hashes everything that determines a model's function: names, shapes and values of its parameters and buffers.
+    """SHA-256 of all that determines a model's function: names, shapes and values of its parameters and buffers.
 
-    Args:
-        model: Any module.
-
-    Returns:
-        A SHA-256 as 64 hexadecimal digits. The device does not enter; the precision does.
+    The device does not enter; the precision does.
     """
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
@@ -264,12 +226,12 @@ def _create(name: str, options: dict[str, Any]) -> nn.Module:
         return cast("nn.Module", timm.create_model(name, **options))
     except Exception as error:  # timm asserts, divides and indexes while it builds
         if "img_size" not in options:
-            raise UnsupportedBackboneError(f"timm cannot build {name}: {first_line(error)}") from error
+            raise UnsupportedBackboneError(f"timm cannot build {name}: {_first_line(error)}") from error
         if isinstance(error, TypeError) and "img_size" in str(error):
             raise UnsupportedBackboneError(
                 f"{name} has no fixed image size to set: leave image_size out, or choose a ViT or Swin."
             ) from error
-        raise ConfigError(_impossible(name, options["img_size"], first_line(error))) from error
+        raise ConfigError(_impossible(name, options["img_size"], _first_line(error))) from error
 
 
 def _from_timm(name: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
@@ -289,8 +251,8 @@ def _from_timm(name: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
         if "state_dict" in str(error):
             raise WeightsError(f"The weights of {full_name} do not fit it: {_misfit(error)}.") from error
         raise WeightsError(
-            f"The weights of {full_name} cannot be loaded ({type(error).__name__}: {first_line(error)}): mend that, or "
-            "name a local file (weights=FILE, --model.weights FILE)."
+            f"The weights of {full_name} cannot be loaded ({type(error).__name__}: {_first_line(error)}): mend that, "
+            "or name a local file (weights=FILE, --model.weights FILE)."
         ) from error
     return model, ("vpt/" if architecture in SHIPPED else "timm/") + full_name
 
@@ -298,7 +260,7 @@ def _from_timm(name: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
 def _from_file(name: str, weights: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
     """Loads strictly: only a classifier may be missing from the file."""
     path = Path(weights).expanduser()
-    state = read_file(path, _outline(name, options.get("img_size"), None), ", 'pretrained' or 'random'")
+    state = _read_file(path, _outline(name, options.get("img_size"), None), ", 'pretrained' or 'random'")
     classifier = state.get(f"{_classifier(name)}.weight")
     num_classes = 0 if classifier is None or classifier.ndim == 0 else len(classifier)
     overlay = {"state_dict": state, "num_classes": num_classes, "custom_load": False}
@@ -319,23 +281,68 @@ def _from_file(name: str, weights: str, options: dict[str, Any]) -> tuple[nn.Mod
     return model, f"file:{path.name}"
 
 
+def _read_file(path: Path, names: Collection[str], instead: str) -> dict[str, Any]:
+    """Reads tensors by the `names` that a model gives them from safetensors, or a PyTorch state dict, perhaps nested.
+
+    A training keeps its network within others: ``teacher`` of DINO's, ``backbone.`` or ``model.`` of a LightningModule,
+    ``module.`` of a parallel one. The file's names that end in the model's show where it lies, and what lies outside,
+    such as the heads of the training, is left out; nothing is where the names are not known to be wrapped.
+    """
+    if not path.is_file():
+        raise WeightsError(f"No weights file {path}: give an existing file{instead}.")
+    try:
+        state = cast("dict[str, Any]", load_state_dict(str(path), weights_only=True))
+        tensors = dict(_tensors(state))
+    except Exception as error:  # whatever the bytes provoke, the file is not one of weights
+        raise WeightsError(f"{path} is not a readable weights file: {_first_line(error)}") from error
+    if not tensors:
+        raise WeightsError(f"{path} holds no tensors: give a file of weights.")
+    prefix = _prefix(path, tensors, names)
+    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)} if prefix else state
+
+
+def _tensors(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for key, value in tree.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value, f"{prefix}{key}.")
+
+
+def _prefix(path: Path, tensors: Collection[str], names: Collection[str]) -> str:
+    """Before most of the model's names; none where they stand for themselves, or are a converter's to translate."""
+    found: Counter[str] = Counter()
+    for key in tensors:
+        starts = [0, *(place + 1 for place, letter in enumerate(key) if letter == ".")]
+        found.update(key[:start] for start in starts if key[start:] in names)
+    most = max(found.values(), default=0)
+    best = [prefix for prefix, count in found.items() if count == most]
+    if 2 * most <= len(names) or "" in best:
+        return ""
+    best = next((own for start in _AVERAGED if (own := [p for p in best if p.startswith(start)])), best)
+    if len(best) > 1:
+        raise WeightsError(f"{path} holds several networks ({', '.join(best)}): write one of them to a file.")
+    return best[0]
+
+
+def _first_line(error: Exception) -> str:
+    """The beginning of an error's message in one line; the error's kind where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] if lines else type(error).__name__
+
+
 def _misfit(error: Exception) -> str:
     for pattern, sentence in _MISFITS.items():
         if found := re.search(pattern, str(error)):
             return sentence.format(*found.groups())
-    return first_line(error)
+    return _first_line(error)
 
 
 def pretrained_head(name: str, weights: str = "pretrained") -> nn.Linear:
     """Reads the classifier that belongs to a backbone's weights and that `create_backbone` leaves out.
 
-    Args:
-        name: timm's `architecture` or `architecture.tag`.
-        weights: ``"pretrained"`` or a path to a local file, as for `create_backbone`.
-
-    Returns:
-        A frozen layer from pooled features to logits, (classes, features): behind the backbone it gives the answers of
-        timm's own model.
+    A frozen layer from pooled features to logits, (classes, features): behind the backbone it gives the answers of
+    timm's own model. `weights` are ``"pretrained"`` or a path to a local file, as for `create_backbone`.
 
     Raises:
         UnknownNameError: timm does not know the name.

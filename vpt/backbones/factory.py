@@ -1,19 +1,18 @@
-"""A timm model in, one frozen `Backbone` out: images to pooled features, normalised inside."""
+"""A timm model in, one frozen `Backbone` out: images to pooled features or a map of them, normalised inside."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from torch import Tensor, nn
 
-from vpt.backbones.block_forward import BlockInputs, Joining, block_inputs, embed, run_blocks
+from vpt.backbones.block_forward import Attached, BlockInputs, block_inputs, embed, run_blocks
 from vpt.backbones.checkpoints import build, config, current_name, fingerprint, width
-from vpt.backbones.image_values import check_values
 from vpt.backbones.token_layout import TokenLayout, read_layout
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
 
@@ -27,27 +26,11 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 _IN_POOL = ("fc_norm.", "attn_pool.")  # timm's names of what a vision transformer applies to pooled features only
 
 
-class Attached(Joining, Protocol):
-    """What a delta part is to the backbone that it is attached to.
-
-    Attributes:
-        first_block: How many blocks lie before everything that it changes.
-        strength: α in [0, 1].
-    """
-
-    first_block: int
-
-    @property
-    def strength(self) -> float:
-        """α in [0, 1]."""
-
-
 class Backbone(nn.Module):
     """A pretrained image encoder: frozen, in eval mode, with its own normalisation.
 
     Attributes:
-        model: The timm model, without classifier.
-        name: timm's name.
+        model: The timm model of this `name`, without classifier.
         weights: What was asked for: ``"pretrained"``, ``"random"``, ``"random:N"`` or a path.
         weights_id: Where the weights come from, e.g. ``timm/vit_base_patch16_224.orig_in21k``.
         normalization: ``"weights"``, ``"imagenet"``, ``"inception"`` or ``"none"``.
@@ -59,8 +42,8 @@ class Backbone(nn.Module):
         readout: Passes the pooled features on; what changes only them hooks on here.
         attached: The delta parts that change it now, in the order in which they were attached.
         trim: Where the pool reads one token, only that one passes the last block.
-        reads_map: Whether the model that it belongs to reads the map of tokens and never the pooled features: what only
-            the pool passes is then not trained.
+        reads_map: Whether its model reads the map of tokens and never the pooled features: what only the pool passes is
+            then not trained.
         tuned: Whether `unfreeze` has made its own parameters trainable, so that they belong to what was trained on it.
         folded: Whether what was tuned has been written into it for good (`vpt.export.onnx_torch.fold`).
     """
@@ -78,16 +61,9 @@ class Backbone(nn.Module):
         normalization: str,
         pool: str | None = None,
     ) -> None:
-        """Freezes a timm model. Use `create_backbone` instead.
+        """Freezes a timm model without classifier; the attributes say what the arguments are.
 
-        Args:
-            model: The timm model, without classifier.
-            name: timm's name.
-            weights: What was asked for.
-            weights_id: What was found.
-            image_size: Pixels.
-            normalization: Which statistics to normalise with.
-            pool: timm's name of the model's pool, if it is not the one that belongs to the weights.
+        Use `create_backbone` instead.
         """
         super().__init__()
         self.model = model
@@ -109,14 +85,11 @@ class Backbone(nn.Module):
         self.eval()
 
     def is_recorded_as(self, recorded: Mapping[str, Any]) -> bool:
-        """Tells whether what a file or a checkpoint says of its backbone is true of this one.
+        """Tells whether what a file or a checkpoint says of its backbone is true of this one's function.
 
-        Args:
-            recorded: With ``name`` and ``fingerprint``, and ``pool`` if that was not the weights' own. Version 0.1.0
-                recorded the fingerprint of the weights alone, and knew no other pool.
-
-        Returns:
-            Whether the function is the same, but for image size and normalisation.
+        `recorded` has ``name`` and ``fingerprint``, and ``pool`` if that was not the weights' own; image size and
+        normalisation are not compared. Version 0.1.0 recorded the fingerprint of the weights alone, and knew no other
+        pool.
         """
         if recorded["fingerprint"] == self.fingerprint:
             return True
@@ -126,11 +99,7 @@ class Backbone(nn.Module):
 
     @property
     def layout(self) -> TokenLayout:
-        """The token layout.
-
-        Raises:
-            UnsupportedBackboneError: The blocks of this model are not known.
-        """
+        """The token layout; an UnsupportedBackboneError where the blocks of this model are not known."""
         if self._layout is None:
             raise UnsupportedBackboneError(f"{self.name}: {self._unknown}")
         return self._layout
@@ -154,22 +123,11 @@ class Backbone(nn.Module):
         return any(parameter.requires_grad for parameter in self.model.parameters())
 
     def reads(self, name: str) -> bool:
-        """Whether what the model computes depends on a parameter.
-
-        Args:
-            name: As in `model.named_parameters()`.
-        """
+        """Whether what the model computes depends on a parameter, named as in `model.named_parameters()`."""
         return not (self.reads_map and name.startswith(_IN_POOL))
 
     def train(self, mode: bool = True) -> Backbone:
-        """Sets the mode; a frozen model stays in eval mode.
-
-        Args:
-            mode: Training if true.
-
-        Returns:
-            Itself.
-        """
+        """Sets the mode; a frozen model stays in eval mode."""
         super().train(mode)
         if self.frozen:
             self.model.eval()
@@ -195,43 +153,25 @@ class Backbone(nn.Module):
                 "set the data's image_size, or build the backbone with image_size=..."
             )
         if images.dtype != torch.uint8:
-            check_values(images)
+            _check_values(images)
         scaled = images.to(self.mean.dtype)
         return ((scaled if images.is_floating_point() else scaled / 255) - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encodes images.
-
-        Args:
-            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
-
-        Returns:
-            Pooled features before any classifier, (B, num_features).
-        """
+        """Encodes images as `normalize` takes them into pooled features before any classifier, (B, num_features)."""
         return cast("Tensor", self.readout(self.pooled(images)))
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Encodes images without what hooks on `readout`.
-
-        Args:
-            images: As for `forward`.
-
-        Returns:
-            (B, num_features).
-        """
+        """Encodes images without what hooks on `readout`, (B, num_features)."""
         if self._layout is None:
             model = cast("Any", self.model)
             return cast("Tensor", model.forward_head(model.forward_features(self.normalize(images)), pre_logits=True))
         return self._from_block(0, *embed(self.model, self.normalize(images)))
 
     def tokens(self, images: Tensor) -> Tensor:
-        """All final tokens of a ViT, or the final map of another model.
+        """All final tokens of a ViT, (B, prefix + patches, num_features) without prompts.
 
-        Args:
-            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
-
-        Returns:
-            What timm's `forward_features` returns; for a ViT (B, prefix + patches, num_features), without prompts.
+        Of another model its final map.
         """
         model = cast("Any", self.model)
         if self._layout is None:
@@ -241,34 +181,12 @@ class Backbone(nn.Module):
         return cast("Tensor", model.norm(run_blocks(model, self._layout, x, given, blocks, self.attached)[0]))
 
     def before_block(self, images: Tensor, block: int) -> Tensor:
-        """The first half of the forward pass: `from_block` is the other.
-
-        Args:
-            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
-            block: How many blocks it has, at least 1.
-
-        Returns:
-            Tokens before that block, (B, N, dim), or (B, H, W, dim) with windows.
-
-        Raises:
-            UnsupportedBackboneError: The blocks are not known.
-        """
+        """The first half of the forward pass, up to `block` ≥ 1: tokens (B, N, dim), or (B, H, W, dim) with windows."""
         x, given = embed(self.model, self.normalize(images))
         return run_blocks(self.model, self.layout, x, given, range(block), self.attached)[0]
 
     def from_block(self, tokens: Tensor, block: int) -> Tensor:
-        """The second half of the forward pass, what hooks on `readout` included.
-
-        Args:
-            tokens: What `before_block` gave.
-            block: The first block that they pass.
-
-        Returns:
-            Pooled features, (B, num_features).
-
-        Raises:
-            UnsupportedBackboneError: The blocks are not known.
-        """
+        """The second half: what `before_block` gave to pooled features, (B, num_features), `readout` included."""
         return cast("Tensor", self.readout(self._from_block(block, tokens, block_inputs(self.model))))
 
     def _from_block(self, first: int, x: Tensor, given: BlockInputs) -> Tensor:
@@ -277,7 +195,7 @@ class Backbone(nn.Module):
         blocks = range(first, len(layout.blocks))
         x, beside = run_blocks(model, layout, x, given, blocks, self.attached, keep)
         pooled = cast("Tensor", model.forward_head(model.norm(x), pre_logits=True))
-        return self._pooled_with(pooled, cast("Mapping[Attached, Tensor]", beside)) if beside else pooled
+        return self._pooled_with(pooled, beside) if beside else pooled
 
     def _pooled_with(self, pooled: Tensor, beside: Mapping[Attached, Tensor]) -> Tensor:
         """The mean over a Swin's map and the tokens beside it, which count by the strength of whom they belong to."""
@@ -359,17 +277,7 @@ def _check_patches(model: nn.Module, name: str, size: int) -> None:
 
 
 def input_size(name: str) -> int:
-    """The image size that a backbone's weights were trained at.
-
-    Args:
-        name: timm's name.
-
-    Returns:
-        Pixels.
-
-    Raises:
-        UnknownNameError: timm does not know the name.
-    """
+    """The image size that a backbone's weights were trained at, in pixels."""
     return int(config(name)["input_size"][-1])
 
 
@@ -393,3 +301,57 @@ def _function(weights: str, name: str, pool: str | None) -> str:
 
 def _architecture(name: str) -> str:
     return current_name(name).partition(".")[0]
+
+
+def map_size(backbone: Backbone) -> tuple[int, int]:
+    """(rows, columns) of the map: image size over patch size on a ViT, the last stage's on a Swin.
+
+    Raises:
+        UnsupportedBackboneError: The backbone is neither.
+    """
+    try:
+        return backbone.layout.grid
+    except UnsupportedBackboneError as error:
+        raise UnsupportedBackboneError(
+            f"{backbone.name} has no known map of patches: segmentation takes timm's vision transformers and Swins."
+        ) from error
+
+
+def feature_map(backbone: Backbone, images: Tensor) -> Tensor:
+    """Computes the final tokens of the patches in their places, (B, num_features, rows, columns) as `map_size` says.
+
+    Deep prompts are keys and values and never tokens; shallow ones leave the sequence behind the last block. The map is
+    what timm's `forward_features` gives: behind the model's last norm, where that stands before the pool.
+    """
+    rows, columns = map_size(backbone)
+    tokens = backbone.tokens(images)
+    if not backbone.layout.windowed:  # a Swin's are a map already
+        tokens = tokens[:, backbone.layout.num_prefix :].unflatten(1, (rows, columns))  # type: ignore[no-untyped-call]
+    return tokens.permute(0, 3, 1, 2)
+
+
+def _check_values(images: Tensor) -> None:
+    """Refuses what would be scaled wrongly without a word. Looks at no value where looking is impossible."""
+    if images.dtype == torch.bool or images.is_complex():
+        raise ConfigError(f"Images are integers in [0, 255] or floats in [0, 1], got {images.dtype}: convert them.")
+    if torch.compiler.is_compiling() or cast("Any", torch.jit).is_tracing():
+        return
+    if images.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    whole = not images.is_floating_point()
+    most = min(255, torch.iinfo(images.dtype).max) if whole else 1  # 255 is -1 in int8
+    values = images.to(torch.int64) if whole else images.float()  # PyTorch compares no uint16, no float8
+    try:
+        legal = bool(((values >= 0) & (values <= most)).all())
+    except RuntimeError:  # within vmap, or of shapes alone
+        return
+    if legal:
+        return
+    if bool(values.isnan().any()):
+        raise ConfigError("Images hold NaN: mend what prepares them.")
+    found = f"got {images.dtype} from {values.min().item():.4g} to {values.max().item():.4g}"
+    raise ConfigError(
+        f"Images of integers lie in [0, 255], {found}: clamp them."
+        if whole
+        else f"Images of floats lie in [0, 1], {found}: divide them by 255 if that is their range, else clamp them."
+    )

@@ -1,8 +1,10 @@
-"""The linear maps and parameters of a vision transformer by the names that the literature gives them."""
+"""The linear maps and parameters of a vision transformer by the names that the literature gives them.
+
+Where the blocks of the backbone must be known and are not, each of these raises an UnsupportedBackboneError.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,13 +15,7 @@ from vpt.backbones.factory import Backbone
 
 @dataclass(frozen=True)
 class LinearTarget:
-    """One linear map of a block, perhaps fused with others in one module.
-
-    Attributes:
-        module: The layer that computes it.
-        start: First of its outputs among those of the module.
-        stop: One past the last.
-    """
+    """The outputs `start` to `stop` of a layer: one linear map of a block, perhaps fused with others in one module."""
 
     module: nn.Linear
     start: int
@@ -27,18 +23,11 @@ class LinearTarget:
 
 
 def linear_targets(backbone: Backbone) -> list[dict[str, LinearTarget]]:
-    """Finds the linear maps of every block.
+    """Finds the linear maps of every block, one dict per block.
 
-    Args:
-        backbone: A backbone whose blocks are known.
-
-    Returns:
-        One dict per block. ``q``, ``k``, ``v``, ``proj``: query, key, value and output projection of the attention,
-        the first three perhaps thirds of one layer. ``fc1``, ``fc2``: first and second layer of the MLP; the first of
-        a gated one may be two, ``fc1_g`` and ``fc1_x``.
-
-    Raises:
-        UnsupportedBackboneError: The structure of the backbone is not known.
+    ``q``, ``k``, ``v``, ``proj``: query, key, value and output projection of the attention, the first three perhaps
+    thirds of one layer. ``fc1``, ``fc2``: first and second layer of the MLP; the first of a gated one may be two,
+    ``fc1_g`` and ``fc1_x``.
     """
     return [_linears(cast("Any", block.attn)) | _layers(cast("Any", block.mlp)) for block in backbone.layout.blocks]
 
@@ -60,34 +49,17 @@ def _layers(mlp: Any) -> dict[str, LinearTarget]:
 
 
 def sublayers(backbone: Backbone) -> list[dict[str, nn.Module]]:
-    """The two parts of every block, whose outputs are added to the residual stream.
+    """The parts ``attn`` and ``mlp`` of every block, whose outputs are added to the residual stream.
 
-    Args:
-        backbone: A backbone whose blocks are known.
-
-    Returns:
-        One dict per block with ``attn`` and ``mlp``; the output of each is that of the part, tokens (B, N, dim). All
-        tokens pass them, those that run beside a Swin's map too, which its attention as a module never sees.
-
-    Raises:
-        UnsupportedBackboneError: The structure of the backbone is not known.
+    The output of each is that of the part, tokens (B, N, dim). All tokens pass them, those that run beside a Swin's map
+    too, which its attention as a module never sees.
     """
     blocks = (cast("Any", block) for block in backbone.layout.blocks)
     return [{"attn": block.attn.proj_drop, "mlp": block.mlp} for block in blocks]
 
 
 def norms_before_mlp(backbone: Backbone) -> dict[int, nn.Module]:
-    """What a block applies to the residual stream before its MLP; nothing in post-norm blocks.
-
-    Args:
-        backbone: A backbone whose blocks are known.
-
-    Returns:
-        The norms by the position of their block.
-
-    Raises:
-        UnsupportedBackboneError: The structure of the backbone is not known.
-    """
+    """What each block, by its position, applies to the residual stream before its MLP; nothing in post-norm blocks."""
     layout = backbone.layout
     return {
         index: cast("nn.Module", block.norm2)
@@ -99,21 +71,13 @@ def norms_before_mlp(backbone: Backbone) -> dict[int, nn.Module]:
 def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
     """Everything with a weight per output channel on the way of the tokens: patch embedding, norms, linear maps.
 
-    What acts on heads or on positions, not on the tokens' channels, is left out, and so is the convolutional network
-    before the patch embedding of a hybrid.
-
-    Args:
-        backbone: A backbone whose blocks are known.
-
-    Returns:
-        Layers by timm's name, in the order of its modules.
-
-    Raises:
-        UnsupportedBackboneError: The structure of the backbone is not known.
+    By timm's name, in the order of its modules. What acts on heads or on positions, not on the tokens' channels, is
+    left out, and so is the convolutional network before the patch embedding of a hybrid.
     """
-    inner = {id(module) for attention in backbone.layout.attentions for module in _off_path(attention)}
-    stem = getattr(backbone.model.patch_embed, "backbone", None)
-    inner |= set() if stem is None else {id(module) for module in stem.modules()}
+    off_path = [getattr(backbone.model.patch_embed, "backbone", None)]
+    for attention in backbone.layout.attentions:
+        off_path += [getattr(attention, name, None) for name in ("q_norm", "k_norm", "cpb_mlp")]
+    inner = {id(module) for each in off_path if each is not None for module in each.modules()}
     return {
         name: module
         for name, module in backbone.model.named_modules()
@@ -122,27 +86,14 @@ def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
     }
 
 
-def _off_path(attention: nn.Module) -> Iterator[nn.Module]:
-    """Modules of an attention that never see the tokens' channels: norms of heads, the network of a position bias."""
-    for name in ("q_norm", "k_norm", "cpb_mlp"):
-        if (module := getattr(attention, name, None)) is not None:
-            yield from module.modules()
-
-
 def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
-    """Names the parameters of a timm model that play a role.
+    """Names the parameters of a timm model that play a role and are read, in the order of `model.named_parameters()`.
 
     Args:
-        backbone: Any backbone; for ``last`` one whose blocks are known.
+        backbone: Any backbone; for the role ``last`` one whose blocks are known.
         role: ``all``; ``bias``: every additive vector named so; ``norm``: scale and shift of every normalisation;
             ``last``: the last blocks, what lies between them and what follows them.
         last: How many blocks for ``last``.
-
-    Returns:
-        Names as in `backbone.model.named_parameters()`, in that order, without those that are never read.
-
-    Raises:
-        UnsupportedBackboneError: The blocks of the backbone are not known.
     """
     own = {name: p for name, p in backbone.model.named_parameters() if backbone.reads(name)}
     names = list(own)
@@ -157,8 +108,7 @@ def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
         first = len(backbone.layout.blocks) - last
         between = [merging for number, merging in backbone.layout.mergings.items() if number > first]
         late |= {id(p) for merging in between for p in merging.parameters()}
-        # timm's names of what a ViT applies after its blocks
-        after = ("norm.", "fc_norm.", "attn_pool.")
+        after = ("norm.", "fc_norm.", "attn_pool.")  # timm's names of what a ViT applies after its blocks
         return [n for n, p in own.items() if id(p) in late or n.startswith(after)]
     return names
 
@@ -167,8 +117,5 @@ def _is_norm(module: nn.Module) -> bool:
     """PyTorch's and timm's: what is called a norm, has a weight for each channel, and holds no layers with weights."""
     weight = module._parameters.get("weight")
     named = "norm" in type(module).__name__.lower()
-    return named and weight is not None and weight.ndim == 1 and not any(True for _ in _nested(module))
-
-
-def _nested(module: nn.Module) -> Iterator[nn.Parameter]:
-    return (p for child in module.children() for p in child.parameters())
+    nested = [p for child in module.children() for p in child.parameters()]
+    return named and weight is not None and weight.ndim == 1 and not nested

@@ -1,4 +1,9 @@
-"""Facts per timm family: where tokens enter the blocks and which tokens the pool reads."""
+"""Facts per timm family: where tokens enter the blocks, which the pool reads, and a last block that keeps only these.
+
+That is exact for the tokens that remain: a block mixes tokens only through keys and values, so the queries, the output
+projection and the MLP of all others are dead work. Each such class is timm's own block, which runs as it is unless it
+is told how many tokens to keep.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +18,11 @@ from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.families import open_attention
 from vpt.backbones.attention.windows import patch_mergings
-from vpt.backbones.trim_last_block import POOLED
 from vpt.errors import UnsupportedBackboneError
 
 
@@ -55,6 +59,64 @@ class TokenLayout:
     mergings: dict[int, nn.Module] = field(default_factory=dict)
 
 
+class _PreNorm(nn.Module):
+    def forward(self, x: Tensor, *args: Any, keep: int | None = None, **kwargs: Any) -> Tensor:
+        """Runs the block on tokens (B, N, dim); only the first `keep` of them go on, None for all."""
+        if keep is None:
+            return cast("Tensor", super().forward(x, *args, **kwargs))  # timm's, next in line
+        block = cast("Any", self)
+        attended, mlp = block.attn(block.norm1(x), *args, keep=keep, **kwargs), block.mlp
+        x = x[:, :keep] + block.drop_path1(self._scaled(1, attended))
+        return cast("Tensor", x + block.drop_path2(self._scaled(2, mlp(block.norm2(x)))))
+
+    def _scaled(self, part: int, x: Tensor) -> Tensor:
+        """EVA and BEiT keep the factor of a branch as a parameter, which may be None."""
+        gamma = getattr(self, f"gamma_{part}")
+        return x if gamma is None else gamma * x
+
+
+class _PostNorm(nn.Module):
+    def forward(self, x: Tensor, *args: Any, keep: int | None = None, **kwargs: Any) -> Tensor:
+        """See `_PreNorm`."""
+        if keep is None:
+            return cast("Tensor", super().forward(x, *args, **kwargs))
+        block = cast("Any", self)
+        x = x[:, :keep] + block.drop_path1(block.norm1(block.attn(x, *args, keep=keep, **kwargs)))
+        return cast("Tensor", x + block.drop_path2(block.norm2(block.mlp(x))))
+
+
+class PooledBlock(_PreNorm, Block):  # type: ignore[misc]  # timm is untyped
+    """ViT, DeiT, DINOv2, CLIP, SigLIP."""
+
+    def _scaled(self, part: int, x: Tensor) -> Tensor:
+        return cast("Tensor", getattr(self, f"ls{part}")(x))
+
+
+class PooledEva(_PreNorm, EvaBlock):  # type: ignore[misc]  # timm is untyped
+    """EVA, EVA-02, DINOv3, ViT-RoPE."""
+
+
+class PooledBeit(_PreNorm, BeitBlock):  # type: ignore[misc]  # timm is untyped
+    """BEiT."""
+
+
+class PooledResPost(_PostNorm, ResPostBlock):  # type: ignore[misc]  # timm is untyped
+    """ViT with norms behind the branches."""
+
+
+class PooledEvaPost(_PostNorm, EvaBlockPostNorm):  # type: ignore[misc]  # timm is untyped
+    """EVA with norms behind the branches."""
+
+
+POOLED: dict[type[nn.Module], type[nn.Module]] = {
+    Block: PooledBlock,
+    EvaBlock: PooledEva,
+    BeitBlock: PooledBeit,
+    ResPostBlock: PooledResPost,
+    EvaBlockPostNorm: PooledEvaPost,
+}
+
+
 # Exact types: a subclass may do anything.
 SEQUENCES = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)
 WINDOWED = (SwinTransformer, SwinTransformerV2)
@@ -64,12 +126,6 @@ POST_NORM = (ResPostBlock, EvaBlockPostNorm, SwinTransformerV2Block)
 
 def read_layout(model: nn.Module) -> TokenLayout:
     """Reads the layout of a timm model, opens its attention and readies its last block for the trim.
-
-    Args:
-        model: A timm model.
-
-    Returns:
-        The layout.
 
     Raises:
         UnsupportedBackboneError: The model, a block or an attention module is of a type whose equivalence with the

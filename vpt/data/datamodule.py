@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vpt.data.catalog.cards import Card
 from vpt.data.samplers import EpochSampler, ListSampler
-from vpt.data.splits import Split
-from vpt.data.subsets import few_shot, position_hash
+from vpt.data.splits import Split, few_shot, position_hash
 from vpt.data.transforms import Augmentation, centre_crop, get_preset
 from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning
 
@@ -176,7 +175,7 @@ class ImageDataModule(L.LightningDataModule):
                 0 where no run has set one.
             augment: Name of the training augmentation: ``"none"``, ``"flip"``, ``"crop_flip"`` or ``"fgvc"``.
             card: The dataset's card, where one exists.
-            shots: Train on so many images of each class only (:mod:`vpt.data.subsets`).
+            shots: Train on so many images of each class only (:mod:`vpt.data.splits`).
             fraction: Train on this share of each class only, in (0, 1].
             subset_seed: Seed of that choice, ≥ 0: 8 shots are among the 16 shots of the same seed.
 

@@ -44,11 +44,7 @@ class MaskSplit(Split):
     mask_contents: Callable[[], Hashes] = field(kw_only=True)
 
     def take(self, positions: NDArray[np.int64]) -> MaskSplit:
-        """Returns a part of the list.
-
-        Args:
-            positions: int64 (M,), which images.
-        """
+        """See `Split`."""
         part = cast("MaskSplit", super().take(positions))
         masks, contents = partial(self.masks, positions=positions), partial(rows_of, self.mask_contents, positions)
         return replace(part, masks=masks, mask_contents=contents)
@@ -58,12 +54,9 @@ class MaskSplit(Split):
 
 
 class MaskDataset(ImageDataset):
-    """The images and masks of one split, decoded.
+    """The images and masks, uint8 (H, W) each, of one split, decoded.
 
     ``dataset[i]`` is ``{"image": uint8 tensor (3, H, W), "mask": uint8 tensor (H, W), "index": i}``.
-
-    Attributes:
-        masks: uint8 (H, W) each, by position.
     """
 
     masks: Images
@@ -79,13 +72,9 @@ class MaskDataset(ImageDataset):
         return {key: values[0] for key, values in self.batch([item]).items()}
 
     def batch(self, items: Sequence[int | tuple[int, int]]) -> Batch:
-        """Returns several items at once.
+        """Returns B items, by indices or pairs (epoch, index), at once.
 
-        Args:
-            items: B indices, or pairs (epoch, index).
-
-        Returns:
-            ``image`` uint8 (B, 3, H, W), ``mask`` uint8 (B, H, W) and ``index`` int64 (B,).
+        ``image`` is uint8 (B, 3, H, W), ``mask`` uint8 (B, H, W) and ``index`` int64 (B,).
         """
         found = super().batch(items)
         masks = np.stack([self.masks[index] for index in found["index"].tolist()])
@@ -126,10 +115,6 @@ class MaskDataModule(ImageDataModule):
             num_workers: Loader processes; 0 loads in the main process.
             seed: Seed of the order of the training images, ≥ 0; None for that of the run.
             card: The dataset's card, where one exists.
-
-        Raises:
-            ConfigError: A number is out of range.
-            UnknownNameError: There is no such preset.
         """
         if len(class_names) >= _UNKNOWN:
             raise ConfigError(f"Masks of 8 bits hold fewer than {_UNKNOWN} classes, got {len(class_names)}.")
@@ -158,11 +143,7 @@ class MaskList(ImageList):
         return f"{super().title}-masks"
 
     def take(self, positions: NDArray[np.int64]) -> MaskList:
-        """Returns a part of the list.
-
-        Args:
-            positions: int64 (M,), which masks.
-        """
+        """Returns the masks at some positions, int64 (M,)."""
         part = cast("MaskList", super().take(positions))
         return replace(part, images=[self.images[position] for position in positions])
 
@@ -178,17 +159,10 @@ class MaskList(ImageList):
         return content_hash(super()._content(position), (self.folder / self.images[position]).read_bytes())
 
     def decode(self, position: int) -> Image.Image:
-        """Decodes one mask.
+        """Decodes one mask to RGB of three equal channels, each the class of a pixel, upright as its image.
 
-        Args:
-            position: 0..N-1.
-
-        Returns:
-            RGB of three equal channels, each the class of a pixel, upright as its image.
-
-        Raises:
-            DataError: The file is missing, damaged or no mask, has another size than its image, or a value that means
-                nothing.
+        A DataError where it is missing, damaged, no mask, of another size than its image, or of a value that means
+        nothing.
         """
         path = self.folder / self.paths[position]
         try:
@@ -236,19 +210,10 @@ class _OneChannel:
 def decoded_masks(
     masks: MaskList, preset: Preset, image_size: int, positions: NDArray[np.int64] | None = None
 ) -> Images:
-    """Returns all masks of a list, resized by nearest neighbour to where the preset puts the images.
+    """Returns the masks of a list, resized by nearest neighbour to where the preset puts the images.
 
-    Args:
-        masks: The list.
-        preset: How the images are resized.
-        image_size: Side in pixels.
-        positions: int64 (M,), some of the list; None for all.
-
-    Returns:
-        uint8 (image_size, image_size) each.
-
-    Raises:
-        DataError: What `MaskList.decode` and `vpt.data.image_cache.decoded` raise.
+    All, or those at some positions, int64 (M,): uint8 (image_size, image_size) each. Errors as of `MaskList.decode` and
+    `vpt.data.image_cache.decoded`.
     """
     nearest = replace(preset, name=f"{preset.name}-nearest", interpolation="nearest")
     return _OneChannel(decoded(masks, nearest, image_size, positions))

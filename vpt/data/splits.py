@@ -1,8 +1,14 @@
-"""Splits: named lists of labelled images whose pixels are made on demand, out of files or by drawing them."""
+"""Splits: named lists of labelled images whose pixels are made on demand, and parts of such lists chosen by class.
+
+Parts (few shots, a fraction, a validation part) are stratified, seeded and nested: the images of a class are put in one
+order that depends on the seed and their names alone, on no library's random numbers, and a part takes the first of each
+class. A larger part therefore holds every smaller one of the same seed, on any machine.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -69,11 +75,7 @@ class Split:
         return [self.hashes.tobytes(), self.labels.tobytes(), *names]
 
     def take(self, positions: NDArray[np.int64]) -> Split:
-        """Returns a part of the list.
-
-        Args:
-            positions: int64 (M,), which images.
-        """
+        """Returns the images at some positions, int64 (M,)."""
         return replace(
             self,
             paths=[self.paths[position] for position in positions],
@@ -84,24 +86,12 @@ class Split:
 
 
 def rows_of(contents: Callable[[], Hashes], positions: NDArray[np.int64]) -> Hashes:
-    """Returns some of the hashes of a list.
-
-    Args:
-        contents: Returns all, uint8 (N, 16).
-        positions: int64 (M,), which.
-    """
+    """Returns the hashes at some positions, int64 (M,), of those of a list."""
     return contents()[positions]
 
 
 def listed_split(source: str, images: ImageSource, preset: Preset, image_size: int) -> Split:
-    """Makes a split of a list of images that are decoded once and then cached.
-
-    Args:
-        source: Where it comes from, relative to the root.
-        images: The list.
-        preset: How images are resized.
-        image_size: Side in pixels.
-    """
+    """Makes a split of a list of images that are decoded once and then cached; `source` is relative to the root."""
     pixels = partial(decoded, images, preset, image_size)
     return Split(source, images.paths, images.labels, pixels, images.contents)
 
@@ -114,16 +104,7 @@ def generated_split(
     content: NDArray[Any],
     pixels: Callable[..., Images],
 ) -> Split:
-    """Makes a split of a task without files.
-
-    Args:
-        task: Name of the task.
-        stem: Name of the list.
-        positions: (N,), numbers of the images in the task, which name them.
-        labels: int64 (N,).
-        content: (N, ...), what the images are made of.
-        pixels: As of :class:`Split`.
-    """
+    """Makes a split of images without files, by numbers in a task, labels (N,) and what they are made of, (N, ...)."""
     names = [f"{task}/{position:04d}" for position in positions]
     return Split(f"{task}/{stem}", names, labels, pixels, partial(_row_hashes, content))
 
@@ -133,12 +114,7 @@ def _row_hashes(content: NDArray[Any]) -> Hashes:
 
 
 def no_split(source: str, reason: str) -> Split:
-    """Makes an empty split that refuses to be used, with a ConfigError.
-
-    Args:
-        source: Name, for the record.
-        reason: A sentence with a remedy.
-    """
+    """Makes an empty split that refuses to be used, with a ConfigError that gives the reason and a remedy."""
     return Split(source, [], np.zeros(0, dtype=np.int64), partial(_refuse, reason))
 
 
@@ -149,18 +125,113 @@ def _refuse(reason: str, **_: object) -> NDArray[np.uint8]:
 def chosen_splits(
     lists: Mapping[str, Listed], chosen: Mapping[str, str], make: Callable[[str, Listed], Made], what: str = "list"
 ) -> dict[str, Made]:
-    """Makes the lists that a user has chosen into splits.
-
-    Args:
-        lists: All lists by name.
-        chosen: Name of the list of each split.
-        make: Makes a split of a list and its name.
-        what: What is chosen, for the message.
+    """Makes of each split's list, which a user has chosen among all `lists` by name, a split.
 
     Raises:
-        UnknownNameError: There is no such list.
+        UnknownNameError: There is no such list; `what` it is called in the message.
     """
     for stem in chosen.values():
         if stem not in lists:
             raise UnknownNameError(what, stem, lists)
     return {name: make(stem, lists[stem]) for name, stem in chosen.items()}
+
+
+def few_shot(
+    names: Sequence[str],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    shots: int | None,
+    fraction: float | None,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Chooses some images of every class: ascending positions, int64 (M,).
+
+    Args:
+        names: N names of images.
+        labels: int64 (N,) in 0..C-1.
+        class_names: C names.
+        shots: Images of each class, ≥ 1; None for a fraction.
+        fraction: Share of each class in (0, 1], rounded to the nearest number of images and at least one; None for
+            shots. Rounding class by class keeps fractions nested, which shares adjusted to an exact total would not.
+        seed: Chooses which, ≥ 0.
+
+    Raises:
+        ConfigError: Both or neither are given, one is out of range, there is no image, or a class has fewer than shots.
+    """
+    if (shots is None) == (fraction is None):
+        raise ConfigError("Give either shots or fraction, not both.")
+    if shots is not None and shots < 1:
+        raise ConfigError(f"shots is {shots}; it must be at least 1.")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise ConfigError(f"fraction is {fraction}; it must lie in (0, 1].")
+    if not len(labels):
+        raise ConfigError("shots and fraction choose among training images, and these data have none.")
+    sizes = np.bincount(labels, minlength=len(class_names))
+    smallest = int(sizes.argmin())
+    if shots is not None and shots > sizes[smallest]:
+        raise ConfigError(
+            f"shots is {shots}, but class {class_names[smallest]!r} has {sizes[smallest]} training images: "
+            f"take at most {sizes[smallest]}."
+        )
+    wanted = [shots or max(1, _round((fraction or 0) * size)) for size in sizes]
+    return _first(names, labels, wanted, seed)
+
+
+def hold_out(
+    names: Sequence[str], labels: NDArray[np.int64], fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Splits a list into ascending positions to train on and to validate on, int64, together 0..N-1.
+
+    `fraction` is the share of each class to validate on, in (0, 1). A class of two or more images keeps one on each
+    side; the only image of a class is trained on.
+
+    Raises:
+        ConfigError: The fraction is out of range, or no class has two images.
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"val_fraction is {fraction}; it must lie in (0, 1).")
+    wanted = [min(max(1, _round(fraction * size)), int(size) - 1) if size else 0 for size in np.bincount(labels)]
+    held = _first(names, labels, wanted, seed)
+    if not len(held):
+        raise ConfigError("No class has two training images, so none can be validated on: give validation images.")
+    return np.setdiff1d(np.arange(len(labels), dtype=np.int64), held), held
+
+
+def hold_out_every(
+    names: Sequence[str], labels: NDArray[np.int64], every: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Splits a list of N different names by systematic sampling, so that its length alone says how many are held out.
+
+    The images are sorted by class, then in the order of the seed; the first of every ``every`` ≥ 2 is held out. N
+    images therefore give ``ceil(N / every)``, and each class its share to within one image, where :func:`hold_out`
+    rounds class by class. Returns positions as that does.
+    """
+    order = sorted(range(len(names)), key=lambda position: (labels[position], _rank(seed, names[position])))
+    held = np.sort(np.array(order[::every], dtype=np.int64))
+    return np.setdiff1d(np.arange(len(names), dtype=np.int64), held), held
+
+
+def position_hash(positions: NDArray[np.int64]) -> str:
+    """Returns the sha256 of positions as decimal numbers, one a line, hexadecimal."""
+    return hashlib.sha256("\n".join(map(str, positions.tolist())).encode()).hexdigest()
+
+
+def _round(value: float) -> int:
+    return math.floor(value + 0.5)  # halves always upwards: round() takes them to the even number
+
+
+def _first(names: Sequence[str], labels: NDArray[np.int64], wanted: Sequence[int], seed: int) -> NDArray[np.int64]:
+    """Ascending positions of the first images of each class, ``wanted[label]`` of them."""
+    order = sorted(range(len(names)), key=lambda position: _rank(seed, names[position]))
+    taken = [0] * len(wanted)
+    chosen = []
+    for position in order:
+        label = labels[position]
+        if taken[label] < wanted[label]:
+            taken[label] += 1
+            chosen.append(position)
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def _rank(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest()

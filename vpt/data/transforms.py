@@ -94,26 +94,14 @@ class Preset:
             raise ConfigError(f"Preset {self.name!r} has crop_fraction {self.crop_fraction}; it must lie in (0, 1].")
 
     def __call__(self, image: Image.Image, image_size: int) -> NDArray[np.uint8]:
-        """Resizes one RGB image and cuts its centre.
-
-        Args:
-            image: RGB image of any size.
-            image_size: Side of the result in pixels.
-
-        Returns:
-            uint8 (image_size, image_size, 3).
-        """
+        """Resizes one RGB image of any size and cuts its centre, uint8 (image_size, image_size, 3)."""
         return centre_crop(self.scale(image, image_size), image_size)
 
     def scale(self, image: Image.Image, image_size: int) -> NDArray[np.uint8]:
         """Resizes one RGB image without cutting it, but for one that is more than 16 times as long as it is wide.
 
-        Args:
-            image: RGB image of any size; of a longer one the central part of ratio 16 is taken.
-            image_size: Side of the crop to come, in pixels.
-
-        Returns:
-            uint8 (H, W, 3) with both sides at least image_size, and equal to it for ``"square"``.
+        Of that the central part of ratio 16 is taken. Returns uint8 (H, W, 3) with both sides at least image_size, the
+        side of the crop to come, and equal to it for ``"square"``.
         """
         if self.resize == "square":
             return _resize(image, image_size, image_size, self.interpolation)
@@ -129,11 +117,7 @@ class Preset:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preset:
-        """Inverse of :meth:`to_dict`.
-
-        Raises:
-            ConfigError: A field is missing or unknown.
-        """
+        """Inverse of :meth:`to_dict`; a ConfigError where a field is missing or unknown."""
         try:
             return cls(**values)
         except TypeError as error:
@@ -165,13 +149,10 @@ PRESETS: dict[str, Preset] = {
 def get_preset(name: str) -> Preset:
     """Looks a preset up.
 
-    ``"square"`` is the default of the configs: like every VTAB pipeline it keeps the whole image (a centre crop can
-    cut the object off, which counts on tasks about position and size), it resizes with antialiasing, as the weights
-    saw their training images, and it normalises with the statistics that the weights were trained with. It is no
-    paper's pipeline: to compare with a published number take that paper's preset.
-
-    Args:
-        name: A key of :data:`PRESETS`.
+    ``"square"`` is the default of the configs: like every VTAB pipeline it keeps the whole image (a centre crop can cut
+    the object off, which counts on tasks about position and size), it resizes with antialiasing, as the weights saw
+    their training images, and it normalises with the statistics that the weights were trained with. It is no paper's
+    pipeline: to compare with a published number take that paper's preset.
 
     Raises:
         UnknownNameError: There is no such preset.
@@ -190,32 +171,19 @@ def _without_ends(image: Image.Image) -> Image.Image:
 
 
 def centre_crop(image: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
-    """Cuts the centre; the corner is rounded as torchvision does.
+    """Cuts the centre, (image_size, image_size, C), contiguous; the corner is rounded as torchvision does.
 
-    Args:
-        image: (H, W, C) with sides of at least image_size.
-        image_size: Side of the result in pixels.
-
-    Returns:
-        (image_size, image_size, C), contiguous; the image itself if it has that size.
+    An image (H, W, C) of that size is returned itself.
     """
     top, left = (round((side - image_size) / 2) for side in image.shape[:2])
     return np.ascontiguousarray(image[top : top + image_size, left : left + image_size])
 
 
 def resize_bilinear_legacy(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
-    """Resizes as ``tf.image.resize_bilinear`` of TensorFlow 1 does by default, in float32 as its kernel.
+    """Resizes (H, W, C) of any range as ``tf.image.resize_bilinear`` of TensorFlow 1 does by default.
 
-    Source position = target position × scale: no half-pixel centres, no antialiasing. The order of operations is the
-    kernel's too (columns first, then rows).
-
-    Args:
-        image: (H, W, C) in any range.
-        height: Rows of the result.
-        width: Columns of the result.
-
-    Returns:
-        float32 (height, width, C) in the range of the input.
+    In float32 as its kernel. Source position = target position × scale: no half-pixel centres, no antialiasing. The
+    order of operations is the kernel's too (columns first, then rows).
     """
 
     def taps(size: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
@@ -272,15 +240,9 @@ class Augmentation:
         self.before_crop = name == "fgvc"
 
     def __call__(self, image: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
-        """Changes one image.
+        """Changes image number `index` of its list in an epoch, counted from 0, to uint8 (image_size, image_size, 3).
 
-        Args:
-            image: uint8 (H, W, 3), both sides image_size, or at least that with ``before_crop``.
-            epoch: Counted from 0.
-            index: Position of the image in its list.
-
-        Returns:
-            uint8 (image_size, image_size, 3).
+        It has both sides image_size, or at least that with ``before_crop``.
         """
         if self.name == "none":
             return image
@@ -295,17 +257,11 @@ class Augmentation:
         return image[:, ::-1] if random.random() < 0.5 else image
 
     def _resized_crop(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        A = import_albumentations()  # noqa: N806
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for newer versions
+        import albumentations as A  # late: it takes a second or more
+
         size = (self.image_size, self.image_size)
         crop = A.RandomResizedCrop(size=size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
         # A Compose gives other pixels on its second call, so each image gets its own.
         changed: NDArray[np.uint8] = A.Compose([crop], seed=seed)(image=image)["image"]
         return changed
-
-
-def import_albumentations() -> Any:
-    """Imports albumentations late (it takes a second or more) and without its look-up of newer versions."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations
-
-    return albumentations

@@ -61,11 +61,6 @@ class Adapter(DeltaPart):
             layers: Only in blocks ``[first, last + 1]``, counted from 0; None for all.
             reads: With ``parallel``, what the adapter is fed: the input of the MLP behind its norm, or the ``residual``
                 stream before it.
-
-        Raises:
-            ConfigError: The rank is not positive, or `reads` is given for another placement.
-            UnknownNameError: The placement, the activation or what is read does not exist.
-            UnsupportedBackboneError: The structure of the backbone is not known.
         """
         super().__init__(backbone)
         if rank < 1:

@@ -6,6 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from numbers import Real
 from typing import Any, Protocol, cast
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
-from vpt.deltas.parametrization import Parametrization
 from vpt.errors import ConfigError
 
 READOUT = sys.maxsize
@@ -22,7 +22,7 @@ READOUT = sys.maxsize
 
 
 class Handle(Protocol):
-    """Something that was put on the backbone."""
+    """Something that was put on the backbone; `remove` takes it off."""
 
     def remove(self) -> None:
         """Takes it off."""
@@ -32,6 +32,7 @@ class DeltaPart(nn.Module, ABC):
     """One kind of change to a frozen backbone.
 
     Its parameters belong to it, never to the backbone; the constructor takes the backbone only to read sizes from it.
+    Arguments that it cannot take raise what `DeltaSpec.build` says.
 
     Attributes:
         first_block: How many blocks lie before everything that it changes; `READOUT` for all of them.
@@ -47,11 +48,7 @@ class DeltaPart(nn.Module, ABC):
     replaced: int = 0
 
     def __init__(self, backbone: Backbone) -> None:
-        """Starts at full strength, attached to nothing.
-
-        Args:
-            backbone: The backbone that the change is for.
-        """
+        """Starts at full strength, attached to nothing."""
         super().__init__()
         self._on = [backbone]  # in a list, so that it does not become a part of this module
         self._strength = 1.0
@@ -68,7 +65,7 @@ class DeltaPart(nn.Module, ABC):
         return any(part is self for part in self.backbone.attached)
 
     def attach(self) -> None:
-        """Puts the change on the backbone.
+        """Puts the change on the backbone, all of it or nothing.
 
         Raises:
             ConfigError: It is there already, or the weights of the backbone are merged with another delta's.
@@ -77,7 +74,12 @@ class DeltaPart(nn.Module, ABC):
             raise ConfigError(f"This {type(self).__name__} is attached already.")
         if any(isinstance(part, DeltaPart) and part.merged for part in self.backbone.attached):
             raise ConfigError("A delta is merged into the backbone's weights: unmerge it before another is attached.")
-        self._attach()
+        try:
+            for handle in self.hooks():
+                self._handles.append(handle)
+        except BaseException:
+            self._detach()
+            raise
         self.backbone.attached.append(self)
 
     def detach(self) -> None:
@@ -90,17 +92,7 @@ class DeltaPart(nn.Module, ABC):
         """Hooks the change on the backbone; what it returns takes the change off again."""
         return ()
 
-    def _attach(self) -> None:
-        """Puts the change on the backbone, all of it or nothing."""
-        try:
-            for handle in self.hooks():
-                self._handles.append(handle)
-        except BaseException:
-            self._detach()
-            raise
-
     def _detach(self) -> None:
-        """Takes the change off."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -111,7 +103,7 @@ class DeltaPart(nn.Module, ABC):
         return False
 
     def joining(self, block: int, images: int) -> Tensor | None:
-        """See `vpt.backbones.block_forward.Joining`: none, unless a delta says otherwise."""
+        """See `vpt.backbones.block_forward.Attached`: none, unless a delta says otherwise."""
         return None
 
     @abstractmethod
@@ -119,21 +111,11 @@ class DeltaPart(nn.Module, ABC):
         """The number of trained parameters by the method's formula."""
 
     def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What a delta file keeps: a form without what only training needs.
-
-        Returns:
-            The arguments that change in that form, and its tensors by name.
-        """
+        """What a delta file keeps: the arguments that differ without what only training needs, and its tensors."""
         return {}, self.state_dict(keep_vars=True)
 
     def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `folded`: tensors of this part that give an equal one.
-
-        Args:
-            tensors: As `folded` gives them, with its names and shapes.
-
-        Returns:
-            A tensor for each name of this part's state.
+        """The inverse of `folded`: from such tensors one for each name of the state of an equal part.
 
         Raises:
             ConfigError: No tensors of this part give these.
@@ -150,15 +132,86 @@ class DeltaPart(nn.Module, ABC):
         self._strength = checked_strength(alpha)
 
 
+Compute = Callable[[Any], Tensor]
+"""From the original parameter, or None where there is none, to what is used in its place."""
+
+
+class Parametrization:
+    """One parameter of a module that is computed, whenever it is read, from its own value and from what is trained.
+
+    A handle, as of a hook. As `torch.nn.utils.parametrize`, but the original keeps its name and its place: state dicts,
+    `.to()` and `torch.func.functional_call` see the backbone as it is, and taking the computation off again leaves no
+    trace.
+    """
+
+    def __init__(self, module: nn.Module, name: str, compute: Compute) -> None:
+        """Puts it on: the module's attribute is what `compute` makes of the parameter `name`, which may be None.
+
+        Raises:
+            ConfigError: The parameter is computed already.
+        """
+        computed: dict[str, Compute] = module.__dict__.setdefault("_computed", {})
+        if name in computed:
+            raise ConfigError(f"Two deltas train the {name} of one {type(module).__name__}: keep one of them.")
+        base = _base(module)
+        computed[name] = compute
+        module.__class__ = _computing(base, frozenset(computed))
+        self.module, self.name = module, name
+
+    @property
+    def value(self) -> Tensor:
+        """What is used in its place."""
+        used: Tensor = getattr(self.module, self.name)
+        return used
+
+    def remove(self) -> None:
+        """Takes it off."""
+        base, computed = _base(self.module), self.module.__dict__["_computed"]
+        del computed[self.name]
+        self.module.__class__ = _computing(base, frozenset(computed)) if computed else base
+        if not computed:
+            del self.module.__dict__["_computed"]
+
+
+def _base(module: nn.Module) -> type[nn.Module]:
+    """The class of a module without computed parameters."""
+    return cast("type[nn.Module]", vars(type(module)).get("_uncomputed", type(module)))
+
+
+_CLASSES: dict[tuple[type[nn.Module], frozenset[str]], type[nn.Module]] = {}
+
+
+def _computing(base: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
+    """The subclass of a class of modules in which parameters of these names are computed."""
+    if (base, names) in _CLASSES:
+        return _CLASSES[base, names]
+    members: dict[str, Any] = {name: property(partial(_read, name=name)) for name in names}
+    members |= {"__reduce_ex__": _reduce, "__module__": base.__module__, "_uncomputed": base}
+    _CLASSES[base, names] = type(base.__name__, (base,), members)
+    return _CLASSES[base, names]
+
+
+def _read(module: nn.Module, name: str) -> Tensor:
+    original = module._parameters[name]
+    try:
+        return cast("Tensor", module.__dict__["_computed"][name](original))
+    except AttributeError as error:  # Python would ask `nn.Module.__getattr__` instead, which has the original
+        raise RuntimeError(f"{name} of {type(module).__name__} cannot be computed: {error}") from error
+
+
+def _reduce(module: nn.Module, protocol: int) -> tuple[Any, ...]:
+    """A copy, or what is unpickled, computes the same parameters; its class is made where it is not there yet."""
+    return _made_again, (_base(module), tuple(module.__dict__["_computed"])), module.__dict__
+
+
+def _made_again(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    computing = _computing(base, frozenset(names))
+    return computing.__new__(computing)
+
+
 @dataclass(frozen=True)
 class MergedWeight:
-    """A weight of the backbone with a change in it.
-
-    Attributes:
-        module: Owns the weight.
-        name: Of the weight in the module.
-        changed: From the weight, None for a bias that is not there, to the weight with the change.
-    """
+    """A weight of a module of the backbone, and what makes it, None for a missing bias, the changed one."""
 
     module: nn.Module
     name: str
@@ -169,11 +222,7 @@ class MergeablePart(DeltaPart):
     """A change that can be put into the weights that the backbone computes with: the same function."""
 
     def __init__(self, backbone: Backbone) -> None:
-        """Starts unmerged.
-
-        Args:
-            backbone: The backbone that the change is for.
-        """
+        """Starts unmerged."""
         super().__init__(backbone)
         self._merged: list[Parametrization] = []
         self._written = False
@@ -224,7 +273,6 @@ class MergeablePart(DeltaPart):
         self._merged = []
 
     def _detach(self) -> None:
-        """Takes the change off, out of the weights too."""
         self.unmerge()
         super()._detach()
 
@@ -233,30 +281,17 @@ Shape = tuple[int, int]
 
 
 def stack(shapes: Sequence[Shape], like: Tensor, draw: Callable[[Tensor], Tensor]) -> nn.Parameter | nn.ParameterList:
-    """Makes a matrix for each layer; those of successive layers of one shape lie in one tensor.
+    """Makes a matrix (n, dim) for each layer; those of successive layers of one shape lie in one tensor.
 
-    Args:
-        shapes: (n, dim) of each layer.
-        like: Gives dtype and device.
-        draw: Fills a tensor.
-
-    Returns:
-        One parameter (layers, n, dim) where all shapes are equal, else a list of them.
+    `draw` fills one of the dtype and on the device of `like`. Returns one parameter (layers, n, dim) where all shapes
+    are equal, else a list of them.
     """
     runs = [nn.Parameter(draw(like.new_empty(len(list(run)), *shape))) for shape, run in groupby(shapes)]
     return runs[0] if len(runs) == 1 else nn.ParameterList(runs)
 
 
 def pick(stacked: nn.Parameter | nn.ParameterList, layer: int) -> Tensor:
-    """Takes the matrix of a layer.
-
-    Args:
-        stacked: What `stack` made.
-        layer: Counted from 0.
-
-    Returns:
-        (n, dim).
-    """
+    """Takes the matrix of a layer, (n, dim), from what `stack` made."""
     if not isinstance(stacked, nn.ParameterList):  # perhaps no parameter under `torch.func`
         return stacked[layer]
     for run in stacked:
@@ -267,28 +302,13 @@ def pick(stacked: nn.Parameter | nn.ParameterList, layer: int) -> Tensor:
 
 
 def named_stack(name: str, matrices: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Lays matrices out as `stack` does, under the names that its parameters have.
-
-    Args:
-        name: Of the attribute that holds them.
-        matrices: (n, dim) of each layer.
-
-    Returns:
-        One tensor (layers, n, dim) where all shapes are equal, else one for each run of equal shapes.
-    """
+    """Lays matrices (n, dim) out as `stack` does, under the names that the parameters of an attribute `name` have."""
     runs = [torch.stack(list(run)) for _, run in groupby(matrices, key=lambda matrix: matrix.shape)]
     return {name: runs[0]} if len(runs) == 1 else {f"{name}.{index}": run for index, run in enumerate(runs)}
 
 
 def chosen_blocks(depth: int, layers: Sequence[int] | None) -> list[int]:
-    """Reads a range of layers.
-
-    Args:
-        depth: Number of blocks.
-        layers: ``[first, last + 1]``, counted from 0; None for all.
-
-    Returns:
-        The positions of the blocks.
+    """The positions of blocks in ``[first, last + 1]`` of `depth`, counted from 0; None for all.
 
     Raises:
         ConfigError: There are no such blocks.
@@ -301,14 +321,7 @@ def chosen_blocks(depth: int, layers: Sequence[int] | None) -> list[int]:
 
 
 def numbers_by_layer(num_tokens: int | Sequence[int], layers: int) -> list[int]:
-    """Reads a number of keys for each layer.
-
-    Args:
-        num_tokens: One number for all, or a list.
-        layers: How many layers have keys.
-
-    Returns:
-        The number of each.
+    """Reads a number of keys for each of so many layers: one number for all, or a list.
 
     Raises:
         ConfigError: The list has another length, or a number is below 1.
@@ -323,12 +336,6 @@ def numbers_by_layer(num_tokens: int | Sequence[int], layers: int) -> list[int]:
 
 def checked_strength(alpha: object) -> float:
     """Reads a strength.
-
-    Args:
-        alpha: A number.
-
-    Returns:
-        The same, in [0, 1].
 
     Raises:
         ConfigError: It is no number, or lies outside [0, 1].

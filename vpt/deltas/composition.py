@@ -22,17 +22,7 @@ class Delta(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, specs: Sequence[Mapping[str, Any]]) -> None:
-        """Builds the parts; `attach` puts them on.
-
-        Args:
-            backbone: The backbone that the delta is for.
-            specs: One dict per part: ``name`` and the arguments of the class of that name in `DELTAS`.
-
-        Raises:
-            UnknownNameError: A name or an argument does not exist.
-            ConfigError: `specs` is no list of dicts, or an argument is missing or out of range.
-            UnsupportedBackboneError: The backbone cannot take one of the parts.
-        """
+        """Builds the parts from one dict for each, as `DeltaSpec` reads it; `attach` puts them on."""
         super().__init__()
         read = read_specs(specs)
         self.specs = [spec.plain() for spec in read]
@@ -60,11 +50,7 @@ class Delta(nn.Module):
             part.detach()
 
     def folded(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """What a delta file keeps of each part.
-
-        Returns:
-            The specs of an equal delta in their canonical form, and its tensors.
-        """
+        """What a delta file keeps: the specs of an equal delta in their canonical form, and its tensors."""
         specs: list[dict[str, Any]] = []
         tensors: dict[str, Tensor] = {}
         for index, (spec, part) in enumerate(zip(self.specs, self._all(), strict=True)):
@@ -74,13 +60,7 @@ class Delta(nn.Module):
         return specs, tensors
 
     def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `folded`: tensors of this delta that give an equal one.
-
-        Args:
-            tensors: As `folded` gives them, with its names and shapes.
-
-        Returns:
-            A tensor for each name of the state of this delta.
+        """The inverse of `folded`: from such tensors one for each name of the state of an equal delta.
 
         Raises:
             ConfigError: No tensors of this delta give these.
@@ -108,12 +88,11 @@ class Delta(nn.Module):
         return found.pop() if found else 1.0
 
     def set_strength(self, alpha: float) -> None:
-        """Sets the strength of every part.
+        """Sets the strength of every part: 1 for the tuned model, 0 for the backbone.
 
-        Args:
-            alpha: 1 for the tuned model, 0 for the backbone. Between them log α is added to the attention logits of
-                prompt keys (scaling the prompts themselves would do nothing: the norm removes it), trained parameters
-                of the backbone are interpolated, and the changes of all other deltas are scaled.
+        Between them log α is added to the attention logits of prompt keys (scaling the prompts themselves would do
+        nothing: the norm removes it), trained parameters of the backbone are interpolated, and the changes of all other
+        deltas are scaled.
 
         Raises:
             ConfigError: α is no number in [0, 1]; no part has changed then.

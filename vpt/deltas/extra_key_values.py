@@ -59,20 +59,7 @@ class ExtraKeys(DeltaPart):
     def __init__(
         self, backbone: Backbone, blocks: list[int], dropout: float, dropout_mode: DropoutMode, log_bias: bool
     ) -> None:
-        """Checks what is common.
-
-        Args:
-            backbone: The backbone that the keys are for.
-            blocks: Positions of the blocks that get keys.
-            dropout: Probability in [0, 1).
-            dropout_mode: One of `modes`.
-            log_bias: Adds −log n to the logits of n keys, so that at first they take the attention of one token.
-
-        Raises:
-            ConfigError: The probability is out of range.
-            UnknownNameError: The mode does not exist.
-            UnsupportedBackboneError: The backbone cannot take keys exactly.
-        """
+        """Checks what is common; `log_bias` adds −log n to the logits of n keys, so that they begin as one token."""
         super().__init__(backbone)
         self.first_block = blocks[0]
         if not 0.0 <= dropout < 1.0:
@@ -85,15 +72,9 @@ class ExtraKeys(DeltaPart):
 
     @abstractmethod
     def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
-        """The keys and values of a layer.
+        """The keys and values of a layer, by its position among those that have keys, for an attention and B images.
 
-        Args:
-            layer: Position among the layers that have keys.
-            attention: The module that they are for.
-            images: Images in the batch, B.
-
-        Returns:
-            Each (1, heads, n, head_dim), or (B, heads, n, head_dim) where they differ from image to image.
+        Each (1, heads, n, head_dim), or (B, heads, n, head_dim) where they differ from image to image.
         """
 
     @property
@@ -102,10 +83,9 @@ class ExtraKeys(DeltaPart):
         return True
 
     def constants(self) -> dict[int, Edited]:
-        """What it adds to each of its blocks where it is `constant`, at a strength above 0.
+        """What it adds to each of its blocks where it is `constant`, at a strength above 0, for one image.
 
-        Returns:
-            By block: keys and values, (1, heads, n, head_dim), and the bias on their logits, (1, 1, 1, n) or None.
+        By block: keys and values, (1, heads, n, head_dim), and the bias on their logits, (1, 1, 1, n) or None.
         """
         found: dict[int, Edited] = {}
         for layer, block in enumerate(self.blocks):
@@ -139,16 +119,9 @@ class ExtraKeys(DeltaPart):
         return self.training and self.dropout > 0.0 and self.dropout_mode == mode
 
     def key_bias(self, keys: Tensor, number: int, before: int, after: int = 0) -> Tensor | None:
-        """The bias on the logits: log α (less log n) on the own columns, 0 on others.
+        """The bias on the logits: log α (less log n) on the own n columns, 0 on those before and behind them.
 
-        Args:
-            keys: Gives dtype and device.
-            number: Own columns, n.
-            before: Columns before them.
-            after: Columns behind them.
-
-        Returns:
-            (1, 1, 1, before + n + after), or None where all is 0.
+        (1, 1, 1, before + n + after), or None where all is 0; `keys` gives dtype and device.
         """
         if self._strength == 1.0 and not self.log_bias:
             return None
@@ -175,23 +148,13 @@ class FixedKeys(nn.Module):
     bias: Tensor | None
 
     def __init__(self, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
-        """Keeps them.
-
-        Args:
-            keys: (sets, heads, n, head_dim).
-            values: Likewise.
-            bias: (sets, 1, 1, n) or None.
-        """
+        """Keeps copies of them."""
         super().__init__()
         for name, tensor in (("keys", keys), ("values", values), ("bias", bias)):
             self.register_buffer(name, None if tensor is None else tensor.detach().clone())
 
     def install(self, attention: OpenAttention) -> None:
-        """Becomes a part of an attention module, and moves with it, for good.
-
-        Args:
-            attention: The module.
-        """
+        """Becomes a part of an attention module, and moves with it, for good."""
         attention.add_module(f"fixed_keys_{len(attention.edits)}", self)
         self._handle = attention.register_edit(self)  # kept: its number must stay taken, after unpickling, too
 
@@ -201,14 +164,7 @@ class FixedKeys(nn.Module):
         return True
 
     def seen(self, images: int) -> Edited:
-        """The keys, values and bias that the images of the present call see.
-
-        Args:
-            images: In the batch, B.
-
-        Returns:
-            1 or B sets of them.
-        """
+        """The keys, values and bias that the images of the present call see, 1 or B sets of them."""
         return self.keys, self.values, self.bias
 
     def forward(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
@@ -227,49 +183,26 @@ class FixedKeys(nn.Module):
 
 
 def per_row(own: Tensor, rows: int, windows: int) -> Tensor:
-    """Gives what belongs to all images or to each of them to every window of each.
-
-    Args:
-        own: (1, ...) or (B, ...), four dimensions.
-        rows: B · windows.
-        windows: Of an image.
-
-    Returns:
-        (rows, ...).
-    """
+    """Gives (1, ...) or (B, ...) of four dimensions to every window of each image: (rows, ...), rows is B · windows."""
     if own.shape[0] == 1:
         return own.expand(rows, -1, -1, -1)
     return own if windows == 1 else own.repeat_interleave(windows, dim=0)
 
 
 def unstacked(name: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """The inverse of `vpt.deltas.base.named_stack`.
-
-    Args:
-        name: Of the attribute that holds the matrices.
-        tensors: Its tensors by name, among others.
-
-    Returns:
-        (n, dim) of each layer.
-    """
+    """The inverse of `vpt.deltas.base.named_stack`: (n, dim) of each layer, from tensors by name, among others."""
     keys = [name, *(f"{name}.{index}" for index in range(len(tensors)))]
     return [matrix for key in keys if key in tensors for matrix in tensors[key]]
 
 
 def affine_factors(rows: Tensor, width: int, what: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Writes rows as an affine map of narrower ones, by the singular value decomposition around their mean.
+    """Writes rows (N, dim) as an affine map of narrower ones, by the singular value decomposition around their mean.
 
-    Args:
-        rows: (N, dim).
-        width: Of the narrower rows, r.
-        what: The argument that is `width`, for the message.
-
-    Returns:
-        L (N, r), whose columns are orthonormal or 0, R (r, dim) and b (dim,) with rows = L R + b up to rounding, in
-        double precision. Where L has a column of 0, so has R the row.
+    Returns L (N, width), whose columns are orthonormal or 0, R (width, dim) and b (dim,) with rows = L R + b up to
+    rounding, in double precision. Where L has a column of 0, so has R the row.
 
     Raises:
-        ConfigError: The rows span more than `width` dimensions.
+        ConfigError: The rows span more than `width` dimensions, which are the argument `what`.
     """
     exact = rows.detach().double()
     mean = exact.mean(dim=0)

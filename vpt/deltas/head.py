@@ -1,10 +1,12 @@
-"""What is trained behind the backbone: nothing but the head, or an MLP before it."""
+"""What is trained behind or beside the backbone: nothing but the head, an MLP before it, or a small network."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -19,14 +21,6 @@ class Linear(DeltaPart):
     """Nothing: only the model's linear head trains (linear probing)."""
 
     first_block = READOUT
-
-    def __init__(self, backbone: Backbone) -> None:
-        """Takes any backbone.
-
-        Args:
-            backbone: Its blocks need not be known.
-        """
-        super().__init__(backbone)
 
     def expected_parameters(self) -> int:
         """None."""
@@ -44,14 +38,9 @@ class MlpHead(DeltaPart):
     changes_pool = True
 
     def __init__(self, backbone: Backbone, layers: int = 3) -> None:
-        """Draws the hidden layers as PyTorch draws linear layers.
+        """Draws the hidden layers, as wide as the features, as PyTorch draws linear layers.
 
-        Args:
-            backbone: The backbone that they are for.
-            layers: Of the whole head, the linear one included: at least 2. Hidden layers are as wide as the features.
-
-        Raises:
-            ConfigError: There are fewer than 2 layers.
+        `layers` are those of the whole head, the linear one included: at least 2.
         """
         super().__init__(backbone)
         if layers < 2:
@@ -77,3 +66,53 @@ class MlpHead(DeltaPart):
             changed = relu(cast("Tensor", layer(changed)))
         changed = changed.to(features.dtype)  # autocast
         return changed if self._strength == 1.0 else features.lerp(changed, self._strength)
+
+
+@register_delta("sidetune")
+class SideTune(DeltaPart):
+    """Features of the backbone blended with those of a convolutional network: σ(a) · base + (1 − σ(a)) · side.
+
+    The blend σ(a) is learned from a = 0 (Zhang et al., "Side-Tuning", ECCV 2020, section 3.2). Strength α scales the
+    change to the features.
+    """
+
+    changes_pool = True
+
+    def __init__(self, backbone: Backbone, width: int = 16) -> None:
+        """Draws four convolutions of stride 2 and a linear layer as PyTorch draws them.
+
+        `width` ≥ 1 is the number of channels of the first convolution; each further one has twice as many.
+        """
+        super().__init__(backbone)
+        if width < 1:
+            raise ConfigError(f"The width of a side network must be at least 1, got {width}.")
+        self._channels = [3, *(width * factor for factor in (1, 2, 4, 8))]
+        stages = [
+            layer
+            for incoming, outgoing in pairwise(self._channels)
+            for layer in (nn.Conv2d(incoming, outgoing, 3, stride=2, padding=1), nn.ReLU())
+        ]
+        self.network = nn.Sequential(
+            *stages,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(self._channels[-1], backbone.num_features),
+        ).to(backbone.mean)
+        self.blend = nn.Parameter(backbone.mean.new_zeros(()))
+        self._dim = backbone.num_features
+
+    def hooks(self) -> Iterator[Handle]:
+        """The network beside the backbone."""
+        yield self.backbone.register_forward_hook(self._mix)
+
+    def expected_parameters(self) -> int:
+        """Σ (9 · c_in + 1) · c_out over the convolutions, (c + 1) · dim of the linear layer, and the blend."""
+        convolutions = sum((9 * incoming + 1) * outgoing for incoming, outgoing in pairwise(self._channels))
+        return convolutions + (self._channels[-1] + 1) * self._dim + 1
+
+    def _mix(self, backbone: Backbone, args: tuple[Tensor, ...], features: Tensor) -> Tensor:
+        if self._strength == 0.0:
+            return features
+        side = cast("Tensor", self.network(backbone.normalize(args[0]))).to(features.dtype)  # autocast
+        mixed = torch.lerp(side, features, self.blend.sigmoid())
+        return mixed if self._strength == 1.0 else features.lerp(mixed, self._strength)

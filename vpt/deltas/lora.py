@@ -46,11 +46,6 @@ class Lora(MergeablePart):
             scale: Numerator of the factor scale/rank; None for the rank itself, a factor of 1.
             targets: Any of ``q``, ``k``, ``v``, ``proj``, ``fc1``, ``fc2`` (`vpt.backbones.target_modules`).
             layers: Only in blocks ``[first, last + 1]``, counted from 0; None for all.
-
-        Raises:
-            ConfigError: The rank is not positive, or no target is given.
-            UnknownNameError: A target does not exist.
-            UnsupportedBackboneError: The structure of the backbone is not known.
         """
         super().__init__(backbone)
         if rank < 1:

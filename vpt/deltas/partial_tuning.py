@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import parameter_names
-from vpt.deltas.base import DeltaPart
-from vpt.deltas.parametrization import Parametrization
+from vpt.deltas.base import DeltaPart, Parametrization
 from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
 
@@ -30,14 +29,7 @@ class Subset(DeltaPart):
     role: ClassVar[str] = "all"
 
     def __init__(self, backbone: Backbone) -> None:
-        """Copies the parameters.
-
-        Args:
-            backbone: The backbone that they are chosen from.
-
-        Raises:
-            ConfigError: The backbone has no such parameter.
-        """
+        """Copies the parameters; a ConfigError where the backbone has none of that kind."""
         super().__init__(backbone)
         self._copy(self.role)
 
@@ -51,11 +43,7 @@ class Subset(DeltaPart):
         self.replaced = sum(own[name].numel() for name in names)
 
     def hooks(self) -> Iterator[Parametrization]:
-        """A computation in place of each original.
-
-        Raises:
-            ConfigError: Another delta trains it.
-        """
+        """A computation in place of each original; a ConfigError where another delta trains it."""
         for name in self._names:
             path, _, last = name.rpartition(".")
             owner = self.backbone.model.get_submodule(path)
@@ -108,16 +96,7 @@ class Partial(Subset):
     """The last blocks and the norm behind them (Jia et al., ECCV 2022, section 4.1, "Partial-k")."""
 
     def __init__(self, backbone: Backbone, blocks: int = 1) -> None:
-        """Copies the parameters.
-
-        Args:
-            backbone: The backbone that they are chosen from.
-            blocks: How many blocks, counted from the last.
-
-        Raises:
-            ConfigError: There are not so many blocks.
-            UnsupportedBackboneError: The blocks of the backbone are not known.
-        """
+        """Copies the parameters of so many blocks, counted from the last."""
         DeltaPart.__init__(self, backbone)
         depth = len(backbone.layout.blocks)
         if not 1 <= blocks <= depth:

@@ -55,11 +55,6 @@ class Prefix(ExtraKeys):
                 whole keys per image.
             log_bias: Adds −log n to the attention logits of n keys.
             std: Standard deviation.
-
-        Raises:
-            ConfigError: A value is out of range.
-            UnknownNameError: The dropout mode does not exist.
-            UnsupportedBackboneError: The backbone cannot take keys exactly.
         """
         blocks = chosen_blocks(len(backbone.layout.blocks), layers)
         super().__init__(backbone, blocks, dropout, dropout_mode, log_bias)
@@ -79,30 +74,14 @@ class Prefix(ExtraKeys):
         self.outer = nn.ModuleList(nn.Linear(hidden, 2 * width, **place) for width in widths)
 
     def pair(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The keys and values of a layer, heads side by side.
-
-        Args:
-            layer: Position among the layers that have them.
-
-        Returns:
-            Each (n, heads · head_dim).
-        """
+        """The keys and values of a layer, heads side by side: each (n, heads · head_dim)."""
         if self.hidden is None:
             return pick(self.keys, layer), pick(self.values, layer)
         keys, values = self.outer[layer](self.inner(self.embedding).tanh()).chunk(2, dim=-1)
         return keys, values
 
     def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
-        """The keys and values of a layer, head by head.
-
-        Args:
-            layer: Position among the layers that have them.
-            attention: The module that they are for.
-            images: Unused: they are the same for all images.
-
-        Returns:
-            Each (1, heads, n, head_dim).
-        """
+        """The keys and values of a layer, head by head, the same for all images."""
         heads, size = attention.key_shape()
         keys, values = (part.reshape(-1, heads, size).transpose(0, 1).unsqueeze(0) for part in self.pair(layer))
         return keys, values
@@ -116,11 +95,7 @@ class Prefix(ExtraKeys):
         return inner + sum(2 * width * (hidden + 1) for _, width in self._shapes)
 
     def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Keys and values as plain tensors, without the network that computed them.
-
-        Returns:
-            The arguments that change, and the tensors that replace the parameters.
-        """
+        """Keys and values as plain tensors, without the network that computed them."""
         if self.hidden is None:
             return super().folded()
         pairs = [self.pair(layer) for layer in range(len(self._shapes))]
@@ -133,12 +108,6 @@ class Prefix(ExtraKeys):
 
         The inner layer becomes the identity. Where the rows span less than `hidden`, the free columns of the outer
         layers stay as drawn, so that all of the network trains.
-
-        Args:
-            tensors: As `folded` gives them.
-
-        Returns:
-            A tensor for each parameter.
 
         Raises:
             ConfigError: The keys and values span more than `hidden`.

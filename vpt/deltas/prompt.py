@@ -68,11 +68,6 @@ class Prompt(ExtraKeys):
                 token instead of n/(n + N) of it.
             reference_pooling: On Swin, the final average includes what the prompts of the last block have become behind
                 it, as in the reference implementation.
-
-        Raises:
-            ConfigError: A value is out of range.
-            UnknownNameError: The dropout mode does not exist.
-            UnsupportedBackboneError: The backbone cannot take prompts exactly.
         """
         blocks = chosen_blocks(len(backbone.layout.blocks), layers) if deep else [0]
         super().__init__(backbone, blocks, dropout, dropout_mode, log_bias)
@@ -122,14 +117,7 @@ class Prompt(ExtraKeys):
         return layer
 
     def prompts(self, layer: int) -> Tensor:
-        """The prompts of a layer.
-
-        Args:
-            layer: Position among the layers that have prompts.
-
-        Returns:
-            (n, dim).
-        """
+        """The prompts of a layer, (n, dim), by its position among the layers that have prompts."""
         own = pick(self.tokens, 0 if self.shared else layer)
         return own if self.projection is None else cast("Tensor", self.projection(own))
 
@@ -152,15 +140,6 @@ class Prompt(ExtraKeys):
         """Prompts before the projection, and one that gives the mapped ones: they span no more than its width.
 
         Where they span less, the free columns of the projection stay as drawn, so that all of it trains.
-
-        Args:
-            tensors: As `folded` gives them.
-
-        Returns:
-            A tensor for each parameter.
-
-        Raises:
-            ConfigError: The mapped prompts span more than the width.
         """
         if self.projection is None:
             return super().unfolded(tensors)
@@ -174,16 +153,7 @@ class Prompt(ExtraKeys):
         return named_stack("tokens", tokens) | projection
 
     def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the prompts, projected by the block's own norm and weights (DESIGN decision 1).
-
-        Args:
-            layer: Position among the layers that have prompts.
-            attention: The module that they are for.
-            images: Images in the batch, B.
-
-        Returns:
-            Each (1, heads, n, head_dim), or (B, heads, n, head_dim) with a dropout mask for each image.
-        """
+        """Keys and values of the prompts, projected by the block's own norm and weights."""
         norm = self.layout.norms[self.blocks[layer]]
         _, keys, values = attention.project(norm(self.dropped(self.prompts(layer), images)))
         return keys, values
@@ -199,9 +169,6 @@ class Prompt(ExtraKeys):
         Deep prompts ask only in the concatenated form (Jia et al., section 3.1), which discards the answers: nothing
         that the model computes depends on these queries. Shallow prompts on Swin ask as they come by, and only while
         the block runs (`AttentionCall.as_called`).
-
-        Args:
-            block: Counted from 0.
 
         Returns:
             (1 or B, heads, n, head_dim); None at strength 0, in blocks without prompts and for prompts `in_sequence`.
@@ -221,15 +188,7 @@ class Prompt(ExtraKeys):
         return self.deep and not self._blocks_beside
 
     def joining(self, block: int, images: int) -> Tensor | None:
-        """The prompts beside the map of a Swin: shallow ones from the first block on, pooled deep ones in the last.
-
-        Args:
-            block: Counted from 0.
-            images: Images in the batch, B.
-
-        Returns:
-            (B, n, dim); None at strength 0 and in other blocks.
-        """
+        """The prompts beside the map of a Swin: shallow ones from the first block on, pooled deep ones in the last."""
         if self._strength == 0.0 or block not in self._blocks_beside[:1]:
             return None
         layer = self.blocks.index(block)
@@ -280,15 +239,7 @@ class Prompt(ExtraKeys):
         yield self.layout.blocks[-1].register_forward_hook(self._remove_tokens, with_kwargs=True)
 
     def dropped(self, prompts: Tensor, images: int) -> Tensor:
-        """Prompts after dropout on their channels.
-
-        Args:
-            prompts: (n, dim).
-            images: Images in the batch, B.
-
-        Returns:
-            (B, n, dim) with a mask per image, else (1, n, dim).
-        """
+        """Prompts (n, dim) after dropout on their channels: (B, n, dim) with a mask per image, else (1, n, dim)."""
         prompts = prompts.unsqueeze(0)
         if self._dropping("sample"):
             return drop(prompts.expand(images, -1, -1), self.dropout)

@@ -35,10 +35,6 @@ class PromptAdd(DeltaPart):
             backbone: The backbone that the prompts are for.
             deep: Before every block, or only before the first.
             layers: If deep, only in blocks ``[first, last + 1]``, counted from 0; None for all.
-
-        Raises:
-            ConfigError: There are no such blocks, or `layers` is given although only the first has prompts.
-            UnsupportedBackboneError: The blocks of the backbone are not known.
         """
         super().__init__(backbone)
         layout = backbone.layout
@@ -80,16 +76,7 @@ class PromptPad(DeltaPart):
     """
 
     def __init__(self, backbone: Backbone, width: int = 30) -> None:
-        """Starts at zero.
-
-        Args:
-            backbone: The backbone that the frame is for.
-            width: Of the frame, in pixels: at least 1 and less than half of the image.
-
-        Raises:
-            ConfigError: The frame does not fit.
-            UnsupportedBackboneError: The backbone's patch embedding is not known.
-        """
+        """Starts at zero; `width` is that of the frame in pixels, at least 1 and less than half of the image."""
         super().__init__(backbone)
         size, like = backbone.image_size, backbone.mean
         if not 1 <= width < size / 2:
@@ -108,11 +95,7 @@ class PromptPad(DeltaPart):
         return 12 * self._width * (self._size - self._width)
 
     def frame(self) -> Tensor:
-        """The frame around an empty middle.
-
-        Returns:
-            (3, size, size).
-        """
+        """The frame around an empty middle, (3, size, size)."""
         inside = self._size - 2 * self._width
         middle = torch.cat([self.columns[0], self.columns.new_zeros(3, inside, inside), self.columns[1]], dim=2)
         return torch.cat([self.rows[0], middle, self.rows[1]], dim=1)

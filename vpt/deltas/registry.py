@@ -24,16 +24,10 @@ DELTAS: Mapping[str, type[DeltaPart]] = MappingProxyType(_REGISTERED)
 
 
 def register_delta(name: str) -> Callable[[type[Part]], type[Part]]:
-    """Makes a delta known under a name, as a decorator of its class.
+    """Makes a delta known under the name that configurations and delta files call it, as a decorator of its class.
 
     The constructor takes the backbone, and then arguments with the types of plain values: ``int``, ``float``, ``bool``,
     ``str``, None, a ``Literal`` of names, a ``Sequence`` or a union of these.
-
-    Args:
-        name: What configurations and delta files call it.
-
-    Returns:
-        The decorator, which gives the class back.
 
     Raises:
         ConfigError: The name is taken, or what is decorated is no `DeltaPart` that is built from a backbone and named
@@ -60,12 +54,6 @@ def register_delta(name: str) -> Callable[[type[Part]], type[Part]]:
 
 def find_delta(name: str) -> type[DeltaPart]:
     """Finds a delta, in other installed packages too: an entry point of group ``vpt.deltas`` is loaded by its name.
-
-    Args:
-        name: As registered.
-
-    Returns:
-        Its class.
 
     Raises:
         UnknownNameError: There is none of that name.
@@ -96,13 +84,7 @@ class DeltaSpec:
 
     @classmethod
     def read(cls, plain: object) -> DeltaSpec:
-        """Checks a part of a delta as configurations and files have it.
-
-        Args:
-            plain: A dict of ``name`` and the arguments that differ from their defaults.
-
-        Returns:
-            The canonical form.
+        """Checks a part as configurations and files have it: ``name`` and arguments that differ from their defaults.
 
         Raises:
             UnknownNameError: The name or an argument does not exist.
@@ -138,13 +120,7 @@ class DeltaSpec:
         return {"name": self.name} | {key: value for key, value in self.arguments.items() if value != defaults[key]}
 
     def build(self, backbone: Backbone) -> DeltaPart:
-        """Builds the part; it is not attached.
-
-        Args:
-            backbone: The backbone that it is for.
-
-        Returns:
-            The part.
+        """Builds the part, which is not attached.
 
         Raises:
             ConfigError: An argument is out of range.
@@ -155,18 +131,7 @@ class DeltaSpec:
 
 
 def read_specs(specs: object) -> list[DeltaSpec]:
-    """Checks a delta as configurations and files have it.
-
-    Args:
-        specs: A list with a dict for each part.
-
-    Returns:
-        The canonical form of each.
-
-    Raises:
-        UnknownNameError: A name or an argument does not exist.
-        ConfigError: It is no list of dicts, an argument is missing, or one has another type.
-    """
+    """Checks a delta as configurations and files have it: a list of a dict for each part (`DeltaSpec.read`)."""
     if not isinstance(specs, Sequence) or isinstance(specs, str):
         raise ConfigError(f'A delta is a list of its parts, e.g. [{{"name": "linear"}}], got {specs!r:.80}.')
     return [DeltaSpec.read(spec) for spec in specs]

@@ -31,12 +31,7 @@ class ScaleShift(MergeablePart):
     def __init__(self, backbone: Backbone, std: float = 0.02) -> None:
         """Draws γ from N(1, std²) and β from N(0, std²), as the paper's code does.
 
-        Args:
-            backbone: The backbone that they are for.
-            std: Standard deviation; 0 starts from the backbone exactly.
-
-        Raises:
-            UnsupportedBackboneError: The structure of the backbone is not known.
+        0 starts from the backbone exactly.
         """
         super().__init__(backbone)
         self._layers = {name.replace(".", "/"): layer for name, layer in affine_layers(backbone).items()}

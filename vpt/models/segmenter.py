@@ -8,8 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from vpt.backbones.factory import Backbone
-from vpt.backbones.feature_map import feature_map, map_size
+from vpt.backbones.factory import Backbone, feature_map, map_size
 from vpt.deltas.base import READOUT
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.models.classifier import AdaptedModel

@@ -1,8 +1,11 @@
 """Attention that accepts extra keys and values.
 
-A deep visual prompt acts on the image only through the keys and values it contributes (DESIGN decision 1), so opening
-timm's attention to extra keys and values is all that deep prompts need. The families
-are in `vpt.backbones.attention.families`.
+A deep visual prompt acts on the image only through the keys and values it contributes, so opening timm's attention to
+extra ones is all that deep prompts need. The families are in `vpt.backbones.attention.families`.
+
+Shapes: x are tokens as the block hands them over, (B, N, dim), where B counts images times windows; q, k, v are (B,
+heads, n, head_dim), with K keys, of which there may be fewer heads; a bias is added to the logits, broadcastable to (B,
+heads, queries, K), and None stands for 0. ``*args`` and ``**kwargs`` are what timm's `forward` takes besides x.
 """
 
 from __future__ import annotations
@@ -24,26 +27,15 @@ class AttentionEdit(Protocol):
         """Whether it changes anything now; where no edit does, timm's own code runs."""
 
     def __call__(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Changes keys and values.
+        """Appends keys and values behind the given ones (B, heads, K, head_dim), or changes these, and adds a bias.
 
-        Args:
-            attention: The module that calls, so that a delta can use its projections.
-            keys: (B, heads, K, head_dim); B counts images times windows.
-            values: (B, heads, K, head_dim).
-
-        Returns:
-            Keys and values with any extra ones appended behind the given ones, and a bias to add to the attention
-            logits, broadcastable to (B, heads, queries, keys after the edit), or None for no bias.
+        `attention` is the module that calls, so that a delta can use its projections.
         """
 
     def complete(self, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
-        """Called when all edits have been made, for what asks the same keys beside the sequence.
+        """Called when all edits have been made, with all keys and values and the sum of the edits' biases.
 
-        Args:
-            attention: The module that calls.
-            keys: All of them, (B, heads, K, head_dim).
-            values: Likewise.
-            bias: The sum of all edits' biases, broadcastable to (B, heads, queries, K), or None.
+        For what asks the same keys beside the sequence.
         """
 
 
@@ -83,52 +75,21 @@ class OpenAttention(nn.Module):
         self.fusible = self.fusible_with_edits = fused
 
     def register_edit(self, edit: AttentionEdit) -> RemovableHandle:
-        """Adds an edit behind those that are there.
-
-        Args:
-            edit: What is to be done to keys and values.
-
-        Returns:
-            A handle that takes it off, as `nn.Module.register_forward_hook` gives one.
-        """
+        """Adds an edit behind those that are there; the handle takes it off, as that of `register_forward_hook`."""
         handle = RemovableHandle(self.edits)
         self.edits[handle.id] = edit
         return handle
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Projects tokens without regard to their positions.
-
-        Args:
-            x: Tokens as the block hands them over, (B, N, dim).
-
-        Returns:
-            Queries, keys and values of shape (B, heads, N, head_dim), query and key norms applied.
-        """
+        """Projects tokens to q, k and v without regard to their positions, query and key norms applied."""
         raise NotImplementedError
 
     def prepare(self, x: Tensor, *args: Any, **kwargs: Any) -> Parts:
-        """Projects the sequence and gives it its positions.
-
-        Args:
-            x: Tokens as the block hands them over, (B, N, dim).
-            *args: What timm's `forward` takes besides.
-            **kwargs: Likewise.
-
-        Returns:
-            Queries, keys, values and the bias on the logits.
-        """
+        """Projects the sequence, gives it its positions, and says the bias on the logits."""
         raise NotImplementedError
 
     def finish(self, x: Tensor, out: Tensor) -> Tensor:
-        """Projects what the heads have gathered.
-
-        Args:
-            x: Tokens that ask, (B, n, dim).
-            out: Heads side by side, (B, n, heads · head_dim).
-
-        Returns:
-            (B, n, dim).
-        """
+        """Projects what the heads have gathered, (B, n, heads · head_dim), for the tokens x that ask: (B, n, dim)."""
         return cast("Tensor", self.proj_drop(self.proj(out)))
 
     def key_shape(self) -> tuple[int, int]:
@@ -137,16 +98,7 @@ class OpenAttention(nn.Module):
         return int(getattr(self, "num_kv_heads", heads)), int(self.proj.in_features) // heads
 
     def edited(self, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Runs all active edits.
-
-        Args:
-            keys: (B, heads, N, head_dim).
-            values: (B, heads, N, head_dim).
-            bias: Of the sequence, (1 or B, heads, N, N) or None.
-
-        Returns:
-            Keys, values (B, heads, N + extra, head_dim) and the summed bias, 0 for extra keys unless an edit says so.
-        """
+        """Runs all active edits: keys and values (B, heads, N + extra, head_dim), and the summed bias."""
         keys, values, changes = self._changed(keys, values)
         return keys, values, _sum(bias, changes, keys.shape[2])
 
@@ -160,19 +112,10 @@ class OpenAttention(nn.Module):
         return keys, values, changes
 
     def forward(self, x: Tensor, *args: Any, keep: int | None = None, **kwargs: Any) -> Tensor:
-        """Attends from the tokens to the tokens and the extra keys.
+        """Attends from the tokens to the tokens and the extra keys: (B, keep or N, dim).
 
-        Args:
-            x: Tokens as the block hands them over, (B, N, dim).
-            *args: What timm's `forward` takes besides.
-            keep: Only the first so many tokens ask; None lets all of them.
-            **kwargs: Likewise.
-
-        Returns:
-            (B, keep or N, dim).
-
-        Raises:
-            UnsupportedBackboneError: A mask of the user is given together with edits.
+        Only the first `keep` tokens ask, None lets all of them. An UnsupportedBackboneError where a mask of the user is
+        given together with edits.
         """
         if keep is None and not any(edit.active for edit in self.edits.values()):
             return cast("Tensor", super().forward(x, *args, **kwargs))  # timm's, next in line
@@ -191,17 +134,7 @@ class OpenAttention(nn.Module):
         return self.finish(x[:, :keep], out.transpose(1, 2).flatten(2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        """Softmax attention.
-
-        Args:
-            q: (B, heads, n, head_dim).
-            k: (B, heads or groups of heads, K, head_dim).
-            v: Like k.
-            bias: Broadcastable to (B, heads, n, K), or None.
-
-        Returns:
-            (B, heads, n, head_dim).
-        """
+        """Softmax attention, (B, heads, n, head_dim)."""
         dropout = self.attn_drop.p if self.training else 0.0
         if not self.fusible_with_edits or self._fused_is_slow():
             return F.dropout(self.shares(q, k, bias), dropout) @ _per_head(q, v)
@@ -209,16 +142,9 @@ class OpenAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.sdpa_scale)
 
     def weights(self, num_queries: int | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The attention weights, computed in the open beside the fused path.
+        """The attention weights of the first tokens, None for all, computed in the open beside the fused path.
 
-        Args:
-            num_queries: Only for the first so many tokens; None for all.
-            x: Tokens as the block hands them over, (B, N, dim).
-            *args: What timm's `forward` takes besides.
-            **kwargs: Likewise.
-
-        Returns:
-            (B, heads, queries, N + extra), rows sum to 1. Keys of the sequence come first, extra keys last.
+        (B, heads, queries, N + extra), rows sum to 1. Keys of the sequence come first, extra keys last.
         """
         q, k, v, bias = self.prepare(x, *args, **kwargs)
         k, _, bias = self.edited(k, v, bias)
@@ -227,16 +153,7 @@ class OpenAttention(nn.Module):
         return self.shares(q[:, :, :num_queries], k, bias)
 
     def shares(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-        """The weights that `attend` multiplies the values with.
-
-        Args:
-            q: (B, heads, n, head_dim).
-            k: (B, heads or groups of heads, K, head_dim).
-            bias: Broadcastable to (B, heads, n, K), or None.
-
-        Returns:
-            (B, heads, n, K), rows sum to 1.
-        """
+        """The weights that `attend` multiplies the values with, (B, heads, n, K); rows sum to 1."""
         scale = q.shape[-1] ** -0.5 if self.sdpa_scale is None else self.sdpa_scale
         logits = (q * scale) @ _per_head(q, k).transpose(-2, -1)
         return (logits if bias is None else logits + bias).softmax(dim=-1)

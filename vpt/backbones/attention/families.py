@@ -155,17 +155,10 @@ OPEN: dict[type[nn.Module], type[OpenAttention]] = {
 
 
 def open_attention(attention: nn.Module, windows: int = 1) -> OpenAttention:
-    """Opens a timm attention module in place.
+    """Opens a timm attention module of a type in `OPEN` in place; one that is open already stays as it is.
 
-    Args:
-        attention: A module whose exact type is in `OPEN`, or one that is open already.
-        windows: How many consecutive rows of its batches belong to one image.
-
-    Returns:
-        The same object.
-
-    Raises:
-        UnsupportedBackboneError: Its type is not known to give the exact function.
+    `windows` is how many consecutive rows of its batches belong to one image. An UnsupportedBackboneError where its
+    type is not known to give the exact function.
     """
     if not isinstance(attention, OpenAttention):
         family = OPEN.get(type(attention))

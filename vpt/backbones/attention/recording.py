@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.windows import Places, window_places
 from vpt.backbones.factory import Backbone
-from vpt.backbones.token_layout import TokenLayout
 
 T = TypeVar("T")
 
@@ -32,8 +32,7 @@ class AttentionCall:
         attention: The module.
         places: Where its patches lie.
         num_prefix: Class, distillation and register tokens.
-        args: What it was called with.
-        kwargs: Likewise.
+        args: What it was called with, and `kwargs`.
         context: Where it was called, with what belonged to that call of the backbone.
     """
 
@@ -45,16 +44,7 @@ class AttentionCall:
     context: Context = field(default_factory=copy_context)
 
     def as_called(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Runs a function that reads what belonged to the call, such as tokens that run beside a Swin's map.
-
-        Args:
-            function: Any.
-            *args: Its arguments.
-            **kwargs: Likewise.
-
-        Returns:
-            What it returns.
-        """
+        """Calls a function that reads what belonged to the call, such as tokens that run beside a Swin's map."""
         return self.context.copy().run(function, *args, **kwargs)
 
     @property
@@ -69,13 +59,9 @@ class AttentionCall:
 
     @torch.no_grad()
     def weights(self, num_queries: int | None = None) -> Tensor:
-        """The attention weights.
+        """The attention weights of the first tokens, None for all: (rows, heads, queries, tokens + extra keys).
 
-        Args:
-            num_queries: Only of the first so many tokens; None for all.
-
-        Returns:
-            (rows, heads, queries, tokens + extra keys); over the last dimension they sum to 1.
+        Over the last dimension they sum to 1.
         """
         return self.as_called(self.attention.weights, num_queries, *self.args, **self.kwargs)
 
@@ -83,11 +69,7 @@ class AttentionCall:
     def weights_of(self, queries: Tensor) -> Tensor:
         """The weights of what asks from outside the sequence: neither a position bias nor a shift mask holds for it.
 
-        Args:
-            queries: (1 or B, heads, n, head_dim).
-
-        Returns:
-            (rows, heads, n, tokens + extra keys).
+        Queries of (1 or B, heads, n, head_dim) give (rows, heads, n, tokens + extra keys).
         """
         _, keys, values, _ = self.attention.prepare(*self.args, **self.kwargs)
         keys, _, bias = self.as_called(self.attention.edited, keys, values, None)
@@ -98,13 +80,7 @@ class AttentionCall:
 
 @contextmanager
 def recording(backbone: Backbone) -> Iterator[list[AttentionCall]]:
-    """Keeps every call of the blocks' attention while it is open.
-
-    Args:
-        backbone: With or without deltas.
-
-    Yields:
-        A list that grows by a call a block, first to last, with each forward pass.
+    """Keeps every call of the blocks' attention while it is open, in a list that grows by a call a block, in order.
 
     Raises:
         UnsupportedBackboneError: The backbone's attention cannot be read.
@@ -112,21 +88,15 @@ def recording(backbone: Backbone) -> Iterator[list[AttentionCall]]:
     layout, calls = backbone.layout, list[AttentionCall]()
     with ExitStack() as stack:
         for block, attention in enumerate(layout.attentions):
-            keep = _keep(calls, _places(layout, block), layout.num_prefix)
+            places = window_places(layout.blocks[block]) if layout.windowed else Places(layout.grid, layout.grid)
+            keep = partial(_keep, calls, places, layout.num_prefix)
             stack.enter_context(attention.register_forward_pre_hook(keep, with_kwargs=True))
         yield calls
 
 
-def _keep(calls: list[AttentionCall], places: Places, num_prefix: int) -> Any:
-    def keep(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = {key: value for key, value in kwargs.items() if key != "keep"}  # all that ask are looked at
-        calls.append(AttentionCall(attention, places, num_prefix, args, given))  # type: ignore[arg-type]
-
-    return keep
-
-
-def _places(layout: TokenLayout, block: int) -> Places:
-    return window_places(layout.blocks[block]) if layout.windowed else Places(layout.grid, layout.grid)
+def _keep(calls: list[AttentionCall], places: Places, prefix: int, attention: Any, args: Any, kwargs: Any) -> None:
+    given = {key: value for key, value in kwargs.items() if key != "keep"}  # all that ask are looked at
+    calls.append(AttentionCall(attention, places, prefix, args, given))
 
 
 @dataclass(frozen=True)
@@ -151,14 +121,7 @@ class LayerAttention:
 
 @torch.no_grad()
 def class_attention(backbone: Backbone, images: Tensor) -> list[LayerAttention]:
-    """Records the attention of every block in one forward pass.
-
-    Args:
-        backbone: With or without prompts attached.
-        images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
-
-    Returns:
-        One entry per block, first to last.
+    """Records the attention of every block, first to last, in one forward pass of images as `Backbone` takes them.
 
     Raises:
         UnsupportedBackboneError: The backbone's attention cannot be read.
@@ -170,15 +133,10 @@ def class_attention(backbone: Backbone, images: Tensor) -> list[LayerAttention]:
 
 
 def summarise(call: AttentionCall, weights: Tensor, by_token: bool) -> LayerAttention:
-    """Reads the summarising token's attention from weights.
+    """Reads the summarising token's attention from the weights (rows, heads, queries, keys) of a call.
 
-    Args:
-        call: What they are of.
-        weights: (rows, heads, queries, keys), of the first token at least if `by_token`, else of all.
-        by_token: Whether token 0 summarises the image; else the mean over its patches is taken.
-
-    Returns:
-        Its attention.
+    Token 0 summarises the image if `by_token`, and the weights of others are not needed; else the mean over its patches
+    is taken.
     """
     start, tokens, places = call.first_patch, call.tokens, call.places
     if by_token:

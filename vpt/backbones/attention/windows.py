@@ -25,7 +25,7 @@ class Places:
 
     Attributes:
         grid: Patches (rows, columns) of the map.
-        window: Of a window; windows at the right and lower edge may hold padding.
+        window: Likewise of a window; those at the right and lower edge may hold padding.
         shift: By how many (rows, columns) the map is rolled up and left before it is cut.
     """
 
@@ -49,14 +49,7 @@ class Places:
         return math.prod(self.across)
 
     def stitch(self, values: Tensor) -> Tensor:
-        """Puts the patches of windows into their places.
-
-        Args:
-            values: (B · windows, ..., area).
-
-        Returns:
-            (B, ..., rows, columns), without padding.
-        """
+        """Puts the patches of windows into their places: (B · windows, ..., area) to (B, ..., rows, columns)."""
         (down, across), (height, width) = self.across, self.window
         images = len(values) // self.windows
         split = values.reshape(images, down, across, *values.shape[1:-1], height, width)
@@ -64,14 +57,7 @@ class Places:
         return maps[..., : self.grid[0], : self.grid[1]].roll(self.shift, dims=(-2, -1))
 
     def cut(self, maps: Tensor) -> Tensor:
-        """Undoes `stitch`; padding gets 0.
-
-        Args:
-            maps: (B, ..., rows, columns).
-
-        Returns:
-            (B · windows, ..., area).
-        """
+        """Undoes `stitch`, maps (B, ..., rows, columns) to windows; padding gets 0."""
         (down, across), (height, width) = self.across, self.window
         missing = (0, across * width - self.grid[1], 0, down * height - self.grid[0])
         rolled = pad(maps.roll((-self.shift[0], -self.shift[1]), dims=(-2, -1)), missing)
@@ -81,26 +67,12 @@ class Places:
 
 
 def window_places(block: Any) -> Places:
-    """Reads how a Swin block cuts its map.
-
-    Args:
-        block: timm's block of Swin or Swin V2.
-
-    Returns:
-        The places of its tokens.
-    """
+    """Reads how a block of Swin or Swin V2 cuts its map."""
     return Places(tuple(block.input_resolution), tuple(block.window_size), tuple(block.shift_size))
 
 
 def patch_mergings(model: Any) -> dict[int, nn.Module]:
-    """Finds where the map is halved.
-
-    Args:
-        model: timm's Swin or Swin V2.
-
-    Returns:
-        The merging before a block, by the block's position.
-    """
+    """Finds where Swin or Swin V2 halves the map: the merging before a block, by the block's position."""
     found, block = {}, 0
     for stage in model.layers:
         if not isinstance(stage.downsample, nn.Identity):
@@ -134,16 +106,10 @@ another thread, finds the tokens of its own call."""
 def block_beside(
     block: nn.Module, x: Tensor, tokens: Mapping[Any, Tensor], onward: Collection[Any]
 ) -> tuple[Tensor, dict[Any, Tensor]]:
-    """Runs a Swin block with tokens beside its map.
+    """Runs a Swin block with tokens (B, n, dim), by whom they belong to, beside its map x (B, H, W, dim).
 
-    Args:
-        block: A block of Swin or Swin V2, whose attention has edits that read `BESIDE`.
-        x: The map, (B, H, W, dim).
-        tokens: (B, n, dim), by whom they belong to.
-        onward: Whose tokens are needed behind the block.
-
-    Returns:
-        The map and those tokens behind the block.
+    The edits of its attention read `BESIDE`. Returns the map behind the block, and there the tokens of those in
+    `onward`.
     """
     beside = Beside(tokens, onward)
     before = BESIDE.set(beside)
@@ -155,15 +121,7 @@ def block_beside(
 
 
 def merge_tokens(merging: Any, tokens: Tensor) -> Tensor:
-    """Passes tokens without place through a patch merging: each counts as all four of its patches.
-
-    Args:
-        merging: timm's `PatchMerging` of Swin or Swin V2.
-        tokens: (B, n, dim).
-
-    Returns:
-        (B, n, 2 · dim).
-    """
+    """Passes tokens without place through a patch merging, each as four patches: (B, n, dim) to (B, n, 2 · dim)."""
     four = torch.cat([tokens] * 4, dim=-1)
     if isinstance(merging, PatchMergingV2):
         return cast("Tensor", merging.norm(merging.reduction(four)))
@@ -173,18 +131,11 @@ def merge_tokens(merging: Any, tokens: Tensor) -> Tensor:
 def window_answers(
     attention: OpenAttention, entering: Tensor, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """What tokens of an image gather in each of its windows, averaged over the windows.
+    """What tokens of an image gather in each of its windows, averaged over the windows, (B, n, dim).
 
-    Args:
-        attention: The module that asks.
-        entering: The tokens as its projection saw them, (B, n, dim).
-        queries: (B, heads, n, head_dim).
-        keys: All keys of each window, (B · windows, heads, K, head_dim).
-        values: Likewise.
-        bias: On the logits, broadcastable to (B · windows, heads, n, K), or None.
-
-    Returns:
-        (B, n, dim).
+    `entering` are the tokens as the projection of the attention saw them, (B, n, dim), with queries (B, heads, n,
+    head_dim); keys and values are all of each window, (B · windows, heads, K, head_dim), and so is the bias on the
+    logits.
     """
     windows = attention.windows
     out = attention.attend(queries.repeat_interleave(windows, dim=0), keys, values, bias)
@@ -195,15 +146,9 @@ def window_answers(
 
 
 def rest_of_block(block: Any, tokens: Tensor, answers: Tensor) -> Tensor:
-    """Residual connections and MLP of a Swin block.
+    """Residual connections and MLP of a block of Swin (pre-norm) or Swin V2 (post-norm), all (B, n, dim).
 
-    Args:
-        block: A block of Swin (pre-norm) or Swin V2 (post-norm).
-        tokens: (B, n, dim) before the block.
-        answers: What its attention gave them, (B, n, dim).
-
-    Returns:
-        (B, n, dim) behind the block.
+    `tokens` are those before the block, `answers` what its attention gave them.
     """
     if isinstance(block, SwinTransformerV2Block):
         tokens = tokens + block.drop_path1(block.norm1(answers))

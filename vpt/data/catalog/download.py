@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,13 @@ class _BrokenError(_FailedError):
 
 
 def fetch(download: Download, folder: Path, timeout: float = 60.0, pause: float = 1.0) -> Path:
-    """Fetches a file unless it is there.
+    """Fetches a file to a folder, which is created, unless it is there, and returns its path.
 
     Args:
         download: Its addresses, size and checksum.
-        folder: Where to, created.
+        folder: Where to.
         timeout: Seconds without a byte after which a connection counts as stalled.
         pause: Seconds before the second attempt, twice as many before the third, and so on.
-
-    Returns:
-        Its path.
 
     Raises:
         DataError: No mirror gave the file with its checksum, the folder cannot be written, or what lies there already
@@ -76,7 +74,7 @@ def _from_a_mirror(download: Download, target: Path, timeout: float, pause: floa
     with _progress() as progress:
         bar = progress.add_task(download.file, total=download.size)
         for url in download.urls:
-            transfer = _Transfer(download, url, part, timeout, lambda *numbers: _show(progress, bar, *numbers))
+            transfer = _Transfer(download, url, part, timeout, partial(progress.update, bar))
             try:
                 _persist(transfer, pause)
             except _FailedError as error:
@@ -123,7 +121,7 @@ class _Transfer:
     url: str
     part: _Part
     timeout: float
-    show: Callable[[int, int | None], None]
+    show: Callable[..., None]
 
     @property
     def checked(self) -> bool:
@@ -186,7 +184,7 @@ class _Transfer:
                     self.part.forget()
                     raise _FailedError(f"more than the {limit:,} bytes that it should have")
                 file.write(chunk)
-                self.show(done, total)
+                self.show(completed=done, total=total)
         if total is not None and done < total:
             raise _BrokenError(f"the connection broke after {done:,} of {total:,} bytes")
 
@@ -251,10 +249,6 @@ def _total(headers: Any, start: int) -> int | None:
     return start + int(length) if length.isdigit() else None
 
 
-def _show(progress: Progress, bar: Any, done: int, total: int | None) -> None:
-    progress.update(bar, completed=done, total=total)
-
-
 def _progress() -> Progress:
     columns: Sequence[Any] = (
         TextColumn("Fetching {task.description}"),
@@ -271,24 +265,16 @@ DOWNLOADS = "downloads"
 
 
 def obtain(name: str, root: Path, source: Path | None = None, allow_partial: bool = False) -> Path:
-    """Makes a dataset ready.
+    """Makes a dataset that has a card ready below the root, and returns its folder.
 
     VTAB tasks are written to ``<root>/<name>/`` by :func:`vpt.data.prepare.prepare` from an original, which is fetched
-    and unpacked below ``<root>/downloads/`` if none is given. All others are read as their authors publish them: they
-    are only fetched and unpacked, and their lists are read to see that it is they.
-
-    Args:
-        name: A dataset with a card.
-        root: The folder of all datasets.
-        source: Folder of the unpacked original of a VTAB task; None to fetch it.
-        allow_partial: Accept an original with too few images.
-
-    Returns:
-        The folder of the dataset.
+    and unpacked below ``<root>/downloads/`` if its folder is not given as `source`. All others are read as their
+    authors publish them: they are only fetched and unpacked, and their lists are read to see that it is they.
 
     Raises:
         UnknownNameError: There is no such dataset.
-        DataError: It can only be got by hand, and the message says how; or it cannot be fetched, unpacked or read.
+        DataError: It can only be got by hand, and the message says how; or it cannot be fetched, unpacked or read; or
+            the original has too few images, and `allow_partial` does not accept that.
     """
     card = find_card(name)
     if card.suite != "vtab":

@@ -13,9 +13,8 @@ from vpt.data.catalog.cards import Card, card_names, find_card, load_card
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.fgvc import FGVCDataModule
 from vpt.data.datasets.folder import FolderDataModule
-from vpt.data.datasets.imagenet import ImageNetDataModule
-from vpt.data.datasets.imagenet_variants import expand, present_sets
-from vpt.data.datasets.imagenet_variants import home as imagenet_home
+from vpt.data.datasets.imagenet import ImageNetDataModule, expand, present_sets
+from vpt.data.datasets.imagenet import home as imagenet_home
 from vpt.data.datasets.pets import PetTrimapsDataModule
 from vpt.data.datasets.shape_texture import ShapeTextureDataModule
 from vpt.data.datasets.vtab import VTABDataModule

@@ -21,11 +21,9 @@ from vpt.errors import DataError, UnknownNameError
 
 @dataclass(frozen=True)
 class Official:
-    """What the authors' files say.
+    """What the authors' files say: the name of each class, and the lists train, test and perhaps val.
 
-    Attributes:
-        class_names: One name a class.
-        lists: ``"train"`` and ``"test"``, and ``"val"`` where the authors have one; labels count from 0.
+    Labels count from 0.
     """
 
     class_names: list[str]
@@ -34,13 +32,9 @@ class Official:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a dataset is unpacked.
+    """How a dataset is unpacked: the folder of the archive, what must be in it, and what reads the authors' files.
 
-    Attributes:
-        folder: The folder that the authors' archive unpacks to.
-        needed: Files and folders that must be in it.
-        images: The folder that the paths in the reference's JSON splits are relative to.
-        read: Reads the authors' files.
+    The paths in the reference's JSON splits are relative to its folder `images`.
     """
 
     folder: str
@@ -50,13 +44,10 @@ class Layout:
 
 
 def read_birds(folder: Path) -> Official:
-    """CUB-200-2011 and NABirds: five text files with ``key value`` lines.
+    """CUB-200-2011 and NABirds: images.txt, image_class_labels.txt, train_test_split.txt, classes.txt and images/.
 
     NABirds' classes.txt also names the inner nodes of its hierarchy.txt, which label no image; classes are therefore
     those that label one, in the order of their ids. CUB-200-2011 uses all of its classes.
-
-    Args:
-        folder: Holds images.txt, image_class_labels.txt, train_test_split.txt, classes.txt and images/.
     """
     names = _table(folder / "classes.txt")
     paths = _table(folder / "images.txt")
@@ -78,8 +69,7 @@ def read_birds(folder: Path) -> Official:
 def read_flowers(folder: Path) -> Official:
     """Oxford Flowers-102; its files do not name the classes, so that these are ``"flower 1"`` to ``"flower 102"``.
 
-    Args:
-        folder: Holds jpg/image_00001.jpg and so on, imagelabels.mat (labels from 1) and setid.mat (numbers from 1).
+    They are jpg/image_00001.jpg and so on, imagelabels.mat (labels from 1) and setid.mat (numbers from 1).
     """
     labels = read_mat(folder / "imagelabels.mat", "labels")[0].ravel().astype(np.int64) - 1
     keys = {"train": "trnid", "val": "valid", "test": "tstid"}
@@ -94,11 +84,9 @@ def read_flowers(folder: Path) -> Official:
 
 
 def read_dogs(folder: Path) -> Official:
-    """Stanford Dogs.
+    """Stanford Dogs: Images/n02085620-Chihuahua/n02085620_10074.jpg and so on, and train_list.mat and test_list.mat.
 
-    Args:
-        folder: Holds Images/n02085620-Chihuahua/n02085620_10074.jpg and so on, and train_list.mat and test_list.mat,
-            in lists/ or beside Images/.
+    These lie in lists/ or beside Images/.
     """
     lists: dict[str, ImageList] = {}
     names: dict[int, str] = {}
@@ -115,11 +103,10 @@ def read_dogs(folder: Path) -> Official:
 
 
 def read_cars(folder: Path) -> Official:
-    """Stanford Cars; the labels of the test images are a file of its own, which the devkit does not contain.
+    """Stanford Cars: cars_train/, cars_test/, devkit/ with cars_meta.mat and cars_train_annos.mat.
 
-    Args:
-        folder: Holds cars_train/, cars_test/, devkit/ with cars_meta.mat and cars_train_annos.mat, and
-            cars_test_annos_withlabels.mat beside or in devkit/.
+    The labels of the test images are a file of its own, cars_test_annos_withlabels.mat beside or in devkit/, which the
+    devkit does not contain.
     """
     names = [str(cell.item()) for cell in read_mat(folder / "devkit" / "cars_meta.mat", "class_names")[0].ravel()]
     lists = {}
@@ -226,17 +213,15 @@ class FGVCDataModule(ImageDataModule):
             image_size: Side of the square images in pixels.
             allow_partial: Accept lists of another length than the official one.
             **options: See :class:`ImageDataModule`. The splits do not depend on its seed.
-
-        Raises:
-            DataError: A file is missing or malformed, or a list has not its official number of images.
-            UnknownNameError: Dataset, list, preset or augmentation is unknown.
-            ConfigError: A number is out of range.
         """
         if dataset not in LAYOUTS:
             raise UnknownNameError("FGVC dataset", dataset, LAYOUTS)
         card, resize = find_card(dataset), get_preset(preset)
         found, self.split_source = _read(card, root)
-        self.partial = not _check_counts(card, found, allow_partial)
+        complete = check_count(dataset, len(found.class_names), card.num_classes, allow_partial, "classes")
+        for name, size in card.sizes.items():
+            complete &= check_count(f"{dataset}/{name}", len(found.lists[name]), size, allow_partial)
+        self.partial = not complete
         splits = chosen_splits(
             found.lists,
             {"train": train, "val": val, "test": test},
@@ -246,7 +231,7 @@ class FGVCDataModule(ImageDataModule):
         super().__init__(dataset, found.class_names, splits, preset, image_size, card=card, **options)
 
     def describe(self) -> dict[str, Any]:
-        """Says which data these are; adds ``split_source`` to the base's description."""
+        """Adds ``split_source`` to the base's description."""
         return super().describe() | {"split_source": self.split_source}
 
 
@@ -263,21 +248,10 @@ def _read(card: Card, root: str | Path | None) -> tuple[Official, str]:
     elif "val" not in lists:
         train, val = hold_out(lists["train"], _HELD_OUT)
         lists, source = {"train": train, "val": val, "test": lists["test"]}, "held out"
-    lists["trainval"] = _joined(lists["train"], lists["val"])
+    train, val = lists["train"], lists["val"]
+    labels, lines = np.concatenate([train.labels, val.labels]), [*train.lines, *val.lines]
+    lists["trainval"] = image_list(train.file, train.folder, [*train.paths, *val.paths], labels, lines)
     return Official(official.class_names, lists), source
-
-
-def _joined(train: ImageList, val: ImageList) -> ImageList:
-    labels = np.concatenate([train.labels, val.labels])
-    return image_list(train.file, train.folder, [*train.paths, *val.paths], labels, [*train.lines, *val.lines])
-
-
-def _check_counts(card: Card, found: Official, allow_partial: bool) -> bool:
-    """Compares classes and images with the card."""
-    complete = check_count(card.name, len(found.class_names), card.num_classes, allow_partial, "classes")
-    for name, size in card.sizes.items():
-        complete &= check_count(f"{card.name}/{name}", len(found.lists[name]), size, allow_partial)
-    return complete
 
 
 def _json_lists(folder: Path, layout: Layout, official: Official) -> dict[str, ImageList]:

@@ -14,8 +14,7 @@ from PIL import Image
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.torchvision_datasets import TorchvisionList, torchvision_lists
 from vpt.data.images import ImageList, first_repeated
-from vpt.data.splits import listed_split
-from vpt.data.subsets import hold_out
+from vpt.data.splits import hold_out, listed_split
 from vpt.data.transforms import get_preset
 from vpt.errors import DataError
 
@@ -63,18 +62,13 @@ class FolderDataModule(ImageDataModule):
         Args:
             root: The folder of folders, or the table; for a torchvision dataset its ``root``.
             torchvision: Class in ``torchvision.datasets``, e.g. ``"CIFAR10"``; it is read and never downloaded.
-            val_fraction: Share of each training class that is held out for validation where no validation images
-                exist, in (0, 1).
+            val_fraction: Share of each training class that is held out for validation where no validation images exist,
+                in (0, 1).
             split_seed: Chooses which; not the seed of the run.
             preset: Name of the preprocessing.
             image_size: Side of the square images in pixels.
             torchvision_args: Further arguments of the torchvision class, e.g. ``{"split": "letters"}`` of ``"EMNIST"``.
             **options: See :class:`ImageDataModule`.
-
-        Raises:
-            DataError: The images are missing or not laid out in this way.
-            UnknownNameError: Preset, augmentation or torchvision dataset is unknown.
-            ConfigError: A number is out of range.
         """
         root = Path(root).expanduser()
         chosen = get_preset(preset)
@@ -234,11 +228,7 @@ def _label(folder: Path, rows: Mapping[str, _Rows]) -> Lists:
 
 
 def class_order(names: Iterable[str]) -> list[str]:
-    """Orders class names: by number if all are whole numbers (2 before 10), else by name.
-
-    Args:
-        names: Any order, all different.
-    """
+    """Orders class names, all different: by number if all are whole numbers (2 before 10), else by name."""
     listed = sorted(names)
     return sorted(listed, key=int) if all(name.isdecimal() for name in listed) else listed
 

@@ -10,8 +10,7 @@ from vpt.data.catalog.cards import find_card
 from vpt.data.datasets.published_files import check_count, find_folder, image_list, read_text
 from vpt.data.images import ImageList
 from vpt.data.masks import IGNORED, MaskDataModule, MaskList, MaskSplit, decoded_masks
-from vpt.data.splits import listed_split
-from vpt.data.subsets import hold_out
+from vpt.data.splits import hold_out, listed_split
 from vpt.data.transforms import get_preset
 from vpt.errors import DataError, UnknownNameError
 
@@ -53,11 +52,6 @@ class PetTrimapsDataModule(MaskDataModule):
             image_size: Side of the square images in pixels.
             allow_partial: Accept another number of images than the official one.
             **options: See :class:`MaskDataModule`.
-
-        Raises:
-            DataError: A file is missing, malformed or incomplete.
-            UnknownNameError: Preset, `train` or `border` is unknown.
-            ConfigError: A number is out of range.
         """
         for kind, value, known in (("list of the pets", train, _TRAIN), ("treatment of borders", border, _BORDER)):
             if value not in known:
@@ -73,16 +67,9 @@ class PetTrimapsDataModule(MaskDataModule):
         chosen = get_preset(preset)
 
         def split(stem: str, images: ImageList) -> MaskSplit:
-            base, masks = listed_split(f"{_NAME}/{stem}", images, chosen, image_size), _mask_list(images, classes)
-            return MaskSplit(
-                base.source,
-                base.paths,
-                base.labels,
-                base.pixels,
-                base.contents,
-                masks=partial(decoded_masks, masks, chosen, image_size),
-                mask_contents=masks.contents,
-            )
+            base, trimaps = listed_split(f"{_NAME}/{stem}", images, chosen, image_size), _trimaps(images, classes)
+            masks = partial(decoded_masks, trimaps, chosen, image_size)
+            return MaskSplit(**vars(base), masks=masks, mask_contents=trimaps.contents)
 
         splits = {
             "train": split(train, both.take(rest) if train == "train" else both),
@@ -94,14 +81,9 @@ class PetTrimapsDataModule(MaskDataModule):
 
 
 def read_list(file: Path, folder: Path) -> ImageList:
-    """Reads a list of ``name class species breed``, as its authors publish it.
+    """Reads a list of ``name class species breed``, as its authors publish it; images are ``images/<name>.jpg``.
 
-    Args:
-        file: ``annotations/trainval.txt`` or ``annotations/test.txt``.
-        folder: Holds the images as ``images/<name>.jpg``.
-
-    Returns:
-        The images; labels are the 37 classes, from 0.
+    Labels are the 37 classes, from 0.
 
     Raises:
         DataError: It cannot be read, is empty, a line is another, or an image is listed twice.
@@ -119,16 +101,7 @@ def read_list(file: Path, folder: Path) -> ImageList:
     return image_list(file, folder, paths, labels, lines)
 
 
-def _mask_list(images: ImageList, classes: dict[int, int]) -> MaskList:
-    """The trimaps of a list of images."""
-    trimaps = [f"annotations/trimaps/{Path(path).stem}.png" for path in images.paths]
-    return MaskList(
-        file=images.file,
-        folder=images.folder,
-        paths=trimaps,
-        labels=images.labels,
-        lines=images.lines,
-        images=images.paths,
-        classes=classes,
-        meaning=_MEANING,
-    )
+def _trimaps(images: ImageList, classes: dict[int, int]) -> MaskList:
+    paths = [f"annotations/trimaps/{Path(path).stem}.png" for path in images.paths]
+    listed = vars(images) | {"paths": paths}
+    return MaskList(**listed, images=images.paths, classes=classes, meaning=_MEANING)

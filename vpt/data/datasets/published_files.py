@@ -11,7 +11,7 @@ import numpy as np
 
 from vpt.data.catalog.cards import Card
 from vpt.data.images import ImageList, first_repeated
-from vpt.data.subsets import hold_out_every
+from vpt.data.splits import hold_out_every
 from vpt.errors import DataError
 
 
@@ -21,27 +21,18 @@ def default_root() -> Path:
 
 
 def data_root(root: str | Path | None) -> Path:
-    """Returns the folder of all datasets.
+    """Returns the folder of all datasets that the user named, ``~`` for the home folder.
 
-    Args:
-        root: What the user named, ``~`` for the home folder; None for :func:`default_root`.
+    None for :func:`default_root`.
     """
     return (Path(root) if root is not None else default_root()).expanduser()
 
 
 def find_folder(card: Card, root: str | Path | None, official: str, needed: Sequence[str]) -> Path:
-    """Finds the folder of a dataset below the data root.
+    """Finds the folder of a dataset below the data root, the first that holds all files and folders `needed`.
 
-    It is ``<root>/<card's name>``, or the folder that the authors' archive unpacks to, within that or beside it.
-
-    Args:
-        card: The dataset.
-        root: Folder of all datasets; None for :func:`default_root`.
-        official: The folder that the archive unpacks to, relative to where it is unpacked.
-        needed: Files and folders that must be in it.
-
-    Returns:
-        The first of the three that holds all that is needed.
+    It is ``<root>/<card's name>``, or the folder `official` that the authors' archive unpacks to, within that or beside
+    it.
 
     Raises:
         DataError: None does; the message names the first missing path, the expected tree and how to get the data.
@@ -64,17 +55,10 @@ def find_folder(card: Card, root: str | Path | None, official: str, needed: Sequ
 def image_list(
     file: Path, folder: Path, paths: Sequence[str], labels: Iterable[int], lines: Sequence[int] | None = None
 ) -> ImageList:
-    """Makes a list of images out of what a file of the authors says.
+    """Makes a list of N images, relative to a folder, out of what a file of the authors says.
 
-    Args:
-        file: What says it, for messages.
-        folder: What the paths are relative to.
-        paths: N paths.
-        labels: N labels.
-        lines: Where each is in that file, counted from 1; None for 1..N.
-
-    Raises:
-        DataError: There is none, or one is listed twice.
+    `lines` is where each is in that file, counted from 1; None for 1..N. A DataError where there is none, or one is
+    listed twice.
     """
     if not paths:
         raise DataError(f"{file} lists no image: unpack the archive again.")
@@ -87,36 +71,20 @@ def image_list(
 
 
 def hold_out(images: ImageList, every: int, seed: int = 0) -> tuple[ImageList, ImageList]:
-    """Splits validation images off an official training list (:func:`vpt.data.subsets.hold_out_every`).
+    """Splits one in `every` off an official training list to validate on (:func:`vpt.data.splits.hold_out_every`).
 
-    Args:
-        images: The official training list.
-        every: One in how many is held out, at least 2. For 10 the sizes are those of the published FGVC splits, of
-            which no rule is known.
-        seed: Another seed gives another split.
-
-    Returns:
-        What is left and what is held out, each in the order of the list.
+    For 10 the sizes are those of the published FGVC splits, of which no rule is known. Both are in the order of the
+    list.
     """
     kept, held = hold_out_every(images.paths, images.labels, every, seed)
     return images.take(kept), images.take(held)
 
 
 def check_count(what: str, found: int, expected: int, allow_partial: bool, of: str = "images") -> bool:
-    """Checks a number of images or classes.
-
-    Args:
-        what: Which list, for the message.
-        found: How many there are.
-        expected: How many there are officially.
-        allow_partial: Accept another number.
-        of: What is counted, for the message.
-
-    Returns:
-        True if the numbers agree.
+    """Checks a number of images, or what else `of` says; True if it is the official one.
 
     Raises:
-        DataError: They differ and that is not accepted.
+        DataError: It is not, and that is not accepted.
     """
     if found != expected and not allow_partial:
         raise DataError(
@@ -129,23 +97,13 @@ def check_count(what: str, found: int, expected: int, allow_partial: bool, of: s
 def damaged(file: Path, what: str, fault: object) -> DataError:
     """Returns the error for a file that is there and is not what it should be.
 
-    Args:
-        file: The file.
-        what: What it should be.
-        fault: What is wrong, a sentence without a full stop or an exception.
+    The fault is an exception or a sentence.
     """
     return DataError(f"{file} is not {what} ({str(fault).rstrip('.')}); get the file again.")
 
 
 def read_text(file: Path) -> str:
-    """Reads a text file.
-
-    Args:
-        file: UTF-8.
-
-    Raises:
-        DataError: It cannot be read.
-    """
+    """Reads a text file in UTF-8; a DataError where it cannot be read."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -153,11 +111,9 @@ def read_text(file: Path) -> str:
 
 
 def read_mat(file: Path, *names: str) -> list[Any]:
-    """Reads variables of a MATLAB file: numbers, characters, cells and structures; nothing in it is executed.
+    """Reads variables of a MATLAB file (5 to 7.2): numbers, characters, cells and structures.
 
-    Args:
-        file: MATLAB 5 to 7.2.
-        *names: Of the variables.
+    Nothing in it is executed.
 
     Raises:
         DataError: It does not exist, is damaged or lacks a variable.

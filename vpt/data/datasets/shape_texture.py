@@ -50,11 +50,6 @@ class ShapeTextureDataModule(ImageDataModule):
             batch_size: Images in a batch.
             num_workers: Loader processes; 0 loads in the main process.
             allow_partial: Accept another number of images than the official one.
-
-        Raises:
-            DataError: A file is missing, malformed or incomplete.
-            UnknownNameError: There is no such preset.
-            ConfigError: A number is out of range.
         """
         card = find_card(_NAME)
         folder = find_folder(card, root, _NAME, ["labels.csv", "class16_to_in1k_indices.json"])

@@ -72,22 +72,11 @@ class TorchvisionList:
         return len(self.positions)
 
     def take(self, positions: NDArray[np.int64]) -> TorchvisionList:
-        """Returns a part of the list.
-
-        Args:
-            positions: int64 (M,), which images.
-        """
+        """Returns the images at some positions, int64 (M,)."""
         return replace(self, positions=self.positions[positions], labels=self.labels[positions])
 
     def decode(self, position: int) -> Image.Image:
-        """Decodes one image to RGB.
-
-        Args:
-            position: 0..N-1.
-
-        Raises:
-            DataError: The image is damaged, or the dataset gives something else.
-        """
+        """Decodes one image to RGB; a DataError where it is damaged, or the dataset gives something else."""
         number = int(self.positions[position])
         try:
             return to_rgb(self.dataset[number][0])
@@ -120,15 +109,12 @@ class TorchvisionList:
 
 
 def torchvision_lists(name: str, root: Path, arguments: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Opens the splits of a dataset that lies on the disk already.
+    """Opens a dataset that lies on the disk: class names, and train, val and test as far as it has them.
 
     Args:
         name: Class in ``torchvision.datasets``, one of :data:`SUPPORTED`.
         root: Its ``root``.
         arguments: Its other arguments, such as ``{"split": "letters"}`` of EMNIST.
-
-    Returns:
-        Class names and a :class:`TorchvisionList` for each of train, val and test that the dataset has.
 
     Raises:
         UnknownNameError: There is no such dataset.
@@ -165,7 +151,9 @@ def _read(kind: Any, root: Path, title: str, arguments: Choice) -> TorchvisionLi
     downloads = any("download" in inspect.signature(base).parameters for base in kind.__mro__[:-1])
     fixed = {"root": str(root.resolve())} | ({"download": False} if downloads else {})
     try:
-        return _list(kind(**fixed, **arguments), title)
+        dataset = kind(**fixed, **arguments)
+        labels = _labels(dataset, title)
+        return TorchvisionList(dataset, title, np.arange(len(labels), dtype=np.int64), labels)
     except DataError:
         raise
     except Exception as error:  # torchvision raises a dozen unrelated types on absent and damaged files.
@@ -178,11 +166,6 @@ def _read(kind: Any, root: Path, title: str, arguments: Choice) -> TorchvisionLi
             call = f"torchvision.datasets.{kind.__name__}({str(root)!r}{given}, download=True)"
             raise DataError(f"{message}; if it is not there or damaged, get it with {call}.") from error
         raise DataError(f"{message}; if it is not there, get it from its authors.") from error
-
-
-def _list(dataset: Any, title: str) -> TorchvisionList:
-    labels = _labels(dataset, title)
-    return TorchvisionList(dataset, title, np.arange(len(labels), dtype=np.int64), labels)
 
 
 def _labels(dataset: Any, title: str) -> NDArray[np.int64]:

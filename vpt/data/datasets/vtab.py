@@ -45,8 +45,7 @@ class VTABDataModule(ImageDataModule):
         """Reads the lists and class names; no image yet.
 
         The VTAB-1k protocol trains on ``train800`` while choosing hyperparameters on ``val200``, then on
-        ``train800val200``; in the latter case validation images have been trained on and their accuracy is no
-        estimate.
+        ``train800val200``; in the latter case validation images have been trained on and their accuracy is no estimate.
 
         Args:
             task: Folder of the task below the root.
@@ -57,11 +56,6 @@ class VTABDataModule(ImageDataModule):
             preset: Name of the preprocessing (:data:`vpt.data.transforms.PRESETS`).
             image_size: Side of the square images in pixels.
             **options: See :class:`ImageDataModule`. VTAB-1k has no augmentation.
-
-        Raises:
-            DataError: The root, a list or classes.json is missing or malformed.
-            UnknownNameError: Preset or augmentation is unknown.
-            ConfigError: A number is out of range.
         """
         folder = data_root(root) / task
         files = {"train": folder / f"{train}.txt", "val": folder / f"{val}.txt", "test": folder / f"{test}.txt"}

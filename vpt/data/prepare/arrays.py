@@ -34,7 +34,7 @@ def read_cifar100(source: Path, card: Card) -> dict[str, Part]:
         if not size or size % _CIFAR_RECORD:
             raise damaged(file, f"records of {_CIFAR_RECORD} bytes", f"it has {size} bytes")
         records = np.memmap(file, np.uint8, "r").reshape(-1, _CIFAR_RECORD)
-        return pixels(name, records[:, 1], lambda position: _planes(records[position, 2:].reshape(3, 32, 32)))
+        return pixels(name, records[:, 1], lambda position: records[position, 2:].reshape(3, 32, 32).transpose(1, 2, 0))
 
     return {name: part(name) for name in ("train", "test")}
 
@@ -48,20 +48,13 @@ def read_svhn(source: Path, card: Card) -> dict[str, Part]:
         images, labels = read_mat(file, "X", "y")
         if images.shape != (32, 32, 3, labels.size) or images.dtype != np.uint8:
             raise damaged(file, "32×32 images with a label each", f"X has the shape {images.shape}, y {labels.shape}")
-        return pixels(name, svhn_digit(labels.ravel()), lambda position: np.ascontiguousarray(images[..., position]))
+        return pixels(name, svhn_digit(labels.ravel()), lambda position: images[..., position])
 
     return {name: part(name) for name in ("train", "test")}
 
 
 def svhn_digit(stored: NDArray[np.integer]) -> NDArray[np.int64]:
-    """The digit; 0 is stored as 10.
-
-    Args:
-        stored: (N,), 1..10.
-
-    Returns:
-        int64 (N,), 0..9.
-    """
+    """The digit, int64 (N,) in 0..9; 0 is stored as 10."""
     return stored.astype(np.int64) % 10
 
 
@@ -82,10 +75,9 @@ def read_camelyon(source: Path, card: Card) -> dict[str, Part]:
 
 
 def dsprites(label: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Callable[[Path, Card], dict[str, Part]]:
-    """Makes the reader of dSprites for a label; its metadata are a pickle, which is never opened.
+    """Makes the reader of dSprites for a label of ``latents_classes`` (N, 6): colour, shape, scale, orientation, x, y.
 
-    Args:
-        label: Of ``latents_classes`` (N, 6): colour, shape, scale, orientation, x, y.
+    Its metadata are a pickle, which is never opened.
     """
 
     def read(source: Path, card: Card) -> dict[str, Part]:
@@ -103,23 +95,14 @@ def dsprites(label: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Callabl
 
 
 def dsprites_bin(latent: NDArray[np.integer], values: int) -> NDArray[np.int64]:
-    """Sixteen bins of a latent: x positions by 2, orientations by 2.5.
-
-    Args:
-        latent: (N,), 0..values-1.
-        values: 32 for the x position, 40 for the orientation.
-
-    Returns:
-        int64 (N,), 0..15.
-    """
+    """Sixteen bins of a latent (N,) of 32 x positions, by 2, or 40 orientations, by 2.5: int64 (N,), 0..15."""
     return latent.astype(np.int64) * 16 // values
 
 
 def smallnorb(label: Callable[[NDArray[np.int32]], NDArray[np.int64]]) -> Callable[[Path, Card], dict[str, Part]]:
-    """Makes the reader of smallNORB for a label; of the two cameras the first.
+    """Makes the reader of smallNORB for a label of ``info`` (N, 4): instance, elevation, azimuth, lighting.
 
-    Args:
-        label: Of the ``info`` matrix (N, 4): instance, elevation, azimuth, lighting.
+    Of the two cameras the first.
     """
 
     def read(source: Path, card: Card) -> dict[str, Part]:
@@ -138,40 +121,20 @@ def smallnorb(label: Callable[[NDArray[np.int32]], NDArray[np.int64]]) -> Callab
 
 
 def smallnorb_azimuth(info: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Azimuth, stored as 0, 2, .. 34 in tens of degrees, as label 0 to 17.
-
-    Args:
-        info: (N, 4): instance, elevation, azimuth, lighting.
-
-    Returns:
-        int64 (N,).
-    """
+    """Azimuth, stored as 0, 2, .. 34 in tens of degrees, as label 0 to 17."""
     return info[:, 2].astype(np.int64) // 2
 
 
 def smallnorb_elevation(info: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Elevation, stored as 0 to 8 (30° to 70° by 5°), which is the label.
-
-    Args:
-        info: (N, 4): instance, elevation, azimuth, lighting.
-
-    Returns:
-        int64 (N,).
-    """
+    """Elevation, stored as 0 to 8 (30° to 70° by 5°), which is the label."""
     return info[:, 1].astype(np.int64)
 
 
 def read_matrix(file: Path) -> NDArray[Any]:
-    """Maps a file in the binary matrix format of NORB (LeCun et al. 2004).
+    """Maps an unpacked file in the binary matrix format of NORB (LeCun et al. 2004), of uint8 or int32, read-only.
 
-    Little-endian int32: a code for the type, the number of dimensions, each dimension (at least three are stored);
-    then the elements. It is not a MATLAB file, in spite of its name.
-
-    Args:
-        file: Unpacked, ``.mat``.
-
-    Returns:
-        uint8 or int32, read-only.
+    Little-endian int32: a code for the type, the number of dimensions, each dimension (at least three are stored); then
+    the elements. It is not a MATLAB file, in spite of its name.
 
     Raises:
         DataError: It is not in that format, or truncated.
@@ -189,10 +152,6 @@ def read_matrix(file: Path) -> NDArray[Any]:
     if size != stated:
         raise damaged(file, what, f"it has {size} bytes and states {stated}")
     return np.memmap(file, kind, "r", offset, shape)
-
-
-def _planes(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(image.transpose(1, 2, 0))
 
 
 def _open_h5(file: Path, name: str) -> Any:

@@ -1,9 +1,19 @@
-"""What every reader of an original gives: its parts, and how what is wrong with an original is said."""
+"""What every reader of an original gives: its parts, and which images of them are train800, val200 and test.
+
+They are chosen by rule, without chance. The reference takes "the first 800" in the order in which TensorFlow Datasets
+happens to store a dataset, which cannot be reproduced without it. Here the images of a part are ordered by the SHA-256
+of their position in the canonical order, written as a decimal number. That needs no generator of random numbers, gives
+the same order everywhere and forever, and anyone can recompute it. The ranges are those of VTAB (Zhai et al. 2019),
+applied to that order; ``vtab_splits.tsv`` has the result.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +24,14 @@ from vpt.data.datasets.published_files import read_text
 from vpt.data.images import ImageList
 from vpt.errors import DataError
 
+Positions = NDArray[np.int64]
 Picture = Path | bytes | NDArray[np.uint8]
 """An image file to be copied, the bytes of one, or pixels (H, W) or (H, W, 3)."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of an original, such as its training images, in canonical order.
-
-    The canonical order is that of the array or file where the original is one, else by name.
+    """One part of an original, such as its training images, in the order of the array or file that it is, else by name.
 
     Attributes:
         names: Path of each image below ``images/`` of the prepared task, unique.
@@ -43,16 +52,9 @@ class MissingOriginalError(DataError):
 
 
 def home(source: Path, *markers: str) -> Path:
-    """Finds the folder that holds an original: the source, or up to two folders below it.
+    """Finds the folder that holds all markers, files or folders: the source, or up to two folders below it.
 
-    Archives differ in their outer folders, and torchvision adds one.
-
-    Args:
-        source: What the user named.
-        *markers: Files or folders that must lie in it.
-
-    Raises:
-        MissingOriginalError: There is no such folder.
+    Archives differ in their outer folders, and torchvision adds one. A MissingOriginalError where there is none.
     """
     if not source.is_dir():
         raise MissingOriginalError(f"{source} is not a folder")
@@ -64,28 +66,14 @@ def home(source: Path, *markers: str) -> Path:
 
 
 def text(file: Path) -> str:
-    """Reads a text file.
-
-    Args:
-        file: UTF-8.
-
-    Raises:
-        MissingOriginalError: It does not exist.
-        DataError: It cannot be read.
-    """
+    """Reads a text file in UTF-8; a MissingOriginalError where there is none."""
     if not file.exists():
         raise MissingOriginalError(f"{file} does not exist")
     return read_text(file)
 
 
 def files(folder: Path, names: Sequence[str], labels: Iterable[int]) -> Part:
-    """Makes a part of image files, sorted by name.
-
-    Args:
-        folder: What the names are relative to.
-        names: Paths with forward slashes.
-        labels: One a name.
-    """
+    """Makes a part of image files, sorted by name: paths with forward slashes, relative to the folder."""
     pairs = sorted(zip(names, labels, strict=True))
     ordered = [name for name, _ in pairs]
     numbers = np.array([label for _, label in pairs], dtype=np.int64)
@@ -93,22 +81,67 @@ def files(folder: Path, names: Sequence[str], labels: Iterable[int]) -> Part:
 
 
 def listed_files(images: ImageList, below: str) -> Part:
-    """Makes a part of a published list.
-
-    Args:
-        images: The list.
-        below: The folder that holds all its images, which their names are then relative to.
-    """
+    """Makes a part of a published list, whose images all lie in the folder `below`, and are named relative to it."""
     return files(images.folder / below, [path.removeprefix(f"{below}/") for path in images.paths], images.labels)
 
 
 def pixels(name: str, labels: NDArray[np.integer], picture: Callable[[int], NDArray[np.uint8]]) -> Part:
-    """Makes a part of an array of images, in its order.
+    """Makes a part of an array of images, in its order, named by the part and their number.
 
-    Args:
-        name: Of the part, the folder of its images.
-        labels: (N,).
-        picture: Gives the pixels of image 0..N-1, uint8 (H, W) or (H, W, 3).
+    `picture` gives the pixels of image 0..N-1, uint8 (H, W) or (H, W, 3).
     """
     names = [f"{name}/{position:06d}.png" for position in range(len(labels))]
     return Part(names, np.asarray(labels, dtype=np.int64), picture)
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """Where the three lists of a task come from.
+
+    Attributes:
+        sizes: Number of images of each part of the complete original.
+        train: What train800 is taken from: a part, or a range such as ``"train[:90%]"``; `val` likewise for val200.
+        test: The test list, whole.
+    """
+
+    sizes: Mapping[str, int]
+    train: str
+    val: str
+    test: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A list of a task: positions in the canonical order of a part."""
+
+    part: str
+    positions: Positions
+
+
+@lru_cache(maxsize=2)
+def order(count: int) -> Positions:
+    """The positions 0..count-1, ordered by the SHA-256 of their decimal number: int64 (count,), read-only."""
+    hashes = b"".join(hashlib.sha256(b"%d" % position).digest() for position in range(count))
+    positions = np.lexsort(np.frombuffer(hashes, ">u8").reshape(-1, 4).T[::-1]).astype(np.int64)
+    positions.setflags(write=False)
+    return positions
+
+
+def choose(split: SplitRule, sizes: Mapping[str, int]) -> dict[str, Chosen]:
+    """Chooses the images of train800, val200 and test, from the number of images of each part.
+
+    Of train800 and val200 in the order of the rule, of test in the canonical order. Fewer images than 800 and 200 only
+    where there are fewer.
+    """
+    train, val, test = (_range(rule, sizes) for rule in (split.train, split.val, split.test))
+    return {
+        "train800": Chosen(train.part, train.positions[:800]),
+        "val200": Chosen(val.part, val.positions[:200]),
+        "test": Chosen(test.part, np.sort(test.positions)),
+    }
+
+
+def _range(rule: str, sizes: Mapping[str, int]) -> Chosen:
+    part, start, stop = re.fullmatch(r"(\w+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", rule).groups()  # type: ignore[union-attr]
+    count = sizes[part]
+    return Chosen(part, order(count)[count * int(start or 0) // 100 : count * int(stop or 100) // 100])

@@ -62,11 +62,8 @@ def _dmlab_record(file: Path, data: bytes) -> tuple[bytes, int]:
 def scan(file: Path) -> Iterator[tuple[int, bytes]]:
     """Yields offset and data of each record. Checks the lengths only: checking gigabytes of data takes minutes.
 
-    Args:
-        file: A TFRecord file.
-
     Raises:
-        DataError: It is truncated or a length is damaged.
+        DataError: The file is truncated or a length is damaged.
     """
     with file.open("rb") as stream:
         while (offset := stream.tell()) < file.stat().st_size:
@@ -74,15 +71,7 @@ def scan(file: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def read(file: Path, offset: int) -> bytes:
-    """Returns the data of one record, checked.
-
-    Args:
-        file: A TFRecord file.
-        offset: Where the record begins, in bytes.
-
-    Raises:
-        DataError: It is damaged.
-    """
+    """Returns the data of the record at an offset in bytes, checked; a DataError where it is damaged."""
     with file.open("rb") as stream:
         stream.seek(offset)
         data, checksum = _next(stream, file)
@@ -106,17 +95,10 @@ def _next(stream: BinaryIO, file: Path) -> tuple[bytes, int]:
 
 
 def parse_example(data: bytes) -> dict[str, Value]:
-    """Reads a serialised ``tf.train.Example``.
+    """Reads a serialised ``tf.train.Example``: the first value of each feature of bytes or integers.
 
-    Args:
-        data: Protocol buffer: field 1 features, therein field 1 a map entry of name (1) and feature (2), therein bytes
-            (1) or integers (3) as a list in field 1.
-
-    Returns:
-        The first value of each feature of bytes or integers.
-
-    Raises:
-        ValueError: It is not one.
+    A protocol buffer: field 1 features, therein field 1 a map entry of name (1) and feature (2), therein bytes (1) or
+    integers (3) as a list in field 1. A ValueError where it is not one.
     """
     example: dict[str, Value] = {}
     for features in _messages(data, 1):
@@ -184,14 +166,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli) of some bytes, rotated and shifted by a constant as TFRecord has it.
-
-    Args:
-        data: Any bytes.
-
-    Returns:
-        0..2³²-1.
-    """
+    """CRC-32C (Castagnoli), rotated and shifted by a constant as TFRecord has it: 0..2³²-1."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)

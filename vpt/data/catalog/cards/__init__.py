@@ -22,8 +22,7 @@ class Download:
     Attributes:
         file: Its name below the dataset's download folder.
         urls: Where it is, the first one that answers is taken.
-        sha256: Of the file, hexadecimal; None if its authors state none.
-        md5: Likewise, where only this is stated.
+        sha256: Of the file, hexadecimal, or `md5` where only this is stated; None if its authors state none.
         size: In bytes, None if unknown.
         extract: It is an archive to be unpacked.
     """
@@ -41,14 +40,9 @@ class Card:
     """What a dataset officially is.
 
     Attributes:
-        name: Name of the task and of the file.
-        title: Name in full.
-        suite: What it belongs to.
-        num_classes: Number of classes.
+        name: Of the task and of the file; the `title` is the name in full.
         sizes: Official number of images of each list, e.g. ``{"test": 6084}``.
         licence: Licence of the images as stated by their authors.
-        source: Where they come from.
-        citation: Paper to cite.
         tested_classes: Those of `num_classes` that count, where the images have only some; 0 for all.
         group: Within the suite, e.g. ``"natural"``; empty for none.
         class_names: One name a class; empty if only the data's own files have them.
@@ -86,17 +80,7 @@ def card_names() -> list[str]:
 
 @cache
 def load_card(name: str) -> Card | None:
-    """Reads a card.
-
-    Args:
-        name: Name of a task.
-
-    Returns:
-        The card, or None if there is none for that name.
-
-    Raises:
-        DataError: The file is not a valid card.
-    """
+    """Reads the card of a task; None if there is none of that name, a DataError where the file is no valid card."""
     file = _FOLDER / f"{name}.yaml"
     if file.parent != _FOLDER or not file.is_file():
         return None
@@ -113,14 +97,7 @@ def load_card(name: str) -> Card | None:
 
 
 def find_card(name: str) -> Card:
-    """Looks a card up.
-
-    Args:
-        name: A dataset, also as ``"<suite>/<name>"``.
-
-    Raises:
-        UnknownNameError: It has no card.
-    """
+    """Looks a card up by its name or ``"<suite>/<name>"``; an UnknownNameError where there is none."""
     card = load_card(bare_name(name))
     if card is None:
         raise UnknownNameError("dataset", name, card_names())
@@ -128,11 +105,7 @@ def find_card(name: str) -> Card:
 
 
 def bare_name(name: str) -> str:
-    """Takes the suite off a name.
-
-    Args:
-        name: A dataset, also as ``"<suite>/<name>"``; or any folder.
-    """
+    """Takes the suite off ``"<suite>/<name>"``; any other name, as of a folder, stays as it is."""
     suite, _, last = name.rpartition("/")
     card = load_card(last)
     return last if card is not None and card.suite == suite else name

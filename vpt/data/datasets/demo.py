@@ -1,5 +1,6 @@
-"""Generated tasks that need no download: white shapes to classify, and scenes of coloured shapes to segment.
+"""Tasks that need no download: white shapes and handwritten digits to classify, scenes of coloured shapes to segment.
 
+Their splits are part of the task and do not depend on the seed of the run, which only orders the training images.
 `ShapesDataModule` redraws the latent grid of dSprites (Matthey et al. 2017) with antialiasing.
 """
 
@@ -7,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from vpt.data.content_hashes import Hashes, as_hashes, content_hash
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.masks import MaskDataModule, MaskSplit
 from vpt.data.splits import Split, chosen_splits, generated_split
+from vpt.data.transforms import Preset, get_preset
 from vpt.errors import UnknownNameError
 
 SHAPES = ("square", "ellipse", "heart")
@@ -34,6 +35,7 @@ _LISTS = {
 }
 _OVERSAMPLING = 4
 _SEED = 0
+_SPLIT_SEED = 0
 _SCENES_VERSION = 1  # raised when the same numbers would give other images
 Latents = Mapping[str, NDArray[np.int64]]
 Pixels = NDArray[np.uint8]
@@ -66,12 +68,7 @@ class ShapesDataModule(ImageDataModule):
             test: List to test on.
             preset: Name of the preprocessing; images are drawn at the final size, only its normalization counts.
             image_size: Side of the square images in pixels.
-            **options: See :class:`ImageDataModule`. The images do not depend on its seed; any augmentation changes
-                position and orientation.
-
-        Raises:
-            UnknownNameError: The label, a list, preset or augmentation is unknown.
-            ConfigError: A number is out of range.
+            **options: See :class:`ImageDataModule`. Any augmentation changes position and orientation.
         """
         table = latents(2000, seed=_SEED)
         kinds = {
@@ -85,11 +82,8 @@ class ShapesDataModule(ImageDataModule):
         rows = np.stack(list(table.values()), axis=1)
 
         def split(stem: str, positions: NDArray[np.intp]) -> Split:
-            chosen = {key: values[positions] for key, values in table.items()}
-            pixels = partial(_draw, chosen, image_size)
-            return generated_split(
-                "shapes", stem, positions, labels[positions].astype(np.int64), rows[positions], pixels
-            )
+            pixels = partial(_draw, rows[positions], image_size)
+            return generated_split("shapes", stem, positions, labels[positions], rows[positions], pixels)
 
         splits = chosen_splits(_LISTS, {"train": train, "val": val, "test": test}, split)
         name = f"shapes_{label}"
@@ -97,25 +91,18 @@ class ShapesDataModule(ImageDataModule):
 
 
 def _draw(
-    points: Mapping[str, NDArray[np.int64]],
-    image_size: int,
-    positions: NDArray[np.int64] | None = None,
-    cropped: bool = True,
-) -> NDArray[np.uint8]:
+    rows: NDArray[np.int64], image_size: int, positions: NDArray[np.int64] | None = None, cropped: bool = True
+) -> Pixels:
     """Draws shapes at the final size, where no preset's crop cuts anything off."""
-    return draw(points if positions is None else {key: values[positions] for key, values in points.items()}, image_size)
+    chosen = rows if positions is None else rows[positions]
+    return draw(dict(zip(_GRID, chosen.T, strict=True)), image_size)
 
 
 def latents(count: int, seed: int) -> dict[str, NDArray[np.int64]]:
-    """Draws points of the grid whose images all differ.
+    """Draws points of the grid, at most 50,000, whose images all differ.
 
-    Args:
-        count: Number of points, at most 50,000.
-        seed: Seed of the draw.
-
-    Returns:
-        ``shape`` in 0..2 (:data:`SHAPES`), ``scale`` in 0..5, ``orientation`` in 0..39 (steps of 9°), ``x`` and
-        ``y`` in 0..31, each int64 (count,).
+    ``shape`` in 0..2 (:data:`SHAPES`), ``scale`` in 0..5, ``orientation`` in 0..39 (steps of 9°), ``x`` and ``y`` in
+    0..31, each int64 (count,).
     """
     sides = tuple(_GRID.values())
     points = np.stack(np.unravel_index(np.random.default_rng(seed).permutation(math.prod(sides))[: 2 * count], sides))
@@ -126,15 +113,7 @@ def latents(count: int, seed: int) -> dict[str, NDArray[np.int64]]:
 
 
 def draw(points: Latents, image_size: int) -> NDArray[np.uint8]:
-    """Draws the shapes.
-
-    Args:
-        points: As from :func:`latents`, N of each.
-        image_size: Side in pixels.
-
-    Returns:
-        uint8 (N, 3, image_size, image_size), the three channels equal.
-    """
+    """Draws N points as from :func:`latents`: uint8 (N, 3, image_size, image_size), the three channels equal."""
     names = list(_GRID)
     table = zip(*(points[name].tolist() for name in names), strict=True)
     grey = np.stack([_draw_one(**dict(zip(names, row, strict=True)), image_size=image_size) for row in table])
@@ -197,11 +176,7 @@ class ShapeScenesDataModule(MaskDataModule):
             test: List to test on.
             preset: Name of the preprocessing; images are drawn at the final size, only its normalization counts.
             image_size: Side of the square images in pixels.
-            **options: See :class:`MaskDataModule`. The images do not depend on its seed.
-
-        Raises:
-            UnknownNameError: A list or preset is unknown.
-            ConfigError: A number is out of range.
+            **options: See :class:`MaskDataModule`.
         """
         make = partial(_scene_split, image_size=image_size)
         splits = chosen_splits(_LISTS, {"train": train, "val": val, "test": test}, make)
@@ -209,54 +184,38 @@ class ShapeScenesDataModule(MaskDataModule):
         super().__init__("shape_scenes", SCENE_CLASSES, splits, preset, image_size, card=card, **options)
 
 
-@dataclass(frozen=True)
-class _Scenes:
-    """A run of numbered images."""
-
-    first: int
-    end: int
-    image_size: int
-
-    def images(self, positions: NDArray[np.int64] | None = None, cropped: bool = True) -> Pixels:
-        return _drawn(self)[0][slice(None) if positions is None else positions]
-
-    def contents(self) -> Hashes:
-        made_of = f"shape_scenes {_SCENES_VERSION} {_SEED}"
-        return as_hashes(content_hash(f"{made_of} {number}".encode()) for number in range(self.first, self.end))
-
-    def masks(self, positions: NDArray[np.int64] | None = None) -> Pixels:
-        return _drawn(self)[1][slice(None) if positions is None else positions]
-
-
 @lru_cache(maxsize=4)
-def _drawn(scenes: _Scenes) -> tuple[Pixels, Pixels]:
+def _drawn(first: int, end: int, image_size: int) -> tuple[Pixels, Pixels]:
     """Images (N, 3, H, W) and masks (N, H, W); read-only, as several data modules share them."""
-    drawn = [draw_scene(number, scenes.image_size) for number in range(scenes.first, scenes.end)]
-    images, masks = (np.stack(part) for part in zip(*drawn, strict=True))
-    for array in (images, masks):
-        array.flags.writeable = False
+    images, masks = (
+        np.stack(part) for part in zip(*(draw_scene(n, image_size) for n in range(first, end)), strict=True)
+    )
+    images.flags.writeable = masks.flags.writeable = False
     return images, masks
 
 
+def _scenes(
+    which: int, run: tuple[int, int, int], positions: NDArray[np.int64] | None = None, cropped: bool = True
+) -> Pixels:
+    return _drawn(*run)[which][slice(None) if positions is None else positions]
+
+
+def _scene_hashes(numbers: list[int]) -> Hashes:
+    return as_hashes(content_hash(f"shape_scenes {_SCENES_VERSION} {_SEED} {number}".encode()) for number in numbers)
+
+
 def _scene_split(stem: str, positions: NDArray[np.intp], image_size: int) -> MaskSplit:
-    first, end = int(positions[0]), int(positions[-1]) + 1
-    scenes = _Scenes(first, end, image_size)
-    paths = [f"shape_scenes/{number:04d}" for number in positions]
-    labels = np.zeros(len(positions), dtype=np.int64)
-    images, masks, contents = scenes.images, scenes.masks, scenes.contents
+    numbers: list[int] = positions.tolist()
+    run = (numbers[0], numbers[-1] + 1, image_size)
+    paths, labels = [f"shape_scenes/{number:04d}" for number in numbers], np.zeros(len(numbers), dtype=np.int64)
+    images, masks, contents = partial(_scenes, 0, run), partial(_scenes, 1, run), partial(_scene_hashes, numbers)
     return MaskSplit(f"shape_scenes/{stem}", paths, labels, images, contents, masks=masks, mask_contents=contents)
 
 
 def draw_scene(number: int, image_size: int) -> tuple[Pixels, Pixels]:
-    """Draws one image.
+    """Draws one image, uint8 (3, image_size, image_size), and its mask of positions in `SCENE_CLASSES`.
 
-    Args:
-        number: Which, ≥ 0; it alone decides what is seen.
-        image_size: Side in pixels.
-
-    Returns:
-        The image, uint8 (3, image_size, image_size), and its mask, uint8 (image_size, image_size): positions in
-        `SCENE_CLASSES`.
+    The number ≥ 0 alone decides what is seen.
     """
     random = np.random.default_rng([_SEED, number])
     image = _background(random, image_size)
@@ -292,3 +251,68 @@ def _scene_outline(name: str, turn: float) -> NDArray[np.float64]:
     radius = np.where(np.arange(corners) % 2, 0.45, 1.0) if name == "star" else np.ones(corners)
     points: NDArray[np.float64] = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return points
+
+
+class DigitsDataModule(ImageDataModule):
+    """The 1,797 handwritten digits of scikit-learn as a VTAB-style task: 800 / 200 / 797, stratified.
+
+    The originals have 8×8 pixels and 17 grey levels; the preset enlarges them (``"square"``: PIL's bicubic).
+    """
+
+    def __init__(
+        self,
+        train: str = "train800val200",
+        val: str = "val200",
+        test: str = "test",
+        preset: str = "square",
+        image_size: int = 64,
+        **options: Any,
+    ) -> None:
+        """Loads and splits the digits.
+
+        Args:
+            train: ``"train800"`` or ``"train800val200"``.
+            val: List to validate on.
+            test: List to test on.
+            preset: Name of the preprocessing.
+            image_size: Side of the square images in pixels.
+            **options: See :class:`ImageDataModule`.
+        """
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        labels = digits.target.astype(np.int64)
+        chosen = get_preset(preset)
+
+        def split(stem: str, positions: NDArray[np.intp]) -> Split:
+            pixels = partial(_enlarge, grey[positions], chosen, image_size)
+            return generated_split("digits", stem, positions, labels[positions], grey[positions], pixels)
+
+        splits = chosen_splits(_stratified(labels), {"train": train, "val": val, "test": test}, split)
+        names = [str(digit) for digit in range(10)]
+        super().__init__("digits", names, splits, preset, image_size, card=load_card("digits"), **options)
+
+
+def _stratified(labels: NDArray[np.int64]) -> Mapping[str, NDArray[np.intp]]:
+    """Splits 1,797 digits into 800 / 200 / 797 with equal shares of each class."""
+    from sklearn.model_selection import train_test_split
+
+    everything = np.arange(len(labels), dtype=np.intp)
+    fitted, test = train_test_split(everything, train_size=1000, stratify=labels, random_state=_SPLIT_SEED)
+    train, val = train_test_split(fitted, train_size=800, stratify=labels[fitted], random_state=_SPLIT_SEED)
+    return {"train800": train, "val200": val, "train800val200": np.concatenate([train, val]), "test": test}
+
+
+def _enlarge(
+    grey: NDArray[np.uint8],
+    preset: Preset,
+    image_size: int,
+    positions: NDArray[np.int64] | None = None,
+    cropped: bool = True,
+) -> NDArray[np.uint8]:
+    """Takes uint8 (N, H, W) to uint8 (M, 3, image_size, image_size) by a preset, or to what its crop is cut from."""
+    resize = preset if cropped else preset.scale
+    chosen = grey if positions is None else grey[positions]
+    images = [resize(Image.fromarray(image).convert("RGB"), image_size) for image in chosen]
+    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))

@@ -1,8 +1,10 @@
-"""Originals that are image files in folders, with text or MATLAB files that say which is which."""
+"""Originals that are image files, with text, MATLAB or JSON files that say which is which and what is in the scene."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,14 @@ from vpt.data.catalog.cards import Card
 from vpt.data.datasets import fgvc, pets
 from vpt.data.datasets.published_files import damaged
 from vpt.data.images import decode_rgb
-from vpt.data.prepare.originals import MissingOriginalError, Part, files, home, listed_files, text
-from vpt.data.prepare.vtab_splits import order
+from vpt.data.prepare.originals import MissingOriginalError, Part, files, home, listed_files, order, text
 from vpt.errors import DataError
 
+Scene = Sequence[Sequence[float]]
+CLEVR_DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
+KITTI_DISTANCES = (-100.0, 8.0, 20.0, 999.0)
+KITTI_VEHICLES = ("Car", "Van", "Truck")
+NO_VEHICLE = 1000.0  # metres
 _CALTECH_TRAIN = 30  # images of each class, as in TensorFlow Datasets
 
 
@@ -137,17 +143,11 @@ def _table(file: Path, *columns: str) -> pd.DataFrame:
 
 
 def sharpen(image: NDArray[np.uint8], radius: int = _RADIUS) -> NDArray[np.uint8]:
-    """Scales the eye to one radius, subtracts the local average colour and cuts off the rim.
+    """Scales the eye, uint8 (H, W, 3) on black, to one radius, subtracts the local average colour and cuts off the rim.
 
     Graham, Kaggle Diabetic Retinopathy Detection competition report, 2015; numbers as in TensorFlow Datasets'
-    btgraham-300, except that the result is not compressed.
-
-    Args:
-        image: uint8 (H, W, 3), an eye on black.
-        radius: Of the eye in the result, in pixels.
-
-    Returns:
-        uint8, at most 2·0.9·radius pixels high and wide; grey outside the eye.
+    btgraham-300, except that the result is not compressed. At most 2·0.9·radius pixels high and wide; grey outside the
+    eye.
     """
     import cv2
 
@@ -164,3 +164,110 @@ def sharpen(image: NDArray[np.uint8], radius: int = _RADIUS) -> NDArray[np.uint8
     sharpened[outside] = 128
     top, left = max(0, height // 2 - kept), max(0, width // 2 - kept)
     return np.ascontiguousarray(sharpened[top : height // 2 + kept, left : width // 2 + kept])
+
+
+def clevr(label: Callable[[Scene], int]) -> Callable[[Path, Card], dict[str, Part]]:
+    """Makes the reader of CLEVR for a label: ``images/{train,val}/`` and ``scenes/CLEVR_{train,val}_scenes.json``.
+
+    The label is that of a scene's ``pixel_coords`` (x, y, distance to the camera) of all objects.
+    """
+
+    def read(source: Path, card: Card) -> dict[str, Part]:
+        folder = home(source, "images", "scenes/CLEVR_train_scenes.json", "scenes/CLEVR_val_scenes.json")
+        return {name: part(folder / "scenes" / f"CLEVR_{name}_scenes.json", folder, name) for name in ("train", "val")}
+
+    def part(file: Path, folder: Path, name: str) -> Part:
+        try:
+            scenes = json.loads(text(file))["scenes"]
+            names = [f"{name}/{scene['image_filename']}" for scene in scenes]
+            labels = [label([thing["pixel_coords"] for thing in scene["objects"]]) for scene in scenes]
+        except (ValueError, LookupError, TypeError) as error:
+            raise damaged(file, "CLEVR's scenes with image_filename and objects", error) from error
+        return files(folder / "images", names, labels)
+
+    return read
+
+
+def clevr_count(scene: Scene) -> int:
+    """Number of objects, 3 to 10, as label 0 to 7."""
+    return len(scene) - 3
+
+
+def clevr_distance(scene: Scene) -> int:
+    """Distance of the nearest object in the classes (0, 8], (8, 8.5], (8.5, 9], (9, 9.5], (9.5, 10], (10, 100].
+
+    Label 0 to 5; -1 or 6 for a distance outside all classes.
+    """
+    return _class_of(min(coordinates[2] for coordinates in scene), CLEVR_DISTANCES)
+
+
+def read_kitti(source: Path, card: Card) -> dict[str, Part]:
+    """``training/image_2/000000.png``, ``training/label_2/000000.txt`` and ``mapping/`` of the development kit."""
+    folder = home(source, "training/image_2", "training/label_2")
+    mapping = home(source, "mapping/train_mapping.txt", "mapping/train_rand.txt") / "mapping"
+    labels = folder / "training" / "label_2"
+    return {
+        part: files(
+            folder / "training" / "image_2",
+            [f"{number:06d}.png" for number in numbers],
+            [kitti_distance(_objects(labels / f"{number:06d}.txt")) for number in numbers],
+        )
+        for part, numbers in kitti_parts(_videos(mapping)).items()
+    }
+
+
+def kitti_distance(objects: Iterable[tuple[str, float]]) -> int:
+    """Distance of the nearest car, van or truck: up to 8 m, up to 20 m, farther, and label 3 for no vehicle.
+
+    Of each object the type and the z of its location, in metres in front of the camera.
+    """
+    return _class_of(min([z for kind, z in objects if kind in KITTI_VEHICLES] + [NO_VEHICLE]), KITTI_DISTANCES)
+
+
+def _class_of(value: float, bounds: Sequence[float]) -> int:
+    """Number of the last bound that lies below a value; -1 if none does."""
+    return int(np.searchsorted(np.asarray(bounds, np.float32), np.float32(value), side="left")) - 1
+
+
+def kitti_parts(videos: Sequence[str]) -> dict[str, list[int]]:
+    """Splits KITTI's training images by video, 80/10/10, as TensorFlow Datasets does: no video is in two parts.
+
+    From the video of each image, the numbers of the images of train, val and test, sorted: 6,347, 423 and 711 of the
+    original.
+    """
+    images = defaultdict(list)
+    for number, video in enumerate(videos):
+        images[video].append(number)
+    draw = np.random.RandomState(123)  # the draws of the published split
+    share = max(1, 10 * len(images) // 100)
+    test = set(draw.choice(sorted(images), share, replace=False).tolist())
+    val = set(draw.choice(sorted(images.keys() - test), share, replace=False).tolist())
+    parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    for video, numbers in images.items():
+        parts["test" if video in test else "val" if video in val else "train"] += numbers
+    return {part: sorted(numbers) for part, numbers in parts.items()}
+
+
+def _videos(mapping: Path) -> list[str]:
+    """Name of the video of each image: train_rand.txt says which line, from 1, of train_mapping.txt an image has."""
+    lines = dict(enumerate(text(mapping / "train_mapping.txt").splitlines(), start=1))
+    try:
+        numbers = [int(number) for number in text(mapping / "train_rand.txt").replace(",", " ").split()]
+        return [lines[number].split()[1] for number in numbers]
+    except (ValueError, LookupError) as error:
+        raise damaged(mapping / "train_rand.txt", "a list of lines of train_mapping.txt", error) from error
+
+
+def _objects(file: Path) -> list[tuple[str, float]]:
+    """Type and z of each object; a line has type, three numbers, a box, dimensions, location x y z and rotation."""
+    objects = []
+    for number, line in enumerate(text(file).splitlines(), start=1):
+        fields = line.split()
+        try:
+            if fields:
+                objects.append((fields[0], float(fields[13])))
+        except (IndexError, ValueError):
+            raise DataError(
+                f"{file}, line {number}: not the 15 fields of a KITTI object; get the file again."
+            ) from None
+    return objects
