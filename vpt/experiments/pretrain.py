@@ -23,11 +23,11 @@ from vpt.experiments.sweep import Outcome, Plan
 from vpt.experiments.sweep_variants import sweep_variants
 from vpt.experiments.trial import TRIAL_FILE, Config, claim, identity, merged, trainer_options
 from vpt.models.delta_file import save_delta
-from vpt.tasks.base import Batch, seed_epoch
+from vpt.tasks.base import Batch
 from vpt.tasks.build import build, build_data
 from vpt.tasks.callbacks import last_checkpoint
 from vpt.tasks.classification import ClassificationTask
-from vpt.tasks.optimizers import scheduled_optimizer
+from vpt.tasks.optimizers import scheduled_optimizer, seed_epoch, seed_epoch
 
 SHARED_FILE = "shared.safetensors"
 

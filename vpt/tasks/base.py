@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal, cast
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -21,7 +19,7 @@ from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill, start_from
 from vpt.models.delta_format import IDENTITY, identity
 from vpt.models.feature_cache import FeatureCache
-from vpt.tasks.optimizers import check_trainer, scheduled_optimizer
+from vpt.tasks.optimizers import check_trainer, check_whole_epoch, scheduled_optimizer, seed_epoch
 
 Batch = dict[str, Tensor]
 
@@ -233,10 +231,7 @@ class TuningTask(L.LightningModule):
         if halves is None or split == "test" or data is None or getattr(data, "augmented", True):
             return self.model.encode(batch["image"])
         place = self._constant_place()
-        if self._kept is None or self._kept[0] != (
-            data,
-            place,
-        ):  # other data or precision, another cut: other constants
+        if self._kept is None or self._kept[0] != (data, place):  # other data or precision, another cut
             self._kept = (data, place), FeatureCache(halves[0], self._constants(data))
         return halves[1](self._kept[1](split, len(data.split(split)), batch["index"], batch["image"]))
 
@@ -382,7 +377,7 @@ class TuningTask(L.LightningModule):
             DeltaFileError: It is incomplete, of another program, or was trained on other weights.
         """
         if self._trainer is not None and self.trainer.state.fn == "fit":
-            _check_whole_epoch(checkpoint, self.trainer.max_steps)
+            check_whole_epoch(checkpoint, self.trainer.max_steps)
         if not isinstance(recorded := checkpoint.get("backbone"), dict) or not recorded.keys() >= IDENTITY.keys():
             raise DeltaFileError("The checkpoint does not say on which backbone it was trained: give one of `vpt fit`.")
         check_fingerprint("The checkpoint", recorded, self.model.backbone)
@@ -399,24 +394,3 @@ class TuningTask(L.LightningModule):
             self.model.class_names, self._knows_classes = list(names), True
         fill(self.model, tensors, "The checkpoint")
         checkpoint["state_dict"] = self.state_dict()  # so that Lightning's own strict loading holds
-
-
-def seed_epoch(module: L.LightningModule) -> None:
-    """Makes random numbers follow from run's seed, epoch and process: a resumed run draws what an undisturbed one does.
-
-    Args:
-        module: In training; of a run without a seed nothing is changed.
-    """
-    if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None:
-        own = np.random.SeedSequence([int(seed), module.current_epoch, module.global_rank])
-        torch.manual_seed(int(own.generate_state(1)[0]))
-
-
-def _check_whole_epoch(checkpoint: dict[str, Any], max_steps: int) -> None:
-    """Refuses to train from where other images would follow than the run would have seen: loaders do not go on."""
-    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    if not batches["is_last_batch"] and not 0 <= max_steps <= checkpoint["global_step"]:
-        raise ConfigError(
-            "The checkpoint ends in the middle of an epoch, from where training cannot go on exactly: give one of a "
-            "whole epoch, such as last.ckpt, which is written after each."
-        )

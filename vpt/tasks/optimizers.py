@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch import callbacks
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -125,3 +127,32 @@ def check_trainer(trainer: L.Trainer) -> None:
                 raise ConfigError(
                     f"{type(callback).__name__} changes what is trained, and no record says so: {remedy}."
                 )
+
+
+def seed_epoch(module: L.LightningModule) -> None:
+    """Makes random numbers follow from run's seed, epoch and process: a resumed run draws what an undisturbed one does.
+
+    Args:
+        module: In training; of a run without a seed nothing is changed.
+    """
+    if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None:
+        own = np.random.SeedSequence([int(seed), module.current_epoch, module.global_rank])
+        torch.manual_seed(int(own.generate_state(1)[0]))
+
+
+def check_whole_epoch(checkpoint: dict[str, Any], max_steps: int) -> None:
+    """Refuses to train from where other images would follow than the run would have seen: loaders do not go on.
+
+    Args:
+        checkpoint: Lightning's.
+        max_steps: Of the trainer.
+
+    Raises:
+        ConfigError: It ends in the middle of an epoch.
+    """
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    if not batches["is_last_batch"] and not 0 <= max_steps <= checkpoint["global_step"]:
+        raise ConfigError(
+            "The checkpoint ends in the middle of an epoch, from where training cannot go on exactly: give one of a "
+            "whole epoch, such as last.ckpt, which is written after each."
+        )
