@@ -27,7 +27,7 @@ from vpt.tasks.base import Batch
 from vpt.tasks.build import build, build_data
 from vpt.tasks.callbacks import last_checkpoint
 from vpt.tasks.classification import ClassificationTask
-from vpt.tasks.optimizers import scheduled_optimizer, seed_epoch, seed_epoch
+from vpt.tasks.optimizers import scheduled_optimizer, seed_epoch
 
 SHARED_FILE = "shared.safetensors"
 
