@@ -331,14 +331,7 @@ BASIC: tuple[str, ...] = ("gaussian_noise", "gaussian_blur", "contrast", "jpeg_c
 
 
 def title(kind: str) -> str:
-    """Names a corruption wherever a number of it is shown.
-
-    Args:
-        kind: One of :data:`CORRUPTIONS`.
-
-    Returns:
-        The kind; frost is marked, whose ice is drawn because the published photographs may not be shipped.
-    """
+    """Names a corruption wherever a number of it is shown; frost is marked, as the published ice may not be shipped."""
     return f"{kind} (procedural)" if kind == "frost" else kind
 
 
