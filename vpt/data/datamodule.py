@@ -58,8 +58,8 @@ class ImageDataset(Dataset[Batch]):
         return len(self.labels)
 
     def __getitem__(self, item: int | tuple[int, int]) -> Batch:
-        epoch, index = item if isinstance(item, tuple) else (None, item)
-        return {"image": torch.from_numpy(self._image(epoch, index)), "label": int(self.labels[index]), "index": index}
+        row = {key: values[0] for key, values in self.batch([item]).items()}
+        return {key: value if value.ndim else int(value) for key, value in row.items()}
 
     def batch(self, items: Sequence[int | tuple[int, int]]) -> Batch:
         """Returns B items, by indices or pairs (epoch, index), at once, which is much faster without augmentation.
@@ -200,9 +200,8 @@ class ImageDataModule(L.LightningDataModule):
     def split(self, name: str) -> ImageDataset:
         """Returns a split, ``"train"``, ``"val"``, ``"test"`` or a shift's, decoded on first use.
 
-        Raises:
-            UnknownNameError: There is no such split.
-            DataError: The data have no such images, or one of them is missing or damaged.
+        An UnknownNameError where there is no such split; a DataError where the data have no such images, or one of them
+        is missing or damaged.
         """
         if name in {"train", "val", "test"} - self._splits.keys():
             raise DataError(f"The data {self.name!r} have no {name} images: add them to use them.")

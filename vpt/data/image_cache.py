@@ -255,10 +255,7 @@ def _cores() -> int:
 
 
 def _write(path: Path, rows: Iterable[NDArray[np.uint8]]) -> None:
-    """Writes a cache file under a name of its own and renames it when it is complete and on the disk.
-
-    Plain writes and not a writable memory map: on a full disk they raise OSError where a map kills the process.
-    """
+    """Writes a cache file; not by a writable memory map, which on a full disk kills the process."""
     for left, status in _files((_PART,)):
         if time.time() - status.st_mtime > _ABANDONED_AFTER:  # by a killed build: one that is alive has written lately
             left.unlink(missing_ok=True)

@@ -126,10 +126,8 @@ class ImageList:
 def read_list(file: Path, folder: Path) -> ImageList:
     """Reads a UTF-8 file of ``path<whitespace>label`` lines, label last; paths may contain spaces.
 
-    They are relative to a folder; empty lines are skipped.
-
-    Raises:
-        DataError: The file cannot be read or is empty, a line has no integer label, or an image is listed twice.
+    They are relative to a folder; empty lines are skipped. A DataError where the file cannot be read or is empty, a
+    line has no integer label, or an image is listed twice.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")

@@ -67,9 +67,6 @@ class MaskDataset(ImageDataset):
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in super().__getstate__().items() if key != "masks"}
 
-    def __getitem__(self, item: int | tuple[int, int]) -> Batch:
-        return {key: values[0] for key, values in self.batch([item]).items()}
-
     def batch(self, items: Sequence[int | tuple[int, int]]) -> Batch:
         """Returns B items at once: ``image`` uint8 (B, 3, H, W), ``mask`` uint8 (B, H, W), ``index`` int64 (B,)."""
         found = super().batch(items)

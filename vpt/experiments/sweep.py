@@ -122,17 +122,8 @@ def sweep(config: Config, plan: Plan, root: Path, engine: Engine) -> Outcome:
 def sweeps(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
     """Searches, retrains and tests several configs at once, so that the trials of all fill the machine together.
 
-    Args:
-        configs: By the folder of each search below `root`; what is finished there is not repeated.
-        plan: The search of each.
-        root: Folder of the experiment.
-        engine: Runs the trials.
-
-    Returns:
-        The outcomes, each also written to ``sweep.json`` in its folder.
-
-    Raises:
-        VPTError: A search gave no result.
+    Configs are by the folder of each search below `root`, where what is finished is not repeated. Each outcome is also
+    written to ``sweep.json`` in its folder. A VPTError where a search gave no result.
     """
     points = {prefix: _points(prefix, config, plan) for prefix, config in configs.items()}
     searched = {prefix: trials for prefix, trials in points.items() if len(trials) > 1}

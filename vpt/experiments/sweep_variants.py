@@ -44,15 +44,8 @@ def few_shot_plan(plan: Plan) -> Plan:
 def combinations(config: Config, deltas: Sequence[dict[str, Any]]) -> dict[str, Config]:
     """All 2^k on/off combinations of deltas (Ding et al., "Delta Tuning", 2022, section 4.2).
 
-    Args:
-        config: A single run, whose task is replaced.
-        deltas: Each with a ``name`` and its arguments, none twice.
-
-    Returns:
-        By the names that are on, joined by ``+``; ``none`` is the linear probe.
-
-    Raises:
-        ConfigError: A delta has no name, or occurs twice.
+    Each has a ``name`` and its arguments (a ConfigError if not, or if one occurs twice); the task of the config is
+    replaced. Variants are named by what is on, joined by ``+``; ``none`` is the linear probe.
     """
     names = [each.get("name") for each in deltas]
     if None in names or len(set(names)) < len(names):

@@ -48,11 +48,8 @@ def fetch(download: Download, folder: Path, timeout: float = 60.0, pause: float 
     """Fetches a file to a folder, which is created, unless it is there, and returns its path.
 
     A connection is stalled after `timeout` seconds without a byte; `pause` is that before the second attempt, in
-    seconds, twice as many before the third, and so on.
-
-    Raises:
-        DataError: No mirror gave the file with its checksum, the folder cannot be written, or what lies there already
-            is another file.
+    seconds, twice as many before the third, and so on. A DataError where no mirror gave the file with its checksum, the
+    folder cannot be written, or what lies there already is another file.
     """
     target = folder / download.file
     if target.exists():
@@ -209,7 +206,6 @@ def _persist(transfer: _Transfer, pause: float) -> None:
 
 
 def _mismatch(download: Download, path: Path) -> str | None:
-    """Says how a file differs from what its card states; None if it does not."""
     size = path.stat().st_size
     if download.size is not None and size != download.size:
         return f"has {size:,} bytes, where {download.size:,} were expected"

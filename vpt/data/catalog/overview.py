@@ -114,13 +114,9 @@ def image_lists(name: str, root: Path) -> dict[str, ImageList]:
     """Reads the lists of a dataset as its data module does, and refuses what that refuses, save a wrong count.
 
     The name is that of a dataset with a card; or a folder in VTAB's layout, or what `FolderDataModule` takes, below the
-    root or anywhere. ImageNet-1k's training images are listed too where they are here.
-
-    Returns:
-        By the names that the card's sizes have, e.g. ``"test"``.
-
-    Raises:
-        DataError: A file is missing or malformed, or the dataset is made by this package and has no files.
+    root or anywhere. ImageNet-1k's training images are listed too where they are here. Lists have the names of the
+    card's sizes, e.g. ``"test"``. A DataError where a file is missing or malformed, or there are none as this package
+    makes the images.
     """
     lists: dict[str, ImageList] = {}
     for module in _modules(name, root):

@@ -252,7 +252,6 @@ def _near(groups: Sequence[Sequence[Path]], hashes: NDArray[np.uint64], kinds: M
 
 
 def _repeated(groups: Sequence[Sequence[Path]], kinds: Mapping[Path, set[str]]) -> list[str]:
-    """Finds what a part holds twice."""
     notes = []
     for kind in _parts(kinds):
         copies = ([file for file in files if kind in kinds[file]] for files in groups)
