@@ -19,8 +19,7 @@ from vpt.data import ImageDataModule
 from vpt.deltas.composition import Delta
 from vpt.errors import ConfigError, DivergedError
 from vpt.experiments.executors import Engine
-from vpt.experiments.sweep import Outcome, Plan
-from vpt.experiments.sweep_variants import sweep_variants
+from vpt.experiments.sweep import Outcome, Plan, sweep_variants
 from vpt.experiments.trial import TRIAL_FILE, Config, claim, identity, merged, trainer_options
 from vpt.models.delta_file import save_delta
 from vpt.tasks.base import Batch

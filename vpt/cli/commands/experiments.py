@@ -138,14 +138,14 @@ def _sweep(options: Namespace, rest: list[str]) -> None:
 
 
 def _fewshot(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.sweep_variants import by_shots, few_shot_plan, sweep_variants
+    from vpt.experiments.sweep import by_shots, few_shot_plan, sweep_variants
 
     variants, plan = by_shots(_config(rest), options.shots), few_shot_plan(_plan(options, rest))
     _show(sweep_variants(variants, plan, options.out, _engine(options)), options.out)
 
 
 def _combine(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.sweep_variants import combinations, sweep_variants
+    from vpt.experiments.sweep import combinations, sweep_variants
 
     config = _config(rest)
     variants = combinations(config, _deltas(options.deltas or config["model"]["init_args"].get("deltas")))
@@ -162,7 +162,7 @@ def _deltas(given: Any) -> list[dict[str, Any]]:
 
 
 def _scale(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.sweep_variants import by_backbone, sweep_variants
+    from vpt.experiments.sweep import by_backbone, sweep_variants
 
     files = dict(pair.partition("=")[::2] for pair in options.weights_of)
     variants = by_backbone(_config(rest), options.backbones, files)
