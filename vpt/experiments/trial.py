@@ -183,7 +183,8 @@ def finished(trial: Trial, root: Path) -> Record | None:
         return None
     claim(folder, identity(trial.config))
     record = read_record(folder)
-    trained = record.get("status") == "finished" and (folder / DELTA_FILE).is_file()
+    ended = record.get("status") == "stopped" and not (folder / LAST_CHECKPOINT).is_file()  # by EarlyStopping
+    trained = (ended or record.get("status") == "finished") and (folder / DELTA_FILE).is_file()
     if trial.stop is not None and record.get("epochs", 0) >= trial.stop and record.get("status") != "running":
         trained = True
     if not trained or (trial.test and "test/acc" not in record.get("metrics", {})):
@@ -235,8 +236,8 @@ def _run(trial: Trial, config: Config, folder: Path) -> None:
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
     if trainer.state.status == "interrupted":  # Lightning swallows Ctrl+C
         raise KeyboardInterrupt
-    if trainer.limit_val_batches and "val/acc" not in trainer.callback_metrics:
-        trainer.validate(task, datamodule=data, verbose=False)  # it was stopped between its last epoch and its record
+    if trainer.limit_val_batches and "val/acc" not in read_record(folder)["metrics"]:
+        trainer.validate(task, datamodule=data, verbose=False)  # its last epoch had none, or its record
     if trial.test:
         trainer.test(task, datamodule=data, verbose=False)
     if trial.stop is None:
@@ -366,7 +367,7 @@ def rerun(folder: Path, config: Config, out: Path | None = None) -> Comparison:
         VPTError: It cannot be repeated here.
     """
     stored = read_record(folder)
-    if stored.get("status") != "finished" or not stored.get("metrics"):
+    if stored.get("status") not in ("finished", "stopped") or not stored.get("metrics"):
         raise ConfigError(f"{folder} is no finished run with metrics (status {stored.get('status')}).")
     trial = Trial("again", config, test="test/acc" in stored["metrics"])
     with tempfile.TemporaryDirectory() as temporary:

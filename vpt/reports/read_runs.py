@@ -131,7 +131,8 @@ class Row:
     def images_per_second(self) -> float | None:
         """Passed forward and backward in training, validation included in the time."""
         seconds = self.record.get("seconds")
-        return images_read(self.record)["train"] * self.record["epochs"] / seconds if seconds else None
+        images = self.record.get("images", images_read(self.record)["train"] * self.record["epochs"])
+        return images / seconds if seconds else None
 
 
 def read_runs(folders: Sequence[Path]) -> list[Row]:

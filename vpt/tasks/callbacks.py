@@ -78,6 +78,7 @@ class RunRecord(L.Callback):
         """Starts the clock."""
         self._start = time.monotonic()
         self._loaded: dict[str, int] | None = None
+        self.validated: int | None = None
         self._before, self._images = 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -132,9 +133,10 @@ class RunRecord(L.Callback):
         self._loaded = {"epochs": checkpoint["epoch"] + 1, "steps": checkpoint["global_step"]}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Adds the metrics of a validation that is a run of its own."""
+        """Adds the metrics of a validation that is a run of its own; notes after which step one in training was."""
         if trainer.state.fn == "validate":
             self._evaluated(trainer, pl_module, "val")
+        self.validated = trainer.global_step
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the test metrics."""
@@ -289,4 +291,8 @@ def _read_of(trainer: L.Trainer, split: str) -> dict[str, int]:
 
 
 def _metrics(trainer: L.Trainer) -> dict[str, float]:
-    return {key: float(value) for key, value in trainer.callback_metrics.items()}
+    """What was measured, without a validation of an earlier state than the last (``check_val_every_n_epoch``)."""
+    records = [each for each in trainer.callbacks if isinstance(each, RunRecord)]  # type: ignore[attr-defined]
+    stale = trainer.state.fn == "fit" and any(each.validated != trainer.global_step for each in records)
+    found = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    return {key: value for key, value in found.items() if not (stale and key.startswith("val/"))}
