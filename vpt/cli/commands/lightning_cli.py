@@ -76,7 +76,7 @@ class VPTCLI(LightningCLI):
             ConfigError: The user or a checkpoint says something else than the data.
             DataError: The data cannot be found.
         """
-        settled = settle(self._left_open())[0]
+        settled = settle(self._left_open(), bool(self.hyperparameters) and self.subcommand != "fit")[0]
         config = self.config[self.subcommand]
         config.data.init_args.image_size = settled["data"]["init_args"]["image_size"]
         for key in (*FROM_DATA, *config_checks.FREE_OF_CHECKPOINT):
