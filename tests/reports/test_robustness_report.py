@@ -235,6 +235,13 @@ def aged(folder: Path, out: Path) -> Path:
     path = copied(folder, out) / "robustness.json"
     content = json.loads(path.read_text())
     del content["protocol"]["corruptions"]
+    for row in content["rows"]:
+        new = out / "records" / row["record"]
+        record = logit_records.read(new)
+        older = {key: value for key, value in record.protocol.items() if key != "corruptions"}
+        row["record"] = f"{new.stem.rpartition('-')[0]}.parquet"
+        logit_records.write(new.with_name(row["record"]), replace(record, protocol=older))
+        new.unlink()
     path.write_text(json.dumps(content))
     return out
 

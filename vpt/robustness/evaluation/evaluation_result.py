@@ -269,8 +269,9 @@ class RobustnessResult:
         protocol = record.protocol
         same = all(protocol.get(key) == value for key, value in self.protocol.items() if key not in _OF_SETS)
         same &= row.severity is None or protocol.get("corruptions") == self.protocol.get("corruptions")
-        named = path.stem.endswith(identity(protocol)[:12]) or "fingerprints" not in protocol["data"]  # 0.1.0
-        if not same or not named or (protocol["set"], protocol["alpha"]) != (row.set, alpha):
+        named = path.stem.rpartition("-")[2]  # by the protocol's hash; by α alone in version 0.1.0
+        same &= len(named) < 12 or named == identity(protocol)[:12]
+        if not same or (protocol["set"], protocol["alpha"]) != (row.set, alpha):
             raise DataError(f"{path} belongs to another evaluation than robustness.json beside it: run it again.")
         return record
 
