@@ -230,8 +230,8 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
         made["test images"] = f"Test images: {', '.join(f'{task} {n:,}' for task, n in sizes.items())}."
     if old := one_order(out):
         made["order"] = (
-            f"† {len(old)} of the {len(found)} cells are of version 0.1.0, whose seeds drew heads and prompts but not the "
-            "order of the images, which was one for all: their deviations are too small."
+            f"† {len(old)} of the {len(found)} cells are of version 0.1.0, whose seeds drew heads and prompts but not "
+            "the order of the images, which was one for all: their deviations are too small."
         )
     if found:
         edges = sum(round(cell["chosen"][RATE] * BATCH / 256, 6) in METHODS[cell["method"]][::2] for cell in found)
