@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,16 +24,10 @@ from vpt.models.feature_cache import share
 SHOWN = 8
 
 
-class Board:
+class _Board:
     """A live table on a terminal, a line for each trial elsewhere; both on stderr."""
 
     def __init__(self, total: int, found: Mapping[str, Record | Failure]) -> None:
-        """Counts what was finished before.
-
-        Args:
-            total: How many trials there are.
-            found: Those that are finished.
-        """
         self._console = Console(stderr=True)
         self._total, self._before, self._done, self._failed = total, len(found), 0, 0
         self._last: list[tuple[str, Record | Failure]] = []
@@ -42,7 +35,7 @@ class Board:
         self._start = time.monotonic()
         self._live = Live(self._render(), console=self._console, refresh_per_second=1, transient=False)
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> _Board:
         if self._console.is_terminal and self._total > self._before:
             self._live.start()
         return self
@@ -55,12 +48,7 @@ class Board:
             self._live.stop()
 
     def add(self, trial: Trial, result: Record | Failure) -> None:
-        """Shows the end of a trial.
-
-        Args:
-            trial: The trial.
-            result: Its record, or what went wrong.
-        """
+        """Shows the end of a trial."""
         self._done += 1
         self._failed += not isinstance(result, dict)
         self._last = [*self._last, (trial.name, result)][-SHOWN:]
@@ -105,15 +93,7 @@ Engine = Callable[[Sequence[Trial], Path], dict[str, Record | Failure]]
 
 
 def serially(trials: Sequence[Trial], root: Path) -> dict[str, Record | Failure]:
-    """Runs trials in this process, in order.
-
-    Args:
-        trials: What to run; those that are finished are read.
-        root: Folder of the experiment.
-
-    Returns:
-        By name, the record or what went wrong.
-    """
+    """Runs trials in this process, in order; those that are finished below `root` are read."""
     return _collect(trials, root, lambda left: ((trial, _guarded(trial, root)) for trial in left))
 
 
@@ -138,18 +118,7 @@ class RayEngine:
     workers: int | None = None
 
     def __call__(self, trials: Sequence[Trial], root: Path) -> dict[str, Record | Failure]:
-        """Runs trials on the cluster.
-
-        Args:
-            trials: What to run; those that are finished are read.
-            root: Folder of the experiment.
-
-        Returns:
-            By name, the record or what went wrong.
-
-        Raises:
-            ConfigError: Ray is not installed.
-        """
+        """Runs trials as `Engine` says; a ConfigError where Ray is not installed."""
         return _collect(trials, root, lambda left: self._results(left, root.resolve()))
 
     def _results(self, trials: Sequence[Trial], root: Path) -> Iterator[tuple[Trial, Record | Failure]]:
@@ -161,7 +130,9 @@ class RayEngine:
             raise ConfigError("Trials run on Ray: pip install 'vpt[sweep]', or give --serial.") from error
         started = not ray.is_initialized()
         if started:
-            ray.init(self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False, **self._local())
+            # A cluster of this machine needs little of Ray's shared memory: results are a page of JSON.
+            own = {"num_cpus": os.cpu_count(), "object_store_memory": 100 << 20} if self.address is None else {}
+            ray.init(self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False, **own)
         cpus, gpus = self._shares()
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_worker)
         waiting: list[Trial] = list(trials)
@@ -181,12 +152,6 @@ class RayEngine:
             if started:
                 ray.shutdown()
 
-    def _local(self) -> dict[str, Any]:
-        """A cluster of this machine needs little of Ray's shared memory: results are a page of JSON."""
-        if self.address is not None:
-            return {}
-        return {"num_cpus": os.cpu_count(), "object_store_memory": 100 << 20}
-
     def _shares(self) -> tuple[int, float]:
         gpus = self.gpus if self.gpus is not None else float(torch.cuda.is_available())
         if self.cpus is not None:
@@ -205,23 +170,14 @@ def _guarded(trial: Trial, root: Path) -> Record | Failure:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     share()
-    try:
-        with _quiet():
-            return run_trial(trial, root)
-    except (VPTError, MisconfigurationException) as error:
-        return Failure(" ".join(str(error).split()))
-    except Exception as error:
-        return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what Lightning says of every single trial off the board."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.WARNING)  # what it says of every single trial has no place on the board
     try:
-        yield
+        return run_trial(trial, root)
+    except Exception as error:
+        kind = "" if isinstance(error, VPTError | MisconfigurationException) else f"{type(error).__name__}: "
+        return Failure(kind + " ".join(str(error).split()))
     finally:
         logger.setLevel(level)
 
@@ -240,7 +196,7 @@ def _collect(
     """Reads what is finished, and takes the rest as it comes, on a live table."""
     kept = {trial.name: finished(trial, root) for trial in trials}
     found: dict[str, Record | Failure] = {name: record for name, record in kept.items() if record is not None}
-    with Board(len(trials), found) as board:
+    with _Board(len(trials), found) as board:
         for trial, result in run([trial for trial in trials if trial.name not in found]):
             found[trial.name] = result
             board.add(trial, result)

@@ -35,28 +35,15 @@ SHARED_FILE = "shared.safetensors"
 class MultiTask(L.LightningModule):
     """Trains the delta of a task together on several data sets; every step sees a batch of each.
 
-    The loss is the mean of the tasks' cross-entropies. What is kept is the delta; the heads only serve its training.
-    The head of the task itself has no part in it: every parameter here that requires a gradient gets one in every step,
-    without which several processes could not train.
-
-    Attributes:
-        backbone: The task's, frozen.
-        delta: The task's, which is on the backbone.
-        heads: One for each data set.
+    The loss is the mean of the tasks' cross-entropies. What is kept is the delta; the heads, one for each data set,
+    only serve its training. The head of the task itself has no part in it: every parameter here that requires a
+    gradient gets one in every step, without which several processes could not train.
     """
 
     delta: Delta
 
     def __init__(self, task: ClassificationTask, classes: dict[str, int]) -> None:
-        """Takes over delta and backbone of a task, and draws a head for each data set.
-
-        Args:
-            task: On the backbone, with the delta to be trained.
-            classes: Number of classes by name of the data.
-
-        Raises:
-            ConfigError: There are fewer than two data sets, or there is nothing to share.
-        """
+        """Takes over delta and backbone of a task, and draws a head for each name of data, with so many classes."""
         super().__init__()
         if len(classes) < 2:
             raise ConfigError(f"Shared training needs at least two tasks, got {', '.join(classes)}.")
@@ -77,14 +64,7 @@ class MultiTask(L.LightningModule):
             seed_epoch(self)
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
-        """Mean cross-entropy of a batch of each task, by name of the data.
-
-        Returns:
-            A scalar.
-
-        Raises:
-            DivergedError: The loss is not finite.
-        """
+        """Mean cross-entropy of a batch of each task, by name of the data; a DivergedError if not finite."""
         losses, parallel = [], self.trainer.world_size > 1
         for name, head in zip(self.names, self.heads, strict=True):
             logits = head(self.backbone(batch[name]["image"]))
@@ -96,10 +76,7 @@ class MultiTask(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimiser and schedule of the task, over delta and heads.
-
-        The loss is a mean over tasks, so that more tasks make no larger batch.
-        """
+        """Optimiser and schedule of the task; the loss is a mean over tasks: more of them make no larger batch."""
         return scheduled_optimizer([p for p in self.parameters() if p.requires_grad], self._options, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -116,11 +93,6 @@ class SharedData(L.LightningDataModule):
     """A batch of each of several data sets a step; shorter ones start again until the longest is through."""
 
     def __init__(self, parts: dict[str, ImageDataModule]) -> None:
-        """Keeps the data modules.
-
-        Args:
-            parts: By name.
-        """
         super().__init__()
         self.parts = parts
 
@@ -187,19 +159,10 @@ def _trainer(config: Config, folder: Path) -> L.Trainer:
 
 
 def compare(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
-    """Tunes every task from the shared delta and from nothing, by the same search.
+    """Tunes every task from the shared delta and from nothing, by the same search: ``TASK/alone``, ``TASK/shared``.
 
     Where the search chooses, the shared delta is trained on what its trials are trained on (train800), for all uses: a
     delta that knew the validation images would make them say nothing.
-
-    Args:
-        configs: A single run for each task.
-        plan: The search of each.
-        root: Folder of the experiment.
-        engine: Runs the trials.
-
-    Returns:
-        By ``TASK/alone`` and ``TASK/shared``.
     """
     seen = plan.choose if len(plan.points()) > 1 else plan.retrain
     shared = str(pretrain({name: merged(config, seen) for name, config in configs.items()}, root).resolve())

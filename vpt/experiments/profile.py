@@ -25,12 +25,7 @@ Run = Callable[[], None]
 
 
 def training_step(model: nn.Module, images: Tensor) -> Run:
-    """One forward and backward pass, without an optimiser.
-
-    Args:
-        model: Images to anything that has a gradient.
-        images: (B, 3, H, W) uint8.
-    """
+    """One forward and backward pass of images, uint8 (B, 3, H, W), without an optimiser."""
 
     def run() -> None:
         model(images).float().square().mean().backward()
@@ -41,12 +36,7 @@ def training_step(model: nn.Module, images: Tensor) -> Run:
 
 
 def forward_pass(model: nn.Module, images: Tensor) -> Run:
-    """One forward pass without gradients.
-
-    Args:
-        model: Takes images.
-        images: (B, 3, H, W) uint8.
-    """
+    """One forward pass of images, uint8 (B, 3, H, W), without gradients."""
 
     def run() -> None:
         with torch.no_grad():
@@ -57,12 +47,7 @@ def forward_pass(model: nn.Module, images: Tensor) -> Run:
 
 
 def interleaved(runs: Sequence[Run], rounds: int) -> list[float]:
-    """Median seconds of each, measured in turn, A B C A B C ..., after one round to warm up.
-
-    Args:
-        runs: What to time.
-        rounds: How often, at least 1.
-    """
+    """Median seconds of each, measured in turn, A B C A B C ..., in `rounds` ≥ 1 after one to warm up."""
     times: list[list[float]] = [[] for _ in runs]
     for round_ in range(rounds + 1):
         for seconds, run in zip(times, runs, strict=True):
@@ -74,12 +59,7 @@ def interleaved(runs: Sequence[Run], rounds: int) -> list[float]:
 
 
 def step_memory(model: nn.Module, images: Tensor) -> int:
-    """Bytes of a step: on a GPU the peak above what lies there before; on a CPU what the graph keeps for backward.
-
-    Args:
-        model: Images to anything that has a gradient.
-        images: (B, 3, H, W) uint8.
-    """
+    """Bytes of a step: on a GPU the peak above what lies there before; on a CPU what the graph keeps for backward."""
     if images.is_cuda:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -101,22 +81,14 @@ def step_memory(model: nn.Module, images: Tensor) -> int:
 
 
 def counted_flops(run: Run) -> int:
-    """Operations of what is called, 2 for a multiplication and addition; attention as two matrix products.
-
-    Args:
-        run: Called once.
-    """
+    """Operations of one call, 2 for a multiplication and addition; attention as two matrix products."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         run()
     return int(counter.get_total_flops())
 
 
 def wait(images: Tensor) -> None:
-    """Waits for the device that images lie on.
-
-    Args:
-        images: Any tensor.
-    """
+    """Waits for the device that images lie on."""
     if images.is_cuda:
         torch.cuda.synchronize()
 
@@ -130,18 +102,13 @@ class Ledger:
     """What a composition costs; operations, memory and time are of one batch.
 
     Attributes:
-        trainable: Trained parameters as counted, head included.
+        trainable: Trained parameters as counted, head included, of `total`.
         formula: The same by the formulas of the deltas and of the head; None after full fine-tuning.
-        total: All parameters.
         delta_bytes: Size of the delta file.
         batch: Images of the batch.
-        forward_flops: Operations of a forward pass, 2 for a multiplication and addition.
-        step_flops: Of a forward and backward pass.
-        memory: Bytes of a training step: on a GPU the peak above what lies there before, on a CPU what is kept for the
-            backward pass.
-        forward_seconds: Median of a forward pass without gradients.
-        step_seconds: Median of a forward and backward pass, without an optimiser.
-        device: Where it was measured.
+        forward_flops: Of a forward pass, as `counted_flops`; `step_flops` of a forward and backward pass.
+        memory: Bytes of a training step, as `step_memory`.
+        forward_seconds: Median of a `forward_pass`; `step_seconds` of a `training_step`.
     """
 
     trainable: int
@@ -158,19 +125,7 @@ class Ledger:
 
 
 def profile(model: TunedModel, batch: int = 8, rounds: int = 5) -> Ledger:
-    """Measures a model as it trains.
-
-    Args:
-        model: With its deltas attached, in any mode.
-        batch: Images at once.
-        rounds: How often time is taken.
-
-    Returns:
-        The ledger.
-
-    Raises:
-        ConfigError: A number is not positive.
-    """
+    """Measures a model, its deltas attached, as it trains on `batch` images; a ConfigError if a number is below 1."""
     if batch < 1 or rounds < 1:
         raise ConfigError(f"batch and rounds must be at least 1, got {batch} and {rounds}.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -209,18 +164,9 @@ def _delta_bytes(model: TunedModel) -> int:
 
 
 def steps_to_share(run: Path, share: float = SHARE, tag: str = "val/acc") -> tuple[int, int]:
-    """How soon a run reached most of its own best.
+    """How soon a run reached a share in (0, 1] of its own best value of a scalar: steps until then, and all its steps.
 
-    Args:
-        run: Its folder, with TensorBoard events.
-        share: Of its best value, in (0, 1].
-        tag: The scalar.
-
-    Returns:
-        Steps until then, and steps of the whole run.
-
-    Raises:
-        ConfigError: The run logged no such scalar.
+    A ConfigError where its TensorBoard events have no such scalar.
     """
     values = scalars(run, tag)
     if not values:
@@ -230,15 +176,7 @@ def steps_to_share(run: Path, share: float = SHARE, tag: str = "val/acc") -> tup
 
 
 def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
-    """Reads a curve of a run.
-
-    Args:
-        run: Its folder, with TensorBoard events.
-        tag: The scalar, e.g. ``val/acc``.
-
-    Returns:
-        Step and value, in order; empty if it was not logged.
-    """
+    """Step and value of a scalar such as ``val/acc`` in a run's TensorBoard events; empty if it was not logged."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     if tag not in events.Tags()["scalars"]:

@@ -19,7 +19,8 @@ from typing import Any
 from vpt.atomic_write import write_json
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.executors import Engine
-from vpt.experiments.trial import Config, Failure, Record, Trial, digest, merged, val_accuracy
+from vpt.experiments.trial import Config, Failure, Record, Trial, merged, val_accuracy
+from vpt.run_record import identity
 
 SEEDS = (42, 44, 82, 100, 800)
 """Those of the reference's script."""
@@ -52,7 +53,6 @@ class Plan:
     by_seed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks what would be settled silently."""
         for key, values in self.grid.items():
             if not values:
                 raise ConfigError(f"The grid has no value of {key} to try.")
@@ -72,19 +72,19 @@ class Plan:
 
     def points(self) -> list[dict[str, Any]]:
         """All combinations of the grid, the smallest learning rate first."""
-        values = [list({digest(value): value for value in each}.values()) for each in self.grid.values()]
+        values = [list({identity(value): value for value in each}.values()) for each in self.grid.values()]
         points = [dict(zip(self.grid, point, strict=True)) for point in itertools.product(*values)]
         return sorted(points, key=lambda point: point.get(RATE, 0.0))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search found.
+    """What a search found; accuracies lie in [0, 1].
 
     Attributes:
         chosen: The values of the best point.
-        val: Its validation accuracy in [0, 1]; None if there was nothing to choose.
-        tests: Test accuracy in [0, 1] by seed.
+        val: Its validation accuracy; None if there was nothing to choose.
+        tests: Test accuracy by seed.
         runs: Folder below that of the experiment by seed.
         tried: A row for each point: its values and ``val``, or ``failed`` and why.
         failed: Seeds that gave no result, and why.
@@ -105,7 +105,7 @@ class Outcome:
 
     @property
     def mean(self) -> float:
-        """Mean test accuracy over seeds, in [0, 1]."""
+        """Mean test accuracy over seeds."""
         return mean(self.tests.values())
 
     @property
@@ -115,28 +115,15 @@ class Outcome:
 
 
 def sweep(config: Config, plan: Plan, root: Path, engine: Engine) -> Outcome:
-    """Searches, retrains and tests; what is finished under `root` is not repeated.
-
-    Args:
-        config: What a single run would be, as `Trial.config`.
-        plan: The search.
-        root: Folder of the experiment.
-        engine: Runs the trials.
-
-    Returns:
-        The outcome, also written to ``sweep.json`` in its folder.
-
-    Raises:
-        VPTError: No trial gave a result.
-    """
+    """Searches, retrains and tests by `sweeps` a single config, which is as `Trial.config`."""
     return sweeps({"": config}, plan, root, engine)[""]
 
 
 def sweeps(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
-    """Several searches at once, so that the trials of all fill the machine together.
+    """Searches, retrains and tests several configs at once, so that the trials of all fill the machine together.
 
     Args:
-        configs: By the folder of each search below `root`.
+        configs: By the folder of each search below `root`; what is finished there is not repeated.
         plan: The search of each.
         root: Folder of the experiment.
         engine: Runs the trials.
@@ -204,18 +191,10 @@ def _survivors(group: list[Trial], found: Mapping[str, Record | Failure], halvin
 
 
 def rungs(epochs: int, points: int, halving: int) -> list[int]:
-    """Epochs at which only the best 1/halving go on.
+    """Epochs below `epochs`, ascending, at which only the best 1/halving of so many trials, at least 2, go on.
 
     Ray Tune's ASHA and optuna's SuccessiveHalvingPruner stop trials in the order in which they report, so what survives
     depends on the machine; these rungs wait for all trials, so that every engine finds the same.
-
-    Args:
-        epochs: Of a whole training.
-        points: How many trials begin.
-        halving: At least 2.
-
-    Returns:
-        Ascending, all below `epochs`; the last few trials train to the end.
     """
     count = math.floor(math.log(max(points, 1), halving) + 1e-9)
     found = {math.ceil(epochs / halving**power) for power in range(count, 0, -1)}
@@ -271,7 +250,7 @@ def _name(prefix: str, stage: str, shown: Mapping[str, Any], values: Mapping[str
     """Of a trial: the hash of all that it sets decides, what stands before it is for people."""
     text = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in shown.items())
     readable = "".join(letter if letter.isalnum() or letter in ".,=+_" else "_" for letter in text)[:60]
-    return "/".join(part for part in (prefix, stage, f"{readable}-{digest(values)}".strip("-")) if part)
+    return "/".join(part for part in (prefix, stage, f"{readable}-{identity(values)[:12]}".strip("-")) if part)
 
 
 def _plain(config: Config, plan: Plan, outcome: Outcome) -> dict[str, Any]:

@@ -20,20 +20,7 @@ _PROMPT_OPTIONS = ("num_tokens", "deep", "dropout", "dropout_mode")
 
 
 def sweep_variants(variants: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
-    """Searches, retrains and tests every variant.
-
-    Args:
-        variants: By name.
-        plan: The search of each.
-        root: Folder of the experiment; each variant has one of its own below.
-        engine: Runs the trials of all.
-
-    Returns:
-        The outcomes, summed up in ``series.json``.
-
-    Raises:
-        VPTError: A variant gave no result.
-    """
+    """Runs `sweeps` of every variant, by its name, and sums the outcomes up in ``series.json``."""
     outcomes = sweeps(variants, plan, root, engine)
     rows = [
         {"variant": name, "chosen": each.chosen, "val": each.val, "tests": list(each.tests.values()), "mean": each.mean}
@@ -45,25 +32,12 @@ def sweep_variants(variants: Mapping[str, Config], plan: Plan, root: Path, engin
 
 
 def by_shots(config: Config, shots: Sequence[int]) -> dict[str, Config]:
-    """Variants with so many training images of each class.
-
-    Args:
-        config: A single run.
-        shots: Numbers of images.
-
-    Returns:
-        By ``shots=N``; the subset of each seed is drawn with it (:func:`few_shot_plan`), and smaller ones lie within
-        larger ones.
-    """
+    """Variants with so many training images of each class, ``shots=N``; smaller subsets lie within larger ones."""
     return {f"shots={each}": merged(config, {"data.shots": each}) for each in dict.fromkeys(shots)}
 
 
 def few_shot_plan(plan: Plan) -> Plan:
-    """The same search with a subset of its own for each seed.
-
-    Args:
-        plan: The search.
-    """
+    """The same search with a subset of its own for each seed."""
     return replace(plan, by_seed=(*plan.by_seed, "data.subset_seed"))
 
 
@@ -80,7 +54,7 @@ def combinations(config: Config, deltas: Sequence[dict[str, Any]]) -> dict[str, 
     Raises:
         ConfigError: A delta has no name, or occurs twice.
     """
-    names = [str(each.get("name")) for each in deltas]
+    names = [each.get("name") for each in deltas]
     if None in names or len(set(names)) < len(names):
         raise ConfigError(f"Combinations need deltas with different names, got {names}.")
     dropped = {*_HEAD_OPTIONS, *_PROMPT_OPTIONS, "deltas"}
@@ -98,18 +72,9 @@ def combinations(config: Config, deltas: Sequence[dict[str, Any]]) -> dict[str, 
 def by_backbone(
     config: Config, backbones: Sequence[str], weights: Mapping[str, str] | None = None
 ) -> dict[str, Config]:
-    """One recipe on several backbones.
+    """One recipe on several of timm's backbones, whose image sizes are their own unless the data fix it.
 
-    Args:
-        config: A single run; its image size is left to each backbone unless the data fix it.
-        backbones: timm's names.
-        weights: Where the weights of a backbone are, if not as in the config.
-
-    Returns:
-        By backbone.
+    `weights` says where those of a backbone are, if not as in the config.
     """
-    found = {}
-    for name in dict.fromkeys(backbones):
-        own = {"model.backbone": name} | ({"model.weights": weights[name]} if weights and name in weights else {})
-        found[name] = merged(config, own)
-    return found
+    own = {name: {"model.weights": path} for name, path in (weights or {}).items()}
+    return {name: merged(config, {"model.backbone": name} | own.get(name, {})) for name in dict.fromkeys(backbones)}

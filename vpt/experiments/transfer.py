@@ -18,11 +18,12 @@ from vpt.atomic_write import write_json
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.experiments.executors import Engine
-from vpt.experiments.trial import Config, Failure, Record, Trial, digest, identity, merged, sha256
+from vpt.experiments.trial import Config, Failure, Record, Trial, identity, merged
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import load_classifier
 from vpt.models.logistic_regression import choose_l2, fit_logistic
-from vpt.run_record import DELTA_FILE, RUN_FILE, images_read, read_record
+from vpt.run_record import DELTA_FILE, RUN_FILE, file_identity, images_read, read_record
+from vpt.run_record import identity as hash_of
 from vpt.tasks.build import build_data
 
 Mode = Literal["init", "frozen"]
@@ -32,13 +33,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Source:
-    """A finished run: a task, its delta, and the accuracy that it was stored with.
-
-    Attributes:
-        folder: Of the run.
-        config: Its config.
-        record: Its `run.json`.
-    """
+    """A finished run, its config and its `run.json`: a task, its delta, and the accuracy that it was stored with."""
 
     folder: Path
     config: Config
@@ -52,7 +47,7 @@ class Source:
     @functools.cached_property
     def key(self) -> list[Any]:
         """All that its delta and its accuracy depend on."""
-        return [sha256(self.folder / DELTA_FILE), identity(self.config)]
+        return [file_identity(self.folder / DELTA_FILE), identity(self.config)]
 
     @property
     def accuracy(self) -> float:
@@ -61,18 +56,7 @@ class Source:
 
 
 def read_source(folder: Path, config: Config) -> Source:
-    """Reads a run.
-
-    Args:
-        folder: With ``run.json`` and ``delta.safetensors``.
-        config: What it was run with.
-
-    Returns:
-        The run.
-
-    Raises:
-        ConfigError: One is missing, or the run was not tested.
-    """
+    """Reads a run with ``run.json`` and ``delta.safetensors``; a ConfigError if one is missing, or no test was made."""
     for name in (RUN_FILE, DELTA_FILE):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder} is no finished run: it has no {name}.")
@@ -126,7 +110,7 @@ class _Kept:
         self.cells: dict[str, float] = json.loads(path.read_text())["cells"] if path.is_file() else {}
 
     def get(self, name: str, depends: Any, measure: Callable[[], float]) -> float:
-        name = f"{name} {digest(depends)}"
+        name = f"{name} {hash_of(depends)[:12]}"
         if name not in self.cells:
             self.cells[name] = measure()
             write_json(self._path, {"cells": self.cells})
@@ -136,7 +120,7 @@ class _Kept:
 def _repeat(sources: Sequence[Source], root: Path, engine: Engine) -> dict[str, float]:
     trials = {
         f"{source.name}>{target.name}": Trial(
-            f"{source.name}-to-{target.name}-{digest((source.key, target.config))}",
+            f"{source.name}-to-{target.name}-{hash_of((source.key, target.config))[:12]}",
             merged(target.config, {"model.init_delta": str((source.folder / DELTA_FILE).resolve())}),
             test=True,
         )
@@ -191,19 +175,9 @@ def _as_tested(source: Source) -> torch.autocast:
 
 
 def probe(source: Source, data: ImageDataModule) -> float:
-    """Accuracy of the best linear head on the features that a delta gives.
-
-    Args:
-        source: Where the delta is from.
-        data: The target.
-
-    Returns:
-        Test accuracy in [0, 1].
-    """
+    """Test accuracy, in [0, 1], of the best linear head for some data on the features that a source's delta gives."""
     model = _model(source)
-    parts: Mapping[str, tuple[Tensor, Tensor]] = {
-        name: _features(model.backbone, data, name) for name in ("train", "val", "test")
-    }
+    parts = {name: _features(model.backbone, data, name) for name in ("train", "val", "test")}
     apart = torch.from_numpy(~data.shared("train", "val"))
     features, labels = parts["train"]
     l2 = choose_l2((features[apart], labels[apart]), parts["val"], data.num_classes, list(PENALTIES))

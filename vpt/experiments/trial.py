@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from torch import Tensor
 from vpt.atomic_write import write_json, write_text
 from vpt.errors import ConfigError
 from vpt.robustness.evaluation import logit_records
-from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE, read_record
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE, file_identity, read_record
 from vpt.tasks import DeltaWriter, RunRecord
 from vpt.tasks.build import build, build_data
 from vpt.tasks.callbacks import last_checkpoint
@@ -58,37 +57,23 @@ class Trial:
 
 @dataclass(frozen=True)
 class Failure:
-    """A trial that ended without a result.
-
-    Attributes:
-        reason: One line.
-    """
+    """A trial that ended without a result, and the reason in one line."""
 
     reason: str
 
 
 def val_accuracy(result: Record | Failure) -> float:
-    """How good a trial is on validation images.
-
-    Args:
-        result: Its record, or why there is none.
-
-    Returns:
-        Top-1 in [0, 1], or -1, worse than any, where none was measured.
-    """
+    """Top-1 on validation images, in [0, 1]; -1, worse than any, where none was measured."""
     return float(result["metrics"].get("val/acc", -1.0)) if isinstance(result, dict) else -1.0
 
 
 def merged(config: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
-    """Puts values into a config.
+    """Puts values into a new config.
 
     Args:
         config: As of a `Trial`; stays as it is.
         values: By dotted keys as on the command line: ``model.base_lr``, ``data.train``, ``trainer.max_epochs``,
             ``seed_everything``.
-
-    Returns:
-        The new config.
 
     Raises:
         ConfigError: A key is not one of a config.
@@ -110,51 +95,15 @@ def merged(config: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What the result of a config depends on.
-
-    Args:
-        config: As of a `Trial`.
-
-    Returns:
-        Plain JSON values: the config, and the contents of the data and files that it names.
-
-    Raises:
-        DataError: The data cannot be found.
-    """
+    """What the result of a config depends on, as plain JSON: itself, and the contents of its data and files."""
     paths = {key: config["model"]["init_args"].get(key) for key in _FILES}
-    files = {key: sha256(Path(path)) for key, path in paths.items() if path is not None and Path(path).is_file()}
+    files = {key: file_identity(Path(path)) for key, path in paths.items() if path is not None and Path(path).is_file()}
     plain: dict[str, Any] = json.loads(json.dumps(config))
     return {"config": plain, "files": files, "data": build_data(config).describe()["fingerprint"]}
 
 
-def sha256(path: Path) -> str:
-    """Hashes what a file holds, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest(values: Any) -> str:
-    """Names plain JSON values by their hash.
-
-    Args:
-        values: Of which ``1``, ``1.0`` and ``true`` are three.
-
-    Returns:
-        Twelve hexadecimal digits.
-    """
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def claim(folder: Path, found: Mapping[str, Any]) -> None:
-    """Makes a folder that of one thing, or finds that it is.
-
-    Args:
-        folder: Of a trial, or of anything else that is kept.
-        found: All that its contents depend on, as `identity` says it.
-
-    Raises:
-        ConfigError: It holds another.
-    """
+    """Makes a folder that of all that its contents depend on; a ConfigError where it is that of something else."""
     path = folder / TRIAL_FILE
     if not path.is_file():
         write_json(path, found)
@@ -166,46 +115,24 @@ def claim(folder: Path, found: Mapping[str, Any]) -> None:
 
 
 def finished(trial: Trial, root: Path) -> Record | None:
-    """The record of a trial that has nothing left to do.
-
-    Args:
-        trial: The trial.
-        root: Folder of the experiment.
-
-    Returns:
-        What `run.json` says, or None.
-
-    Raises:
-        ConfigError: Its folder holds another trial.
-    """
+    """The `run.json` of a trial that has nothing left to do, else None; a ConfigError if its folder is of another."""
     folder = root / trial.name
     if not (folder / RUN_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
         return None
     claim(folder, identity(trial.config))
     record = read_record(folder)
-    ended = record.get("status") == "stopped" and not (folder / LAST_CHECKPOINT).is_file()  # by EarlyStopping
-    trained = (ended or record.get("status") == "finished") and (folder / DELTA_FILE).is_file()
-    if trial.stop is not None and record.get("epochs", 0) >= trial.stop and record.get("status") != "running":
-        trained = True
-    if not trained or (trial.test and "test/acc" not in record.get("metrics", {})):
-        return None
-    return record
+    status = record.get("status")
+    paused = trial.stop is not None and record.get("epochs", 0) >= trial.stop and status != "running"
+    ended = status == "finished" or (status == "stopped" and not (folder / LAST_CHECKPOINT).is_file())  # EarlyStopping
+    trained = paused or (ended and (folder / DELTA_FILE).is_file())
+    return record if trained and (not trial.test or "test/acc" in record.get("metrics", {})) else None
 
 
 def run_trial(trial: Trial, root: Path) -> Record:
-    """Runs a trial, or what is left of it.
+    """Runs a trial, or what is left of it, below the folder of the experiment, and returns its `run.json`.
 
-    Where memory does not suffice the batch is split, with the gradient of the whole (``model.micro_batch``).
-
-    Args:
-        trial: The trial.
-        root: Folder of the experiment; the trial's own is below it.
-
-    Returns:
-        What its `run.json` says.
-
-    Raises:
-        VPTError: The config is wrong or training diverged.
+    Where memory does not suffice the batch is split, with the gradient of the whole (``model.micro_batch``). A VPTError
+    if the config is wrong or training diverges.
     """
     if (found := finished(trial, root)) is not None:
         return found
@@ -245,11 +172,7 @@ def _run(trial: Trial, config: Config, folder: Path) -> None:
 
 
 def trainer_options(config: Config) -> dict[str, Any]:
-    """What a config says of the trainer, without what an experiment decides.
-
-    Args:
-        config: As of a `Trial`.
-    """
+    """What a config says of the trainer, without what an experiment decides."""
     return {key: value for key, value in config["trainer"].items() if value is not None and key not in _OURS}
 
 
@@ -271,14 +194,9 @@ def _trainer(config: Config, folder: Path, stop: int | None) -> L.Trainer:
 
 
 class AnswerWriter(L.Callback):
-    """Writes the logits of all test images as a record (`logit_records`); in one process only."""
+    """Writes the logits of all test images as a record (`logit_records`) to a folder; in one process only."""
 
     def __init__(self, folder: Path) -> None:
-        """Starts empty.
-
-        Args:
-            folder: Of the run.
-        """
         self._folder = folder
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -287,13 +205,7 @@ class AnswerWriter(L.Callback):
         self._rows = []
 
     def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         """Keeps the logits of a batch, (B, classes), with its ``index`` and ``label``."""
         if trainer.world_size == 1:
@@ -352,19 +264,9 @@ class Comparison:
 
 
 def rerun(folder: Path, config: Config, out: Path | None = None) -> Comparison:
-    """Repeats a run.
+    """Repeats a run with its config, in a folder `out` or in one that is gone afterwards.
 
-    Args:
-        folder: Of the run, with its ``run.json``.
-        config: What it was run with.
-        out: Folder for the repetition; None for one that is gone afterwards.
-
-    Returns:
-        The comparison.
-
-    Raises:
-        ConfigError: The run was not finished, or the two have no number in common.
-        VPTError: It cannot be repeated here.
+    A ConfigError if it was not finished, or the two have no number in common; a VPTError if it cannot be repeated here.
     """
     stored = read_record(folder)
     if stored.get("status") not in ("finished", "stopped") or not stored.get("metrics"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -39,6 +40,7 @@ class TuningTask(L.LightningModule):
     target: str
     ignored: int | None = None
     model: AdaptedModel
+    _specs: Sequence[dict[str, Any]] = ()
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class TuningTask(L.LightningModule):
 
     def specs(self) -> list[dict[str, Any]]:
         """The delta that the task trains, as for `vpt.attach`; empty for none."""
-        return []
+        return list(self._specs)
 
     def _build(self, backbone: Backbone, num_classes: int) -> AdaptedModel:
         """The model, with `specs` on its backbone."""
@@ -125,32 +127,17 @@ class TuningTask(L.LightningModule):
         raise NotImplementedError
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """What training makes smaller.
-
-        Args:
-            logits: (B, num_classes, ...).
-            batch: With what they are compared with.
-
-        Returns:
-            The mean, a scalar.
-        """
+        """What training makes smaller: the mean loss, a scalar, of logits (B, num_classes, ...) of a batch."""
         raise NotImplementedError
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Adds none, but looks at those that are there, before any of them does something.
-
-        Raises:
-            ConfigError: See `check_trainer`.
-        """
+        """Adds none, but refuses, before any of them does something, what `check_trainer` refuses."""
         if self.trainer.state.fn == "fit":
             check_trainer(self.trainer)
         return []
 
     def setup(self, stage: str) -> None:
         """Takes class names and preprocessing from the data module and checks that both sides agree.
-
-        Args:
-            stage: ``fit``, ``validate``, ``test`` or ``predict``.
 
         Raises:
             ConfigError: Number of classes or image size differ between data and model; or something watches the
@@ -203,59 +190,30 @@ class TuningTask(L.LightningModule):
             self._limit_val, self.trainer.limit_val_batches = self.trainer.limit_val_batches, 0
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classifies images, or their pixels.
-
-        Args:
-            images: (B, 3, H, W), uint8 in [0, 255] or float in [0, 1].
-
-        Returns:
-            Logits, (B, num_classes) or (B, num_classes, H, W).
-        """
+        """Logits (B, num_classes[, H, W]) of images (B, 3, H, W), uint8 in [0, 255] or float in [0, 1]."""
         return cast("Tensor", self.model(images))
 
     def features(self, batch: Batch, split: str) -> Tensor:
-        """What the head reads of a batch.
+        """What the head reads of a batch of ``train``, ``val`` or ``test``: (B, num_features, ...).
 
         Where images are a constant of their index, what lies before the first trained parameter is computed once for
         each training and validation image and kept.
-
-        Args:
-            batch: A batch.
-            split: ``train``, ``val`` or ``test``.
-
-        Returns:
-            (B, num_features, ...).
         """
         data = getattr(self.trainer, "datamodule", None)
         halves = self.model.constant_part()
         if halves is None or split == "test" or data is None or getattr(data, "augmented", True):
             return self.model.encode(batch["image"])
-        place = self._constant_place()
+        backbone, cut = self.model.backbone, self.model.constant_blocks()
+        place = (self.model.format, cut, backbone.trim, str(self.trainer.precision), str(self.device))
         if self._kept is None or self._kept[0] != (data, place):  # other data or precision, another cut
-            self._kept = (data, place), FeatureCache(halves[0], self._constants(data))
+            described = data.describe()
+            images = (described["fingerprint"], described["preset"], described["image_size"])
+            constants = (backbone.fingerprint, backbone.normalization, *images, *place)
+            self._kept = (data, place), FeatureCache(halves[0], constants)
         return halves[1](self._kept[1](split, len(data.split(split)), batch["index"], batch["image"]))
 
-    def _constant_place(self) -> tuple[Any, ...]:
-        """Where the first thing that trains lies, and what else of this run the features before it depend on."""
-        cut, trim = self.model.constant_blocks(), self.model.backbone.trim
-        return self.model.format, cut, trim, str(self.trainer.precision), str(self.device)
-
-    def _constants(self, data: Any) -> tuple[Any, ...]:
-        """What the features of an image depend on before the first thing that trains."""
-        backbone, described = self.model.backbone, data.describe()
-        images = (described["fingerprint"], described["preset"], described["image_size"])
-        return (backbone.fingerprint, backbone.normalization, *images, *self._constant_place())
-
     def logits(self, batch: Batch, split: str) -> Tensor:
-        """Logits of a batch.
-
-        Args:
-            batch: A batch.
-            split: ``train``, ``val`` or ``test``.
-
-        Returns:
-            (B, num_classes, ...).
-        """
+        """Logits, (B, num_classes, ...), of a batch of ``train``, ``val`` or ``test``."""
         return self.model.classify(self.features(batch, split))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -264,14 +222,7 @@ class TuningTask(L.LightningModule):
             seed_epoch(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """The loss of a batch.
-
-        Returns:
-            The mean loss, a scalar.
-
-        Raises:
-            DivergedError: The loss of this or an earlier batch is not finite.
-        """
+        """The mean loss of a batch, a scalar; a DivergedError if this or an earlier one is not finite."""
         loss = self.loss(self._in_parts(batch), batch)
         parallel = self.trainer.world_size > 1
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["index"]), sync_dist=parallel)
@@ -324,11 +275,7 @@ class TuningTask(L.LightningModule):
             self._evaluate(batch, "val", self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Updates the test metrics and the confusion matrix.
-
-        Returns:
-            Logits, (B, num_classes, ...), for callbacks.
-        """
+        """Updates the test metrics and the confusion matrix; returns logits, (B, num_classes, ...), for callbacks."""
         logits = self._evaluate(batch, "test", self.test_metrics)
         self.test_confusion.update(logits, batch[self.target].long())
         return logits
@@ -354,11 +301,7 @@ class TuningTask(L.LightningModule):
         return scheduled_optimizer(trained, self.hparams, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what belongs to the model, and the identity of the backbone they belong to.
-
-        Args:
-            checkpoint: Lightning's checkpoint, changed in place.
-        """
+        """Keeps what belongs to the model, and the identity of the backbone that it belongs to."""
         checkpoint["state_dict"] = {f"model.{key}": tensor for key, tensor in self.model.owned().items()}
         checkpoint["backbone"] = identity(self.model)
         checkpoint["class_names"] = list(self.model.class_names)
@@ -367,9 +310,6 @@ class TuningTask(L.LightningModule):
         """Checks that a checkpoint is complete and belongs to this backbone, and completes it with what is frozen.
 
         The classes of data to test or to predict are found by their names: they may be in another order.
-
-        Args:
-            checkpoint: Lightning's checkpoint, changed in place.
 
         Raises:
             ConfigError: The data have other classes than it was trained on, or, to train on, in another order; or

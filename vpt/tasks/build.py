@@ -18,34 +18,14 @@ FROM_DATA = ("num_classes", "image_size", "normalization")
 
 
 def image_size(config: Mapping[str, Any]) -> int:
-    """Pixels of the images of a config.
-
-    Args:
-        config: With ``model.init_args.backbone`` and ``data``.
-
-    Returns:
-        What its data say, else its model, else the backbone's own.
-
-    Raises:
-        UnknownNameError: There is no such backbone.
-    """
+    """Pixels of the images of a config: what its data say, else its model, else the backbone's own."""
     model = config["model"]["init_args"]
     given = (config["data"].get("init_args") or {}).get("image_size") or model.get("image_size")
     return int(given or input_size(model["backbone"]))
 
 
 def build_data(config: Mapping[str, Any]) -> ImageDataModule:
-    """Builds the data module of a config.
-
-    Args:
-        config: With ``model.init_args.backbone`` and ``data``, sections of ``class_path`` and ``init_args``.
-
-    Returns:
-        The data module, with images of `image_size`.
-
-    Raises:
-        DataError: The data cannot be found.
-    """
+    """Builds the data module of a config, with images of `image_size`; a DataError where the data cannot be found."""
     section = dict(config["data"])
     section["init_args"] = (section.get("init_args") or {}) | {"image_size": image_size(config)}
     data: ImageDataModule = instantiate_class((), section)
@@ -53,15 +33,11 @@ def build_data(config: Mapping[str, Any]) -> ImageDataModule:
 
 
 def settle(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, Any], ImageDataModule]:
-    """Fills in what the data say about the model.
+    """Fills in what the data say about the model; returns a new config, and its data module.
 
     Args:
-        config: With ``model`` and ``data``, sections of ``class_path`` (with its module) and ``init_args``; stays as it
-            is.
+        config: With ``model`` and ``data``, sections of ``class_path`` (with its module) and ``init_args``.
         trained: The model is that of a checkpoint, whose classes are found in the data by name when it is loaded.
-
-    Returns:
-        The config with number of classes, image size and normalisation, and its data module.
 
     Raises:
         ConfigError: The two contradict each other.
@@ -84,18 +60,7 @@ def settle(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, 
 
 
 def build(config: Mapping[str, Any]) -> tuple[ClassificationTask, ImageDataModule]:
-    """Builds task and data of a config.
-
-    Args:
-        config: As of `settle`.
-
-    Returns:
-        The task and the data module.
-
-    Raises:
-        ConfigError: The two contradict each other.
-        VPTError: What either refuses.
-    """
+    """Builds task and data of a config as `settle` settles it; a VPTError for what either refuses."""
     settled, data = settle(config)
     task = instantiate_class((), settled["model"])
     if not isinstance(task, ClassificationTask):

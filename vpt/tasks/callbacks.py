@@ -12,14 +12,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import (
-    Checkpoint,
-    DeviceStatsMonitor,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    ModelSummary,
-    ProgressBar,
-)
+from lightning.pytorch import callbacks
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
@@ -35,11 +28,7 @@ from vpt.version import versions
 def run_folder(trainer: L.Trainer) -> Path | None:
     """The folder that a run's files belong to, as the first of several processes sees it.
 
-    Args:
-        trainer: With or without logger.
-
-    Returns:
-        The folder of the checkpoint that is being evaluated, if that is a run's; else the logger's; None without.
+    It is that of the checkpoint that is being evaluated, if that is a run's; else the logger's; None without.
     """
     if trainer.ckpt_path is not None and trainer.state.fn != "fit":
         for folder in Path(trainer.ckpt_path).resolve().parents[:2]:
@@ -51,16 +40,15 @@ def run_folder(trainer: L.Trainer) -> Path | None:
     return None if place is None else Path(place)
 
 
-def last_checkpoint(folder: Path | None = None) -> ModelCheckpoint:
-    """Keeps the last epoch in ``last.ckpt``, written after every epoch.
+def last_checkpoint(folder: Path | None = None) -> callbacks.ModelCheckpoint:
+    """Keeps the last epoch in ``last.ckpt``, written after every epoch; None for ``checkpoints`` in the run's folder.
 
     Which epoch is reported is part of the protocol: validation does not choose it. Lightning's own ``save_last`` with
     ``save_top_k=0`` would write at the very end only.
-
-    Args:
-        folder: Where to; None for ``checkpoints`` in the run's folder.
     """
-    return ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+    return callbacks.ModelCheckpoint(
+        folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+    )
 
 
 def _written(trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[Path, TuningTask] | None:
@@ -75,7 +63,6 @@ class RunRecord(L.Callback):
     """Keeps `run.json` up to date: the protocol of every number that the run prints."""
 
     def __init__(self) -> None:
-        """Starts the clock."""
         self._start = time.monotonic()
         self._loaded: dict[str, int] | None = None
         self.validated: int | None = None
@@ -165,16 +152,14 @@ class RunRecord(L.Callback):
         told = {"data": own, **state, "precision": now["precision"], "read": read.get(split)}
         news = {"metrics": _metrics(trainer), "read": read, "evaluated": {split: told}}
         rival = record.get("evaluated", {}).get(split)
-        if any((record.get("data") or {}).get(key) != value for key, value in own.items()):
+        ours = all((record.get("data") or {}).get(key) == value for key, value in own.items())
+        if not ours or (rival not in (None, told) and _rank(told, record, split) <= _rank(rival, record, split)):
             write_json(_apart(folder, split, told), _with(now, news))
-        elif rival in (None, told) or _rank(told, record, split) > _rank(rival, record, split):
-            if rival not in (None, told):
-                metrics = {k: v for k, v in record["metrics"].items() if k.startswith(f"{split}/")}
-                earlier = record | {"metrics": metrics, "evaluated": {split: rival}}
-                write_json(_apart(folder, split, rival), earlier)
-            write_json(folder / RUN_FILE, _with(record, news))
-        else:
-            write_json(_apart(folder, split, told), _with(now, news))
+            return
+        if rival not in (None, told):
+            metrics = {k: v for k, v in record["metrics"].items() if k.startswith(f"{split}/")}
+            write_json(_apart(folder, split, rival), record | {"metrics": metrics, "evaluated": {split: rival}})
+        write_json(folder / RUN_FILE, _with(record, news))
 
 
 def _with(record: dict[str, Any], news: dict[str, Any]) -> dict[str, Any]:
@@ -216,15 +201,10 @@ class InitWriter(L.Callback):
 
 
 def protocol(trainer: L.Trainer, task: TuningTask) -> dict[str, Any]:
-    """Everything that a number of this run depends on.
+    """Everything that a number of this run depends on, as plain JSON values.
 
-    Args:
-        trainer: The trainer.
-        task: The task.
-
-    Returns:
-        Plain JSON values: task, hyperparameters and the files that it starts from, seed, training, data (preset,
-        counts, fingerprints), backbone, parameters, machine and versions.
+    Task, hyperparameters and the files that it starts from, seed, training, data (preset, counts, fingerprints),
+    backbone, parameters, machine and versions.
     """
     data: Any = getattr(trainer, "datamodule", None)
     trainable, total = task.model.parameter_counts()
@@ -247,22 +227,22 @@ def protocol(trainer: L.Trainer, task: TuningTask) -> dict[str, Any]:
     }
 
 
-_SHOWING = (Checkpoint, ProgressBar, ModelSummary, LearningRateMonitor, DeviceStatsMonitor)
+_SHOWING = (
+    *(callbacks.Checkpoint, callbacks.ProgressBar, callbacks.ModelSummary),
+    *(callbacks.LearningRateMonitor, callbacks.DeviceStatsMonitor),
+)
 """Callbacks of Lightning that change nothing that is trained."""
 
 
 def _training(trainer: L.Trainer) -> dict[str, Any]:
     """What of the trainer a result depends on, beside epochs, precision and data."""
     others = [each for each in trainer.callbacks if not isinstance(each, _SHOWING)]  # type: ignore[attr-defined]
+    plain = ("max_steps", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
+    clipping = trainer.gradient_clip_algorithm
     return {
-        "max_steps": trainer.max_steps,
+        **{key: getattr(trainer, key) for key in plain},
         "devices": trainer.world_size,
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "gradient_clip_val": trainer.gradient_clip_val,
-        "gradient_clip_algorithm": None
-        if trainer.gradient_clip_algorithm is None
-        else str(trainer.gradient_clip_algorithm.value),
-        "limit_train_batches": trainer.limit_train_batches,
+        "gradient_clip_algorithm": None if clipping is None else str(clipping.value),
         "callbacks": sorted(each.state_key for each in others if not type(each).__module__.startswith("vpt.")),
     }
 

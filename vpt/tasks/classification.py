@@ -21,10 +21,7 @@ from vpt.tasks.base import Batch, TuningTask
 
 
 class MeanPerClass(MulticlassConfusionMatrix):
-    """Mean accuracy over the classes that occur in the labels.
-
-    torchmetrics' macro average also counts, as 0, a class that was predicted but never occurs.
-    """
+    """Mean accuracy over the classes in the labels; torchmetrics' also counts, as 0, one that is only predicted."""
 
     def compute(self) -> Tensor:
         """The mean of the diagonal over the row sums, in [0, 1]."""
@@ -39,9 +36,6 @@ class ClassificationTask(TuningTask):
     Metrics are logged as ``train/loss``, ``{val,test}/loss``, ``{val,test}/acc`` (top-1) and
     ``{val,test}/mean_per_class``; where all validation images are trained on, ``trained`` stands for ``val``. A batch
     is a dict of ``image`` uint8 (B, 3, H, W), ``label`` int64 (B,) and ``index`` int64 (B,).
-
-    Attributes:
-        model: The `TunedModel` that is trained.
     """
 
     target = "label"
@@ -66,12 +60,8 @@ class ClassificationTask(TuningTask):
     def setup(self, stage: str) -> None:
         """Also takes the head that training starts from.
 
-        Args:
-            stage: ``fit``, ``validate``, ``test`` or ``predict``.
-
-        Raises:
-            ConfigError: Data and model differ, or `init_head` was made for another backbone or other data.
-            DeltaFileError: A file to start from is not a delta file.
+        A ConfigError where data and model differ, or `init_head` was made for another backbone or other data; a
+        DeltaFileError where a file to start from is not a delta file.
         """
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, MaskDataModule):
@@ -86,15 +76,7 @@ class ClassificationTask(TuningTask):
         self.model.head.load_state_dict(read_head(probe, self.model, "init_head").state_dict())
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy.
-
-        Args:
-            logits: (B, num_classes).
-            batch: With ``label`` int64 (B,).
-
-        Returns:
-            Its mean, a scalar.
-        """
+        """Mean cross-entropy, a scalar, of logits (B, num_classes) with ``label`` int64 (B,)."""
         return nn.functional.cross_entropy(logits, batch["label"])
 
     def _to_compare(self, logits: Tensor, split: str) -> Tensor:
@@ -104,15 +86,9 @@ class ClassificationTask(TuningTask):
         return logits if groups is None else restrict(logits, groups)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Predicts a batch, which needs no labels.
-
-        Returns:
-            ``index`` (B,) and ``logits`` (B, num_classes).
-        """
-        return {
-            "index": batch["index"],
-            "logits": self._to_compare(self._finite_logits(self(batch["image"]), "test"), "test"),
-        }
+        """Predicts a batch, which needs no labels: ``index`` (B,) and ``logits`` (B, num_classes)."""
+        logits = self._finite_logits(self(batch["image"]), "test")
+        return {"index": batch["index"], "logits": self._to_compare(logits, "test")}
 
 
 class PromptTuning(ClassificationTask):
@@ -135,18 +111,9 @@ class PromptTuning(ClassificationTask):
             dropout_mode: What is dropped: see `vpt.deltas.prompt.Prompt`.
             **task: See `ClassificationTask`.
         """
-        self._prompt = {
-            "name": "prompt",
-            "num_tokens": num_tokens,
-            "deep": deep,
-            "dropout": dropout,
-            "dropout_mode": dropout_mode,
-        }
+        given = {"num_tokens": num_tokens, "deep": deep, "dropout": dropout, "dropout_mode": dropout_mode}
+        self._specs = [{"name": "prompt", **given}]
         super().__init__(**task)
-
-    def specs(self) -> list[dict[str, Any]]:
-        """One prompt delta."""
-        return [self._prompt]
 
 
 class LinearProbe(ClassificationTask):
@@ -182,13 +149,10 @@ class LinearProbe(ClassificationTask):
         self._epoch: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """One step of the optimiser; or collects features, and solves for the head when the epoch is complete.
+        """The mean loss of a step of the optimiser; or, with ``lbfgs``, None.
 
-        Returns:
-            The mean loss, a scalar; None with ``lbfgs``.
-
-        Raises:
-            DivergedError: The loss is not finite, or the minimum was not reached.
+        Then features are collected, and the head is solved for when the epoch is complete. A DivergedError where the
+        loss is not finite, or the minimum was not reached.
         """
         if self.automatic_optimization:
             return super().training_step(batch, batch_idx)
@@ -249,22 +213,13 @@ class DeltaTuning(ClassificationTask):
         """
         if not deltas:
             raise ConfigError("deltas is empty: name at least one, or use LinearProbe for a head alone.")
-        self._deltas = deltas
+        self._specs = deltas
         super().__init__(**task)
-
-    def specs(self) -> list[dict[str, Any]]:
-        """The deltas as given."""
-        return self._deltas
 
 
 class FineTuning(ClassificationTask):
     """Full fine-tuning: every parameter of the backbone trains, dropout and drop path as timm sets them."""
 
     def __init__(self, **task: Any) -> None:
-        """Builds the task.
-
-        Args:
-            **task: See `ClassificationTask`.
-        """
         super().__init__(**task)
         self.model.backbone.unfreeze()

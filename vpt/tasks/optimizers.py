@@ -37,8 +37,7 @@ def scheduled_optimizer(
     Args:
         parameters: What is trained.
         options: ``optimizer``, ``base_lr``, ``weight_decay``, ``momentum`` and ``warmup``, as of a `TuningTask`.
-        trainer: Says how many steps there are, and how many images a step of the optimiser sees on all devices and over
-            all batches that are accumulated: the learning rate is base_lr · images / 256.
+        trainer: Says how many steps there are, and the `global_batch`: the learning rate is base_lr · images / 256.
 
     Returns:
         What Lightning expects; the optimiser has two groups: decayed (prompts and weights) and not (biases, norms).
@@ -68,17 +67,10 @@ def scheduled_optimizer(
 
 
 def global_batch(trainer: L.Trainer) -> int:
-    """Images of a step of the optimiser.
+    """Images of a step of the optimiser, on all devices and over all batches that are accumulated.
 
-    Args:
-        trainer: Whose training loader is set up, if it is not yet. Of several loaders that give a batch each to every
-            step, for losses of which the mean is taken, the largest batch counts.
-
-    Returns:
-        On all devices and over all batches that are accumulated.
-
-    Raises:
-        ConfigError: The loader does not say.
+    Of several loaders that give a batch each to every step, for losses of which the mean is taken, the largest batch
+    counts. A ConfigError where no training loader has a batch_size.
     """
     trainer.fit_loop.setup_data()
     loaders: Any = trainer.train_dataloader
@@ -90,15 +82,12 @@ def global_batch(trainer: L.Trainer) -> int:
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
-    """The factor on the learning rate: linear warm-up, then a cosine to zero.
+    """The factor in (0, 1] on the learning rate: linear warm-up, then a cosine to zero.
 
     Args:
-        step: Steps done so far, from 0.
+        step: Steps done so far, from 0; the first of a warm-up of w steps gets 1/w, not 0.
         steps: All steps, at least 1.
         warmup: Share of them that warm up, in [0, 1).
-
-    Returns:
-        A factor in (0, 1]; the first step of a warm-up of w steps gets 1/w, not 0.
     """
     rising = math.ceil(warmup * steps)
     if step < rising:
@@ -109,11 +98,7 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
 def check_trainer(trainer: L.Trainer) -> None:
     """Refuses what would train another model than the record says.
 
-    Args:
-        trainer: Before training.
-
-    Raises:
-        ConfigError: Batches are accumulated, or a callback of Lightning's changes model, batch or rate.
+    A ConfigError where batches are accumulated, or a callback of Lightning's changes model, batch or rate.
     """
     if (batches := trainer.accumulate_grad_batches) != 1:
         raise ConfigError(
@@ -130,10 +115,9 @@ def check_trainer(trainer: L.Trainer) -> None:
 
 
 def seed_epoch(module: L.LightningModule) -> None:
-    """Makes random numbers follow from run's seed, epoch and process: a resumed run draws what an undisturbed one does.
+    """Makes random numbers follow from the run's seed, if it has one, epoch and process.
 
-    Args:
-        module: In training; of a run without a seed nothing is changed.
+    A resumed run thus draws what an undisturbed one does.
     """
     if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None:
         own = np.random.SeedSequence([int(seed), module.current_epoch, module.global_rank])
@@ -141,14 +125,9 @@ def seed_epoch(module: L.LightningModule) -> None:
 
 
 def check_whole_epoch(checkpoint: dict[str, Any], max_steps: int) -> None:
-    """Refuses to train from where other images would follow than the run would have seen: loaders do not go on.
+    """Refuses, by a ConfigError, Lightning's checkpoint of the middle of an epoch: loaders do not go on.
 
-    Args:
-        checkpoint: Lightning's.
-        max_steps: Of the trainer.
-
-    Raises:
-        ConfigError: It ends in the middle of an epoch.
+    Other images would follow than the run would have seen.
     """
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     if not batches["is_last_batch"] and not 0 <= max_steps <= checkpoint["global_step"]:

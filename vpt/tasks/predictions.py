@@ -26,21 +26,14 @@ class PredictionWriter(L.Callback):
 
     Of a segmentation it is the folder `predictions` of masks, `INDEX.png`, 8-bit class numbers. Of some of the images
     only, the name is `predictions-partial`. `predictions.json` says of which model and data they are; those of another
-    are not replaced. Several processes write one file.
-
-    Attributes:
-        place: What was written last; None for nothing.
+    are not replaced. Several processes write one file, whose `place` is None as long as none is written.
     """
 
     place: Path | None = None
     _target: Path | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuses to replace what is not of this model and data, before anything is predicted.
-
-        Raises:
-            ConfigError: See above.
-        """
+        """Refuses, before anything is predicted, to replace what is not of this model and data (ConfigError)."""
         self._rows: list[tuple[Any, ...]] = []
         self.place = self._target = None
         data = getattr(trainer, "datamodule", None)
@@ -70,13 +63,7 @@ class PredictionWriter(L.Callback):
         return target, ""
 
     def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         """Keeps the lines of a batch, which the prediction names by their ``index``, or writes its masks aside."""
         if self._target is None:

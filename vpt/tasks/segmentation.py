@@ -27,9 +27,6 @@ class SegmentationTask(TuningTask):
     over the whole set; its mean over the classes that occur in masks or answers), ``{val,test}/pixel_acc``,
     ``{val,test}/n`` (images that were measured) and, in tests, ``test/iou/<class>``. A batch is a dict of ``image``
     uint8 (B, 3, H, W), ``mask`` uint8 or int64 (B, H, W) and ``index`` int64 (B,).
-
-    Attributes:
-        model: The `DenseModel` that is trained.
     """
 
     target = "mask"
@@ -60,16 +57,12 @@ class SegmentationTask(TuningTask):
         """
         if full and deltas:
             raise ConfigError("full trains the whole backbone, on which no delta is left to tune: drop one of both.")
-        self._deltas = deltas or []
+        self._specs = deltas or []
         self._head = {"kind": head, "width": head_width}
         super().__init__(**task)
         if full:
             self.model.backbone.unfreeze()
         self.counts = nn.ModuleDict({"val": SumMetric(), "test": SumMetric()})
-
-    def specs(self) -> list[dict[str, Any]]:
-        """The deltas as given."""
-        return self._deltas
 
     def _build(self, backbone: Backbone, num_classes: int) -> DenseModel:
         return DenseModel(backbone, num_classes, self.specs(), **cast("dict[str, Any]", self._head))
@@ -81,15 +74,7 @@ class SegmentationTask(TuningTask):
         }
 
     def setup(self, stage: str) -> None:
-        """Also checks that the data have masks.
-
-        Args:
-            stage: ``fit``, ``validate``, ``test`` or ``predict``.
-
-        Raises:
-            ConfigError: Data and model differ, or the data have no masks.
-            DeltaFileError: `init_delta` is not a delta file of the same backbone and deltas.
-        """
+        """Also checks that the data have masks, by a ConfigError; all else as the base."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageDataModule) and not isinstance(data, MaskDataModule):
             raise ConfigError(
@@ -99,28 +84,12 @@ class SegmentationTask(TuningTask):
         super().setup(stage)
 
     def logits(self, batch: Batch, split: str) -> Tensor:
-        """Logits of a batch, at the size of its masks.
-
-        Args:
-            batch: A batch.
-            split: ``train``, ``val`` or ``test``.
-
-        Returns:
-            (B, num_classes, H, W).
-        """
+        """Logits, (B, num_classes, H, W), of a batch of ``train``, ``val`` or ``test`` at the size of its masks."""
         height, width = batch["mask"].shape[-2:]
         return enlarge(super().logits(batch, split), (height, width))
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy over the pixels that count.
-
-        Args:
-            logits: (B, num_classes, H, W).
-            batch: With ``mask`` (B, H, W).
-
-        Returns:
-            Its mean, a scalar; 0 where no pixel counts.
-        """
+        """Mean cross-entropy, a scalar, of (B, num_classes, H, W) over the pixels that count; 0 where none does."""
         mask = batch["mask"].long()
         summed = nn.functional.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="sum")
         return summed / (mask != IGNORED).sum().clamp(min=1)
@@ -141,10 +110,6 @@ class SegmentationTask(TuningTask):
                 self.log(f"test/iou/{name}", hit / size)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Predicts a batch, which needs no masks.
-
-        Returns:
-            ``index`` (B,) and ``mask`` uint8 (B, H, W), the class of each pixel.
-        """
+        """Predicts a batch, which needs no masks: ``index`` (B,) and ``mask`` uint8 (B, H, W), the classes."""
         logits = self._finite_logits(self(batch["image"]), "test")
         return {"index": batch["index"], "mask": logits.argmax(dim=1).to(torch.uint8)}
