@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vpt.data.catalog.cards import Card
+from vpt.data.content_hashes import as_hashes
 from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import Split, few_shot, position_hash
 from vpt.data.transforms import Augmentation, centre_crop, get_preset
@@ -265,6 +266,10 @@ class ImageDataModule(L.LightningDataModule):
             dataset.labels = numbers[dataset.labels]
         self.class_names, self.num_classes = list(names), len(names)
 
+    def fingerprint(self, name: str) -> str:
+        """Returns what a split is, sha256 of its images' contents, labels and names, hexadecimal."""
+        return self._splits[name].fingerprint if name in self._splits else ""
+
     def shared(self, name: str, other: str = "train") -> NDArray[np.bool_]:
         """Says which images of a split are in another one, whatever their files are called.
 
@@ -275,8 +280,9 @@ class ImageDataModule(L.LightningDataModule):
         Returns:
             bool (N,), by the hashes of the images' contents.
         """
-        known = {row.tobytes() for row in self._splits[other].hashes}
-        return np.array([row.tobytes() in known for row in self._splits[name].hashes], dtype=bool)
+        rows = [self._splits[each].hashes if each in self._splits else as_hashes([]) for each in (name, other)]
+        known = {row.tobytes() for row in rows[1] if row.any()}  # zeros are of files that are missing
+        return np.array([row.tobytes() in known for row in rows[0]], dtype=bool)
 
     def describe(self) -> dict[str, Any]:
         """Says which data these are, in plain values for JSON.

@@ -157,9 +157,12 @@ class RunRecord(L.Callback):
             write_json(_apart(folder, split, told), _with(now, news))
             return
         if rival not in (None, told):
-            metrics = {k: v for k, v in record["metrics"].items() if k.startswith(f"{split}/")}
+            metrics = {k: v for k, v in record["metrics"].items() if k.startswith(_PREFIXES[split])}
             write_json(_apart(folder, split, rival), record | {"metrics": metrics, "evaluated": {split: rival}})
         write_json(folder / RUN_FILE, _with(record, news))
+
+
+_PREFIXES = {"val": ("val/", "trained/"), "test": ("test/",)}
 
 
 def _with(record: dict[str, Any], news: dict[str, Any]) -> dict[str, Any]:
