@@ -54,14 +54,10 @@ example: vpt fit -c configs/demo.yaml -c configs/method/vpt_deep.yaml --trainer.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command.
+    """Runs one command, with arguments after the program's name; ``None`` takes those of the process.
 
-    Args:
-        argv: Arguments without the program's name; ``None`` takes those of the process.
-
-    Returns:
-        Exit status: 0 done, 1 the input was wrong (one line on stderr says what), 130 interrupted, 141 nobody reads
-        the output any more, 143 terminated.
+    Returns the exit status: 0 done, 1 the input was wrong (one line on stderr says what), 130 interrupted, 141 nobody
+    reads the output any more, 143 terminated.
     """
     args = sys.argv[1:] if argv is None else list(argv)
     try:

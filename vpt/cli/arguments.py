@@ -32,15 +32,7 @@ _NOISE = re.compile(r"Does not validate against|Subtypes:|Errors:|Given value|(-
 
 
 def explain(message: str, classes: Iterable[str]) -> VPTError:
-    """Makes a user error of what jsonargparse says.
-
-    Args:
-        message: Its text.
-        classes: Names of the models and data modules that can be asked for.
-
-    Returns:
-        The error, to be raised.
-    """
+    """Makes a user error, to be raised, of what jsonargparse says; `classes` can be asked for."""
     if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
         return UnknownNameError("class", unknown[1], classes)
     if absent := re.search(r"Parser key \"config\": File does not exist: '(.+)'", message):
@@ -86,17 +78,7 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (see {self.prog} --help).")
 
     def parse_with_data(self, args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Parses a command line that may override single values of the data.
-
-        Args:
-            args: The command line.
-
-        Returns:
-            The options, and what begins with ``--data.``, for `delta_data`.
-
-        Raises:
-            ConfigError: There is something else that is not known.
-        """
+        """Parses a command line; what begins with ``--data.`` comes back as it is, for `delta_data`."""
         options, rest = self.parse_known_args(args)
         if rest and not rest[0].startswith("--data."):
             self.error(f"unrecognized arguments: {rest[0]}")
@@ -104,19 +86,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def delta_data(delta: Path, config: Path | None = None, overrides: Sequence[str] = ()) -> ImageDataModule:
-    """Builds the data module that belongs to a delta file.
+    """Builds the data module that belongs to a delta file, with its image size unless something names one.
 
     Args:
-        delta: A delta file; its image size is used unless the config or an override names one.
+        delta: A delta file; a DeltaFileError if it cannot be read.
         config: A config file with a ``data`` section; None for the ``config.yaml`` of the run that wrote the delta.
         overrides: Flags such as ``--data.root FOLDER`` or ``--data.batch_size=8``.
 
-    Returns:
-        The data module.
-
     Raises:
         ConfigError: The config is missing or has no data section, or a flag is wrong.
-        DeltaFileError: The delta file cannot be read.
         DataError: The data cannot be found.
     """
     from vpt.models.delta_format import read_header
@@ -126,19 +104,9 @@ def delta_data(delta: Path, config: Path | None = None, overrides: Sequence[str]
 
 
 def config_data(config: Path, size: int, overrides: Sequence[str] = ()) -> ImageDataModule:
-    """Builds the data module of a config file.
+    """Builds the data module of a config file; `size` in pixels counts unless the config or a flag names one.
 
-    Args:
-        config: A config file with a ``data`` section.
-        size: Of the images in pixels, unless the config or an override names one.
-        overrides: Flags such as ``--data.root FOLDER`` or ``--data.batch_size=8``.
-
-    Returns:
-        The data module.
-
-    Raises:
-        ConfigError: The config is missing or has no data section, or a flag is wrong.
-        DataError: The data cannot be found.
+    Otherwise as `delta_data`.
     """
     import jsonargparse
     from lightning.pytorch.cli import instantiate_class
@@ -159,16 +127,9 @@ def config_data(config: Path, size: int, overrides: Sequence[str] = ()) -> Image
 
 
 def read_yaml(source: Path | str) -> Any:
-    """Reads YAML as the command line reads it: ``1e-3`` is a number, and a key given twice is an error.
+    """Reads YAML, a file or a text, as the command line does: ``1e-3`` is a number.
 
-    Args:
-        source: A file, or a text.
-
-    Returns:
-        Plain values.
-
-    Raises:
-        ConfigError: It is not YAML, or has a key twice.
+    Raises a ConfigError if it is not YAML, or has a key twice.
     """
     import yaml
     from jsonargparse import get_loader
@@ -207,17 +168,7 @@ def refuse_doubled_keys() -> None:
 
 
 def data_section(file: Path) -> dict[str, Any]:
-    """Reads the ``data`` section of a config file.
-
-    Args:
-        file: A YAML file.
-
-    Returns:
-        The section as it is written.
-
-    Raises:
-        ConfigError: The file or the section is missing, or the file is not YAML.
-    """
+    """Reads the ``data`` section of a config file as it is written; a ConfigError if either is missing or no YAML."""
     if not file.is_file():
         raise ConfigError(f"No config {file}: name one with a data section, for instance --data configs/demo.yaml.")
     content = read_yaml(file)

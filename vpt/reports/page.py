@@ -42,16 +42,10 @@ td:first-child:not(.number) { min-width: 5rem; }
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured, laid out for readers.
+    """What was measured, laid out for readers: plain JSON values, and what is shown of them.
 
-    Attributes:
-        values: All of it as plain JSON values.
-        title: Heading.
-        notes: Paragraphs below it.
-        tables: Any number.
-        figures: By name.
-        captions: A sentence for each figure.
-        others: Further forms of the tables, by the suffix of their file.
+    Below the title stand notes, a paragraph each; figures have a sentence each as caption, by their name. `others` are
+    further forms of the tables by the suffix of their file.
     """
 
     values: Mapping[str, Any]
@@ -63,17 +57,7 @@ class Report:
     others: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, out: Path) -> list[Path]:
-        """Writes all forms.
-
-        Args:
-            out: Folder for ``report.json``, ``report.md``, the others, and ``report.html``; it is made.
-
-        Returns:
-            The paths.
-
-        Raises:
-            ValueError: A value is not finite.
-        """
+        """Writes ``report.json`` (which refuses NaN), ``report.md``, the others and ``report.html``; returns paths."""
         texts = {
             "json": json.dumps(self.values, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
             "md": markdown(self.title, self.notes, self.tables),
@@ -93,18 +77,7 @@ def document(
     figures: Mapping[str, Figure],
     captions: Mapping[str, str],
 ) -> str:
-    """Writes a page: the first table, the figures, the other tables.
-
-    Args:
-        title: Its heading.
-        notes: Paragraphs below it.
-        tables: Any number.
-        figures: By name.
-        captions: A sentence for each figure.
-
-    Returns:
-        HTML, its figures inline, without any reference to elsewhere.
-    """
+    """Writes a page that refers to nothing else: the first table, the captioned figures, the other tables; HTML."""
     parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(note)}</p>" for note in notes), *map(_table, tables[:1])]
     parts += [_figure(name, figure, captions[name]) for name, figure in figures.items()]
     parts += [_table(table) for table in tables[1:]]

@@ -37,14 +37,7 @@ _ACROSS = 3  # panels in a row
 
 
 def figures(report: Values) -> dict[str, Figure]:
-    """Draws what a report has values for.
-
-    Args:
-        report: From `vpt.reports.robustness_values.report`, or read back from its JSON.
-
-    Returns:
-        Figures by title: scatter, curves, reliability, corruptions.
-    """
+    """Draws what values of `vpt.reports.robustness_values.report` (or read from JSON) there are for; by title."""
     drawn = {
         "Accuracy in and out of distribution": scatter(report),
         "Accuracy at every α": curves(report),
@@ -96,14 +89,7 @@ def _lines(report: Values, kinds: Sequence[str]) -> dict[str, dict[str, list[Val
 
 
 def scatter(report: Values) -> Figure | None:
-    """Draws accuracy on each shift over accuracy on the clean set, both on logit axes.
-
-    Args:
-        report: Of `figures`.
-
-    Returns:
-        A panel for each shift and one for each mean of corruptions, a line over α for each model; None without any.
-    """
+    """Draws accuracy on each shift and mean of corruptions over that on the clean set, along α, on logit axes."""
     lines = _lines(report, (CLEAN, SHIFT))
     clean = lines.pop(CLEAN, {})
     if not lines or not clean:
@@ -178,14 +164,7 @@ def _axis_names(panels: Sequence[Axes], x: str, y: str) -> None:
 
 
 def curves(report: Values) -> Figure | None:
-    """Draws accuracy over α with Wilson intervals; exact where only the head differs.
-
-    Args:
-        report: Of `figures`.
-
-    Returns:
-        A panel for each set; None if no model has more than one α.
-    """
+    """Draws accuracy over α with Wilson intervals, a panel for each set; exact where only the head differs."""
     moving = {model["model"] for model in report["models"] if len(model["alphas"]) > 1}
     if not moving:
         return None
@@ -223,14 +202,7 @@ def _curve(axes: Axes, rows: Sequence[Values], exact: Values | None, model: str,
 
 
 def reliability(report: Values) -> Figure | None:
-    """Draws accuracy over confidence on the clean set, at α = 0, 0.5 and 1.
-
-    Args:
-        report: Of `figures`.
-
-    Returns:
-        A panel for each α, the size of a mark grows with the images in its bin; None if none of these α was evaluated.
-    """
+    """Draws accuracy over confidence on the clean set at α = 0, 0.5 and 1; larger marks hold more images."""
     alphas = sorted({bins["alpha"] for bins in report["reliability"]})
     if not alphas:
         return None
@@ -253,14 +225,7 @@ def reliability(report: Values) -> Figure | None:
 
 
 def heat_map(report: Values) -> Figure | None:
-    """Draws accuracy under each corruption and severity, a panel for each model at its largest α.
-
-    Args:
-        report: Of `figures`.
-
-    Returns:
-        The figure; None if nothing was corrupted.
-    """
+    """Draws accuracy under each corruption and severity, a panel for each model at its largest α."""
     rows = [row for row in report["rows"] if row["severity"] is not None]
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     severities = sorted({row["severity"] for row in rows})

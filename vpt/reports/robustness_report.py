@@ -15,27 +15,13 @@ Values = dict[str, Any]
 
 
 def robustness_report(values: Values) -> Report:
-    """Lays out a report.
-
-    Args:
-        values: From `vpt.reports.robustness_values.report`, or read back from its JSON.
-
-    Returns:
-        Headline, figures, scores, and what was measured.
-    """
+    """Lays out what `vpt.reports.robustness_values.report` gave, or was read back from its JSON."""
     title = f"Robustness on {values['data']['name']}"
     return Report(values, title, notes(values), tables(values), figures(values), CAPTIONS)
 
 
 def tables(report: Values) -> list[Table]:
-    """Makes all tables that a report has values for.
-
-    Args:
-        report: From `vpt.reports.robustness_values.report`, or read back from its JSON.
-
-    Returns:
-        Headline first, protocol last.
-    """
+    """All tables that a report has values for: headline first, protocol last."""
     makers: Sequence[Callable[[Values], Table]] = (
         _headline,
         _scores,
@@ -48,14 +34,7 @@ def tables(report: Values) -> list[Table]:
 
 
 def notes(report: Values) -> list[str]:
-    """Says what a reader of all tables must know.
-
-    Args:
-        report: From `vpt.reports.robustness_values.report`.
-
-    Returns:
-        Sentences.
-    """
+    """Says what a reader of all tables must know, in sentences."""
     return [
         "α = 0 is the model before tuning, α = 1 the tuned one. The fixed α = 0.5 and the α chosen on validation "
         "images are results; the oracle looked at the test answers and is none. Brackets hold 95 % intervals.",

@@ -40,25 +40,21 @@ Values = dict[str, Any]
 
 
 def report(folders: Sequence[Path]) -> Values:
-    """Scores the records of evaluated models; no image is classified again.
+    """Scores the records of evaluations (`vpt.robustness.run`) on the same data; no image is classified again.
 
-    Args:
-        folders: Each of one `vpt.robustness.evaluation.evaluate`, all on the same data.
+    Returns plain values for JSON. Shares lie in [0, 1], differences are first minus second.
 
-    Returns:
-        Plain values for JSON. Shares lie in [0, 1], differences are first minus second.
-
-        - ``data``: name and fingerprint.
-        - ``models``: what each is, its protocol, α chosen on validation images or why none is.
-        - ``rows``: model × set × α with protocol and all scores (:func:`vpt.metrics.summary.summary`); the
-          temperature is fitted on the validation images of the same model and α.
-        - ``averages``: model × corruption × α, means over severities, then over all corruptions and over
-          the 15 of ImageNet-C; ``kinds`` says over which.
-        - ``headline``: model × set: top-1 at α = 0, fixed 0.5, chosen on validation, 1, and as "oracle" the best.
-        - ``reliability``: bins of the clean set at α = 0, 0.5 and 1.
-        - ``curves``: exact curves over α where only the head differs.
-        - ``differences``: paired bootstrap at α = 1 and 0.5; ``not_compared`` says which pairs have other images.
-        - ``effective``: effective robustness, where a set has a baseline population.
+    - ``data``: name and fingerprint.
+    - ``models``: what each is, its protocol, α chosen on validation images or why none is.
+    - ``rows``: model × set × α with protocol and all scores (:func:`vpt.metrics.summary.summary`); the temperature is
+      fitted on the validation images of the same model and α.
+    - ``averages``: model × corruption × α, means over severities, then over all corruptions and over the 15 of
+      ImageNet-C; ``kinds`` says over which.
+    - ``headline``: model × set: top-1 at α = 0, fixed 0.5, chosen on validation, 1, and as "oracle" the best.
+    - ``reliability``: bins of the clean set at α = 0, 0.5 and 1.
+    - ``curves``: exact curves over α where only the head differs.
+    - ``differences``: paired bootstrap at α = 1 and 0.5; ``not_compared`` says which pairs have other images.
+    - ``effective``: effective robustness, where a set has a baseline population.
 
     Raises:
         ConfigError: A folder is named twice, or the models were evaluated on different data.
@@ -89,14 +85,7 @@ def report(folders: Sequence[Path]) -> Values:
 
 
 def model_names(folders: Sequence[Path]) -> list[str]:
-    """Names models by what tells their folders apart.
-
-    Args:
-        folders: Distinct.
-
-    Returns:
-        One name each, e.g. ``"linear"`` for ``runs/linear/version_0/robustness``.
-    """
+    """Names models by what tells their folders apart, e.g. ``"linear"`` for ``runs/linear/version_0/robustness``."""
     parts = [folder.resolve().parts for folder in folders]
     if len(parts) == 1:
         own = [part for part in parts[0][1:] if part != "robustness" and not part.startswith("version_")]
@@ -312,15 +301,10 @@ def _other_images(one: Record, two: Record) -> str:
 
 
 def effective_rows(name: str, result: RobustnessResult) -> Iterator[Values]:
-    """Compares accuracies under shift with what ImageNet's accuracy predicts.
+    """Compares accuracies under shift with what the accuracy on ImageNet predicts, in percentage points.
 
-    Args:
-        name: Of the model.
-        result: Nothing is given unless its clean set is ImageNet's validation set, in full precision.
-
-    Yields:
-        Model, set, α, both accuracies, effective robustness in percentage points, and whether the baseline is
-        extrapolated, the reference lying below all models that it was fitted on.
+    Nothing is given unless the clean set is ImageNet's validation set, in full precision. A baseline is extrapolated
+    where that accuracy lies below all models it was fitted on.
     """
     if result.protocol["data"]["name"] != _REFERENCE or result.protocol["logits"] != "float32":
         return

@@ -19,14 +19,7 @@ CAPTIONS = {
 
 
 def figures(report: Values) -> dict[str, Figure]:
-    """Draws what a report has values for.
-
-    Args:
-        report: From `vpt.reports.run_values.report`.
-
-    Returns:
-        Figures by name, in the order of the page.
-    """
+    """Draws what a report (`vpt.reports.run_values.report`) has values for, by name, in the order of the page."""
     drawn = {}
     with style():
         if report["curves"]:
@@ -37,14 +30,7 @@ def figures(report: Values) -> dict[str, Figure]:
 
 
 def learning_curves(curves: list[Values]) -> Figure:
-    """A panel for each task and curve, a line for each method.
-
-    Args:
-        curves: ``task``, ``curve``, ``method``, ``steps`` and ``values``.
-
-    Returns:
-        The figure.
-    """
+    """A panel for each task and curve, a line for each method."""
     from matplotlib.figure import Figure
 
     panels = list(dict.fromkeys((row["task"], row["curve"]) for row in curves))
@@ -69,14 +55,7 @@ def learning_curves(curves: list[Values]) -> Figure:
 
 
 def rank_plot(ranks: list[Values]) -> Figure:
-    """A line for each method, best mean rank on top.
-
-    Args:
-        ranks: ``method``, ``ranks`` and ``mean``.
-
-    Returns:
-        The figure.
-    """
+    """A line for each method, best mean rank on top."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 0.9 + 0.34 * len(ranks)), layout="constrained")

@@ -16,27 +16,13 @@ TITLE = "Tuned models on their tasks"
 
 
 def run_report(values: Values) -> Report:
-    """Lays out a report.
-
-    Args:
-        values: From `vpt.reports.run_values.report`, or read back from its JSON.
-
-    Returns:
-        Accuracies, learning curves and ranks, means, and protocols; its other forms are CSV and LaTeX.
-    """
+    """Lays out what `vpt.reports.run_values.report` gave, or was read back from its JSON; also as CSV and LaTeX."""
     others = {"csv": csv(values), "tex": latex(values)}
     return Report(values, TITLE, notes(values), tables(values), figures(values), CAPTIONS, others)
 
 
 def tables(report: Values) -> list[Table]:
-    """Makes all tables that a report has values for.
-
-    Args:
-        report: From `vpt.reports.run_values.report`.
-
-    Returns:
-        Accuracy first, then means, published numbers, agreement and protocols.
-    """
+    """All tables that a report has values for: accuracy, means, published numbers, agreement, ranks and protocols."""
     found = [
         _accuracy(report),
         _means(report),
@@ -49,14 +35,7 @@ def tables(report: Values) -> list[Table]:
 
 
 def notes(report: Values) -> list[str]:
-    """What a reader must know.
-
-    Args:
-        report: From `vpt.reports.run_values.report`.
-
-    Returns:
-        Sentences.
-    """
+    """What a reader must know, in sentences."""
     said = ["Test top-1 in %, last epoch, mean ± standard deviation over seeds."]
     if len(backbones := _backbones(report)) == 1:
         said.append(f"All on {backbones[0]}.")
@@ -177,11 +156,7 @@ def _range(values: Sequence[int]) -> str:
 
 
 def csv(report: Values) -> str:
-    """Writes one line a method and task, in full precision.
-
-    Args:
-        report: From `vpt.reports.run_values.report`.
-    """
+    """Writes one line a method and task, in full precision."""
     rows = [
         {"backbone": row["backbone"], "method": row["method"], "task": task}
         | {key: number[key] for key in ("mean", "std", "n", "low", "high")}
@@ -199,11 +174,7 @@ _LATEX = str.maketrans(
 
 
 def latex(report: Values) -> str:
-    """Writes the tables of accuracy and means for LaTeX with booktabs.
-
-    Args:
-        report: From `vpt.reports.run_values.report`.
-    """
+    """Writes the tables of accuracy and means for LaTeX with booktabs."""
     parts = []
     for table in tables(report)[:2]:
         rows = [[cell.translate(_LATEX) for cell in row] for row in table.rows]

@@ -26,18 +26,11 @@ _CURVES = {"val/acc": "validation top-1", "train/loss": "training loss"}
 
 
 def report(folders: Sequence[Path], mixed: bool = False) -> Values:
-    """Reads runs, and averages what may be averaged.
+    """Reads the tested runs below folders, and averages what may be averaged; plain values for JSON.
 
-    Args:
-        folders: Searched for tested runs.
-        mixed: Average across presets, image sizes, partial data, epoch rules and training sets, too.
-
-    Returns:
-        JSON values: ``tasks``, ``methods`` (rows with a number for each task, and means), ``published``, ``agreement``,
-        ``curves``.
-
-    Raises:
-        ConfigError: There is no tested run, or two are the same.
+    They are ``tasks``, ``methods`` (rows with a number for each task, and means), ``published``, ``agreement``,
+    ``curves`` and ``ranks``. With `mixed` tasks are averaged across presets, image sizes, partial data, epoch rules and
+    training sets, too. Raises a ConfigError if there is no tested run, or two are the same.
     """
     rows = read_runs(folders)
     found = cells(rows)

@@ -47,17 +47,9 @@ def style() -> Iterator[None]:
 
 
 def save_figure(figure: Figure, out: Path) -> Path:
-    """Writes a figure.
+    """Writes a figure as ``.png`` (160 dots per inch), ``.svg`` or ``.pdf``, by its suffix; folders are made.
 
-    Args:
-        figure: What to write.
-        out: Its suffix chooses the kind: ``.png`` (160 dots per inch), ``.svg`` or ``.pdf``; folders are made.
-
-    Returns:
-        The path.
-
-    Raises:
-        ConfigError: The suffix is none of these.
+    Raises a ConfigError for another suffix.
     """
     out = Path(out)
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
@@ -69,14 +61,7 @@ def save_figure(figure: Figure, out: Path) -> Path:
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
-    """Draws a figure into an array, without pyplot and its state.
-
-    Args:
-        figure: What to draw.
-
-    Returns:
-        uint8 (H, W, 3) at 100 dots per inch.
-    """
+    """Draws a figure into an array, uint8 (H, W, 3) at 100 dots per inch, without pyplot and its state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with style():
@@ -89,15 +74,7 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
 def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
     """Draws a confusion matrix: shares of each true class in colour; counts, or the commonest confusions, in words.
 
-    Args:
-        matrix: (classes, classes) counts, rows are true classes.
-        class_names: One per class.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ConfigError: The matrix is not square, or does not fit the names.
+    The matrix is (classes, classes) counts, rows are true classes; a ConfigError if it does not fit the names.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -137,15 +114,9 @@ def _name_classes(axes: Axes, class_names: Sequence[str], size: float) -> None:
 
 
 def short(name: str, limit: int = 20) -> str:
-    """Cuts a long name.
+    """Cuts a name to so many characters, the last an ellipsis if any were cut.
 
-    Args:
-        name: Any.
-        limit: Characters that fit.
-
-    Returns:
-        At most so many characters, the last an ellipsis if any were cut; without underscores at its head, with which
-        matplotlib leaves names out of legends.
+    It also goes without underscores at its head, with which matplotlib leaves names out of legends.
     """
     name = name.lstrip("_") or name
     return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -8,14 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table of text cells, with a note on how to read it.
 
-    Attributes:
-        title: What it shows.
-        note: How to read it.
-        columns: Headings.
-        rows: A cell for each heading.
-        words: How many columns from the left are words, the others are numbers.
+    The first `words` columns from the left are words, the others are numbers.
     """
 
     title: str
@@ -26,43 +21,19 @@ class Table:
 
 
 def percent(value: float | None, std: float | None = None) -> str:
-    """Writes a share in percent.
-
-    Args:
-        value: In [0, 1], or None.
-        std: Its standard deviation, or None.
-
-    Returns:
-        Percent with one digit; a dash for None.
-    """
+    """Writes a share in [0, 1], and its standard deviation, in percent with one digit; a dash for None."""
     if value is None:
         return "–"
     return f"{100 * value:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
 
 
 def p_value(value: float) -> str:
-    """Writes the p of a test.
-
-    Args:
-        value: In [0, 1].
-
-    Returns:
-        Three digits, or that it lies below all that three digits can say.
-    """
+    """Writes the p of a test with three digits, or that it lies below all that three digits can say."""
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def markdown(title: str, notes: Sequence[str], tables: Sequence[Table]) -> str:
-    """Writes a report as Markdown.
-
-    Args:
-        title: Its heading.
-        notes: A paragraph each.
-        tables: A section each.
-
-    Returns:
-        Headings, notes and tables.
-    """
+    """Writes a report as Markdown: a paragraph a note, a section a table."""
     lines = [f"# {title}", "", *(f"{note}\n" for note in notes)]
     for table in tables:
         rule = ["---" if place < table.words else "--:" for place in range(len(table.columns))]

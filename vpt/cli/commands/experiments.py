@@ -82,9 +82,6 @@ def read_plan(path: Path, args: list[str], seeds: Sequence[int] | None = None, h
         seeds: Instead of those of the file.
         halving: As in `Plan`.
 
-    Returns:
-        The plan.
-
     Raises:
         ConfigError: The file is none, or has a key or a value that `vpt fit` would refuse.
     """

@@ -8,14 +8,7 @@ from vpt.cli.arguments import Parser
 
 
 def run(args: list[str]) -> None:
-    """Parses the command line, writes the files, and prints the tables.
-
-    Args:
-        args: The command line, beginning with ``report``.
-
-    Raises:
-        VPTError: The user's input is wrong.
-    """
+    """Parses the command line, writes the files, and prints the tables."""
     parser = Parser(prog="vpt report", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", type=Path, nargs="+", help="folders, searched for run.json of tested runs")
     parser.add_argument(

@@ -77,11 +77,8 @@ def _runs(args: list[str]) -> None:
 def check_comparable(data: Iterable[Mapping[str, Any]]) -> list[str]:
     """Finds tasks that were measured under several presets, or after training on several shares of the images.
 
-    Args:
-        data: The ``data`` of each record, as :meth:`ImageDataModule.describe` gives it.
-
-    Returns:
-        A sentence for each such task and difference.
+    Of each record it takes ``data``, as :meth:`ImageDataModule.describe` gives it; a sentence for each task and
+    difference.
     """
     used: dict[tuple[str, str], Counter[str]] = {}
     for described in data:

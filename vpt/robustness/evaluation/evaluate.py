@@ -76,12 +76,8 @@ def run(
         bf16: Forward passes under autocast to bfloat16: about twice as fast where the processor has it, logits to three
             digits. Every record and report says so.
 
-    Returns:
-        The scores.
-
     Raises:
-        UnknownNameError: There is no such corruption.
-        ConfigError: An argument is out of range, or delta, anchor and data do not belong together.
+        ConfigError: An argument is out of range or not known, or delta, anchor and data do not belong together.
         DeltaFileError: A file is not a delta file, or belongs to other weights.
         DataError: An image cannot be read.
         WeightsError: The backbone's weights cannot be found.
@@ -139,16 +135,7 @@ def _check_numbers(alphas: Sequence[float], batch_size: int) -> None:
 
 
 def check_data(delta: Path, model: TunedModel, data: ImageDataModule) -> None:
-    """Refuses data that a delta was not trained for.
-
-    Args:
-        delta: Its file, for the message.
-        model: The model in it.
-        data: What it is to be used on.
-
-    Raises:
-        ConfigError: Classes, image size or preset differ.
-    """
+    """Refuses data that a delta was not trained for: a ConfigError if classes, image size or preset differ."""
     data.number_classes_as(model.class_names)
     if model.backbone.image_size != data.image_size:
         raise ConfigError(
@@ -225,17 +212,9 @@ def _pairs(
 
 
 def groups(data: ImageDataModule, split: str) -> list[list[int]] | None:
-    """Which classes count on a split, as its data module says.
+    """Positions of each class's logits on a split, its label first; None if all classes of the data module count.
 
-    Args:
-        data: A data module; with ``groups(split)`` if not all classes are classes of all splits.
-        split: Name of the split.
-
-    Returns:
-        Positions of each class's logits, its label first; None if all classes count.
-
-    Raises:
-        ConfigError: An image's class is not among them.
+    Raises a ConfigError if an image's class is not among them.
     """
     found = data.groups(split) if hasattr(data, "groups") else None
     if found is None:

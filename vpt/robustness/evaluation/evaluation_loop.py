@@ -29,15 +29,8 @@ CHUNK = 4
 def table(pairs: int, images: int, classes: int, half: bool, folder: Path) -> NDArray[np.floating[Any]]:
     """Room for the answers of one set, on disk, so that many α of many images need no more memory than one.
 
-    Args:
-        pairs: How many α.
-        images: Of the set, at least 1.
-        classes: Width of the logits.
-        half: float16 instead of float32.
-        folder: Where there is room; the file has no name and goes with the process.
-
-    Returns:
-        (pairs, images, classes).
+    Returns (pairs, images, classes) in float32, or float16 where `half`, for at least 1 image. The file lies in
+    `folder`, has no name, and goes with the process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -47,11 +40,7 @@ def table(pairs: int, images: int, classes: int, half: bool, folder: Path) -> ND
 class Pair:
     """One evaluation set at one strength, filled image by image and resumed from its file.
 
-    Attributes:
-        item: The set.
-        alpha: The strength.
-        index: int64 (N,), positions in the list.
-        done: How many of its images are classified, counted from the first.
+    `index` (N,) are positions in the list; `done` of its images are classified, counted from the first.
     """
 
     def __init__(
@@ -64,17 +53,7 @@ class Pair:
         protocol: Mapping[str, Any],
         path: Path,
     ) -> None:
-        """Takes up what an earlier evaluation under the same protocol has left.
-
-        Args:
-            item: The set.
-            alpha: The strength in [0, 1].
-            index: int64 (N,), positions in the list.
-            labels: int64 (N,).
-            logits: (N, classes), where the answers are put.
-            protocol: How the answers come about.
-            path: Where the record is kept.
-        """
+        """Takes up what an earlier evaluation under the same protocol has left; answers go into `logits`."""
         self.item, self.alpha, self.path = item, alpha, path
         self.index, self._labels, self._protocol = index, labels, protocol
         self._logits = logits
@@ -85,12 +64,7 @@ class Pair:
         self._saved = self.done
 
     def put(self, start: int, logits: Tensor) -> None:
-        """Adds the answers to a batch; images that are done already keep the answer they have.
-
-        Args:
-            start: Position of the batch's first image, at most `done`.
-            logits: (B, classes).
-        """
+        """Adds the answers (B, classes) to a batch that starts at `done` or before; what is done keeps its answer."""
         stop = start + len(logits)
         self._logits[self.done : stop] = logits[self.done - start :].float().cpu().numpy()
         self.done = stop
@@ -117,15 +91,9 @@ def evaluate(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Fills all pairs of one list, and saves them even when it is interrupted.
+    """Fills all pairs of one list at its images `index` (N,), and saves them even when it is interrupted.
 
-    Args:
-        swept: What is evaluated.
-        dataset: The list's images.
-        index: int64 (N,), which of them.
-        pairs: All of the list.
-        batch_size: Images in a forward pass.
-        advance: Called with the number of answers given so far since the last call.
+    `advance` is called with the number of answers given since its last call.
     """
     device = swept.model.head.weight.device
     encode, answer = swept.halves()

@@ -33,14 +33,10 @@ class Row:
     """Scores of one test set at one strength; accuracies lie in [0, 1].
 
     Attributes:
-        set: Name of the set.
         kind: ``"clean"``, ``"val"``, ``"shift"`` or the corruption.
         severity: Of a corruption, else None.
         n: Images.
-        alpha: Strength.
-        top1: Share classified rightly.
-        low: Lower bound of its 95 % Wilson interval.
-        high: Upper bound.
+        low: Lower bound of the 95 % Wilson interval of top-1; `high` is the upper.
         mean_per_class: Mean over the classes present.
         record: The record's file name; None if the logits are those of α = 0 and α = 1, interpolated.
         ends: The file names of these two, where there is no record.
@@ -63,18 +59,8 @@ def between(start: Record, end: Record, alpha: float) -> Record:
     """Interpolates the logits of two records: (1 − α)·z0 + α·z1.
 
     Where only the head differs this is exactly the interpolated head; elsewhere it is output ensembling, a method of
-    its own (Wortsman et al., CVPR 2022, section 3).
-
-    Args:
-        start: At α = 0.
-        end: At α = 1, the same images.
-        alpha: In [0, 1].
-
-    Returns:
-        A record of both protocols' common entries and this α.
-
-    Raises:
-        DataError: The records are not of the same images, not complete, or hold half-precision logits.
+    its own (Wortsman et al., CVPR 2022, section 3). Raises a DataError if the records are not of the same images, not
+    complete, or hold half-precision logits.
     """
     for record in (start, end):
         if record.logits.dtype != np.float32 or not record.complete:
@@ -87,15 +73,12 @@ def between(start: Record, end: Record, alpha: float) -> Record:
 
 
 def why_val_cannot_choose(infos: Sequence[Mapping[str, Any]], data: ImageDataModule) -> str | None:
-    """Says why the validation split cannot choose between models.
+    """Says why the validation split cannot choose between models; None if there are images that none was trained on.
 
     Args:
-        infos: What each model, an anchor or start among them, says about its training (`TunedModel.info`).
+        infos: What each model, an anchor or start among them, says about its training (`TunedModel.info`). Where the
+            data that all were trained on are these, images that are not among the training images suffice.
         data: Whose validation split is meant.
-
-    Returns:
-        A reason; None if there are images that none of them was trained on: all, or, where the data that all were
-        trained on are these, those that are not among the training images.
     """
     described = data.describe()
     n = described["counts"].get(VAL, 0)
@@ -110,15 +93,7 @@ def why_val_cannot_choose(infos: Sequence[Mapping[str, Any]], data: ImageDataMod
 
 
 def check_out(out: Path, protocol: Mapping[str, Any]) -> None:
-    """Refuses a folder that holds another evaluation, which would be replaced.
-
-    Args:
-        out: The folder.
-        protocol: What the new evaluation's rows will have in common.
-
-    Raises:
-        ConfigError: ``robustness.json`` there has another protocol; the message says in what.
-    """
+    """Refuses a folder that holds an evaluation of another protocol, with a ConfigError that says in what."""
     if not (out / RESULT_FILE).is_file():
         return
     earlier, now = RobustnessResult.read(out).protocol, json.loads(json.dumps(protocol))
@@ -127,16 +102,10 @@ def check_out(out: Path, protocol: Mapping[str, Any]) -> None:
 
 
 def choose_alpha(rows: Sequence[Row]) -> float:
-    """Chooses α on validation images of the training distribution; no test image has a say.
+    """Chooses α by top-1 on validation images of the training distribution; no other row has a say.
 
-    Args:
-        rows: Of the validation set; others are left out.
-
-    Returns:
-        The α of the highest top-1; of several the one nearest to 0.5, then the smaller.
-
-    Raises:
-        ConfigError: There are no validation rows.
+    Of several best it is the one nearest to 0.5, then the smaller. Raises a ConfigError if there are no validation
+    rows.
     """
     candidates = [row for row in rows if row.kind == VAL]
     if not candidates:
@@ -145,28 +114,12 @@ def choose_alpha(rows: Sequence[Row]) -> float:
 
 
 def shown_alphas(alphas: Sequence[float]) -> list[float]:
-    """Picks what a table on a screen has room for.
-
-    Args:
-        alphas: All that were evaluated.
-
-    Returns:
-        Up to five as they are; of more only 0, 0.5 and 1.
-    """
+    """Picks what a table on a screen has room for: up to five α as they are; of more only 0, 0.5 and 1."""
     return [alpha for alpha in alphas if len(alphas) <= 5 or alpha in (0.0, FIXED_ALPHA, 1.0)]
 
 
 def score(record: Record, name: str | None, ends: tuple[str, str] | None = None) -> Row:
-    """Scores a record.
-
-    Args:
-        record: Complete.
-        name: Its file name; None if it has none.
-        ends: File names of the records between which it lies, if it has none.
-
-    Returns:
-        The row.
-    """
+    """Scores a complete record, of a file name or between the two at the ends."""
     protocol, n = record.protocol, len(record.label)
     logits = record.scored
     low, high = accuracy.wilson(int(accuracy.correct(logits, record.label).sum()), n)
@@ -187,13 +140,10 @@ def score(record: Record, name: str | None, ends: tuple[str, str] | None = None)
 
 @dataclass(frozen=True)
 class RobustnessResult:
-    """All rows of an evaluation.
+    """All rows of an evaluation, by set, then by strength.
 
-    Attributes:
-        rows: By set, then by strength.
-        protocol: What all rows have in common.
-        out: The folder of ``robustness.json`` and ``records/``.
-        not_chosen: Why no α is chosen on validation images; None if one is.
+    `protocol` is what all rows have in common; `out` holds ``robustness.json`` and ``records/``; `not_chosen` says why
+    no α is chosen on validation images, None if one is.
     """
 
     rows: Sequence[Row]
@@ -203,17 +153,7 @@ class RobustnessResult:
 
     @classmethod
     def read(cls, out: Path) -> RobustnessResult:
-        """Reads what `write` wrote.
-
-        Args:
-            out: The folder.
-
-        Returns:
-            The same result.
-
-        Raises:
-            DataError: There is none, or another version wrote it.
-        """
+        """Reads what `write` wrote; a DataError if there is nothing, or another version wrote it."""
         try:
             content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
             rows = [Row(**row | {"ends": row.get("ends") and tuple(row["ends"])}) for row in content["rows"]]
@@ -226,31 +166,15 @@ class RobustnessResult:
     def record(self, row: Row) -> Record:
         """Reads the answers that a row was made of, so that only a record or two are in memory.
 
-        Args:
-            row: One of `rows`.
-
-        Returns:
-            The record; where a row has no file, the logits of α = 0 and α = 1, interpolated.
-
-        Raises:
-            DataError: A record is missing, damaged, unfinished, or of another evaluation.
+        Where a row has no file they are the logits of α = 0 and α = 1, interpolated. Raises a DataError if a record is
+        missing, damaged, unfinished, or of another evaluation.
         """
         if row.record is not None:
             return self._read_record(row, row.alpha, row.record)
         return between(*self.ends(row), row.alpha)
 
     def ends(self, row: Row) -> tuple[Record, Record]:
-        """Reads the records at both ends of a set's curve.
-
-        Args:
-            row: Any row of the set.
-
-        Returns:
-            At α = 0 and α = 1.
-
-        Raises:
-            DataError: As `record`.
-        """
+        """Reads the records at α = 0 and α = 1 of a row's set; errors as of `record`."""
         kept = {each.alpha: each.record for each in self.rows if each.set == row.set and each.record}
         names = row.ends or (kept.get(0.0), kept.get(1.0))
         start, end = (self._read_record(row, alpha, name) for alpha, name in zip((0.0, 1.0), names, strict=True))
@@ -285,11 +209,7 @@ class RobustnessResult:
         return choose_alpha(self.rows) if self.not_chosen is None else None
 
     def write(self) -> Path:
-        """Writes ``robustness.json``.
-
-        Returns:
-            Its path.
-        """
+        """Writes ``robustness.json``, and returns its path."""
         alpha = {"fixed": FIXED_ALPHA, "chosen_on_val": self.chosen_alpha, "why_not": self.not_chosen}
         content = {"protocol": self.protocol, "alpha": alpha, "rows": [asdict(row) for row in self.rows]}
         path = self.out / RESULT_FILE
@@ -299,9 +219,8 @@ class RobustnessResult:
     def table(self) -> Table:
         """Top-1 in percent: val, clean, each shift, the mean over severities of each corruption, and over all of them.
 
-        Returns:
-            A table for `rich.print`. Beside fixed α stand the one chosen on validation images, and as "oracle" the best
-            α of each line, which looked at the answers and is no result.
+        For `rich.print`. Beside fixed α stand the one chosen on validation images, and as "oracle" the best α of each
+        line, which looked at the answers and is no result.
         """
         alphas = sorted({row.alpha for row in self.rows})
         shown = shown_alphas(alphas)

@@ -43,17 +43,7 @@ class AccuracyCurve:
     between: NDArray[np.float64]
 
     def accuracy(self, alphas: ArrayLike) -> NDArray[np.float64]:
-        """Evaluates the curve.
-
-        Args:
-            alphas: In [0, 1], any shape.
-
-        Returns:
-            Accuracies in [0, 1], of that shape.
-
-        Raises:
-            ConfigError: An α is out of range.
-        """
+        """Evaluates the curve at α in [0, 1] of any shape, else a ConfigError; accuracies in [0, 1], of that shape."""
         points = np.asarray(alphas, dtype=np.float64)
         if not ((points >= 0) & (points <= 1)).all():
             raise ConfigError(f"α lies between 0 (first table) and 1 (second table), got {points}.")
@@ -80,9 +70,6 @@ def accuracy_curve(
         one: The same images at α = 1; `Record.same_images` tells whether two records are.
         labels: (N,), columns; with `groups`, positions in these.
         groups: The columns of each class where the largest counts, as in `logits.group_max`; None for one each.
-
-    Returns:
-        The curve.
 
     Raises:
         DataError: A table cannot be scored, is a reduced record, or the two differ in shape.
@@ -187,25 +174,14 @@ def _step_function(spans: NDArray[np.void]) -> AccuracyCurve:
 
 @dataclass(frozen=True)
 class Curve:
-    """One method on all sets.
-
-    Attributes:
-        method: Its name.
-        result: Its rows.
-    """
+    """One method on all sets."""
 
     method: str
     result: RobustnessResult
 
 
 def curves(folders: Sequence[Path]) -> list[Curve]:
-    """Reads evaluations of one delta file and adds the ensemble of the first one's ends.
-
-    Args:
-        folders: Each of one `vpt.robustness.evaluation.evaluate`, of the same delta, data and α.
-
-    Returns:
-        A curve per folder, then the ensemble.
+    """Reads evaluations of one delta file, data and α; a curve a folder, then the ensemble of the first one's ends.
 
     Raises:
         DataError: A folder holds no evaluation, or its records are incomplete or in half precision.
@@ -243,13 +219,9 @@ def _ensemble(result: RobustnessResult) -> Curve:
 
 
 def table(found: Sequence[Curve]) -> Table:
-    """Top-1 in percent, a line for each set and method.
+    """Top-1 in percent, a line for each set and method, for `rich.print`.
 
-    Args:
-        found: From `curves`.
-
-    Returns:
-        A table for `rich.print`, its last column at the α that each method chooses on validation images.
+    Its last column stands at the α that each method chooses on validation images.
     """
     first = found[0].result
     alphas = sorted({row.alpha for row in first.rows})

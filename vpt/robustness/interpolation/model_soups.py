@@ -49,14 +49,7 @@ class Step:
 
 
 def uniform(deltas: Sequence[Path], out: Path) -> Path:
-    """Averages all runs.
-
-    Args:
-        deltas: At least two delta files of one configuration.
-        out: The delta file to write.
-
-    Returns:
-        Its path.
+    """Averages at least two delta files of one configuration into a new one, and returns its path.
 
     Raises:
         ConfigError: There are fewer than two, they do not belong together, or the file to write exists.
@@ -78,22 +71,11 @@ def greedy(
     """Averages the runs that do not harm: from the best on, each stays if the soup with it is no worse on validation.
 
     A candidate is dropped as soon as the images that are left cannot lift it to the soup so far; the outcome is the
-    same as without.
-
-    Args:
-        deltas: At least two delta files of one configuration.
-        out: The delta file to write.
-        data: The task they were trained on; its validation split decides.
-        batch_size: Images in a forward pass.
-        weights: Where the backbone's weights are; None for where they were at training time.
-        report: Called after each step.
-
-    Returns:
-        Its path.
+    same as without. The validation split of `data`, the task they were trained on, decides; `weights` says where the
+    backbone's weights are, None for where they were at training time; `report` is called after each step.
 
     Raises:
-        ConfigError: There are fewer than two, they do not belong together, they were trained on validation images, or
-            the file to write exists.
+        ConfigError: As `uniform`, or they were trained on validation images.
         DeltaFileError: A file is not a delta file.
         DataError: An image cannot be read.
         WeightsError: The backbone's weights cannot be found.
@@ -136,12 +118,6 @@ def mean(ingredients: Sequence[Tensors]) -> dict[str, Tensor]:
     """The mean of floating tensors, summed in double precision; others are equal and stay, or are the first's.
 
     The latter are batch norm's counters of batches; its means and variances are averaged.
-
-    Args:
-        ingredients: Alike (`vpt.robustness.interpolation.wise_ft.check_alike`), at least one.
-
-    Returns:
-        New tensors of the same types.
     """
     first = ingredients[0]
     if len(ingredients) == 1:
@@ -156,17 +132,7 @@ def mean(ingredients: Sequence[Tensors]) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def count_hits(model: TunedModel, dataset: ImageDataset, batch_size: int, needed: int = 0) -> tuple[int, int]:
-    """Counts images that are classified rightly, until so many are out of reach.
-
-    Args:
-        model: In eval mode.
-        dataset: Images and labels.
-        batch_size: Images in a forward pass.
-        needed: Stop when even all images left would not make so many.
-
-    Returns:
-        Hits, and images seen.
-    """
+    """Counts images that are classified rightly, and those seen, until `needed` hits are out of reach."""
     device, hits, seen = model.head.weight.device, 0, 0
     while seen < len(dataset) and hits + len(dataset) - seen >= needed:
         rows = range(seen, min(seen + batch_size, len(dataset)))

@@ -21,14 +21,14 @@ from vpt.models.delta_file import save_delta
 
 
 def sub_head(head: nn.Linear, classes: Sequence[int]) -> nn.Linear:
-    """Takes the rows of a pretrained classifier that are the classes of a task.
+    """Takes the rows of a pretrained classifier that are the classes of a task; a missing bias becomes zero.
 
     Args:
         head: (C, features), e.g. of the ImageNet weights of the same backbone.
         classes: For each class of the task its position in 0..C-1, in the task's order.
 
     Returns:
-        A frozen (classes, features) head; a missing bias becomes zero.
+        A frozen (classes, features) head.
 
     Raises:
         ConfigError: A position does not exist, occurs twice, or there is none.
@@ -47,18 +47,11 @@ def sub_head(head: nn.Linear, classes: Sequence[int]) -> nn.Linear:
 
 
 def own_head(backbone: Backbone, classes: Sequence[int] | None = None) -> nn.Linear:
-    """The classifier that a backbone's weights were published with, or the part of it that a task needs.
-
-    Args:
-        backbone: From `create_backbone`.
-        classes: As for `sub_head`; None for all.
-
-    Returns:
-        A frozen (classes, features) head.
+    """The frozen classifier that a backbone's weights were published with, or the classes of it that a task needs.
 
     Raises:
         WeightsError: The weights have no linear classifier.
-        ConfigError: The match of classes is impossible, or the backbone has another pool than its weights.
+        ConfigError: The match of classes is impossible (`sub_head`), or the backbone has another pool than its weights.
     """
     head = _published_head(backbone)
     return head if classes is None else sub_head(head, classes)
@@ -78,21 +71,10 @@ def write_head(
     preset: dict[str, Any],
     info: Mapping[str, Any],
 ) -> Path:
-    """Writes a head as a linear probe's delta file, which ``--anchor`` and ``init_head`` take.
+    """Writes a head (classes, features) as a linear probe's delta file, which ``--anchor`` and ``init_head`` take.
 
-    Args:
-        path: Ends in ``.safetensors``.
-        backbone: What the head reads; from `create_backbone`.
-        head: (classes, features).
-        class_names: The task's.
-        preset: The preprocessing (`Preset.to_dict`).
-        info: Where the head comes from; plain JSON values.
-
-    Returns:
-        The path.
-
-    Raises:
-        ConfigError: The head does not fit backbone or classes.
+    `preset` is the preprocessing (`Preset.to_dict`), `info` says where the head comes from, in plain JSON values.
+    Raises a ConfigError if the head does not fit backbone or classes.
     """
     if head.weight.shape != (len(class_names), backbone.num_features):
         raise ConfigError(
@@ -106,12 +88,7 @@ def write_head(
 
 
 def frozen(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A head that does not train.
-
-    Args:
-        weight: (classes, features).
-        bias: (classes,).
-    """
+    """A head of weights (classes, features) and bias (classes,) that does not train."""
     made = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
         made.weight.copy_(weight)
@@ -128,14 +105,7 @@ TEMPLATES = Path(__file__).with_name("templates.txt")
 def read_templates(path: Path = TEMPLATES) -> list[str]:
     """Reads templates, a line each; one line is a single hard prompt, several are an ensemble.
 
-    Args:
-        path: A text file in UTF-8; by default the list of this package.
-
-    Returns:
-        The lines that are not empty.
-
-    Raises:
-        ConfigError: There is no such file, no line, or a line in which ``{}`` does not stand exactly once.
+    Raises a ConfigError if there is no such file, no line, or a line in which ``{}`` does not stand exactly once.
     """
     if not path.is_file():
         raise ConfigError(f"No templates {path}: give a text file with lines such as `a photo of a {{}}.`.")
@@ -204,14 +174,7 @@ def image_head(texts: nn.Linear, projection: nn.Linear, features: Tensor) -> nn.
 
 
 def clip_text(name: str, pretrained: str) -> tuple[Encoder, float]:
-    """Loads the text tower of an open_clip model.
-
-    Args:
-        name: open_clip's name, e.g. ``ViT-B-16``.
-        pretrained: Its weights, e.g. ``openai``, or a path.
-
-    Returns:
-        The tower, and exp(logit_scale).
+    """Loads the text tower of an open_clip model such as ``ViT-B-16`` with ``openai``, and exp(logit_scale).
 
     Raises:
         ConfigError: open_clip is not installed.
@@ -231,16 +194,9 @@ def clip_text(name: str, pretrained: str) -> tuple[Encoder, float]:
 
 @torch.inference_mode()
 def zero_shot(backbone: Backbone, texts: nn.Linear, images: ImageDataset, number: int = 256) -> nn.Linear:
-    """A text head on the pooled features of timm's CLIP image tower.
+    """A text head (`text_head`) on the pooled features of timm's CLIP image tower.
 
-    Args:
-        backbone: The image tower.
-        texts: (classes, embedding), from `text_head`.
-        images: Training images, which tell how long projected features are.
-        number: How many of them are looked at, evenly spread over the list.
-
-    Returns:
-        A frozen (classes, features) head.
+    Some `number` of training images, evenly spread over the list, tell how long projected features are.
 
     Raises:
         ConfigError: Tower and texts are not of one CLIP model.
