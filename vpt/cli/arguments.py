@@ -10,20 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from vpt.cli import COMMANDS
 from vpt.errors import ConfigError, UnknownNameError, VPTError
 from vpt.run_record import CONFIG_FILE
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.data import ImageDataModule
-
-
-_PACKAGE = Path(__file__).parents[1]
-
-
-def config_folder() -> Path:
-    """In an installed package within it, in a checkout beside it."""
-    inside, beside = _PACKAGE / "configs", _PACKAGE.parent / "configs"
-    return inside if inside.is_dir() else beside
 
 
 _COPY = "`vpt configs --copy configs` copies those that come with the package"
@@ -36,7 +28,11 @@ def explain(message: str, classes: Iterable[str]) -> VPTError:
     if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
         return UnknownNameError("class", unknown[1], classes)
     if absent := re.search(r"Parser key \"config\": File does not exist: '(.+)'", message):
-        return ConfigError(_no_config(Path(absent[1])))
+        parts = Path(absent[1]).parts
+        after = parts[parts.index("configs") + 1 :] if "configs" in parts else ()
+        shipped = after and config_folder().joinpath(*after).is_file()
+        mend = f"{_COPY}." if shipped else "name a file, or see `vpt configs`."
+        return ConfigError(f"There is no config {Path(absent[1])}: {mend}")
     if missing := re.search(r"arguments are required: (.+)|Key \"(\S+)\" is required", message):
         return ConfigError(
             f"Missing {missing[1] or missing[2]}: give a config file, such as -c configs/demo.yaml ({_COPY})."
@@ -45,36 +41,30 @@ def explain(message: str, classes: Iterable[str]) -> VPTError:
     return ConfigError(" ".join(line.removeprefix("- ") for line in lines if not _NOISE.match(line)))
 
 
-def _no_config(path: Path) -> str:
-    after = path.parts[path.parts.index("configs") + 1 :] if "configs" in path.parts else ()
-    shipped = after and (config_folder() / Path(*after)).is_file()
-    return f"There is no config {path}: " + (f"{_COPY}." if shipped else "name a file, or see `vpt configs`.")
-
-
 DATA_HELP = "config with a data section (default: config.yaml beside the delta)"
+WEIGHTS_HELP = "backbone weights on this machine (default: where they were in training)"
 DATA_OVERRIDES = "Flags --data.KEY VALUE override single values of the data, for instance --data.root FOLDER."
 
 
+def config_folder() -> Path:
+    """In an installed package within it, in a checkout beside it."""
+    inside, beside = (Path(__file__).parents[up] / "configs" for up in (1, 2))
+    return inside if inside.is_dir() else beside
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are the user's, in one sentence, and whose flags are written out."""
+    """argparse whose errors are the user's, in one sentence, and whose flags are written out.
+
+    A command is described as `vpt --help` says.
+    """
 
     def __init__(self, **options: Any) -> None:
-        """Builds the parser.
-
-        Args:
-            **options: See `argparse.ArgumentParser`.
-        """
-        super().__init__(**{"allow_abbrev": False} | options)
+        """Builds the parser, with the options of `argparse.ArgumentParser`."""
+        about = COMMANDS.get(options["prog"].removeprefix("vpt "), ("", None))[1]
+        super().__init__(**{"allow_abbrev": False, "description": about} | options)
 
     def error(self, message: str) -> NoReturn:
-        """Raises instead of printing the usage.
-
-        Args:
-            message: What is wrong.
-
-        Raises:
-            ConfigError: Always.
-        """
+        """Raises instead of printing the usage."""
         raise ConfigError(f"{message} (see {self.prog} --help).")
 
     def parse_with_data(self, args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.atomic_write import write_text
 from vpt.reports.style import style
-from vpt.reports.tables import Table, markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Values = dict[str, Any]
+"""Plain values for JSON."""
+Columns = Mapping[str, str | Callable[[Values], str]]
+"""Headings of a table, each above a key of its rows' values or what a function says of these."""
 _PIXELS = 100  # that an inch of a figure takes on the page, where it fits
 _LONG = 80  # characters of a cell that would be a column of single words on a narrow screen
 _CSS = """
@@ -38,6 +41,58 @@ td.long:not(.number) { min-width: 22rem; }
 td:first-child:not(.number) { min-width: 5rem; }
 .number { text-align: right; white-space: nowrap; }
 """
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text cells, with a note on how to read it.
+
+    The first `words` columns from the left are words, the others are numbers.
+    """
+
+    title: str
+    note: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 2
+
+
+def table_of(title: str, note: str, columns: Columns, rows: Iterable[Values], words: int = 2) -> Table:
+    """Makes a table of rows of values; None is a dash, and numbers have three digits."""
+    cells = [[_text(row[each]) if isinstance(each, str) else each(row) for each in columns.values()] for row in rows]
+    return Table(title, note, list(columns), cells, words)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def percent(value: float | None, std: float | None = None) -> str:
+    """Writes a share in [0, 1], and its standard deviation, in percent with one digit; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
+def p_value(value: float) -> str:
+    """Writes the p of a test with three digits, or that it lies below all that three digits can say."""
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def markdown(title: str, notes: Sequence[str], tables: Sequence[Table]) -> str:
+    """Writes a report as Markdown: a paragraph a note, a section a table."""
+    lines = [f"# {title}", "", *(f"{note}\n" for note in notes)]
+    for table in tables:
+        rule = ["---" if place < table.words else "--:" for place in range(len(table.columns))]
+        lines += [f"## {table.title}", "", table.note, ""]
+        lines += [f"| {' | '.join(map(_escaped, cells))} |" for cells in (table.columns, rule, *table.rows)] + [""]
+    return "\n".join(lines)
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
 
 
 @dataclass(frozen=True)

@@ -96,11 +96,9 @@ class Row:
     def across(self) -> dict[str, Any]:
         """What the runs of one method must share to be averaged over tasks; a list is told without its folder."""
         told = {key: value for key, value in self.key.items() if not below(key, _OF_TASK)}
-        lists = {f"data.lists.{name}": self._list(name) for name in ("train", "test")}
+        named = self.record["data"]["lists"]
+        lists = {f"data.lists.{name}": str(named.get(name, "")).rpartition("/")[2] for name in ("train", "test")}
         return told | lists | {"partial data": self.partial}
-
-    def _list(self, name: str) -> str:
-        return str(self.record["data"]["lists"].get(name, "")).rpartition("/")[2]
 
     @property
     def partial(self) -> bool:

@@ -15,6 +15,7 @@ from vpt.errors import ConfigError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 ACCENT, NEUTRAL = "#c2410c", "#4b5563"
 SEQUENTIAL, DIVERGING = "magma", "RdBu_r"
@@ -82,8 +83,7 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
     classes = len(class_names)
     if matrix.shape != (classes, classes):
         raise ConfigError(f"A confusion matrix of shape {matrix.shape} does not fit {classes} class names.")
-    totals = matrix.sum(axis=1, keepdims=True)
-    shares = matrix / np.maximum(totals, 1)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     few = classes <= _ANNOTATED
     side = max(4.0, 0.45 * classes) if few else max(8.0, 0.105 * classes)
     with style():
@@ -94,14 +94,20 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
         _name_classes(axes, class_names, 9.0 if few else 5.5)
         n = int(matrix.sum())
         axes.set_title(f"Confusion matrix: {np.trace(matrix) / max(n, 1):.1%} of {n:,} images right", loc="left")
-        bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.02, ticks=[0, 0.05, 0.2, 0.5, 1], format="{x:.0%}")
-        bar.set_label("share of the true class")
-        bar.outline.set_visible(False)
+        ticks = [0, 0.05, 0.2, 0.5, 1]
+        colour_bar(figure, image, axes, "share of the true class", shrink=0.5, ticks=ticks, format="{x:.0%}")
         if few:
             _write_counts(axes, matrix, shares)
         else:
             _list_confusions(figure.add_subplot(grid[1]), matrix, class_names)
     return figure
+
+
+def colour_bar(figure: Figure, image: AxesImage, axes: Axes | Sequence[Axes], label: str, **options: Any) -> None:
+    """Puts a colour bar without outline beside the axes of an image, with the options of ``Figure.colorbar``."""
+    bar = figure.colorbar(image, ax=axes, pad=0.02, **options)
+    bar.set_label(label)
+    cast("Any", bar.outline).set_visible(False)
 
 
 def _name_classes(axes: Axes, class_names: Sequence[str], size: float) -> None:
@@ -131,10 +137,9 @@ def _write_counts(axes: Axes, matrix: NDArray[np.int64], shares: NDArray[np.floa
 def _list_confusions(axes: Axes, matrix: NDArray[np.int64], class_names: Sequence[str]) -> None:
     wrong = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-wrong, axis=None, kind="stable")[:_LISTED]
-    pairs = [(int(flat) // len(wrong), int(flat) % len(wrong)) for flat in order]
     lines = [
         f"{wrong[true, guess]:>4}  {short(class_names[true])} → {short(class_names[guess])}"
-        for true, guess in pairs
+        for true, guess in zip(*np.unravel_index(order, wrong.shape), strict=True)
         if wrong[true, guess] > 0
     ]
     axes.set_axis_off()

@@ -17,9 +17,9 @@ from vpt.data import ImageDataModule
 from vpt.data.corruptions import BASIC, CORRUPTIONS, GROUPS, PUBLISHED, title
 from vpt.errors import ConfigError, DataError
 from vpt.metrics import accuracy
-from vpt.robustness.evaluation import logit_records
-from vpt.robustness.evaluation.evaluation_sets import SHIFT, VAL
-from vpt.robustness.evaluation.logit_records import Record
+from vpt.robustness import logit_records
+from vpt.robustness.evaluation_sets import SHIFT, VAL
+from vpt.robustness.logit_records import Record
 from vpt.run_record import identity
 
 RESULT_FILE = "robustness.json"
@@ -124,11 +124,8 @@ def score(record: Record, name: str | None, ends: tuple[str, str] | None = None)
     logits = record.scored
     low, high = accuracy.wilson(int(accuracy.correct(logits, record.label).sum()), n)
     return Row(
-        set=protocol["set"],
-        kind=protocol["kind"],
-        severity=protocol["severity"],
+        **{key: protocol[key] for key in ("set", "kind", "severity", "alpha")},
         n=n,
-        alpha=protocol["alpha"],
         top1=accuracy.top1(logits, record.label),
         low=low,
         high=high,
@@ -208,13 +205,11 @@ class RobustnessResult:
         """The α chosen on validation images, or None."""
         return choose_alpha(self.rows) if self.not_chosen is None else None
 
-    def write(self) -> Path:
-        """Writes ``robustness.json``, and returns its path."""
+    def write(self) -> None:
+        """Writes ``robustness.json``."""
         alpha = {"fixed": FIXED_ALPHA, "chosen_on_val": self.chosen_alpha, "why_not": self.not_chosen}
         content = {"protocol": self.protocol, "alpha": alpha, "rows": [asdict(row) for row in self.rows]}
-        path = self.out / RESULT_FILE
-        write_json(path, content)
-        return path
+        write_json(self.out / RESULT_FILE, content)
 
     def table(self) -> Table:
         """Top-1 in percent: val, clean, each shift, the mean over severities of each corruption, and over all of them.
@@ -227,16 +222,13 @@ class RobustnessResult:
         chosen = self.chosen_alpha
         table = Table(title=self._title(), caption=self._caption(), title_justify="left", caption_justify="left")
         table.add_column("test set")
-        table.add_column("n", justify="right")
-        for alpha in shown:
-            table.add_column(f"α = {alpha:g}", justify="right")
-        if chosen is not None:
-            table.add_column(f"val: α = {chosen:g}", justify="right")
-        if len(alphas) > 1:
-            table.add_column("oracle", justify="right")
+        picked = [] if chosen is None else [chosen]
+        headings = ["n", *(f"α = {alpha:g}" for alpha in shown), *(f"val: α = {alpha:g}" for alpha in picked)]
+        for heading in headings + (["oracle"] if len(alphas) > 1 else []):
+            table.add_column(heading, justify="right")
         for label, rows, ends in self.groups():
             means = {alpha: fmean(row.top1 for row in rows if row.alpha == alpha) for alpha in alphas}
-            cells = [f"{100 * means[alpha]:.1f}" for alpha in [*shown, *([] if chosen is None else [chosen])]]
+            cells = [f"{100 * means[alpha]:.1f}" for alpha in [*shown, *picked]]
             if len(alphas) > 1:
                 best = max(alphas, key=lambda alpha: means[alpha])
                 cells.append(f"{100 * means[best]:.1f} ({best:g})")
@@ -245,15 +237,14 @@ class RobustnessResult:
 
     def groups(self) -> list[tuple[str, list[Row], bool]]:
         """The table's lines: label, rows to average at each strength, whether a rule follows."""
-        plain = [row for row in self.rows if row.severity is None]
         corrupted = [row for row in self.rows if row.severity is not None]
-        names = list(dict.fromkeys(row.set for row in plain))
+        names = list(dict.fromkeys(row.set for row in self.rows if row.severity is None))
         kinds = list(dict.fromkeys(row.kind for row in corrupted))
         numbers = sorted({row.severity for row in corrupted if row.severity is not None})
         older = "" if self.corruptions == PUBLISHED else f", parameters of {self.corruptions}"
         strength = _severities(numbers) + older
         over = "mean of " if len(numbers) > 1 else ""
-        groups = [(name, [row for row in plain if row.set == name], name == names[-1]) for name in names]
+        groups = [(name, [row for row in self.rows if row.set == name], name == names[-1]) for name in names]
         parts = [(f"{title(kind)} ({over}{strength})", [kind], kind == kinds[-1]) for kind in kinds]
         means = _means(kinds)
         parts += [(f"mean of {_named(each)} ({strength})", each, each is means[-1]) for each in means]

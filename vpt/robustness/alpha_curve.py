@@ -18,7 +18,7 @@ from rich.table import Table
 
 from vpt.errors import ConfigError, DataError
 from vpt.metrics.logits import Logits, blocks, check_finite, check_labels, check_precision, group_columns
-from vpt.robustness.evaluation.evaluation_result import RobustnessResult, between, score, shown_alphas
+from vpt.robustness.evaluation_result import RobustnessResult, between, score, shown_alphas
 
 ENSEMBLE = "ensemble"
 METHODS = {"strength": "gate", "end-to-end": "weights", "head": "head"}

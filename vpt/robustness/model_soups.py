@@ -20,10 +20,10 @@ from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import fill, unfilled
 from vpt.models.delta_format import read_delta, write_delta
-from vpt.robustness.evaluation.evaluate import check_data
-from vpt.robustness.evaluation.evaluation_result import why_val_cannot_choose
-from vpt.robustness.evaluation.evaluation_sets import VAL
-from vpt.robustness.interpolation.wise_ft import check_alike
+from vpt.robustness.evaluate import check_data
+from vpt.robustness.evaluation_result import why_val_cannot_choose
+from vpt.robustness.evaluation_sets import VAL
+from vpt.robustness.wise_ft import check_alike
 from vpt.run_record import file_identity
 
 Tensors = Mapping[str, Tensor]
