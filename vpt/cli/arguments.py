@@ -78,14 +78,9 @@ class Parser(argparse.ArgumentParser):
 def delta_data(delta: Path, config: Path | None = None, overrides: Sequence[str] = ()) -> ImageDataModule:
     """Builds the data module that belongs to a delta file, with its image size unless something names one.
 
-    Args:
-        delta: A delta file; a DeltaFileError if it cannot be read.
-        config: A config file with a ``data`` section; None for the ``config.yaml`` of the run that wrote the delta.
-        overrides: Flags such as ``--data.root FOLDER`` or ``--data.batch_size=8``.
-
-    Raises:
-        ConfigError: The config is missing or has no data section, or a flag is wrong.
-        DataError: The data cannot be found.
+    Its config is by default the ``config.yaml`` of the run that wrote the delta; overrides are flags such as
+    ``--data.root FOLDER``. Raises a ConfigError if the config or its data section is missing or a flag is wrong, a
+    DeltaFileError or DataError if delta or data cannot be read.
     """
     from vpt.models.delta_format import read_header
 

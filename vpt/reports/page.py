@@ -162,12 +162,8 @@ def _table(table: Table) -> str:
 
 
 def _row(tag: str, cells: Sequence[str], words: int) -> str:
-    kinds = [_kind(cell, place < words) for place, cell in enumerate(cells)]
-    inner = "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+    inner = ""
+    for place, cell in enumerate(cells):
+        kind = ' class="number"' if place >= words else ' class="long"' if len(cell) > _LONG else ""
+        inner += f"<{tag}{kind}>{escape(cell)}</{tag}>"
     return f"<tr>{inner}</tr>"
-
-
-def _kind(cell: str, words: bool) -> str:
-    if not words:
-        return ' class="number"'
-    return ' class="long"' if len(cell) > _LONG else ""

@@ -10,16 +10,7 @@ from typing import Any
 
 from vpt.data.catalog.cards import load_card
 from vpt.errors import ConfigError
-from vpt.run_record import (
-    RUN_FILE,
-    below,
-    cell_protocol,
-    identity,
-    images_read,
-    method_name,
-    read_record,
-    subset_name,
-)
+from vpt.run_record import RUN_FILE, below, cell_protocol, identity, images_read, method_name, read_record, subset_name
 
 Record = dict[str, Any]
 _SEARCHED = ("base_lr", "weight_decay", "num_tokens", "dropout", "l2")

@@ -39,13 +39,8 @@ _ACROSS = 3  # panels in a row
 
 def figures(report: Values) -> dict[str, Figure]:
     """Draws what values of `vpt.reports.robustness_values.report` (or read from JSON) there are for; by title."""
-    drawn = {
-        "Accuracy in and out of distribution": scatter(report),
-        "Accuracy at every α": curves(report),
-        "Reliability": reliability(report),
-        "Accuracy under corruption": heat_map(report),
-    }
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+    drawn = zip(CAPTIONS, (scatter(report), curves(report), reliability(report), heat_map(report)), strict=True)
+    return {name: figure for name, figure in drawn if figure is not None}
 
 
 def _panels(n: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:

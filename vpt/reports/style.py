@@ -91,7 +91,11 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
         grid = figure.add_gridspec(1, 1 if few else 2, width_ratios=[1] if few else [side, 2.6])
         axes = figure.add_subplot(grid[0])
         image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # the root brings out rare confusions
-        _name_classes(axes, class_names, 9.0 if few else 5.5)
+        names: dict[str, Any] = {"labels": [short(name) for name in class_names], "fontsize": 9.0 if few else 5.5}
+        axes.set_xticks(range(classes), rotation=90, **names)
+        axes.set_yticks(range(classes), **names)
+        axes.tick_params(length=0)
+        axes.set(xlabel="predicted", ylabel="true")
         n = int(matrix.sum())
         axes.set_title(f"Confusion matrix: {np.trace(matrix) / max(n, 1):.1%} of {n:,} images right", loc="left")
         ticks = [0, 0.05, 0.2, 0.5, 1]
@@ -108,15 +112,6 @@ def colour_bar(figure: Figure, image: AxesImage, axes: Axes | Sequence[Axes], la
     bar = figure.colorbar(image, ax=axes, pad=0.02, **options)
     bar.set_label(label)
     cast("Any", bar.outline).set_visible(False)
-
-
-def _name_classes(axes: Axes, class_names: Sequence[str], size: float) -> None:
-    positions = range(len(class_names))
-    axes.set_xticks(positions, [short(name) for name in class_names], rotation=90, fontsize=size)
-    axes.set_yticks(positions, [short(name) for name in class_names], fontsize=size)
-    axes.tick_params(length=0)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
 
 
 def short(name: str, limit: int = 20) -> str:

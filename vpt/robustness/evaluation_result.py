@@ -32,14 +32,9 @@ FIXED_ALPHA = 0.5
 class Row:
     """Scores of one test set at one strength; accuracies lie in [0, 1].
 
-    Attributes:
-        kind: ``"clean"``, ``"val"``, ``"shift"`` or the corruption.
-        severity: Of a corruption, else None.
-        n: Images.
-        low: Lower bound of the 95 % Wilson interval of top-1; `high` is the upper.
-        mean_per_class: Mean over the classes present.
-        record: The record's file name; None if the logits are those of α = 0 and α = 1, interpolated.
-        ends: The file names of these two, where there is no record.
+    `kind` is ``"clean"``, ``"val"``, ``"shift"`` or the corruption, which has a severity. Top-1 has a 95 % Wilson
+    interval from `low` to `high`; `mean_per_class` is over the classes present. `record` is the record's file name;
+    None if the logits are those of α = 0 and α = 1, interpolated: then these two are the `ends`.
     """
 
     set: str
@@ -73,12 +68,10 @@ def between(start: Record, end: Record, alpha: float) -> Record:
 
 
 def why_val_cannot_choose(infos: Sequence[Mapping[str, Any]], data: ImageDataModule) -> str | None:
-    """Says why the validation split cannot choose between models; None if there are images that none was trained on.
+    """Says why the validation split of `data` cannot choose; None if it has images that no model was trained on.
 
-    Args:
-        infos: What each model, an anchor or start among them, says about its training (`TunedModel.info`). Where the
-            data that all were trained on are these, images that are not among the training images suffice.
-        data: Whose validation split is meant.
+    `infos` is what each model, an anchor or start among them, says about its training (`TunedModel.info`). Where the
+    data that all were trained on are these, images that are not among the training images suffice.
     """
     described = data.describe()
     n = described["counts"].get(VAL, 0)

@@ -20,12 +20,10 @@ CLEAN, VAL, SHIFT = "clean", "val", "shift"
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """One set of test images.
+    """One set of test images, of the list `split`: ``"test"`` or a shift's name.
 
-    Attributes:
-        split: The list it is made of: ``"test"`` or a shift's name.
-        kind: ``"clean"``, ``"val"``, ``"shift"`` (a list of its own), or the name of a corruption of the test list.
-        severity: 1 (weak) to 5 (strong) of a corruption, else None.
+    Its kind is ``"clean"``, ``"val"``, ``"shift"`` (a list of its own), or the name of a corruption of the test list,
+    of severity 1 (weak) to 5 (strong).
     """
 
     split: str
@@ -57,10 +55,8 @@ def evaluation_sets(
 ) -> list[EvaluationSet]:
     """Lists the test sets of a data module: clean first, then shifts, then corruptions by kind and severity.
 
-    Raises:
-        UnknownNameError: There is no such corruption (:data:`vpt.data.corruptions.CORRUPTIONS`).
-        ConfigError: A severity does not exist, a severity or corruption occurs twice, or a shift has the name of
-            another set.
+    Raises an UnknownNameError if there is no such corruption, a ConfigError if a severity does not exist, a severity or
+    corruption occurs twice, or a shift has the name of another set.
     """
     if not set(severities) <= set(SEVERITIES) or len(set(severities)) < len(severities):
         raise ConfigError(f"Severities are distinct numbers out of 1, 2, 3, 4, 5, got {list(severities)}.")

@@ -31,14 +31,10 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """What the greedy rule did with a run.
+    """What the greedy rule did with a run: its delta file, and validation accuracies in [0, 1].
 
-    Attributes:
-        file: The run's delta file, with its folder.
-        alone: Its own accuracy on the validation images, in [0, 1].
-        soup: Accuracy of the soup with it; None if it was dropped before all images were seen.
-        images: How many of them were seen.
-        kept: Whether it stays in the soup.
+    They are its own, `alone`, and that of the soup with it; None if it was dropped before all images were seen.
+    `images` says how many were.
     """
 
     file: str
@@ -51,9 +47,7 @@ class Step:
 def uniform(deltas: Sequence[Path], out: Path) -> Path:
     """Averages at least two delta files of one configuration into a new one, and returns its path.
 
-    Raises:
-        ConfigError: There are fewer than two, they do not belong together, or the file to write exists.
-        DeltaFileError: A file is not a delta file.
+    Raises a ConfigError if they do not belong together or the file to write exists, a DeltaFileError if one is none.
     """
     check_unused(out)
     headers, ingredients = _read(deltas)
@@ -72,13 +66,9 @@ def greedy(
 
     A candidate is dropped as soon as the images that are left cannot lift it to the soup so far; the outcome is the
     same as without. The validation split of `data`, the task they were trained on, decides; `weights` says where the
-    backbone's weights are, None for where they were at training time; `report` is called after each step.
-
-    Raises:
-        ConfigError: As `uniform`, or they were trained on validation images.
-        DeltaFileError: A file is not a delta file.
-        DataError: An image cannot be read.
-        WeightsError: The backbone's weights cannot be found.
+    backbone's weights are, None for where they were at training time; `report` is called after each step. Errors are
+    those of `uniform`, a ConfigError if validation images were trained on, and a DataError or WeightsError if an image
+    or the weights cannot be read.
     """
     check_unused(out)
     headers, ingredients = _read(deltas)

@@ -86,15 +86,10 @@ def sweep(
     anchor: Path | None = None,
     start: Path | None = None,
 ) -> Swept:
-    """Puts a delta file's tensors into its model (`vpt.models.delta_file.unfilled`, on its device) so that α moves it.
+    """Puts a delta file's tensors into its model (`vpt.models.delta_file.unfilled`), at α = 1, so that α moves it.
 
-    Args:
-        delta: The file, for messages.
-        model: It is left at α = 1.
-        tensors: The file's.
-        alphas: Where it is to be evaluated.
-        anchor: A linear probe's delta file, whose head belongs to α = 0.
-        start: A delta file of the same architecture that α = 0 is to be; None for the pretrained backbone.
+    The head at α = 0 is that of the anchor, a linear probe's delta file; the start is a delta file of the same
+    architecture that α = 0 is to be, None for the pretrained backbone.
 
     Raises:
         ConfigError: The endpoints do not belong together, or the head at α = 0 would be a random one.

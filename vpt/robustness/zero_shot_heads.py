@@ -21,17 +21,9 @@ from vpt.models.delta_file import save_delta
 
 
 def sub_head(head: nn.Linear, classes: Sequence[int]) -> nn.Linear:
-    """Takes the rows of a pretrained classifier that are the classes of a task; a missing bias becomes zero.
+    """The rows of a pretrained classifier (C, features) that are the classes of a task, in the task's order; frozen.
 
-    Args:
-        head: (C, features), e.g. of the ImageNet weights of the same backbone.
-        classes: For each class of the task its position in 0..C-1, in the task's order.
-
-    Returns:
-        A frozen (classes, features) head.
-
-    Raises:
-        ConfigError: A position does not exist, occurs twice, or there is none.
+    A missing bias becomes zero. Raises a ConfigError if a position is not in 0..C-1, occurs twice, or there is none.
     """
     known = head.out_features
     if not classes:
@@ -49,9 +41,8 @@ def sub_head(head: nn.Linear, classes: Sequence[int]) -> nn.Linear:
 def own_head(backbone: Backbone, classes: Sequence[int] | None = None) -> nn.Linear:
     """The frozen classifier that a backbone's weights were published with, or the classes of it that a task needs.
 
-    Raises:
-        WeightsError: The weights have no linear classifier.
-        ConfigError: The match of classes is impossible (`sub_head`), or the backbone has another pool than its weights.
+    Raises a WeightsError if there is no linear one, a ConfigError if the match of classes is impossible (`sub_head`) or
+    the backbone has another pool than its weights.
     """
     head = _published_head(backbone)
     return head if classes is None else sub_head(head, classes)
@@ -122,17 +113,9 @@ def read_templates(path: Path = TEMPLATES) -> list[str]:
 def text_head(class_names: Sequence[str], templates: Sequence[str], encode: Encoder, scale: float) -> nn.Linear:
     """Embeds every class in every template: each normalised, averaged, normalised again, times the scale.
 
-    Args:
-        class_names: Different ones; ``_`` is read as a space.
-        templates: From `read_templates`.
-        encode: The text tower.
-        scale: exp(logit_scale), 100 in OpenAI's CLIP.
-
-    Returns:
-        A frozen (classes, embedding) head with zero bias, for normalised image embeddings.
-
-    Raises:
-        ConfigError: Two classes have the same name, so that one of them could never win.
+    The scale is exp(logit_scale), 100 in OpenAI's CLIP; ``_`` in a name is read as a space. Returns a frozen head
+    (classes, embedding) with zero bias, for normalised image embeddings. Raises a ConfigError if two classes have the
+    same name, so that one of them could never win.
     """
     names = [name.replace("_", " ").strip() for name in class_names]
     if twice := sorted({name for name in names if [other.casefold() for other in names].count(name.casefold()) > 1}):
@@ -146,21 +129,12 @@ def text_head(class_names: Sequence[str], templates: Sequence[str], encode: Enco
 
 
 def image_head(texts: nn.Linear, projection: nn.Linear, features: Tensor) -> nn.Linear:
-    """Puts a text head behind the image tower's projection, as one linear head on pooled features.
+    """Puts a text head (classes, embedding) behind the image tower's projection, as one linear head on pooled features.
 
     CLIP divides each projected image by its own length, which no linear head can. Here all are divided by their mean
-    length: the answers (argmax) are exactly CLIP's, the logits differ by each image's length over the mean.
-
-    Args:
-        texts: (classes, embedding), from `text_head`.
-        projection: (embedding, features): the classifier of timm's CLIP weights.
-        features: (N, features), pooled features of some training images.
-
-    Returns:
-        A frozen (classes, features) head.
-
-    Raises:
-        ConfigError: The widths do not fit.
+    length over some training images' features (N, features): the answers (argmax) are exactly CLIP's, the logits differ
+    by each image's length over the mean. The projection (embedding, features) is the classifier of timm's CLIP weights.
+    Raises a ConfigError if the widths do not fit.
     """
     if texts.in_features != projection.out_features or projection.in_features != features.shape[-1]:
         raise ConfigError(
@@ -176,9 +150,8 @@ def image_head(texts: nn.Linear, projection: nn.Linear, features: Tensor) -> nn.
 def clip_text(name: str, pretrained: str) -> tuple[Encoder, float]:
     """Loads the text tower of an open_clip model such as ``ViT-B-16`` with ``openai``, and exp(logit_scale).
 
-    Raises:
-        ConfigError: open_clip is not installed.
-        WeightsError: There is no such model or the weights cannot be fetched.
+    Raises a ConfigError if open_clip is not installed, a WeightsError if it has no such model or cannot fetch the
+    weights.
     """
     try:
         import open_clip
@@ -194,13 +167,9 @@ def clip_text(name: str, pretrained: str) -> tuple[Encoder, float]:
 
 @torch.inference_mode()
 def zero_shot(backbone: Backbone, texts: nn.Linear, images: ImageDataset, number: int = 256) -> nn.Linear:
-    """A text head (`text_head`) on the pooled features of timm's CLIP image tower.
+    """A text head on the pooled features of timm's CLIP image tower; errors as of `image_head` and `own_head`.
 
     Some `number` of training images, evenly spread over the list, tell how long projected features are.
-
-    Raises:
-        ConfigError: Tower and texts are not of one CLIP model.
-        WeightsError: The tower's weights have no projection.
     """
     projection = _published_head(backbone)
     rows = range(0, len(images), max(1, len(images) // number))

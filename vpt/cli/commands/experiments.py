@@ -67,16 +67,10 @@ def _plan(options: Namespace, rest: list[str]) -> Plan:
 
 
 def read_plan(path: Path, args: list[str], seeds: Sequence[int] | None = None, halving: int | None = None) -> Plan:
-    """Reads a grid file.
+    """Reads a grid file: YAML with ``grid`` by dotted keys, and perhaps ``choose``, ``retrain`` and ``seeds``.
 
-    Args:
-        path: YAML with ``grid`` and, if they are not empty, ``choose`` and ``retrain``, by dotted keys; ``seeds``.
-        args: Those of `vpt fit`, which say what keys and values there are.
-        seeds: Instead of those of the file.
-        halving: As in `Plan`.
-
-    Raises:
-        ConfigError: The file is none, or has a key or a value that `vpt fit` would refuse.
+    `args` are those of `vpt fit`, which say what keys and values there are; `seeds` count instead of the file's. Raises
+    a ConfigError if it is none, or has a key or a value that `vpt fit` would refuse.
     """
     from vpt.cli.commands.lightning_cli import typed
     from vpt.experiments.sweep import SEEDS, Plan

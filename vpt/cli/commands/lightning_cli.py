@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from argparse import ArgumentError
 from collections.abc import Callable
 from pathlib import Path
@@ -246,11 +247,7 @@ def _hyperparameters(command: str, path: str | None, trying: bool) -> dict[str, 
         return {}
     if path.partition(":")[0] in _LIGHTNING_CHECKPOINTS:  # Lightning would go on without any where it finds none
         raise ConfigError(f"--ckpt_path {path} says of no run: give the file, such as RUN/checkpoints/last.ckpt.")
-    try:
-        there = Path(path).is_file()
-    except OSError:  # such as a name that is too long
-        there = False
-    if not there:
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on a name that is too long
         raise ConfigError(f"No checkpoint {path:.200}: a run keeps its last epoch in checkpoints/last.ckpt.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

@@ -65,10 +65,8 @@ def _runs(args: list[str]) -> None:
         console.print(warning, highlight=False, soft_wrap=True)
     for home, record in records.items():
         data = record.get("data") or {}
-        protocol = (
-            f" (preset {data['preset']}, {data['counts']['train']:,} training images)" if "preset" in data else ""
-        )
-        console.print(f"\n{home}/{protocol}", highlight=False, soft_wrap=True)
+        told = f" (preset {data['preset']}, {data['counts']['train']:,} training images)" if "preset" in data else ""
+        console.print(f"\n{home}/{told}", highlight=False, soft_wrap=True)
         for path in sorted(home.iterdir()):
             files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
             size = sum(file.stat().st_size for file in files) / 1024
@@ -85,10 +83,8 @@ def check_comparable(data: Iterable[Mapping[str, Any]]) -> list[str]:
     used: dict[tuple[str, str], Counter[str]] = {}
     for described in data:
         if "preset" in described:
-            for what, value in (
-                ("presets", described["preset"]),
-                ("training subsets", subset_name(described.get("subset"))),
-            ):
+            values = {"presets": described["preset"], "training subsets": subset_name(described.get("subset"))}
+            for what, value in values.items():
                 used.setdefault((described["name"], what), Counter())[value] += 1
     return [
         f"Not comparable: the runs on {name} use different {what} "
@@ -123,9 +119,8 @@ def _report(args: list[str]) -> None:
     """Writes the files, and prints the tables."""
     parser = Parser(prog="vpt report")
     parser.add_argument("runs", type=Path, nargs="+", help="folders, searched for run.json of tested runs")
-    parser.add_argument(
-        "--mixed", action="store_true", help="average across presets, partial data and epoch rules, too"
-    )
+    mixed = "average across presets, partial data and epoch rules, too"
+    parser.add_argument("--mixed", action="store_true", help=mixed)
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (default: report)")
     options = parser.parse_args(args[1:])
 
