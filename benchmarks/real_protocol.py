@@ -37,7 +37,7 @@ from vpt.experiments.sweep_variants import SERIES_FILE
 from vpt.experiments.transfer import Mode, transfer
 from vpt.experiments.trial import ANSWERS_FILE
 from vpt.models.delta_format import without_places
-from vpt.robustness.evaluation import logit_records
+from vpt.robustness import logit_records
 from vpt.run_record import CONFIG_FILE, RUN_FILE
 
 BACKBONE = "vit_tiny_patch16_224"

@@ -23,13 +23,11 @@ from vpt.metrics.calibration import temperature
 from vpt.metrics.effective_robustness import effective_robustness
 from vpt.metrics.summary import summary
 from vpt.models import TunedModel
-from vpt.reports.page import document
+from vpt.reports.page import document, p_value
 from vpt.reports.robustness_report import tables
 from vpt.reports.robustness_values import effective_rows, model_names, report
-from vpt.reports.tables import p_value
-from vpt.robustness import RobustnessResult, Row, run
-from vpt.robustness.evaluation import logit_records
-from vpt.robustness.interpolation.alpha_curve import accuracy_curve
+from vpt.robustness import RobustnessResult, Row, logit_records, run
+from vpt.robustness.alpha_curve import accuracy_curve
 
 NAMES = ("gate", "head", "half")
 

@@ -18,9 +18,9 @@ from vpt.data.catalog.cards import card_names, load_card
 from vpt.errors import ConfigError
 from vpt.experiments.executors import serially
 from vpt.experiments.trial import Config, Trial
+from vpt.reports.page import markdown
 from vpt.reports.run_report import TITLE, csv, latex, notes, tables
 from vpt.reports.run_values import GROUPS, report
-from vpt.reports.tables import markdown
 from vpt.run_record import cell_protocol
 from vpt.tasks import PromptTuning, RunRecord
 

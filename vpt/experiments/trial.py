@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vpt.atomic_write import write_json, write_text
 from vpt.errors import ConfigError
-from vpt.robustness.evaluation import logit_records
+from vpt.robustness import logit_records
 from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE, file_identity, read_record
 from vpt.tasks import DeltaWriter, RunRecord
 from vpt.tasks.build import build, build_data

@@ -10,16 +10,7 @@ from typing import Any
 
 from vpt.data.catalog.cards import load_card
 from vpt.errors import ConfigError
-from vpt.run_record import (
-    RUN_FILE,
-    below,
-    cell_protocol,
-    identity,
-    images_read,
-    method_name,
-    read_record,
-    subset_name,
-)
+from vpt.run_record import RUN_FILE, below, cell_protocol, identity, images_read, method_name, read_record, subset_name
 
 Record = dict[str, Any]
 _SEARCHED = ("base_lr", "weight_decay", "num_tokens", "dropout", "l2")
@@ -35,12 +26,7 @@ _FOLLOWS = ("data.counts", "data.official_counts", "data.fingerprints", "data.co
 
 @dataclass(frozen=True)
 class Row:
-    """A tested run.
-
-    Attributes:
-        folder: Where it is.
-        record: Its ``run.json``.
-    """
+    """A tested run: its folder and its ``run.json``."""
 
     folder: Path
     record: Record
@@ -94,18 +80,16 @@ class Row:
 
     @cached_property
     def key(self) -> dict[str, Any]:
-        """What a run must share with others to be of one cell (:func:`vpt.run_record.cell_protocol`)."""
+        """What a run shares with those of its cell (:func:`vpt.run_record.cell_protocol`)."""
         return cell_protocol(self.record)
 
     @cached_property
     def across(self) -> dict[str, Any]:
         """What the runs of one method must share to be averaged over tasks; a list is told without its folder."""
         told = {key: value for key, value in self.key.items() if not below(key, _OF_TASK)}
-        lists = {f"data.lists.{name}": self._list(name) for name in ("train", "test")}
+        named = self.record["data"]["lists"]
+        lists = {f"data.lists.{name}": str(named.get(name, "")).rpartition("/")[2] for name in ("train", "test")}
         return told | lists | {"partial data": self.partial}
-
-    def _list(self, name: str) -> str:
-        return str(self.record["data"]["lists"].get(name, "")).rpartition("/")[2]
 
     @property
     def partial(self) -> bool:
@@ -136,17 +120,7 @@ class Row:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Row]:
-    """Reads all tested runs below some folders.
-
-    Args:
-        folders: Searched for ``run.json``.
-
-    Returns:
-        By folder.
-
-    Raises:
-        ConfigError: A file is damaged, or there is no tested run.
-    """
+    """Reads all tested runs below some folders, by folder; a ConfigError if there is none, or a file is damaged."""
     rows = []
     for path in sorted({path for folder in folders for path in folder.rglob(RUN_FILE)}):
         record = read_record(path.parent)
@@ -160,11 +134,9 @@ def read_runs(folders: Sequence[Path]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one method on one task that differ in nothing but the seed.
+    """The runs, at least one, of one method on one task that differ in nothing but the seed.
 
-    Attributes:
-        rows: At least one.
-        label: The method, with what sets it apart from others of that name.
+    The label is the method, with what sets it apart from others of that name.
     """
 
     rows: tuple[Row, ...]
@@ -177,17 +149,10 @@ class Cell:
 
 
 def cells(rows: Sequence[Row]) -> list[Cell]:
-    """Groups runs that differ in the seed only.
+    """Groups runs that differ in the seed only: a cell for each task, method, options and protocol, in their order.
 
-    Args:
-        rows: Tested runs.
-
-    Returns:
-        One for each task, method, options and protocol, in the order of the runs. Where a task has several of one
-        method, their labels say what differs.
-
-    Raises:
-        ConfigError: A seed occurs twice among runs that should differ in it.
+    Where a task has several of one method, their labels say what differs. Raises a ConfigError if a seed occurs twice
+    among runs that should differ in it.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -223,18 +188,14 @@ def _label(cell: Sequence[Row], cells: Sequence[Sequence[Row]]) -> str:
 
 
 def differing(protocols: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the keys in which protocols differ, without those that differ because others do, if there are others.
-
-    Args:
-        protocols: From `Row.key` or `Row.across`.
-    """
+    """The keys in which protocols differ, without those that differ because others do, if there are others."""
     every = dict.fromkeys(key for protocol in protocols for key in protocol)
     found = [key for key in every if any(other.get(key) != protocols[0].get(key) for other in protocols)]
     return [key for key in found if not below(key, _FOLLOWS)] or found
 
 
 def plain(key: str) -> str:
-    """Returns a dotted key as a reader knows it, e.g. ``base_lr``, ``image size``, ``train list``."""
+    """A dotted key as a reader knows it, e.g. ``base_lr``, ``image size``, ``train list``."""
     section, _, name = key.rpartition(".")
     words = f"{name} list" if section == "data.lists" else f"{section} {name}" if section == "training" else name
     return words if section == "hyperparameters" else words.replace("_", " ")
