@@ -212,6 +212,7 @@ class ImageDataModule(L.LightningDataModule):
         self._splits = dict(splits)
         self._listed = dict(splits)
         self._datasets: dict[str, ImageDataset] = {}
+        self._found: dict[tuple[str, str], NDArray[np.bool_]] = {}
         self._subset: dict[str, Any] | None = None
         if shots is not None or fraction is not None:
             train = splits["train"]
@@ -280,9 +281,12 @@ class ImageDataModule(L.LightningDataModule):
         Returns:
             bool (N,), by the hashes of the images' contents.
         """
-        rows = [self._splits[each].hashes if each in self._splits else as_hashes([]) for each in (name, other)]
-        known = {row.tobytes() for row in rows[1] if row.any()}  # zeros are of files that are missing
-        return np.array([row.tobytes() in known for row in rows[0]], dtype=bool)
+        if (name, other) not in self._found:
+            found = (self._splits[each].hashes if each in self._splits else as_hashes([]) for each in (name, other))
+            ours, theirs = (hashes.view("<u8,<u8").ravel() for hashes in found)
+            there = theirs[theirs != np.zeros((), theirs.dtype)]  # zeros are of files that are missing
+            self._found[name, other] = np.isin(ours, there)
+        return self._found[name, other]
 
     def describe(self) -> dict[str, Any]:
         """Says which data these are, in plain values for JSON.

@@ -22,7 +22,7 @@ from torch import Tensor
 from vpt.atomic_write import write_json, write_text
 from vpt.errors import ConfigError
 from vpt.robustness import logit_records
-from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE, file_identity, read_record
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, ENDED, LAST_CHECKPOINT, RUN_FILE, file_identity, read_record
 from vpt.tasks import DeltaWriter, RunRecord
 from vpt.tasks.build import build, build_data
 from vpt.tasks.callbacks import last_checkpoint
@@ -123,8 +123,7 @@ def finished(trial: Trial, root: Path) -> Record | None:
     record = read_record(folder)
     status = record.get("status")
     paused = trial.stop is not None and record.get("epochs", 0) >= trial.stop and status != "running"
-    ended = status == "finished" or (status == "stopped" and not (folder / LAST_CHECKPOINT).is_file())  # EarlyStopping
-    trained = paused or (ended and (folder / DELTA_FILE).is_file())
+    trained = paused or (status in ENDED and (folder / DELTA_FILE).is_file())
     return record if trained and (not trial.test or "test/acc" in record.get("metrics", {})) else None
 
 
@@ -260,7 +259,7 @@ class Comparison:
     @property
     def equal(self) -> bool:
         """Whether every number came out bit for bit."""
-        return all(old == new for old, new in self.numbers.values())
+        return not self.alone and all(old == new for old, new in self.numbers.values())
 
 
 def rerun(folder: Path, config: Config, out: Path | None = None) -> Comparison:
@@ -269,7 +268,7 @@ def rerun(folder: Path, config: Config, out: Path | None = None) -> Comparison:
     A ConfigError if it was not finished, or the two have no number in common; a VPTError if it cannot be repeated here.
     """
     stored = read_record(folder)
-    if stored.get("status") not in ("finished", "stopped") or not stored.get("metrics"):
+    if stored.get("status") not in ENDED or not stored.get("metrics"):
         raise ConfigError(f"{folder} is no finished run with metrics (status {stored.get('status')}).")
     trial = Trial("again", config, test="test/acc" in stored["metrics"])
     with tempfile.TemporaryDirectory() as temporary:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,27 @@ _SEARCHED = ("base_lr", "weight_decay", "num_tokens", "dropout", "l2")
 """Options that validation may choose for each task apart."""
 _OF_TASK = (
     *("data.name", "data.counts", "data.official_counts", "data.complete", "data.num_classes", "data.lists", "read"),
-    *("data.fingerprints", "data.partial", "data.crop_border", "hyperparameters.num_classes", "starts"),
+    *(
+        "data.fingerprint",
+        "data.fingerprints",
+        "data.partial",
+        "data.crop_border",
+        "hyperparameters.num_classes",
+        "starts",
+    ),
     *(f"hyperparameters.{name}" for name in _SEARCHED),
 )
-_FOLLOWS = ("data.counts", "data.official_counts", "data.fingerprints", "data.complete", "read", "backbone.weights_id")
+_FOLLOWS = ("data.counts", "data.official_counts", "data.fingerprints", "data.complete", "read", "data.fingerprint")
 """Differs because something else does."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A tested run: its folder and its ``run.json``."""
+    """A tested run: its folder, its ``run.json``, and seeds of its data that set it apart from its cell."""
 
     folder: Path
     record: Record
+    apart: tuple[tuple[str, Any], ...] = ()
 
     @property
     def task(self) -> str:
@@ -81,7 +89,7 @@ class Row:
     @cached_property
     def key(self) -> dict[str, Any]:
         """What a run shares with those of its cell (:func:`vpt.run_record.cell_protocol`)."""
-        return cell_protocol(self.record)
+        return cell_protocol(self.record) | dict(self.apart)
 
     @cached_property
     def across(self) -> dict[str, Any]:
@@ -155,7 +163,7 @@ def cells(rows: Sequence[Row]) -> list[Cell]:
     among runs that should differ in it.
     """
     groups: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in _with_seeds_apart(rows):
         groups.setdefault(identity([row.task, row.method, row.key]), []).append(row)
     for same in groups.values():
         seeds = [row.seed for row in same]
@@ -163,6 +171,24 @@ def cells(rows: Sequence[Row]) -> list[Cell]:
             both = [str(row.folder) for row in same if seeds.count(row.seed) > 1]
             raise ConfigError(f"{both[0]} and {both[1]} are the same run with the same seed: name one of them only.")
     return [Cell(tuple(same), _label(same, list(groups.values()))) for same in groups.values()]
+
+
+def _with_seeds_apart(rows: Sequence[Row]) -> Iterator[Row]:
+    """Tells the data's seed where runs that agree in all else differ in where it comes from: the run, or a value."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(identity([row.task, row.method, row.key]), []).append(row)
+    for same in groups.values():
+        apart: list[list[tuple[str, Any]]] = [[] for _ in same]
+        for name, found in {
+            "data.seed": [row.record["data"].get("seed") for row in same],
+            "subset seed": [(row.record["data"].get("subset") or {}).get("seed") for row in same],
+        }.items():
+            own = [value == row.seed for value, row in zip(found, same, strict=True)]
+            if not all(own) and len(set(found)) > 1:
+                for told, value, its in zip(apart, found, own, strict=True):
+                    told.append((name, "of the run" if its else value))
+        yield from (replace(row, apart=tuple(told)) for row, told in zip(same, apart, strict=True))
 
 
 def _label(cell: Sequence[Row], cells: Sequence[Sequence[Row]]) -> str:
@@ -175,6 +201,9 @@ def _label(cell: Sequence[Row], cells: Sequence[Sequence[Row]]) -> str:
     rivals = [other for other in same if other[0].task == row.task]
     elsewhere = [other for other in same if other[0].task != row.task]
     keys = differing([other[0].key for other in rivals])
+    told = [identity([other[0].key.get(key) for key in keys]) for other in rivals]
+    if len(set(told)) < len(told):
+        keys = differing([other[0].key for other in rivals], every=True)
     if not keys:
         return row.method
 
@@ -187,11 +216,11 @@ def _label(cell: Sequence[Row], cells: Sequence[Sequence[Row]]) -> str:
     return f"{row.method} ({', '.join(f'{plain(key)} {row.key.get(key)}' for key in keys)})"
 
 
-def differing(protocols: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys in which protocols differ, without those that differ because others do, if there are others."""
-    every = dict.fromkeys(key for protocol in protocols for key in protocol)
-    found = [key for key in every if any(other.get(key) != protocols[0].get(key) for other in protocols)]
-    return [key for key in found if not below(key, _FOLLOWS)] or found
+def differing(protocols: Sequence[Mapping[str, Any]], every: bool = False) -> list[str]:
+    """The keys in which protocols differ; unless `every`, without those that differ because others do."""
+    keys = dict.fromkeys(key for protocol in protocols for key in protocol)
+    found = [key for key in keys if any(other.get(key) != protocols[0].get(key) for other in protocols)]
+    return found if every else [key for key in found if not below(key, _FOLLOWS)] or found
 
 
 def plain(key: str) -> str:

@@ -130,7 +130,8 @@ def _same_images(one: Cell, other: Cell) -> tuple[int | None, Record, Record] | 
         files = [each.folder / ANSWERS_FILE for each in (row, rival) if each is not None]
         if rival is None or not all(file.is_file() for file in files):
             continue
-        if row.record["data"]["lists"]["test"] != rival.record["data"]["lists"]["test"]:
+        one_test, other_test = (each.record["data"].get("fingerprints", {}).get("test") for each in (row, rival))
+        if one_test != other_test or row.record["data"]["lists"]["test"] != rival.record["data"]["lists"]["test"]:
             continue
         first, second = (logit_records.read(file) for file in files)
         if first.same_images(second):

@@ -173,11 +173,16 @@ def curves(folders: Sequence[Path]) -> list[Curve]:
             ("deltas", first.protocol["delta"]["sha256"], other.protocol["delta"]["sha256"]),
             ("data", first.protocol["data"], other.protocol["data"]),
             ("corruptions", first.corruptions, other.corruptions),
+            ("images or precision", *(_drawn(each) for each in (first, other))),
             ("α or sets", [(r.set, r.alpha, r.n) for r in first.rows], [(r.set, r.alpha, r.n) for r in other.rows]),
         ):
             if ours != theirs:
                 raise ConfigError(f"{first.out} and {other.out} are of different {what}: compare like with like.")
     return [*found, _ensemble(first)]
+
+
+def _drawn(result: RobustnessResult) -> list[object]:
+    return [result.protocol.get(key) for key in ("max_images", "seed", "precision")]
 
 
 def _named(result: RobustnessResult) -> Curve:

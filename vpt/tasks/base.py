@@ -249,10 +249,15 @@ class TuningTask(L.LightningModule):
         mean = cast("MeanMetric", self.losses[split])
         counted = len(target) if self.ignored is None else (target != self.ignored).sum()
         mean.update(self.loss(logits, batch), weight=counted)
-        self.log(f"{self._shown[split]}/loss", mean, on_step=False, on_epoch=True)
         metrics.update(logits, target.long())
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
+        self._log(split, metrics)
         return logits
+
+    def _log(self, split: str, metrics: MetricCollection) -> None:
+        """Logs metrics as they are; every process does so for every batch, or the others would wait for it."""
+        mean = cast("MeanMetric", self.losses[split])
+        self.log(f"{self._shown[split]}/loss", mean, on_step=False, on_epoch=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
 
     def _finite_logits(self, logits: Tensor, split: str) -> Tensor:
         """Refuses to measure or to predict by what is no answer: NaN would count as the first class."""
@@ -274,6 +279,8 @@ class TuningTask(L.LightningModule):
             batch = {key: column[kept] for key, column in batch.items()}
         if len(batch["index"]):
             self._evaluate(batch, "val", self.val_metrics)
+        else:
+            self._log("val", self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Updates the test metrics and the confusion matrix; returns logits, (B, num_classes, ...), for callbacks."""
@@ -336,6 +343,11 @@ class TuningTask(L.LightningModule):
             if data is not None:
                 data.number_classes_as(names)
             self.model.class_names, self._knows_classes = list(names), True
+        elif data is not None and data.num_classes != len(self.model.class_names):
+            raise ConfigError(
+                f"The checkpoint has {len(self.model.class_names)} classes without names (version 0.1.0), {data.name} "
+                f"has {data.num_classes}: give the data that it was trained on."
+            )
         self._trained_val = checkpoint.get("trained_val")
         if self._trained_val is not None and data is not None and self.trainer.state.fn == "validate":
             self._leave_out_trained(data, "validate")  # whatever these data are trained on now
