@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.records import RESULTS, Records, Row, markdown
-from vpt.robustness.evaluation.evaluation_result import RESULT_FILE
+from vpt.robustness.evaluation_result import RESULT_FILE
 from vpt.run_record import RUN_FILE
 
 DEMO = {"linear": "linear probe", "vpt_deep": "VPT-deep, 10 tokens"}

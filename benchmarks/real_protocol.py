@@ -36,7 +36,7 @@ from vpt.experiments.sweep import RATE, SERIES_FILE, SWEEP_FILE, Plan, sweep
 from vpt.experiments.transfer import Mode, transfer
 from vpt.experiments.trial import ANSWERS_FILE
 from vpt.models.delta_format import without_places
-from vpt.robustness.evaluation import logit_records
+from vpt.robustness import logit_records
 from vpt.run_record import CONFIG_FILE, RUN_FILE
 
 BACKBONE = "vit_tiny_patch16_224"
@@ -130,7 +130,7 @@ def plan(place: Place, method: str) -> Plan:
 
 def run_cell(place: Place, task: str, method: str) -> None:
     """Runs what is missing of a cell and keeps its records."""
-    if place.cells.find(task, method) is not None:
+    if place.cells.find(task, method) is not None and (task, method) not in one_order(place.out):
         return
     folder = place.build / task / method
     runs = sweep(resolve(arguments(place, task, method)), plan(place, method), folder, serially).runs
@@ -203,8 +203,16 @@ def _first_run(place: Place, task: str) -> Path:
 def accuracy(out: Path = RESULTS, methods: Sequence[str] = tuple(METHODS)) -> str:
     """The table of test accuracies, or some rows of it."""
     cells = {(row["task"], row["method"]): row for row in Records(out / "real_protocol.jsonl").rows()}
-    rows = [[f"`{method}`", *(_accuracy(cells.get((task, method))) for task in TASKS)] for method in methods]
+    old = one_order(out)
+    marked = {key: _accuracy(cell) + (" †" if key in old else "") for key, cell in cells.items()}
+    rows = [[f"`{method}`", *(marked.get((task, method), "–") for task in TASKS)] for method in methods]
     return markdown(["method", *TASKS], rows)
+
+
+def one_order(out: Path = RESULTS) -> set[tuple[str, str]]:
+    """The cells whose seeds all saw the training images in one order, as in runs of version 0.1.0."""
+    runs = Records(out / "real_protocol_runs.jsonl").rows()
+    return {(row["task"], row["method"]) for row in runs if row["run"]["data"]["seed"] != row["seed"]}
 
 
 def blocks(out: Path = RESULTS) -> dict[str, str]:
@@ -219,6 +227,11 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     made = {"protocol": accuracy(out), "rates": markdown(["method", *TASKS, "images/s"], rows)}
     if sizes := {row["task"]: row["run"]["read"]["test"] for row in Records(out / "real_protocol_runs.jsonl").rows()}:
         made["test images"] = f"Test images: {', '.join(f'{task} {n:,}' for task, n in sizes.items())}."
+    if old := one_order(out):
+        made["order"] = (
+            f"† {len(old)} of the {len(found)} cells are of version 0.1.0, whose seeds drew heads and prompts but not "
+            "the order of the images, which was one for all: their deviations are too small."
+        )
     if found:
         edges = sum(round(cell["chosen"][RATE] * BATCH / 256, 6) in METHODS[cell["method"]][::2] for cell in found)
         made["edges"] = f"{edges} of the {len(found)} chosen rates lie at an edge of their three."
@@ -239,9 +252,7 @@ def _sum(cells: Sequence[Row], key: str) -> Any:
     return sum(cell[key] for cell in cells)
 
 
-def _accuracy(cell: Row | None) -> str:
-    if cell is None:
-        return "–"
+def _accuracy(cell: Row) -> str:
     values = list(cell["tests"].values())
     return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}"
 

@@ -28,9 +28,8 @@ from vpt.data.transforms import get_preset
 from vpt.experiments.trial import Trial, run_trial
 from vpt.metrics.logits import group_mean
 from vpt.metrics.summary import summary
-from vpt.robustness import Record, run
-from vpt.robustness.evaluation import logit_records
-from vpt.robustness.interpolation.zero_shot_heads import own_head, write_head
+from vpt.robustness import Record, logit_records, run
+from vpt.robustness.zero_shot_heads import own_head, write_head
 from vpt.run_record import DELTA_FILE
 from vpt.tasks.build import build_data
 

@@ -41,7 +41,7 @@ from benchmarks.robustness_runs import (
 from vpt.data import corruptions, default_root
 from vpt.metrics.accuracy import wilson
 from vpt.reports.style import save_figure, style
-from vpt.robustness.evaluation.evaluation_result import FIXED_ALPHA
+from vpt.robustness.evaluation_result import FIXED_ALPHA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,6 +15,8 @@ CONFIG_FILE = "config.yaml"
 DELTA_FILE = "delta.safetensors"
 INIT_FILE = "init.safetensors"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+ENDED = ("finished", "stopped early")
+"""What the status of a run is that has nothing left to train; the second is EarlyStopping's."""
 
 
 def identity(protocol: Any) -> str:
@@ -77,25 +79,29 @@ def epoch_rule(record: Mapping[str, Any]) -> str:
     return f"epoch {tested.get('epochs', record.get('epochs'))} of {record.get('max_epochs')}"
 
 
-_RESULTS = ("status", "metrics", "epochs", "steps", "seconds", "images", "evaluated", "epoch_rule")
-_ENVIRONMENT = ("machine", "versions", "parameters", "read.val")
+_RESULTS = ("status", "metrics", "epochs", "steps", "seconds", "images", "evaluated", "epoch_rule", "read.val")
+_ENVIRONMENT = ("machine", "versions", "parameters")
 _PLACES = ("hyperparameters.weights", "hyperparameters.init_", "hyperparameters._", "backbone.weights")
 _EXACT = ("hyperparameters.micro_batch",)  # changes no number but by rounding
-_SEEDS = ("seed", "data.seed", "data.subset.seed", "data.subset.sha256", "data.fingerprint", "data.shared_with_train")
+_SEEDS = ("seed", "data.seed", "data.subset.seed", "data.subset.sha256", "data.shared_with_train")
+_LENGTH = ("max_epochs", "training.max_steps", "training.callbacks", "read")
 
 
 def cell_protocol(record: Mapping[str, Any]) -> dict[str, Any]:
-    """All that runs must share to be averaged over seeds: everything that is recorded but results, places and seeds.
+    """All that runs must share to be averaged over seeds, by dotted key: all but results, places and seeds."""
+    out: tuple[str, ...] = (*_RESULTS, *_ENVIRONMENT, *_PLACES, *_EXACT, *_SEEDS)
+    if "fingerprints" in (record.get("data") or {}):  # of the whole lists, where this is of what a seed draws of them
+        out = (*out, "data.fingerprint")
+    kept = {key: value for key, value in _flat("", record) if not below(key, out)}
+    tested = ((record.get("evaluated") or {}).get("test") or {}).get("precision")
+    other = {"test precision": tested} if tested not in (None, record.get("precision")) else {}
+    return kept | {"epoch rule": epoch_rule(record)} | other
 
-    Plain values by dotted key. The data's own seeds are told where they are not the run's.
-    """
-    flat = dict(_flat("", record))
-    for key in ("data.seed", "data.subset.seed"):
-        if flat.get(key) != record.get("seed"):
-            flat[f"{key} apart"] = flat.get(key)
-    out = (*_RESULTS, *_ENVIRONMENT, *_PLACES, *_EXACT, *_SEEDS)
-    kept = {key: value for key, value in flat.items() if not below(key, out)}
-    return kept | {"epoch rule": epoch_rule(record)}
+
+def training_protocol(record: Mapping[str, Any]) -> dict[str, Any]:
+    """All that training must share with a checkpoint that it goes on from: all but its length and what follows."""
+    out = (*_RESULTS, *_ENVIRONMENT, *_PLACES, *_EXACT, *_LENGTH)
+    return {key: value for key, value in json.loads(json.dumps(dict(_flat("", record)))).items() if not below(key, out)}
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:

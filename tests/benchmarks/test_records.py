@@ -12,7 +12,7 @@ from benchmarks import examples, real_protocol, robustness_runs
 from benchmarks.docs import found_blocks, write_blocks
 from benchmarks.records import RESULTS, Records, Row, markdown
 from vpt.experiments.trial import ANSWERS_FILE
-from vpt.robustness.evaluation import logit_records as records
+from vpt.robustness import logit_records as records
 from vpt.run_record import RUN_FILE
 
 

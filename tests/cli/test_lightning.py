@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from tests.fakes import make_folder, make_task
 from vpt.errors import DataError
@@ -77,6 +79,31 @@ def test_test_and_validate_add_their_metrics_to_the_run_that_is_measured(vpt: Vp
     assert "val/acc" not in trained.record["metrics"]
     assert trained.record["status"] == "finished"
     assert not Path("runs").exists()
+
+
+def test_a_model_is_tested_on_photos_of_some_of_its_classes(vpt: Vpt, trained: Run, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("7", "3"):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for number, shade in enumerate((40, 200) if split == "train" else (90, 120, 160)):
+                Image.new("RGB", (64, 64), (shade, number, int(name))).save(
+                    tmp_path / "photos" / split / name / f"{number}.png"
+                )
+    config = yaml.safe_load((trained.folder / "config.yaml").read_text())
+    config["data"] = {
+        "class_path": "FolderDataModule",
+        "init_args": {"root": str(tmp_path / "photos"), "image_size": 64},
+    }
+    (tmp_path / "photos.yaml").write_text(yaml.safe_dump({key: config[key] for key in ("model", "data")}))
+    answer = vpt("test", "-c", str(tmp_path / "photos.yaml"), "--ckpt_path", trained.checkpoint)
+    assert answer.status == 0, answer.err
+    (record,) = trained.folder.glob("test-photos-*.json")
+    assert json.loads(record.read_text())["read"]["test"] == 6
+    (tmp_path / "photos" / "test" / "7").rename(tmp_path / "photos" / "test" / "seven")
+    (tmp_path / "photos" / "train" / "7").rename(tmp_path / "photos" / "train" / "seven")
+    answer = vpt("test", "-c", str(tmp_path / "photos.yaml"), "--ckpt_path", trained.checkpoint)
+    assert answer.status == 1
+    assert "does not know class 'seven' of photos" in answer.sentence
 
 
 def test_two_lines_of_yaml_and_a_flag_train_on_few_shots_of_your_own_images(vpt: Vpt, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from benchmarks.robustness_runs import BACKBONE, WEIGHTS, Photos
 from vpt.backbones import create_backbone
 from vpt.data.corruptions import CORRUPTIONS, SEVERITIES, _seed, corrupt
-from vpt.robustness.evaluation.evaluation_sets import subset
-from vpt.robustness.interpolation.zero_shot_heads import own_head
+from vpt.robustness.evaluation_sets import subset
+from vpt.robustness.zero_shot_heads import own_head
 
 pytestmark = pytest.mark.slow
 N = 100

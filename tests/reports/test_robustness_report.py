@@ -23,13 +23,11 @@ from vpt.metrics.calibration import temperature
 from vpt.metrics.effective_robustness import effective_robustness
 from vpt.metrics.summary import summary
 from vpt.models import TunedModel
-from vpt.reports.page import document
+from vpt.reports.page import document, p_value
 from vpt.reports.robustness_report import tables
 from vpt.reports.robustness_values import effective_rows, model_names, report
-from vpt.reports.tables import p_value
-from vpt.robustness import RobustnessResult, Row, run
-from vpt.robustness.evaluation import logit_records
-from vpt.robustness.interpolation.alpha_curve import accuracy_curve
+from vpt.robustness import RobustnessResult, Row, logit_records, run
+from vpt.robustness.alpha_curve import accuracy_curve
 
 NAMES = ("gate", "head", "half")
 
@@ -235,6 +233,13 @@ def aged(folder: Path, out: Path) -> Path:
     path = copied(folder, out) / "robustness.json"
     content = json.loads(path.read_text())
     del content["protocol"]["corruptions"]
+    for row in content["rows"]:
+        new = out / "records" / row["record"]
+        record = logit_records.read(new)
+        older = {key: value for key, value in record.protocol.items() if key != "corruptions"}
+        row["record"] = f"{new.stem.rpartition('-')[0]}.parquet"
+        logit_records.write(new.with_name(row["record"]), replace(record, protocol=older))
+        new.unlink()
     path.write_text(json.dumps(content))
     return out
 

@@ -18,9 +18,9 @@ from vpt.data.catalog.cards import card_names, load_card
 from vpt.errors import ConfigError
 from vpt.experiments.executors import serially
 from vpt.experiments.trial import Config, Trial
+from vpt.reports.page import markdown
 from vpt.reports.run_report import TITLE, csv, latex, notes, tables
 from vpt.reports.run_values import GROUPS, report
-from vpt.reports.tables import markdown
 from vpt.run_record import cell_protocol
 from vpt.tasks import PromptTuning, RunRecord
 
@@ -181,13 +181,21 @@ def test_everything_in_a_protocol_but_the_seed_sets_a_cell_apart(tmp_path: Path)
         place[last] = "another"
         if cell_protocol(changed) == cell_protocol(record):
             same.add(".".join(path))
-    results = {"seconds", "epochs", *(f"metrics.{key}" for key in record["metrics"])}
+    results = {"seconds", "epochs", "images", *(f"metrics.{key}" for key in record["metrics"])}
     results |= {f"parameters.{key}" for key in record["parameters"]} | {
         key for key in same if key.startswith("evaluated")
     }
     environment = {f"{part}.{key}" for part in ("machine", "versions") for key in record[part]}
     places = {"hyperparameters.weights", "hyperparameters.init_delta", "hyperparameters.init_head", "backbone.weights"}
-    seeds = {"data.subset.sha256", "data.fingerprint", "data.shared_with_train.val", "data.shared_with_train.test"}
+    seeds = {
+        "seed",
+        "data.seed",
+        "data.subset.seed",
+        "data.subset.sha256",
+        "data.fingerprint",
+        "data.shared_with_train.val",
+        "data.shared_with_train.test",
+    }
     assert same == results | environment | places | seeds | {"hyperparameters.micro_batch"}
 
 
@@ -197,6 +205,24 @@ def paths(record: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
             yield from paths(value, (*above, key))
         else:
             yield (*above, key)
+
+
+def test_cells_that_differ_in_a_count_alone_keep_apart_beside_others(tmp_path: Path) -> None:
+    run(tmp_path, "a", 0.5)
+    run(tmp_path, "a", 0.6, read={"train": 1000, "test": 16})
+    run(tmp_path, "a", 0.7, hyperparameters={"deep": True, "base_lr": 0.2, "num_tokens": 10})
+    methods = report([tmp_path])["methods"]
+    assert len({row["method"] for row in methods}) == 3
+    assert {row["numbers"]["a"]["mean"] for row in methods} == {0.5, 0.6, 0.7}
+
+
+@pytest.mark.parametrize(("seeds", "cells"), [((0, 0, 0), 1), ((0, 1, 2), 1), ((0, 0, 2), 2), ((5, 5, 5), 1)])
+def test_a_seed_of_the_data_is_the_runs_or_one_for_all(tmp_path: Path, seeds: tuple[int, ...], cells: int) -> None:
+    for seed, own in enumerate(seeds):
+        run(tmp_path, "a", 0.5, seed, data={"seed": own})
+    methods = report([tmp_path])["methods"]
+    assert len(methods) == cells
+    assert sum(len(row["numbers"]["a"]["seeds"]) for row in methods) == 3
 
 
 def test_the_same_run_twice_is_refused(tmp_path: Path) -> None:

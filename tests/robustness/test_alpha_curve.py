@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vpt.errors import ConfigError, DataError
 from vpt.metrics.accuracy import top1
 from vpt.metrics.logits import group_max
-from vpt.robustness.interpolation.alpha_curve import accuracy_curve
+from vpt.robustness.alpha_curve import accuracy_curve
 
 GRID = np.arange(17) / 16  # sums of small integers are exact at these α
 Tables = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]

@@ -21,9 +21,9 @@ from vpt.errors import ConfigError
 from vpt.models import load_classifier
 from vpt.models.delta_format import read_delta
 from vpt.robustness import RobustnessResult
-from vpt.robustness.evaluation.logit_records import read
-from vpt.robustness.interpolation.model_soups import greedy, uniform
-from vpt.robustness.interpolation.wise_ft import Interpolation, check_alike
+from vpt.robustness.logit_records import read
+from vpt.robustness.model_soups import greedy, uniform
+from vpt.robustness.wise_ft import Interpolation, check_alike
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COUNTER = "backbone.model.bn1.num_batches_tracked"

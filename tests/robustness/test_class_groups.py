@@ -11,7 +11,7 @@ from tests.robustness.fakes import write_delta
 from vpt.data import ImageNetDataModule
 from vpt.data.catalog.classes import imagenet_names, objectnet_folders, subset_ids
 from vpt.robustness import run
-from vpt.robustness.evaluation.logit_records import Record, read
+from vpt.robustness.logit_records import Record, read
 
 
 def test_accuracy_is_taken_among_the_groups_of_the_protocol() -> None:

@@ -17,9 +17,9 @@ from vpt.data.splits import Split
 from vpt.errors import ConfigError, DataError
 from vpt.models.delta_format import read_delta, write_delta
 from vpt.robustness import RobustnessResult, Row, run
-from vpt.robustness.evaluation.evaluation_result import between, choose_alpha, shown_alphas
-from vpt.robustness.evaluation.evaluation_sets import VAL
-from vpt.robustness.evaluation.logit_records import Record, read
+from vpt.robustness.evaluation_result import between, choose_alpha, shown_alphas
+from vpt.robustness.evaluation_sets import VAL
+from vpt.robustness.logit_records import Record, read
 
 
 def row(alpha: float, top1: float, kind: str = VAL) -> Row:

@@ -7,7 +7,7 @@ import torch
 from tests.robustness.fakes import images, task
 from vpt.data.corruptions import BASIC
 from vpt.errors import ConfigError, UnknownNameError
-from vpt.robustness.evaluation.evaluation_sets import EvaluationSet, evaluation_sets, subset
+from vpt.robustness.evaluation_sets import EvaluationSet, evaluation_sets, subset
 
 
 def test_sets_are_clean_then_shifts_then_every_corruption_at_every_severity() -> None:

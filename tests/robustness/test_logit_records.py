@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vpt.errors import DataError
-from vpt.robustness.evaluation.logit_records import Record, read, resume, write
+from vpt.robustness.logit_records import Record, read, resume, write
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from tests.robustness.fakes import PROMPTS, kept, task, write_delta
 from vpt.errors import ConfigError, DataError
 from vpt.models import TunedModel
 from vpt.robustness import RobustnessResult, run
-from vpt.robustness.evaluation.logit_records import read
-from vpt.robustness.interpolation.alpha_curve import ENSEMBLE, curves, table
+from vpt.robustness.alpha_curve import ENSEMBLE, curves, table
+from vpt.robustness.logit_records import read
 
 ALPHAS = (0.0, 0.3, 1.0)
 

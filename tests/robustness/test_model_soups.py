@@ -14,7 +14,7 @@ from vpt.errors import ConfigError
 from vpt.models import TunedModel, load_classifier
 from vpt.models.delta_file import unfilled
 from vpt.models.delta_format import read_delta
-from vpt.robustness.interpolation.model_soups import Step, count_hits, greedy, mean, uniform
+from vpt.robustness.model_soups import Step, count_hits, greedy, mean, uniform
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,8 @@ from vpt.models import TunedModel, load_classifier, save_delta
 from vpt.models.delta_format import read_delta
 from vpt.models.delta_format import write_delta as write_header
 from vpt.robustness import RobustnessResult, run
-from vpt.robustness.evaluation.logit_records import read
-from vpt.robustness.interpolation.wise_ft import Interpolation, check_alike
+from vpt.robustness.logit_records import read
+from vpt.robustness.wise_ft import Interpolation, check_alike
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -15,7 +15,7 @@ from vpt.backbones import create_backbone
 from vpt.errors import ConfigError
 from vpt.models import load_classifier
 from vpt.robustness import run
-from vpt.robustness.interpolation.zero_shot_heads import (
+from vpt.robustness.zero_shot_heads import (
     clip_text,
     image_head,
     own_head,

@@ -422,6 +422,19 @@ def test_a_trained_model_finds_its_classes_in_other_data_by_name(tmp_path: Path)
         run.test(task, some(["seven", "2", "5"], labels), verbose=False)
 
 
+def test_a_checkpoint_knows_that_validation_images_were_trained_on(tmp_path: Path) -> None:
+    task, run = LinearProbe(**BASE), trainer(epochs=1)
+    run.fit(task, datamodule=data(train="train800val200"))
+    run.save_checkpoint(tmp_path / "all.ckpt")
+    for trained in ("train800", "train800val200"):  # what the data say of their training now
+        again = trainer()
+        again.validate(
+            LinearProbe(**BASE), data(train=trained), tmp_path / "all.ckpt", verbose=False, weights_only=True
+        )
+        assert {"trained/acc", "trained/loss"} <= again.callback_metrics.keys()
+        assert "val/acc" not in again.callback_metrics
+
+
 def test_a_checkpoint_holds_a_head_that_was_frozen(tmp_path: Path) -> None:
     task = PromptTuning(**BASE)
     task.model.head.requires_grad_(False)

@@ -13,32 +13,29 @@ import vpt
 from vpt.cli.warning_filters import hush
 from vpt.errors import UnknownNameError, VPTError
 
-# name -> (module, one line of help); `run(args)` of the module takes the command line from the command's name on, and
-# raises a VPTError where the user's input is wrong
+# name -> (module of vpt.cli.commands, one line of help); `run(args)` of the module takes the command line from the
+# command's name on, and raises a VPTError where the user's input is wrong
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("vpt.cli.commands.lightning_cli", "train a prompt or another delta from a config; writes a run folder"),
-    "validate": ("vpt.cli.commands.lightning_cli", "measure a checkpoint on the validation split"),
-    "test": ("vpt.cli.commands.lightning_cli", "measure a checkpoint on the test split"),
-    "predict": ("vpt.cli.commands.lightning_cli", "write the predicted class of every test image to predictions.csv"),
-    "robustness": ("vpt.cli.commands.robustness", "measure a delta in and out of distribution, prompt strength 0 to 1"),
-    "attention": (
-        "vpt.cli.commands.attention",
-        "draw what a model attends to, without and with its prompts; rollout, features",
-    ),
-    "data": ("vpt.cli.commands.data", "list, show, verify and prepare datasets; the cache; a gallery of corruptions"),
-    "export": ("vpt.cli.commands.export", "write a trained model as one file: onnx, torch; or for peft"),
-    "push": ("vpt.cli.commands.export", "upload a run to the Hugging Face Hub, with a model card"),
-    "sweep": ("vpt.cli.commands.experiments", "search a grid by validation, retrain with several seeds, test once"),
-    "fewshot": ("vpt.cli.commands.experiments", "the same for several numbers of training images a class"),
-    "combine": ("vpt.cli.commands.experiments", "the same for all on/off combinations of deltas"),
-    "scale": ("vpt.cli.commands.experiments", "the same recipe on several backbones"),
-    "pretrain": ("vpt.cli.commands.experiments", "one delta for several tasks, then each task from it and alone"),
-    "transfer": ("vpt.cli.commands.experiments", "the delta of each task on every other task"),
-    "report": ("vpt.cli.commands.report", "tables and figures of tested runs: Markdown, LaTeX, CSV, JSON, one page"),
-    "profile": ("vpt.cli.commands.profile", "the cost of a composition: parameters, bytes, operations, memory, time"),
-    "rerun": ("vpt.cli.commands.runs", "repeat a run, and say whether its numbers come out equal"),
-    "configs": ("vpt.cli.commands.configs", "list the configs that come with the package, or copy them"),
-    "runs": ("vpt.cli.commands.runs", "list the runs below a folder: accuracy, seed, files"),
+    "fit": ("lightning_cli", "train a prompt or another delta from a config; writes a run folder"),
+    "validate": ("lightning_cli", "measure a checkpoint on the validation split"),
+    "test": ("lightning_cli", "measure a checkpoint on the test split"),
+    "predict": ("lightning_cli", "write the predicted class of every test image to predictions.csv"),
+    "robustness": ("robustness", "measure a delta in and out of distribution, prompt strength 0 to 1"),
+    "attention": ("attention", "draw what a model attends to, without and with its prompts; rollout, features"),
+    "data": ("data", "list, show, verify and prepare datasets; the cache; a gallery of corruptions"),
+    "export": ("export", "write a trained model as one file: onnx, torch; or for peft"),
+    "push": ("export", "upload a run to the Hugging Face Hub, with a model card"),
+    "sweep": ("experiments", "search a grid by validation, retrain with several seeds, test once"),
+    "fewshot": ("experiments", "the same for several numbers of training images a class"),
+    "combine": ("experiments", "the same for all on/off combinations of deltas"),
+    "scale": ("experiments", "the same recipe on several backbones"),
+    "pretrain": ("experiments", "one delta for several tasks, then each task from it and alone"),
+    "transfer": ("experiments", "the delta of each task on every other task"),
+    "report": ("runs", "tables and figures of tested runs: Markdown, LaTeX, CSV, JSON, one page"),
+    "profile": ("runs", "the cost of a composition: parameters, bytes, operations, memory, time"),
+    "rerun": ("runs", "repeat a run, and say whether its numbers come out equal"),
+    "configs": ("configs", "list the configs that come with the package, or copy them"),
+    "runs": ("runs", "list the runs below a folder: accuracy, seed, files"),
 }
 
 _HELP = """usage: vpt COMMAND [options]
@@ -54,14 +51,10 @@ example: vpt fit -c configs/demo.yaml -c configs/method/vpt_deep.yaml --trainer.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command.
+    """Runs one command, with arguments after the program's name; ``None`` takes those of the process.
 
-    Args:
-        argv: Arguments without the program's name; ``None`` takes those of the process.
-
-    Returns:
-        Exit status: 0 done, 1 the input was wrong (one line on stderr says what), 130 interrupted, 141 nobody reads
-        the output any more, 143 terminated.
+    Returns the exit status: 0 done, 1 the input was wrong (one line on stderr says what), 130 interrupted, 141 nobody
+    reads the output any more, 143 terminated.
     """
     args = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -91,7 +84,7 @@ def _dispatch(args: list[str]) -> None:
         print(f"vpt {vpt.__version__}")
     elif args[0] in COMMANDS:
         hush()
-        import_module(COMMANDS[args[0]][0]).run(args)
+        import_module(f"vpt.cli.commands.{COMMANDS[args[0]][0]}").run(args)
     else:
         raise UnknownNameError("command", args[0], COMMANDS)
 

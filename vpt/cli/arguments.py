@@ -10,20 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from vpt.cli import COMMANDS
 from vpt.errors import ConfigError, UnknownNameError, VPTError
 from vpt.run_record import CONFIG_FILE
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.data import ImageDataModule
-
-
-_PACKAGE = Path(__file__).parents[1]
-
-
-def config_folder() -> Path:
-    """In an installed package within it, in a checkout beside it."""
-    inside, beside = _PACKAGE / "configs", _PACKAGE.parent / "configs"
-    return inside if inside.is_dir() else beside
 
 
 _COPY = "`vpt configs --copy configs` copies those that come with the package"
@@ -32,19 +24,15 @@ _NOISE = re.compile(r"Does not validate against|Subtypes:|Errors:|Given value|(-
 
 
 def explain(message: str, classes: Iterable[str]) -> VPTError:
-    """Makes a user error of what jsonargparse says.
-
-    Args:
-        message: Its text.
-        classes: Names of the models and data modules that can be asked for.
-
-    Returns:
-        The error, to be raised.
-    """
+    """Makes a user error, to be raised, of what jsonargparse says; `classes` can be asked for."""
     if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
         return UnknownNameError("class", unknown[1], classes)
     if absent := re.search(r"Parser key \"config\": File does not exist: '(.+)'", message):
-        return ConfigError(_no_config(Path(absent[1])))
+        parts = Path(absent[1]).parts
+        after = parts[parts.index("configs") + 1 :] if "configs" in parts else ()
+        shipped = after and config_folder().joinpath(*after).is_file()
+        mend = f"{_COPY}." if shipped else "name a file, or see `vpt configs`."
+        return ConfigError(f"There is no config {Path(absent[1])}: {mend}")
     if missing := re.search(r"arguments are required: (.+)|Key \"(\S+)\" is required", message):
         return ConfigError(
             f"Missing {missing[1] or missing[2]}: give a config file, such as -c configs/demo.yaml ({_COPY})."
@@ -53,50 +41,34 @@ def explain(message: str, classes: Iterable[str]) -> VPTError:
     return ConfigError(" ".join(line.removeprefix("- ") for line in lines if not _NOISE.match(line)))
 
 
-def _no_config(path: Path) -> str:
-    after = path.parts[path.parts.index("configs") + 1 :] if "configs" in path.parts else ()
-    shipped = after and (config_folder() / Path(*after)).is_file()
-    return f"There is no config {path}: " + (f"{_COPY}." if shipped else "name a file, or see `vpt configs`.")
-
-
 DATA_HELP = "config with a data section (default: config.yaml beside the delta)"
+WEIGHTS_HELP = "backbone weights on this machine (default: where they were in training)"
 DATA_OVERRIDES = "Flags --data.KEY VALUE override single values of the data, for instance --data.root FOLDER."
 
 
+def config_folder() -> Path:
+    """In an installed package within it, in a checkout beside it."""
+    inside, beside = (Path(__file__).parents[up] / "configs" for up in (1, 2))
+    return inside if inside.is_dir() else beside
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are the user's, in one sentence, and whose flags are written out."""
+    """argparse whose errors are the user's, in one sentence, and whose flags are written out.
+
+    A command is described as `vpt --help` says.
+    """
 
     def __init__(self, **options: Any) -> None:
-        """Builds the parser.
-
-        Args:
-            **options: See `argparse.ArgumentParser`.
-        """
-        super().__init__(**{"allow_abbrev": False} | options)
+        """Builds the parser, with the options of `argparse.ArgumentParser`."""
+        about = COMMANDS.get(options["prog"].removeprefix("vpt "), ("", None))[1]
+        super().__init__(**{"allow_abbrev": False, "description": about} | options)
 
     def error(self, message: str) -> NoReturn:
-        """Raises instead of printing the usage.
-
-        Args:
-            message: What is wrong.
-
-        Raises:
-            ConfigError: Always.
-        """
+        """Raises instead of printing the usage."""
         raise ConfigError(f"{message} (see {self.prog} --help).")
 
     def parse_with_data(self, args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Parses a command line that may override single values of the data.
-
-        Args:
-            args: The command line.
-
-        Returns:
-            The options, and what begins with ``--data.``, for `delta_data`.
-
-        Raises:
-            ConfigError: There is something else that is not known.
-        """
+        """Parses a command line; what begins with ``--data.`` comes back as it is, for `delta_data`."""
         options, rest = self.parse_known_args(args)
         if rest and not rest[0].startswith("--data."):
             self.error(f"unrecognized arguments: {rest[0]}")
@@ -104,20 +76,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def delta_data(delta: Path, config: Path | None = None, overrides: Sequence[str] = ()) -> ImageDataModule:
-    """Builds the data module that belongs to a delta file.
+    """Builds the data module that belongs to a delta file, with its image size unless something names one.
 
-    Args:
-        delta: A delta file; its image size is used unless the config or an override names one.
-        config: A config file with a ``data`` section; None for the ``config.yaml`` of the run that wrote the delta.
-        overrides: Flags such as ``--data.root FOLDER`` or ``--data.batch_size=8``.
-
-    Returns:
-        The data module.
-
-    Raises:
-        ConfigError: The config is missing or has no data section, or a flag is wrong.
-        DeltaFileError: The delta file cannot be read.
-        DataError: The data cannot be found.
+    Its config is by default the ``config.yaml`` of the run that wrote the delta; overrides are flags such as
+    ``--data.root FOLDER``. Raises a ConfigError if the config or its data section is missing or a flag is wrong, a
+    DeltaFileError or DataError if delta or data cannot be read.
     """
     from vpt.models.delta_format import read_header
 
@@ -126,19 +89,9 @@ def delta_data(delta: Path, config: Path | None = None, overrides: Sequence[str]
 
 
 def config_data(config: Path, size: int, overrides: Sequence[str] = ()) -> ImageDataModule:
-    """Builds the data module of a config file.
+    """Builds the data module of a config file; `size` in pixels counts unless the config or a flag names one.
 
-    Args:
-        config: A config file with a ``data`` section.
-        size: Of the images in pixels, unless the config or an override names one.
-        overrides: Flags such as ``--data.root FOLDER`` or ``--data.batch_size=8``.
-
-    Returns:
-        The data module.
-
-    Raises:
-        ConfigError: The config is missing or has no data section, or a flag is wrong.
-        DataError: The data cannot be found.
+    Otherwise as `delta_data`.
     """
     import jsonargparse
     from lightning.pytorch.cli import instantiate_class
@@ -159,16 +112,9 @@ def config_data(config: Path, size: int, overrides: Sequence[str] = ()) -> Image
 
 
 def read_yaml(source: Path | str) -> Any:
-    """Reads YAML as the command line reads it: ``1e-3`` is a number, and a key given twice is an error.
+    """Reads YAML, a file or a text, as the command line does: ``1e-3`` is a number.
 
-    Args:
-        source: A file, or a text.
-
-    Returns:
-        Plain values.
-
-    Raises:
-        ConfigError: It is not YAML, or has a key twice.
+    Raises a ConfigError if it is not YAML, or has a key twice.
     """
     import yaml
     from jsonargparse import get_loader
@@ -207,17 +153,7 @@ def refuse_doubled_keys() -> None:
 
 
 def data_section(file: Path) -> dict[str, Any]:
-    """Reads the ``data`` section of a config file.
-
-    Args:
-        file: A YAML file.
-
-    Returns:
-        The section as it is written.
-
-    Raises:
-        ConfigError: The file or the section is missing, or the file is not YAML.
-    """
+    """Reads the ``data`` section of a config file as it is written; a ConfigError if either is missing or no YAML."""
     if not file.is_file():
         raise ConfigError(f"No config {file}: name one with a data section, for instance --data configs/demo.yaml.")
     content = read_yaml(file)

@@ -22,28 +22,16 @@ FREE_OF_CHECKPOINT = {"weights"}
 
 
 def init_args(section: Section | None) -> dict[str, Any]:
-    """Returns the values of a section that are not null.
-
-    Args:
-        section: A section, or None for one that is absent.
-    """
+    """The values of a section that are not null."""
     args = (section or {}).get("init_args") or {}
     return {key: value for key, value in args.items() if value is not None}
 
 
 def check_nothing_lost(name: str, args: list[str], given: Section | None, accepted: Section) -> None:
-    """Refuses overlays that dropped a key which the class that is left accepts.
+    """Refuses overlays that dropped a key which the class that is left accepts, with a ConfigError.
 
-    Keys that only an overlaid class knew go with it; any other key that was written must still be there.
-
-    Args:
-        name: ``"model"`` or ``"data"``.
-        args: The command line.
-        given: The section as parsed from that command line.
-        accepted: The ``init_args`` of the section with all defaults.
-
-    Raises:
-        ConfigError: A key was written and has no effect.
+    Keys that only an overlaid class knew go with it; any other key that was written in the section `name` must still be
+    there. `accepted` are its ``init_args`` with all defaults.
     """
     kept = (given or {}).get("init_args") or {}
     lost = {key: source for key, source in _written(name, args) if key in accepted and key not in kept}
@@ -55,15 +43,9 @@ def check_nothing_lost(name: str, args: list[str], given: Section | None, accept
 
 
 def check_checkpoint(given: Section | None, checkpoint: Mapping[str, Any], path: str) -> None:
-    """Refuses values of the user that differ from the hyperparameters that a checkpoint was trained with.
+    """Refuses a ``model`` section that differs from the hyperparameters that a checkpoint was trained with.
 
-    Args:
-        given: The ``model`` section.
-        checkpoint: ``hyper_parameters`` of the checkpoint; Lightning keeps the class under ``_class_path``.
-        path: The checkpoint, for the message.
-
-    Raises:
-        ConfigError: Class or value differ; ``weights`` may.
+    Lightning keeps the class under ``_class_path``; only ``weights`` may differ, else a ConfigError.
     """
     mine = init_args(given)
     theirs = {key: value for key, value in checkpoint.items() if key not in FREE_OF_CHECKPOINT}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vpt.data.catalog.cards import Card
+from vpt.data.content_hashes import as_hashes
 from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import Split, few_shot, position_hash
 from vpt.data.transforms import Augmentation, centre_crop, get_preset
@@ -186,6 +187,7 @@ class ImageDataModule(L.LightningDataModule):
         self._splits = dict(splits)
         self._listed = dict(splits)
         self._datasets: dict[str, ImageDataset] = {}
+        self._found: dict[tuple[str, str], NDArray[np.bool_]] = {}
         self._subset: dict[str, Any] | None = None
         if shots is not None or fraction is not None:
             train = splits["train"]
@@ -232,10 +234,18 @@ class ImageDataModule(L.LightningDataModule):
             dataset.labels = numbers[dataset.labels]
         self.class_names, self.num_classes = list(names), len(names)
 
+    def fingerprint(self, name: str) -> str:
+        """Returns what a split is, sha256 of its images' contents, labels and names, hexadecimal."""
+        return self._splits[name].fingerprint if name in self._splits else ""
+
     def shared(self, name: str, other: str = "train") -> NDArray[np.bool_]:
         """Says which of the N images of a split are in another one, bool (N,), by the hashes of their contents."""
-        known = {row.tobytes() for row in self._splits[other].hashes}
-        return np.array([row.tobytes() in known for row in self._splits[name].hashes], dtype=bool)
+        if (name, other) not in self._found:
+            found = (self._splits[each].hashes if each in self._splits else as_hashes([]) for each in (name, other))
+            ours, theirs = (hashes.view("<u8,<u8").ravel() for hashes in found)
+            there = theirs[theirs != np.zeros((), theirs.dtype)]  # zeros are of files that are missing
+            self._found[name, other] = np.isin(ours, there)
+        return self._found[name, other]
 
     def describe(self) -> dict[str, Any]:
         """Says which data these are, in plain values for JSON.

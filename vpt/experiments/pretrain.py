@@ -26,7 +26,7 @@ from vpt.tasks.base import Batch
 from vpt.tasks.build import build, build_data
 from vpt.tasks.callbacks import last_checkpoint
 from vpt.tasks.classification import ClassificationTask
-from vpt.tasks.optimizers import scheduled_optimizer, seed_epoch
+from vpt.tasks.optimizers import check_trainer, scheduled_optimizer, seed_epoch
 
 SHARED_FILE = "shared.safetensors"
 
@@ -56,6 +56,11 @@ class MultiTask(L.LightningModule):
             nn.init.trunc_normal_(head.weight, std=0.01)
             nn.init.zeros_(head.bias)
         self.heads = nn.ModuleList(heads)
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Adds none, but refuses what a task refuses (`check_trainer`)."""
+        check_trainer(self.trainer)
+        return []
 
     def on_train_batch_start(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """Seeds what an epoch draws, such as dropout."""

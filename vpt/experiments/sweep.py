@@ -20,7 +20,7 @@ from vpt.atomic_write import write_json
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.executors import Engine
 from vpt.experiments.trial import Config, Failure, Record, Trial, merged, val_accuracy
-from vpt.run_record import identity
+from vpt.run_record import ENDED, identity
 
 SEEDS = (42, 44, 82, 100, 800)
 """Those of the reference's script."""
@@ -194,14 +194,14 @@ def rungs(epochs: int, points: int, halving: int) -> list[int]:
 
 
 def _best(points: Sequence[Trial], found: Mapping[str, Record | Failure]) -> tuple[Trial, float]:
-    """The best validation accuracy among those that trained longest; of equals the first, whose rate is smallest."""
+    """The best validation accuracy of those that trained to their end; of equals the first, whose rate is smallest."""
     good = [(trial, record) for trial in points if isinstance(record := found.get(trial.name), dict)]
     good = [(trial, record) for trial, record in good if val_accuracy(record) >= 0]
     if not good:
         reasons = [result.reason for result in found.values() if isinstance(result, Failure)]
         raise VPTError(f"No trial gave a validation accuracy: {reasons[0] if reasons else 'there are no val images'}")
-    longest = max(record["epochs"] for _, record in good)
-    trial, record = max(((t, r) for t, r in good if r["epochs"] == longest), key=lambda pair: val_accuracy(pair[1]))
+    whole = [(trial, record) for trial, record in good if record.get("status") in ENDED] or good
+    trial, record = max(whole, key=lambda pair: val_accuracy(pair[1]))
     return trial, val_accuracy(record)
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from vpt.atomic_write import write_json, write_text
 from vpt.errors import ConfigError
-from vpt.robustness.evaluation import logit_records
-from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE, file_identity, read_record
+from vpt.robustness import logit_records
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, ENDED, LAST_CHECKPOINT, RUN_FILE, file_identity, read_record
 from vpt.tasks import DeltaWriter, RunRecord
 from vpt.tasks.build import build, build_data
 from vpt.tasks.callbacks import last_checkpoint
@@ -116,8 +116,9 @@ def finished(trial: Trial, root: Path) -> Record | None:
         return None
     claim(folder, identity(trial.config))
     record = read_record(folder)
-    paused = trial.stop is not None and record.get("epochs", 0) >= trial.stop and record.get("status") != "running"
-    trained = paused or (record.get("status") == "finished" and (folder / DELTA_FILE).is_file())
+    status = record.get("status")
+    paused = trial.stop is not None and record.get("epochs", 0) >= trial.stop and status != "running"
+    trained = paused or (status in ENDED and (folder / DELTA_FILE).is_file())
     return record if trained and (not trial.test or "test/acc" in record.get("metrics", {})) else None
 
 
@@ -156,8 +157,8 @@ def _run(trial: Trial, config: Config, folder: Path) -> None:
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
     if trainer.state.status == "interrupted":  # Lightning swallows Ctrl+C
         raise KeyboardInterrupt
-    if trainer.limit_val_batches and "val/acc" not in trainer.callback_metrics:
-        trainer.validate(task, datamodule=data, verbose=False)  # it was stopped between its last epoch and its record
+    if trainer.limit_val_batches and "val/acc" not in read_record(folder)["metrics"]:
+        trainer.validate(task, datamodule=data, verbose=False)  # its last epoch had none, or its record
     if trial.test:
         trainer.test(task, datamodule=data, verbose=False)
     if trial.stop is None:
@@ -253,7 +254,7 @@ class Comparison:
     @property
     def equal(self) -> bool:
         """Whether every number came out bit for bit."""
-        return all(old == new for old, new in self.numbers.values())
+        return not self.alone and all(old == new for old, new in self.numbers.values())
 
 
 def rerun(folder: Path, config: Config, out: Path | None = None) -> Comparison:
@@ -262,7 +263,7 @@ def rerun(folder: Path, config: Config, out: Path | None = None) -> Comparison:
     A ConfigError if it was not finished, or the two have no number in common; a VPTError if it cannot be repeated here.
     """
     stored = read_record(folder)
-    if stored.get("status") != "finished" or not stored.get("metrics"):
+    if stored.get("status") not in ENDED or not stored.get("metrics"):
         raise ConfigError(f"{folder} is no finished run with metrics (status {stored.get('status')}).")
     trial = Trial("again", config, test="test/acc" in stored["metrics"])
     with tempfile.TemporaryDirectory() as temporary:

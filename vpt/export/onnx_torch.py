@@ -39,7 +39,7 @@ Run = Callable[[Tensor], Tensor]
 def fold(model: TunedModel) -> TunedModel:
     """Copies a model into a form of the same function that computes nothing but what depends on the image.
 
-    Deep prompts and prefixes become constant keys and values (DESIGN decision 1), trained copies of parameters take
+    Deep prompts and prefixes become constant keys and values, trained copies of parameters take
     the place of the originals, and a LoRA or SSF that then remains alone is merged into the weights. The copy is
     frozen, in eval mode and for inference only: its deltas cannot be taken off again, and it has no delta file.
     """

@@ -81,7 +81,7 @@ class AdaptedModel(nn.Module):
         return cast("Tensor", self.head(features))
 
     def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
-        """Splits what computes the features at the first thing that trains (DESIGN decision 4).
+        """Splits what computes the features at the first thing that trains.
 
         Gives a function of the image that training does not change, and one from its result to the features; None if
         everything changes.

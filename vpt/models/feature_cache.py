@@ -1,4 +1,4 @@
-"""Frozen-prefix cache: what lies before the first trained parameter is a constant of the image (DESIGN decision 4)."""
+"""Frozen-prefix cache: what lies before the first trained parameter is a constant of the image."""
 
 from __future__ import annotations
 

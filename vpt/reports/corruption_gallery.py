@@ -24,16 +24,9 @@ _SIZE = 224
 
 
 def example(file: Path | None = None) -> NDArray[np.uint8]:
-    """Returns what the gallery is drawn of.
+    """The centre of an image file, uint8 (224, 224, 3); of None a photograph that scikit-learn ships.
 
-    Args:
-        file: An image file; None for a photograph that scikit-learn ships (CC BY 2.0, flickr.com/photos/vultilion).
-
-    Returns:
-        uint8 (224, 224, 3), the centre of the image.
-
-    Raises:
-        DataError: The file is missing or damaged.
+    That one is CC BY 2.0, flickr.com/photos/vultilion.
     """
     if file is not None:
         image = decode_rgb(file)
@@ -45,17 +38,7 @@ def example(file: Path | None = None) -> NDArray[np.uint8]:
 
 
 def corruption_figure(image: NDArray[np.uint8]) -> Figure:
-    """Draws an image without and under each corruption: a row a kind, a column a severity, in two blocks.
-
-    Args:
-        image: uint8 (H, W, 3), square.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ConfigError: The image is too small to be corrupted.
-    """
+    """Draws a square image, uint8 (H, W, 3), clean and under each corruption: a row a kind, a column a severity."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.atomic_write import write_text
 from vpt.reports.style import style
-from vpt.reports.tables import Table, markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Values = dict[str, Any]
+"""Plain values for JSON."""
+Columns = Mapping[str, str | Callable[[Values], str]]
+"""Headings of a table, each above a key of its rows' values or what a function says of these."""
 _PIXELS = 100  # that an inch of a figure takes on the page, where it fits
 _LONG = 80  # characters of a cell that would be a column of single words on a narrow screen
 _CSS = """
@@ -41,17 +44,63 @@ td:first-child:not(.number) { min-width: 5rem; }
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was measured, laid out for readers.
+class Table:
+    """A table of text cells, with a note on how to read it.
 
-    Attributes:
-        values: All of it as plain JSON values.
-        title: Heading.
-        notes: Paragraphs below it.
-        tables: Any number.
-        figures: By name.
-        captions: A sentence for each figure.
-        others: Further forms of the tables, by the suffix of their file.
+    The first `words` columns from the left are words, the others are numbers.
+    """
+
+    title: str
+    note: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 2
+
+
+def table_of(title: str, note: str, columns: Columns, rows: Iterable[Values], words: int = 2) -> Table:
+    """Makes a table of rows of values; None is a dash, and numbers have three digits."""
+    cells = [[_text(row[each]) if isinstance(each, str) else each(row) for each in columns.values()] for row in rows]
+    return Table(title, note, list(columns), cells, words)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def percent(value: float | None, std: float | None = None) -> str:
+    """Writes a share in [0, 1], and its standard deviation, in percent with one digit; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
+def p_value(value: float) -> str:
+    """Writes the p of a test with three digits, or that it lies below all that three digits can say."""
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def markdown(title: str, notes: Sequence[str], tables: Sequence[Table]) -> str:
+    """Writes a report as Markdown: a paragraph a note, a section a table."""
+    lines = [f"# {title}", "", *(f"{note}\n" for note in notes)]
+    for table in tables:
+        rule = ["---" if place < table.words else "--:" for place in range(len(table.columns))]
+        lines += [f"## {table.title}", "", table.note, ""]
+        lines += [f"| {' | '.join(map(_escaped, cells))} |" for cells in (table.columns, rule, *table.rows)] + [""]
+    return "\n".join(lines)
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, laid out for readers: plain JSON values, and what is shown of them.
+
+    Below the title stand notes, a paragraph each; figures have a sentence each as caption, by their name. `others` are
+    further forms of the tables by the suffix of their file.
     """
 
     values: Mapping[str, Any]
@@ -63,17 +112,7 @@ class Report:
     others: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, out: Path) -> list[Path]:
-        """Writes all forms.
-
-        Args:
-            out: Folder for ``report.json``, ``report.md``, the others, and ``report.html``; it is made.
-
-        Returns:
-            The paths.
-
-        Raises:
-            ValueError: A value is not finite.
-        """
+        """Writes ``report.json`` (which refuses NaN), ``report.md``, the others and ``report.html``; returns paths."""
         texts = {
             "json": json.dumps(self.values, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
             "md": markdown(self.title, self.notes, self.tables),
@@ -93,18 +132,7 @@ def document(
     figures: Mapping[str, Figure],
     captions: Mapping[str, str],
 ) -> str:
-    """Writes a page: the first table, the figures, the other tables.
-
-    Args:
-        title: Its heading.
-        notes: Paragraphs below it.
-        tables: Any number.
-        figures: By name.
-        captions: A sentence for each figure.
-
-    Returns:
-        HTML, its figures inline, without any reference to elsewhere.
-    """
+    """Writes a page that refers to nothing else: the first table, the captioned figures, the other tables; HTML."""
     parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(note)}</p>" for note in notes), *map(_table, tables[:1])]
     parts += [_figure(name, figure, captions[name]) for name, figure in figures.items()]
     parts += [_table(table) for table in tables[1:]]
@@ -134,12 +162,8 @@ def _table(table: Table) -> str:
 
 
 def _row(tag: str, cells: Sequence[str], words: int) -> str:
-    kinds = [_kind(cell, place < words) for place, cell in enumerate(cells)]
-    inner = "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+    inner = ""
+    for place, cell in enumerate(cells):
+        kind = ' class="number"' if place >= words else ' class="long"' if len(cell) > _LONG else ""
+        inner += f"<{tag}{kind}>{escape(cell)}</{tag}>"
     return f"<tr>{inner}</tr>"
-
-
-def _kind(cell: str, words: bool) -> str:
-    if not words:
-        return ' class="number"'
-    return ' class="long"' if len(cell) > _LONG else ""

@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vpt.data.catalog.cards import load_card
 from vpt.errors import ConfigError
-from vpt.run_record import (
-    RUN_FILE,
-    below,
-    cell_protocol,
-    identity,
-    images_read,
-    method_name,
-    read_record,
-    subset_name,
-)
+from vpt.run_record import RUN_FILE, below, cell_protocol, identity, images_read, method_name, read_record, subset_name
 
 Record = dict[str, Any]
 _SEARCHED = ("base_lr", "weight_decay", "num_tokens", "dropout", "l2")
 """Options that validation may choose for each task apart."""
 _OF_TASK = (
     *("data.name", "data.counts", "data.official_counts", "data.complete", "data.num_classes", "data.lists", "read"),
-    *("data.fingerprints", "data.partial", "data.crop_border", "hyperparameters.num_classes", "starts"),
+    *(
+        "data.fingerprint",
+        "data.fingerprints",
+        "data.partial",
+        "data.crop_border",
+        "hyperparameters.num_classes",
+        "starts",
+    ),
     *(f"hyperparameters.{name}" for name in _SEARCHED),
 )
-_FOLLOWS = ("data.counts", "data.official_counts", "data.fingerprints", "data.complete", "read", "backbone.weights_id")
+_FOLLOWS = ("data.counts", "data.official_counts", "data.fingerprints", "data.complete", "read", "data.fingerprint")
 """Differs because something else does."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A tested run.
-
-    Attributes:
-        folder: Where it is.
-        record: Its ``run.json``.
-    """
+    """A tested run: its folder, its ``run.json``, and seeds of its data that set it apart from its cell."""
 
     folder: Path
     record: Record
+    apart: tuple[tuple[str, Any], ...] = ()
 
     @property
     def task(self) -> str:
@@ -94,18 +88,16 @@ class Row:
 
     @cached_property
     def key(self) -> dict[str, Any]:
-        """What a run must share with others to be of one cell (:func:`vpt.run_record.cell_protocol`)."""
-        return cell_protocol(self.record)
+        """What a run shares with those of its cell (:func:`vpt.run_record.cell_protocol`)."""
+        return cell_protocol(self.record) | dict(self.apart)
 
     @cached_property
     def across(self) -> dict[str, Any]:
         """What the runs of one method must share to be averaged over tasks; a list is told without its folder."""
         told = {key: value for key, value in self.key.items() if not below(key, _OF_TASK)}
-        lists = {f"data.lists.{name}": self._list(name) for name in ("train", "test")}
+        named = self.record["data"]["lists"]
+        lists = {f"data.lists.{name}": str(named.get(name, "")).rpartition("/")[2] for name in ("train", "test")}
         return told | lists | {"partial data": self.partial}
-
-    def _list(self, name: str) -> str:
-        return str(self.record["data"]["lists"].get(name, "")).rpartition("/")[2]
 
     @property
     def partial(self) -> bool:
@@ -131,21 +123,12 @@ class Row:
     def images_per_second(self) -> float | None:
         """Passed forward and backward in training, validation included in the time."""
         seconds = self.record.get("seconds")
-        return images_read(self.record)["train"] * self.record["epochs"] / seconds if seconds else None
+        images = self.record.get("images", images_read(self.record)["train"] * self.record["epochs"])
+        return images / seconds if seconds else None
 
 
 def read_runs(folders: Sequence[Path]) -> list[Row]:
-    """Reads all tested runs below some folders.
-
-    Args:
-        folders: Searched for ``run.json``.
-
-    Returns:
-        By folder.
-
-    Raises:
-        ConfigError: A file is damaged, or there is no tested run.
-    """
+    """Reads all tested runs below some folders, by folder; a ConfigError if there is none, or a file is damaged."""
     rows = []
     for path in sorted({path for folder in folders for path in folder.rglob(RUN_FILE)}):
         record = read_record(path.parent)
@@ -159,11 +142,9 @@ def read_runs(folders: Sequence[Path]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one method on one task that differ in nothing but the seed.
+    """The runs, at least one, of one method on one task that differ in nothing but the seed.
 
-    Attributes:
-        rows: At least one.
-        label: The method, with what sets it apart from others of that name.
+    The label is the method, with what sets it apart from others of that name.
     """
 
     rows: tuple[Row, ...]
@@ -176,20 +157,13 @@ class Cell:
 
 
 def cells(rows: Sequence[Row]) -> list[Cell]:
-    """Groups runs that differ in the seed only.
+    """Groups runs that differ in the seed only: a cell for each task, method, options and protocol, in their order.
 
-    Args:
-        rows: Tested runs.
-
-    Returns:
-        One for each task, method, options and protocol, in the order of the runs. Where a task has several of one
-        method, their labels say what differs.
-
-    Raises:
-        ConfigError: A seed occurs twice among runs that should differ in it.
+    Where a task has several of one method, their labels say what differs. Raises a ConfigError if a seed occurs twice
+    among runs that should differ in it.
     """
     groups: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in _with_seeds_apart(rows):
         groups.setdefault(identity([row.task, row.method, row.key]), []).append(row)
     for same in groups.values():
         seeds = [row.seed for row in same]
@@ -197,6 +171,24 @@ def cells(rows: Sequence[Row]) -> list[Cell]:
             both = [str(row.folder) for row in same if seeds.count(row.seed) > 1]
             raise ConfigError(f"{both[0]} and {both[1]} are the same run with the same seed: name one of them only.")
     return [Cell(tuple(same), _label(same, list(groups.values()))) for same in groups.values()]
+
+
+def _with_seeds_apart(rows: Sequence[Row]) -> Iterator[Row]:
+    """Tells the data's seed where runs that agree in all else differ in where it comes from: the run, or a value."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(identity([row.task, row.method, row.key]), []).append(row)
+    for same in groups.values():
+        apart: list[list[tuple[str, Any]]] = [[] for _ in same]
+        for name, found in {
+            "data.seed": [row.record["data"].get("seed") for row in same],
+            "subset seed": [(row.record["data"].get("subset") or {}).get("seed") for row in same],
+        }.items():
+            own = [value == row.seed for value, row in zip(found, same, strict=True)]
+            if not all(own) and len(set(found)) > 1:
+                for told, value, its in zip(apart, found, own, strict=True):
+                    told.append((name, "of the run" if its else value))
+        yield from (replace(row, apart=tuple(told)) for row, told in zip(same, apart, strict=True))
 
 
 def _label(cell: Sequence[Row], cells: Sequence[Sequence[Row]]) -> str:
@@ -209,6 +201,9 @@ def _label(cell: Sequence[Row], cells: Sequence[Sequence[Row]]) -> str:
     rivals = [other for other in same if other[0].task == row.task]
     elsewhere = [other for other in same if other[0].task != row.task]
     keys = differing([other[0].key for other in rivals])
+    told = [identity([other[0].key.get(key) for key in keys]) for other in rivals]
+    if len(set(told)) < len(told):
+        keys = differing([other[0].key for other in rivals], every=True)
     if not keys:
         return row.method
 
@@ -221,19 +216,15 @@ def _label(cell: Sequence[Row], cells: Sequence[Sequence[Row]]) -> str:
     return f"{row.method} ({', '.join(f'{plain(key)} {row.key.get(key)}' for key in keys)})"
 
 
-def differing(protocols: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the keys in which protocols differ, without those that differ because others do, if there are others.
-
-    Args:
-        protocols: From `Row.key` or `Row.across`.
-    """
-    every = dict.fromkeys(key for protocol in protocols for key in protocol)
-    found = [key for key in every if any(other.get(key) != protocols[0].get(key) for other in protocols)]
-    return [key for key in found if not below(key, _FOLLOWS)] or found
+def differing(protocols: Sequence[Mapping[str, Any]], every: bool = False) -> list[str]:
+    """The keys in which protocols differ; unless `every`, without those that differ because others do."""
+    keys = dict.fromkeys(key for protocol in protocols for key in protocol)
+    found = [key for key in keys if any(other.get(key) != protocols[0].get(key) for other in protocols)]
+    return found if every else [key for key in found if not below(key, _FOLLOWS)] or found
 
 
 def plain(key: str) -> str:
-    """Returns a dotted key as a reader knows it, e.g. ``base_lr``, ``image size``, ``train list``."""
+    """A dotted key as a reader knows it, e.g. ``base_lr``, ``image size``, ``train list``."""
     section, _, name = key.rpartition(".")
     words = f"{name} list" if section == "data.lists" else f"{section} {name}" if section == "training" else name
     return words if section == "hyperparameters" else words.replace("_", " ")

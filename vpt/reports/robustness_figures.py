@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vpt.data.corruptions import title
 from vpt.metrics.effective_robustness import logit
-from vpt.reports.style import NEUTRAL, short, style
-from vpt.robustness.evaluation.evaluation_result import FIXED_ALPHA
-from vpt.robustness.evaluation.evaluation_sets import CLEAN, SHIFT, VAL
+from vpt.reports.page import Values
+from vpt.reports.style import NEUTRAL, colour_bar, short, style
+from vpt.robustness.evaluation_result import FIXED_ALPHA
+from vpt.robustness.evaluation_sets import CLEAN, SHIFT, VAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Values = dict[str, Any]
 CAPTIONS = {
     "Accuracy in and out of distribution": "Logit axes; dashed: as accurate under shift as without. Along each line α "
     "goes from 0 (hollow) over 0.5 (grey) to 1 (filled, with the Wilson interval under shift).",
@@ -30,6 +30,7 @@ CAPTIONS = {
     "Accuracy under corruption": "Corruptions of the clean set.",
 }
 
+Points = NDArray[np.float64]
 COLOURS = ("#c2410c", "#1d4ed8", "#047857", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4b5563")
 MARKERS = "osD^vPX*"
 _TICKS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
@@ -37,21 +38,9 @@ _ACROSS = 3  # panels in a row
 
 
 def figures(report: Values) -> dict[str, Figure]:
-    """Draws what a report has values for.
-
-    Args:
-        report: From `vpt.reports.robustness_values.report`, or read back from its JSON.
-
-    Returns:
-        Figures by title: scatter, curves, reliability, corruptions.
-    """
-    drawn = {
-        "Accuracy in and out of distribution": scatter(report),
-        "Accuracy at every α": curves(report),
-        "Reliability": reliability(report),
-        "Accuracy under corruption": heat_map(report),
-    }
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+    """Draws what values of `vpt.reports.robustness_values.report` (or read from JSON) there are for; by title."""
+    drawn = zip(CAPTIONS, (scatter(report), curves(report), reliability(report), heat_map(report)), strict=True)
+    return {name: figure for name, figure in drawn if figure is not None}
 
 
 def _panels(n: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
@@ -67,13 +56,9 @@ def _panels(n: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
     return figure, axes[:n]
 
 
-def _wrapped(name: str) -> str:
-    """A title in lines: what a mean is of stands at its end."""
-    return textwrap.fill(name, 36)
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """That of the panel which shows most models."""
+    handles, labels = max((axes.get_legend_handles_labels() for axes in panels), key=lambda each: len(each[1]))
     across = max(1, min(len(labels), int(figure.get_figwidth() // 2.2)))
     figure.legend(handles, labels, loc="outside lower left", ncols=across, frameon=False)
 
@@ -96,66 +81,49 @@ def _lines(report: Values, kinds: Sequence[str]) -> dict[str, dict[str, list[Val
 
 
 def scatter(report: Values) -> Figure | None:
-    """Draws accuracy on each shift over accuracy on the clean set, both on logit axes.
-
-    Args:
-        report: Of `figures`.
-
-    Returns:
-        A panel for each shift and one for each mean of corruptions, a line over α for each model; None without any.
-    """
+    """Draws accuracy on each shift and mean of corruptions over that on the clean set, along α, on logit axes."""
     lines = _lines(report, (CLEAN, SHIFT))
     clean = lines.pop(CLEAN, {})
     if not lines or not clean:
         return None
-    matched: dict[tuple[str, str, float], float] = {
-        (row["model"], row["set"], row["alpha"]): row["reference_accuracy"] for row in report["effective"]
-    }
     with style():
         figure, panels = _panels(len(lines), 3.3)
         for axes, (name, models) in zip(panels, lines.items(), strict=True):
             points = []
             for model, rows in models.items():
                 own: dict[float, float] = {row["alpha"]: row["top1"] for row in clean[model]}
-                own |= {alpha: x for (who, shift, alpha), x in matched.items() if (who, shift) == (model, name)}
+                own |= {
+                    row["alpha"]: row["reference_accuracy"]
+                    for row in report["effective"]
+                    if (row["model"], row["set"]) == (model, name)
+                }
                 xs = [own[row["alpha"]] for row in rows]
-                x = logit(xs, clean[model][0]["n"])
-                y = logit([row["top1"] for row in rows], rows[0]["n"])
+                x, y = logit(xs, clean[model][0]["n"]), logit([row["top1"] for row in rows], rows[0]["n"])
                 points += [x, y]
                 _path(axes, x, y, rows, model, _looks(report)[model])
             _logit_axes(axes, np.concatenate(points))
-            axes.set_title(_wrapped(name), loc="left")
+            axes.set_title(textwrap.fill(name, 36), loc="left")
         _axis_names(panels, "top-1 on clean (%)", "top-1 on the shift (%)")
-        _legend(figure, panels[0])
+        _legend(figure, panels)
     return figure
 
 
-def _path(
-    axes: Axes,
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    rows: Sequence[Values],
-    model: str,
-    look: tuple[str, str],
-) -> None:
+def _path(axes: Axes, x: Points, y: Points, rows: Sequence[Values], model: str, look: tuple[str, str]) -> None:
     colour, marker = look
     axes.plot(x, y, color=colour, linewidth=1, alpha=0.6)
     for place, row in enumerate(rows):
-        ends = {0.0: "white", FIXED_ALPHA: "#d1d5db", 1.0: colour}
         last = place == len(rows) - 1
-        if row["alpha"] not in ends and not last:
+        face = {0.0: "white", FIXED_ALPHA: "#d1d5db", 1.0: colour}.get(row["alpha"], colour if last else None)
+        if face is None:
             continue
-        face = ends.get(row["alpha"], colour)
-        axes.plot(
-            x[place], y[place], marker, color=colour, markerfacecolor=face, markersize=5.5, zorder=3,
-            linestyle="none", label=short(model, 30) if last else None,
-        )  # fmt: skip
+        label = short(model, 30) if last else None
+        axes.plot(x[place], y[place], marker, color=colour, mfc=face, ms=5.5, zorder=3, ls="none", label=label)
         if "top1_low" in row and last:
             low, high = logit([row["top1_low"], row["top1_high"]], row["n"])
             axes.vlines(x[place], low, high, color=colour, linewidth=1)
 
 
-def _logit_axes(axes: Axes, points: NDArray[np.float64]) -> None:
+def _logit_axes(axes: Axes, points: Points) -> None:
     low, high = float(points.min()) - 0.4, float(points.max()) + 0.4
     if high - low < 2:  # a few images apart
         low, high = low - 0.6, high + 0.6
@@ -178,14 +146,7 @@ def _axis_names(panels: Sequence[Axes], x: str, y: str) -> None:
 
 
 def curves(report: Values) -> Figure | None:
-    """Draws accuracy over α with Wilson intervals; exact where only the head differs.
-
-    Args:
-        report: Of `figures`.
-
-    Returns:
-        A panel for each set; None if no model has more than one α.
-    """
+    """Draws accuracy over α with Wilson intervals, a panel for each set; exact where only the head differs."""
     moving = {model["model"] for model in report["models"] if len(model["alphas"]) > 1}
     if not moving:
         return None
@@ -196,11 +157,11 @@ def curves(report: Values) -> Figure | None:
         for axes, (name, models) in zip(panels, lines.items(), strict=True):
             for model, rows in models.items():
                 _curve(axes, rows, exact.get((model, name)), model, _looks(report)[model])
-            axes.set_title(_wrapped(f"{name} (n = {next(iter(models.values()))[0]['n']:,})"), loc="left")
+            axes.set_title(textwrap.fill(f"{name} (n = {next(iter(models.values()))[0]['n']:,})"), loc="left")
             axes.set_xlim(-0.03, 1.03)
             axes.margins(y=0.08)
         _axis_names(panels, "α", "top-1 (%)")
-        _legend(figure, max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
+        _legend(figure, panels)
     return figure
 
 
@@ -216,21 +177,11 @@ def _curve(axes: Axes, rows: Sequence[Values], exact: Values | None, model: str,
     if exact is not None:
         axes.plot(exact["alpha"], 100 * np.array(exact["top1"]), color=colour, linewidth=1, drawstyle="steps-mid")
     joined = "none" if exact is not None else "-"
-    axes.plot(
-        alphas, top1, color=colour, marker=marker, markersize=4, linestyle=joined, linewidth=1.2,
-        label=short(model, 30),
-    )  # fmt: skip
+    axes.plot(alphas, top1, color=colour, marker=marker, ms=4, ls=joined, lw=1.2, label=short(model, 30))
 
 
 def reliability(report: Values) -> Figure | None:
-    """Draws accuracy over confidence on the clean set, at α = 0, 0.5 and 1.
-
-    Args:
-        report: Of `figures`.
-
-    Returns:
-        A panel for each α, the size of a mark grows with the images in its bin; None if none of these α was evaluated.
-    """
+    """Draws accuracy over confidence on the clean set at α = 0, 0.5 and 1; larger marks hold more images."""
     alphas = sorted({bins["alpha"] for bins in report["reliability"]})
     if not alphas:
         return None
@@ -248,19 +199,12 @@ def reliability(report: Values) -> Figure | None:
             axes.set(xlim=(-3, 103), ylim=(-3, 103))
             axes.set_title(f"clean, α = {alpha:g}", loc="left")
         _axis_names(panels, "confidence (%)", "right (%)")
-        _legend(figure, max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
+        _legend(figure, panels)
     return figure
 
 
 def heat_map(report: Values) -> Figure | None:
-    """Draws accuracy under each corruption and severity, a panel for each model at its largest α.
-
-    Args:
-        report: Of `figures`.
-
-    Returns:
-        The figure; None if nothing was corrupted.
-    """
+    """Draws accuracy under each corruption and severity, a panel for each model at its largest α."""
     rows = [row for row in report["rows"] if row["severity"] is not None]
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     severities = sorted({row["severity"] for row in rows})
@@ -287,7 +231,5 @@ def heat_map(report: Values) -> Figure | None:
             axes.spines[:].set_visible(False)
             axes.set_title(f"{short(model, 26)}, α = {alpha:g}", loc="left")
             axes.set_xlabel("severity")
-        bar = figure.colorbar(image, ax=panels, shrink=0.8, pad=0.02, aspect=16)
-        bar.set_label("top-1 (%)")
-        bar.outline.set_visible(False)
+        colour_bar(figure, image, panels, "top-1 (%)", shrink=0.8, aspect=16)
     return figure

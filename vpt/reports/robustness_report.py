@@ -2,70 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from vpt.reports.page import Report
+from vpt.reports.page import Columns, Report, Table, Values, p_value, percent, table_of
 from vpt.reports.robustness_figures import CAPTIONS, figures
-from vpt.reports.tables import Table, p_value, percent
-from vpt.robustness.evaluation.evaluation_result import shown_alphas
-from vpt.robustness.interpolation.alpha_curve import METHODS
+from vpt.robustness.alpha_curve import METHODS
+from vpt.robustness.evaluation_result import shown_alphas
 
-Values = dict[str, Any]
+_CALIBRATION: Columns = {"NLL": "nll", "Brier": "brier", "ECE": "ece", "ECE, equal mass": "ece_equal_mass"}
+_SELECTION: Columns = {"AURC": "aurc", "risk at 80 %": "risk_at_80"}
 
 
 def robustness_report(values: Values) -> Report:
-    """Lays out a report.
-
-    Args:
-        values: From `vpt.reports.robustness_values.report`, or read back from its JSON.
-
-    Returns:
-        Headline, figures, scores, and what was measured.
-    """
+    """Lays out what `vpt.reports.robustness_values.report` gave, or was read back from its JSON."""
     title = f"Robustness on {values['data']['name']}"
     return Report(values, title, notes(values), tables(values), figures(values), CAPTIONS)
 
 
 def tables(report: Values) -> list[Table]:
-    """Makes all tables that a report has values for.
-
-    Args:
-        report: From `vpt.reports.robustness_values.report`, or read back from its JSON.
-
-    Returns:
-        Headline first, protocol last.
-    """
-    makers: Sequence[Callable[[Values], Table]] = (
-        _headline,
-        _scores,
-        _averages,
-        _differences,
-        _effective,
-        _models,
-    )
+    """All tables that a report has values for: headline first, protocol last."""
+    makers = (_headline, _scores, _averages, _differences, _effective, _models)
     return [table for table in (make(report) for make in makers) if table.rows]
 
 
 def notes(report: Values) -> list[str]:
-    """Says what a reader of all tables must know.
-
-    Args:
-        report: From `vpt.reports.robustness_values.report`.
-
-    Returns:
-        Sentences.
-    """
+    """Says what a reader of all tables must know, in sentences."""
     return [
         "α = 0 is the model before tuning, α = 1 the tuned one. The fixed α = 0.5 and the α chosen on validation "
         "images are results; the oracle looked at the test answers and is none. Brackets hold 95 % intervals.",
-        *[f"No α chosen for {m['model']}: {m['why_none_chosen']}" for m in report["models"] if m["why_none_chosen"]],
-        *[
+        *(f"No α chosen for {m['model']}: {m['why_none_chosen']}" for m in report["models"] if m["why_none_chosen"]),
+        *(
             f"No exact α curve for {model['model']}: {model['why_no_exact_curve']}"
             for model in report["models"]
             if model["way"] == "head" and not model["exact_curve"]
-        ],
-        *[f"Not compared: {sentence}" for sentence in report["not_compared"]],
+        ),
+        *(f"Not compared: {sentence}" for sentence in report["not_compared"]),
     ]
 
 
@@ -73,146 +44,133 @@ def _interval(value: float, low: float | None, high: float | None) -> str:
     return percent(value) + ("" if low is None else f" [{percent(low)}, {percent(high)}]")
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _alpha(row: Values) -> str:
+    return f"{row['alpha']:g}"
+
+
+def _by_set(rows: Sequence[Values]) -> list[Values]:
+    """Rows of one set beside each other, sets in the order in which they come up."""
+    names = list(dict.fromkeys(row["set"] for row in rows))
+    return sorted(rows, key=lambda row: names.index(row["set"]))
+
+
+def _shown(report: Values, rows: Sequence[Values]) -> list[Values]:
+    """The rows of the α that tables have room for; the JSON has all."""
+    shown = {each["model"]: {*shown_alphas(each["alphas"]), each["chosen_alpha"]} for each in report["models"]}
+    return [row for row in rows if row["alpha"] in shown[row["model"]]]
 
 
 def _headline(report: Values) -> Table:
-    rows = []
-    for name in dict.fromkeys(line["set"] for line in report["headline"]):
-        for line in (line for line in report["headline"] if line["set"] == name):
-            cells = [_chosen(line[key], key) for key in ("zero", "fixed", "chosen_on_val", "tuned", "oracle")]
-            protocol = "; ".join([f"preset {line['preset']}", *line["marks"]])
-            rows.append([name, line["model"], protocol, str(line["n"]), *cells])
-    columns = ["set", "model", "protocol", "n", "α = 0", "fixed α = 0.5", "α chosen on val", "α = 1", "oracle"]
+    columns: Columns = {
+        "set": "set",
+        "model": "model",
+        "protocol": lambda line: "; ".join([f"preset {line['preset']}", *line["marks"]]),
+        "n": "n",
+        "α = 0": lambda line: _chosen(line["zero"]),
+        "fixed α = 0.5": lambda line: _chosen(line["fixed"]),
+        "α chosen on val": lambda line: _chosen(line["chosen_on_val"], picked=True),
+        "α = 1": lambda line: _chosen(line["tuned"]),
+        "oracle": lambda line: _chosen(line["oracle"], picked=True),
+    }
     note = "Top-1 in percent with its Wilson interval; α in parentheses where it was picked. Means have no interval."
-    return Table("Accuracy", note, columns, rows, words=3)
+    return table_of("Accuracy", note, columns, _by_set(report["headline"]), words=3)
 
 
-def _chosen(cell: Values | None, key: str) -> str:
+def _chosen(cell: Values | None, picked: bool = False) -> str:
     if cell is None:
         return "–"
-    text = _interval(cell["top1"], cell["low"], cell["high"])
-    return text + (f" (α = {cell['alpha']:g})" if key in ("chosen_on_val", "oracle") else "")
-
-
-def _shown(report: Values) -> dict[str, set[float]]:
-    """The α of each model that tables have room for; the JSON has all."""
-    return {
-        model["model"]: {*shown_alphas(model["alphas"]), model["chosen_alpha"]} - {None} for model in report["models"]
-    }
+    return _interval(cell["top1"], cell["low"], cell["high"]) + (f" (α = {_alpha(cell)})" if picked else "")
 
 
 def _scores(report: Values) -> Table:
-    shares = {"mean_per_class": "mean per class"}
-    numbers = {
-        "nll": "NLL",
-        "brier": "Brier",
-        "ece": "ECE",
-        "ece_equal_mass": "ECE, equal mass",
-        "temperature": "T",
-        "nll_scaled": "NLL after T",
-        "ece_scaled": "ECE after T",
-        "ece_equal_mass_scaled": "ECE, equal mass, after T",
-        "aurc": "AURC",
-        "risk_at_80": "risk at 80 %",
+    columns: Columns = {
+        "set": "set",
+        "model": "model",
+        "α": _alpha,
+        "n": "n",
+        "top-1 (%)": lambda row: _interval(row["top1"], row["top1_low"], row["top1_high"]),
+        "mean per class": lambda row: percent(row["mean_per_class"]),
+        **_CALIBRATION,
+        "T": "temperature",
+        "NLL after T": "nll_scaled",
+        "ECE after T": "ece_scaled",
+        "ECE, equal mass, after T": "ece_equal_mass_scaled",
+        **_SELECTION,
     }
-    shown = _shown(report)
-    rows = [
-        [row["set"], row["model"], f"{row['alpha']:g}", str(row["n"])]
-        + [_interval(row["top1"], row["top1_low"], row["top1_high"])]
-        + [percent(row[key]) for key in shares]
-        + [_number(row[key]) for key in numbers]
-        for row in sorted(report["rows"], key=lambda row: _order(report, row["set"]))
-        if row["severity"] is None and row["alpha"] in shown[row["model"]]
-    ]
-    columns = ["set", "model", "α", "n", "top-1 (%)", *shares.values(), *numbers.values()]
     note = (
         "NLL in nats; ECE of 15 bins; T is the temperature fitted on validation images at the same α, a dash where "
         "there are none or no finite one fits; AURC and risk: errors among the surest images, lower is better."
     )
-    return Table("Scores", note, columns, rows)
-
-
-def _order(report: Values, name: str) -> int:
-    return list(dict.fromkeys(row["set"] for row in report["rows"])).index(name)
+    plain = [row for row in report["rows"] if row["severity"] is None]
+    return table_of("Scores", note, columns, _by_set(_shown(report, plain)))
 
 
 def _averages(report: Values) -> Table:
-    shown = _shown(report)
-    keys = {"nll": "NLL", "brier": "Brier", "ece": "ECE", "ece_equal_mass": "ECE, equal mass"}
-    keys |= {"aurc": "AURC", "risk_at_80": "risk at 80 %"}
-    rows = [
-        [row["set"], row["model"], f"{row['alpha']:g}", str(row["sets"]), str(row["n"])]
-        + [percent(row["top1"]), percent(row["mean_per_class"])]
-        + [_number(row[key]) for key in keys]
-        for name in dict.fromkeys(row["set"] for row in report["averages"])
-        for row in report["averages"]
-        if row["set"] == name and row["alpha"] in shown[row["model"]]
-    ]
-    columns = ["corruption", "model", "α", "sets", "n each", "top-1 (%)", "mean per class", *keys.values()]
+    columns: Columns = {
+        "corruption": "set",
+        "model": "model",
+        "α": _alpha,
+        "sets": "sets",
+        "n each": "n",
+        "top-1 (%)": lambda row: percent(row["top1"]),
+        "mean per class": lambda row: percent(row["mean_per_class"]),
+        **_CALIBRATION,
+        **_SELECTION,
+    }
     note = "Parameters of ImageNet-C unless a name says otherwise; not its mCE, which divides by the errors of AlexNet."
-    return Table("Corruptions", note, columns, rows)
+    return table_of("Corruptions", note, columns, _by_set(_shown(report, report["averages"])))
 
 
 def _differences(report: Values) -> Table:
-    rows = [
-        [
-            *(row["set"], row["first"], row["second"], f"{row['alpha']:g}", str(row["n"])),
-            f"{_signed(row['value'])} [{_signed(row['low'])}, {_signed(row['high'])}]",
-            p_value(row["p_value"]),
-        ]
-        for name in dict.fromkeys(row["set"] for row in report["differences"])
-        for row in sorted(report["differences"], key=lambda row: -row["alpha"])
-        if row["set"] == name
-    ]
-    columns = ["set", "first", "second", "α", "n", "first − second (points)", "p"]
+    columns: Columns = {
+        "set": "set",
+        "first": "first",
+        "second": "second",
+        "α": _alpha,
+        "n": "n",
+        "first − second (points)": lambda row: "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+            *(100 * row[key] for key in ("value", "low", "high"))
+        ),
+        "p": lambda row: p_value(row["p_value"]),
+    }
     note = "Top-1 on the same images, paired bootstrap of 10,000 resamples; p of McNemar's exact test, not corrected "
-    return Table("Differences between models", note + "for the number of comparisons.", columns, rows, words=3)
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}"
+    rows = _by_set(sorted(report["differences"], key=lambda row: -row["alpha"]))
+    return table_of("Differences between models", note + "for the number of comparisons.", columns, rows, words=3)
 
 
 def _effective(report: Values) -> Table:
-    shown = _shown(report)
-    rows = [
-        [
-            *(row["set"], row["model"], f"{row['alpha']:g}", row["reference"]),
-            *(percent(row["reference_accuracy"]), percent(row["accuracy"])),
-            f"{row['points']:+.1f}" + (" (extrapolated)" if row["extrapolated"] else ""),
-        ]
-        for row in report["effective"]
-        if row["alpha"] in shown[row["model"]]
-    ]
-    columns = ["set", "model", "α", "compared with", "its top-1 (%)", "top-1 (%)", "effective robustness (points)"]
+    columns: Columns = {
+        "set": "set",
+        "model": "model",
+        "α": _alpha,
+        "compared with": "reference",
+        "its top-1 (%)": lambda row: percent(row["reference_accuracy"]),
+        "top-1 (%)": lambda row: percent(row["accuracy"]),
+        "effective robustness (points)": lambda row: (
+            f"{row['points']:+.1f}" + (" (extrapolated)" if row["extrapolated"] else "")
+        ),
+    }
     note = "Accuracy above what models trained on ImageNet alone reach (Taori et al., NeurIPS 2020)."
-    return Table("Effective robustness", note, columns, rows)
+    return table_of("Effective robustness", note, columns, _shown(report, report["effective"]))
 
 
 def _models(report: Values) -> Table:
-    rows = [
-        [
-            model["model"],
-            model["backbone"],
-            model["weights"],
-            model["backbone_fingerprint"][:12],
-            (model["delta_sha256"] or "–")[:12],
-            ", ".join(_spec(spec) for spec in model["specs"]) or "none",
-            METHODS.get(model["way"], "nothing"),
-            model["head"],
-            model["preset"],
-            f"{model['image_size']} px",
-            model["logits"],
-            {True: "official", False: "partial", None: "not known"}[model["complete"]],
-        ]
-        for model in report["models"]
-    ]
-    columns = ["model", "backbone", "weights", "backbone fingerprint", "delta sha256", "delta", "α moves", "head"]
-    columns += ["preset", "image size", "logits", "image counts"]
+    columns: Columns = {
+        "model": "model",
+        "backbone": "backbone",
+        "weights": "weights",
+        "backbone fingerprint": lambda model: model["backbone_fingerprint"][:12],
+        "delta sha256": lambda model: (model["delta_sha256"] or "–")[:12],
+        "delta": lambda model: ", ".join(map(_spec, model["specs"])) or "none",
+        "α moves": lambda model: METHODS.get(model["way"], "nothing"),
+        "head": "head",
+        "preset": "preset",
+        "image size": lambda model: f"{model['image_size']} px",
+        "logits": "logits",
+        "image counts": lambda model: {True: "official", False: "partial", None: "not known"}[model["complete"]],
+    }
     note = f"Data fingerprint {report['data']['fingerprint'][:12]}. Hashes are cut to 12 digits; report.json has them "
-    return Table("Models", note + "whole.", columns, rows, words=len(columns))
+    return table_of("Models", note + "whole.", columns, report["models"], words=len(columns))
 
 
 def _spec(spec: Values) -> str:

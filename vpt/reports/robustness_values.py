@@ -21,10 +21,11 @@ from vpt.metrics.calibration import equal_width, temperature
 from vpt.metrics.effective_robustness import BASELINES, effective_robustness
 from vpt.metrics.logits import matched, positions, predictions
 from vpt.metrics.summary import summary
-from vpt.robustness.evaluation.evaluation_result import FIXED_ALPHA, RobustnessResult, Row
-from vpt.robustness.evaluation.evaluation_sets import CLEAN, SHIFT, VAL
-from vpt.robustness.evaluation.logit_records import Record
-from vpt.robustness.interpolation.alpha_curve import accuracy_curve
+from vpt.reports.page import Values
+from vpt.robustness.alpha_curve import accuracy_curve
+from vpt.robustness.evaluation_result import FIXED_ALPHA, RobustnessResult, Row
+from vpt.robustness.evaluation_sets import CLEAN, SHIFT, VAL
+from vpt.robustness.logit_records import Record
 from vpt.run_record import identity
 
 FORMAT = "vpt-report/1"
@@ -36,29 +37,23 @@ _DRAWN = (0.0, FIXED_ALPHA, 1.0)  # of reliability diagrams
 _CURVE_POINTS = 201
 _AVERAGED = ("top1", "mean_per_class", "nll", "brier", "ece", "ece_equal_mass", "aurc", "risk_at_80")
 
-Values = dict[str, Any]
-
 
 def report(folders: Sequence[Path]) -> Values:
-    """Scores the records of evaluated models; no image is classified again.
+    """Scores the records of evaluations (`vpt.robustness.run`) on the same data; no image is classified again.
 
-    Args:
-        folders: Each of one `vpt.robustness.evaluation.evaluate`, all on the same data.
+    Returns plain values for JSON. Shares lie in [0, 1], differences are first minus second.
 
-    Returns:
-        Plain values for JSON. Shares lie in [0, 1], differences are first minus second.
-
-        - ``data``: name and fingerprint.
-        - ``models``: what each is, its protocol, α chosen on validation images or why none is.
-        - ``rows``: model × set × α with protocol and all scores (:func:`vpt.metrics.summary.summary`); the
-          temperature is fitted on the validation images of the same model and α.
-        - ``averages``: model × corruption × α, means over severities, then over all corruptions and over
-          the 15 of ImageNet-C; ``kinds`` says over which.
-        - ``headline``: model × set: top-1 at α = 0, fixed 0.5, chosen on validation, 1, and as "oracle" the best.
-        - ``reliability``: bins of the clean set at α = 0, 0.5 and 1.
-        - ``curves``: exact curves over α where only the head differs.
-        - ``differences``: paired bootstrap at α = 1 and 0.5; ``not_compared`` says which pairs have other images.
-        - ``effective``: effective robustness, where a set has a baseline population.
+    - ``data``: name and fingerprint.
+    - ``models``: what each is, its protocol, α chosen on validation images or why none is.
+    - ``rows``: model × set × α with protocol and all scores (:func:`vpt.metrics.summary.summary`); the temperature is
+      fitted on the validation images of the same model and α.
+    - ``averages``: model × corruption × α, means over severities, then over all corruptions and over the 15 of
+      ImageNet-C; ``kinds`` says over which.
+    - ``headline``: model × set: top-1 at α = 0, fixed 0.5, chosen on validation, 1, and as "oracle" the best.
+    - ``reliability``: bins of the clean set at α = 0, 0.5 and 1.
+    - ``curves``: exact curves over α where only the head differs.
+    - ``differences``: paired bootstrap at α = 1 and 0.5; ``not_compared`` says which pairs have other images.
+    - ``effective``: effective robustness, where a set has a baseline population.
 
     Raises:
         ConfigError: A folder is named twice, or the models were evaluated on different data.
@@ -89,14 +84,7 @@ def report(folders: Sequence[Path]) -> Values:
 
 
 def model_names(folders: Sequence[Path]) -> list[str]:
-    """Names models by what tells their folders apart.
-
-    Args:
-        folders: Distinct.
-
-    Returns:
-        One name each, e.g. ``"linear"`` for ``runs/linear/version_0/robustness``.
-    """
+    """Names models by what tells their folders apart, e.g. ``"linear"`` for ``runs/linear/version_0/robustness``."""
     parts = [folder.resolve().parts for folder in folders]
     if len(parts) == 1:
         own = [part for part in parts[0][1:] if part != "robustness" and not part.startswith("version_")]
@@ -134,7 +122,7 @@ def _tested(result: RobustnessResult) -> Any:
 
 def _model(name: str, result: RobustnessResult) -> Values:
     protocol = result.protocol
-    exact = _has_exact_curve(protocol)
+    not_exact = _why_not_exact(protocol)
     return {
         "model": name,
         "backbone": protocol["backbone"]["name"],
@@ -152,20 +140,16 @@ def _model(name: str, result: RobustnessResult) -> Values:
         "alphas": sorted({row.alpha for row in result.rows}),
         "chosen_alpha": result.chosen_alpha,
         "why_none_chosen": result.not_chosen,
-        "exact_curve": exact,
-        "why_no_exact_curve": _why_not_exact(exact, protocol["way"]),
+        "exact_curve": not_exact is None,
+        "why_no_exact_curve": not_exact,
     }
 
 
-def _has_exact_curve(protocol: Mapping[str, Any]) -> bool:
-    return bool(protocol["way"] == "head" and protocol["logits"] == "float32")
-
-
-def _why_not_exact(exact: bool, way: str) -> str | None:
-    if exact:
-        return None
-    if way != "head":
+def _why_not_exact(protocol: Mapping[str, Any]) -> str | None:
+    if protocol["way"] != "head":
         return "More than the head differs between α = 0 and 1."
+    if protocol["logits"] == "float32":
+        return None
     return "Its records are float16, too coarse for exact intervals of α: evaluate again without --half."
 
 
@@ -181,9 +165,7 @@ def _rows(name: str, result: RobustnessResult) -> Iterator[Values]:
 def _protocol(row: Row, protocol: Mapping[str, Any]) -> Values:
     data, groups = protocol["data"], protocol["groups"]
     split = row.set if row.kind in (VAL, SHIFT) else "test"
-    listed = data["counts"].get(split)
-    text = json.dumps(groups)
-    mask = None if groups is None else {"classes": len(groups), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    sha256 = hashlib.sha256(json.dumps(groups).encode()).hexdigest()
     return {
         "weights": protocol["backbone"]["weights_id"],
         "delta_sha256": protocol["delta"]["sha256"],
@@ -191,9 +173,9 @@ def _protocol(row: Row, protocol: Mapping[str, Any]) -> Values:
         "way": protocol["way"],
         "preset": data["preset"],
         "image_size": data["image_size"],
-        "mask": mask,
+        "mask": None if groups is None else {"classes": len(groups), "sha256": sha256},
         "list": protocol["list"],
-        "listed": listed,
+        "listed": data["counts"].get(split),
         "seed": protocol["seed"],
         "partial": data["complete"] is False,
         "half": protocol["logits"] == "float16",
@@ -230,25 +212,24 @@ def _averages(name: str, result: RobustnessResult, rows: list[Values]) -> Iterat
         for alpha in sorted({row.alpha for row in group}):
             chosen = [scored[row.set, row.alpha] for row in group if row.alpha == alpha]
             means = {key: fmean(row[key] for row in chosen) for key in _AVERAGED}
-            first = {"model": name, "set": label, "alpha": alpha, "sets": len(chosen), "n": chosen[0]["n"]}
-            first["kinds"] = list(dict.fromkeys(row.kind for row in group))
-            yield first | {"marks": chosen[0]["marks"]} | means
+            own = {"model": name, "set": label, "alpha": alpha, "sets": len(chosen), "n": chosen[0]["n"]}
+            kinds = list(dict.fromkeys(row.kind for row in group))
+            yield own | {"kinds": kinds, "marks": chosen[0]["marks"]} | means
 
 
 def _headline(name: str, result: RobustnessResult, rows: list[Values], averages: list[Values]) -> Iterator[Values]:
     plain = [row for row in rows if row["model"] == name and row["severity"] is None]
     own = [*plain, *(row for row in averages if row["model"] == name)]
-    preset = result.protocol["data"]["preset"]
+    chosen = result.chosen_alpha
     for label in dict.fromkeys(row["set"] for row in own):
         at = {row["alpha"]: _cell(row) for row in own if row["set"] == label}
         first = next(row for row in own if row["set"] == label)
         best = max(at.values(), key=lambda cell: cell["top1"]) if len(at) > 1 and label != VAL else None
-        chosen = result.chosen_alpha
         yield {
             "model": name,
             "set": label,
             "n": first["n"],
-            "preset": preset,
+            "preset": result.protocol["data"]["preset"],
             "marks": first["marks"],
             "zero": at.get(0.0),
             "fixed": at.get(FIXED_ALPHA),
@@ -272,8 +253,8 @@ def _reliability(name: str, result: RobustnessResult) -> Iterator[Values]:
 
 
 def _curves(name: str, result: RobustnessResult) -> Iterator[Values]:
-    protocol, rows = result.protocol, result.rows
-    if not _has_exact_curve(protocol) or len({row.alpha for row in rows}) == 1:
+    rows = result.rows
+    if _why_not_exact(result.protocol) or len({row.alpha for row in rows}) == 1:
         return
     alphas = np.linspace(0, 1, _CURVE_POINTS)
     for row in {row.set: row for row in rows if row.kind in (CLEAN, SHIFT)}.values():
@@ -312,15 +293,10 @@ def _other_images(one: Record, two: Record) -> str:
 
 
 def effective_rows(name: str, result: RobustnessResult) -> Iterator[Values]:
-    """Compares accuracies under shift with what ImageNet's accuracy predicts.
+    """Compares accuracies under shift with what the accuracy on ImageNet predicts, in percentage points.
 
-    Args:
-        name: Of the model.
-        result: Nothing is given unless its clean set is ImageNet's validation set, in full precision.
-
-    Yields:
-        Model, set, α, both accuracies, effective robustness in percentage points, and whether the baseline is
-        extrapolated, the reference lying below all models that it was fitted on.
+    Nothing is given unless the clean set is ImageNet's validation set, in full precision. A baseline is extrapolated
+    where that accuracy lies below all models it was fitted on.
     """
     if result.protocol["data"]["name"] != _REFERENCE or result.protocol["logits"] != "float32":
         return

@@ -1,62 +1,42 @@
-"""`vpt report`: tables and figures of tested runs, also as CSV and LaTeX."""
+"""`vpt report`: tables, learning curves and ranks of tested runs, also as CSV and LaTeX."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from vpt.reports.page import Report
-from vpt.reports.run_figures import CAPTIONS, figures
-from vpt.reports.tables import Table, percent
+from vpt.reports.page import Columns, Report, Table, Values, percent, table_of
+from vpt.reports.style import style
 
-Values = dict[str, Any]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TITLE = "Tuned models on their tasks"
+CAPTIONS = {
+    "Learning curves": "One run of each method, by training steps. Validation accuracy says something only where the "
+    "validation images were not trained on.",
+    "Ranks": "Dots: rank on each task, by mean accuracy; bars: mean rank. Left is better. Tasks that all methods were "
+    "run on.",
+}
 
 
 def run_report(values: Values) -> Report:
-    """Lays out a report.
-
-    Args:
-        values: From `vpt.reports.run_values.report`, or read back from its JSON.
-
-    Returns:
-        Accuracies, learning curves and ranks, means, and protocols; its other forms are CSV and LaTeX.
-    """
+    """Lays out what `vpt.reports.run_values.report` gave, or was read back from its JSON; also as CSV and LaTeX."""
     others = {"csv": csv(values), "tex": latex(values)}
     return Report(values, TITLE, notes(values), tables(values), figures(values), CAPTIONS, others)
 
 
 def tables(report: Values) -> list[Table]:
-    """Makes all tables that a report has values for.
-
-    Args:
-        report: From `vpt.reports.run_values.report`.
-
-    Returns:
-        Accuracy first, then means, published numbers, agreement and protocols.
-    """
-    found = [
-        _accuracy(report),
-        _means(report),
-        _published(report),
-        _agreement(report),
-        _ranks(report),
-        _protocols(report),
-    ]
-    return [table for table in found if table.rows]
+    """All tables that a report has values for: accuracy, means, published numbers, agreement, ranks and protocols."""
+    makers = (_accuracy, _means, _published, _agreement, _ranks, _protocols)
+    return [table for table in (make(report) for make in makers) if table.rows]
 
 
 def notes(report: Values) -> list[str]:
-    """What a reader must know.
-
-    Args:
-        report: From `vpt.reports.run_values.report`.
-
-    Returns:
-        Sentences.
-    """
+    """What a reader must know, in sentences."""
     said = ["Test top-1 in %, last epoch, mean ± standard deviation over seeds."]
     if len(backbones := _backbones(report)) == 1:
         said.append(f"All on {backbones[0]}.")
@@ -83,93 +63,90 @@ def _partial(report: Values, task: str) -> bool:
 
 
 def _accuracy(report: Values) -> Table:
-    tasks = [row["task"] for row in report["tasks"]]
-    rows = []
-    for row in report["methods"]:
-        numbers = [row["numbers"].get(task) for task in tasks]
-        shown = ["–" if each is None else percent(each["mean"], each["std"]) for each in numbers]
-        rows.append(
-            [*_names(report, row), _range(row["trainable"]), _range(row["epochs"]), _range(row["seeds"]), *shown]
-        )
+    columns: Columns = {
+        **_names(report),
+        "trained": lambda row: _range(row["trainable"]),
+        "epochs": lambda row: _range(row["epochs"]),
+        "seeds": lambda row: _range(row["seeds"]),
+        **{row["task"]: partial(_number, row["task"]) for row in report["tasks"]},
+    }
     sizes = ", ".join(f"{row['task']} {_range(row['n'])}" for row in report["tasks"])
-    columns = [*_heads(report), "trained", "epochs", "seeds", *tasks]
-    return Table("Accuracy by task", f"Test images: {sizes}.", columns, rows, words=len(_heads(report)))
+    return table_of("Accuracy by task", f"Test images: {sizes}.", columns, report["methods"], len(_names(report)))
 
 
-def _heads(report: Values) -> list[str]:
+def _names(report: Values) -> Columns:
     """A backbone that all share is said once, above."""
-    return ["backbone", "method"] if len(_backbones(report)) > 1 else ["method"]
+    return {head: head for head in (["backbone", "method"] if len(_backbones(report)) > 1 else ["method"])}
 
 
-def _names(report: Values, row: Values) -> list[str]:
-    return [row[head] for head in _heads(report)]
+def _number(task: str, row: Values) -> str:
+    number = row["numbers"].get(task)
+    return "–" if number is None else percent(number["mean"], number["std"])
+
+
+def _mean(name: str, row: Values) -> str:
+    return percent(row["means"].get(name))
 
 
 def _means(report: Values) -> Table:
-    names = list(dict.fromkeys(name for row in report["methods"] for name in row["means"]))
-    rows = [
-        [*_names(report, row), *(percent(row["means"].get(name)) for name in names)]
-        for row in report["methods"]
-        if row["means"]
-    ]
+    rows = [row for row in report["methods"] if row["means"]]
+    columns: Columns = {**_names(report), **{name: partial(_mean, name) for row in rows for name in row["means"]}}
     note = "VTAB-1k has two means: of its 19 tasks, and of its three groups' means. Others are of the tasks at hand."
-    return Table("Means", note, [*_heads(report), *names], rows, words=len(_heads(report)))
+    return table_of("Means", note, columns, rows, len(_names(report)))
 
 
 def _published(report: Values) -> Table:
-    rows = [
-        [row["task"], row["method"], row["backbone"], row.get("preset") or "–", row["source"], f"{row['accuracy']:.1f}"]
-        for row in report["published"]
-    ]
+    columns: Columns = {name: name for name in ("task", "method", "backbone", "preset", "source")}
+    rows = [{"preset": None, **row} for row in report["published"]]
     note = "From papers, on their backbones, presets and whole test sets: not comparable unless all of them agree."
-    return Table("Published", note, ["task", "method", "backbone", "preset", "source", "top-1"], rows, words=5)
+    return table_of("Published", note, {**columns, "top-1": lambda row: f"{row['accuracy']:.1f}"}, rows, words=5)
 
 
 def _agreement(report: Values) -> Table:
-    rows = [
-        [
-            row["task"],
-            f"{row['first']} / {row['second']}",
-            str(row["seed"]),
-            f"{row['n']:,}",
-            percent(row["agreement"]),
-            " / ".join(map(percent, row["accuracies"])),
-            percent(row["ensemble"]),
-        ]
-        for row in report["agreement"]
-    ]
-    columns = ["task", "methods", "seed", "n", "agree", "alone", "ensemble"]
-    return Table("Agreement", "Same predicted class; the ensemble is the mean of both's probabilities.", columns, rows)
+    columns: Columns = {
+        "task": "task",
+        "methods": lambda row: f"{row['first']} / {row['second']}",
+        "seed": lambda row: str(row["seed"]),
+        "n": lambda row: f"{row['n']:,}",
+        "agree": lambda row: percent(row["agreement"]),
+        "alone": lambda row: " / ".join(map(percent, row["accuracies"])),
+        "ensemble": lambda row: percent(row["ensemble"]),
+    }
+    note = "Same predicted class; the ensemble is the mean of both's probabilities."
+    return table_of("Agreement", note, columns, report["agreement"])
 
 
 def _ranks(report: Values) -> Table:
-    rows = [[row["method"], f"{row['mean']:.2f}", str(len(row["ranks"]))] for row in report["ranks"]]
+    columns: Columns = {
+        "method": "method",
+        "mean rank": lambda row: f"{row['mean']:.2f}",
+        "tasks": lambda row: str(len(row["ranks"])),
+    }
     note = "By mean accuracy on the tasks that all methods were run on; 1 is best."
-    return Table("Mean rank", note, ["method", "mean rank", "tasks"], rows, words=1)
+    return table_of("Mean rank", note, columns, report["ranks"], words=1)
 
 
 def _protocols(report: Values) -> Table:
-    rows = []
-    for row in report["methods"]:
-        for task, number in row["numbers"].items():
-            told = [
-                f"{key}: {value}"
-                for key, value in (number["protocol"] | number["options"]).items()
-                if value is not None
-            ]
-            seeds = ", ".join(map(str, number["seeds"]))
-            rows.append(
-                [
-                    task,
-                    row["method"],
-                    seeds,
-                    "; ".join(told),
-                    f"{number['n']:,}",
-                    f"{100 * number['low']:.1f}–{100 * number['high']:.1f}",
-                ]
-            )
-    columns = ["task", "method", "seeds", "protocol", "n", "95 % Wilson"]
-    return Table("Protocols", "The interval is that of n images at the mean accuracy.", columns, rows, words=4)
+    columns: Columns = {
+        "task": "task",
+        "method": "method",
+        "seeds": lambda row: ", ".join(map(str, row["seeds"])),
+        "protocol": lambda row: "; ".join(
+            f"{key}: {value}" for key, value in (row["protocol"] | row["options"]).items() if value is not None
+        ),
+        "n": lambda row: f"{row['n']:,}",
+        "95 % Wilson": lambda row: f"{100 * row['low']:.1f}–{100 * row['high']:.1f}",
+    }
+    note = "The interval is that of n images at the mean accuracy."
+    return table_of("Protocols", note, columns, _numbers(report), words=4)
+
+
+def _numbers(report: Values) -> list[Values]:
+    return [
+        {"backbone": row["backbone"], "method": row["method"], "task": task} | number
+        for row in report["methods"]
+        for task, number in row["numbers"].items()
+    ]
 
 
 def _range(values: Sequence[int]) -> str:
@@ -177,17 +154,11 @@ def _range(values: Sequence[int]) -> str:
 
 
 def csv(report: Values) -> str:
-    """Writes one line a method and task, in full precision.
-
-    Args:
-        report: From `vpt.reports.run_values.report`.
-    """
+    """Writes one line a method and task, in full precision."""
+    keys = ("backbone", "method", "task", "mean", "std", "n", "low", "high")
     rows = [
-        {"backbone": row["backbone"], "method": row["method"], "task": task}
-        | {key: number[key] for key in ("mean", "std", "n", "low", "high")}
-        | {"seeds": " ".join(map(str, number["seeds"])), **number["protocol"]}
-        for row in report["methods"]
-        for task, number in row["numbers"].items()
+        {key: row[key] for key in keys} | {"seeds": " ".join(map(str, row["seeds"])), **row["protocol"]}
+        for row in _numbers(report)
     ]
     return str(pd.DataFrame(rows).to_csv(index=False))
 
@@ -199,14 +170,62 @@ _LATEX = str.maketrans(
 
 
 def latex(report: Values) -> str:
-    """Writes the tables of accuracy and means for LaTeX with booktabs.
-
-    Args:
-        report: From `vpt.reports.run_values.report`.
-    """
+    """Writes the tables of accuracy and means for LaTeX with booktabs."""
     parts = []
     for table in tables(report)[:2]:
         rows = [[cell.translate(_LATEX) for cell in row] for row in table.rows]
         frame = pd.DataFrame(rows, columns=[column.translate(_LATEX) for column in table.columns])
         parts.append(f"% {table.title}: {table.note}\n{frame.style.hide(axis='index').to_latex(hrules=True)}")
     return "\n".join(parts)
+
+
+def figures(report: Values) -> dict[str, Figure]:
+    """Draws what a report (`vpt.reports.run_values.report`) has values for, by name, in the order of the page."""
+    drawn = {}
+    with style():
+        if report["curves"]:
+            drawn["Learning curves"] = learning_curves(report["curves"])
+        if report["ranks"]:
+            drawn["Ranks"] = rank_plot(report["ranks"])
+    return drawn
+
+
+def learning_curves(curves: list[Values]) -> Figure:
+    """A panel for each task and curve, a line for each method."""
+    from matplotlib.figure import Figure
+
+    panels = list(dict.fromkeys((row["task"], row["curve"]) for row in curves))
+    methods = list(dict.fromkeys(row["method"] for row in curves))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    handles: dict[str, Any] = {}
+    for axis, panel in zip(axes, panels, strict=False):
+        for row in curves:
+            if (row["task"], row["curve"]) == panel:
+                scale = 100 if "top-1" in row["curve"] else 1
+                values = [scale * value for value in row["values"]]
+                color = f"C{methods.index(row['method']) % 10}"
+                (handles[row["method"]],) = axis.plot(row["steps"], values, color=color, lw=1.4)
+        axis.set(title=panel[0], xlabel="step", ylabel=panel[1] + (" (%)" if "top-1" in panel[1] else ""))
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3)
+    return figure
+
+
+def rank_plot(ranks: list[Values]) -> Figure:
+    """A line for each method, best mean rank on top."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 0.9 + 0.34 * len(ranks)), layout="constrained")
+    axis = figure.subplots()
+    for place, row in enumerate(ranks):
+        axis.barh(place, row["mean"], color="C0", alpha=0.3)
+        axis.plot(row["ranks"], [place] * len(row["ranks"]), "o", color="C0", ms=5)
+        axis.text(len(ranks) + 0.6, place, f"{row['mean']:.1f}", va="center", fontsize=8)
+    axis.set_yticks(range(len(ranks)), [row["method"] for row in ranks])
+    axis.invert_yaxis()
+    axis.set(xlabel="rank (1 is best)", xlim=(0, len(ranks) + 0.5))
+    return figure

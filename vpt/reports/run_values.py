@@ -6,76 +6,65 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import numpy as np
 from scipy.special import softmax
+from scipy.stats import rankdata
 
 from vpt.data.catalog.cards import load_card
 from vpt.experiments.profile import scalars
 from vpt.experiments.trial import ANSWERS_FILE
 from vpt.metrics.accuracy import wilson
-from vpt.reports.read_runs import Cell, cells, differing, plain, read_runs
-from vpt.robustness.evaluation import logit_records
-from vpt.robustness.evaluation.logit_records import Record
+from vpt.reports.page import Values
+from vpt.reports.read_runs import Cell, Row, cells, differing, plain, read_runs
+from vpt.robustness import logit_records
+from vpt.robustness.logit_records import Record
 
-Values = dict[str, Any]
 GROUPS = {"natural": 7, "specialized": 4, "structured": 8}
 """Tasks of VTAB-1k."""
 _CURVES = {"val/acc": "validation top-1", "train/loss": "training loss"}
 
 
 def report(folders: Sequence[Path], mixed: bool = False) -> Values:
-    """Reads runs, and averages what may be averaged.
+    """Reads the tested runs below folders, and averages what may be averaged; plain values for JSON.
 
-    Args:
-        folders: Searched for tested runs.
-        mixed: Average across presets, image sizes, partial data, epoch rules and training sets, too.
-
-    Returns:
-        JSON values: ``tasks``, ``methods`` (rows with a number for each task, and means), ``published``, ``agreement``,
-        ``curves``.
-
-    Raises:
-        ConfigError: There is no tested run, or two are the same.
+    They are ``tasks``, ``methods`` (rows with a number for each task, and means), ``published``, ``agreement``,
+    ``curves`` and ``ranks``. With `mixed` tasks are averaged across presets, image sizes, partial data, epoch rules and
+    training sets, too. Raises a ConfigError if there is no tested run, or two are the same.
     """
-    rows = read_runs(folders)
-    found = cells(rows)
+    found = cells(read_runs(folders))
     tasks = list(dict.fromkeys(cell.first.task for cell in found))
     by_method: dict[tuple[str, str], list[Cell]] = {}
     for cell in found:
         by_method.setdefault((cell.first.backbone, cell.label), []).append(cell)
     return {
-        "tasks": [_task(name, found) for name in tasks],
+        "tasks": [_task(name, [cell.first for cell in found if cell.first.task == name]) for name in tasks],
         "methods": [_method(*key, own, mixed) for key, own in by_method.items()],
-        "published": [row for name in tasks for row in _published(name)],
+        "published": [
+            {"task": name, **row} for name in tasks if (card := load_card(name)) is not None for row in card.published
+        ],
         "agreement": [row for name in tasks for row in _agreement(name, found)],
         "curves": [row for cell in found for row in _curves(cell)],
         "ranks": _ranks(found),
     }
 
 
-def _task(name: str, found: Sequence[Cell]) -> Values:
-    first = next(cell.first for cell in found if cell.first.task == name)
-    sizes = sorted({cell.first.n for cell in found if cell.first.task == name})
-    return {"task": name, "group": first.group, "n": sizes}
+def _task(name: str, rows: Sequence[Row]) -> Values:
+    return {"task": name, "group": rows[0].group, "n": sorted({row.n for row in rows})}
 
 
 def _method(backbone: str, label: str, own: Sequence[Cell], mixed: bool) -> Values:
-    numbers = {cell.first.task: _number(cell) for cell in own}
     differs = [plain(key) for key in differing([cell.first.across for cell in own])]
     refused = None if mixed or not differs else f"its tasks differ in {', '.join(differs)}"
-    means = {} if refused else _means(own)
-    seeds = sorted({len(cell.rows) for cell in own})
     speeds = [speed for cell in own for row in cell.rows if (speed := row.images_per_second)]
     return {
         "backbone": backbone,
         "method": label,
         "trainable": sorted({cell.first.record["parameters"]["trainable"] for cell in own}),
         "epochs": sorted({cell.first.record["max_epochs"] for cell in own}),
-        "seeds": seeds,
-        "numbers": numbers,
-        "means": means,
+        "seeds": sorted({len(cell.rows) for cell in own}),
+        "numbers": {cell.first.task: _number(cell) for cell in own},
+        "means": {} if refused else _means(own),
         "no_means": refused,
         "mixed": differs if mixed else [],
         "images_per_second": mean(speeds) if speeds else None,
@@ -113,12 +102,6 @@ def _means(own: Sequence[Cell]) -> Values:
     return means
 
 
-def _published(name: str) -> Iterator[Values]:
-    card = load_card(name)
-    for row in [] if card is None else card.published:
-        yield {"task": name, **row}
-
-
 def _agreement(name: str, found: Sequence[Cell]) -> Iterator[Values]:
     """How often two methods answer alike, and what the mean of their probabilities answers; of a seed both have."""
     for one, other in combinations([cell for cell in found if cell.first.task == name], 2):
@@ -147,7 +130,8 @@ def _same_images(one: Cell, other: Cell) -> tuple[int | None, Record, Record] | 
         files = [each.folder / ANSWERS_FILE for each in (row, rival) if each is not None]
         if rival is None or not all(file.is_file() for file in files):
             continue
-        if row.record["data"]["lists"]["test"] != rival.record["data"]["lists"]["test"]:
+        one_test, other_test = (each.record["data"].get("fingerprints", {}).get("test") for each in (row, rival))
+        if one_test != other_test or row.record["data"]["lists"]["test"] != rival.record["data"]["lists"]["test"]:
             continue
         first, second = (logit_records.read(file) for file in files)
         if first.same_images(second):
@@ -176,9 +160,7 @@ def _ranks(found: Sequence[Cell]) -> list[Values]:
         return []
     ranks: dict[str, list[float]] = {key: [] for key in table}
     for task in sorted(shared):
-        for key, numbers in table.items():
-            better = sum(other[task] > numbers[task] for other in table.values())
-            equal = sum(other[task] == numbers[task] for other in table.values())
-            ranks[key].append(better + (equal + 1) / 2)
+        for own, rank in zip(ranks.values(), rankdata([-numbers[task] for numbers in table.values()]), strict=True):
+            own.append(float(rank))
     rows: list[Values] = [{"method": key, "ranks": values, "mean": mean(values)} for key, values in ranks.items()]
     return sorted(rows, key=lambda row: float(row["mean"]))

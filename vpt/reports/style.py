@@ -15,6 +15,7 @@ from vpt.errors import ConfigError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 ACCENT, NEUTRAL = "#c2410c", "#4b5563"
 SEQUENTIAL, DIVERGING = "magma", "RdBu_r"
@@ -47,17 +48,9 @@ def style() -> Iterator[None]:
 
 
 def save_figure(figure: Figure, out: Path) -> Path:
-    """Writes a figure.
+    """Writes a figure as ``.png`` (160 dots per inch), ``.svg`` or ``.pdf``, by its suffix; folders are made.
 
-    Args:
-        figure: What to write.
-        out: Its suffix chooses the kind: ``.png`` (160 dots per inch), ``.svg`` or ``.pdf``; folders are made.
-
-    Returns:
-        The path.
-
-    Raises:
-        ConfigError: The suffix is none of these.
+    Raises a ConfigError for another suffix.
     """
     out = Path(out)
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
@@ -69,14 +62,7 @@ def save_figure(figure: Figure, out: Path) -> Path:
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
-    """Draws a figure into an array, without pyplot and its state.
-
-    Args:
-        figure: What to draw.
-
-    Returns:
-        uint8 (H, W, 3) at 100 dots per inch.
-    """
+    """Draws a figure into an array, uint8 (H, W, 3) at 100 dots per inch, without pyplot and its state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with style():
@@ -89,15 +75,7 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
 def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
     """Draws a confusion matrix: shares of each true class in colour; counts, or the commonest confusions, in words.
 
-    Args:
-        matrix: (classes, classes) counts, rows are true classes.
-        class_names: One per class.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ConfigError: The matrix is not square, or does not fit the names.
+    The matrix is (classes, classes) counts, rows are true classes; a ConfigError if it does not fit the names.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -105,8 +83,7 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
     classes = len(class_names)
     if matrix.shape != (classes, classes):
         raise ConfigError(f"A confusion matrix of shape {matrix.shape} does not fit {classes} class names.")
-    totals = matrix.sum(axis=1, keepdims=True)
-    shares = matrix / np.maximum(totals, 1)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     few = classes <= _ANNOTATED
     side = max(4.0, 0.45 * classes) if few else max(8.0, 0.105 * classes)
     with style():
@@ -114,12 +91,15 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
         grid = figure.add_gridspec(1, 1 if few else 2, width_ratios=[1] if few else [side, 2.6])
         axes = figure.add_subplot(grid[0])
         image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # the root brings out rare confusions
-        _name_classes(axes, class_names, 9.0 if few else 5.5)
+        names: dict[str, Any] = {"labels": [short(name) for name in class_names], "fontsize": 9.0 if few else 5.5}
+        axes.set_xticks(range(classes), rotation=90, **names)
+        axes.set_yticks(range(classes), **names)
+        axes.tick_params(length=0)
+        axes.set(xlabel="predicted", ylabel="true")
         n = int(matrix.sum())
         axes.set_title(f"Confusion matrix: {np.trace(matrix) / max(n, 1):.1%} of {n:,} images right", loc="left")
-        bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.02, ticks=[0, 0.05, 0.2, 0.5, 1], format="{x:.0%}")
-        bar.set_label("share of the true class")
-        bar.outline.set_visible(False)
+        ticks = [0, 0.05, 0.2, 0.5, 1]
+        colour_bar(figure, image, axes, "share of the true class", shrink=0.5, ticks=ticks, format="{x:.0%}")
         if few:
             _write_counts(axes, matrix, shares)
         else:
@@ -127,25 +107,17 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
     return figure
 
 
-def _name_classes(axes: Axes, class_names: Sequence[str], size: float) -> None:
-    positions = range(len(class_names))
-    axes.set_xticks(positions, [short(name) for name in class_names], rotation=90, fontsize=size)
-    axes.set_yticks(positions, [short(name) for name in class_names], fontsize=size)
-    axes.tick_params(length=0)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+def colour_bar(figure: Figure, image: AxesImage, axes: Axes | Sequence[Axes], label: str, **options: Any) -> None:
+    """Puts a colour bar without outline beside the axes of an image, with the options of ``Figure.colorbar``."""
+    bar = figure.colorbar(image, ax=axes, pad=0.02, **options)
+    bar.set_label(label)
+    cast("Any", bar.outline).set_visible(False)
 
 
 def short(name: str, limit: int = 20) -> str:
-    """Cuts a long name.
+    """Cuts a name to so many characters, the last an ellipsis if any were cut.
 
-    Args:
-        name: Any.
-        limit: Characters that fit.
-
-    Returns:
-        At most so many characters, the last an ellipsis if any were cut; without underscores at its head, with which
-        matplotlib leaves names out of legends.
+    It also goes without underscores at its head, with which matplotlib leaves names out of legends.
     """
     name = name.lstrip("_") or name
     return name if len(name) <= limit else name[: limit - 1] + "…"
@@ -160,10 +132,9 @@ def _write_counts(axes: Axes, matrix: NDArray[np.int64], shares: NDArray[np.floa
 def _list_confusions(axes: Axes, matrix: NDArray[np.int64], class_names: Sequence[str]) -> None:
     wrong = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-wrong, axis=None, kind="stable")[:_LISTED]
-    pairs = [(int(flat) // len(wrong), int(flat) % len(wrong)) for flat in order]
     lines = [
         f"{wrong[true, guess]:>4}  {short(class_names[true])} → {short(class_names[guess])}"
-        for true, guess in pairs
+        for true, guess in zip(*np.unravel_index(order, wrong.shape), strict=True)
         if wrong[true, guess] > 0
     ]
     axes.set_axis_off()

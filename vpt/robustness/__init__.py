@@ -1,7 +1,7 @@
 """How far to trust a tuned model: answers kept once, scores made of them."""
 
-from vpt.robustness.evaluation.evaluate import ALPHAS, run
-from vpt.robustness.evaluation.evaluation_result import RobustnessResult, Row, choose_alpha
-from vpt.robustness.evaluation.logit_records import Record
+from vpt.robustness.evaluate import ALPHAS, run
+from vpt.robustness.evaluation_result import RobustnessResult, Row, choose_alpha
+from vpt.robustness.logit_records import Record
 
 __all__ = ["ALPHAS", "Record", "RobustnessResult", "Row", "choose_alpha", "run"]

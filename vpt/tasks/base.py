@@ -109,6 +109,7 @@ class TuningTask(L.LightningModule):
         self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=self.ignored)
         self._shown = {"val": "val", "test": "test"}
         self._left_out: Tensor | None = None
+        self._trained_val: str | None = None
         self._limit_val: float = 1.0
         self._finite: Tensor | None = None
         self._knows_classes = False
@@ -166,7 +167,7 @@ class TuningTask(L.LightningModule):
     def _leave_out_trained(self, data: Any, stage: str) -> None:
         """Evaluates no validation image that is trained on; where all are, all of them on request, as `trained`."""
         shared = torch.from_numpy(data.shared("val"))
-        every = len(shared) > 0 and bool(shared.all())
+        every = len(shared) > 0 and (bool(shared.all()) or self._trained_val == data.fingerprint("val"))
         self._left_out = shared if shared.any() and not every else None
         self._shown["val"] = "trained" if every else "val"
         self.val_metrics.prefix = f"{self._shown['val']}/"
@@ -247,10 +248,15 @@ class TuningTask(L.LightningModule):
         mean = cast("MeanMetric", self.losses[split])
         counted = len(target) if self.ignored is None else (target != self.ignored).sum()
         mean.update(self.loss(logits, batch), weight=counted)
-        self.log(f"{self._shown[split]}/loss", mean, on_step=False, on_epoch=True)
         metrics.update(logits, target.long())
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
+        self._log(split, metrics)
         return logits
+
+    def _log(self, split: str, metrics: MetricCollection) -> None:
+        """Logs metrics as they are; every process does so for every batch, or the others would wait for it."""
+        mean = cast("MeanMetric", self.losses[split])
+        self.log(f"{self._shown[split]}/loss", mean, on_step=False, on_epoch=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
 
     def _finite_logits(self, logits: Tensor, split: str) -> Tensor:
         """Refuses to measure or to predict by what is no answer: NaN would count as the first class."""
@@ -272,6 +278,8 @@ class TuningTask(L.LightningModule):
             batch = {key: column[kept] for key, column in batch.items()}
         if len(batch["index"]):
             self._evaluate(batch, "val", self.val_metrics)
+        else:
+            self._log("val", self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Updates the test metrics and the confusion matrix; returns logits, (B, num_classes, ...), for callbacks."""
@@ -304,6 +312,9 @@ class TuningTask(L.LightningModule):
         checkpoint["state_dict"] = {f"model.{key}": tensor for key, tensor in self.model.owned().items()}
         checkpoint["backbone"] = identity(self.model)
         checkpoint["class_names"] = list(self.model.class_names)
+        data: Any = getattr(self._trainer, "datamodule", None)
+        every = hasattr(data, "shared") and bool(data.shared("val").all())
+        checkpoint["trained_val"] = data.fingerprint("val") if every else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that a checkpoint is complete and belongs to this backbone, and completes it with what is frozen.
@@ -329,5 +340,13 @@ class TuningTask(L.LightningModule):
             if data is not None:
                 data.number_classes_as(names)
             self.model.class_names, self._knows_classes = list(names), True
+        elif data is not None and data.num_classes != len(self.model.class_names):
+            raise ConfigError(
+                f"The checkpoint has {len(self.model.class_names)} classes without names (version 0.1.0), {data.name} "
+                f"has {data.num_classes}: give the data that it was trained on."
+            )
+        self._trained_val = checkpoint.get("trained_val")
+        if self._trained_val is not None and data is not None and self.trainer.state.fn == "validate":
+            self._leave_out_trained(data, "validate")  # whatever these data are trained on now
         fill(self.model, tensors, "The checkpoint")
         checkpoint["state_dict"] = self.state_dict()  # so that Lightning's own strict loading holds

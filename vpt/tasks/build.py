@@ -32,11 +32,12 @@ def build_data(config: Mapping[str, Any]) -> ImageDataModule:
     return data
 
 
-def settle(config: Mapping[str, Any]) -> tuple[dict[str, Any], ImageDataModule]:
+def settle(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, Any], ImageDataModule]:
     """Fills in what the data say about the model; returns a new config, and its data module.
 
     Args:
         config: With ``model`` and ``data``, sections of ``class_path`` (with its module) and ``init_args``.
+        trained: The model is that of a checkpoint, whose classes are found in the data by name when it is loaded.
 
     Raises:
         ConfigError: The two contradict each other.
@@ -47,6 +48,8 @@ def settle(config: Mapping[str, Any]) -> tuple[dict[str, Any], ImageDataModule]:
     args = settled["model"]["init_args"]
     for key in FROM_DATA:
         truth = getattr(data, key)
+        if trained and key == "num_classes" and args.get(key) is not None:
+            continue
         if args.get(key) not in (None, truth):
             raise ConfigError(
                 f"model.{key} is {args[key]!r}, but the data {data.name!r} has {truth!r}: leave model.{key} out, "

@@ -17,9 +17,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from vpt.atomic_write import write_json
+from vpt.errors import ConfigError
 from vpt.models.delta_file import save_delta
 from vpt.models.delta_format import identity
-from vpt.run_record import CONFIG_FILE, DELTA_FILE, INIT_FILE, LAST_CHECKPOINT, RUN_FILE, file_identity
+from vpt.run_record import (
+    CONFIG_FILE,
+    DELTA_FILE,
+    INIT_FILE,
+    LAST_CHECKPOINT,
+    RUN_FILE,
+    file_identity,
+    training_protocol,
+)
 from vpt.run_record import identity as identity_of
 from vpt.tasks.base import TuningTask
 from vpt.version import versions
@@ -65,6 +74,8 @@ class RunRecord(L.Callback):
     def __init__(self) -> None:
         self._start = time.monotonic()
         self._loaded: dict[str, int] | None = None
+        self.validated: int | None = None
+        self._protocol: dict[str, Any] | None = None
         self._before, self._images = 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,7 +98,9 @@ class RunRecord(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Counts parameters, prints them, and writes the protocol before anything is trained."""
         self._start, self._loaded = time.monotonic(), None
-        self._update(trainer, pl_module, {"status": "running"})
+        self._update(trainer, pl_module, {"status": "running"}, anew=True)
+        if isinstance(pl_module, TuningTask):
+            self._protocol = training_protocol(protocol(trainer, pl_module))
         if isinstance(pl_module, TuningTask):
             trainable, total = pl_module.model.parameter_counts()
             rank_zero_info(f"Training {trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %).")
@@ -99,10 +112,16 @@ class RunRecord(L.Callback):
         epochs, steps = trainer.current_epoch, trainer.global_step
         whole = 0 <= (trainer.max_epochs or 0) <= epochs or 0 <= trainer.max_steps <= steps
         done = whole and trainer.state.status != "interrupted"
-        news: dict[str, Any] = {"status": "finished" if done else "stopped", "epochs": epochs, "steps": steps}
+        early = any(isinstance(each, callbacks.EarlyStopping) and each.stopped_epoch for each in _callbacks(trainer))
+        status = "finished" if done else "stopped early" if early else "stopped"
+        news: dict[str, Any] = {"status": status, "epochs": epochs, "steps": steps}
         news |= {"seconds": round(self._seconds(), 1), "images": self._images}
         read = _read_of(trainer, "train") | _read_of(trainer, "val")
-        self._update(trainer, pl_module, news | {"metrics": _metrics(trainer), "read": read})
+        metrics = _metrics(trainer)
+        if any(key.startswith("val/") for key in metrics) and isinstance(pl_module, TuningTask):
+            state = {"epochs": epochs, "steps": steps}
+            news["evaluated"] = {"val": _told(protocol(trainer, pl_module), state, read.get("val"))}
+        self._update(trainer, pl_module, news | {"metrics": metrics, "read": read})
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Says how a run that did not finish ended."""
@@ -114,24 +133,40 @@ class RunRecord(L.Callback):
             if status == "interrupted" and folder is not None and (folder / LAST_CHECKPOINT).is_file():
                 rank_zero_info(f"To go on: vpt fit -c {folder / CONFIG_FILE} --ckpt_path {folder / LAST_CHECKPOINT}")
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keeps what training depends on."""
+        checkpoint["protocol"] = self._protocol
+
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notes which state of the training is evaluated."""
+        """Notes which state of the training is evaluated; refuses to go on with other data, seeds or options."""
         self._loaded = {"epochs": checkpoint["epoch"] + 1, "steps": checkpoint["global_step"]}
+        before = checkpoint.get("protocol")  # version 0.1.0 did not keep it
+        if before is None or trainer.state.fn != "fit" or not isinstance(pl_module, TuningTask):
+            return
+        now = training_protocol(protocol(trainer, pl_module))
+        if differs := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+            told = "; ".join(f"{key} {before.get(key)} then, {now.get(key)} now" for key in differs[:3])
+            raise ConfigError(
+                f"Training cannot go on from another run's checkpoint: {told}. Train anew, or as it began."
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Adds the metrics of a validation that is a run of its own."""
+        """Adds the metrics of a validation that is a run of its own; notes after which step one in training was."""
         if trainer.state.fn == "validate":
             self._evaluated(trainer, pl_module, "val")
+        self.validated = trainer.global_step
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the test metrics."""
         self._evaluated(trainer, pl_module, "test")
 
-    def _update(self, trainer: L.Trainer, pl_module: L.LightningModule, news: dict[str, Any]) -> None:
+    def _update(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, news: dict[str, Any], anew: bool = False
+    ) -> None:
         if (found := _written(trainer, pl_module)) is not None:
             folder, task = found
             path = folder / RUN_FILE
-            write_json(path, _with(_read(path) | protocol(trainer, task), news))
+            write_json(path, _with(({} if anew else _read(path)) | protocol(trainer, task), news))
 
     def _evaluated(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
         """Keeps what was measured in the run's record, or beside it in a file of its own.
@@ -145,9 +180,9 @@ class RunRecord(L.Callback):
         now = protocol(trainer, task)
         record = _read(folder / RUN_FILE) or now
         state = self._loaded or {"epochs": trainer.current_epoch, "steps": trainer.global_step}
-        read, data = _read_of(trainer, split), now["data"] or {}
-        own = {key: data.get(key) for key in ("name", "fingerprint", "preset", "image_size")}
-        told = {"data": own, **state, "precision": now["precision"], "read": read.get(split)}
+        read = _read_of(trainer, split)
+        told = _told(now, state, read.get(split))
+        own = told["data"]
         news = {"metrics": _metrics(trainer), "read": read, "evaluated": {split: told}}
         rival = record.get("evaluated", {}).get(split)
         ours = all((record.get("data") or {}).get(key) == value for key, value in own.items())
@@ -155,9 +190,19 @@ class RunRecord(L.Callback):
             write_json(_apart(folder, split, told), _with(now, news))
             return
         if rival not in (None, told):
-            metrics = {k: v for k, v in record["metrics"].items() if k.startswith(f"{split}/")}
+            metrics = {k: v for k, v in record["metrics"].items() if k.startswith(_PREFIXES[split])}
             write_json(_apart(folder, split, rival), record | {"metrics": metrics, "evaluated": {split: rival}})
         write_json(folder / RUN_FILE, _with(record, news))
+
+
+def _told(now: dict[str, Any], state: dict[str, int], read: int | None) -> dict[str, Any]:
+    """What an evaluation is of."""
+    data = now["data"] or {}
+    own = {key: data.get(key) for key in ("name", "fingerprint", "preset", "image_size")}
+    return {"data": own, **state, "precision": now["precision"], "read": read}
+
+
+_PREFIXES = {"val": ("val/", "trained/"), "test": ("test/",)}
 
 
 def _with(record: dict[str, Any], news: dict[str, Any]) -> dict[str, Any]:
@@ -234,7 +279,7 @@ _SHOWING = (
 
 def _training(trainer: L.Trainer) -> dict[str, Any]:
     """What of the trainer a result depends on, beside epochs, precision and data."""
-    others = [each for each in trainer.callbacks if not isinstance(each, _SHOWING)]  # type: ignore[attr-defined]
+    others = [each for each in _callbacks(trainer) if not isinstance(each, _SHOWING)]
     plain = ("max_steps", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
     clipping = trainer.gradient_clip_algorithm
     return {
@@ -268,5 +313,13 @@ def _read_of(trainer: L.Trainer, split: str) -> dict[str, int]:
     return {split: int(min(len(cast("Sized", loader.dataset)), batches * loader.batch_size * trainer.world_size))}
 
 
+def _callbacks(trainer: L.Trainer) -> list[L.Callback]:
+    return list(trainer.callbacks)  # type: ignore[attr-defined]
+
+
 def _metrics(trainer: L.Trainer) -> dict[str, float]:
-    return {key: float(value) for key, value in trainer.callback_metrics.items()}
+    """What was measured, without a validation of an earlier state than the last (``check_val_every_n_epoch``)."""
+    records = [each for each in _callbacks(trainer) if isinstance(each, RunRecord)]
+    stale = trainer.state.fn == "fit" and any(each.validated != trainer.global_step for each in records)
+    found = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    return {key: value for key, value in found.items() if not (stale and key.startswith("val/"))}

@@ -187,7 +187,10 @@ class LinearProbe(ClassificationTask):
         if data is None:
             raise ConfigError("Several values of l2 need a data module with validation images to choose on.")
         apart = torch.from_numpy(~data.shared("train", "val")).to(index.device)[index]
-        batches = [{key: part.to(index.device) for key, part in batch.items()} for batch in data.val_dataloader()]
+        # All images in each process, where a loader gives a share: every process has to choose the same.
+        dataset, size = data.split("val"), data.batch_size
+        parts = (dataset.batch(range(at, min(at + size, len(dataset)))) for at in range(0, len(dataset), size))
+        batches = [{key: part.to(index.device) for key, part in batch.items()} for batch in parts]
         val = torch.cat([self.features(batch, "val") for batch in batches]), torch.cat([b["label"] for b in batches])
         return choose_l2((features[apart], labels[apart]), val, self.model.head.out_features, self._candidates)
 

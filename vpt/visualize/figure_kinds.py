@@ -20,7 +20,7 @@ from vpt.errors import ConfigError, DataError, UnknownNameError
 from vpt.models import TunedModel, load_classifier
 from vpt.reports.page import document
 from vpt.reports.style import save_figure
-from vpt.robustness.evaluation.evaluate import check_data
+from vpt.robustness.evaluate import check_data
 from vpt.visualize.attention_map_figures import (
     draw_attention,
     mass_figure,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vpt.cli.arguments import DATA_HELP, DATA_OVERRIDES, Parser, delta_data
+from vpt.cli.arguments import DATA_HELP, DATA_OVERRIDES, WEIGHTS_HELP, Parser, delta_data
 from vpt.errors import ConfigError
 
 # of vpt.visualize.figure_kinds, without importing torch
@@ -14,17 +14,14 @@ _KINDS = "compare class rollout share mass prompts patches features"
 
 def run(args: list[str]) -> None:
     """Parses the command line and draws the figures."""
-    parser = Parser(prog="vpt attention", description=__doc__, epilog=DATA_OVERRIDES)
+    parser = Parser(prog="vpt attention", epilog=DATA_OVERRIDES)
     parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
     parser.add_argument("--images", type=Path, nargs="+", help="image files or folders (default: from the data)")
     parser.add_argument("--data", type=Path, help=DATA_HELP)
-    parser.add_argument("--weights", help="backbone weights on this machine (default: where they were in training)")
+    parser.add_argument("--weights", help=WEIGHTS_HELP)
     parser.add_argument("--kind", nargs="+", metavar="KIND", help=f"all, or some of: {_KINDS} (default: only compare)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="figure, or folder for several and a page index.html (default: figures/ beside the delta)",
-    )
+    place = "figure, or folder for several and a page index.html (default: figures/ beside the delta)"
+    parser.add_argument("--out", type=Path, help=place)
     parser.add_argument("--format", choices=("png", "svg"), default="png", help="of figures in a folder")
     options, overrides = parser.parse_with_data(args[1:])
 

@@ -14,7 +14,7 @@ from vpt.errors import UnknownNameError
 
 def run(args: list[str]) -> None:
     """Parses the command line, and lists or copies, never over another file."""
-    parser = Parser(prog="vpt configs", description=__doc__)
+    parser = Parser(prog="vpt configs")
     parser.add_argument("names", nargs="*", help="files or folders, e.g. demo.yaml or vtab (default: all)")
     parser.add_argument("--copy", type=Path, metavar="FOLDER", help="copy them there, e.g. to configs")
     options = parser.parse_args(args[1:])

@@ -27,7 +27,7 @@ def run(args: list[str]) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="vpt data", description=__doc__)
+    parser = Parser(prog="vpt data")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
     def add(name: str, action: Any, text: str) -> Parser:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +21,20 @@ _FIT = "All other arguments are those of vpt fit: -c CONFIG, --data.root FOLDER,
 
 def run(args: list[str]) -> None:
     """Parses the command line, runs the experiment, and prints its table."""
-    about, extend, action = COMMANDS[args[0]]
-    parser = Parser(prog=f"vpt {args[0]}", description=about, epilog=_FIT)
-    extend(parser)
-    _engine_flags(parser)
-    options, rest = parser.parse_known_args(args[1:])
-    _check_folder(options)
-    action(options, rest)
+    commands = {"sweep": _sweep, "fewshot": _fewshot, "combine": _combine, "scale": _scale}
+    commands |= {"pretrain": _pretrain, "transfer": _transfer}
+    commands[args[0]](Parser(prog=f"vpt {args[0]}", epilog=_FIT), args[1:])
 
 
-def _engine_flags(parser: Parser) -> None:
+def _parsed(parser: Parser, args: list[str], plan: bool = True) -> tuple[Namespace, list[str]]:
+    """The options of a command, to which those of all are added, and what is for `vpt fit`."""
+    if plan:
+        grid = "YAML: what to search, e.g. configs/sweep/vpt.yaml (default: nothing)"
+        parser.add_argument("--grid", type=Path, help=grid)
+        seeds = "of the tested runs (default: the grid's; 42 44 82 100 800)"
+        parser.add_argument("--seeds", type=int, nargs="+", help=seeds)
+        halving = "keep the best 1/N of the grid at each rung (default: train all)"
+        parser.add_argument("--halving", type=int, help=halving)
     parser.add_argument("--out", type=Path, required=True, help="folder of the experiment")
     parser.add_argument("--resume", action="store_true", help="go on in --out; what is finished is not repeated")
     parser.add_argument("--serial", action="store_true", help="one trial after another in this process, without Ray")
@@ -38,21 +42,10 @@ def _engine_flags(parser: Parser) -> None:
     parser.add_argument("--cpus-per-trial", type=int, help="and torch threads (default: this machine's, shared evenly)")
     parser.add_argument("--gpus-per-trial", type=float, help="0.25 runs four on one (default: 1 if there are any)")
     parser.add_argument("--address", help="of a running Ray cluster, `auto` or HOST:PORT (default: this machine)")
-
-
-def _plan_flags(parser: Parser) -> None:
-    parser.add_argument(
-        "--grid", type=Path, help="YAML: what to search, e.g. configs/sweep/vpt.yaml (default: nothing)"
-    )
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", help="of the tested runs (default: the grid's; 42 44 82 100 800)"
-    )
-    parser.add_argument("--halving", type=int, help="keep the best 1/N of the grid at each rung (default: train all)")
-
-
-def _check_folder(options: Namespace) -> None:
+    options, rest = parser.parse_known_args(args)
     if not options.resume and options.out.is_dir() and any(options.out.iterdir()):
         raise ConfigError(f"{options.out} is not empty: --resume goes on in it, or name another --out.")
+    return options, rest
 
 
 def _engine(options: Namespace) -> Engine:
@@ -74,19 +67,10 @@ def _plan(options: Namespace, rest: list[str]) -> Plan:
 
 
 def read_plan(path: Path, args: list[str], seeds: Sequence[int] | None = None, halving: int | None = None) -> Plan:
-    """Reads a grid file.
+    """Reads a grid file: YAML with ``grid`` by dotted keys, and perhaps ``choose``, ``retrain`` and ``seeds``.
 
-    Args:
-        path: YAML with ``grid`` and, if they are not empty, ``choose`` and ``retrain``, by dotted keys; ``seeds``.
-        args: Those of `vpt fit`, which say what keys and values there are.
-        seeds: Instead of those of the file.
-        halving: As in `Plan`.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ConfigError: The file is none, or has a key or a value that `vpt fit` would refuse.
+    `args` are those of `vpt fit`, which say what keys and values there are; `seeds` count instead of the file's. Raises
+    a ConfigError if it is none, or has a key or a value that `vpt fit` would refuse.
     """
     from vpt.cli.commands.lightning_cli import typed
     from vpt.experiments.sweep import SEEDS, Plan
@@ -129,49 +113,61 @@ def _config(rest: list[str]) -> dict[str, Any]:
     return config
 
 
-def _sweep(options: Namespace, rest: list[str]) -> None:
+def _sweep(parser: Parser, args: list[str]) -> None:
     from vpt.experiments.sweep import sweep
 
+    options, rest = _parsed(parser, args)
     if options.grid is None:
         raise ConfigError("vpt sweep needs --grid FILE, e.g. configs/sweep/vpt.yaml.")
     _show({"": sweep(_config(rest), _plan(options, rest), options.out, _engine(options))}, options.out)
 
 
-def _fewshot(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.sweep import by_shots, few_shot_plan, sweep_variants
+def _fewshot(parser: Parser, args: list[str]) -> None:
+    from vpt.experiments.sweep import by_shots, few_shot_plan
 
-    variants, plan = by_shots(_config(rest), options.shots), few_shot_plan(_plan(options, rest))
+    parser.add_argument("--shots", type=int, nargs="+", required=True, help="training images of each class")
+    options, rest = _parsed(parser, args)
+    _vary(by_shots(_config(rest), options.shots), few_shot_plan(_plan(options, rest)), options)
+
+
+def _combine(parser: Parser, args: list[str]) -> None:
+    from vpt.experiments.sweep import combinations
+
+    deltas = "names or YAML such as '{name: lora, rank: 4}' (default: the config's)"
+    parser.add_argument("--deltas", nargs="+", help=deltas)
+    options, rest = _parsed(parser, args)
+    config = _config(rest)
+    given = options.deltas or config["model"]["init_args"].get("deltas")
+    if not given:
+        mend = "--deltas, or a config with deltas, e.g. -c configs/method/prompt_lora.yaml"
+        raise ConfigError(f"vpt combine needs {mend}.")
+    found = [read_yaml(each) if isinstance(each, str) else dict(each) for each in given]
+    named = [{"name": each} if isinstance(each, str) else each for each in found]
+    _vary(combinations(config, named), _plan(options, rest), options)
+
+
+def _scale(parser: Parser, args: list[str]) -> None:
+    from vpt.experiments.sweep import by_backbone
+
+    parser.add_argument("--backbones", nargs="+", required=True, help="timm's names")
+    parser.add_argument("--weights-of", nargs="*", default=[], metavar="NAME=FILE", help="weights of single backbones")
+    options, rest = _parsed(parser, args)
+    files = dict(pair.partition("=")[::2] for pair in options.weights_of)
+    _vary(by_backbone(_config(rest), options.backbones, files), _plan(options, rest), options)
+
+
+def _vary(variants: Mapping[str, dict[str, Any]], plan: Plan, options: Namespace) -> None:
+    from vpt.experiments.sweep import sweep_variants
+
     _show(sweep_variants(variants, plan, options.out, _engine(options)), options.out)
 
 
-def _combine(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.sweep import combinations, sweep_variants
-
-    config = _config(rest)
-    variants = combinations(config, _deltas(options.deltas or config["model"]["init_args"].get("deltas")))
-    _show(sweep_variants(variants, _plan(options, rest), options.out, _engine(options)), options.out)
-
-
-def _deltas(given: Any) -> list[dict[str, Any]]:
-    if not given:
-        raise ConfigError(
-            "vpt combine needs --deltas, or a config with deltas, e.g. -c configs/method/prompt_lora.yaml."
-        )
-    found = [read_yaml(each) if isinstance(each, str) else dict(each) for each in given]
-    return [{"name": each} if isinstance(each, str) else each for each in found]
-
-
-def _scale(options: Namespace, rest: list[str]) -> None:
-    from vpt.experiments.sweep import by_backbone, sweep_variants
-
-    files = dict(pair.partition("=")[::2] for pair in options.weights_of)
-    variants = by_backbone(_config(rest), options.backbones, files)
-    _show(sweep_variants(variants, _plan(options, rest), options.out, _engine(options)), options.out)
-
-
-def _pretrain(options: Namespace, rest: list[str]) -> None:
+def _pretrain(parser: Parser, args: list[str]) -> None:
     from vpt.experiments.pretrain import compare
 
+    tasks = "a config for each task, of which the data section counts"
+    parser.add_argument("--tasks", type=Path, nargs="+", required=True, help=tasks)
+    options, rest = _parsed(parser, args)
     configs = {path.stem: _config(_on_task(rest, path)) for path in options.tasks}
     if len(configs) < len(options.tasks):
         raise ConfigError("Two of the --tasks have one file name, which is what their runs are called: rename one.")
@@ -186,12 +182,16 @@ def _on_task(rest: list[str], task: Path) -> list[str]:
     return [*rest[:end], "--data", json.dumps(data_section(task)), *rest[end:]]
 
 
-def _transfer(options: Namespace, rest: list[str]) -> None:
+def _transfer(parser: Parser, args: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from vpt.experiments.transfer import transfer
 
+    parser.add_argument("runs", type=Path, nargs="+", help="a finished run for each task")
+    modes = "init: train from the other task's delta; frozen: a new head on it (default: init)"
+    parser.add_argument("--mode", nargs="+", choices=["init", "frozen"], default=["init"], help=modes)
+    options, rest = _parsed(parser, args, plan=False)
     if rest:
         raise ConfigError(f"unrecognized arguments: {rest[0]} (see vpt transfer --help).")
     configs = {folder: _config(["-c", str(folder / CONFIG_FILE)]) for folder in options.runs}
@@ -229,50 +229,3 @@ def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
         for seed, reason in found.failed.items():
             print(f"failed: {name} seed {seed}: {reason}")
     print(f"written to {out}")
-
-
-def _few_flags(parser: Parser) -> None:
-    parser.add_argument("--shots", type=int, nargs="+", required=True, help="training images of each class")
-    _plan_flags(parser)
-
-
-def _combine_flags(parser: Parser) -> None:
-    parser.add_argument(
-        "--deltas", nargs="+", help="names or YAML such as '{name: lora, rank: 4}' (default: the config's)"
-    )
-    _plan_flags(parser)
-
-
-def _scale_flags(parser: Parser) -> None:
-    parser.add_argument("--backbones", nargs="+", required=True, help="timm's names")
-    parser.add_argument("--weights-of", nargs="*", default=[], metavar="NAME=FILE", help="weights of single backbones")
-    _plan_flags(parser)
-
-
-def _pretrain_flags(parser: Parser) -> None:
-    parser.add_argument(
-        "--tasks", type=Path, nargs="+", required=True, help="a config for each task, of which the data section counts"
-    )
-    _plan_flags(parser)
-
-
-def _transfer_flags(parser: Parser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", help="a finished run for each task")
-    parser.add_argument(
-        "--mode",
-        nargs="+",
-        choices=["init", "frozen"],
-        default=["init"],
-        help="init: train from the other task's delta; frozen: a new head on it (default: init)",
-    )
-
-
-# name -> (one line of help, adds its flags, runs it)
-COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Namespace, list[str]], None]]] = {
-    "sweep": ("search a grid on validation images, retrain with several seeds, test once each", _plan_flags, _sweep),
-    "fewshot": ("the same for several numbers of training images a class", _few_flags, _fewshot),
-    "combine": ("the same for all on/off combinations of deltas", _combine_flags, _combine),
-    "scale": ("the same recipe on several backbones", _scale_flags, _scale),
-    "pretrain": ("one delta for several tasks, then each task from it and alone", _pretrain_flags, _pretrain),
-    "transfer": ("the delta of each task on every other task", _transfer_flags, _transfer),
-}

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vpt.cli.arguments import Parser
+from vpt.cli.arguments import WEIGHTS_HELP, Parser
 
 _FORMATS = "onnx, torch: one file, model.onnx or model.pt2, from uint8 images to logits; peft: a LoRA adapter"
 _PLACES = {"onnx": "model.onnx", "torch": "model.pt2", "peft": "peft"}
-
-
-_EXPORT = "A trained model as one file that runs without this package, or in the format of another library."
-_PUSH = 'A run onto the Hugging Face Hub, where vpt.load("hf://user/name") finds it.'
 
 
 def run(args: list[str]) -> None:
@@ -21,7 +17,7 @@ def run(args: list[str]) -> None:
 
 def _push(args: list[str]) -> None:
     """Parses the command line and uploads."""
-    parser = Parser(prog="vpt push", description=_PUSH)
+    parser = Parser(prog="vpt push")
     parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
     parser.add_argument("--repo", required=True, help="user/name; made if it is not there")
     parser.add_argument("--private", action="store_true", help="nobody else sees it; refused where it is public")
@@ -36,10 +32,10 @@ def _push(args: list[str]) -> None:
 
 def _export(args: list[str]) -> None:
     """Parses the command line and writes the files."""
-    parser = Parser(prog="vpt export", description=_EXPORT)
+    parser = Parser(prog="vpt export")
     parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
     parser.add_argument("--format", choices=list(_PLACES), required=True, help=_FORMATS)
-    parser.add_argument("--weights", help="backbone weights on this machine (default: where they were in training)")
+    parser.add_argument("--weights", help=WEIGHTS_HELP)
     parser.add_argument("--out", type=Path, help="file, or folder for peft (default: beside the delta)")
     options = parser.parse_args(args[1:])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from argparse import ArgumentError
 from collections.abc import Callable
 from pathlib import Path
@@ -37,9 +38,7 @@ _LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")  # words that Light
 class VPTCLI(LightningCLI):
     """LightningCLI that fills the model in from the data and refuses what would be settled silently.
 
-    Attributes:
-        given: What files and flags say, section by section, without defaults.
-        hyperparameters: Those of the checkpoint, empty without one.
+    `given` is what files and flags say, section by section, without defaults; `hyperparameters` are the checkpoint's.
     """
 
     given: dict[str, Any]
@@ -51,15 +50,7 @@ class VPTCLI(LightningCLI):
         return {name: skip | {"weights_only"} for name, skip in LightningCLI.subcommands().items()}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses and keeps apart what the user gave.
-
-        Args:
-            parser: The parser of all commands.
-            args: Command line, a list of strings.
-
-        Raises:
-            ConfigError: A value was lost between overlays, or contradicts the checkpoint.
-        """
+        """Parses, and keeps apart what the user gave; a ConfigError if it lost a value or contradicts a checkpoint."""
         self.config = parser.parse_args(_sized(parser, args))
         command = self.config.subcommand
         self.given = parser.parse_args(args, defaults=False)[command].as_dict()
@@ -70,13 +61,8 @@ class VPTCLI(LightningCLI):
         config_checks.check_checkpoint(self.given.get("model"), self.hyperparameters, str(config.ckpt_path))
 
     def before_instantiate_classes(self) -> None:
-        """Fills in number of classes, image size and normalisation, so that the saved config is explicit.
-
-        Raises:
-            ConfigError: The user or a checkpoint says something else than the data.
-            DataError: The data cannot be found.
-        """
-        settled = settle(self._left_open())[0]
+        """Fills in number of classes, image size and normalisation, so that the saved config is explicit."""
+        settled = settle(self._left_open(), bool(self.hyperparameters) and self.subcommand != "fit")[0]
         config = self.config[self.subcommand]
         config.data.init_args.image_size = settled["data"]["init_args"]["image_size"]
         for key in (*FROM_DATA, *config_checks.FREE_OF_CHECKPOINT):
@@ -95,11 +81,7 @@ class VPTCLI(LightningCLI):
         return config
 
     def instantiate_classes(self) -> None:
-        """Builds data, model and trainer.
-
-        Raises:
-            VPTError: What they refuse, without jsonargparse's wrapping.
-        """
+        """Builds data, model and trainer; what they refuse comes without jsonargparse's wrapping."""
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -108,14 +90,7 @@ class VPTCLI(LightningCLI):
             raise explain(str(error), _CLASSES) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Adds this package's logger and callbacks wherever the user has not decided otherwise.
-
-        Args:
-            **kwargs: Trainer arguments that win over the config.
-
-        Returns:
-            The trainer.
-        """
+        """Adds this package's logger and callbacks wherever the user has not decided otherwise."""
         config = self.config[self.subcommand]
         if self.subcommand != "fit":
             self.save_config_callback = None  # what is evaluated keeps the config that it was trained with
@@ -187,17 +162,10 @@ class _Reader(_Resolver):
 
 
 def resolve(args: list[str], data: bool = True) -> dict[str, Any]:
-    """The config that `vpt fit` would run, for experiments of many runs.
+    """The config that `vpt fit` would run, without what the user left to backbone and data.
 
-    Args:
-        args: Those of `vpt fit`.
-        data: Read the data, and refuse what a run would refuse.
-
-    Returns:
-        ``seed_everything``, ``trainer``, ``model`` and ``data``; without what the user left to backbone and data.
-
-    Raises:
-        VPTError: The user's input is wrong.
+    It has ``seed_everything``, ``trainer``, ``model`` and ``data``. With `data` these are read, and what a run would
+    refuse is refused.
     """
     found = cast("_Resolver", _cli(_Resolver if data else _Reader, ["fit", *args])).resolved
     found["trainer"] = {key: value for key, value in found["trainer"].items() if value is not None}
@@ -219,17 +187,10 @@ def _sized(parser: LightningArgumentParser, args: list[str]) -> list[str]:
 
 
 def typed(args: list[str]) -> Callable[[str, Any], Any]:
-    """Reads single values as `vpt fit` would read them as flags.
+    """Reads single values as `vpt fit`, of these arguments, would read them as flags.
 
-    Args:
-        args: Those of `vpt fit`.
-
-    Returns:
-        Takes a key such as ``model.base_lr`` and a value from YAML, and gives the value in the type of the key; raises
-        a ConfigError for a key or a value that `vpt fit` would refuse.
-
-    Raises:
-        VPTError: The user's input is wrong.
+    What it returns takes a key such as ``model.base_lr`` and a value from YAML, and gives the value in the type of the
+    key; a ConfigError for a key or a value that `vpt fit` would refuse.
     """
     parser = _cli(_Reader, ["fit", *args]).parser
 
@@ -286,11 +247,7 @@ def _hyperparameters(command: str, path: str | None, trying: bool) -> dict[str, 
         return {}
     if path.partition(":")[0] in _LIGHTNING_CHECKPOINTS:  # Lightning would go on without any where it finds none
         raise ConfigError(f"--ckpt_path {path} says of no run: give the file, such as RUN/checkpoints/last.ckpt.")
-    try:
-        there = Path(path).is_file()
-    except OSError:  # such as a name that is too long
-        there = False
-    if not there:
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on a name that is too long
         raise ConfigError(f"No checkpoint {path:.200}: a run keeps its last epoch in checkpoints/last.ckpt.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

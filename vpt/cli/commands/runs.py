@@ -1,29 +1,31 @@
-"""``vpt runs`` and ``vpt rerun``: what runs measured and left in their folders, and one of them once more."""
+"""``vpt runs|rerun|report|profile``: what runs measured, left in their folders and cost, and one of them once more."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpt.cli.arguments import Parser
 from vpt.errors import ConfigError, VPTError
 from vpt.run_record import CONFIG_FILE, RUN_FILE, images_read, read_record, subset_name
 
-_RUNS = "What the runs below a folder measured, and the files that they left."
-_RERUN = "Repeats a run from what it left behind, and says whether its numbers came out equal."
+if TYPE_CHECKING:  # imported when used: --help does not wait for torch
+    from vpt.models import TunedModel
 
 
 def run(args: list[str]) -> None:
-    """Runs one of the two commands."""
-    {"runs": _runs, "rerun": _rerun}[args[0]](args)
+    """Runs one of the four commands."""
+    {"runs": _runs, "rerun": _rerun, "report": _report, "profile": _profile}[args[0]](args)
 
 
 def _rerun(args: list[str]) -> None:
     """Repeats the run, and prints both numbers; one that came out otherwise is an error."""
     epilog = "Values that are another on this machine: --data.root FOLDER --model.weights FILE"
-    parser = Parser(prog="vpt rerun", description=_RERUN, epilog=epilog)
+    parser = Parser(prog="vpt rerun", epilog=epilog)
     parser.add_argument("run", type=Path, help="folder with run.json and config.yaml")
     parser.add_argument("--out", type=Path, help="keep the repetition in this folder (default: it is removed)")
     options, rest = parser.parse_known_args(args[1:])
@@ -51,7 +53,7 @@ def _runs(args: list[str]) -> None:
     """Prints a table and a list."""
     from rich.console import Console
 
-    parser = Parser(prog="vpt runs", description=_RUNS)
+    parser = Parser(prog="vpt runs")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where to look (default: runs)")
     folder = parser.parse_args(args[1:]).folder
     records = {path.parent: read_record(path.parent) for path in sorted(folder.rglob(RUN_FILE))}
@@ -63,10 +65,8 @@ def _runs(args: list[str]) -> None:
         console.print(warning, highlight=False, soft_wrap=True)
     for home, record in records.items():
         data = record.get("data") or {}
-        protocol = (
-            f" (preset {data['preset']}, {data['counts']['train']:,} training images)" if "preset" in data else ""
-        )
-        console.print(f"\n{home}/{protocol}", highlight=False, soft_wrap=True)
+        told = f" (preset {data['preset']}, {data['counts']['train']:,} training images)" if "preset" in data else ""
+        console.print(f"\n{home}/{told}", highlight=False, soft_wrap=True)
         for path in sorted(home.iterdir()):
             files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
             size = sum(file.stat().st_size for file in files) / 1024
@@ -77,19 +77,14 @@ def _runs(args: list[str]) -> None:
 def check_comparable(data: Iterable[Mapping[str, Any]]) -> list[str]:
     """Finds tasks that were measured under several presets, or after training on several shares of the images.
 
-    Args:
-        data: The ``data`` of each record, as :meth:`ImageDataModule.describe` gives it.
-
-    Returns:
-        A sentence for each such task and difference.
+    Of each record it takes ``data``, as :meth:`ImageDataModule.describe` gives it; a sentence for each task and
+    difference.
     """
     used: dict[tuple[str, str], Counter[str]] = {}
     for described in data:
         if "preset" in described:
-            for what, value in (
-                ("presets", described["preset"]),
-                ("training subsets", subset_name(described.get("subset"))),
-            ):
+            values = {"presets": described["preset"], "training subsets": subset_name(described.get("subset"))}
+            for what, value in values.items():
                 used.setdefault((described["name"], what), Counter())[value] += 1
     return [
         f"Not comparable: the runs on {name} use different {what} "
@@ -118,3 +113,86 @@ def _table(folder: Path, records: dict[Path, dict[str, Any]]) -> Any:
             str(images_read(record).get("test", "–")),
         )
     return table
+
+
+def _report(args: list[str]) -> None:
+    """Writes the files, and prints the tables."""
+    parser = Parser(prog="vpt report")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders, searched for run.json of tested runs")
+    mixed = "average across presets, partial data and epoch rules, too"
+    parser.add_argument("--mixed", action="store_true", help=mixed)
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (default: report)")
+    options = parser.parse_args(args[1:])
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from vpt.reports.run_report import run_report
+    from vpt.reports.run_values import report
+
+    made = run_report(report(options.runs, options.mixed))
+    paths = made.write(options.out)
+    console = Console()
+    for table in made.tables[:2]:
+        shown = Table(*table.columns, title=table.title, caption=table.note)
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+    for note in made.notes:
+        console.print(note, highlight=False, soft_wrap=True)
+    print(f"written to {options.out}: {', '.join(path.name for path in paths)}")
+
+
+def _profile(args: list[str]) -> None:
+    """Measures, and prints the ledger."""
+    epilog = "All other arguments are those of vpt fit: -c CONFIG, --model.weights random, ..."
+    parser = Parser(prog="vpt profile", epilog=epilog)
+    parser.add_argument("--batch", type=int, default=8, help="images at once (default: 8)")
+    parser.add_argument("--rounds", type=int, default=5, help="how often time is taken (default: 5)")
+    parser.add_argument("--classes", type=int, help="measure without the data, with so many classes")
+    parser.add_argument("--run", type=Path, help="a finished run: how many steps it took to 95 %% of its own best")
+    parser.add_argument("--json", action="store_true", help="print plain numbers")
+    options, rest = parser.parse_known_args(args[1:])
+    if options.run is None and not rest:
+        raise ConfigError("vpt profile needs a config, e.g. -c configs/demo.yaml, or --run RUN.")
+
+    from vpt.experiments.profile import profile, steps_to_share
+
+    values = asdict(profile(_model(rest, options.classes), options.batch, options.rounds)) if rest else {}
+    if options.run is not None:
+        values["steps_to_95"], values["steps"] = steps_to_share(options.run)
+    print(json.dumps(values, indent=1) if options.json else _text(values))
+
+
+def _model(args: list[str], classes: int | None) -> TunedModel:
+    from lightning.pytorch.cli import instantiate_class
+
+    from vpt.cli.commands.lightning_cli import resolve
+    from vpt.tasks.build import build, image_size
+
+    if classes is None:
+        return build(resolve(args))[0].model
+    config = resolve(args, data=False)
+    section = config["model"]
+    section["init_args"] |= {"num_classes": classes, "image_size": image_size(config)}
+    model: TunedModel = instantiate_class((), section).model
+    return model
+
+
+def _text(values: dict[str, float]) -> str:
+    lines = []
+    if "trainable" in values:
+        batch, formula = values["batch"], values["formula"]
+        said = "no formula after full fine-tuning" if formula is None else f"formula {formula:,}"
+        lines = [
+            f"trained parameters    {values['trainable']:,} of {values['total']:,} ({said})",
+            f"delta file            {values['delta_bytes'] / 1024:,.0f} KB",
+            f"forward, an image     {values['forward_flops'] / batch / 1e9:.2f} GFLOP, "
+            f"{1000 * values['forward_seconds'] / batch:.1f} ms",
+            f"forward and backward  {values['step_flops'] / batch / 1e9:.2f} GFLOP, "
+            f"{1000 * values['step_seconds'] / batch:.1f} ms",
+            f"memory of a step      {values['memory'] / 2**20:,.0f} MiB for {batch} images on {values['device']}",
+        ]
+    if "steps" in values:
+        lines.append(f"95 % of its best val  after {values['steps_to_95']:,} of {values['steps']:,} steps")
+    return "\n".join(lines)

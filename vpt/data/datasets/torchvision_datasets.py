@@ -54,12 +54,14 @@ class TorchvisionList:
     Attributes:
         dataset: The dataset; ``dataset[i]`` is (PIL image, label).
         title: Dataset and split, e.g. ``"cifar10-train"``.
+        made_of: Dataset and arguments, which with the files decide what the images are.
         positions: int64 (N,) in the dataset.
         labels: int64 (N,).
     """
 
     dataset: Any
     title: str
+    made_of: str
     positions: NDArray[np.int64]
     labels: NDArray[np.int64]
 
@@ -86,7 +88,7 @@ class TorchvisionList:
     def contents(self) -> Hashes:
         """Returns the hash of each image's decoded pixels, uint8 (N, 16); of zeros for one that cannot be decoded."""
         about = hashlib.sha256(self.positions.tobytes()).hexdigest()
-        return kept_hashes(self.title, f"{self.title} {about}", self._files(), len(self), self._content)
+        return kept_hashes(self.title, f"{self.made_of} {about}", self._files(), len(self), self._content)
 
     def _content(self, position: int) -> bytes:
         try:
@@ -153,7 +155,13 @@ def _read(kind: Any, root: Path, title: str, arguments: Choice) -> TorchvisionLi
     try:
         dataset = kind(**fixed, **arguments)
         labels = _labels(dataset, title)
-        return TorchvisionList(dataset, title, np.arange(len(labels), dtype=np.int64), labels)
+        return TorchvisionList(
+            dataset,
+            title,
+            f"{kind.__name__} {sorted(arguments.items())}",
+            np.arange(len(labels), dtype=np.int64),
+            labels,
+        )
     except DataError:
         raise
     except Exception as error:  # torchvision raises a dozen unrelated types on absent and damaged files.

@@ -21,17 +21,9 @@ from vpt.models.delta_file import save_delta
 
 
 def sub_head(head: nn.Linear, classes: Sequence[int]) -> nn.Linear:
-    """Takes the rows of a pretrained classifier that are the classes of a task.
+    """The rows of a pretrained classifier (C, features) that are the classes of a task, in the task's order; frozen.
 
-    Args:
-        head: (C, features), e.g. of the ImageNet weights of the same backbone.
-        classes: For each class of the task its position in 0..C-1, in the task's order.
-
-    Returns:
-        A frozen (classes, features) head; a missing bias becomes zero.
-
-    Raises:
-        ConfigError: A position does not exist, occurs twice, or there is none.
+    A missing bias becomes zero. Raises a ConfigError if a position is not in 0..C-1, occurs twice, or there is none.
     """
     known = head.out_features
     if not classes:
@@ -47,18 +39,10 @@ def sub_head(head: nn.Linear, classes: Sequence[int]) -> nn.Linear:
 
 
 def own_head(backbone: Backbone, classes: Sequence[int] | None = None) -> nn.Linear:
-    """The classifier that a backbone's weights were published with, or the part of it that a task needs.
+    """The frozen classifier that a backbone's weights were published with, or the classes of it that a task needs.
 
-    Args:
-        backbone: From `create_backbone`.
-        classes: As for `sub_head`; None for all.
-
-    Returns:
-        A frozen (classes, features) head.
-
-    Raises:
-        WeightsError: The weights have no linear classifier.
-        ConfigError: The match of classes is impossible, or the backbone has another pool than its weights.
+    Raises a WeightsError if there is no linear one, a ConfigError if the match of classes is impossible (`sub_head`) or
+    the backbone has another pool than its weights.
     """
     head = _published_head(backbone)
     return head if classes is None else sub_head(head, classes)
@@ -78,21 +62,10 @@ def write_head(
     preset: dict[str, Any],
     info: Mapping[str, Any],
 ) -> Path:
-    """Writes a head as a linear probe's delta file, which ``--anchor`` and ``init_head`` take.
+    """Writes a head (classes, features) as a linear probe's delta file, which ``--anchor`` and ``init_head`` take.
 
-    Args:
-        path: Ends in ``.safetensors``.
-        backbone: What the head reads; from `create_backbone`.
-        head: (classes, features).
-        class_names: The task's.
-        preset: The preprocessing (`Preset.to_dict`).
-        info: Where the head comes from; plain JSON values.
-
-    Returns:
-        The path.
-
-    Raises:
-        ConfigError: The head does not fit backbone or classes.
+    `preset` is the preprocessing (`Preset.to_dict`), `info` says where the head comes from, in plain JSON values.
+    Raises a ConfigError if the head does not fit backbone or classes.
     """
     if head.weight.shape != (len(class_names), backbone.num_features):
         raise ConfigError(
@@ -106,12 +79,7 @@ def write_head(
 
 
 def frozen(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A head that does not train.
-
-    Args:
-        weight: (classes, features).
-        bias: (classes,).
-    """
+    """A head of weights (classes, features) and bias (classes,) that does not train."""
     made = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
         made.weight.copy_(weight)
@@ -128,14 +96,7 @@ TEMPLATES = Path(__file__).with_name("templates.txt")
 def read_templates(path: Path = TEMPLATES) -> list[str]:
     """Reads templates, a line each; one line is a single hard prompt, several are an ensemble.
 
-    Args:
-        path: A text file in UTF-8; by default the list of this package.
-
-    Returns:
-        The lines that are not empty.
-
-    Raises:
-        ConfigError: There is no such file, no line, or a line in which ``{}`` does not stand exactly once.
+    Raises a ConfigError if there is no such file, no line, or a line in which ``{}`` does not stand exactly once.
     """
     if not path.is_file():
         raise ConfigError(f"No templates {path}: give a text file with lines such as `a photo of a {{}}.`.")
@@ -152,17 +113,9 @@ def read_templates(path: Path = TEMPLATES) -> list[str]:
 def text_head(class_names: Sequence[str], templates: Sequence[str], encode: Encoder, scale: float) -> nn.Linear:
     """Embeds every class in every template: each normalised, averaged, normalised again, times the scale.
 
-    Args:
-        class_names: Different ones; ``_`` is read as a space.
-        templates: From `read_templates`.
-        encode: The text tower.
-        scale: exp(logit_scale), 100 in OpenAI's CLIP.
-
-    Returns:
-        A frozen (classes, embedding) head with zero bias, for normalised image embeddings.
-
-    Raises:
-        ConfigError: Two classes have the same name, so that one of them could never win.
+    The scale is exp(logit_scale), 100 in OpenAI's CLIP; ``_`` in a name is read as a space. Returns a frozen head
+    (classes, embedding) with zero bias, for normalised image embeddings. Raises a ConfigError if two classes have the
+    same name, so that one of them could never win.
     """
     names = [name.replace("_", " ").strip() for name in class_names]
     if twice := sorted({name for name in names if [other.casefold() for other in names].count(name.casefold()) > 1}):
@@ -176,21 +129,12 @@ def text_head(class_names: Sequence[str], templates: Sequence[str], encode: Enco
 
 
 def image_head(texts: nn.Linear, projection: nn.Linear, features: Tensor) -> nn.Linear:
-    """Puts a text head behind the image tower's projection, as one linear head on pooled features.
+    """Puts a text head (classes, embedding) behind the image tower's projection, as one linear head on pooled features.
 
     CLIP divides each projected image by its own length, which no linear head can. Here all are divided by their mean
-    length: the answers (argmax) are exactly CLIP's, the logits differ by each image's length over the mean.
-
-    Args:
-        texts: (classes, embedding), from `text_head`.
-        projection: (embedding, features): the classifier of timm's CLIP weights.
-        features: (N, features), pooled features of some training images.
-
-    Returns:
-        A frozen (classes, features) head.
-
-    Raises:
-        ConfigError: The widths do not fit.
+    length over some training images' features (N, features): the answers (argmax) are exactly CLIP's, the logits differ
+    by each image's length over the mean. The projection (embedding, features) is the classifier of timm's CLIP weights.
+    Raises a ConfigError if the widths do not fit.
     """
     if texts.in_features != projection.out_features or projection.in_features != features.shape[-1]:
         raise ConfigError(
@@ -204,18 +148,10 @@ def image_head(texts: nn.Linear, projection: nn.Linear, features: Tensor) -> nn.
 
 
 def clip_text(name: str, pretrained: str) -> tuple[Encoder, float]:
-    """Loads the text tower of an open_clip model.
+    """Loads the text tower of an open_clip model such as ``ViT-B-16`` with ``openai``, and exp(logit_scale).
 
-    Args:
-        name: open_clip's name, e.g. ``ViT-B-16``.
-        pretrained: Its weights, e.g. ``openai``, or a path.
-
-    Returns:
-        The tower, and exp(logit_scale).
-
-    Raises:
-        ConfigError: open_clip is not installed.
-        WeightsError: There is no such model or the weights cannot be fetched.
+    Raises a ConfigError if open_clip is not installed, a WeightsError if it has no such model or cannot fetch the
+    weights.
     """
     try:
         import open_clip
@@ -231,20 +167,9 @@ def clip_text(name: str, pretrained: str) -> tuple[Encoder, float]:
 
 @torch.inference_mode()
 def zero_shot(backbone: Backbone, texts: nn.Linear, images: ImageDataset, number: int = 256) -> nn.Linear:
-    """A text head on the pooled features of timm's CLIP image tower.
+    """A text head on the pooled features of timm's CLIP image tower; errors as of `image_head` and `own_head`.
 
-    Args:
-        backbone: The image tower.
-        texts: (classes, embedding), from `text_head`.
-        images: Training images, which tell how long projected features are.
-        number: How many of them are looked at, evenly spread over the list.
-
-    Returns:
-        A frozen (classes, features) head.
-
-    Raises:
-        ConfigError: Tower and texts are not of one CLIP model.
-        WeightsError: The tower's weights have no projection.
+    Some `number` of training images, evenly spread over the list, tell how long projected features are.
     """
     projection = _published_head(backbone)
     rows = range(0, len(images), max(1, len(images) // number))

@@ -17,9 +17,9 @@ from vpt.data import ImageDataModule
 from vpt.data.corruptions import BASIC, CORRUPTIONS, GROUPS, PUBLISHED, title
 from vpt.errors import ConfigError, DataError
 from vpt.metrics import accuracy
-from vpt.robustness.evaluation import logit_records
-from vpt.robustness.evaluation.evaluation_sets import SHIFT, VAL
-from vpt.robustness.evaluation.logit_records import Record
+from vpt.robustness import logit_records
+from vpt.robustness.evaluation_sets import SHIFT, VAL
+from vpt.robustness.logit_records import Record
 from vpt.run_record import identity
 
 RESULT_FILE = "robustness.json"
@@ -32,18 +32,9 @@ FIXED_ALPHA = 0.5
 class Row:
     """Scores of one test set at one strength; accuracies lie in [0, 1].
 
-    Attributes:
-        set: Name of the set.
-        kind: ``"clean"``, ``"val"``, ``"shift"`` or the corruption.
-        severity: Of a corruption, else None.
-        n: Images.
-        alpha: Strength.
-        top1: Share classified rightly.
-        low: Lower bound of its 95 % Wilson interval.
-        high: Upper bound.
-        mean_per_class: Mean over the classes present.
-        record: The record's file name; None if the logits are those of α = 0 and α = 1, interpolated.
-        ends: The file names of these two, where there is no record.
+    `kind` is ``"clean"``, ``"val"``, ``"shift"`` or the corruption, which has a severity. Top-1 has a 95 % Wilson
+    interval from `low` to `high`; `mean_per_class` is over the classes present. `record` is the record's file name;
+    None if the logits are those of α = 0 and α = 1, interpolated: then these two are the `ends`.
     """
 
     set: str
@@ -63,18 +54,8 @@ def between(start: Record, end: Record, alpha: float) -> Record:
     """Interpolates the logits of two records: (1 − α)·z0 + α·z1.
 
     Where only the head differs this is exactly the interpolated head; elsewhere it is output ensembling, a method of
-    its own (Wortsman et al., CVPR 2022, section 3).
-
-    Args:
-        start: At α = 0.
-        end: At α = 1, the same images.
-        alpha: In [0, 1].
-
-    Returns:
-        A record of both protocols' common entries and this α.
-
-    Raises:
-        DataError: The records are not of the same images, not complete, or hold half-precision logits.
+    its own (Wortsman et al., CVPR 2022, section 3). Raises a DataError if the records are not of the same images, not
+    complete, or hold half-precision logits.
     """
     for record in (start, end):
         if record.logits.dtype != np.float32 or not record.complete:
@@ -87,38 +68,28 @@ def between(start: Record, end: Record, alpha: float) -> Record:
 
 
 def why_val_cannot_choose(infos: Sequence[Mapping[str, Any]], data: ImageDataModule) -> str | None:
-    """Says why the validation split cannot choose between models.
+    """Says why the validation split of `data` cannot choose; None if it has images that no model was trained on.
 
-    Args:
-        infos: What each model, an anchor or start among them, says about its training (`TunedModel.info`).
-        data: Whose validation split is meant.
-
-    Returns:
-        A reason; None if there are images that none of them was trained on: all, or, where the data that all were
-        trained on are these, those that are not among the training images.
+    `infos` is what each model, an anchor or start among them, says about its training (`TunedModel.info`). Where the
+    data that all were trained on are these, images that are not among the training images suffice.
     """
     described = data.describe()
     n = described["counts"].get(VAL, 0)
     if n == 0:
         return f"{data.name} has no validation images."
-    told = [described, *(info["data"] for info in infos if info.get("data"))]
-    shared = max(each.get("shared_with_train", {}).get(VAL, 0) for each in told)
+    told = [info["data"] for info in infos if info.get("data")]
+    shared = max(each.get("shared_with_train", {}).get(VAL, 0) for each in [described, *told])
     same = all(each.get("fingerprint") == described["fingerprint"] for each in told)
     if shared and (shared == n or not same):
         return f"{shared} of its {n} images were trained on; train on train800 to keep them apart."
+    lists = [each["fingerprints"].get(VAL) for each in told if "fingerprints" in each]  # version 0.1 has none
+    if any(each != described["fingerprints"][VAL] for each in lists):
+        return "a model was trained beside other validation images; whether it has seen these is not known."
     return None
 
 
 def check_out(out: Path, protocol: Mapping[str, Any]) -> None:
-    """Refuses a folder that holds another evaluation, which would be replaced.
-
-    Args:
-        out: The folder.
-        protocol: What the new evaluation's rows will have in common.
-
-    Raises:
-        ConfigError: ``robustness.json`` there has another protocol; the message says in what.
-    """
+    """Refuses a folder that holds an evaluation of another protocol, with a ConfigError that says in what."""
     if not (out / RESULT_FILE).is_file():
         return
     earlier, now = RobustnessResult.read(out).protocol, json.loads(json.dumps(protocol))
@@ -127,16 +98,10 @@ def check_out(out: Path, protocol: Mapping[str, Any]) -> None:
 
 
 def choose_alpha(rows: Sequence[Row]) -> float:
-    """Chooses α on validation images of the training distribution; no test image has a say.
+    """Chooses α by top-1 on validation images of the training distribution; no other row has a say.
 
-    Args:
-        rows: Of the validation set; others are left out.
-
-    Returns:
-        The α of the highest top-1; of several the one nearest to 0.5, then the smaller.
-
-    Raises:
-        ConfigError: There are no validation rows.
+    Of several best it is the one nearest to 0.5, then the smaller. Raises a ConfigError if there are no validation
+    rows.
     """
     candidates = [row for row in rows if row.kind == VAL]
     if not candidates:
@@ -145,37 +110,18 @@ def choose_alpha(rows: Sequence[Row]) -> float:
 
 
 def shown_alphas(alphas: Sequence[float]) -> list[float]:
-    """Picks what a table on a screen has room for.
-
-    Args:
-        alphas: All that were evaluated.
-
-    Returns:
-        Up to five as they are; of more only 0, 0.5 and 1.
-    """
+    """Picks what a table on a screen has room for: up to five α as they are; of more only 0, 0.5 and 1."""
     return [alpha for alpha in alphas if len(alphas) <= 5 or alpha in (0.0, FIXED_ALPHA, 1.0)]
 
 
 def score(record: Record, name: str | None, ends: tuple[str, str] | None = None) -> Row:
-    """Scores a record.
-
-    Args:
-        record: Complete.
-        name: Its file name; None if it has none.
-        ends: File names of the records between which it lies, if it has none.
-
-    Returns:
-        The row.
-    """
+    """Scores a complete record, of a file name or between the two at the ends."""
     protocol, n = record.protocol, len(record.label)
     logits = record.scored
     low, high = accuracy.wilson(int(accuracy.correct(logits, record.label).sum()), n)
     return Row(
-        set=protocol["set"],
-        kind=protocol["kind"],
-        severity=protocol["severity"],
+        **{key: protocol[key] for key in ("set", "kind", "severity", "alpha")},
         n=n,
-        alpha=protocol["alpha"],
         top1=accuracy.top1(logits, record.label),
         low=low,
         high=high,
@@ -187,13 +133,10 @@ def score(record: Record, name: str | None, ends: tuple[str, str] | None = None)
 
 @dataclass(frozen=True)
 class RobustnessResult:
-    """All rows of an evaluation.
+    """All rows of an evaluation, by set, then by strength.
 
-    Attributes:
-        rows: By set, then by strength.
-        protocol: What all rows have in common.
-        out: The folder of ``robustness.json`` and ``records/``.
-        not_chosen: Why no α is chosen on validation images; None if one is.
+    `protocol` is what all rows have in common; `out` holds ``robustness.json`` and ``records/``; `not_chosen` says why
+    no α is chosen on validation images, None if one is.
     """
 
     rows: Sequence[Row]
@@ -203,17 +146,7 @@ class RobustnessResult:
 
     @classmethod
     def read(cls, out: Path) -> RobustnessResult:
-        """Reads what `write` wrote.
-
-        Args:
-            out: The folder.
-
-        Returns:
-            The same result.
-
-        Raises:
-            DataError: There is none, or another version wrote it.
-        """
+        """Reads what `write` wrote; a DataError if there is nothing, or another version wrote it."""
         try:
             content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
             rows = [Row(**row | {"ends": row.get("ends") and tuple(row["ends"])}) for row in content["rows"]]
@@ -226,31 +159,15 @@ class RobustnessResult:
     def record(self, row: Row) -> Record:
         """Reads the answers that a row was made of, so that only a record or two are in memory.
 
-        Args:
-            row: One of `rows`.
-
-        Returns:
-            The record; where a row has no file, the logits of α = 0 and α = 1, interpolated.
-
-        Raises:
-            DataError: A record is missing, damaged, unfinished, or of another evaluation.
+        Where a row has no file they are the logits of α = 0 and α = 1, interpolated. Raises a DataError if a record is
+        missing, damaged, unfinished, or of another evaluation.
         """
         if row.record is not None:
             return self._read_record(row, row.alpha, row.record)
         return between(*self.ends(row), row.alpha)
 
     def ends(self, row: Row) -> tuple[Record, Record]:
-        """Reads the records at both ends of a set's curve.
-
-        Args:
-            row: Any row of the set.
-
-        Returns:
-            At α = 0 and α = 1.
-
-        Raises:
-            DataError: As `record`.
-        """
+        """Reads the records at α = 0 and α = 1 of a row's set; errors as of `record`."""
         kept = {each.alpha: each.record for each in self.rows if each.set == row.set and each.record}
         names = row.ends or (kept.get(0.0), kept.get(1.0))
         start, end = (self._read_record(row, alpha, name) for alpha, name in zip((0.0, 1.0), names, strict=True))
@@ -269,8 +186,9 @@ class RobustnessResult:
         protocol = record.protocol
         same = all(protocol.get(key) == value for key, value in self.protocol.items() if key not in _OF_SETS)
         same &= row.severity is None or protocol.get("corruptions") == self.protocol.get("corruptions")
-        named = path.stem.endswith(identity(protocol)[:12]) or "fingerprints" not in protocol["data"]  # 0.1.0
-        if not same or not named or (protocol["set"], protocol["alpha"]) != (row.set, alpha):
+        named = path.stem.rpartition("-")[2]  # by the protocol's hash; by α alone in version 0.1.0
+        same &= len(named) < 12 or named == identity(protocol)[:12]
+        if not same or (protocol["set"], protocol["alpha"]) != (row.set, alpha):
             raise DataError(f"{path} belongs to another evaluation than robustness.json beside it: run it again.")
         return record
 
@@ -284,40 +202,30 @@ class RobustnessResult:
         """The α chosen on validation images, or None."""
         return choose_alpha(self.rows) if self.not_chosen is None else None
 
-    def write(self) -> Path:
-        """Writes ``robustness.json``.
-
-        Returns:
-            Its path.
-        """
+    def write(self) -> None:
+        """Writes ``robustness.json``."""
         alpha = {"fixed": FIXED_ALPHA, "chosen_on_val": self.chosen_alpha, "why_not": self.not_chosen}
         content = {"protocol": self.protocol, "alpha": alpha, "rows": [asdict(row) for row in self.rows]}
-        path = self.out / RESULT_FILE
-        write_json(path, content)
-        return path
+        write_json(self.out / RESULT_FILE, content)
 
     def table(self) -> Table:
         """Top-1 in percent: val, clean, each shift, the mean over severities of each corruption, and over all of them.
 
-        Returns:
-            A table for `rich.print`. Beside fixed α stand the one chosen on validation images, and as "oracle" the best
-            α of each line, which looked at the answers and is no result.
+        For `rich.print`. Beside fixed α stand the one chosen on validation images, and as "oracle" the best α of each
+        line, which looked at the answers and is no result.
         """
         alphas = sorted({row.alpha for row in self.rows})
         shown = shown_alphas(alphas)
         chosen = self.chosen_alpha
         table = Table(title=self._title(), caption=self._caption(), title_justify="left", caption_justify="left")
         table.add_column("test set")
-        table.add_column("n", justify="right")
-        for alpha in shown:
-            table.add_column(f"α = {alpha:g}", justify="right")
-        if chosen is not None:
-            table.add_column(f"val: α = {chosen:g}", justify="right")
-        if len(alphas) > 1:
-            table.add_column("oracle", justify="right")
+        picked = [] if chosen is None else [chosen]
+        headings = ["n", *(f"α = {alpha:g}" for alpha in shown), *(f"val: α = {alpha:g}" for alpha in picked)]
+        for heading in headings + (["oracle"] if len(alphas) > 1 else []):
+            table.add_column(heading, justify="right")
         for label, rows, ends in self.groups():
             means = {alpha: fmean(row.top1 for row in rows if row.alpha == alpha) for alpha in alphas}
-            cells = [f"{100 * means[alpha]:.1f}" for alpha in [*shown, *([] if chosen is None else [chosen])]]
+            cells = [f"{100 * means[alpha]:.1f}" for alpha in [*shown, *picked]]
             if len(alphas) > 1:
                 best = max(alphas, key=lambda alpha: means[alpha])
                 cells.append(f"{100 * means[best]:.1f} ({best:g})")
@@ -326,15 +234,14 @@ class RobustnessResult:
 
     def groups(self) -> list[tuple[str, list[Row], bool]]:
         """The table's lines: label, rows to average at each strength, whether a rule follows."""
-        plain = [row for row in self.rows if row.severity is None]
         corrupted = [row for row in self.rows if row.severity is not None]
-        names = list(dict.fromkeys(row.set for row in plain))
+        names = list(dict.fromkeys(row.set for row in self.rows if row.severity is None))
         kinds = list(dict.fromkeys(row.kind for row in corrupted))
         numbers = sorted({row.severity for row in corrupted if row.severity is not None})
         older = "" if self.corruptions == PUBLISHED else f", parameters of {self.corruptions}"
         strength = _severities(numbers) + older
         over = "mean of " if len(numbers) > 1 else ""
-        groups = [(name, [row for row in plain if row.set == name], name == names[-1]) for name in names]
+        groups = [(name, [row for row in self.rows if row.set == name], name == names[-1]) for name in names]
         parts = [(f"{title(kind)} ({over}{strength})", [kind], kind == kinds[-1]) for kind in kinds]
         means = _means(kinds)
         parts += [(f"mean of {_named(each)} ({strength})", each, each is means[-1]) for each in means]

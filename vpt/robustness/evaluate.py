@@ -1,38 +1,48 @@
-"""`run`: a delta file, measured on the clean test set, on every shift and under corruption, at every α."""
+"""`run`: a delta file, measured on the clean test set, on every shift and under corruption, at every α.
+
+Every image is decoded once, then corrupted once per set and classified at every α.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
-from vpt.data import ImageDataModule
+from vpt.data import ImageDataModule, ImageDataset
 from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, title
 from vpt.deltas import DeltaSpec
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
 from vpt.models.delta_file import unfilled
 from vpt.models.delta_format import identity, read_header
-from vpt.robustness.evaluation.evaluation_loop import Pair, evaluate, table
-from vpt.robustness.evaluation.evaluation_result import (
-    RobustnessResult,
-    Row,
-    between,
-    check_out,
-    score,
-    why_val_cannot_choose,
-)
-from vpt.robustness.evaluation.evaluation_sets import VAL, EvaluationSet, evaluation_sets, subset
-from vpt.robustness.interpolation.wise_ft import Way, sweep
+from vpt.robustness import logit_records
+from vpt.robustness.evaluation_result import RobustnessResult, Row, between, check_out, score, why_val_cannot_choose
+from vpt.robustness.evaluation_sets import VAL, EvaluationSet, evaluation_sets, subset
+from vpt.robustness.logit_records import Record
+from vpt.robustness.wise_ft import Swept, Way, sweep
 from vpt.run_record import file_identity
 from vpt.run_record import identity as identity_of
 from vpt.version import versions
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+SAVE_EVERY = 60.0
+"""Seconds of work that a killed evaluation loses at most, or twenty times what saving takes."""
+
+CHUNK = 4
+"""Batches that are classified at one α before the model moves to the next."""
 
 
 def run(
@@ -76,17 +86,16 @@ def run(
         bf16: Forward passes under autocast to bfloat16: about twice as fast where the processor has it, logits to three
             digits. Every record and report says so.
 
-    Returns:
-        The scores.
-
     Raises:
-        UnknownNameError: There is no such corruption.
-        ConfigError: An argument is out of range, or delta, anchor and data do not belong together.
+        ConfigError: An argument is out of range or not known, or delta, anchor and data do not belong together.
         DeltaFileError: A file is not a delta file, or belongs to other weights.
         DataError: An image cannot be read.
         WeightsError: The backbone's weights cannot be found.
     """
-    _check_numbers(alphas, batch_size)
+    if not alphas or len(set(alphas)) < len(alphas) or not all(0.0 <= alpha <= 1.0 for alpha in alphas):
+        raise ConfigError(f"alphas are distinct numbers between 0 (backbone) and 1 (tuned), got {list(alphas)}.")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
     sets = evaluation_sets(data, severities, corruptions)
     model, tensors = unfilled(delta, weights)
     check_data(delta, model, data)
@@ -105,14 +114,14 @@ def run(
     check_out(out, protocol | drawn)
     measured = [0.0, 1.0] if way == "head" and not half and wanted != [1.0] else wanted
     pairs = _pairs(data, sets, measured, protocol, out / "records", max_images, seed)
-    with _progress() as progress:
+    columns = (TextColumn("Evaluating {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         answers = sum(len(pair.index) for pair in pairs)
         bar = progress.add_task(str(data.name), total=answers, completed=sum(pair.done for pair in pairs))
         for split in dict.fromkeys(item.split for item in sets):
             group = [pair for pair in pairs if pair.item.split == split]
-            index = group[0].index
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
-                evaluate(swept, data.split(split), index, group, batch_size, lambda n: progress.advance(bar, n))
+                evaluate(swept, data.split(split), group, batch_size, lambda n: progress.advance(bar, n))
     rows = [row for item in sets for row in _rows([pair for pair in pairs if pair.item == item], wanted)]
     result = RobustnessResult(rows, protocol | drawn, out, not_chosen)
     result.write()
@@ -131,24 +140,8 @@ def _rows(pairs: Sequence[Pair], alphas: Sequence[float]) -> list[Row]:
     ]
 
 
-def _check_numbers(alphas: Sequence[float], batch_size: int) -> None:
-    if not alphas or len(set(alphas)) < len(alphas) or not all(0.0 <= alpha <= 1.0 for alpha in alphas):
-        raise ConfigError(f"alphas are distinct numbers between 0 (backbone) and 1 (tuned), got {list(alphas)}.")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
-
-
 def check_data(delta: Path, model: TunedModel, data: ImageDataModule) -> None:
-    """Refuses data that a delta was not trained for.
-
-    Args:
-        delta: Its file, for the message.
-        model: The model in it.
-        data: What it is to be used on.
-
-    Raises:
-        ConfigError: Classes, image size or preset differ.
-    """
+    """Refuses data that a delta was not trained for: a ConfigError if classes, image size or preset differ."""
     data.number_classes_as(model.class_names)
     if model.backbone.image_size != data.image_size:
         raise ConfigError(
@@ -166,14 +159,13 @@ def _protocol(
     files: dict[str, Path | None], model: TunedModel, data: ImageDataModule, way: Way, half: bool
 ) -> dict[str, Any]:
     """What all records of a run have in common. No path of this machine: the files are named by their contents."""
-    backbone = {key: value for key, value in identity(model).items() if key != "weights"}
     described = data.describe()
     keys = ("name", "preset", "image_size", "num_classes", "fingerprint", "fingerprints", "complete", "counts")
     tested = {key: described[key] for key in (*keys, "shared_with_train")}
     hashes = {name: None if path is None else {"sha256": file_identity(path)} for name, path in files.items()}
     specs = [] if model.delta is None else [DeltaSpec.read(spec).brief() for spec in model.delta.specs]
     return {
-        "backbone": backbone,
+        "backbone": {key: value for key, value in identity(model).items() if key != "weights"},
         **hashes,
         "delta": {**(hashes["delta"] or {}), "specs": specs},
         "training": model.info,
@@ -225,17 +217,9 @@ def _pairs(
 
 
 def groups(data: ImageDataModule, split: str) -> list[list[int]] | None:
-    """Which classes count on a split, as its data module says.
+    """Positions of each class's logits on a split, its label first; None if all classes of the data module count.
 
-    Args:
-        data: A data module; with ``groups(split)`` if not all classes are classes of all splits.
-        split: Name of the split.
-
-    Returns:
-        Positions of each class's logits, its label first; None if all classes count.
-
-    Raises:
-        ConfigError: An image's class is not among them.
+    Raises a ConfigError if an image's class is not among them.
     """
     found = data.groups(split) if hasattr(data, "groups") else None
     if found is None:
@@ -245,11 +229,93 @@ def groups(data: ImageDataModule, split: str) -> list[list[int]] | None:
     return [[int(position) for position in group] for group in found]
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("Evaluating {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+def table(pairs: int, images: int, classes: int, half: bool, folder: Path) -> NDArray[np.floating[Any]]:
+    """Room for the answers of one set, on disk, so that many α of many images need no more memory than one.
+
+    Returns (pairs, images, classes) in float32, or float16 where `half`, for at least 1 image. The file lies in
+    `folder`, has no name, and goes with the process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, np.float16 if half else np.float32, "w+", shape=(pairs, images, classes))
+
+
+@dataclass
+class Pair:
+    """One evaluation set at one strength, filled image by image and resumed from its file.
+
+    `index` (N,) are positions in the list; `done` of its images are classified, counted from the first. Answers go
+    into `logits` (N, classes).
+    """
+
+    item: EvaluationSet
+    alpha: float
+    index: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.floating[Any]]
+    protocol: Mapping[str, Any]
+    path: Path
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        """Takes up what an earlier evaluation under the same protocol has left."""
+        if (earlier := logit_records.resume(self.path, self.protocol)) is not None:
+            self.done = len(earlier.index)
+            self.logits[: self.done] = earlier.logits
+        self._saved = self.done
+
+    def put(self, start: int, logits: Tensor) -> None:
+        """Adds the answers (B, classes) to a batch that starts at `done` or before; what is done keeps its answer."""
+        stop = start + len(logits)
+        self.logits[self.done : stop] = logits[self.done - start :].float().cpu().numpy()
+        self.done = stop
+
+    def save(self) -> None:
+        """Writes the record so far, if there is anything new."""
+        if self.done > self._saved:
+            logit_records.write(self.path, self.record())
+            self._saved = self.done
+
+    def record(self) -> Record:
+        """The record so far."""
+        done = slice(self.done)
+        complete = self.done == len(self.index)
+        return Record(self.index[done], self.labels[done], self.logits[done], self.protocol, complete)
+
+
+@torch.inference_mode()
+def evaluate(
+    swept: Swept, dataset: ImageDataset, pairs: Sequence[Pair], batch_size: int, advance: Callable[[int], None]
+) -> None:
+    """Fills all pairs of one list, which have one index, and saves them even when it is interrupted.
+
+    `advance` is called with the number of answers given since its last call.
+    """
+    device = swept.model.head.weight.device
+    encode, answer = swept.halves()
+    index = pairs[0].index
+    first = min(pair.done for pair in pairs) // batch_size * batch_size
+    saved, pause = time.monotonic(), SAVE_EVERY
+    try:
+        for start in range(first, len(index), batch_size * CHUNK):
+            rows = index[start : start + batch_size * CHUNK]
+            images = torch.stack([dataset[int(row)]["image"] for row in rows])
+            names = [dataset.paths[row] for row in rows]
+            waiting = [pair for pair in pairs if pair.done < start + len(rows)]
+            for item, group in groupby(waiting, key=lambda pair: pair.item):
+                batches = torch.split(item.variant(images, names).to(device), batch_size)
+                encoded = [encode(batch) for batch in batches]
+                for pair in group:
+                    swept.set_alpha(pair.alpha)
+                    for begin, batch in zip(range(start, len(index), batch_size), encoded, strict=False):
+                        if begin + len(batch) > pair.done:
+                            advance(begin + len(batch) - pair.done)
+                            pair.put(begin, answer(batch))
+            if (now := time.monotonic()) - saved > pause:
+                for pair in pairs:
+                    pair.save()
+                saved = time.monotonic()
+                pause = max(SAVE_EVERY, 20 * (saved - now))
+    finally:
+        for pair in pairs:
+            pair.save()

@@ -27,13 +27,7 @@ COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Swept:
-    """A classifier that moves between two models.
-
-    Attributes:
-        model: In eval mode, at α = 1.
-        way: What α moves.
-        set_alpha: Moves the model to α in [0, 1].
-    """
+    """A classifier in eval mode, first at α = 1, that `set_alpha` moves between two models, α in [0, 1]."""
 
     model: TunedModel
     way: Way
@@ -52,20 +46,14 @@ class Interpolation:
     """Writes θ(α) into one set of tensors, from both endpoints every time, so that nothing drifts.
 
     Only floating tensors that differ are interpolated, batch-norm statistics among them. Batch norm's counter of
-    batches is the start's at α = 0 and the end's elsewhere. Besides these tensors it holds a copy of their start; their
-    end may lie in a file that is mapped into memory.
+    batches is the start's at α = 0 and the end's elsewhere. Besides these tensors it holds a copy of their start, which
+    may share memory with them; their end may lie in a file that is mapped into memory.
     """
 
     def __init__(self, targets: Mapping[str, Tensor], start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> None:
-        """Checks the endpoints, and sets what both share.
+        """Checks the endpoints, and sets what both share; targets hold anything, under each name of an endpoint.
 
-        Args:
-            targets: The tensors to write to, which hold anything; each name of an endpoint is among theirs.
-            start: θ0, at α = 0. It may share memory with the targets.
-            end: θ1, at α = 1.
-
-        Raises:
-            ConfigError: Names, shapes or types of the endpoints differ, or integers other than that counter do.
+        Raises a ConfigError if names, shapes or types of the endpoints differ, or integers other than that counter do.
         """
         check_alike(start, end)
         if strange := sorted(end.keys() - targets.keys()):
@@ -80,14 +68,7 @@ class Interpolation:
 
     @torch.no_grad()
     def set_alpha(self, alpha: float) -> None:
-        """Moves the targets.
-
-        Args:
-            alpha: In [0, 1]; the endpoints themselves come back bit for bit.
-
-        Raises:
-            ConfigError: α lies outside [0, 1].
-        """
+        """Moves the targets to α in [0, 1], else a ConfigError; the endpoints themselves come back bit for bit."""
         if not 0.0 <= alpha <= 1.0:
             raise ConfigError(f"α lies between 0 (start) and 1 (end), got {alpha}.")
         for target, start, end in self._moving:
@@ -105,18 +86,10 @@ def sweep(
     anchor: Path | None = None,
     start: Path | None = None,
 ) -> Swept:
-    """Puts a delta file's tensors into its model so that α moves it.
+    """Puts a delta file's tensors into its model (`vpt.models.delta_file.unfilled`), at α = 1, so that α moves it.
 
-    Args:
-        delta: The file, for messages.
-        model: From `vpt.models.delta_file.unfilled`, on its device.
-        tensors: The file's.
-        alphas: Where it is to be evaluated.
-        anchor: A linear probe's delta file, whose head belongs to α = 0.
-        start: A delta file of the same architecture that α = 0 is to be; None for the pretrained backbone.
-
-    Returns:
-        The model at α = 1.
+    The head at α = 0 is that of the anchor, a linear probe's delta file; the start is a delta file of the same
+    architecture that α = 0 is to be, None for the pretrained backbone.
 
     Raises:
         ConfigError: The endpoints do not belong together, or the head at α = 0 would be a random one.
@@ -152,15 +125,9 @@ def _end_to_end(model: TunedModel, start: Mapping[str, Tensor], end: Mapping[str
 
 
 def check_alike(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    """Refuses two sets of tensors that cannot be combined.
+    """Refuses two sets of named tensors that cannot be combined, with a ConfigError that names the tensor.
 
-    Args:
-        ours: By name.
-        theirs: By name.
-
-    Raises:
-        ConfigError: Names, shapes or types differ, or integers other than batch norm's counter of batches do; the
-            message names the tensor.
+    They must agree in names, shapes and types, and in all integers but batch norm's counter of batches.
     """
     for where, extra in (("first", ours.keys() - theirs.keys()), ("second", theirs.keys() - ours.keys())):
         if extra:
@@ -181,12 +148,7 @@ def check_alike(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Non
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same bit for bit: 0 is not −0, and NaN is itself.
-
-    Args:
-        one: Any tensor.
-        other: Any tensor, on any device.
-    """
+    """Whether two tensors, on any device, are the same bit for bit: 0 is not −0, and NaN is itself."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return torch.equal(one.flatten().view(torch.uint8), other.to(one.device).flatten().view(torch.uint8))

@@ -20,12 +20,10 @@ CLEAN, VAL, SHIFT = "clean", "val", "shift"
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """One set of test images.
+    """One set of test images, of the list `split`: ``"test"`` or a shift's name.
 
-    Attributes:
-        split: The list it is made of: ``"test"`` or a shift's name.
-        kind: ``"clean"``, ``"val"``, ``"shift"`` (a list of its own), or the name of a corruption of the test list.
-        severity: 1 (weak) to 5 (strong) of a corruption, else None.
+    Its kind is ``"clean"``, ``"val"``, ``"shift"`` (a list of its own), or the name of a corruption of the test list,
+    of severity 1 (weak) to 5 (strong).
     """
 
     split: str
@@ -40,17 +38,10 @@ class EvaluationSet:
         return CLEAN if self.kind == CLEAN else self.split
 
     def variant(self, images: Tensor, names: Sequence[str]) -> Tensor:
-        """Makes this set's images out of those of its list.
+        """Makes this set's images, uint8 (B, 3, H, W), out of those of its list; B names seed the noise.
 
-        Args:
-            images: uint8 (B, 3, H, W).
-            names: B names (:attr:`vpt.data.ImageDataset.paths`), which seed the noise.
-
-        Returns:
-            uint8 (B, 3, H, W), the same pixels whatever else is in the batch or the list.
-
-        Raises:
-            ConfigError: The images are too small to be corrupted.
+        The pixels are the same whatever else is in the batch or the list. Raises a ConfigError for images too small to
+        be corrupted.
         """
         if self.severity is None:
             return images
@@ -62,20 +53,10 @@ class EvaluationSet:
 def evaluation_sets(
     data: ImageDataModule, severities: Sequence[int] = SEVERITIES, corruptions: Sequence[str] = BASIC
 ) -> list[EvaluationSet]:
-    """Lists the test sets of a data module.
+    """Lists the test sets of a data module: clean first, then shifts, then corruptions by kind and severity.
 
-    Args:
-        data: Whose test split and shifts are used.
-        severities: Of each corruption; empty for no corruptions.
-        corruptions: Their kinds (:data:`vpt.data.corruptions.CORRUPTIONS`).
-
-    Returns:
-        Clean first, then shifts, then corruptions by kind and severity.
-
-    Raises:
-        UnknownNameError: There is no such corruption.
-        ConfigError: A severity does not exist, a severity or corruption occurs twice, or a shift has the name of
-            another set.
+    Raises an UnknownNameError if there is no such corruption, a ConfigError if a severity does not exist, a severity or
+    corruption occurs twice, or a shift has the name of another set.
     """
     if not set(severities) <= set(SEVERITIES) or len(set(severities)) < len(severities):
         raise ConfigError(f"Severities are distinct numbers out of 1, 2, 3, 4, 5, got {list(severities)}.")
@@ -95,19 +76,10 @@ def evaluation_sets(
 
 
 def subset(labels: NDArray[np.int64], max_images: int | None, seed: int) -> NDArray[np.int64]:
-    """Draws images of a list, of every class about the same share.
+    """Draws images of a list, of every class about the same share: ascending positions, int64 (min(N, max_images),).
 
-    Args:
-        labels: int64 (N,).
-        max_images: At least 1; None for all.
-        seed: Of the draw.
-
-    Returns:
-        int64 (min(N, max_images),) ascending positions. Class sizes are proportional to those of the list, rounded
-        by largest remainders.
-
-    Raises:
-        ConfigError: max_images is less than 1.
+    Class sizes are proportional to those of the list, rounded by largest remainders. Of None it takes all; a
+    ConfigError if less than 1 is asked for.
     """
     if max_images is not None and max_images < 1:
         raise ConfigError(f"max_images must be at least 1, got {max_images}.")

@@ -20,10 +20,10 @@ from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import fill, unfilled
 from vpt.models.delta_format import read_delta, write_delta
-from vpt.robustness.evaluation.evaluate import check_data
-from vpt.robustness.evaluation.evaluation_result import why_val_cannot_choose
-from vpt.robustness.evaluation.evaluation_sets import VAL
-from vpt.robustness.interpolation.wise_ft import check_alike
+from vpt.robustness.evaluate import check_data
+from vpt.robustness.evaluation_result import why_val_cannot_choose
+from vpt.robustness.evaluation_sets import VAL
+from vpt.robustness.wise_ft import check_alike
 from vpt.run_record import file_identity
 
 Tensors = Mapping[str, Tensor]
@@ -31,14 +31,10 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """What the greedy rule did with a run.
+    """What the greedy rule did with a run: its delta file, and validation accuracies in [0, 1].
 
-    Attributes:
-        file: The run's delta file, with its folder.
-        alone: Its own accuracy on the validation images, in [0, 1].
-        soup: Accuracy of the soup with it; None if it was dropped before all images were seen.
-        images: How many of them were seen.
-        kept: Whether it stays in the soup.
+    They are its own, `alone`, and that of the soup with it; None if it was dropped before all images were seen.
+    `images` says how many were.
     """
 
     file: str
@@ -49,18 +45,9 @@ class Step:
 
 
 def uniform(deltas: Sequence[Path], out: Path) -> Path:
-    """Averages all runs.
+    """Averages at least two delta files of one configuration into a new one, and returns its path.
 
-    Args:
-        deltas: At least two delta files of one configuration.
-        out: The delta file to write.
-
-    Returns:
-        Its path.
-
-    Raises:
-        ConfigError: There are fewer than two, they do not belong together, or the file to write exists.
-        DeltaFileError: A file is not a delta file.
+    Raises a ConfigError if they do not belong together or the file to write exists, a DeltaFileError if one is none.
     """
     check_unused(out)
     headers, ingredients = _read(deltas)
@@ -78,25 +65,10 @@ def greedy(
     """Averages the runs that do not harm: from the best on, each stays if the soup with it is no worse on validation.
 
     A candidate is dropped as soon as the images that are left cannot lift it to the soup so far; the outcome is the
-    same as without.
-
-    Args:
-        deltas: At least two delta files of one configuration.
-        out: The delta file to write.
-        data: The task they were trained on; its validation split decides.
-        batch_size: Images in a forward pass.
-        weights: Where the backbone's weights are; None for where they were at training time.
-        report: Called after each step.
-
-    Returns:
-        Its path.
-
-    Raises:
-        ConfigError: There are fewer than two, they do not belong together, they were trained on validation images, or
-            the file to write exists.
-        DeltaFileError: A file is not a delta file.
-        DataError: An image cannot be read.
-        WeightsError: The backbone's weights cannot be found.
+    same as without. The validation split of `data`, the task they were trained on, decides; `weights` says where the
+    backbone's weights are, None for where they were at training time; `report` is called after each step. Errors are
+    those of `uniform`, a ConfigError if validation images were trained on, and a DataError or WeightsError if an image
+    or the weights cannot be read.
     """
     check_unused(out)
     headers, ingredients = _read(deltas)
@@ -136,12 +108,6 @@ def mean(ingredients: Sequence[Tensors]) -> dict[str, Tensor]:
     """The mean of floating tensors, summed in double precision; others are equal and stay, or are the first's.
 
     The latter are batch norm's counters of batches; its means and variances are averaged.
-
-    Args:
-        ingredients: Alike (`vpt.robustness.interpolation.wise_ft.check_alike`), at least one.
-
-    Returns:
-        New tensors of the same types.
     """
     first = ingredients[0]
     if len(ingredients) == 1:
@@ -156,17 +122,7 @@ def mean(ingredients: Sequence[Tensors]) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def count_hits(model: TunedModel, dataset: ImageDataset, batch_size: int, needed: int = 0) -> tuple[int, int]:
-    """Counts images that are classified rightly, until so many are out of reach.
-
-    Args:
-        model: In eval mode.
-        dataset: Images and labels.
-        batch_size: Images in a forward pass.
-        needed: Stop when even all images left would not make so many.
-
-    Returns:
-        Hits, and images seen.
-    """
+    """Counts images that are classified rightly, and those seen, until `needed` hits are out of reach."""
     device, hits, seen = model.head.weight.device, 0, 0
     while seen < len(dataset) and hits + len(dataset) - seen >= needed:
         rows = range(seen, min(seen + batch_size, len(dataset)))

@@ -67,21 +67,12 @@ class Record:
         return accuracy.top1(self.scored, self.label)
 
     def same_images(self, other: Record) -> bool:
-        """Whether another record is of the same images with the same labels.
-
-        Args:
-            other: A record.
-        """
+        """Whether another record is of the same images with the same labels."""
         return np.array_equal(self.index, other.index) and np.array_equal(self.label, other.label)
 
 
 def write(path: Path, record: Record) -> None:
-    """Writes a record as Parquet, under another name first, so that no reader ever meets half a file.
-
-    Args:
-        path: Ends in ``.parquet``; parent folders are made, an existing file is replaced.
-        record: What to write.
-    """
+    """Writes a record as Parquet, in place of an older one; no reader ever meets half a file, and folders are made."""
     classes, kind = record.logits.shape[1], pa.from_numpy_dtype(record.logits.dtype)
     table = pa.table(
         {
@@ -97,17 +88,7 @@ def write(path: Path, record: Record) -> None:
 
 
 def read(path: Path) -> Record:
-    """Reads a record.
-
-    Args:
-        path: A file written by `write`.
-
-    Returns:
-        The record, bit for bit.
-
-    Raises:
-        DataError: The file is missing, damaged, or not a record of this format.
-    """
+    """Reads a record, bit for bit; a DataError if it is missing, damaged, or not a record of this format."""
     try:
         table = pq.read_table(path)
         header = json.loads((table.schema.metadata or {})[_KEY])
@@ -126,15 +107,7 @@ def read(path: Path) -> Record:
 
 
 def resume(path: Path, protocol: Mapping[str, Any]) -> Record | None:
-    """Finds what an earlier evaluation under the same protocol has left, whole or interrupted.
-
-    Args:
-        path: Where the record would be.
-        protocol: How the answers are to come about.
-
-    Returns:
-        The record; None if there is none, it is damaged, or its protocol differs in any point.
-    """
+    """Finds what an earlier evaluation left, whole or interrupted; None if damaged or of another protocol."""
     try:
         record = read(path)
     except DataError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from vpt.errors import ConfigError, DataError
 from vpt.metrics.logits import Logits, blocks, check_finite, check_labels, check_precision, group_columns
-from vpt.robustness.evaluation.evaluation_result import RobustnessResult, between, score, shown_alphas
+from vpt.robustness.evaluation_result import RobustnessResult, between, score, shown_alphas
 
 ENSEMBLE = "ensemble"
 METHODS = {"strength": "gate", "end-to-end": "weights", "head": "head"}
@@ -30,12 +31,8 @@ class AccuracyCurve:
     """A step function of α on [0, 1].
 
     Of equal logits the first class wins, as in `accuracy.correct`. Two logits are equal where an image's interval ends,
-    so the value at a break may differ from both sides; both ends of the curve are breaks.
-
-    Attributes:
-        breaks: float64 (K,), α at which accuracy may change, ascending from 0 to 1; exact but for float64 rounding.
-        at: float64 (K,), accuracy at the breaks.
-        between: float64 (K - 1,), accuracy between consecutive breaks.
+    so the value at a break may differ from both sides. The K breaks ascend from 0 to 1, exact but for float64 rounding;
+    `at` (K,) is the accuracy there, `between` (K - 1,) that between consecutive ones.
     """
 
     breaks: NDArray[np.float64]
@@ -43,17 +40,7 @@ class AccuracyCurve:
     between: NDArray[np.float64]
 
     def accuracy(self, alphas: ArrayLike) -> NDArray[np.float64]:
-        """Evaluates the curve.
-
-        Args:
-            alphas: In [0, 1], any shape.
-
-        Returns:
-            Accuracies in [0, 1], of that shape.
-
-        Raises:
-            ConfigError: An α is out of range.
-        """
+        """Evaluates the curve at α in [0, 1] of any shape, else a ConfigError; accuracies in [0, 1], of that shape."""
         points = np.asarray(alphas, dtype=np.float64)
         if not ((points >= 0) & (points <= 1)).all():
             raise ConfigError(f"α lies between 0 (first table) and 1 (second table), got {points}.")
@@ -70,19 +57,11 @@ class AccuracyCurve:
 def accuracy_curve(
     zero: Logits, one: Logits, labels: NDArray[np.int64], groups: Sequence[Sequence[int]] | None = None
 ) -> AccuracyCurve:
-    """Finds the accuracy of (1 − α)·zero + α·one for all α at once.
+    """Finds the accuracy of (1 − α)·zero + α·one, logits (N, classes) in float32 or float64, for all α at once.
 
-    Masks come first: both tables have the columns of the set. Time is that of a few passes over both tables; beside
-    them about 50 MB are held, whatever their size, and a few numbers an image.
-
-    Args:
-        zero: float32 or float64 (N, classes), logits at α = 0.
-        one: The same images at α = 1; `Record.same_images` tells whether two records are.
-        labels: (N,), columns; with `groups`, positions in these.
-        groups: The columns of each class where the largest counts, as in `logits.group_max`; None for one each.
-
-    Returns:
-        The curve.
+    Masks come first: both tables have the columns of the set. `groups` are the columns of each class, where the largest
+    counts, as in `logits.group_max`; None for one each. Labels (N,) are positions in them. Time is that of a few passes
+    over both tables; beside them about 50 MB are held, whatever their size, and a few numbers an image.
 
     Raises:
         DataError: A table cannot be scored, is a reduced record, or the two differ in shape.
@@ -97,7 +76,7 @@ def accuracy_curve(
     check_labels(labels, len(zero), len(groups))
     columns = group_columns(groups, zero.shape[1])
     owners = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    members = _padded(groups)
+    members = np.array([*zip_longest(*groups, fillvalue=-1)], dtype=np.int64).T  # (classes, largest group)
     spans = [_no_spans(len(labels)) for _ in range(members.shape[1])]
     for slot, span in enumerate(spans):
         holders = np.flatnonzero(members[labels, slot] >= 0)
@@ -113,14 +92,6 @@ def accuracy_curve(
 _SPAN = np.dtype([("low", np.float64), ("high", np.float64), ("low_open", np.bool_), ("high_open", np.bool_)])
 
 
-def _padded(groups: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """(classes, largest group): the columns of each class, then -1."""
-    members = np.full((len(groups), max(len(group) for group in groups)), -1, dtype=np.int64)
-    for row, group in zip(members, groups, strict=True):
-        row[: len(group)] = group
-    return members
-
-
 def _no_spans(n: int) -> NDArray[np.void]:
     spans = np.zeros(n, dtype=_SPAN)
     spans["low"] = 1
@@ -134,15 +105,10 @@ def _lead(logits: Logits, own: NDArray[np.int64], columns: NDArray[np.int64]) ->
 
 
 def _winning_span(lead0: NDArray[np.float64], lead1: NDArray[np.float64], rank: NDArray[np.int64]) -> NDArray[np.void]:
-    """Intersects what each rival allows.
+    """α where the own column wins, (B,) spans, from its lead over each column (B, columns) at α = 0 and at α = 1.
 
-    Args:
-        lead0: (B, columns), at α = 0.
-        lead1: At α = 1.
-        rank: (B, columns), negative where the column's class comes first and so wins a tie, 0 where it is the own.
-
-    Returns:
-        (B,), low > high where a rival is never beaten.
+    `rank` (B, columns) is negative where the column's class comes first and so wins a tie, 0 where it is the own. Low >
+    high where a rival is never beaten.
     """
     earlier, later = rank < 0, rank > 0
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -187,29 +153,17 @@ def _step_function(spans: NDArray[np.void]) -> AccuracyCurve:
 
 @dataclass(frozen=True)
 class Curve:
-    """One method on all sets.
-
-    Attributes:
-        method: Its name.
-        result: Its rows.
-    """
+    """One method on all sets."""
 
     method: str
     result: RobustnessResult
 
 
 def curves(folders: Sequence[Path]) -> list[Curve]:
-    """Reads evaluations of one delta file and adds the ensemble of the first one's ends.
+    """Reads evaluations of one delta file, data and α; a curve a folder, then the ensemble of the first one's ends.
 
-    Args:
-        folders: Each of one `vpt.robustness.evaluation.evaluate`, of the same delta, data and α.
-
-    Returns:
-        A curve per folder, then the ensemble.
-
-    Raises:
-        DataError: A folder holds no evaluation, or its records are incomplete or in half precision.
-        ConfigError: The evaluations are of different models, data or α, or α = 0 and 1 are missing.
+    Raises a DataError if a folder holds no evaluation, or incomplete or half-precision records; a ConfigError if they
+    are of different models, data or α, or α = 0 and 1 are missing.
     """
     found = [_named(RobustnessResult.read(folder)) for folder in folders]
     first = found[0].result
@@ -219,11 +173,16 @@ def curves(folders: Sequence[Path]) -> list[Curve]:
             ("deltas", first.protocol["delta"]["sha256"], other.protocol["delta"]["sha256"]),
             ("data", first.protocol["data"], other.protocol["data"]),
             ("corruptions", first.corruptions, other.corruptions),
+            ("images or precision", *(_drawn(each) for each in (first, other))),
             ("α or sets", [(r.set, r.alpha, r.n) for r in first.rows], [(r.set, r.alpha, r.n) for r in other.rows]),
         ):
             if ours != theirs:
                 raise ConfigError(f"{first.out} and {other.out} are of different {what}: compare like with like.")
     return [*found, _ensemble(first)]
+
+
+def _drawn(result: RobustnessResult) -> list[object]:
+    return [result.protocol.get(key) for key in ("max_images", "seed", "precision")]
 
 
 def _named(result: RobustnessResult) -> Curve:
@@ -243,13 +202,9 @@ def _ensemble(result: RobustnessResult) -> Curve:
 
 
 def table(found: Sequence[Curve]) -> Table:
-    """Top-1 in percent, a line for each set and method.
+    """Top-1 in percent, a line for each set and method, for `rich.print`.
 
-    Args:
-        found: From `curves`.
-
-    Returns:
-        A table for `rich.print`, its last column at the α that each method chooses on validation images.
+    Its last column stands at the α that each method chooses on validation images.
     """
     first = found[0].result
     alphas = sorted({row.alpha for row in first.rows})

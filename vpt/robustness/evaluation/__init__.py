@@ -1,1 +1,0 @@
-"""A model on its test sets at every strength: each image once, its logits kept."""
