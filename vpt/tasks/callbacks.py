@@ -13,6 +13,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch import callbacks
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
@@ -272,7 +273,7 @@ def protocol(trainer: L.Trainer, task: TuningTask) -> dict[str, Any]:
 
 _SHOWING = (
     *(callbacks.Checkpoint, callbacks.ProgressBar, callbacks.ModelSummary),
-    *(callbacks.LearningRateMonitor, callbacks.DeviceStatsMonitor),
+    *(callbacks.LearningRateMonitor, callbacks.DeviceStatsMonitor, SaveConfigCallback),
 )
 """Callbacks of Lightning that change nothing that is trained."""
 
