@@ -214,7 +214,9 @@ class RobustnessResult:
         alphas = sorted({row.alpha for row in self.rows})
         shown = shown_alphas(alphas)
         chosen = self.chosen_alpha
-        table = Table(title=self._title(), caption=self._caption(), title_justify="left", caption_justify="left")
+        counts = {row.n for row in self.rows if row.kind not in (VAL, SHIFT)}
+        what = f"Top-1 (%) on {self.protocol['data']['name']}, n = {', '.join(map(str, sorted(counts)))}"
+        table = Table(title=what, caption=self._caption(), title_justify="left", caption_justify="left")
         table.add_column("test set")
         picked = [] if chosen is None else [chosen]
         headings = ["n", *(f"α = {alpha:g}" for alpha in shown), *(f"val: α = {alpha:g}" for alpha in picked)]
@@ -243,10 +245,6 @@ class RobustnessResult:
         means = _means(kinds)
         parts += [(f"mean of {_named(each)} ({strength})", each, each is means[-1]) for each in means]
         return groups + [(label, [row for row in corrupted if row.kind in own], ends) for label, own, ends in parts]
-
-    def _title(self) -> str:
-        counts = {row.n for row in self.rows if row.kind not in (VAL, SHIFT)}
-        return f"Top-1 (%) on {self.protocol['data']['name']}, n = {', '.join(map(str, sorted(counts)))}"
 
     def _caption(self) -> str:
         way, head = self.protocol["way"], self.protocol["head"]
