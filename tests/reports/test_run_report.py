@@ -181,7 +181,7 @@ def test_everything_in_a_protocol_but_the_seed_sets_a_cell_apart(tmp_path: Path)
         place[last] = "another"
         if cell_protocol(changed) == cell_protocol(record):
             same.add(".".join(path))
-    results = {"seconds", "epochs", *(f"metrics.{key}" for key in record["metrics"])}
+    results = {"seconds", "images", "epochs", *(f"metrics.{key}" for key in record["metrics"])}
     results |= {f"parameters.{key}" for key in record["parameters"]} | {
         key for key in same if key.startswith("evaluated")
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -183,8 +184,8 @@ class RobustnessResult:
         protocol = record.protocol
         same = all(protocol.get(key) == value for key, value in self.protocol.items() if key not in _OF_SETS)
         same &= row.severity is None or protocol.get("corruptions") == self.protocol.get("corruptions")
-        named = path.stem.rpartition("-")[2]  # by the protocol's hash; by α alone in version 0.1.0
-        same &= len(named) < 12 or named == identity(protocol)[:12]
+        named = re.search(r"-([0-9a-f]{12})$", path.stem)  # by the protocol's hash; by α alone in version 0.1.0
+        same &= named is None or named[1] == identity(protocol)[:12]
         if not same or (protocol["set"], protocol["alpha"]) != (row.set, alpha):
             raise DataError(f"{path} belongs to another evaluation than robustness.json beside it: run it again.")
         return record
