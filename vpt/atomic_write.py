@@ -20,12 +20,8 @@ _ABANDONED_AFTER = 24 * 3600.0  # seconds, after which an unfinished file belong
 def atomic_write(path: Path) -> Iterator[Path]:
     """Gives a place to write to, beside a file that is replaced when the block ends without an error.
 
-    Args:
-        path: The file; folders above it are made.
-
-    Yields:
-        Where to write. After an error nothing of it is left, and what was at ``path`` still is. The file has the rights
-        that any new file has here, whatever wrote it.
+    Folders above it are made. After an error nothing of it is left, and what was at ``path`` still is. The file has the
+    rights that any new file has here, whatever wrote it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _claimed(path)
@@ -53,14 +49,9 @@ def _claimed(path: Path) -> Path:
 
 
 def check_unused(path: Path, read: Iterable[Path] | None = None) -> None:
-    """Refuses to write over what is there, before anything is computed.
+    """Refuses, by a ConfigError, to write over what is there, before anything is computed.
 
-    Args:
-        path: The file to be written.
-        read: The files and folders that it must not be, or lie in, for what it is made of; None for any file.
-
-    Raises:
-        ConfigError: It exists already.
+    What is to be written must not be, or lie in, a file or folder that is `read` for it; nor any file if that is None.
     """
     if path.exists() and (
         read is None or {path.resolve(), *path.resolve().parents} & {each.resolve() for each in read}
@@ -69,21 +60,11 @@ def check_unused(path: Path, read: Iterable[Path] | None = None) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text as UTF-8.
-
-    Args:
-        path: The file; folders above it are made, one that exists is replaced.
-        text: Its content.
-    """
+    """Writes text as UTF-8, as `atomic_write` does."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes plain values.
-
-    Args:
-        path: The file; folders above it are made, one that exists is replaced.
-        value: Plain JSON values.
-    """
+    """Writes plain JSON values, as `atomic_write` does."""
     write_text(path, json.dumps(value, indent=2) + "\n")

@@ -51,16 +51,9 @@ class DivergedError(VPTError):
 
 
 class UnknownNameError(VPTError):
-    """A name is not in a table; the message suggests the nearest one."""
+    """A name of a kind, such as ``"backbone"``, is not among those known; the message suggests the nearest one."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        """Builds the message.
-
-        Args:
-            kind: What the name stands for, e.g. ``"backbone"``.
-            name: The name that was asked for.
-            known: All names that exist.
-        """
         names = list(known)
         close = get_close_matches(name, names, n=1, cutoff=0.4)
         hints = [f"did you mean {close[0]!r}?"] if close else []

@@ -22,11 +22,7 @@ ENDED = ("finished", "stopped early")
 def identity(protocol: Any) -> str:
     """What is kept, reused, resumed, compared or averaged is known by this hash of all that it depends on.
 
-    Args:
-        protocol: Plain JSON values; the order of keys does not matter, and a tuple is a list.
-
-    Returns:
-        sha256, hexadecimal.
+    It is the sha256, hexadecimal, of plain JSON values; the order of keys does not matter, and a tuple is a list.
     """
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
 
@@ -37,17 +33,7 @@ def file_identity(path: Path) -> str:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Reads what a run did and measured.
-
-    Args:
-        folder: Of the run.
-
-    Returns:
-        What its ``run.json`` says.
-
-    Raises:
-        ConfigError: It has none, or a damaged one.
-    """
+    """Reads the ``run.json`` of a run's folder; a ConfigError where it has none, or a damaged one."""
     path = folder / RUN_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -64,15 +50,7 @@ _NAMES = {"LinearProbe": "linear", "FineTuning": "full"}
 
 
 def method_name(task: str, hyperparameters: Mapping[str, Any]) -> str:
-    """Names the method of a task.
-
-    Args:
-        task: Name of its class.
-        hyperparameters: Its own.
-
-    Returns:
-        E.g. ``vpt_deep``, ``prompt+lora``, ``linear`` or ``full``.
-    """
+    """Names the method of a task by class and hyperparameters, e.g. ``vpt_deep``, ``prompt+lora`` or ``full``."""
     if task == "PromptTuning":
         return "vpt_deep" if hyperparameters["deep"] else "vpt_shallow"
     if task == "SegmentationTask":
@@ -84,14 +62,7 @@ def method_name(task: str, hyperparameters: Mapping[str, Any]) -> str:
 
 
 def images_read(record: Mapping[str, Any]) -> dict[str, int]:
-    """How many images of each split an epoch of a run read.
-
-    Args:
-        record: What `run.json` says.
-
-    Returns:
-        By split, those of the lists, or fewer where batches were limited.
-    """
+    """How many images of each split an epoch of a run read: those of the lists, or fewer where batches were limited."""
     counts: dict[str, int] = (record.get("data") or {}).get("counts", {})
     read: dict[str, int] = record.get("read", {})
     return counts | read
@@ -100,11 +71,7 @@ def images_read(record: Mapping[str, Any]) -> dict[str, int]:
 def epoch_rule(record: Mapping[str, Any]) -> str:
     """Says which state of the training was tested.
 
-    Args:
-        record: What `run.json` says.
-
-    Returns:
-        ``last``, or e.g. ``epoch 5 of 6`` of a run that ended early, or was tested from an earlier checkpoint.
+    ``last``, or e.g. ``epoch 5 of 6`` of a run that ended early, or was tested from an earlier checkpoint.
     """
     tested = (record.get("evaluated") or {}).get("test") or {}
     if record.get("status", "finished") == "finished" and tested.get("steps") in (None, record.get("steps")):
@@ -123,11 +90,7 @@ _LENGTH = ("max_epochs", "training.max_steps", "training.callbacks", "read")
 def cell_protocol(record: Mapping[str, Any]) -> dict[str, Any]:
     """All that runs must share to be averaged over seeds: everything that is recorded but results, places and seeds.
 
-    Args:
-        record: What `run.json` says.
-
-    Returns:
-        Plain values by dotted key.
+    Plain values by dotted key.
     """
     out: tuple[str, ...] = (*_RESULTS, *_ENVIRONMENT, *_PLACES, *_EXACT, *_SEEDS)
     if "fingerprints" in (record.get("data") or {}):  # of the whole lists, where this is of what a seed draws of them
@@ -160,21 +123,12 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def below(key: str, names: Sequence[str]) -> bool:
-    """Whether a dotted key is one of some names, or lies below one.
-
-    Args:
-        key: E.g. ``data.lists.train``.
-        names: E.g. ``data.lists``; one that ends in ``_`` is the beginning of names.
-    """
+    """Whether a dotted key is one of some names, or lies below one; a name that ends in ``_`` is a beginning."""
     return any(key == name or key.startswith(name if name.endswith("_") else f"{name}.") for name in names)
 
 
 def subset_name(subset: Mapping[str, Any] | None) -> str:
-    """Names how many images were trained on; which ones is a matter of seeds.
-
-    Args:
-        subset: As the ``data`` of a record has it; None for all images.
-    """
+    """Names how many images were trained on, None being all; which ones is a matter of seeds."""
     if subset is None:
         return "all images"
     return f"fraction {subset['fraction']}" if subset["shots"] is None else f"{subset['shots']} shots"

@@ -11,8 +11,17 @@ import pytest
 from tests.fakes import make_folder
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.executors import serially
-from vpt.experiments.sweep import Plan, rungs, sweep, sweeps
-from vpt.experiments.sweep_variants import by_backbone, by_shots, combinations, few_shot_plan, sweep_variants
+from vpt.experiments.sweep import (
+    Plan,
+    by_backbone,
+    by_shots,
+    combinations,
+    few_shot_plan,
+    rungs,
+    sweep,
+    sweep_variants,
+    sweeps,
+)
 from vpt.experiments.trial import Config, Failure, Record, Trial, finished, merged
 from vpt.run_record import read_record
 
@@ -194,8 +203,9 @@ def test_all_combinations_of_deltas_are_built_and_none_is_the_probe(config: Conf
     assert all(0 <= each.mean <= 1 for each in found.values())
     record = read_record(root / found["prompt+lora"].runs[1])
     assert [delta["name"] for delta in record["hyperparameters"]["deltas"]] == ["prompt", "lora"]
-    with pytest.raises(ConfigError, match="deltas with different names"):
-        combinations(config, [{"name": "bias"}, {"name": "bias"}])
+    for wrong in ([{"name": "bias"}, {"name": "bias"}], [{"rank": 4}]):
+        with pytest.raises(ConfigError, match="deltas with different names"):
+            combinations(config, wrong)
 
 
 def test_one_recipe_on_several_backbones(config: Config, root: Path) -> None:

@@ -40,11 +40,7 @@ def cache_folder() -> Path:
 
 
 def content_hash(*parts: bytes) -> bytes:
-    """Returns the hash of one image, 16 bytes.
-
-    Args:
-        *parts: What its pixels are made of.
-    """
+    """Returns the hash of one image, 16 bytes, of the parts that its pixels are made of."""
     digest = hashlib.blake2b(digest_size=WIDTH)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -57,7 +53,7 @@ def as_hashes(rows: Iterable[bytes]) -> Hashes:
 
 
 def kept_hashes(title: str, about: str, files: Iterable[Path], count: int, content: Callable[[int], bytes]) -> Hashes:
-    """Returns the hashes of a list of images; computes them unless they were kept for files of the same state.
+    """Returns the hashes of N images; computes them unless they were kept for files of the same state.
 
     Args:
         title: For the progress bar.
@@ -93,24 +89,12 @@ def kept_hashes(title: str, about: str, files: Iterable[Path], count: int, conte
 
 
 def progress(answers: Iterable[Answer], description: str, count: int) -> Iterable[Answer]:
-    """Shows a progress bar on stderr while something is iterated over, unless it takes but a second or two.
-
-    Args:
-        answers: What is iterated over.
-        description: Stands before the bar.
-        count: Number of answers, one an image.
-    """
+    """Shows a progress bar on stderr while answers, one an image, are iterated over, unless they are few."""
     console, few = Console(stderr=True), count < _SHOW_PROGRESS_ABOVE
     return track(answers, description, total=count, console=console, transient=True, disable=few)
 
 
 def in_threads(work: Callable[[Item], Answer], items: Sequence[Item], description: str) -> Iterator[Answer]:
-    """Yields the answer to each item in order, by threads (PIL releases the lock) and with a progress bar.
-
-    Args:
-        work: Called with each item.
-        items: One an image.
-        description: Stands before the bar.
-    """
+    """Yields the answer to each item, one an image, in order, by threads (PIL releases the lock), with `progress`."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         yield from progress(pool.map(work, items), description, len(items))

@@ -250,24 +250,14 @@ def _enlarged(image: Image, factor: float) -> Image:
 
 #: What makes each kind, called with the image, a generator, the shorter side / 224, and the parameters of a severity.
 EFFECTS: dict[str, Callable[..., Image]] = {
+    **{each.__name__: each for each in (impulse_noise, defocus_blur, glass_blur, motion_blur, zoom_blur, snow, frost)},
+    **{each.__name__: each for each in (fog, elastic_transform, pixelate, jpeg_compression, spatter)},
     "gaussian_noise": lambda image, random, _, deviation: image + random.normal(scale=deviation, size=image.shape),
     "shot_noise": lambda image, random, _, photons: random.poisson(image * photons) / photons,
-    "impulse_noise": impulse_noise,
-    "defocus_blur": defocus_blur,
-    "glass_blur": glass_blur,
-    "motion_blur": motion_blur,
-    "zoom_blur": zoom_blur,
-    "snow": snow,
-    "frost": frost,
-    "fog": fog,
     "brightness": lambda image, random, _, added: _hsv(image, 2, 1, added),
     "contrast": lambda image, random, _, factor: image.mean((0, 1)) + factor * (image - image.mean((0, 1))),
-    "elastic_transform": elastic_transform,
-    "pixelate": pixelate,
-    "jpeg_compression": jpeg_compression,
     "speckle_noise": lambda image, random, _, deviation: image * (1 + random.normal(scale=deviation, size=image.shape)),
     "gaussian_blur": lambda image, random, scale, deviation: _blurred(image, deviation * scale),
-    "spatter": spatter,
     "saturate": lambda image, random, _, factor, added: _hsv(image, 1, factor, added),
 }
 
@@ -331,14 +321,7 @@ BASIC: tuple[str, ...] = ("gaussian_noise", "gaussian_blur", "contrast", "jpeg_c
 
 
 def title(kind: str) -> str:
-    """Names a corruption wherever a number of it is shown.
-
-    Args:
-        kind: One of :data:`CORRUPTIONS`.
-
-    Returns:
-        The kind; frost is marked, whose ice is drawn because the published photographs may not be shipped.
-    """
+    """Names a corruption wherever a number of it is shown; frost is marked, as the published ice may not be shipped."""
     return f"{kind} (procedural)" if kind == "frost" else kind
 
 
@@ -374,6 +357,5 @@ def corrupt(image: NDArray[np.uint8], kind: str, severity: int, name: str) -> ND
 
 
 def _seed(kind: str, severity: int, name: str) -> int:
-    """Hashes what the noise depends on to 32 bits."""
     key = f"{kind} {severity} {name}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big")

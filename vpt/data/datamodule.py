@@ -28,27 +28,16 @@ _STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",
 
 
 class ImageDataset(Dataset[Batch]):
-    """The images of one split, decoded.
+    """The images of one split, decoded: uint8 (3, H, W) each.
 
-    ``dataset[i]`` is ``{"image": uint8 tensor (3, H, W), "label": int, "index": i}``. An item may also be asked for
-    as ``(epoch, i)``, which is how :class:`EpochSampler` tells the epoch to the augmentation in any worker.
-
-    Attributes:
-        paths: Name of each image.
-        labels: int64 (N,).
-        images: uint8 (3, H, W) each, by position: an array wherever all have one size and fit the disk.
-        augmentation: Applied to items asked for with an epoch; None for none.
+    ``dataset[i]`` is ``{"image": uint8 tensor (3, H, W), "label": int, "index": i}``. An item may also be asked for as
+    ``(epoch, i)``, which is how :class:`EpochSampler` tells the epoch to the augmentation in any worker. `images` are
+    an array wherever all have one size and fit the disk.
     """
 
     images: Any
 
     def __init__(self, split: Split, augmentation: Augmentation | None = None) -> None:
-        """Decodes the split.
-
-        Args:
-            split: What to read.
-            augmentation: Applied to items asked for with an epoch; None for none.
-        """
         self.paths = split.paths
         self.labels = split.labels
         self.augmentation = augmentation
@@ -70,17 +59,13 @@ class ImageDataset(Dataset[Batch]):
         return len(self.labels)
 
     def __getitem__(self, item: int | tuple[int, int]) -> Batch:
-        epoch, index = item if isinstance(item, tuple) else (None, item)
-        return {"image": torch.from_numpy(self._image(epoch, index)), "label": int(self.labels[index]), "index": index}
+        row = {key: values[0] for key, values in self.batch([item]).items()}
+        return {key: value if value.ndim else int(value) for key, value in row.items()}
 
     def batch(self, items: Sequence[int | tuple[int, int]]) -> Batch:
-        """Returns several items at once, which copies images without augmentation much faster.
+        """Returns B items, by indices or pairs (epoch, index), at once, which is much faster without augmentation.
 
-        Args:
-            items: B indices, or pairs (epoch, index).
-
-        Returns:
-            ``image`` uint8 (B, 3, H, W), ``label`` and ``index`` int64 (B,).
+        ``image`` is uint8 (B, 3, H, W), ``label`` and ``index`` int64 (B,).
         """
         pairs = [item if isinstance(item, tuple) else (None, item) for item in items]
         index = np.array([index for _, index in pairs], dtype=np.int64)
@@ -119,11 +104,6 @@ class _Batches(Dataset[Any]):
         return self.dataset.batch(items)
 
 
-def _seed_of_the_run() -> int:
-    """What Lightning's `seed_everything` was given last, in this process or for it."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
-
-
 class ImageDataModule(L.LightningDataModule):
     """Labelled images in named splits; a subclass says which.
 
@@ -131,13 +111,7 @@ class ImageDataModule(L.LightningDataModule):
     position in the list of that split. Nothing is decoded before a split is asked for.
 
     Attributes:
-        name: Name of the task.
-        class_names: One name a class.
-        num_classes: Their number.
-        image_size: Side of the square images in pixels.
-        preset: How images were resized.
         normalization: What the backbone has to apply (``preset.normalization``).
-        batch_size: Images in a batch.
         augmented: False if the training images are a constant of their index.
         partial: True if a list has not its official number of images; None where no such number is asked for.
     """
@@ -185,7 +159,8 @@ class ImageDataModule(L.LightningDataModule):
             UnknownNameError: Preset or augmentation is unknown.
         """
         super().__init__()
-        seed = _seed_of_the_run() if seed is None else seed
+        if seed is None:  # what Lightning's `seed_everything` was given last, in this process or for it
+            seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         for flag, value, least in (
             ("image_size", image_size, 1),
             ("batch_size", batch_size, 1),
@@ -225,14 +200,10 @@ class ImageDataModule(L.LightningDataModule):
         return [name for name in self._splits if name not in {"train", "val", "test"}]
 
     def split(self, name: str) -> ImageDataset:
-        """Returns a split, decoded on first use.
+        """Returns a split, ``"train"``, ``"val"``, ``"test"`` or a shift's, decoded on first use.
 
-        Args:
-            name: ``"train"``, ``"val"``, ``"test"`` or a shift's name.
-
-        Raises:
-            UnknownNameError: There is no such split.
-            DataError: The data have no such images, or one of them is missing or damaged.
+        An UnknownNameError where there is no such split; a DataError where the data have no such images, or one of them
+        is missing or damaged.
         """
         if name in {"train", "val", "test"} - self._splits.keys():
             raise DataError(f"The data {self.name!r} have no {name} images: add them to use them.")
@@ -246,11 +217,7 @@ class ImageDataModule(L.LightningDataModule):
     def number_classes_as(self, names: Sequence[str]) -> None:
         """Numbers the classes as a model does, by name; all classes of the model are then those of the data.
 
-        Args:
-            names: The model's.
-
-        Raises:
-            ConfigError: The model does not know a class, or the order of these data's classes is fixed.
+        A ConfigError where the model does not know a class, or the order of these data's classes is fixed.
         """
         if list(names) == self.class_names:
             return
@@ -272,15 +239,7 @@ class ImageDataModule(L.LightningDataModule):
         return self._splits[name].fingerprint if name in self._splits else ""
 
     def shared(self, name: str, other: str = "train") -> NDArray[np.bool_]:
-        """Says which images of a split are in another one, whatever their files are called.
-
-        Args:
-            name: Name of the split, of N images.
-            other: Name of the other.
-
-        Returns:
-            bool (N,), by the hashes of the images' contents.
-        """
+        """Says which of the N images of a split are in another one, bool (N,), by the hashes of their contents."""
         if (name, other) not in self._found:
             found = (self._splits[each].hashes if each in self._splits else as_hashes([]) for each in (name, other))
             ours, theirs = (hashes.view("<u8,<u8").ravel() for hashes in found)
@@ -295,12 +254,12 @@ class ImageDataModule(L.LightningDataModule):
         all of them and the class names. ``complete`` is True if every list has the official number of images, False if
         one has not, None if no card states the numbers; ``partial`` is there where it is not None. ``preset_papers`` is
         what the preset's papers read and split. ``shared_with_train`` counts the images of a split that are trained on
-        (:meth:`shared`). ``subset`` is None if all training images are; its ``sha256`` is that of their positions
-        in the whole list.
+        (:meth:`shared`). ``subset`` is None if all training images are; its ``sha256`` is that of their positions.
         """
         counts = {name: len(split.labels) for name, split in self._splits.items()}
         sizes = self.card.sizes if self.card else {}
         official = {name: sizes[key] for name, split in self._splits.items() if (key := _stem(split.source)) in sizes}
+        wrong = [name for name, size in official.items() if len(self._listed[name].labels) != size]
         fingerprints = {name: split.fingerprint for name, split in self._listed.items()}
         content = [self.class_names, fingerprints, self._subset and self._subset["sha256"]]
         described = {
@@ -315,9 +274,7 @@ class ImageDataModule(L.LightningDataModule):
             "lists": {name: split.source for name, split in self._splits.items()},
             "counts": counts,
             "official_counts": official,
-            "complete": all(len(self._listed[name].labels) == size for name, size in official.items())
-            if official
-            else None,
+            "complete": not wrong if official else None,
             "subset": self._subset,
             "shared_with_train": {name: int(self.shared(name).sum()) for name in self._splits if name != "train"},
             "fingerprints": fingerprints,
@@ -332,11 +289,7 @@ class ImageDataModule(L.LightningDataModule):
             self.setup(stage.value)
 
     def setup(self, stage: str) -> None:
-        """Decodes what a stage needs (Lightning's hook).
-
-        Args:
-            stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
-        """
+        """Decodes what a stage needs (Lightning's hook)."""
         for name in _STAGE_SPLITS[stage]:
             self.split(name)
         if stage == "fit" and self._labelled:
@@ -361,9 +314,7 @@ class ImageDataModule(L.LightningDataModule):
         """Returns the test images in list order."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """Returns the test images in list order."""
-        return self._loader("test")
+    predict_dataloader = test_dataloader
 
     def _loader(self, name: str, sampler: Sampler[Any] | None = None) -> DataLoader[Batch]:
         return DataLoader(

@@ -61,13 +61,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Ragged:
-    """Images of different sizes in one array.
-
-    Attributes:
-        flat: uint8, the pixels of all.
-        shapes: int64 (N, 2), height and width of each.
-        ends: int64 (N,), where each ends in `flat`.
-    """
+    """Images of different sizes in one array `flat`, each with its height and width (N, 2) and where it ends (N,)."""
 
     flat: NDArray[np.uint8]
     shapes: NDArray[np.int64]
@@ -84,13 +78,9 @@ class Ragged:
 
 @dataclass(frozen=True)
 class OnDemand:
-    """Images that are decoded each time they are asked for.
+    """Images of a side in pixels that are decoded each time they are asked for.
 
-    Attributes:
-        source: Where they come from.
-        preset: How they are resized.
-        image_size: Side in pixels.
-        cropped: False for what is there before the preset's centre crop.
+    Where `cropped` is False they are what is there before the preset's centre crop.
     """
 
     source: ImageSource
@@ -118,11 +108,7 @@ def usage() -> tuple[int, int]:
 
 
 def clear() -> tuple[int, int]:
-    """Removes all cache files, unfinished ones included; a build that is under way ends without a cache.
-
-    Returns:
-        The number of files and their bytes.
-    """
+    """Removes all cache files, unfinished ones too, whose builds end without a cache; their number and bytes."""
     removed = _files()
     for path, _ in removed:
         path.unlink(missing_ok=True)
@@ -269,10 +255,7 @@ def _cores() -> int:
 
 
 def _write(path: Path, rows: Iterable[NDArray[np.uint8]]) -> None:
-    """Writes a cache file under a name of its own and renames it when it is complete and on the disk.
-
-    Plain writes and not a writable memory map: on a full disk they raise OSError where a map kills the process.
-    """
+    """Writes a cache file; not by a writable memory map, which on a full disk kills the process."""
     for left, status in _files((_PART,)):
         if time.time() - status.st_mtime > _ABANDONED_AFTER:  # by a killed build: one that is alive has written lately
             left.unlink(missing_ok=True)

@@ -17,42 +17,30 @@ from vpt.errors import DataError
 
 
 class ImageSource(Protocol):
-    """Images that can be decoded one by one: what a cache is built from.
-
-    Attributes:
-        title: For progress bars and file names, e.g. ``"caltech101-test"``.
-        paths: N names.
-        labels: int64 (N,).
-    """
+    """N images that can be decoded one by one: what a cache is built from."""
 
     @property
     def title(self) -> str:
-        """See above."""
-        ...
+        """For progress bars and file names, e.g. ``"caltech101-test"``."""
 
     @property
     def paths(self) -> Sequence[str]:
-        """See above."""
-        ...
+        """N names."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """See above."""
-        ...
+        """int64 (N,)."""
 
     def __len__(self) -> int: ...
 
     def decode(self, position: int) -> Image.Image:
         """Decodes one image to RGB, or raises a DataError that names it."""
-        ...
 
     def take(self, positions: NDArray[np.int64]) -> ImageSource:
         """Returns a part of the list."""
-        ...
 
     def contents(self) -> Hashes:
         """Returns the hash of what each image is made of, uint8 (N, 16); of zeros where its file cannot be read."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -82,14 +70,7 @@ class ImageList:
         return len(self.paths)
 
     def take(self, positions: NDArray[np.int64]) -> ImageList:
-        """Returns a part of the list.
-
-        Args:
-            positions: int64 (M,), which images.
-
-        Returns:
-            A list of M images.
-        """
+        """Returns the list of the images at some positions, int64 (M,)."""
         return replace(
             self,
             paths=[self.paths[position] for position in positions],
@@ -98,10 +79,7 @@ class ImageList:
         )
 
     def contents(self) -> Hashes:
-        """Returns the hash of each file's bytes and of all else that its pixels are made of, uint8 (N, 16).
-
-        It is zeros for a file that cannot be read.
-        """
+        """Returns the hash of each file's bytes and of all else that its pixels are made of, as `ImageSource` does."""
         return kept_hashes(self.title, self._made_of, self._files(), len(self), self._content)
 
     @property
@@ -117,11 +95,7 @@ class ImageList:
         return content_hash(self._made_of.encode(), (self.folder / self.paths[position]).read_bytes())
 
     def check_labels(self, num_classes: int) -> None:
-        """Checks that every label is in [0, num_classes).
-
-        Raises:
-            DataError: Names the first line with another label.
-        """
+        """Checks that every label is in [0, num_classes); a DataError names the first line with another."""
         bad = np.flatnonzero((self.labels < 0) | (self.labels >= num_classes))
         if len(bad):
             raise DataError(
@@ -130,14 +104,7 @@ class ImageList:
             )
 
     def decode(self, position: int) -> Image.Image:
-        """Decodes one image to RGB.
-
-        Args:
-            position: 0..N-1.
-
-        Raises:
-            DataError: The file is missing, truncated or not an image.
-        """
+        """Decodes one image to RGB; a DataError where the file is missing, truncated or not an image."""
         try:
             return _decode(self.folder / self.paths[position])
         except Exception as error:  # PIL raises a dozen unrelated types on damaged files.
@@ -157,14 +124,10 @@ class ImageList:
 
 
 def read_list(file: Path, folder: Path) -> ImageList:
-    """Reads a list with one ``path<whitespace>label`` a line, label last; paths may contain spaces.
+    """Reads a UTF-8 file of ``path<whitespace>label`` lines, label last; paths may contain spaces.
 
-    Args:
-        file: The list file, UTF-8; empty lines are skipped.
-        folder: What the paths are relative to.
-
-    Raises:
-        DataError: The file cannot be read or is empty, a line has no integer label, or an image is listed twice.
+    They are relative to a folder; empty lines are skipped. A DataError where the file cannot be read or is empty, a
+    line has no integer label, or an image is listed twice.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -193,14 +156,9 @@ def read_list(file: Path, folder: Path) -> ImageList:
 
 
 def first_repeated(paths: Sequence[str], folder: Path) -> tuple[int, int] | None:
-    """Finds a file that is listed twice, however it is spelled.
+    """Finds the first file that is listed twice, however its path, relative to a folder, is spelled.
 
-    Args:
-        paths: As written.
-        folder: What they are relative to.
-
-    Returns:
-        The positions of the first file that occurs again and of its repetition; None if all differ.
+    Returns its position and that of its repetition; None if all differ.
     """
     seen: dict[str, int] = {}
     for position, path in enumerate(paths):
@@ -213,14 +171,8 @@ def first_repeated(paths: Sequence[str], folder: Path) -> tuple[int, int] | None
 def decode_rgb(path: Path) -> Image.Image:
     """Decodes an image file of any kind to upright 8-bit RGB.
 
-    The EXIF orientation is applied, transparency is laid over white, 16-bit samples are scaled to 8; 32-bit ones
-    count as 16-bit.
-
-    Args:
-        path: An image file.
-
-    Raises:
-        DataError: The file is missing, truncated or not an image.
+    The EXIF orientation is applied, transparency is laid over white, 16-bit samples are scaled to 8; 32-bit ones count
+    as 16-bit. A DataError where the file is missing, truncated or not an image.
     """
     try:
         return _decode(path)
@@ -245,14 +197,7 @@ def _decode(path: Path) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turns a decoded image of any mode into upright 8-bit RGB, as :func:`decode_rgb` does.
 
-    Args:
-        image: An image, loaded.
-
-    Returns:
-        The RGB image.
-
-    Raises:
-        ValueError: Its samples are floating-point numbers, whose range no file states, or exceed 16 bits.
+    A ValueError where its samples are floating-point numbers, whose range no file states, or exceed 16 bits.
     """
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":

@@ -35,8 +35,7 @@ class MaskSplit(Split):
     """Images and their masks.
 
     Attributes:
-        masks: Returns the masks, uint8 (image_size, image_size) each: classes, and `IGNORED`. Called with
-            ``positions``, an int64 array, for some of them only.
+        masks: Returns the masks, uint8 (image_size, image_size) each: classes, and `IGNORED`; or those at `positions`.
         mask_contents: Returns the hash of each mask, uint8 (N, 16).
     """
 
@@ -68,14 +67,8 @@ class MaskDataset(ImageDataset):
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in super().__getstate__().items() if key != "masks"}
 
-    def __getitem__(self, item: int | tuple[int, int]) -> Batch:
-        return {key: values[0] for key, values in self.batch([item]).items()}
-
     def batch(self, items: Sequence[int | tuple[int, int]]) -> Batch:
-        """Returns B items, by indices or pairs (epoch, index), at once.
-
-        ``image`` is uint8 (B, 3, H, W), ``mask`` uint8 (B, H, W) and ``index`` int64 (B,).
-        """
+        """Returns B items at once: ``image`` uint8 (B, 3, H, W), ``mask`` uint8 (B, H, W), ``index`` int64 (B,)."""
         found = super().batch(items)
         masks = np.stack([self.masks[index] for index in found["index"].tolist()])
         return {"image": found["image"], "mask": torch.from_numpy(masks), "index": found["index"]}
@@ -103,18 +96,9 @@ class MaskDataModule(ImageDataModule):
         seed: int | None = None,
         card: Card | None = None,
     ) -> None:
-        """Keeps the description; reads no image.
+        """Keeps the description; reads no image. Arguments are those of :class:`ImageDataModule`.
 
-        Args:
-            name: Name of the task.
-            class_names: One name a class, background included; fewer than 254.
-            splits: ``"train"``, ``"val"``, ``"test"``.
-            preset: Name of the preprocessing; masks are resized as the images, by nearest neighbour.
-            image_size: Side of the square images in pixels.
-            batch_size: Images in a batch.
-            num_workers: Loader processes; 0 loads in the main process.
-            seed: Seed of the order of the training images, ≥ 0; None for that of the run.
-            card: The dataset's card, where one exists.
+        There are fewer than 254 classes, background included; masks are resized by nearest neighbour.
         """
         if len(class_names) >= _UNKNOWN:
             raise ConfigError(f"Masks of 8 bits hold fewer than {_UNKNOWN} classes, got {len(class_names)}.")
@@ -210,10 +194,9 @@ class _OneChannel:
 def decoded_masks(
     masks: MaskList, preset: Preset, image_size: int, positions: NDArray[np.int64] | None = None
 ) -> Images:
-    """Returns the masks of a list, resized by nearest neighbour to where the preset puts the images.
+    """Returns a list's masks, or those at positions, resized by nearest neighbour to where the preset puts the images.
 
-    All, or those at some positions, int64 (M,): uint8 (image_size, image_size) each. Errors as of `MaskList.decode` and
-    `vpt.data.image_cache.decoded`.
+    They are uint8 (image_size, image_size) each; errors as of `MaskList.decode` and `vpt.data.image_cache.decoded`.
     """
     nearest = replace(preset, name=f"{preset.name}-nearest", interpolation="nearest")
     return _OneChannel(decoded(masks, nearest, image_size, positions))

@@ -18,12 +18,6 @@ class EpochSampler(DistributedSampler[Any]):
     """
 
     def __init__(self, dataset: Sized, seed: int) -> None:
-        """Prepares the order.
-
-        Args:
-            dataset: What is shuffled.
-            seed: Seed of the run, ≥ 0.
-        """
         replicas, rank = _share()
         # The parent seeds with seed + epoch: unspread, seed 1 would be seed 0 one epoch later.
         spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
@@ -37,11 +31,6 @@ class ListSampler(DistributedSampler[Any]):
     """List order, each image in one process only: torch's own repeats some so that all get as many, and counts them."""
 
     def __init__(self, dataset: Sized) -> None:
-        """Prepares the order.
-
-        Args:
-            dataset: What is evaluated.
-        """
         replicas, rank = _share()
         super().__init__(cast("Dataset[Any]", dataset), num_replicas=replicas, rank=rank, shuffle=False)
         self._own = range(rank, len(dataset), replicas)

@@ -127,8 +127,7 @@ def chosen_splits(
 ) -> dict[str, Made]:
     """Makes of each split's list, which a user has chosen among all `lists` by name, a split.
 
-    Raises:
-        UnknownNameError: There is no such list; `what` it is called in the message.
+    An UnknownNameError where there is no such list; `what` it is called in the message.
     """
     for stem in chosen.values():
         if stem not in lists:
@@ -144,10 +143,10 @@ def few_shot(
     fraction: float | None,
     seed: int,
 ) -> NDArray[np.int64]:
-    """Chooses some images of every class: ascending positions, int64 (M,).
+    """Chooses some of N images of every class: ascending positions, int64 (M,).
 
     Args:
-        names: N names of images.
+        names: Of the images.
         labels: int64 (N,) in 0..C-1.
         class_names: C names.
         shots: Images of each class, ≥ 1; None for a fraction.
@@ -183,10 +182,8 @@ def hold_out(
     """Splits a list into ascending positions to train on and to validate on, int64, together 0..N-1.
 
     `fraction` is the share of each class to validate on, in (0, 1). A class of two or more images keeps one on each
-    side; the only image of a class is trained on.
-
-    Raises:
-        ConfigError: The fraction is out of range, or no class has two images.
+    side; the only image of a class is trained on. A ConfigError where the fraction is out of range, or no class has
+    two.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"val_fraction is {fraction}; it must lie in (0, 1).")

@@ -23,55 +23,29 @@ AUGMENTATIONS = ("none", "flip", "crop_flip", "fgvc")
 RESIZE_RULES = ("square", "shorter_crop")
 INTERPOLATIONS = ("bilinear_legacy", "bilinear", "bicubic", "nearest")
 NORMALIZATIONS = ("imagenet", "inception", "weights", "none")
-_TFDS = "TFDS's uint8, lossless"
+_TFDS, _DUMP, _OWN_FILES = "TFDS's uint8, lossless", "a dump of JPEG files", "the authors' JPEG files"
 _LONGEST = 16
 """Aspect ratio above which the ends are cut off before an image is scaled: 5000×1 would become 1,280,000×256."""
-_PIL_FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "nearest": Image.Resampling.NEAREST,
-}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One way from an image of any size to ``image_size`` × ``image_size`` pixels.
+    """One way from an image of any size to ``image_size`` × ``image_size`` pixels; docs/data.md has a table of them.
 
-    ============== ========================= ============================= ==== ================ =====================
-    preset         source format             resize                        size normalisation    splits
-    ============== ========================= ============================= ==== ================ =====================
-    vpt            TFDS's uint8, lossless    square, TensorFlow 1 bilinear 224  ImageNet         train800 → val200,
-                                                                                                 then both → test
-    adapter_plus   TFDS's uint8, lossless    square, TensorFlow 1 bilinear 224  Inception (0.5)  both → test, no
-                                                                                                 validation
-    noah           a dump of JPEG files      square, PIL bicubic           224  ImageNet         both → test, which
-                                                                                                 chose the epoch
-    fgvc           the authors' JPEG files   shorter side 256, centre crop 224  ImageNet         train → val → test,
-                                             (448: 512; 384: 438),                               val is never trained
-                                             PIL bilinear                                        on
-    timm           any                       shorter side size/0.9, centre any  the weights' own as the data say
-                                             crop, PIL bicubic
-    square         any                       square, PIL bicubic           any  the weights' own as the data say
-    ============== ========================= ============================= ==== ================ =====================
-
-    The first four are what the codes of VPT (Jia et al. 2022), Adapter+ (Steitz & Roth 2024), NOAH (Zhang et al.
-    2022; also FacT, Convpass and SPT) and, for FGVC, again VPT do; ``timm`` is timm's evaluation of most ViT weights.
     A preset fixes resize and normalisation. Source format and splits belong to the data at hand; what the papers did is
-    written into ``run.json`` beside what was done here, and a number is comparable with a paper's only if they agree
-    too: CIFAR-100 gives 64-76 % from the JPEG dump and 78-85 % from TFDS.
+    written into ``run.json`` beside what was done here, and a number is comparable with a paper's only if they agree.
     This package reports the last epoch, never one that the test set chose.
 
     Attributes:
         name: Name in :data:`PRESETS`.
-        resize: ``"square"`` ignores the aspect ratio; ``"shorter_crop"`` scales the shorter side to
-            ``image_size / crop_fraction`` and cuts the centre.
+        resize: ``"square"`` ignores the aspect ratio; ``"shorter_crop"`` scales the shorter side to ``image_size /
+            crop_fraction`` and cuts the centre.
         interpolation: ``"bilinear"`` and ``"bicubic"`` are PIL's, with antialiasing; ``"bilinear_legacy"`` is
             TensorFlow 1's (:func:`resize_bilinear_legacy`); ``"nearest"`` is for masks.
         normalization: What the backbone has to apply: ``"imagenet"`` or ``"inception"`` statistics, those of the
             ``"weights"`` in use, or ``"none"`` for plain [0, 1].
         crop_fraction: Share of the scaled shorter side that the crop keeps, in (0, 1]; unused by ``"square"``.
-        source: In which form its papers read the images.
-        splits: On what its papers train, choose and test.
+        source: In which form its papers read the images; `splits` says on what they train, choose and test.
     """
 
     name: str
@@ -127,35 +101,23 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        # KMnP/vpt and Adapter+ resize in TensorFlow 1 and differ in mean and standard deviation only.
         Preset("vpt", "square", "bilinear_legacy", "imagenet", 1.0, _TFDS, "train800 to val200, then both to test"),
         Preset("adapter_plus", "square", "bilinear_legacy", "inception", 1.0, _TFDS, "both to test, no validation"),
-        # NOAH, FacT, Convpass and SPT read one dump of JPEG files through torchvision.
-        Preset(
-            "noah", "square", "bicubic", "imagenet", 1.0, "a dump of JPEG files", "both to test, which chose the epoch"
-        ),
-        # KMnP/vpt on FGVC, and torchvision's classic evaluation: 224 from 256, 448 from 512, 384 from 438.
-        Preset(
-            "fgvc", "shorter_crop", "bilinear", "imagenet", 0.875, "the authors' JPEG files", "train to val, then test"
-        ),
-        # timm's evaluation of the AugReg and most other ViT weights.
+        Preset("noah", "square", "bicubic", "imagenet", 1.0, _DUMP, "both to test, which chose the epoch"),
+        Preset("fgvc", "shorter_crop", "bilinear", "imagenet", 0.875, _OWN_FILES, "train to val, then test"),
         Preset("timm", "shorter_crop", "bicubic", "weights", crop_fraction=0.9),
-        # The default of our configs, see :func:`get_preset`.
         Preset("square", "square", "bicubic", "weights"),
     )
 }
 
 
 def get_preset(name: str) -> Preset:
-    """Looks a preset up.
+    """Looks a preset up; an UnknownNameError where there is none of that name.
 
     ``"square"`` is the default of the configs: like every VTAB pipeline it keeps the whole image (a centre crop can cut
     the object off, which counts on tasks about position and size), it resizes with antialiasing, as the weights saw
     their training images, and it normalises with the statistics that the weights were trained with. It is no paper's
     pipeline: to compare with a published number take that paper's preset.
-
-    Raises:
-        UnknownNameError: There is no such preset.
     """
     if name not in PRESETS:
         raise UnknownNameError("preset", name, PRESETS)
@@ -206,31 +168,23 @@ def _resize(image: Image.Image, width: int, height: int, interpolation: str) -> 
     if interpolation == "bilinear_legacy":
         # The reference keeps the fractions; uint8 costs at most half a grey level and a quarter of the memory.
         return np.rint(resize_bilinear_legacy(np.asarray(image), height, width)).astype(np.uint8)
-    return np.asarray(image.resize((width, height), _PIL_FILTERS[interpolation]))
+    return np.asarray(image.resize((width, height), Image.Resampling[interpolation.upper()]))
 
 
 class Augmentation:
     """A random change of a training image that is a pure function of the image and (seed, epoch, index).
 
     Any number of workers and any order of loading therefore give equal pixels. It acts on the resized image, so that
-    this can be cached: ``"crop_flip"`` cuts from ``image_size`` pixels and enlarges, which costs detail.
-
-    Attributes:
-        before_crop: True if it takes what :meth:`Preset.scale` gives, and not what the preset has cut out of that.
+    this can be cached: ``"crop_flip"`` cuts from ``image_size`` pixels and enlarges, which costs detail. Where
+    `before_crop` is True it takes what :meth:`Preset.scale` gives, and not what the preset has cut out of that.
     """
 
     def __init__(self, name: str, seed: int, image_size: int) -> None:
-        """Names the change.
+        """Names the change, for a seed ≥ 0 of the run and the side of the result in pixels.
 
-        Args:
-            name: ``"none"``, ``"flip"`` (mirrored with probability ½), ``"crop_flip"`` (a crop of 8-100 % of the area
-                at aspect ratios ¾ to 4/3, then ``"flip"``), or ``"fgvc"`` (a crop of the final size anywhere in the
-                scaled image, then ``"flip"``: what VPT does on FGVC).
-            seed: Seed of the run, ≥ 0.
-            image_size: Side of the result in pixels.
-
-        Raises:
-            UnknownNameError: There is no such augmentation.
+        ``"none"``, ``"flip"`` (mirrored with probability ½), ``"crop_flip"`` (a crop of 8-100 % of the area at aspect
+        ratios ¾ to 4/3, then ``"flip"``), or ``"fgvc"`` (a crop of the final size anywhere in the scaled image, then
+        ``"flip"``: what VPT does on FGVC); an UnknownNameError for all else.
         """
         if name not in AUGMENTATIONS:
             raise UnknownNameError("augmentation", name, AUGMENTATIONS)

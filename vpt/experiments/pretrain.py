@@ -19,8 +19,7 @@ from vpt.data import ImageDataModule
 from vpt.deltas.composition import Delta
 from vpt.errors import ConfigError, DivergedError
 from vpt.experiments.executors import Engine
-from vpt.experiments.sweep import Outcome, Plan
-from vpt.experiments.sweep_variants import sweep_variants
+from vpt.experiments.sweep import Outcome, Plan, sweep_variants
 from vpt.experiments.trial import TRIAL_FILE, Config, claim, identity, merged, trainer_options
 from vpt.models.delta_file import save_delta
 from vpt.tasks.base import Batch
@@ -121,15 +120,9 @@ class SharedData(L.LightningDataModule):
 def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
     """Trains one delta on all tasks together; continues where an earlier call was stopped.
 
-    Args:
-        configs: A single run for each task by its name, all of the same model. The first's seed and trainer are used.
-        root: Folder of the experiment.
-
-    Returns:
-        The delta file, for ``model.init_delta``. The head in it belongs to no task.
-
-    Raises:
-        ConfigError: The models differ, there is nothing to share, or the folder holds what was trained otherwise.
+    The configs, by task, are single runs of the same model; the first's seed and trainer are used. Returns the delta
+    file, for ``model.init_delta``; the head in it belongs to no task. A ConfigError where the models differ, there is
+    nothing to share, or the folder holds what was trained otherwise.
     """
     path, folder = root / SHARED_FILE, root / "shared"
     first = next(iter(configs.values()))

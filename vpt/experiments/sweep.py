@@ -2,7 +2,7 @@
 
 VTAB-1k as in Jia et al. (ECCV 2022): every point of a grid is trained on train800; the best top-1 on val200 after the
 last epoch wins, of equals the smaller learning rate; then train800val200 is trained on with several seeds, and each
-reads the test split once.
+reads the test split once. Likewise for each of several variants: numbers of shots, combinations of deltas, backbones.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SEEDS = (42, 44, 82, 100, 800)
 """Those of the reference's script."""
 RATE = "model.base_lr"
 SWEEP_FILE = "sweep.json"
+SERIES_FILE = "series.json"
 
 
 @dataclass(frozen=True)
@@ -122,17 +123,8 @@ def sweep(config: Config, plan: Plan, root: Path, engine: Engine) -> Outcome:
 def sweeps(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
     """Searches, retrains and tests several configs at once, so that the trials of all fill the machine together.
 
-    Args:
-        configs: By the folder of each search below `root`; what is finished there is not repeated.
-        plan: The search of each.
-        root: Folder of the experiment.
-        engine: Runs the trials.
-
-    Returns:
-        The outcomes, each also written to ``sweep.json`` in its folder.
-
-    Raises:
-        VPTError: A search gave no result.
+    Configs are by the folder of each search below `root`, where what is finished is not repeated. Each outcome is also
+    written to ``sweep.json`` in its folder. A VPTError where a search gave no result.
     """
     points = {prefix: _points(prefix, config, plan) for prefix, config in configs.items()}
     searched = {prefix: trials for prefix, trials in points.items() if len(trials) > 1}
@@ -269,3 +261,57 @@ def _plain(config: Config, plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "epochs_of_the_grid": whole,
         "seconds": round(outcome.seconds, 1),
     }
+
+
+def sweep_variants(variants: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
+    """Runs `sweeps` of every variant, by its name, and sums the outcomes up in ``series.json``."""
+    outcomes = sweeps(variants, plan, root, engine)
+    rows = [
+        {"variant": name, "chosen": each.chosen, "val": each.val, "tests": list(each.tests.values()), "mean": each.mean}
+        | {"std": each.std, "seeds": list(each.tests), "seconds": round(each.seconds, 1), "images": each.images}
+        for name, each in outcomes.items()
+    ]
+    write_json(root / SERIES_FILE, rows)
+    return outcomes
+
+
+def by_shots(config: Config, shots: Sequence[int]) -> dict[str, Config]:
+    """Variants with so many training images of each class, ``shots=N``; smaller subsets lie within larger ones."""
+    return {f"shots={each}": merged(config, {"data.shots": each}) for each in dict.fromkeys(shots)}
+
+
+def few_shot_plan(plan: Plan) -> Plan:
+    """The same search with a subset of its own for each seed."""
+    return replace(plan, by_seed=(*plan.by_seed, "data.subset_seed"))
+
+
+def combinations(config: Config, deltas: Sequence[dict[str, Any]]) -> dict[str, Config]:
+    """All 2^k on/off combinations of deltas (Ding et al., "Delta Tuning", 2022, section 4.2).
+
+    Each has a ``name`` and its arguments (a ConfigError if not, or if one occurs twice); the task of the config is
+    replaced. Variants are named by what is on, joined by ``+``; ``none`` is the linear probe.
+    """
+    names = [each.get("name") for each in deltas]
+    if None in names or len(set(names)) < len(names):
+        raise ConfigError(f"Combinations need deltas with different names, got {names}.")
+    dropped = {"solver", "l2", "num_tokens", "deep", "dropout", "dropout_mode", "deltas"}  # of single tasks
+    shared = {key: value for key, value in config["model"]["init_args"].items() if key not in dropped}
+    found = {}
+    for count in range(len(deltas) + 1):
+        for chosen in itertools.combinations(deltas, count):
+            task = "DeltaTuning" if chosen else "LinearProbe"
+            args = shared | ({"deltas": [dict(each) for each in chosen]} if chosen else {})
+            model = {"class_path": f"vpt.tasks.{task}", "init_args": args}
+            found["+".join(str(each["name"]) for each in chosen) or "none"] = {**config, "model": model}
+    return found
+
+
+def by_backbone(
+    config: Config, backbones: Sequence[str], weights: Mapping[str, str] | None = None
+) -> dict[str, Config]:
+    """One recipe on several of timm's backbones, whose image sizes are their own unless the data fix it.
+
+    `weights` says where those of a backbone are, if not as in the config.
+    """
+    own = {name: {"model.weights": path} for name, path in (weights or {}).items()}
+    return {name: merged(config, {"model.backbone": name} | own.get(name, {})) for name in dict.fromkeys(backbones)}

@@ -169,7 +169,6 @@ def _again(source: Source) -> float:
 
 
 def _as_tested(source: Source) -> torch.autocast:
-    """The precision in which a run was tested."""
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(source.record.get("precision", ""))
     return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", half, enabled=half is not None)
 

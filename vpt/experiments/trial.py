@@ -68,15 +68,10 @@ def val_accuracy(result: Record | Failure) -> float:
 
 
 def merged(config: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
-    """Puts values into a new config.
+    """Puts values into a new config, the old one as of a `Trial`.
 
-    Args:
-        config: As of a `Trial`; stays as it is.
-        values: By dotted keys as on the command line: ``model.base_lr``, ``data.train``, ``trainer.max_epochs``,
-            ``seed_everything``.
-
-    Raises:
-        ConfigError: A key is not one of a config.
+    They are by dotted keys as on the command line: ``model.base_lr``, ``data.train``, ``trainer.max_epochs``,
+    ``seed_everything``; a ConfigError where a key is not one of a config.
     """
     new: Config = copy.deepcopy(dict(config))
     for key, value in values.items():

@@ -140,10 +140,9 @@ class TuningTask(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Takes class names and preprocessing from the data module and checks that both sides agree.
 
-        Raises:
-            ConfigError: Number of classes or image size differ between data and model; or something watches the
-                validation, whose images are trained on.
-            DeltaFileError: `init_delta` is not a delta file of the same backbone and deltas.
+        A ConfigError where number of classes or image size differ between data and model, or something watches the
+        validation, whose images are trained on; a DeltaFileError where `init_delta` is none of this backbone and
+        deltas.
         """
         data = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "class_names"):
@@ -320,12 +319,10 @@ class TuningTask(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that a checkpoint is complete and belongs to this backbone, and completes it with what is frozen.
 
-        The classes of data to test or to predict are found by their names: they may be in another order.
-
-        Raises:
-            ConfigError: The data have other classes than it was trained on, or, to train on, in another order; or
-                training would go on in the middle of an epoch.
-            DeltaFileError: It is incomplete, of another program, or was trained on other weights.
+        The classes of data to test or to predict are found by their names: they may be in another order. A ConfigError
+        where the data have other classes than it was trained on, or, to train on, in another order; or training would
+        go on in the middle of an epoch. A DeltaFileError where it is incomplete, of another program, or of other
+        weights.
         """
         if self._trainer is not None and self.trainer.state.fn == "fit":
             check_whole_epoch(checkpoint, self.trainer.max_steps)

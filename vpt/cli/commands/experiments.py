@@ -123,7 +123,7 @@ def _sweep(parser: Parser, args: list[str]) -> None:
 
 
 def _fewshot(parser: Parser, args: list[str]) -> None:
-    from vpt.experiments.sweep_variants import by_shots, few_shot_plan
+    from vpt.experiments.sweep import by_shots, few_shot_plan
 
     parser.add_argument("--shots", type=int, nargs="+", required=True, help="training images of each class")
     options, rest = _parsed(parser, args)
@@ -131,7 +131,7 @@ def _fewshot(parser: Parser, args: list[str]) -> None:
 
 
 def _combine(parser: Parser, args: list[str]) -> None:
-    from vpt.experiments.sweep_variants import combinations
+    from vpt.experiments.sweep import combinations
 
     deltas = "names or YAML such as '{name: lora, rank: 4}' (default: the config's)"
     parser.add_argument("--deltas", nargs="+", help=deltas)
@@ -147,7 +147,7 @@ def _combine(parser: Parser, args: list[str]) -> None:
 
 
 def _scale(parser: Parser, args: list[str]) -> None:
-    from vpt.experiments.sweep_variants import by_backbone
+    from vpt.experiments.sweep import by_backbone
 
     parser.add_argument("--backbones", nargs="+", required=True, help="timm's names")
     parser.add_argument("--weights-of", nargs="*", default=[], metavar="NAME=FILE", help="weights of single backbones")
@@ -157,7 +157,7 @@ def _scale(parser: Parser, args: list[str]) -> None:
 
 
 def _vary(variants: Mapping[str, dict[str, Any]], plan: Plan, options: Namespace) -> None:
-    from vpt.experiments.sweep_variants import sweep_variants
+    from vpt.experiments.sweep import sweep_variants
 
     _show(sweep_variants(variants, plan, options.out, _engine(options)), options.out)
 

@@ -14,14 +14,14 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from vpt.data.catalog.archives import unpack
 from vpt.data.catalog.cards import Card, Download, card_names, find_card
@@ -47,15 +47,9 @@ class _BrokenError(_FailedError):
 def fetch(download: Download, folder: Path, timeout: float = 60.0, pause: float = 1.0) -> Path:
     """Fetches a file to a folder, which is created, unless it is there, and returns its path.
 
-    Args:
-        download: Its addresses, size and checksum.
-        folder: Where to.
-        timeout: Seconds without a byte after which a connection counts as stalled.
-        pause: Seconds before the second attempt, twice as many before the third, and so on.
-
-    Raises:
-        DataError: No mirror gave the file with its checksum, the folder cannot be written, or what lies there already
-            is another file.
+    A connection is stalled after `timeout` seconds without a byte; `pause` is that before the second attempt, in
+    seconds, twice as many before the third, and so on. A DataError where no mirror gave the file with its checksum, the
+    folder cannot be written, or what lies there already is another file.
     """
     target = folder / download.file
     if target.exists():
@@ -123,18 +117,8 @@ class _Transfer:
     timeout: float
     show: Callable[..., None]
 
-    @property
-    def checked(self) -> bool:
-        return bool(self.download.sha256 or self.download.md5)
-
     def once(self) -> None:
-        """Asks for what is missing and appends it.
-
-        Raises:
-            _FailedError: The mirror is of no use.
-            _BrokenError: The connection broke, stalled, or the server is busy.
-            OSError: The disk cannot be written.
-        """
+        """Asks for what is missing and appends it; also an OSError where the disk cannot be written."""
         try:
             with self._open() as response:
                 self._receive(response)
@@ -159,7 +143,7 @@ class _Transfer:
         headers = {"User-Agent": f"vpt/{__version__}", "Accept-Encoding": "identity"}
         version = self.part.version_from(self.url)
         # Bytes of another mirror are gone on with only where a checksum will judge the whole.
-        if self.part.size and (version or self.checked):
+        if self.part.size and (version or self.download.sha256 or self.download.md5):
             headers["Range"] = f"bytes={self.part.size}-"
             if version:
                 headers["If-Range"] = version
@@ -222,7 +206,6 @@ def _persist(transfer: _Transfer, pause: float) -> None:
 
 
 def _mismatch(download: Download, path: Path) -> str | None:
-    """Says how a file differs from what its card states; None if it does not."""
     size = path.stat().st_size
     if download.size is not None and size != download.size:
         return f"has {size:,} bytes, where {download.size:,} were expected"
@@ -250,14 +233,8 @@ def _total(headers: Any, start: int) -> int | None:
 
 
 def _progress() -> Progress:
-    columns: Sequence[Any] = (
-        TextColumn("Fetching {task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    return Progress("Fetching {task.description}", *columns, console=Console(stderr=True), transient=True)
 
 
 DOWNLOADS = "downloads"

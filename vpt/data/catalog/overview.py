@@ -64,27 +64,16 @@ class Entry:
 
 
 def card_of(name: str) -> Card | None:
-    """Looks up the card of a dataset or of one of its variants.
+    """Looks up the card of a dataset or of one of its variants; None if there is none.
 
-    Args:
-        name: A dataset; one of ImageNet's may be followed by ``-`` and a variant, e.g. ``"imagenet_c-fog-3"``.
-
-    Returns:
-        The card; None if there is none.
+    One of ImageNet's may be followed by ``-`` and a variant, e.g. ``"imagenet_c-fog-3"``.
     """
     whole = load_card(name.partition("-")[0])
     return load_card(name) or (whole if whole is not None and whole.suite == "imagenet" else None)
 
 
 def overview(root: Path) -> list[Entry]:
-    """Says of every dataset whether it is on this machine; reads lists, and looks for the first image of each.
-
-    Args:
-        root: The folder of all datasets.
-
-    Returns:
-        By suite, group and name.
-    """
+    """Says what of each dataset, by suite, group and name, lies below the root, by lists and their first images."""
     suites = ["vtab", "fgvc", "imagenet", "local", "demo"]
     groups = ["natural", "specialized", "structured"]
 
@@ -108,28 +97,13 @@ def _entry(card: Card, root: Path) -> Entry:
 
 
 def parts(name: str, root: Path) -> list[str]:
-    """Says which datasets a name stands for: itself, or those of ImageNet-C's 95 sets that are here.
-
-    Args:
-        name: A dataset, or any folder.
-        root: The folder of all datasets.
-
-    Raises:
-        DataError: ImageNet-C is not here.
-    """
+    """Says which datasets a name is: itself, or the sets of ImageNet-C's 95 that are here (a DataError if none)."""
     card = card_of(name)
     return present_sets(card, root) if card is not None and name == _MANY else [name]
 
 
 def check_images(lists: Mapping[str, ImageList]) -> None:
-    """Looks for the first image of each list.
-
-    Args:
-        lists: What :func:`image_lists` gives.
-
-    Raises:
-        DataError: One is not there.
-    """
+    """Looks for the first image of each list, as of :func:`image_lists`; a DataError where it is not there."""
     for images in lists.values():
         first = images.folder / images.paths[0]
         if not first.is_file():
@@ -139,18 +113,10 @@ def check_images(lists: Mapping[str, ImageList]) -> None:
 def image_lists(name: str, root: Path) -> dict[str, ImageList]:
     """Reads the lists of a dataset as its data module does, and refuses what that refuses, save a wrong count.
 
-    ImageNet-1k's training images are listed too where they are here.
-
-    Args:
-        name: A dataset with a card; or a folder in VTAB's layout, or what `FolderDataModule` takes, below the root or
-            anywhere.
-        root: The folder of all datasets.
-
-    Returns:
-        By the names that the card's sizes have, e.g. ``"test"``.
-
-    Raises:
-        DataError: A file is missing or malformed, or the dataset is made by this package and has no files.
+    The name is that of a dataset with a card; or a folder in VTAB's layout, or what `FolderDataModule` takes, below the
+    root or anywhere. ImageNet-1k's training images are listed too where they are here. Lists have the names of the
+    card's sizes, e.g. ``"test"``. A DataError where a file is missing or malformed, or there are none as this package
+    makes the images.
     """
     lists: dict[str, ImageList] = {}
     for module in _modules(name, root):
@@ -165,15 +131,7 @@ def image_lists(name: str, root: Path) -> dict[str, ImageList]:
 
 
 def own_data(name: str, root: Path) -> Path:
-    """Finds a folder or table that is no published dataset.
-
-    Args:
-        name: Below the root, or anywhere.
-        root: The folder of all datasets.
-
-    Raises:
-        UnknownNameError: There is none, nor a dataset of that name.
-    """
+    """Finds a folder or table that is no published dataset, below the root or anywhere; else an UnknownNameError."""
     for place in (root / name, Path(name).expanduser()):
         if place.exists():
             return place
@@ -181,11 +139,7 @@ def own_data(name: str, root: Path) -> Path:
 
 
 def in_vtab_layout(name: str) -> bool:
-    """Says whether a dataset is a folder of lists, which is so unless its suite has a module of its own.
-
-    Args:
-        name: A dataset with a card, or any folder.
-    """
+    """Says whether a dataset is a folder of lists, which is so unless its suite has a module of its own."""
     card = card_of(name)
     return name not in _MODULES and (card is None or card.suite not in _MODULES)
 
@@ -211,14 +165,7 @@ def _modules(name: str, root: Path) -> Iterator[ImageDataModule]:
 
 
 def describe(card: Card) -> str:
-    """Writes a card as text.
-
-    Args:
-        card: Which.
-
-    Returns:
-        Lines of at most 88 characters, save for addresses and what the card itself breaks into lines.
-    """
+    """Writes a card in lines of at most 88 characters, save for addresses and what it itself breaks into lines."""
     sizes = ", ".join(f"{name} {size:,}" for name, size in card.sizes.items())
     facts = {
         "name": card.name,

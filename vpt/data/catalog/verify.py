@@ -36,7 +36,6 @@ class ListReport:
     """What one list holds.
 
     Attributes:
-        name: Of the list.
         official: Number of images that the card states; None if it states none.
         histogram: int64 (classes,), images of each class.
         classes: Number of classes that count, at most those of the histogram.
@@ -55,10 +54,9 @@ class ListReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
+    """What was found in a dataset.
 
     Attributes:
-        name: Of the dataset.
         lists: One report a list.
         faults: One sentence each; empty if all is well.
         notes: Likewise, of what repeats within a split or nearly does, of what the authors of a complete dataset have
@@ -76,11 +74,7 @@ class Report:
         return len({_kind(each.name) for each in self.lists}) > 1
 
     def check(self) -> None:
-        """Raises unless all is well.
-
-        Raises:
-            DataError: There are faults.
-        """
+        """Raises a DataError unless all is well."""
         if self.faults:
             more = f" (and {len(self.faults) - 1} more, see above)" if len(self.faults) > 1 else ""
             raise DataError(f"{self.name} is not as it should be: {self.faults[0].rstrip('.')}{more}.")
@@ -198,10 +192,8 @@ def _looks(images: Sequence[tuple[ImageList, int]]) -> Iterator[tuple[bytes, int
 def perceptual_hash(image: Image.Image) -> int:
     """The 64-bit hash pHash (Zauner, 2010): which of the 8×8 lowest frequencies of an image lie above their median.
 
-    It hardly changes when an image is scaled or compressed again.
-
-    Args:
-        image: Any size and mode; its grey values at 32×32 count.
+    The image may be of any size and mode; its grey values at 32×32 count. It hardly changes when an image is scaled or
+    compressed again.
     """
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
     low = dctn(grey)[:8, :8]
@@ -209,16 +201,10 @@ def perceptual_hash(image: Image.Image) -> int:
 
 
 def near_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Finds hashes that differ in few bits, of which only those are compared that agree in a band of bits.
+    """Finds which of N different hashes differ in few bits, in [0, 63]; compares those that agree in a band of bits.
 
-    Of ``distance + 1`` bands at least one is free of ``distance`` differences.
-
-    Args:
-        hashes: (N,), all different.
-        distance: In how many bits two may differ, in [0, 63].
-
-    Yields:
-        Positions (i, j) of pairs, int64 (P,) each, no i twice; the same pair may come again, in either order.
+    Of ``distance + 1`` bands at least one is free of ``distance`` differences. Yields positions (i, j) of pairs, int64
+    (P,) each, no i twice; the same pair may come again, in either order.
     """
     for low, high in pairwise(np.linspace(0, 64, distance + 2).astype(int).tolist()):
         band = hashes >> np.uint64(low) & np.uint64((1 << high - low) - 1)
@@ -266,7 +252,6 @@ def _near(groups: Sequence[Sequence[Path]], hashes: NDArray[np.uint64], kinds: M
 
 
 def _repeated(groups: Sequence[Sequence[Path]], kinds: Mapping[Path, set[str]]) -> list[str]:
-    """Finds what a part holds twice."""
     notes = []
     for kind in _parts(kinds):
         copies = ([file for file in files if kind in kinds[file]] for files in groups)
