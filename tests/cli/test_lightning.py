@@ -206,6 +206,14 @@ def test_resuming_continues_where_the_checkpoint_stopped(vpt: Vpt, trained: Run)
     assert torch.load(run.checkpoint, weights_only=True)["global_step"] == 4
 
 
+@pytest.mark.parametrize("flag", ["--data.batch_size=4", "--seed_everything=9", "--data.train=train800"])
+def test_training_goes_on_with_what_it_began_with(vpt: Vpt, trained: Run, flag: str) -> None:
+    flags = (*DEMO, *SMALL, *QUICK, "--trainer.max_epochs=2", flag)
+    answer = vpt("fit", *flags, "--ckpt_path", trained.checkpoint)
+    assert answer.status == 1
+    assert "Training cannot go on from another run's checkpoint" in answer.sentence
+
+
 def test_an_interrupted_run_keeps_its_last_whole_epoch(vpt: Vpt, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(task: PromptTuning) -> None:
         if task.current_epoch == 1:

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.tasks.test_tasks import trainer
 from vpt.data import FolderDataModule, content_hashes, image_cache
 from vpt.data.content_hashes import cache_folder
+from vpt.data.datasets.torchvision_datasets import TorchvisionList
 from vpt.data.image_cache import decoded
 from vpt.data.images import ImageList, read_list
 from vpt.data.transforms import PRESETS
@@ -141,6 +142,22 @@ def test_one_image_under_two_labels_is_said_before_training(tmp_path: Path) -> N
     data = FolderDataModule(root, image_size=16)
     with pytest.warns(VPTWarning, match=r"train/a/0\.bmp .*'a'.* train/b/9\.bmp .*'b'"):
         data.setup("fit")
+
+
+def test_what_a_torchvision_dataset_was_asked_for_is_part_of_what_its_images_are(tmp_path: Path) -> None:
+    class Fake:
+        root = str(tmp_path)
+
+        def __init__(self, shade: int) -> None:
+            self.shade = shade
+
+        def __getitem__(self, position: int) -> tuple[Image.Image, int]:
+            return Image.new("RGB", (4, 4), (self.shade, position, 0)), 0
+
+    (tmp_path / "file").touch()
+    zero = np.zeros(2, dtype=np.int64)
+    lists = [TorchvisionList(Fake(n), "dtd-test", f"DTD partition {n}", np.arange(2), zero) for n in (1, 2)]
+    assert not (lists[0].contents() == lists[1].contents()).all(axis=1).any()
 
 
 def test_features_of_one_folder_are_not_served_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import csv as csvfile
 import functools
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from vpt.experiments.trial import Config, Trial
 from vpt.reports.page import markdown
 from vpt.reports.run_report import TITLE, csv, latex, notes, tables
 from vpt.reports.run_values import GROUPS, report
-from vpt.run_record import cell_protocol
+from vpt.run_record import cell_protocol, training_protocol
 from vpt.tasks import PromptTuning, RunRecord
 
 VTAB = [name for name in card_names() if (card := load_card(name)) is not None and card.suite == "vtab"]
@@ -163,8 +163,10 @@ def test_one_more_run_of_one_task_renames_no_cell_that_belongs_to_others(tmp_pat
     assert methods == {"vpt_deep": ["a", "b", "c"], "vpt_deep (batch size 8)": ["a"]}
 
 
-def test_everything_in_a_protocol_but_the_seed_sets_a_cell_apart(tmp_path: Path) -> None:
-    """Puts another value in the place of each of a record; what is no part of the protocol is listed."""
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of a run of this version."""
+    tmp_path = tmp_path_factory.mktemp("tested")
     L.seed_everything(7)
     task = PromptTuning(backbone="vit_nano_patch8_64", num_classes=10, image_size=64, normalization="inception")
     trainer = L.Trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0, limit_test_batches=1,
@@ -172,15 +174,25 @@ def test_everything_in_a_protocol_but_the_seed_sets_a_cell_apart(tmp_path: Path)
         enable_checkpointing=False)  # fmt: skip
     trainer.fit(task, datamodule=DigitsDataModule(image_size=64, shots=4))
     trainer.test(task, datamodule=DigitsDataModule(image_size=64, shots=4), verbose=False)
-    record = json.loads((tmp_path / "run" / "0" / "run.json").read_text())
+    return dict(json.loads((tmp_path / "run" / "0" / "run.json").read_text()))
+
+
+def without_effect(record: dict[str, Any], identity: Callable[[dict[str, Any]], Any]) -> set[str]:
+    """What may have another value without a change of an identity, of all that a record holds."""
     same = set()
     for path in paths(record):
         changed = copy.deepcopy(record)
         *above, last = path
         place = functools.reduce(lambda part, key: part[key], above, changed)
         place[last] = "another"
-        if cell_protocol(changed) == cell_protocol(record):
+        if identity(changed) == identity(record):
             same.add(".".join(path))
+    return same
+
+
+def test_everything_in_a_protocol_but_the_seed_sets_a_cell_apart(tested: dict[str, Any]) -> None:
+    record, same = tested, without_effect(tested, cell_protocol)
+    assert "evaluated.test.precision" not in same
     results = {"seconds", "epochs", "images", *(f"metrics.{key}" for key in record["metrics"])}
     results |= {f"parameters.{key}" for key in record["parameters"]} | {
         key for key in same if key.startswith("evaluated")
@@ -197,6 +209,23 @@ def test_everything_in_a_protocol_but_the_seed_sets_a_cell_apart(tmp_path: Path)
         "data.shared_with_train.test",
     }
     assert same == results | environment | places | seeds | {"hyperparameters.micro_batch"}
+
+
+def test_training_goes_on_where_all_but_its_length_is_as_it_was(tested: dict[str, Any]) -> None:
+    sections = ("metrics", "read", "evaluated", "parameters", "machine", "versions")  # results and environment
+    same = {key for key in without_effect(tested, training_protocol) if key.partition(".")[0] not in sections}
+    length = {
+        "status",
+        "epochs",
+        "steps",
+        "seconds",
+        "images",
+        "max_epochs",
+        "training.max_steps",
+        "training.callbacks",
+    }
+    places = {"hyperparameters.weights", "hyperparameters.init_delta", "hyperparameters.init_head", "backbone.weights"}
+    assert same == length | places | {"hyperparameters.micro_batch"}
 
 
 def paths(record: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

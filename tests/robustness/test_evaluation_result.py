@@ -155,6 +155,16 @@ def test_an_anchor_that_was_trained_on_validation_images_chooses_nothing_on_them
     assert "6 of its 6 images were trained on" in str(measure(prompts, tmp_path / "out", anchor=anchor).not_chosen)
 
 
+def test_a_model_that_had_other_validation_images_may_have_been_trained_on_these(prompts: Path, tmp_path: Path) -> None:
+    anchor = fakes.write_delta(tmp_path / "anchor.safetensors", ())
+    header, tensors = read_delta(anchor)
+    for val, message in (("f" * 64, "other validation images"), (task().describe()["fingerprints"]["val"], None)):
+        header["info"] = {"data": {"shared_with_train": {"val": 0}, "fingerprints": {"val": val}}}
+        write_delta(anchor, header, tensors)
+        why = measure(prompts, tmp_path / val[:4], anchor=anchor).not_chosen
+        assert (why is None) if message is None else (message in str(why))
+
+
 def test_repeated_images_choose_nothing_and_the_others_do(prompts: Path, tmp_path: Path) -> None:
     pixels = {name: fakes.images(n, seed) for name, n, seed in (("train", 6, 1), ("val", 6, 2), ("test", 5, 3))}
     pixels["val"][:2] = pixels["train"][:2]  # as in a dataset that repeats itself

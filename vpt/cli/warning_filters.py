@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from typing import TextIO
+from typing import Any
 
 from vpt.errors import VPTWarning
 
@@ -49,15 +49,8 @@ def hush() -> None:
 _show_others = warnings.showwarning
 
 
-def _show(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show(message: Warning | str, category: type[Warning], *place: Any, **named: Any) -> None:
     if issubclass(category, VPTWarning):
-        print(f"vpt: warning: {message}", file=file or sys.stderr)
+        print(f"vpt: warning: {message}", file=sys.stderr)
     else:
-        _show_others(message, category, filename, lineno, file, line)
+        _show_others(message, category, *place, **named)

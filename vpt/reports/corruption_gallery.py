@@ -46,11 +46,8 @@ def corruption_figure(image: NDArray[np.uint8]) -> Figure:
     height, width = image.shape[:2]
     with style():
         figure = Figure(figsize=(15, 1.08 * rows * height / width + 0.9), layout=ConstrainedLayoutEngine(w_pad=0.2))
-        figure.suptitle(
-            f"{len(CORRUPTIONS)} corruptions at severities 1 to 5, with the parameters of ImageNet-C",
-            fontsize=12,
-            weight="bold",
-        )
+        about = f"{len(CORRUPTIONS)} corruptions at severities 1 to 5, with the parameters of ImageNet-C"
+        figure.suptitle(about, fontsize=12, weight="bold")
         cells = figure.subplots(rows, _COLUMNS).T.ravel()
         for axes, kind in zip(cells, CORRUPTIONS, strict=False):
             _draw_row(axes, kind, [image, *(corrupt(image, kind, severity, "gallery") for severity in SEVERITIES)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -186,8 +187,8 @@ class RobustnessResult:
         protocol = record.protocol
         same = all(protocol.get(key) == value for key, value in self.protocol.items() if key not in _OF_SETS)
         same &= row.severity is None or protocol.get("corruptions") == self.protocol.get("corruptions")
-        named = path.stem.rpartition("-")[2]  # by the protocol's hash; by α alone in version 0.1.0
-        same &= len(named) < 12 or named == identity(protocol)[:12]
+        named = re.search(r"-([0-9a-f]{12})$", path.stem)  # by the protocol's hash; by α alone in version 0.1.0
+        same &= named is None or named[1] == identity(protocol)[:12]
         if not same or (protocol["set"], protocol["alpha"]) != (row.set, alpha):
             raise DataError(f"{path} belongs to another evaluation than robustness.json beside it: run it again.")
         return record
@@ -217,7 +218,9 @@ class RobustnessResult:
         alphas = sorted({row.alpha for row in self.rows})
         shown = shown_alphas(alphas)
         chosen = self.chosen_alpha
-        table = Table(title=self._title(), caption=self._caption(), title_justify="left", caption_justify="left")
+        counts = {row.n for row in self.rows if row.kind not in (VAL, SHIFT)}
+        what = f"Top-1 (%) on {self.protocol['data']['name']}, n = {', '.join(map(str, sorted(counts)))}"
+        table = Table(title=what, caption=self._caption(), title_justify="left", caption_justify="left")
         table.add_column("test set")
         picked = [] if chosen is None else [chosen]
         headings = ["n", *(f"α = {alpha:g}" for alpha in shown), *(f"val: α = {alpha:g}" for alpha in picked)]
@@ -246,10 +249,6 @@ class RobustnessResult:
         means = _means(kinds)
         parts += [(f"mean of {_named(each)} ({strength})", each, each is means[-1]) for each in means]
         return groups + [(label, [row for row in corrupted if row.kind in own], ends) for label, own, ends in parts]
-
-    def _title(self) -> str:
-        counts = {row.n for row in self.rows if row.kind not in (VAL, SHIFT)}
-        return f"Top-1 (%) on {self.protocol['data']['name']}, n = {', '.join(map(str, sorted(counts)))}"
 
     def _caption(self) -> str:
         way, head = self.protocol["way"], self.protocol["head"]

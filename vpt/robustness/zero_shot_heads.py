@@ -44,14 +44,10 @@ def own_head(backbone: Backbone, classes: Sequence[int] | None = None) -> nn.Lin
     Raises a WeightsError if there is no linear one, a ConfigError if the match of classes is impossible (`sub_head`) or
     the backbone has another pool than its weights.
     """
-    head = _published_head(backbone)
-    return head if classes is None else sub_head(head, classes)
-
-
-def _published_head(backbone: Backbone) -> nn.Linear:
     if backbone.pool is not None:
         raise ConfigError(f"The classifier of {backbone.weights_id} reads the weights' own pool: leave pool out.")
-    return pretrained_head(backbone.name, backbone.weights)
+    head = pretrained_head(backbone.name, backbone.weights)
+    return head if classes is None else sub_head(head, classes)
 
 
 def write_head(
@@ -171,7 +167,7 @@ def zero_shot(backbone: Backbone, texts: nn.Linear, images: ImageDataset, number
 
     Some `number` of training images, evenly spread over the list, tell how long projected features are.
     """
-    projection = _published_head(backbone)
+    projection = own_head(backbone)
     rows = range(0, len(images), max(1, len(images) // number))
     features = [backbone(images[row]["image"][None]) for row in rows]
     return image_head(texts, projection, torch.cat(features))

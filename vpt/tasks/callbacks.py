@@ -146,7 +146,7 @@ class RunRecord(L.Callback):
             return
         now = training_protocol(protocol(trainer, pl_module))
         if differs := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
-            told = "; ".join(f"{key} {before.get(key)} then, {now.get(key)} now" for key in differs[:3])
+            told = "; ".join(f"{key} {before.get(key)!s:.24} then, {now.get(key)!s:.24} now" for key in differs[:3])
             raise ConfigError(
                 f"Training cannot go on from another run's checkpoint: {told}. Train anew, or as it began."
             )
