@@ -1,7 +1,6 @@
 """Tasks that need no download: white shapes and handwritten digits to classify, scenes of coloured shapes to segment.
 
-Their splits are part of the task and do not depend on the seed of the run, which only orders the training images.
-`ShapesDataModule` redraws the latent grid of dSprites (Matthey et al. 2017) with antialiasing.
+Splits do not depend on the seed of the run; `ShapesDataModule` redraws the grid of dSprites (Matthey et al. 2017).
 """
 
 from __future__ import annotations
@@ -44,9 +43,8 @@ Pixels = NDArray[np.uint8]
 class ShapesDataModule(ImageDataModule):
     """Generated white shapes on black in the manner of dSprites: 800 / 200 / 1,000, no image twice.
 
-    Labels as in VTAB: 16 bins of the x position or of the orientation, or the three shapes. A square turned by 90°
-    and an ellipse turned by 180° are the same image, so that no method can exceed (¼ + ½ + 1)/3 = 58 % on
-    orientation.
+    Labels as in VTAB: 16 bins of the x position or of the orientation, or the three shapes. A square turned by 90° and
+    an ellipse turned by 180° are the same image, so that no method can exceed (¼ + ½ + 1)/3 = 58 % on orientation.
     """
 
     def __init__(
@@ -99,10 +97,9 @@ def _draw(
 
 
 def latents(count: int, seed: int) -> dict[str, NDArray[np.int64]]:
-    """Draws points of the grid, at most 50,000, whose images all differ.
+    """Draws points of the grid, at most 50,000, whose images all differ, as int64 (count,) each.
 
-    ``shape`` in 0..2 (:data:`SHAPES`), ``scale`` in 0..5, ``orientation`` in 0..39 (steps of 9°), ``x`` and ``y`` in
-    0..31, each int64 (count,).
+    ``shape`` in 0..2 (:data:`SHAPES`), ``scale`` 0..5, ``orientation`` 0..39 (steps of 9°), ``x`` and ``y`` 0..31.
     """
     sides = tuple(_GRID.values())
     points = np.stack(np.unravel_index(np.random.default_rng(seed).permutation(math.prod(sides))[: 2 * count], sides))
@@ -155,8 +152,7 @@ def _filled(outline: NDArray[np.float64], image_size: int) -> Pixels:
 class ShapeScenesDataModule(MaskDataModule):
     """Two to four coloured shapes over a textured background: 800 / 200 / 1,000 images of five classes.
 
-    Colours say nothing about the class, shapes may hide each other, and edges are antialiased; a pixel belongs to the
-    shape that covers at least half of it.
+    Colours say nothing of the class, shapes may hide each other; a pixel's shape covers at least half of it.
     """
 
     def __init__(
@@ -213,10 +209,7 @@ def _scene_split(stem: str, positions: NDArray[np.intp], image_size: int) -> Mas
 
 
 def draw_scene(number: int, image_size: int) -> tuple[Pixels, Pixels]:
-    """Draws one image, uint8 (3, image_size, image_size), and its mask of positions in `SCENE_CLASSES`.
-
-    The number ≥ 0 alone decides what is seen.
-    """
+    """Draws the image, uint8 (3, image_size, image_size), and the mask that a number ≥ 0 alone decides."""
     random = np.random.default_rng([_SEED, number])
     image = _background(random, image_size)
     mask = np.zeros((image_size, image_size), dtype=np.uint8)

@@ -21,10 +21,7 @@ from vpt.errors import DataError, UnknownNameError
 
 @dataclass(frozen=True)
 class Official:
-    """What the authors' files say: the name of each class, and the lists train, test and perhaps val.
-
-    Labels count from 0.
-    """
+    """What the authors' files say: names of classes, and the lists train, test and perhaps val; labels from 0."""
 
     class_names: list[str]
     lists: dict[str, ImageList]
@@ -32,10 +29,7 @@ class Official:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a dataset is unpacked: the folder of the archive, what must be in it, and what reads the authors' files.
-
-    The paths in the reference's JSON splits are relative to its folder `images`.
-    """
+    """How a dataset is unpacked; paths in the reference's JSON splits are relative to its folder `images`."""
 
     folder: str
     needed: tuple[str, ...]
@@ -46,8 +40,7 @@ class Layout:
 def read_birds(folder: Path) -> Official:
     """CUB-200-2011 and NABirds: images.txt, image_class_labels.txt, train_test_split.txt, classes.txt and images/.
 
-    NABirds' classes.txt also names the inner nodes of its hierarchy.txt, which label no image; classes are therefore
-    those that label one, in the order of their ids. CUB-200-2011 uses all of its classes.
+    NABirds' classes.txt also names inner nodes of its hierarchy: classes are those that label an image, by id.
     """
     names = _table(folder / "classes.txt")
     paths = _table(folder / "images.txt")
@@ -67,10 +60,7 @@ def read_birds(folder: Path) -> Official:
 
 
 def read_flowers(folder: Path) -> Official:
-    """Oxford Flowers-102; its files do not name the classes, so that these are ``"flower 1"`` to ``"flower 102"``.
-
-    They are jpg/image_00001.jpg and so on, imagelabels.mat (labels from 1) and setid.mat (numbers from 1).
-    """
+    """Oxford Flowers-102: jpg/, imagelabels.mat and setid.mat (from 1); classes are ``"flower 1"`` and so on."""
     labels = read_mat(folder / "imagelabels.mat", "labels")[0].ravel().astype(np.int64) - 1
     keys = {"train": "trnid", "val": "valid", "test": "tstid"}
     lists = {}
@@ -84,10 +74,7 @@ def read_flowers(folder: Path) -> Official:
 
 
 def read_dogs(folder: Path) -> Official:
-    """Stanford Dogs: Images/n02085620-Chihuahua/n02085620_10074.jpg and so on, and train_list.mat and test_list.mat.
-
-    These lie in lists/ or beside Images/.
-    """
+    """Stanford Dogs: Images/n02085620-Chihuahua/*.jpg; train_list.mat and test_list.mat in lists/ or beside."""
     lists: dict[str, ImageList] = {}
     names: dict[int, str] = {}
     for name in ("train", "test"):
@@ -105,8 +92,7 @@ def read_dogs(folder: Path) -> Official:
 def read_cars(folder: Path) -> Official:
     """Stanford Cars: cars_train/, cars_test/, devkit/ with cars_meta.mat and cars_train_annos.mat.
 
-    The labels of the test images are a file of its own, cars_test_annos_withlabels.mat beside or in devkit/, which the
-    devkit does not contain.
+    The devkit lacks the test images' labels: cars_test_annos_withlabels.mat lies beside it or in it.
     """
     names = [str(cell.item()) for cell in read_mat(folder / "devkit" / "cars_meta.mat", "class_names")[0].ravel()]
     lists = {}
@@ -177,12 +163,10 @@ _JSON = ("train.json", "val.json", "test.json")
 class FGVCDataModule(ImageDataModule):
     """CUB-200-2011, NABirds, Oxford Flowers-102, Stanford Dogs or Stanford Cars.
 
-    The test images are the authors'. Training and validation images come, in this order, from the reference's
-    train.json, val.json and test.json if they lie in the folder, from the authors' own validation list (Flowers), or
-    from :func:`vpt.data.datasets.published_files.hold_out`, which keeps one in ten of the official training images.
-
-    Attributes:
-        split_source: ``"json"``, ``"authors"`` or ``"held out"``.
+    The test images are the authors'. Training and validation images come, as `split_source` says, from the reference's
+    train.json, val.json and test.json if they lie in the folder (``"json"``), from the authors' own validation list
+    (Flowers, ``"authors"``), or from :func:`vpt.data.datasets.published_files.hold_out`, which keeps one in ten of the
+    official training images (``"held out"``).
     """
 
     def __init__(
@@ -255,10 +239,7 @@ def _read(card: Card, root: str | Path | None) -> tuple[Official, str]:
 
 
 def _json_lists(folder: Path, layout: Layout, official: Official) -> dict[str, ImageList]:
-    """Takes the membership from the reference's splits, path -> class, and the labels from the authors.
-
-    The reference numbers its classes its own way; they must be the authors' under other numbers.
-    """
+    """Membership from the reference's splits, path -> class; labels from the authors, who number otherwise."""
     truth = {
         (images.folder / path).relative_to(folder).as_posix(): int(label)
         for images in official.lists.values()

@@ -175,12 +175,10 @@ class BorderCropped(FolderImages):
 
 @dataclass(frozen=True)
 class ImageNetSet:
-    """A test set with ImageNet-1k labels.
+    """A test set whose labels are ImageNet-1k ids; of a class that matches several, the smallest.
 
-    Attributes:
-        images: Labels are ImageNet-1k ids; of a class that matches several, the smallest.
-        groups: One tuple of ImageNet-1k ids a class, beginning with its label; None where all 1,000 are classes.
-        complete: It has the official number of images.
+    `groups` are one tuple of ids a class, its label first, or None where all 1,000 are classes; `complete` says whether
+    it has the official number of images.
     """
 
     name: str
@@ -192,9 +190,7 @@ class ImageNetSet:
 def parse(variant: str) -> tuple[str, str, int]:
     """Splits a name such as ``"imagenet_c-fog-3"`` into card, kind and severity; ``""`` and 0 for other sets.
 
-    Raises:
-        UnknownNameError: One of the three does not exist.
-        DataError: Kind or severity are missing.
+    An UnknownNameError where one of the three does not exist, and a DataError where kind or severity are missing.
     """
     name, *rest = variant.split("-")
     if name not in VARIANTS:
@@ -273,8 +269,7 @@ def class_images(
 ) -> ImageList:
     """Lists the images of class folders; the label is that of the folder's name, never its place in an order.
 
-    Raises:
-        DataError: A class folder is unknown; or it is missing or empty, and that is not accepted.
+    A DataError where a class folder is unknown; or it is missing or empty, and that is not accepted.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; the expected layout is\n{card.layout.rstrip()}")

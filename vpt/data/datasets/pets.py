@@ -83,10 +83,7 @@ class PetTrimapsDataModule(MaskDataModule):
 def read_list(file: Path, folder: Path) -> ImageList:
     """Reads a list of ``name class species breed``, as its authors publish it; images are ``images/<name>.jpg``.
 
-    Labels are the 37 classes, from 0.
-
-    Raises:
-        DataError: It cannot be read, is empty, a line is another, or an image is listed twice.
+    The 37 labels begin at 0. A DataError where it is unreadable, empty or malformed, or an image is listed twice.
     """
     paths, labels, lines = [], [], []
     for line, content in enumerate(read_text(file).splitlines(), start=1):

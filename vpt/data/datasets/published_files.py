@@ -21,21 +21,15 @@ def default_root() -> Path:
 
 
 def data_root(root: str | Path | None) -> Path:
-    """Returns the folder of all datasets that the user named, ``~`` for the home folder.
-
-    None for :func:`default_root`.
-    """
+    """Returns the folder of all datasets, ``~`` for the home folder; None for :func:`default_root`."""
     return (Path(root) if root is not None else default_root()).expanduser()
 
 
 def find_folder(card: Card, root: str | Path | None, official: str, needed: Sequence[str]) -> Path:
     """Finds the folder of a dataset below the data root, the first that holds all files and folders `needed`.
 
-    It is ``<root>/<card's name>``, or the folder `official` that the authors' archive unpacks to, within that or beside
-    it.
-
-    Raises:
-        DataError: None does; the message names the first missing path, the expected tree and how to get the data.
+    It is ``<root>/<card's name>``, or within or beside it the authors' folder `official`. Where none does, a DataError
+    names the first missing path, the expected tree and how to get the data.
     """
     root = data_root(root)
     candidates = [root / card.name / official, root / card.name, root / official]
@@ -57,8 +51,7 @@ def image_list(
 ) -> ImageList:
     """Makes a list of N images, relative to a folder, out of what a file of the authors says.
 
-    `lines` is where each is in that file, counted from 1; None for 1..N. A DataError where there is none, or one is
-    listed twice.
+    `lines` is where each is in it, None for 1..N. A DataError where there is no image, or one is listed twice.
     """
     if not paths:
         raise DataError(f"{file} lists no image: unpack the archive again.")
@@ -73,19 +66,14 @@ def image_list(
 def hold_out(images: ImageList, every: int, seed: int = 0) -> tuple[ImageList, ImageList]:
     """Splits one in `every` off an official training list to validate on (:func:`vpt.data.splits.hold_out_every`).
 
-    For 10 the sizes are those of the published FGVC splits, of which no rule is known. Both are in the order of the
-    list.
+    Both keep the list's order; for 10 their sizes are those of the published FGVC splits, whose rule is not known.
     """
     kept, held = hold_out_every(images.paths, images.labels, every, seed)
     return images.take(kept), images.take(held)
 
 
 def check_count(what: str, found: int, expected: int, allow_partial: bool, of: str = "images") -> bool:
-    """Checks a number of images, or what else `of` says; True if it is the official one.
-
-    Raises:
-        DataError: It is not, and that is not accepted.
-    """
+    """Whether a number of images, or what else `of` says, is official; a DataError if not, unless accepted."""
     if found != expected and not allow_partial:
         raise DataError(
             f"{what}: found {found:,} {of}, expected {expected:,}; complete the copy, or set allow_partial=true, "
@@ -95,10 +83,7 @@ def check_count(what: str, found: int, expected: int, allow_partial: bool, of: s
 
 
 def damaged(file: Path, what: str, fault: object) -> DataError:
-    """Returns the error for a file that is there and is not what it should be.
-
-    The fault is an exception or a sentence.
-    """
+    """Returns the error for a file that is not what it should be; the fault is an exception or a sentence."""
     return DataError(f"{file} is not {what} ({str(fault).rstrip('.')}); get the file again.")
 
 
@@ -113,10 +98,7 @@ def read_text(file: Path) -> str:
 def read_mat(file: Path, *names: str) -> list[Any]:
     """Reads variables of a MATLAB file (5 to 7.2): numbers, characters, cells and structures.
 
-    Nothing in it is executed.
-
-    Raises:
-        DataError: It does not exist, is damaged or lacks a variable.
+    Nothing in it is executed. A DataError where it does not exist, is damaged or lacks a variable.
     """
     from scipy.io import loadmat
 

@@ -24,12 +24,9 @@ _FOLDERS = {"test": "cue-conflict", "edges": "edges", "silhouettes": "filled-sil
 class ShapeTextureDataModule(ImageDataModule):
     """Test images that have the shape of one class and, in the cue-conflict set, the texture of another.
 
-    The test split is the cue-conflict set with its shapes as labels; ``edges`` and ``silhouettes`` are shifts. There is
-    nothing to train on: a classifier of ImageNet-1k answers, and :meth:`class_ids` gives its ids of each class, whose
-    probabilities the paper averages.
-
-    Attributes:
-        texture_labels: int64 (N,), the other label of the test images.
+    The test split is the cue-conflict set with its shapes as labels (`texture_labels`, int64 (N,), are the others);
+    ``edges`` and ``silhouettes`` are shifts. There is nothing to train on: a classifier of ImageNet-1k answers, and
+    :meth:`class_ids` gives its ids of each class, whose probabilities the paper averages.
     """
 
     def __init__(

@@ -49,14 +49,10 @@ _FOLDERS = ("raw_folder", "_base_folder", "base_folder")  # where torchvision's 
 
 @dataclass(frozen=True)
 class TorchvisionList:
-    """Some images of one torchvision dataset.
+    """Images of one torchvision dataset at `positions`, int64 (N,), with `labels`, int64 (N,).
 
-    Attributes:
-        dataset: The dataset; ``dataset[i]`` is (PIL image, label).
-        title: Dataset and split, e.g. ``"cifar10-train"``.
-        made_of: Dataset and arguments, which with the files decide what the images are.
-        positions: int64 (N,) in the dataset.
-        labels: int64 (N,).
+    ``dataset[i]`` is (PIL image, label), `title` e.g. ``"cifar10-train"``; `made_of` is dataset and arguments, which
+    with the files decide what the images are.
     """
 
     dataset: Any
@@ -111,17 +107,11 @@ class TorchvisionList:
 
 
 def torchvision_lists(name: str, root: Path, arguments: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Opens a dataset that lies on the disk: class names, and train, val and test as far as it has them.
+    """Opens a dataset of ``torchvision.datasets`` on the disk: class names, and train, val and test if it has them.
 
-    Args:
-        name: Class in ``torchvision.datasets``, one of :data:`SUPPORTED`.
-        root: Its ``root``.
-        arguments: Its other arguments, such as ``{"split": "letters"}`` of EMNIST.
-
-    Raises:
-        UnknownNameError: There is no such dataset.
-        ConfigError: An argument is not the user's to choose.
-        DataError: It is no classification dataset, is not there, is damaged, or has no single label an image.
+    `arguments` are its own but ``root``, such as ``{"split": "letters"}`` of EMNIST. An UnknownNameError where there is
+    none, a ConfigError where an argument is not the user's to choose, and a DataError where it is none of
+    :data:`SUPPORTED`, not there, damaged, or has no single label an image.
     """
     from torchvision import datasets  # type: ignore[import-untyped]
 

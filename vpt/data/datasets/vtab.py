@@ -1,7 +1,6 @@
 """Any folder in the layout in which VTAB-1k circulates (Zhai et al. 2019, arXiv:1910.04867) is a task.
 
-A task is ``<root>/<task>/`` with its images, one list a split, and optionally ``classes.json``. Further lists
-``shift_<name>.txt`` are test sets under shift.
+``<root>/<task>/`` has images, one list a split, perhaps ``classes.json``, and ``shift_<name>.txt`` as shifts.
 """
 
 from __future__ import annotations
