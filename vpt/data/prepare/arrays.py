@@ -100,10 +100,7 @@ def dsprites_bin(latent: NDArray[np.integer], values: int) -> NDArray[np.int64]:
 
 
 def smallnorb(label: Callable[[NDArray[np.int32]], NDArray[np.int64]]) -> Callable[[Path, Card], dict[str, Part]]:
-    """Makes the reader of smallNORB for a label of ``info`` (N, 4): instance, elevation, azimuth, lighting.
-
-    Of the two cameras the first.
-    """
+    """Makes the reader of smallNORB, first camera, for a label of ``info``: instance, elevation, azimuth, lighting."""
 
     def read(source: Path, card: Card) -> dict[str, Part]:
         folder = home(source, *(f"{stem}-{kind}.mat" for stem in _NORB.values() for kind in ("dat", "info")))
@@ -133,11 +130,8 @@ def smallnorb_elevation(info: NDArray[np.integer]) -> NDArray[np.int64]:
 def read_matrix(file: Path) -> NDArray[Any]:
     """Maps an unpacked file in the binary matrix format of NORB (LeCun et al. 2004), of uint8 or int32, read-only.
 
-    Little-endian int32: a code for the type, the number of dimensions, each dimension (at least three are stored); then
-    the elements. It is not a MATLAB file, in spite of its name.
-
-    Raises:
-        DataError: It is not in that format, or truncated.
+    Little-endian int32 for the type's code, the number of dimensions and each of them (at least three are stored); then
+    the elements. A DataError where it is not in that format, or truncated.
     """
     what = "an unpacked NORB matrix"
     with file.open("rb") as stream:

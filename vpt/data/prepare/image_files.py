@@ -146,8 +146,7 @@ def sharpen(image: NDArray[np.uint8], radius: int = _RADIUS) -> NDArray[np.uint8
     """Scales the eye, uint8 (H, W, 3) on black, to one radius, subtracts the local average colour and cuts off the rim.
 
     Graham, Kaggle Diabetic Retinopathy Detection competition report, 2015; numbers as in TensorFlow Datasets'
-    btgraham-300, except that the result is not compressed. At most 2·0.9·radius pixels high and wide; grey outside the
-    eye.
+    btgraham-300, uncompressed. At most 2·0.9·radius pixels high and wide; grey outside the eye.
     """
     import cv2
 
@@ -194,10 +193,7 @@ def clevr_count(scene: Scene) -> int:
 
 
 def clevr_distance(scene: Scene) -> int:
-    """Distance of the nearest object in the classes (0, 8], (8, 8.5], (8.5, 9], (9, 9.5], (9.5, 10], (10, 100].
-
-    Label 0 to 5; -1 or 6 for a distance outside all classes.
-    """
+    """Label 0..5 of the nearest object: (0, 8], (8, 8.5], (8.5, 9], (9, 9.5], (9.5, 10], (10, 100]; else -1 or 6."""
     return _class_of(min(coordinates[2] for coordinates in scene), CLEVR_DISTANCES)
 
 
@@ -217,10 +213,7 @@ def read_kitti(source: Path, card: Card) -> dict[str, Part]:
 
 
 def kitti_distance(objects: Iterable[tuple[str, float]]) -> int:
-    """Distance of the nearest car, van or truck: up to 8 m, up to 20 m, farther, and label 3 for no vehicle.
-
-    Of each object the type and the z of its location, in metres in front of the camera.
-    """
+    """Nearest car, van or truck of (type, metres in front): up to 8 m, up to 20 m, farther; 3 for none."""
     return _class_of(min([z for kind, z in objects if kind in KITTI_VEHICLES] + [NO_VEHICLE]), KITTI_DISTANCES)
 
 
@@ -232,8 +225,7 @@ def _class_of(value: float, bounds: Sequence[float]) -> int:
 def kitti_parts(videos: Sequence[str]) -> dict[str, list[int]]:
     """Splits KITTI's training images by video, 80/10/10, as TensorFlow Datasets does: no video is in two parts.
 
-    From the video of each image, the numbers of the images of train, val and test, sorted: 6,347, 423 and 711 of the
-    original.
+    Gives the sorted numbers of the images of train, val and test: 6,347, 423 and 711 of the original.
     """
     images = defaultdict(list)
     for number, video in enumerate(videos):

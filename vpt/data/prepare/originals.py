@@ -1,10 +1,8 @@
 """What every reader of an original gives: its parts, and which images of them are train800, val200 and test.
 
-They are chosen by rule, without chance. The reference takes "the first 800" in the order in which TensorFlow Datasets
-happens to store a dataset, which cannot be reproduced without it. Here the images of a part are ordered by the SHA-256
-of their position in the canonical order, written as a decimal number. That needs no generator of random numbers, gives
-the same order everywhere and forever, and anyone can recompute it. The ranges are those of VTAB (Zhai et al. 2019),
-applied to that order; ``vtab_splits.tsv`` has the result.
+The reference takes "the first 800" in TensorFlow Datasets' order of storage, which cannot be reproduced without it.
+Here the images of a part are ordered by the SHA-256 of their position in the canonical order, written as a decimal
+number, which anyone can recompute. The ranges are VTAB's (Zhai et al. 2019); ``vtab_splits.tsv`` has the result.
 """
 
 from __future__ import annotations
@@ -33,10 +31,8 @@ Picture = Path | bytes | NDArray[np.uint8]
 class Part:
     """One part of an original, such as its training images, in the order of the array or file that it is, else by name.
 
-    Attributes:
-        names: Path of each image below ``images/`` of the prepared task, unique.
-        labels: int64 (N,).
-        picture: Gives image 0..N-1; called from several threads.
+    `names` are unique paths below ``images/`` of the prepared task, `labels` int64 (N,); `picture` gives image 0..N-1,
+    and is called from several threads.
     """
 
     names: Sequence[str]
@@ -86,22 +82,17 @@ def listed_files(images: ImageList, below: str) -> Part:
 
 
 def pixels(name: str, labels: NDArray[np.integer], picture: Callable[[int], NDArray[np.uint8]]) -> Part:
-    """Makes a part of an array of images, in its order, named by the part and their number.
-
-    `picture` gives the pixels of image 0..N-1, uint8 (H, W) or (H, W, 3).
-    """
+    """Makes a part of an array of images, named by part and number; `picture` gives uint8 (H, W) or (H, W, 3)."""
     names = [f"{name}/{position:06d}.png" for position in range(len(labels))]
     return Part(names, np.asarray(labels, dtype=np.int64), picture)
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Where the three lists of a task come from.
+    """Where the three lists of a task come from; `test` is a whole part.
 
-    Attributes:
-        sizes: Number of images of each part of the complete original.
-        train: What train800 is taken from: a part, or a range such as ``"train[:90%]"``; `val` likewise for val200.
-        test: The test list, whole.
+    `sizes` counts the images of each part of the complete original; `train` and `val` are what train800 and val200 are
+    taken from: a part, or a range such as ``"train[:90%]"``.
     """
 
     sizes: Mapping[str, int]
@@ -130,8 +121,7 @@ def order(count: int) -> Positions:
 def choose(split: SplitRule, sizes: Mapping[str, int]) -> dict[str, Chosen]:
     """Chooses the images of train800, val200 and test, from the number of images of each part.
 
-    Of train800 and val200 in the order of the rule, of test in the canonical order. Fewer images than 800 and 200 only
-    where there are fewer.
+    Train800 and val200 in the order of the rule, fewer only where there are fewer; test in the canonical order.
     """
     train, val, test = (_range(rule, sizes) for rule in (split.train, split.val, split.test))
     return {

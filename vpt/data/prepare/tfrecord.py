@@ -1,7 +1,6 @@
 """TFRecord files of ``tf.train.Example``, read without TensorFlow, and DMLab, whose original comes as such.
 
-A record is its length (uint64), the masked CRC-32C of the length, the data, and the masked CRC-32C of the data, all
-little-endian.
+A record is, little-endian: length (uint64), masked CRC-32C of the length, data, masked CRC-32C of the data.
 """
 
 from __future__ import annotations
@@ -62,8 +61,7 @@ def _dmlab_record(file: Path, data: bytes) -> tuple[bytes, int]:
 def scan(file: Path) -> Iterator[tuple[int, bytes]]:
     """Yields offset and data of each record. Checks the lengths only: checking gigabytes of data takes minutes.
 
-    Raises:
-        DataError: The file is truncated or a length is damaged.
+    A DataError where the file is truncated or a length is damaged.
     """
     with file.open("rb") as stream:
         while (offset := stream.tell()) < file.stat().st_size:

@@ -1,7 +1,6 @@
 """The 19 tasks of VTAB-1k: how each original is read, which ranges its lists are taken from, and how it is written.
 
-Sizes and ranges are those of VTAB (Zhai et al. 2019) on TensorFlow Datasets; the cards have the versions. What is
-killed half-way can go on and never looks finished.
+Sizes and ranges are those of VTAB (Zhai et al. 2019) on TensorFlow Datasets; the cards have the versions.
 """
 
 from __future__ import annotations
@@ -80,17 +79,9 @@ def prepare(task: str, source: str | Path, root: str | Path, allow_partial: bool
 
     Image files are copied as they are, arrays become PNG; only retinopathy is preprocessed, as VTAB demands. What is
     killed half-way is no finished task: ``test.txt`` is written last, and the next call with the same original goes on
-    where it stopped.
-
-    Args:
-        task: One of the 19, e.g. ``"clevr_dist"``.
-        source: The folder of the unpacked original; the card's ``layout`` shows it.
-        root: The folder of all tasks.
-        allow_partial: Accept an original with too few images; its split is another.
-
-    Raises:
-        UnknownNameError: There is no such task.
-        DataError: The original is missing, damaged or incomplete; the task is there already; the disk is full.
+    where it stopped. The source is laid out as the card's ``layout`` shows; `allow_partial` accepts too few images,
+    whose split is another. An UnknownNameError where there is no such task, and a DataError where the original is
+    missing, damaged or incomplete, the task is there already, or the disk is full.
     """
     if task not in TASKS:
         raise UnknownNameError("VTAB task", task, TASKS)
