@@ -43,10 +43,9 @@ class _RefusedError(Exception):
 def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> dict[str, int]:
     """Unpacks a tar (plain, gz, bz2, xz) or zip file, whose contents say what kind it is, into a folder.
 
-    It is created; files that are there already are written again. No more than `max_bytes`, and than :data:`MAX_RATIO`
-    times the archive, may come out. Returns the bytes of each file by its path below the folder. A DataError where the
-    archive is damaged or of another kind, or holds a path that leads out of the folder, a link, a device or too many
-    bytes; or where the disk is full.
+    The folder is created, files in it are written again. No more than `max_bytes`, and than :data:`MAX_RATIO` times the
+    archive, may come out. Returns the bytes of each file by its path below the folder. A DataError where the archive is
+    damaged, of another kind, or holds a path out of the folder, a link or a device; or the disk is full.
     """
     sizes: dict[str, int] = {}
     left = min(max_bytes, max(_SMALL, MAX_RATIO * archive.stat().st_size))

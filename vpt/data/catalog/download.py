@@ -1,7 +1,6 @@
 """Fetches one file: from the first mirror that has it, resumed where it stopped, and believed only after its checksum.
 
-What is unfinished lies beside the file as ``NAME.part``, with the address and version that it came from in
-``NAME.part.json``; the file itself appears when it is whole.
+Until it is whole it is ``NAME.part``, with the address and version that it came from in ``NAME.part.json``.
 """
 
 from __future__ import annotations
@@ -47,9 +46,8 @@ class _BrokenError(_FailedError):
 def fetch(download: Download, folder: Path, timeout: float = 60.0, pause: float = 1.0) -> Path:
     """Fetches a file to a folder, which is created, unless it is there, and returns its path.
 
-    A connection is stalled after `timeout` seconds without a byte; `pause` is that before the second attempt, in
-    seconds, twice as many before the third, and so on. A DataError where no mirror gave the file with its checksum, the
-    folder cannot be written, or what lies there already is another file.
+    A connection is stalled after `timeout` seconds without a byte; `pause`, in seconds, doubles after each attempt. A
+    DataError where no mirror gave it with its checksum, the folder cannot be written, or another file has its name.
     """
     target = folder / download.file
     if target.exists():
@@ -244,14 +242,10 @@ DOWNLOADS = "downloads"
 def obtain(name: str, root: Path, source: Path | None = None, allow_partial: bool = False) -> Path:
     """Makes a dataset that has a card ready below the root, and returns its folder.
 
-    VTAB tasks are written to ``<root>/<name>/`` by :func:`vpt.data.prepare.prepare` from an original, which is fetched
-    and unpacked below ``<root>/downloads/`` if its folder is not given as `source`. All others are read as their
-    authors publish them: they are only fetched and unpacked, and their lists are read to see that it is they.
-
-    Raises:
-        UnknownNameError: There is no such dataset.
-        DataError: It can only be got by hand, and the message says how; or it cannot be fetched, unpacked or read; or
-            the original has too few images, and `allow_partial` does not accept that.
+    VTAB tasks are written to ``<root>/<name>/`` by :func:`vpt.data.prepare.prepare` from `source`, or from an original
+    that is fetched and unpacked below ``<root>/downloads/``. All others are only fetched and unpacked, and their lists
+    read. An UnknownNameError where there is no such dataset, and a DataError where it can only be got by hand (the
+    message says how), cannot be fetched, unpacked or read, or has too few images without `allow_partial`.
     """
     card = find_card(name)
     if card.suite != "vtab":

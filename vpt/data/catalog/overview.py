@@ -38,13 +38,10 @@ _WIDTH = 88
 
 @dataclass(frozen=True)
 class Entry:
-    """One dataset in the list.
+    """One dataset in the list: its card, and why what is here cannot be read, else an empty `fault`.
 
-    Attributes:
-        card: What it officially is.
-        found: Number of images of each list on this machine; None if it is not here.
-        fault: Why what is here cannot be read, else empty.
-        sets: How many of ImageNet-C's sets are here, whose images are not counted; 1 for all others.
+    `found` is the number of images of each list on this machine, None if it is not here; `sets` how many of
+    ImageNet-C's sets are here, whose images are not counted, 1 for all others.
     """
 
     card: Card
@@ -113,10 +110,9 @@ def check_images(lists: Mapping[str, ImageList]) -> None:
 def image_lists(name: str, root: Path) -> dict[str, ImageList]:
     """Reads the lists of a dataset as its data module does, and refuses what that refuses, save a wrong count.
 
-    The name is that of a dataset with a card; or a folder in VTAB's layout, or what `FolderDataModule` takes, below the
-    root or anywhere. ImageNet-1k's training images are listed too where they are here. Lists have the names of the
-    card's sizes, e.g. ``"test"``. A DataError where a file is missing or malformed, or there are none as this package
-    makes the images.
+    The name is that of a card, or a folder in VTAB's layout or what `FolderDataModule` takes, below the root or
+    anywhere. Lists are named as in the card's sizes, e.g. ``"test"``; ImageNet-1k's training images are listed where
+    they are here. A DataError where a file is missing or malformed, or this package makes the images.
     """
     lists: dict[str, ImageList] = {}
     for module in _modules(name, root):

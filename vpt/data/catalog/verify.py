@@ -33,12 +33,9 @@ _DISJOINT = (
 
 @dataclass(frozen=True)
 class ListReport:
-    """What one list holds.
+    """What one list holds: a histogram, int64 (classes,), of its images.
 
-    Attributes:
-        official: Number of images that the card states; None if it states none.
-        histogram: int64 (classes,), images of each class.
-        classes: Number of classes that count, at most those of the histogram.
+    `official` is the number that the card states, or None; `classes` how many classes of the histogram count.
     """
 
     name: str
@@ -54,13 +51,10 @@ class ListReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in a dataset.
+    """What was found in a dataset: one report a list, and a sentence for each of the faults.
 
-    Attributes:
-        lists: One report a list.
-        faults: One sentence each; empty if all is well.
-        notes: Likewise, of what repeats within a split or nearly does, of what the authors of a complete dataset have
-            left in it, and how many of 95 sets are here.
+    `notes` say what repeats within a split or nearly does, what the authors of a complete dataset have left in it, and
+    how many of 95 sets are here.
     """
 
     name: str
@@ -81,22 +75,13 @@ class Report:
 
 
 def verify(name: str, root: Path) -> Report:
-    """Reads every list and decodes every image of a dataset.
+    """Reads every list and decodes every image of a dataset: one with a card, or what `image_lists` takes besides.
 
-    Args:
-        name: A dataset with a card; or images of your own, below the root or anywhere: a folder in VTAB's layout, or a
-            folder or table as `FolderDataModule` takes it.
-        root: The folder of all datasets.
-
-    Returns:
-        The report. A test image must be no training or validation image, a validation image no training image: neither
-        the same file nor one of the same decoded pixels; and an image has one label. The pixels are but noted where a
-        published dataset is complete, some of which repeat an image (dSprites has each shape at 0° and at 360°). What
-        is equal within a split, or `NEAR`, is noted. Of ``"imagenet_c"`` all sets that are here, one list each.
-
-    Raises:
-        UnknownNameError: There is neither such a dataset nor such a folder or table.
-        DataError: A list is missing or malformed, so that there is nothing to count.
+    A test image must be no training or validation image, a validation image no training image: neither the same file
+    nor one of the same decoded pixels; and an image has one label. The pixels are but noted where a published dataset
+    is complete, some of which repeat an image (dSprites has each shape at 0° and at 360°). What is equal within a
+    split, or `NEAR`, is noted. Of ``"imagenet_c"`` all sets that are here, one list each. An UnknownNameError where
+    there is no such dataset, folder or table, and a DataError where a list is missing or malformed.
     """
     name = bare_name(name)
     if card_of(name) is None:
@@ -192,8 +177,7 @@ def _looks(images: Sequence[tuple[ImageList, int]]) -> Iterator[tuple[bytes, int
 def perceptual_hash(image: Image.Image) -> int:
     """The 64-bit hash pHash (Zauner, 2010): which of the 8×8 lowest frequencies of an image lie above their median.
 
-    The image may be of any size and mode; its grey values at 32×32 count. It hardly changes when an image is scaled or
-    compressed again.
+    Of its grey values at 32×32, whatever size and mode; hardly changed by scaling or compressing it again.
     """
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
     low = dctn(grey)[:8, :8]

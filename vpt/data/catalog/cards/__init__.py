@@ -19,12 +19,9 @@ Suite = Literal["vtab", "fgvc", "imagenet", "local", "demo"]
 class Download:
     """A file that may be fetched: the licence allows it and the address is stable.
 
-    Attributes:
-        file: Its name below the dataset's download folder.
-        urls: Where it is, the first one that answers is taken.
-        sha256: Of the file, hexadecimal, or `md5` where only this is stated; None if its authors state none.
-        size: In bytes, None if unknown.
-        extract: It is an archive to be unpacked.
+    `file` is its name below the dataset's download folder, the first of `urls` that answers is taken. The checksum is
+    `sha256`, or `md5` where only this is stated, hexadecimal, None if there is none; `size` is in bytes, None if
+    unknown; `extract` says that it is an archive to be unpacked.
     """
 
     file: str
