@@ -1,7 +1,6 @@
 """timm's forward pass block by block, so that a call can say what belongs to it alone.
 
-That is, which tokens the last block keeps, and which run beside the map of a Swin. Nothing of a call is kept on a
-module.
+That is, which tokens the last block keeps, and which run beside a Swin's map; nothing of it is kept on a module.
 """
 
 from __future__ import annotations
@@ -24,11 +23,9 @@ BlockInputs = list[dict[str, Any]]
 
 
 class Attached(Protocol):
-    """What a delta part is to its backbone; it may put tokens beside the map of a Swin.
+    """What a delta part, which may put tokens beside the map of a Swin, is to its backbone.
 
-    Attributes:
-        first_block: How many blocks lie before everything that it changes.
-        pools: Whether the pool reads its tokens with the map.
+    `first_block` blocks lie before all that it changes; `pools` says if the pool reads its tokens with the map.
     """
 
     first_block: int
@@ -94,16 +91,9 @@ def run_blocks(
 ) -> tuple[Tensor, Mapping[Attached, Tensor]]:
     """Runs successive blocks, with activation checkpointing where timm's `set_grad_checkpointing` asks for it.
 
-    Returns tokens or map behind the last of them, and the tokens beside it that the pool reads, (B, n, dim).
-
-    Args:
-        model: A timm model.
-        layout: Its layout.
-        x: Tokens or map before the first of the blocks.
-        given: As `block_inputs` gives it, for all blocks of the model.
-        blocks: Which.
-        parts: What may put tokens beside the map.
-        keep: Only the first so many tokens leave the model's last block; None for all.
+    From tokens or map x before the first to those behind the last, and the tokens beside it that the pool reads, (B, n,
+    dim). `given` is `block_inputs` for all blocks of the model, `parts` may put tokens beside the map, and only the
+    first `keep` tokens leave the model's last block; None for all.
     """
     last, run = len(layout.blocks) - 1, _checkpointed if _wants_checkpoints(model) else _plain
     beside: dict[Attached, Tensor] = {}

@@ -1,7 +1,6 @@
 """Two small backbones whose weights ship with the package, for demos, tests and notebooks: a ViT and a Swin.
 
-Both take 64-pixel images and end in 8 × 8 tokens of width 192. The weights were distilled from AugReg ViT-Ti/16; how,
-and how good they are, is told in `datasets/weights/README.md`.
+Both end in 8 × 8 tokens. How they were distilled, and how good they are: `datasets/weights/README.md`.
 """
 
 from __future__ import annotations
@@ -44,8 +43,7 @@ default_cfgs = generate_default_cfgs({name: _cfg(name, classifier) for name, cla
 def vit_nano_patch8_64(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """Builds the 2.7 M parameter ViT with 64-pixel input and patches of 8: six blocks of width 192 with three heads.
 
-    Its inputs are normalised with mean 0.5 and standard deviation 0.5, as those of the Swin. What is given besides is
-    timm's.
+    As the Swin's, its inputs are normalised with mean and standard deviation 0.5. Other arguments are timm's.
     """
     architecture = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3, **kwargs}
     # The filter resamples the position embedding when `img_size` is not 64.

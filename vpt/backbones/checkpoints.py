@@ -52,10 +52,7 @@ _AVERAGED = ("state_dict_ema.", "model_ema.", "teacher.")
 
 
 def check_name(name: str) -> None:
-    """Checks that timm knows a backbone, `architecture` or `architecture.tag`.
-
-    An UnknownNameError suggests the nearest name.
-    """
+    """Checks that timm knows `architecture` or `architecture.tag`; an UnknownNameError suggests the nearest."""
     if not isinstance(name, str):
         raise ConfigError(f"A backbone is named by text, as in timm, got {name!r}.")
     architecture, dot, _ = name.partition(".")
@@ -80,11 +77,7 @@ def current_name(name: str, warn: bool = False) -> str:
 
 
 def config(name: str) -> dict[str, Any]:
-    """Reads timm's record of a backbone's weights: input size, mean, standard deviation and so on.
-
-    Raises:
-        UnknownNameError: timm does not know the name.
-    """
+    """Reads timm's record of a backbone's weights: input size, mean, ...; an UnknownNameError if it has none."""
     check_name(name)
     record = timm.get_pretrained_cfg(current_name(name))
     return cast("dict[str, Any]", record.to_dict())
@@ -93,8 +86,7 @@ def config(name: str) -> dict[str, Any]:
 def random_seed(weights: str) -> int | None:
     """The seed that random weights are drawn with: 0 for ``random``, N for ``random:N``, None for weights that are not.
 
-    Raises:
-        WeightsError: N is not a whole number from 0 on.
+    A WeightsError where N is not a whole number from 0 on.
     """
     kind, colon, seed = weights.partition(":")
     if kind != "random":
@@ -167,10 +159,7 @@ def _without_classifier(model: Any, name: str, pool: str | None) -> str | None:
 
 @lru_cache(maxsize=256)
 def _outline(name: str, image_size: int | None, pool: str | None) -> frozenset[str]:
-    """Names of the tensors of a model that gives one vector for each image, found without computing anything.
-
-    Shapes alone pass through the model. What does not fit is told here, where nothing else can be the reason.
-    """
+    """Names of the tensors of a model that gives a vector for each image, found by passing shapes alone."""
     if pool is not None:  # what does not fit without it is not its fault
         _outline(name, image_size, None)
     options = {} if image_size is None else {"img_size": image_size}
@@ -196,11 +185,7 @@ def _outline(name: str, image_size: int | None, pool: str | None) -> frozenset[s
 
 
 def width(model: nn.Module) -> int:
-    """The number of pooled features of a timm model.
-
-    It is timm's `head_hidden_size`: some convolutional networks widen once more behind the pool, which `num_features`
-    does not count.
-    """
+    """The number of pooled features, also where a network widens once more behind the pool."""
     return int(getattr(model, "head_hidden_size", cast("Any", model).num_features))
 
 
@@ -209,10 +194,7 @@ def _impossible(name: str, image_size: int, reason: str) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all that determines a model's function: names, shapes and values of its parameters and buffers.
-
-    The device does not enter; the precision does.
-    """
+    """SHA-256 of a model's parameters and buffers: names, shapes, values and precision, not the device."""
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -61,10 +61,7 @@ class Backbone(nn.Module):
         normalization: str,
         pool: str | None = None,
     ) -> None:
-        """Freezes a timm model without classifier; the attributes say what the arguments are.
-
-        Use `create_backbone` instead.
-        """
+        """Freezes a timm model without classifier; attributes say what arguments are. Use `create_backbone`."""
         super().__init__()
         self.model = model
         self.name, self.weights, self.weights_id = name, weights, weights_id
@@ -87,9 +84,8 @@ class Backbone(nn.Module):
     def is_recorded_as(self, recorded: Mapping[str, Any]) -> bool:
         """Tells whether what a file or a checkpoint says of its backbone is true of this one's function.
 
-        `recorded` has ``name`` and ``fingerprint``, and ``pool`` if that was not the weights' own; image size and
-        normalisation are not compared. Version 0.1.0 recorded the fingerprint of the weights alone, and knew no other
-        pool.
+        `recorded` has ``name``, ``fingerprint`` (in version 0.1.0 of the weights alone), and ``pool`` if not the
+        weights' own; image size and normalisation are not compared.
         """
         if recorded["fingerprint"] == self.fingerprint:
             return True
@@ -134,17 +130,10 @@ class Backbone(nn.Module):
         return self
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Brings images to the statistics that the weights expect.
+        """Brings images (B, 3, H, W), any integer in [0, 255] or float in [0, 1], to what the weights expect.
 
-        Args:
-            images: (B, 3, H, W), of any integer dtype in [0, 255] or float in [0, 1].
-
-        Returns:
-            (B, 3, H, W) in the backbone's floating dtype.
-
-        Raises:
-            ConfigError: Shape, dtype or values are not those of the backbone's input. While a graph is recorded or a
-                function is vectorised there are no values to look at, and none are.
+        In the backbone's floating dtype. A ConfigError where shape, dtype or values are not those of its input; values
+        are not looked at while a graph is recorded or a function is vectorised.
         """
         expected = (3, self.image_size, self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
@@ -169,10 +158,7 @@ class Backbone(nn.Module):
         return self._from_block(0, *embed(self.model, self.normalize(images)))
 
     def tokens(self, images: Tensor) -> Tensor:
-        """All final tokens of a ViT, (B, prefix + patches, num_features) without prompts.
-
-        Of another model its final map.
-        """
+        """Final tokens of a ViT, (B, prefix + patches, num_features) without prompts; else the final map."""
         model = cast("Any", self.model)
         if self._layout is None:
             return cast("Tensor", model.forward_features(self.normalize(images)))
@@ -289,11 +275,7 @@ def _statistics(name: str, normalization: str) -> tuple[tuple[float, ...], tuple
 
 
 def _function(weights: str, name: str, pool: str | None) -> str:
-    """Hashes what makes a function of weights, given their own hash.
-
-    Two architectures may compute different functions with equal tensors, such as CLIP with GELU and with quick-GELU;
-    two names of one architecture may normalise differently.
-    """
+    """Hashes what makes a function: weights (their hash), name and pool; equal tensors may compute others."""
     record = config(name)
     parts = (weights, _architecture(name), *record["mean"], *record["std"], pool or "")
     return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
@@ -304,11 +286,7 @@ def _architecture(name: str) -> str:
 
 
 def map_size(backbone: Backbone) -> tuple[int, int]:
-    """(rows, columns) of the map: image size over patch size on a ViT, the last stage's on a Swin.
-
-    Raises:
-        UnsupportedBackboneError: The backbone is neither.
-    """
+    """(rows, columns) of a ViT's patches or a Swin's last map; an UnsupportedBackboneError for other backbones."""
     try:
         return backbone.layout.grid
     except UnsupportedBackboneError as error:

@@ -25,9 +25,8 @@ class LinearTarget:
 def linear_targets(backbone: Backbone) -> list[dict[str, LinearTarget]]:
     """Finds the linear maps of every block, one dict per block.
 
-    ``q``, ``k``, ``v``, ``proj``: query, key, value and output projection of the attention, the first three perhaps
-    thirds of one layer. ``fc1``, ``fc2``: first and second layer of the MLP; the first of a gated one may be two,
-    ``fc1_g`` and ``fc1_x``.
+    ``q``, ``k``, ``v``, ``proj`` of the attention, the first three perhaps thirds of one layer; ``fc1``, ``fc2`` of the
+    MLP, the first of a gated one perhaps two, ``fc1_g`` and ``fc1_x``.
     """
     return [_linears(cast("Any", block.attn)) | _layers(cast("Any", block.mlp)) for block in backbone.layout.blocks]
 
@@ -51,8 +50,7 @@ def _layers(mlp: Any) -> dict[str, LinearTarget]:
 def sublayers(backbone: Backbone) -> list[dict[str, nn.Module]]:
     """The parts ``attn`` and ``mlp`` of every block, whose outputs are added to the residual stream.
 
-    The output of each is that of the part, tokens (B, N, dim). All tokens pass them, those that run beside a Swin's map
-    too, which its attention as a module never sees.
+    All tokens (B, N, dim) pass them, also those beside a Swin's map, which its attention as a module never sees.
     """
     blocks = (cast("Any", block) for block in backbone.layout.blocks)
     return [{"attn": block.attn.proj_drop, "mlp": block.mlp} for block in blocks]
@@ -89,11 +87,8 @@ def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
 def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
     """Names the parameters of a timm model that play a role and are read, in the order of `model.named_parameters()`.
 
-    Args:
-        backbone: Any backbone; for the role ``last`` one whose blocks are known.
-        role: ``all``; ``bias``: every additive vector named so; ``norm``: scale and shift of every normalisation;
-            ``last``: the last blocks, what lies between them and what follows them.
-        last: How many blocks for ``last``.
+    Roles are ``all``; ``bias``, every additive vector named so; ``norm``, scale and shift of every normalisation;
+    ``last``, the `last` blocks, what lies between them and what follows them.
     """
     own = {name: p for name, p in backbone.model.named_parameters() if backbone.reads(name)}
     names = list(own)

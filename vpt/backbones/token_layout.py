@@ -127,9 +127,8 @@ POST_NORM = (ResPostBlock, EvaBlockPostNorm, SwinTransformerV2Block)
 def read_layout(model: nn.Module) -> TokenLayout:
     """Reads the layout of a timm model, opens its attention and readies its last block for the trim.
 
-    Raises:
-        UnsupportedBackboneError: The model, a block or an attention module is of a type whose equivalence with the
-            concatenated form has not been shown.
+    An UnsupportedBackboneError where the model, a block or an attention module is of a type whose equivalence with the
+    concatenated form has not been shown.
     """
     if type(model) in SEQUENCES:
         return _sequence(model)

@@ -33,10 +33,7 @@ class AttentionEdit(Protocol):
         """
 
     def complete(self, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
-        """Called when all edits have been made, with all keys and values and the sum of the edits' biases.
-
-        For what asks the same keys beside the sequence.
-        """
+        """Called after all edits, with all keys, values and summed biases, for what asks beside the sequence."""
 
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -46,12 +43,9 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor | None]
 class OpenAttention(nn.Module):
     """An attention module with edits to its keys and values, and with optional trimming of its queries.
 
-    Attributes:
-        edits: By the id of their handles, applied in order; where none is active (and nothing is trimmed) timm's own
-            code runs.
-        windows: How many consecutive rows of a batch belong to one image.
-        fusible: Whether timm would call PyTorch's fused attention.
-        fusible_with_edits: Whether we may; timm leaves it to us in a Swin, where its own code does not by default.
+    `edits`, by the id of their handles, apply in order; where none is active (and nothing is trimmed) timm's own code
+    runs. `windows` consecutive rows of a batch belong to one image. `fusible` says whether timm would call PyTorch's
+    fused attention, `fusible_with_edits` whether we may: timm leaves it to us in a Swin, whose own code does not.
     """
 
     edits: OrderedDict[int, AttentionEdit]
@@ -114,8 +108,7 @@ class OpenAttention(nn.Module):
     def forward(self, x: Tensor, *args: Any, keep: int | None = None, **kwargs: Any) -> Tensor:
         """Attends from the tokens to the tokens and the extra keys: (B, keep or N, dim).
 
-        Only the first `keep` tokens ask, None lets all of them. An UnsupportedBackboneError where a mask of the user is
-        given together with edits.
+        Only the first `keep` ask, None for all. An UnsupportedBackboneError for a user's mask together with edits.
         """
         if keep is None and not any(edit.active for edit in self.edits.values()):
             return cast("Tensor", super().forward(x, *args, **kwargs))  # timm's, next in line

@@ -157,8 +157,7 @@ OPEN: dict[type[nn.Module], type[OpenAttention]] = {
 def open_attention(attention: nn.Module, windows: int = 1) -> OpenAttention:
     """Opens a timm attention module of a type in `OPEN` in place; one that is open already stays as it is.
 
-    `windows` is how many consecutive rows of its batches belong to one image. An UnsupportedBackboneError where its
-    type is not known to give the exact function.
+    An image has `windows` consecutive rows of a batch. An UnsupportedBackboneError where the type is not known.
     """
     if not isinstance(attention, OpenAttention):
         family = OPEN.get(type(attention))

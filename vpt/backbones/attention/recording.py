@@ -27,13 +27,8 @@ class AttentionCall:
     """One call of one attention module; a row is an image, or in Swin a window of one.
 
     Keys are in the order [prefix tokens, shallow prompts, patches, extra keys]; queries likewise without extra keys.
-
-    Attributes:
-        attention: The module.
-        places: Where its patches lie.
-        num_prefix: Class, distillation and register tokens.
-        args: What it was called with, and `kwargs`.
-        context: Where it was called, with what belonged to that call of the backbone.
+    `places` is where the patches lie, `num_prefix` counts class, distillation and register tokens, `args` and `kwargs`
+    came with the call, and `context` is where it was made, with what belonged to that call of the backbone.
     """
 
     attention: OpenAttention
@@ -59,10 +54,7 @@ class AttentionCall:
 
     @torch.no_grad()
     def weights(self, num_queries: int | None = None) -> Tensor:
-        """The attention weights of the first tokens, None for all: (rows, heads, queries, tokens + extra keys).
-
-        Over the last dimension they sum to 1.
-        """
+        """Softmax weights of the first tokens, None for all: (rows, heads, queries, tokens + extra keys)."""
         return self.as_called(self.attention.weights, num_queries, *self.args, **self.kwargs)
 
     @torch.no_grad()
@@ -82,8 +74,7 @@ class AttentionCall:
 def recording(backbone: Backbone) -> Iterator[list[AttentionCall]]:
     """Keeps every call of the blocks' attention while it is open, in a list that grows by a call a block, in order.
 
-    Raises:
-        UnsupportedBackboneError: The backbone's attention cannot be read.
+    An UnsupportedBackboneError where the backbone's attention cannot be read.
     """
     layout, calls = backbone.layout, list[AttentionCall]()
     with ExitStack() as stack:
@@ -103,14 +94,10 @@ def _keep(calls: list[AttentionCall], places: Places, prefix: int, attention: An
 class LayerAttention:
     """Attention of one block, from the class token, or averaged over all patches where there is none.
 
-    The three parts are shares of the same softmax: over their last dimensions they sum to 1, less what goes to the
-    padding of a Swin whose windows do not fit its map.
-
-    Attributes:
-        prefix: To class, distillation and register tokens, (B, heads, prefix tokens).
-        patches: To patches of the block's own map in row-major order, (B, heads, rows · columns).
-        prompts: To prompts, (B, heads, n); n is 0 without prompts or at strength 0.
-        keys: How many keys a query sees, prompts included.
+    To class, distillation and register tokens, `prefix` (B, heads, prefix tokens); to `patches` of the block's own map
+    in row-major order, (B, heads, rows · columns); to `prompts`, (B, heads, n), n = 0 without prompts or at strength 0.
+    They are shares of one softmax: over their last dimensions they sum to 1, less what goes to the padding of a Swin
+    whose windows do not fit its map. A query sees `keys` keys, prompts included.
     """
 
     prefix: Tensor
@@ -123,8 +110,7 @@ class LayerAttention:
 def class_attention(backbone: Backbone, images: Tensor) -> list[LayerAttention]:
     """Records the attention of every block, first to last, in one forward pass of images as `Backbone` takes them.
 
-    Raises:
-        UnsupportedBackboneError: The backbone's attention cannot be read.
+    An UnsupportedBackboneError where the backbone's attention cannot be read.
     """
     with recording(backbone) as calls:
         backbone(images)
@@ -135,8 +121,7 @@ def class_attention(backbone: Backbone, images: Tensor) -> list[LayerAttention]:
 def summarise(call: AttentionCall, weights: Tensor, by_token: bool) -> LayerAttention:
     """Reads the summarising token's attention from the weights (rows, heads, queries, keys) of a call.
 
-    Token 0 summarises the image if `by_token`, and the weights of others are not needed; else the mean over its patches
-    is taken.
+    Token 0 summarises the image if `by_token`, and only its weights are needed; else the mean over its patches.
     """
     start, tokens, places = call.first_patch, call.tokens, call.places
     if by_token:

@@ -23,10 +23,8 @@ Pair = tuple[int, int]
 class Places:
     """A map of patches, cut into windows as timm's Swin cuts it; or whole, as one window.
 
-    Attributes:
-        grid: Patches (rows, columns) of the map.
-        window: Likewise of a window; those at the right and lower edge may hold padding.
-        shift: By how many (rows, columns) the map is rolled up and left before it is cut.
+    `grid` is (rows, columns) of patches in the map, `window` in a window (those at the right and lower edge may hold
+    padding), `shift` by how many the map is rolled up and left before it is cut.
     """
 
     grid: Pair
@@ -83,13 +81,10 @@ def patch_mergings(model: Any) -> dict[int, nn.Module]:
 
 @dataclass(eq=False)
 class Beside:
-    """Tokens of one call that run beside the map through one block, by whom they belong to.
+    """Tokens of one call that run beside the map through one block, (B, n, dim), by whom they belong to.
 
-    Attributes:
-        tokens: As they come to the block, (B, n, dim).
-        onward: Whose tokens are needed behind the block.
-        asking: What the block's attention made of them: as they enter its projection, (B, n, dim), and as queries.
-        answers: What they gathered, (B, n, dim).
+    `onward` are those whose tokens are needed behind the block, `asking` what its attention made of them, as they enter
+    its projection, (B, n, dim), and as queries; `answers` what they gathered, (B, n, dim).
     """
 
     tokens: Mapping[Any, Tensor]
@@ -108,8 +103,7 @@ def block_beside(
 ) -> tuple[Tensor, dict[Any, Tensor]]:
     """Runs a Swin block with tokens (B, n, dim), by whom they belong to, beside its map x (B, H, W, dim).
 
-    The edits of its attention read `BESIDE`. Returns the map behind the block, and there the tokens of those in
-    `onward`.
+    The edits of its attention read `BESIDE`. Returns the map behind it, and there the tokens of those in `onward`.
     """
     beside = Beside(tokens, onward)
     before = BESIDE.set(beside)
@@ -133,9 +127,8 @@ def window_answers(
 ) -> Tensor:
     """What tokens of an image gather in each of its windows, averaged over the windows, (B, n, dim).
 
-    `entering` are the tokens as the projection of the attention saw them, (B, n, dim), with queries (B, heads, n,
-    head_dim); keys and values are all of each window, (B · windows, heads, K, head_dim), and so is the bias on the
-    logits.
+    `entering`, (B, n, dim), is what the attention's projection saw; queries are (B, heads, n, head_dim), keys and
+    values all of each window, (B · windows, heads, K, head_dim), and so is the bias on the logits.
     """
     windows = attention.windows
     out = attention.attend(queries.repeat_interleave(windows, dim=0), keys, values, bias)
