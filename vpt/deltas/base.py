@@ -65,11 +65,7 @@ class DeltaPart(nn.Module, ABC):
         return any(part is self for part in self.backbone.attached)
 
     def attach(self) -> None:
-        """Puts the change on the backbone, all of it or nothing.
-
-        Raises:
-            ConfigError: It is there already, or the weights of the backbone are merged with another delta's.
-        """
+        """Puts all of it on; a ConfigError where it is on, or the backbone is merged with another delta."""
         if self.attached:
             raise ConfigError(f"This {type(self).__name__} is attached already.")
         if any(isinstance(part, DeltaPart) and part.merged for part in self.backbone.attached):
@@ -115,11 +111,7 @@ class DeltaPart(nn.Module, ABC):
         return {}, self.state_dict(keep_vars=True)
 
     def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `folded`: from such tensors one for each name of the state of an equal part.
-
-        Raises:
-            ConfigError: No tensors of this part give these.
-        """
+        """The inverse of `folded`, as an equal part's state; a ConfigError where nothing gives these tensors."""
         return dict(tensors)
 
     @property
@@ -139,16 +131,14 @@ Compute = Callable[[Any], Tensor]
 class Parametrization:
     """One parameter of a module that is computed, whenever it is read, from its own value and from what is trained.
 
-    A handle, as of a hook. As `torch.nn.utils.parametrize`, but the original keeps its name and its place: state dicts,
-    `.to()` and `torch.func.functional_call` see the backbone as it is, and taking the computation off again leaves no
-    trace.
+    A handle, as of a hook. Unlike `torch.nn.utils.parametrize`, the original keeps name and place: state dicts, `.to()`
+    and `torch.func.functional_call` see the backbone as it is, and taking the computation off leaves no trace.
     """
 
     def __init__(self, module: nn.Module, name: str, compute: Compute) -> None:
         """Puts it on: the module's attribute is what `compute` makes of the parameter `name`, which may be None.
 
-        Raises:
-            ConfigError: The parameter is computed already.
+        A ConfigError where the parameter is computed already.
         """
         computed: dict[str, Compute] = module.__dict__.setdefault("_computed", {})
         if name in computed:
@@ -240,10 +230,8 @@ class MergeablePart(DeltaPart):
         """Puts the change into the weights that the backbone computes with. Its parameters themselves stay.
 
         A change that is trained, loaded or weakened later counts at once: each weight is computed when it is read.
-        `vpt.export.onnx_torch.fold` writes it into a copy, where it costs nothing.
-
-        Raises:
-            ConfigError: Something else is attached to the backbone.
+        `vpt.export.onnx_torch.fold` writes it into a copy, where it costs nothing. A ConfigError where something else
+        is attached to the backbone.
         """
         if [*self.backbone.attached] != [self] or self._written:
             raise ConfigError(f"Only a {type(self).__name__} that is attached alone can be merged, and once for good.")
@@ -283,8 +271,7 @@ Shape = tuple[int, int]
 def stack(shapes: Sequence[Shape], like: Tensor, draw: Callable[[Tensor], Tensor]) -> nn.Parameter | nn.ParameterList:
     """Makes a matrix (n, dim) for each layer; those of successive layers of one shape lie in one tensor.
 
-    `draw` fills one of the dtype and on the device of `like`. Returns one parameter (layers, n, dim) where all shapes
-    are equal, else a list of them.
+    `draw` fills one like `like`. Returns (layers, n, dim) where all shapes are equal, else a list of such.
     """
     runs = [nn.Parameter(draw(like.new_empty(len(list(run)), *shape))) for shape, run in groupby(shapes)]
     return runs[0] if len(runs) == 1 else nn.ParameterList(runs)
@@ -308,11 +295,7 @@ def named_stack(name: str, matrices: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def chosen_blocks(depth: int, layers: Sequence[int] | None) -> list[int]:
-    """The positions of blocks in ``[first, last + 1]`` of `depth`, counted from 0; None for all.
-
-    Raises:
-        ConfigError: There are no such blocks.
-    """
+    """Blocks in ``[first, last + 1]`` of `depth`, from 0; None for all. A ConfigError where there are none."""
     if layers is None:
         return list(range(depth))
     if len(layers) != 2 or not 0 <= layers[0] < layers[1] <= depth:
@@ -321,11 +304,7 @@ def chosen_blocks(depth: int, layers: Sequence[int] | None) -> list[int]:
 
 
 def numbers_by_layer(num_tokens: int | Sequence[int], layers: int) -> list[int]:
-    """Reads a number of keys for each of so many layers: one number for all, or a list.
-
-    Raises:
-        ConfigError: The list has another length, or a number is below 1.
-    """
+    """Keys of each layer, of one number or a list; a ConfigError for another length or a number below 1."""
     numbers = [num_tokens] * layers if isinstance(num_tokens, int) else list(num_tokens)
     if len(numbers) != layers:
         raise ConfigError(f"num_tokens lists {len(numbers)} numbers for {layers} layers with prompts.")
@@ -335,11 +314,7 @@ def numbers_by_layer(num_tokens: int | Sequence[int], layers: int) -> list[int]:
 
 
 def checked_strength(alpha: object) -> float:
-    """Reads a strength.
-
-    Raises:
-        ConfigError: It is no number, or lies outside [0, 1].
-    """
+    """Reads a strength; a ConfigError where it is no number, or lies outside [0, 1]."""
     if not isinstance(alpha, Real) or not 0.0 <= float(alpha) <= 1.0:
         raise ConfigError(f"The strength is a number between 0 (backbone) and 1 (tuned), got {alpha!r:.80}.")
     return float(alpha)

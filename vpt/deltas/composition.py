@@ -14,12 +14,7 @@ from vpt.errors import ConfigError
 
 
 class Delta(nn.Module):
-    """An ordered composition of deltas on one backbone.
-
-    Attributes:
-        specs: What it was built from, one dict per part in the canonical form of `DeltaSpec`.
-        parts: The deltas, in order.
-    """
+    """An ordered composition of deltas on one backbone: its `parts`, and their `specs` in `DeltaSpec`'s form."""
 
     def __init__(self, backbone: Backbone, specs: Sequence[Mapping[str, Any]]) -> None:
         """Builds the parts from one dict for each, as `DeltaSpec` reads it; `attach` puts them on."""
@@ -32,11 +27,7 @@ class Delta(nn.Module):
         return [cast("DeltaPart", part) for part in self.parts]
 
     def attach(self) -> None:
-        """Puts every part on the backbone, or none if one of them is refused.
-
-        Raises:
-            ConfigError: Two parts train the same parameter.
-        """
+        """Puts every part on, or none if one is refused; a ConfigError where two train the same parameter."""
         try:
             for part in self._all():
                 part.attach()
@@ -60,11 +51,7 @@ class Delta(nn.Module):
         return specs, tensors
 
     def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `folded`: from such tensors one for each name of the state of an equal delta.
-
-        Raises:
-            ConfigError: No tensors of this delta give these.
-        """
+        """The inverse of `folded`, as an equal delta's state; a ConfigError where nothing gives these tensors."""
         found: dict[str, Tensor] = {}
         for index, part in enumerate(self._all()):
             prefix = f"parts.{index}."
@@ -74,11 +61,7 @@ class Delta(nn.Module):
 
     @property
     def strength(self) -> float:
-        """α in [0, 1] of all parts: 1 is the tuned model exactly, 0 the bare backbone exactly.
-
-        Raises:
-            ConfigError: The parts have been given different strengths.
-        """
+        """α in [0, 1] of all parts: 1 tuned, 0 the bare backbone, exactly; a ConfigError where they differ."""
         found = {part.strength for part in self._all()}
         if len(found) > 1:
             raise ConfigError(
@@ -92,10 +75,7 @@ class Delta(nn.Module):
 
         Between them log α is added to the attention logits of prompt keys (scaling the prompts themselves would do
         nothing: the norm removes it), trained parameters of the backbone are interpolated, and the changes of all other
-        deltas are scaled.
-
-        Raises:
-            ConfigError: α is no number in [0, 1]; no part has changed then.
+        deltas are scaled. A ConfigError where α is no number in [0, 1]; no part has changed then.
         """
         alpha = checked_strength(alpha)
         for part in self._all():

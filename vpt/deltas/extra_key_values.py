@@ -48,11 +48,7 @@ class KeyEdit:
 
 
 class ExtraKeys(DeltaPart):
-    """Keys and values of its own in chosen blocks. Its strength α adds log α to the logits of its keys.
-
-    Attributes:
-        blocks: Positions of the blocks that have them.
-    """
+    """Keys and values of its own in chosen `blocks`. Its strength α adds log α to the logits of its keys."""
 
     modes: tuple[str, ...] = ("key_value", "prompt")
 
@@ -135,12 +131,9 @@ class ExtraKeys(DeltaPart):
 
 
 class FixedKeys(nn.Module):
-    """Keys and values as constants: an `AttentionEdit` that projects nothing.
+    """Keys and values as constants, (sets, heads, n, head_dim): an `AttentionEdit` that projects nothing.
 
-    Attributes:
-        keys: (sets, heads, n, head_dim).
-        values: Likewise.
-        bias: On the logits of these keys, (sets, 1, 1, n); None where it is 0 for all.
+    `bias`, (sets, 1, 1, n), is added to the logits of these keys; None where it is 0 for all.
     """
 
     keys: Tensor
@@ -199,10 +192,8 @@ def affine_factors(rows: Tensor, width: int, what: str) -> tuple[Tensor, Tensor,
     """Writes rows (N, dim) as an affine map of narrower ones, by the singular value decomposition around their mean.
 
     Returns L (N, width), whose columns are orthonormal or 0, R (width, dim) and b (dim,) with rows = L R + b up to
-    rounding, in double precision. Where L has a column of 0, so has R the row.
-
-    Raises:
-        ConfigError: The rows span more than `width` dimensions, which are the argument `what`.
+    rounding, in double precision. Where L has a column of 0, so has R the row. A ConfigError where the rows span more
+    than `width` dimensions, which are the argument `what`.
     """
     exact = rows.detach().double()
     mean = exact.mean(dim=0)

@@ -38,10 +38,7 @@ class MlpHead(DeltaPart):
     changes_pool = True
 
     def __init__(self, backbone: Backbone, layers: int = 3) -> None:
-        """Draws the hidden layers, as wide as the features, as PyTorch draws linear layers.
-
-        `layers` are those of the whole head, the linear one included: at least 2.
-        """
+        """Draws hidden layers as wide as the features; `layers`, at least 2, count the linear head too."""
         super().__init__(backbone)
         if layers < 2:
             raise ConfigError(f"An MLP head has at least 2 layers, got {layers}; for 1 use the delta 'linear'.")
@@ -72,17 +69,13 @@ class MlpHead(DeltaPart):
 class SideTune(DeltaPart):
     """Features of the backbone blended with those of a convolutional network: σ(a) · base + (1 − σ(a)) · side.
 
-    The blend σ(a) is learned from a = 0 (Zhang et al., "Side-Tuning", ECCV 2020, section 3.2). Strength α scales the
-    change to the features.
+    a starts at 0 (Zhang et al., "Side-Tuning", ECCV 2020, section 3.2). Strength α scales the change to features.
     """
 
     changes_pool = True
 
     def __init__(self, backbone: Backbone, width: int = 16) -> None:
-        """Draws four convolutions of stride 2 and a linear layer as PyTorch draws them.
-
-        `width` ≥ 1 is the number of channels of the first convolution; each further one has twice as many.
-        """
+        """Draws four convolutions of stride 2, to `width` ≥ 1 channels, then twice as many each, and a linear layer."""
         super().__init__(backbone)
         if width < 1:
             raise ConfigError(f"The width of a side network must be at least 1, got {width}.")

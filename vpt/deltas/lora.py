@@ -22,12 +22,8 @@ class Lora(MergeablePart):
     """Low-rank changes to chosen linear maps of every block.
 
     The change is computed beside the frozen map, so that a fused query-key-value layer can be changed in part. Its
-    strength scales the change: at 0 the frozen map runs alone.
-
-    Attributes:
-        targets: The maps that are changed, by ``block_name``.
-        down: A of each map by ``block_name``, (rank, inputs).
-        up: B of each map, (outputs, rank); zero at first, so that training starts from the backbone.
+    strength scales the change: at 0 the frozen map runs alone. By ``block_name``, `targets` are the maps, `down` their
+    A, (rank, inputs), and `up` their B, (outputs, rank), zero at first: training starts from the backbone.
     """
 
     def __init__(

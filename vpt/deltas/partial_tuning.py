@@ -20,10 +20,7 @@ class Subset(DeltaPart):
     """Trains copies of chosen parameters, which stand in for the backbone's own while attached.
 
     The originals stay where they are, so that strength interpolates between both (`torch.lerp`, with a gradient) and
-    `detach` leaves no trace.
-
-    Attributes:
-        values: The trained copies, by timm's name with ``/`` for ``.``.
+    `detach` leaves no trace. The copies are `values`, by timm's name with ``/`` for ``.``.
     """
 
     role: ClassVar[str] = "all"

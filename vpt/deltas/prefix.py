@@ -24,12 +24,7 @@ _STEEP = 0.75  # |tanh| up to which the rows of an unfolded network lie
 
 @register_delta("prefix")
 class Prefix(ExtraKeys):
-    """Learned keys and values for a vision transformer.
-
-    Attributes:
-        keys: (layers, n, heads · head_dim), as `stack` lays them out; absent with `hidden`.
-        values: Likewise.
-    """
+    """Learned `keys` and `values`, (layers, n, heads · head_dim) as `stack` lays them out; none with `hidden`."""
 
     def __init__(
         self,
@@ -106,11 +101,8 @@ class Prefix(ExtraKeys):
     def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A network that gives the keys and values: side by side over all layers they are an affine map of n rows.
 
-        The inner layer becomes the identity. Where the rows span less than `hidden`, the free columns of the outer
-        layers stay as drawn, so that all of the network trains.
-
-        Raises:
-            ConfigError: The keys and values span more than `hidden`.
+        The inner layer becomes the identity. Where the rows span less than `hidden`, free columns of the outer layers
+        stay as drawn, so that all of them train; a ConfigError where they span more.
         """
         if self.hidden is None:
             return super().unfolded(tensors)

@@ -28,10 +28,8 @@ from vpt.errors import ConfigError
 class Prompt(ExtraKeys):
     """Learned prompts for a vision transformer.
 
-    Attributes:
-        tokens: The prompts, (layers, n, dim); layers is 1 if shallow or shared. Where number or width changes from
-            layer to layer, a list of such tensors, one for each run of equal layers.
-        projection: From narrower prompts to the backbone's width, one for all layers; or None.
+    `tokens` are (layers, n, dim), layers being 1 if shallow or shared; a list of such for runs of equal layers.
+    `projection` leads from narrower ones to the backbone's width, one for all layers; or None.
     """
 
     modes = ("sample", "shared", "key_value", "prompt")
@@ -166,12 +164,9 @@ class Prompt(ExtraKeys):
     def queries(self, block: int) -> Tensor | None:
         """What the prompts of a block ask with where they stand beside its sequence, Q = W_q N(P) + b_q.
 
-        Deep prompts ask only in the concatenated form (Jia et al., section 3.1), which discards the answers: nothing
-        that the model computes depends on these queries. Shallow prompts on Swin ask as they come by, and only while
-        the block runs (`AttentionCall.as_called`).
-
-        Returns:
-            (1 or B, heads, n, head_dim); None at strength 0, in blocks without prompts and for prompts `in_sequence`.
+        (1 or B, heads, n, head_dim); None at strength 0, in blocks without prompts and for prompts `in_sequence`. Deep
+        prompts ask only in the concatenated form (Jia et al., section 3.1), which discards the answers: the model
+        computes nothing from them. Shallow ones on Swin ask only while the block runs (`AttentionCall.as_called`).
         """
         if self.in_sequence or self.strength == 0.0 or (self.deep and block not in self.blocks):
             return None

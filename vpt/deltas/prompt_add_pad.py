@@ -24,17 +24,13 @@ from vpt.errors import ConfigError
 class PromptAdd(DeltaPart):
     """A learned vector added to each patch on its way into the first block, or into every one.
 
-    Attributes:
-        tokens: (layers, patches, dim); where their shape changes from layer to layer, a list of such tensors.
+    `tokens` are (layers, patches, dim), or a list of such where their shape changes from layer to layer.
     """
 
     def __init__(self, backbone: Backbone, deep: bool = False, layers: Sequence[int] | None = None) -> None:
         """Starts at zero.
 
-        Args:
-            backbone: The backbone that the prompts are for.
-            deep: Before every block, or only before the first.
-            layers: If deep, only in blocks ``[first, last + 1]``, counted from 0; None for all.
+        Before the first block only; if `deep` before every one, or `layers` ``[first, last + 1]`` counted from 0.
         """
         super().__init__(backbone)
         layout = backbone.layout
@@ -70,9 +66,7 @@ class PromptAdd(DeltaPart):
 class PromptPad(DeltaPart):
     """A learned frame of pixels added to the normalised image.
 
-    Attributes:
-        rows: Top and bottom, (2, 3, width, size).
-        columns: Left and right between them, (2, 3, size − 2 · width, width).
+    `rows` are top and bottom, (2, 3, width, size), `columns` between them, (2, 3, size − 2 · width, width).
     """
 
     def __init__(self, backbone: Backbone, width: int = 30) -> None:

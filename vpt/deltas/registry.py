@@ -55,9 +55,8 @@ def register_delta(name: str) -> Callable[[type[Part]], type[Part]]:
 def find_delta(name: str) -> type[DeltaPart]:
     """Finds a delta, in other installed packages too: an entry point of group ``vpt.deltas`` is loaded by its name.
 
-    Raises:
-        UnknownNameError: There is none of that name.
-        ConfigError: The package that has it cannot be imported.
+    An UnknownNameError where there is none of that name, and a ConfigError where the package that has it cannot be
+    imported.
     """
     for entry in () if name in _REGISTERED else entry_points(group=GROUP, name=name):
         try:
@@ -73,10 +72,7 @@ def find_delta(name: str) -> type[DeltaPart]:
 class DeltaSpec:
     """A delta by name, with every argument written out: two that mean the same are equal.
 
-    Attributes:
-        name: As registered.
-        arguments: All arguments in the order of the constructor, as JSON has them: sequences as lists, numbers where
-            a float is meant as floats.
+    `arguments` are in the order of the constructor, as JSON has them: sequences as lists, floats as floats.
     """
 
     name: str
@@ -86,9 +82,8 @@ class DeltaSpec:
     def read(cls, plain: object) -> DeltaSpec:
         """Checks a part as configurations and files have it: ``name`` and arguments that differ from their defaults.
 
-        Raises:
-            UnknownNameError: The name or an argument does not exist.
-            ConfigError: It is no dict, an argument is missing, or one has another type.
+        An UnknownNameError where the name or an argument does not exist, and a ConfigError where it is no dict, an
+        argument is missing, or one has another type.
         """
         if not isinstance(plain, Mapping) or not isinstance(plain.get("name"), str):
             raise ConfigError(f'A part of a delta is a dict with a name, e.g. {{"name": "linear"}}, got {plain!r:.80}.')
@@ -122,10 +117,8 @@ class DeltaSpec:
     def build(self, backbone: Backbone) -> DeltaPart:
         """Builds the part, which is not attached.
 
-        Raises:
-            ConfigError: An argument is out of range.
-            UnknownNameError: A word among the arguments does not exist.
-            UnsupportedBackboneError: The backbone cannot take it.
+        A ConfigError where an argument is out of range; an UnknownNameError where a word among the arguments does not
+        exist; an UnsupportedBackboneError where the backbone cannot take it.
         """
         return find_delta(self.name)(backbone, **self.arguments)
 

@@ -19,20 +19,14 @@ from vpt.deltas.registry import register_delta
 class ScaleShift(MergeablePart):
     """A scale and a shift per channel behind the patch embedding, every norm and every linear layer.
 
-    Where timm keeps a layer's bias beside it (queries and values of BEiT, EVA, Swin V2), the bias is added behind them.
-    Its strength interpolates between doing nothing, γ = 1 and β = 0, and the trained values. Merged, norms that have no
-    place for a bias keep their scale and shift beside them.
-
-    Attributes:
-        scale: γ of each layer by its name with ``/`` for ``.``, (channels,).
-        shift: β of each layer, (channels,).
+    `scale` γ and `shift` β are (channels,), by the layer's name with ``/`` for ``.``. Where timm keeps a layer's bias
+    beside it (queries and values of BEiT, EVA, Swin V2), the bias is added behind them. Its strength interpolates
+    between doing nothing, γ = 1 and β = 0, and the trained values. Merged, norms that have no place for a bias keep
+    scale and shift beside them.
     """
 
     def __init__(self, backbone: Backbone, std: float = 0.02) -> None:
-        """Draws γ from N(1, std²) and β from N(0, std²), as the paper's code does.
-
-        0 starts from the backbone exactly.
-        """
+        """Draws γ from N(1, std²), β from N(0, std²), as the paper's code; 0 starts from the backbone."""
         super().__init__(backbone)
         self._layers = {name.replace(".", "/"): layer for name, layer in affine_layers(backbone).items()}
         self.scale, self.shift = nn.ParameterDict(), nn.ParameterDict()
