@@ -18,8 +18,7 @@ from vpt.errors import ConfigError
 class AdaptedModel(nn.Module):
     """A frozen or trained backbone, an optional delta and a head that a subclass draws.
 
-    A delta file of such a model is marked with `format`. `info` is anything worth keeping with the model: plain JSON
-    values.
+    A delta file of it is marked with `format`; `info` is anything worth keeping with it: plain JSON values.
     """
 
     format: ClassVar[str]
@@ -33,17 +32,11 @@ class AdaptedModel(nn.Module):
         class_names: Sequence[str] | None = None,
         preset: dict[str, Any] | None = None,
     ) -> None:
-        """Attaches the delta and draws the head.
+        """Attaches the delta, `specs` as for `attach`, and draws the head of at least one class.
 
-        Args:
-            backbone: From `create_backbone`; from now on it belongs to this model.
-            num_classes: At least 1.
-            specs: The delta, as for `attach`; empty for none.
-            class_names: One per class; None for "0", "1", ...
-            preset: The preprocessing that the model expects, as a plain dict.
-
-        Raises:
-            ConfigError: The number of classes is not positive or differs from the number of names.
+        The backbone belongs to this model from now on; `class_names` are "0", "1", ... if None, and `preset` is the
+        preprocessing that the model expects, as a plain dict. A ConfigError where the number of classes is not positive
+        or differs from the number of names.
         """
         super().__init__()
         if num_classes < 1:
@@ -83,8 +76,7 @@ class AdaptedModel(nn.Module):
     def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
         """Splits what computes the features at the first thing that trains.
 
-        Gives a function of the image that training does not change, and one from its result to the features; None if
-        everything changes.
+        Into a function of the image that stays, and one from its result to the features; None if all changes.
         """
         raise NotImplementedError
 
@@ -104,20 +96,14 @@ class AdaptedModel(nn.Module):
 
     @property
     def strength(self) -> float:
-        """α in [0, 1] of the delta and of the head's interpolation towards its anchor.
-
-        Raises:
-            ConfigError: The parts of the delta have been given different strengths.
-        """
+        """α in [0, 1] of the delta and of the head; a ConfigError where the parts have different ones."""
         return self._strength if self.delta is None else self.delta.strength
 
     def set_strength(self, alpha: float) -> None:
         """Moves between the bare backbone, α = 0, and the tuned one, 1; `TunedModel` moves its head too.
 
-        This is WiSE-FT (Wortsman et al., CVPR 2022) as a gate.
-
-        Raises:
-            ConfigError: α is no number in [0, 1], or is below 1 where the backbone itself was tuned.
+        This is WiSE-FT (Wortsman et al., CVPR 2022) as a gate. A ConfigError where α is no number in [0, 1], or is
+        below 1 where the backbone itself was tuned.
         """
         alpha = checked_strength(alpha)
         if self.backbone.folded and alpha != self.strength:
@@ -197,11 +183,7 @@ class TunedModel(AdaptedModel):
         return partial(self.backbone.before_block, block=cut), lambda tokens: self.backbone.from_block(tokens, cut)
 
     def set_anchor(self, head: nn.Linear) -> None:
-        """Gives the head that belongs to the bare backbone, e.g. a linear probe, so that strength moves both.
-
-        Raises:
-            ConfigError: Its shape is not that of this model's own head.
-        """
+        """Gives the bare backbone's head, e.g. a probe, so strength moves both; a ConfigError for another shape."""
         if head.weight.shape != self.head.weight.shape:
             raise ConfigError(
                 f"The anchor head is {tuple(head.weight.shape)}, the tuned head {tuple(self.head.weight.shape)}: "

@@ -77,19 +77,11 @@ def save_delta(path: str | Path, model: AdaptedModel) -> Path:
 
 
 def load_model(path: str | Path, weights: str | None = None) -> TunedModel | DenseModel:
-    """Rebuilds a model of whatever kind from a delta file.
+    """Rebuilds a model of whatever kind from a delta file: as saved, at strength 1, in eval mode, all frozen.
 
-    Args:
-        path: A delta file.
-        weights: Where the backbone's weights are on this machine; None for where they were at training time. Not read
-            where the file holds the whole backbone.
-
-    Returns:
-        The model as it was saved, at strength 1, in eval mode, all parameters frozen.
-
-    Raises:
-        DeltaFileError: The file is not a delta file, contradicts itself, or belongs to other backbone weights.
-        WeightsError: The backbone's weights cannot be found.
+    `weights` is where the backbone's are on this machine, None for where they were at training time; not read where the
+    file holds the whole backbone. A DeltaFileError where the file is not a delta file, contradicts itself, or belongs
+    to other backbone weights, and a WeightsError where those cannot be found.
     """
     return cast("TunedModel | DenseModel", _loaded(path, weights, (FORMAT, DENSE)))
 
@@ -134,10 +126,8 @@ def _loaded(path: str | Path, weights: str | None, formats: tuple[str, ...]) -> 
 def rebuild(what: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone) -> AdaptedModel:
     """Builds the model that a file tells of, once its tensors are known to be those of such a model.
 
-    These are not yet put in. The model is in eval mode, all parameters frozen; `what` names the file in messages.
-
-    Raises:
-        DeltaFileError: There can be no such model, or its tensors have other names, shapes or kinds.
+    These are not yet put in. The model is in eval mode, all parameters frozen; `what` names the file in messages. A
+    DeltaFileError where there can be no such model, or its tensors have other names, shapes or kinds.
     """
 
     def build(backbone: Backbone) -> AdaptedModel:
@@ -196,9 +186,7 @@ def _built(what: str, recorded: Mapping[str, Any], weights: str) -> Backbone:
 def recorded_backbone(what: str, recorded: Mapping[str, Any], weights: str | None = None) -> Backbone:
     """Builds the backbone that trained tensors belong to, from weights given or where they were at training time.
 
-    Raises:
-        DeltaFileError: The weights are others, or there is no such backbone.
-        WeightsError: The weights cannot be found.
+    A DeltaFileError for other weights or no such backbone, a WeightsError where they cannot be found.
     """
     backbone = _built(what, recorded, weights or recorded["weights"])
     check_fingerprint(what, recorded, backbone)
@@ -206,11 +194,7 @@ def recorded_backbone(what: str, recorded: Mapping[str, Any], weights: str | Non
 
 
 def check_fingerprint(what: str, recorded: Mapping[str, Any], backbone: Backbone) -> None:
-    """Refuses trained tensors on another backbone than that which is recorded.
-
-    Raises:
-        DeltaFileError: Weights, architecture or pool differ.
-    """
+    """Refuses tensors of another backbone than recorded: a DeltaFileError by weights, architecture or pool."""
     if not backbone.is_recorded_as(recorded):
         if recorded["weights_id"] == backbone.weights_id:
             raise DeltaFileError(
@@ -228,11 +212,8 @@ def check_fingerprint(what: str, recorded: Mapping[str, Any], backbone: Backbone
 def fill(model: AdaptedModel, tensors: Mapping[str, Tensor], what: str) -> None:
     """Copies all tensors that a model owns into it, by name and shape, in the model's precision.
 
-    If its whole backbone is filled, as after full fine-tuning, that counts as tuned from now on. `what` says in
-    messages where the tensors come from.
-
-    Raises:
-        DeltaFileError: A tensor is missing, unknown, or of another shape; the model is then unchanged.
+    A whole backbone that is filled, as after full fine-tuning, counts as tuned from now on. A DeltaFileError, with the
+    source `what`, where a tensor is missing, unknown, or of another shape; the model is then unchanged.
     """
     tuned = model.backbone.tuned
     model.backbone.tuned = tuned or any(key.startswith("backbone.") for key in tensors)
@@ -250,8 +231,7 @@ def fill(model: AdaptedModel, tensors: Mapping[str, Tensor], what: str) -> None:
 def check_tensors(what: str, owned: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Refuses tensors that are not those that a model owns.
 
-    Raises:
-        DeltaFileError: A tensor is missing, unknown, of another shape, not finite, or whole instead of floating.
+    A DeltaFileError where a tensor is missing, unknown, of another shape, not finite, or whole instead of floating.
     """
     if missing := sorted(owned.keys() - tensors.keys()):
         raise DeltaFileError(f"{what} is incomplete: {_some(missing)} missing.")
@@ -274,11 +254,8 @@ def start_from(path: str | Path, model: AdaptedModel) -> None:
     """Copies what a delta file holds into a model of the same deltas, and leaves the model's own head as it is.
 
     Prompts behind a projection and prefixes from a network start from their own files too: the file holds what these
-    give, of which `DeltaPart.unfolded` finds the parameters. The file may be of any task.
-
-    Raises:
-        DeltaFileError: The file is not a delta file, belongs to another backbone or other deltas, or holds nothing but
-            a head.
+    give, of which `DeltaPart.unfolded` finds the parameters. The file may be of any task. A DeltaFileError where the
+    file is not a delta file, belongs to another backbone or other deltas, or holds nothing but a head.
     """
     header, tensors = read_delta(path, (FORMAT, DENSE))
     check_fingerprint(str(path), header["backbone"], model.backbone)
@@ -307,11 +284,8 @@ def start_from(path: str | Path, model: AdaptedModel) -> None:
 def read_head(path: str | Path, model: TunedModel, role: str) -> nn.Linear:
     """Reads a head that belongs to the bare backbone of a model from a file that holds nothing else.
 
-    What it is for, e.g. ``"anchor"``, is said in messages. Returns the (classes, features) head, on the CPU.
-
-    Raises:
-        DeltaFileError: The file is not a delta file.
-        ConfigError: It holds more than a head, or was made for another backbone, preprocessing or other classes.
+    (classes, features), on the CPU; messages name its role, e.g. ``"anchor"``. A DeltaFileError where it is not a delta
+    file, a ConfigError where it holds more, or is of another backbone, preprocessing or other classes.
     """
     header, tensors = read_delta(path)
     if set(tensors) != {"head.weight", "head.bias"}:

@@ -62,13 +62,10 @@ _HEADER = {
 def read_header(path: str | Path, formats: Collection[str] = (FORMAT,)) -> dict[str, Any]:
     """Reads what a delta file of one of some formats says about itself, and none of its tensors.
 
-    Returns:
-        ``format``, ``backbone`` (name, weights, weights_id, fingerprint, image_size, normalization),
-        ``backbone_tuned``, ``dtype``, ``specs`` in their canonical form, ``class_names``, ``preset``, ``info``,
-        ``tensors`` (their names), and for a segmentation model ``head``.
-
-    Raises:
-        DeltaFileError: The file is missing, not a delta file, contradicts itself, or is of another format.
+    Gives ``format``, ``backbone`` (name, weights, weights_id, fingerprint, image_size, normalization),
+    ``backbone_tuned``, ``dtype``, canonical ``specs``, ``class_names``, ``preset``, ``info``, ``tensors`` (their
+    names), and of a segmentation model ``head``. A DeltaFileError where it is missing, no such file, or contradicts
+    itself.
     """
     with _opened(path, formats) as (header, _):
         return header
@@ -83,10 +80,7 @@ def read_delta(path: str | Path, formats: Collection[str] = (FORMAT,)) -> tuple[
 def write_delta(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
     """Writes a delta file from its two halves, whole or not at all; the inverse of `read_delta`.
 
-    Parent folders are made. A number in the header that is not finite is written as null. Returns the path.
-
-    Raises:
-        DeltaFileError: The header holds other than plain values.
+    Numbers in the header that are not finite become null. A DeltaFileError where it holds other than plain values.
     """
     path = Path(path)
     kept, places = dict[str, Tensor](), set[int]()
@@ -104,11 +98,9 @@ def write_delta(path: str | Path, header: Mapping[str, Any], tensors: Mapping[st
 
 
 def check_readable(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Refuses to write what would not be read again.
+    """A DeltaFileError for what would not be read again.
 
-    Raises:
-        DeltaFileError: The header holds other than plain values, contradicts itself or the tensors, or a tensor holds
-            NaN or infinity.
+    That is a header of other than plain values or that contradicts itself or the tensors, or NaN or infinity in these.
     """
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -224,10 +216,7 @@ def _lacking(header: Mapping[str, Any]) -> list[str]:
 
 
 def identity(model: AdaptedModel) -> dict[str, Any]:
-    """What makes a backbone the one that a delta was trained on, in plain values.
-
-    These are `IDENTITY`, and pool, unless it is the weights' own, as that of every file of version 0.1.0.
-    """
+    """What makes a backbone a delta's own, in plain values: `IDENTITY`, and pool if not that of the weights."""
     told = {key: getattr(model.backbone, key) for key in IDENTITY}
     return told if model.backbone.pool is None else told | {"pool": model.backbone.pool}
 
@@ -256,10 +245,7 @@ def public_identity(recorded: dict[str, Any]) -> dict[str, Any]:
 
 
 def about(model: TunedModel) -> dict[str, Any]:
-    """All that a user of a model must know to feed it and to trust it, in plain values.
-
-    These are class names, preset, backbone, deltas, and the protocol of its training.
-    """
+    """What a user of a model must know, in plain values: classes, preset, backbone, deltas, protocol of training."""
     told = identity(model)
     specs = [] if model.delta is None else [DeltaSpec.read(spec).brief() for spec in model.delta.specs]
     size = told.pop("image_size")

@@ -43,8 +43,7 @@ def _stores(key: Hashable) -> Stores:
 class FeatureCache:
     """What a frozen function makes of each image, computed once per image.
 
-    Valid only for images that are a function of their key, that is without random augmentation, and as long as nothing
-    before the cut is trained.
+    Valid only without random augmentation, and as long as nothing before the cut is trained.
     """
 
     def __init__(self, compute: Callable[[Tensor], Tensor], key: Hashable = None) -> None:

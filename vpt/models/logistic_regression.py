@@ -16,15 +16,10 @@ TOLERANCE = 1e-7
 def fit_logistic(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> tuple[Tensor, Tensor]:
     """Minimises mean cross-entropy + l2/2 · ‖W‖² over a linear head, which is strictly convex in W.
 
-    This is scikit-learn's `LogisticRegression` with C = 1 / (l2 · N); the bias is not penalised. It is solved in
-    float64 on the CPU, for features (N, dim) and labels (N,) in [0, num_classes).
-
-    Returns:
-        Weight (num_classes, dim) and bias (num_classes,) in the features' type and place.
-
-    Raises:
-        ConfigError: `l2` is not positive: without a penalty separable classes have no minimum.
-        DivergedError: The minimum was not reached, because features are not finite or far from scale 1.
+    This is scikit-learn's `LogisticRegression` with C = 1 / (l2 · N); the bias is not penalised. Solved in float64 on
+    the CPU for features (N, dim) and labels (N,) in [0, num_classes): weight (num_classes, dim) and bias (num_classes,)
+    in the features' type and place. A ConfigError where `l2` is not positive (separable classes then have no minimum),
+    a DivergedError where the minimum was not reached, as with features that are not finite or far from scale 1.
     """
     if l2 <= 0.0:
         raise ConfigError(f"l2 must be positive, got {l2}: without a penalty separable classes have no minimum.")

@@ -107,8 +107,7 @@ class PromptBank(nn.Module):
     def assigned(self, tasks: Sequence[str]) -> Iterator[None]:
         """Lets the backbone see the prompts of the task of each image of a batch while it is open; else it is bare.
 
-        Raises:
-            UnknownNameError: A task is not in the bank.
+        An UnknownNameError where a task is not in the bank.
         """
         for task in tasks:
             if task not in self.tasks:

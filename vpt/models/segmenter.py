@@ -35,12 +35,9 @@ class DenseModel(AdaptedModel):
 
         The backbone is a ViT or a Swin; other arguments are those of `AdaptedModel`, background is a class. The kind of
         head is ``linear``, a 1×1 convolution, that is one linear layer for every patch, or ``conv``: a 3×3 convolution
-        to `width` channels, at least 1, GELU, and then the linear layer.
-
-        Raises:
-            ConfigError: A number is out of range, or a part of the delta acts on pooled features alone.
-            UnknownNameError: There is no such head.
-            UnsupportedBackboneError: The backbone is neither a ViT nor a Swin.
+        to `width` channels, at least 1, GELU, and then the linear layer. A ConfigError where a number is out of range,
+        or a part of the delta acts on pooled features alone; an UnknownNameError where there is no such head; an
+        UnsupportedBackboneError where the backbone is neither a ViT nor a Swin.
         """
         if kind not in HEADS:
             raise UnknownNameError("head", kind, HEADS)
