@@ -37,10 +37,8 @@ def draw_attention(
     """Draws a row per image (input, attention without, with, difference) over the prompts' share in every layer.
 
     Without the prompts is without the whole delta: where it has other parts the titles say untuned and tuned. Labels
-    are int64 (B,), or None where they are not known; `measured` is what `measure_attention` gave, if it did already.
-
-    Raises:
-        ConfigError: The model has no prompts.
+    are int64 (B,), or None where they are not known; `measured` is what `measure_attention` gave, if it did already. A
+    ConfigError where the model has no prompts.
     """
     from matplotlib.figure import Figure
 
@@ -120,10 +118,7 @@ def prompts_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = 
     """Draws what each of the first ten prompts looks at, by its own query; see `LayerMaps.from_prompts`.
 
     Without a layer it is the one whose patches attend most to prompts, of those whose prompts have queries: not so
-    where there are only the keys of prefixes.
-
-    Raises:
-        ConfigError: No prompt of this layer has a query.
+    where there are only the keys of prefixes. A ConfigError where no prompt of this layer has a query.
     """
     if layer is None:
         layer = max(range(len(tuned.layers)), key=lambda block: _asked_most(tuned.layers[block]))
@@ -215,11 +210,8 @@ def nearest_patches(layer: LayerMaps, prompt: int, number: int = _CROPS) -> list
 
     The score of patch i of image b is the attention weight from it to prompt p, mean over the heads h of the block,
     s(b, i) = 1/H · Σ_h softmax_k(q_bhi · k_bhk / √d + bias)_p: how much of p's value the block mixes into the patch.
-    This is how a deep prompt acts on the image; its own query acts on nothing. Of each image the best patch enters,
-    images are ordered by it; ties go to the first in row-major order.
-
-    Returns:
-        (image, row, column, score in [0, 1]) of at most `number` patches, best first.
+    This is how a deep prompt acts on the image; its own query acts on nothing. Gives (image, row, column, score in [0,
+    1]) of at most `number`, best first; ties go to the first in row-major order.
     """
     scores = layer.to_prompts[:, prompt]
     flat = scores.reshape(len(scores), -1)
@@ -234,10 +226,8 @@ def nearest_figure(images: Tensor, tuned: AttentionMaps, layer: int | None = Non
     """Draws the patches that attend most to some prompts of a layer, or of `tuned.strongest`; see `nearest_patches`.
 
     There is a row for each of the five prompts that patches attend to most, a column for each of up to eight patches.
-    Each is framed within a crop of three by three patches; where those end the image ends.
-
-    Raises:
-        ConfigError: There are no prompts in this layer.
+    Each is framed within a crop of three by three patches; where those end the image ends. A ConfigError where there
+    are no prompts in this layer.
     """
     layer = tuned.strongest if layer is None else layer
     maps = tuned.layers[layer]

@@ -88,14 +88,11 @@ class LayerMaps:
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Attention of a model on some images.
+    """Attention of a model on some images, in `layers` first to last, and followed through all in `rollout`.
 
-    Attributes:
-        layers: Of each block, first to last.
-        rollout: Attention followed through all blocks.
-        has_class_token: Whether the subject is the class token, also where the pool averages over patches and nothing
-            reads it behind the last block; else the mean over patches.
-        dead_queries: Whether no prompt's query has any influence on the output: so with deep prompts.
+    `has_class_token` says whether the subject is the class token, also where the pool averages over patches and nothing
+    reads it behind the last block; `dead_queries` that no prompt's query has any influence on the output, as of deep
+    ones.
     """
 
     layers: list[LayerMaps]
@@ -125,10 +122,7 @@ class AttentionMaps:
 def attention_maps(model: TunedModel | Backbone, images: Tensor) -> AttentionMaps:
     """Measures attention in every block, in eval mode; every module's mode is put back, and nothing else is touched.
 
-    Images are uint8 (B, 3, H, W), B at least 1.
-
-    Raises:
-        UnsupportedBackboneError: The backbone's attention cannot be read.
+    Images are uint8 (B, 3, H, W), B ≥ 1. An UnsupportedBackboneError where the attention cannot be read.
     """
     backbone = model if isinstance(model, Backbone) else model.backbone
     with evaluating(model):
@@ -202,10 +196,7 @@ def _array(tensor: Tensor) -> Array:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Where what the pool reads comes from.
-
-    How much from each patch of the first block's map, (B, rows, columns), and from prompts of each block, (layers, B).
-    """
+    """How much of what the pool reads is from patches, (B, rows, columns), and each block's prompts, (layers, B)."""
 
     patches: Array
     prompts: Array
@@ -277,9 +268,7 @@ def has_prompts(model: TunedModel) -> bool:
 def measure_attention(model: TunedModel, images: Tensor) -> PromptAttention:
     """Runs images, uint8 (B, 3, H, W), through a model at strength 0 and 1; mode and strength are put back.
 
-    Raises:
-        ConfigError: The model has no prompts.
-        UnsupportedBackboneError: The backbone's attention cannot be read.
+    A ConfigError for a model without prompts, an UnsupportedBackboneError where attention cannot be read.
     """
     if not has_prompts(model):
         raise ConfigError("The model has no prompts, so there is nothing to compare.")

@@ -41,13 +41,10 @@ class FigureLogger(L.Callback):
     """
 
     def __init__(self, num_images: int = 4) -> None:
-        """Keeps the number.
+        """Keeps the number; a ConfigError where it is below 1.
 
         Args:
             num_images: Validation images in the figure after training, at least 1.
-
-        Raises:
-            ConfigError: The number is below 1.
         """
         if num_images < 1:
             raise ConfigError(f"FigureLogger takes num_images of at least 1, got {num_images}.")
@@ -118,14 +115,11 @@ class AttentionLogger(L.Callback):
     """
 
     def __init__(self, every_n_epochs: int = 1, num_images: int = 4) -> None:
-        """Keeps the numbers.
+        """Keeps the numbers; a ConfigError where one is below 1.
 
         Args:
             every_n_epochs: Logs after each so many epochs, at least 1.
             num_images: Validation images, each of another class, at least 1.
-
-        Raises:
-            ConfigError: A number is below 1.
         """
         if min(every_n_epochs, num_images) < 1:
             raise ConfigError(
@@ -160,10 +154,8 @@ def segmentation_figure(
 ) -> Figure:
     """Draws a row per image: image, mask and predictions by title; under a prediction its share of right pixels.
 
-    Images are (N, 3, H, W), masks and predictions (N, H, W), where 255 stands for pixels that do not count: white.
-
-    Raises:
-        ConfigError: The shapes differ, or there is no image.
+    Images are (N, 3, H, W), masks and predictions (N, H, W), where 255 stands for pixels that do not count: white. A
+    ConfigError where the shapes differ, or there is no image.
     """
     from matplotlib.patches import Patch
 

@@ -81,11 +81,7 @@ class Scene:
 
 
 def sample_images(dataset: ImageDataset, number: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Draws one image each of a number of classes, or of all if there are fewer; gives images and labels.
-
-    Raises:
-        ConfigError: The number is less than 1.
-    """
+    """Draws an image and label for each of a number of classes, at most all; a ConfigError for less than 1."""
     if number < 1:
         raise ConfigError(f"The number of images must be at least 1, got {number}.")
     generator = np.random.default_rng(seed)
@@ -106,11 +102,8 @@ def sample_crowd(dataset: ImageDataset, classes: int = 10, per_class: int = 20, 
 def scene_from_files(delta: Path, images: Sequence[Path], weights: str | None = None) -> Scene:
     """Prepares the kinds of figures that need no classes, for image files; raises what `load_classifier` does, too.
 
-    A folder stands for the first six images in and below it, by name.
-
-    Raises:
-        ConfigError: There are more than 32 images.
-        DataError: There is no image, or one cannot be read.
+    A folder stands for the first six images in and below it, by name. A ConfigError where there are more than 32
+    images, and a DataError where there is no image, or one cannot be read.
     """
     model = load_classifier(delta, weights).float()  # figures are drawn in single precision
     batch = _batch(model, images)
@@ -122,11 +115,8 @@ def scene_from_data(
 ) -> Scene:
     """Prepares all kinds of figures for test images of the task; raises what `load_classifier` does, too.
 
-    Maps are drawn of a number of images, at least 1, and figures of many images of so many per class of ten classes.
-
-    Raises:
-        ConfigError: The data do not belong to the delta.
-        DataError: An image cannot be read.
+    Maps are drawn of a number of images, at least 1, and figures of many images of so many per class of ten classes. A
+    ConfigError where the data do not belong to the delta, and a DataError where an image cannot be read.
     """
     model = load_classifier(delta, weights).float()  # figures are drawn in single precision
     check_data(delta, model, data)
@@ -258,12 +248,7 @@ KINDS: dict[str, Kind] = {
 
 
 def draw(scene: Scene, kind: str) -> Figure:
-    """Draws one of the `KINDS` of figures.
-
-    Raises:
-        UnknownNameError: There is no such kind.
-        ConfigError: The scene lacks what it needs.
-    """
+    """Draws one of the `KINDS`; an UnknownNameError for others, a ConfigError where the scene lacks what it needs."""
     if kind not in KINDS:
         raise UnknownNameError("kind", kind, KINDS)
     if missing := KINDS[kind].missing(scene):
@@ -276,18 +261,10 @@ def write_gallery(
 ) -> tuple[list[Path], list[str]]:
     """Writes figures, and one page with all of them that needs nothing beside itself.
 
-    Args:
-        scene: Of what.
-        out: A folder for ``KIND.suffix`` and ``index.html``; it is made.
-        kinds: Keys of `KINDS`; empty for all that can be drawn.
-        suffix: ``"png"``, ``"svg"`` or ``"pdf"``.
-
-    Returns:
-        The paths, and a sentence for each kind that was left out.
-
-    Raises:
-        UnknownNameError: There is no such kind.
-        ConfigError: The scene lacks what a kind needs that was asked for, or `out` is a file.
+    ``KIND.suffix`` and ``index.html`` go to the folder `out`, which is made; `kinds` are keys of `KINDS`, empty for all
+    that can be drawn, `suffix` is ``"png"``, ``"svg"`` or ``"pdf"``. Gives the paths, and a sentence for each kind left
+    out. An UnknownNameError where there is no such kind, a ConfigError where one lacks what it needs, or `out` is a
+    file.
     """
     if out.is_file():
         raise ConfigError(f"{out} is a file: several figures are written to a folder.")

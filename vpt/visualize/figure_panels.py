@@ -70,8 +70,7 @@ def draw_pairs(
 ) -> None:
     """Draws a row per image: input, map without prompts, map with them, difference; one scale for what is compared.
 
-    Axes are (B, 4), maps (B, rows, columns). The words are titles of the columns of maps, and the label of the bar of
-    the difference; the other label is that of the maps.
+    Axes are (B, 4), maps (B, rows, columns); words are the titles of maps and the label of the difference's bar.
     """
     difference = with_prompts - without
     both = np.concatenate([without, with_prompts])

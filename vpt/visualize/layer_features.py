@@ -29,12 +29,9 @@ _COLOURS = (
 
 @torch.no_grad()
 def layer_features(model: TunedModel, images: Tensor) -> list[Array]:
-    """Reads the summary of images, uint8 (B, 3, H, W), behind every block, before the final norm.
+    """Reads the summary of images, uint8 (B, 3, H, W), behind every block, before the final norm: (B, dim).
 
-    This is (B, dim): the class token, or the mean over patches where there is none.
-
-    Raises:
-        UnsupportedBackboneError: The backbone's tokens are not known.
+    The class token, or the mean over patches. An UnsupportedBackboneError where tokens are not known.
     """
     layout = model.backbone.layout
     kept: list[list[Tensor]] = [[] for _ in layout.blocks]
@@ -64,10 +61,7 @@ def plane(features: Array) -> Array:
     """Lays features out in two dimensions, each scaled to length 1 first, so that distances are those of angles.
 
     By t-SNE (van der Maaten and Hinton, JMLR 2008): perplexity 30, less for few images, from the principal components
-    on, seed 0. From (n, dim) to (n, 2).
-
-    Raises:
-        ConfigError: There are too few images.
+    on, seed 0. From (n, dim) to (n, 2). A ConfigError where there are too few images.
     """
     if len(features) < FEWEST:
         raise ConfigError(f"Features are laid out for at least {FEWEST} images, got {len(features)}.")
@@ -85,10 +79,7 @@ def features_figure(
     """Draws `layer_features` of up to four layers, coloured by class, and above what they are at strength 0.
 
     The number in each title is the share of images whose nearest five others (by angle, in all dimensions) vote for
-    their class: the plane may mislead, the number does not depend on it.
-
-    Raises:
-        ConfigError: There are too few images.
+    their class: the plane may mislead, the number does not depend on it. A ConfigError where there are too few images.
     """
     layers = chosen(len(tuned), _COLUMNS)
     rows = [("tuned", tuned)] if untuned is None else [("untuned", untuned), ("tuned", tuned)]
