@@ -38,10 +38,7 @@ def mean_per_class(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> fl
 def wilson(hits: int, n: int) -> tuple[float, float]:
     """Both ends of the 95 % score interval of a share, hits of n images (Wilson, "Probable inference", JASA 22, 1927).
 
-    Unlike the normal approximation it stays inside [0, 1] and does not shrink to a point at 0 and 1.
-
-    Raises:
-        ConfigError: There are no images, or more hits than images.
+    Inside [0, 1], and no point at 0 and 1. A ConfigError where there are no images, or more hits than images.
     """
     if not 0 <= hits <= n or n < 1:
         raise ConfigError(f"An interval needs at least one image and no more hits than images, got {hits} of {n}.")
@@ -67,9 +64,8 @@ class Difference:
 def difference(first: NDArray[np.bool_], second: NDArray[np.bool_], seed: int = 0) -> Difference:
     """Compares two models by a paired bootstrap over images (Efron & Tibshirani, 1993, chapter 13, percentiles).
 
-    The difference on the same images varies less than either accuracy. An image adds -1, 0 or 1 to it, so the counts
-    of these three in a resample of images are multinomial and 10,000 resamples are drawn without touching an image.
-    `first` and `second` say of the same N images which of them each model classifies rightly.
+    `first` and `second` say which of the same N images each classifies rightly. An image adds -1, 0 or 1, so that the
+    counts of these in a resample are multinomial, and 10,000 resamples are drawn without touching an image.
     """
     n, wins, losses = len(first), int((first & ~second).sum()), int((second & ~first).sum())
     shares = np.array([wins, losses, n - wins - losses]) / n

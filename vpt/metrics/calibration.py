@@ -43,9 +43,8 @@ def ranked(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Orders images from the surest to the least sure, without preference among the equally sure.
 
-    Each image of a tie counts as the mean of its tie. Sums over the first k images are then their expectation over
-    all orders of the tie, and the order of a record does not matter. Returns confidences, descending, and the share of
-    right answers that belongs to each place; float64 (N,).
+    Each image of a tie counts as its mean, so that sums over the first k are their expectation over all orders of the
+    tie. Returns confidences, descending, and the share of right answers at each place; float64 (N,).
     """
     levels, place, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
     shares = np.bincount(place, weights=correct) / sizes
@@ -69,8 +68,7 @@ def equal_width(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bin
 def equal_mass(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = BINS) -> Bins:
     """Bins of equally many images (Nguyen & O'Connor, EMNLP 2015), the larger ones where N does not divide.
 
-    Equally sure images that an edge separates count as the mean of their tie, so their order does not matter. There
-    are N bins if there are fewer images.
+    Equally sure images count as the mean of their tie; there are N bins if there are fewer images.
     """
     level, share = ranked(confidence, correct)
     pieces: Sequence[NDArray[np.int64]] = np.array_split(np.arange(len(level))[::-1], min(bins, len(level)))
@@ -83,18 +81,9 @@ def temperature(logits: Logits, labels: NDArray[np.int64]) -> float | None:
     """Finds the temperature that makes validation answers most likely (Guo et al., ICML 2017, section 4.2).
 
     The negative log likelihood is convex in 1/T; its derivative's only root is bracketed and found to machine
-    precision. Fit on in-distribution validation, then read test sets once.
-
-    Args:
-        logits: (N, classes), of validation images.
-        labels: (N,).
-
-    Returns:
-        T > 0; None where the likelihood has no maximum at a finite positive T: every image is right, so that T → 0
-        is best, or the answers are no better than none, so that T → ∞ is.
-
-    Raises:
-        DataError: The table cannot be scored.
+    precision. Fit on in-distribution validation, logits (N, classes) and labels (N,), then read test sets once. T > 0;
+    None where there is no maximum at a finite positive T: every image is right, so that T → 0 is best, or the answers
+    are no better than none, so that T → ∞ is. A DataError where the table cannot be scored.
     """
     check_table(logits, labels)
     own = logits[np.arange(len(labels)), labels].astype(np.float64)
@@ -117,10 +106,9 @@ def temperature(logits: Logits, labels: NDArray[np.int64]) -> float | None:
 
 
 def risks(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The share of errors among the k surest images, for every k.
+    """The share of errors among the k surest images, for every k: float64 (N,), entry k − 1 for coverage k / N.
 
-    Equally sure images enter in random order; the expectation over all orders is returned, float64 (N,), whose entry
-    k − 1 belongs to coverage k / N.
+    Equally sure images enter in random order; the expectation over all orders is returned.
     """
     _, share = ranked(confidence, correct)
     return np.asarray(np.cumsum(1 - share) / np.arange(1, len(share) + 1))
@@ -132,11 +120,7 @@ def aurc(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
 
 
 def risk_at(coverage: float, confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
-    """The share of errors among the surest images, where the share `coverage`, rounded up to whole images, is answered.
-
-    Raises:
-        ConfigError: The coverage is out of range.
-    """
+    """The share of errors among the share `coverage` of surest images, rounded up; a ConfigError out of range."""
     if not 0 < coverage <= 1:
         raise ConfigError(f"Coverage is a share of the images above 0 and at most 1, got {coverage}.")
     answered = math.ceil(round(coverage * len(confidence), 9))  # 0.55 · 100 is a little more than 55

@@ -37,14 +37,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What models of standard training reach under a shift.
+    """What models of standard training reach under a shift, by their accuracy on the set `reference`.
 
-    Attributes:
-        reference: The set on whose accuracy it depends.
-        begins: The lowest accuracy there among the models that the lines were fitted on, which is AlexNet's.
-        line: β, above the knee where there is one.
-        below: β below the knee.
-        knee: Reference accuracy.
+    `line` is β above the `knee`, an accuracy there, if there is one, and `below` is β below it. It `begins` at the
+    lowest accuracy among the models that the lines were fitted on, which is AlexNet's.
     """
 
     reference: str
@@ -82,25 +78,12 @@ classes: a slice of one record, see `logits.matched`."""
 
 
 def effective_robustness(shift: str, accuracy: float, references: Mapping[str, float]) -> float:
-    """Measures ρ, the accuracy above the baseline.
+    """Measures ρ, the accuracy above the baseline, in percentage points; above 0 is more robust than expected.
 
-    Both accuracies may be 0 or 1: only β is computed on logit axes, and ρ is a difference of accuracies.
-
-    Args:
-        shift: A set that has a baseline population, a key of `BASELINES`.
-        accuracy: On the shift, in [0, 1].
-        references: Accuracies in [0, 1] by name; must hold the one that the shift is compared with, e.g.
-            ``imagenet_val_r`` for ``imagenet_r``. Others are not read.
-
-    Returns:
-        Percentage points, above 0 for more robust than expected.
-
-    Raises:
-        UnknownNameError: There is no baseline for this set.
-        ConfigError: The reference is missing, or an accuracy is not a share.
-
-    Warns:
-        UserWarning: The reference lies below the baseline's `begins`, so the baseline is extrapolated.
+    `shift` is a key of `BASELINES`; accuracies lie in [0, 1], both ends included, since only β is computed on logit
+    axes. The references, by name, must hold the one that the shift is compared with, e.g. ``imagenet_val_r`` for
+    ``imagenet_r``. An UnknownNameError where there is no baseline, a ConfigError where the reference is missing or an
+    accuracy is no share; a UserWarning where the reference lies below `begins`, so that the baseline is extrapolated.
     """
     if shift not in BASELINES:
         raise UnknownNameError("set with a baseline population for effective robustness", shift, BASELINES)
@@ -125,8 +108,5 @@ def effective_robustness(shift: str, accuracy: float, references: Mapping[str, f
 
 
 def logit(accuracy: ArrayLike, n: int) -> NDArray[np.float64]:
-    """Accuracies on n images as natural logarithms of their odds, for figures.
-
-    Less than half an image, or all but half an image, is moved to that, so 0 and 1 are finite.
-    """
+    """Natural logarithms of the odds of accuracies on n images, kept half an image away from 0 and 1 for figures."""
     return np.asarray(log_odds(np.clip(np.asarray(accuracy, dtype=np.float64), 0.5 / n, 1 - 0.5 / n)))

@@ -1,8 +1,7 @@
 """Tables of logits: what they must be before they are scored, what a softmax says, and which classes count.
 
-Logits are (N, classes) and labels (N,). On a set that has fewer or coarser classes than the head, columns are taken
-first, argmax and softmax after: scoring all 1000 classes on a set of 200 counts answers as wrong that the set cannot
-contain.
+Logits are (N, classes) and labels (N,). On a set of fewer or coarser classes than the head's, columns are taken first,
+argmax and softmax after: else answers that the set cannot contain would count as wrong.
 """
 
 from __future__ import annotations
@@ -25,21 +24,13 @@ _BLOCK = 1 << 19  # numbers in a block: 4 MB as float64
 
 
 def check_table(logits: Logits, labels: NDArray[np.int64]) -> None:
-    """Refuses a table that cannot be scored.
-
-    Raises:
-        DataError: It is empty, its labels do not belong to it, or a logit is not finite.
-    """
+    """A DataError where a table is empty, labels do not belong to it, or a logit is not finite."""
     check_finite(logits)
     check_labels(labels, *logits.shape)
 
 
 def check_finite(logits: Logits) -> None:
-    """Refuses what is not a table of numbers.
-
-    Raises:
-        DataError: It is empty or a logit is not finite.
-    """
+    """Refuses what is not a table of numbers; a DataError where it is empty or a logit is not finite."""
     if logits.ndim != 2 or 0 in logits.shape:
         raise DataError(f"Logits are a table of images × classes with at least one of each, got shape {logits.shape}.")
     if not np.isfinite(logits).all():
@@ -51,11 +42,7 @@ def check_finite(logits: Logits) -> None:
 
 
 def check_labels(labels: NDArray[np.int64], images: int, classes: int) -> None:
-    """Refuses labels that do not belong to a table of so many images and classes.
-
-    Raises:
-        DataError: There is not one label a row, or a label has no column.
-    """
+    """A DataError where a table has not one label a row, or a label has no column."""
     if labels.shape != (images,):
         raise DataError(f"There are {images} rows of logits and labels of shape {labels.shape}: give one label a row.")
     outside = labels[(labels < 0) | (labels >= classes)]
@@ -67,11 +54,7 @@ def check_labels(labels: NDArray[np.int64], images: int, classes: int) -> None:
 
 
 def check_precision(logits: Logits) -> None:
-    """Refuses reduced records where rounding would change which class wins.
-
-    Raises:
-        DataError: They have less than single precision.
-    """
+    """A DataError for reduced records, of less than single precision: rounding would change which class wins."""
     if logits.dtype not in (np.float32, np.float64):
         raise DataError(
             f"These logits are {logits.dtype}, a reduced record, and masks and exact α curves need float32: "
@@ -88,13 +71,11 @@ def blocks(rows: int, columns: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a softmax classifier said about each image.
+    """What a softmax classifier said about each image; all are (N,), and float64 unless said.
 
-    Attributes:
-        correct: bool (N,); of equal logits the first class wins.
-        confidence: float64 (N,) in (0, 1], probability of the predicted class.
-        log_likelihood: float64 (N,), natural logarithm of the probability of the right class.
-        brier: float64 (N,) in [0, 2], squared distance between probabilities and the right answer.
+    `correct` is bool, and of equal logits the first class wins. `confidence`, in (0, 1], is the probability of the
+    predicted class, `log_likelihood` the natural logarithm of that of the right class, and `brier`, in [0, 2], the
+    squared distance between probabilities and the right answer.
     """
 
     correct: NDArray[np.bool_]
@@ -111,10 +92,7 @@ class Predictions:
 def predictions(logits: Logits, labels: NDArray[np.int64], temperature: float = 1.0) -> Predictions:
     """Softmax in float64, block by block: a table of 50,000 × 1000 needs some tens of megabytes.
 
-    Logits are divided by the temperature, which is above 0 (Guo et al., ICML 2017, equation 9).
-
-    Raises:
-        DataError: The table cannot be scored.
+    Logits are divided by T > 0 (Guo et al., ICML 2017, equation 9). A DataError where the table cannot be scored.
     """
     check_table(logits, labels)
     n = len(labels)
@@ -160,13 +138,10 @@ def restrict(logits: Tensor, groups: Groups) -> Tensor:
 def matched(logits: Logits, labels: NDArray[np.int64], groups: Groups | None) -> tuple[Logits, NDArray[np.int64]]:
     """Takes from a record of all classes the images of some classes, scored among these classes.
 
-    The accuracy of ImageNet's validation images "on the classes of ImageNet-R", the abscissa of effective
-    robustness, is such a slice of one record; no image is classified again. Gives logits (M, len(groups)) and labels
-    (M,), positions in `groups`; both as they are where `groups` is None.
-
-    Raises:
-        ConfigError: A group is empty or names a column that does not exist, or no image has one of the classes.
-        DataError: The logits are a reduced record.
+    ImageNet's accuracy "on the classes of ImageNet-R", the abscissa of effective robustness, is such a slice. Gives
+    logits (M, len(groups)) and labels (M,), positions in `groups`; both as they are where that is None. A ConfigError
+    where a group is empty or names no column, or no image has such a class; a DataError where logits are a reduced
+    record.
     """
     if groups is None:
         return logits, labels
@@ -189,11 +164,8 @@ def positions(labels: NDArray[np.int64], groups: Groups) -> NDArray[np.int64]:
 def group_mean(logits: Logits, groups: Groups) -> NDArray[np.float64]:
     """A class that several columns stand for has their mean probability (Geirhos et al., ICLR 2019, appendix).
 
-    Gives (N, len(groups)): logits whose softmax is the mean probability of each group's columns, renormalised over
-    the groups. They order the groups as the mean probabilities of the full softmax do.
-
-    Raises:
-        DataError: The logits are a reduced record.
+    Gives (N, len(groups)): logits whose softmax is the mean probability of each group's columns, renormalised, in the
+    order of the full softmax's means. A DataError where the logits are a reduced record.
     """
     check_precision(logits)
     own = logits[:, group_columns(groups, logits.shape[1])].astype(np.float64)
@@ -203,11 +175,7 @@ def group_mean(logits: Logits, groups: Groups) -> NDArray[np.float64]:
 
 
 def group_columns(groups: Groups, classes: int) -> NDArray[np.int64]:
-    """The columns of all groups, one after the other, in logits of so many classes.
-
-    Raises:
-        ConfigError: A group is empty or names a column that does not exist.
-    """
+    """Columns of all groups, in order; a ConfigError where one is empty or has a column that does not exist."""
     if not len(groups) or not all(len(group) for group in groups):
         raise ConfigError("A class mask is empty: name at least one column for each class of the set.")
     columns = np.concatenate([np.asarray(group, dtype=np.int64) for group in groups])

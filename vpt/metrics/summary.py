@@ -11,28 +11,13 @@ from vpt.metrics.logits import Logits, predictions
 
 
 def summary(logits: Logits, labels: NDArray[np.int64], temperature: float | None = None) -> dict[str, float | None]:
-    """Scores a record.
+    """Scores a record of logits (N, classes), masked to the set's classes, and labels (N,), columns of these.
 
-    Args:
-        logits: (N, classes), masked to the set's classes.
-        labels: (N,), columns of these.
-        temperature: Fitted on in-distribution validation images by `calibration.temperature`; None for none.
-
-    Returns:
-        Always these keys, in this order; shares lie in [0, 1] and None stands where there is no temperature.
-
-        - ``n``: images.
-        - ``top1``, ``top1_low``, ``top1_high``: accuracy and its 95 % Wilson interval.
-        - ``mean_per_class``: mean accuracy over classes.
-        - ``nll``: mean negative log likelihood, natural logarithm, at least 0.
-        - ``brier``: mean squared distance of the probabilities from the right answer, in [0, 2].
-        - ``ece``, ``ece_equal_mass``: calibration error of 15 bins of equal width, and of equally many images.
-        - ``aurc``, ``risk_at_80``: area under the risk-coverage curve, error on the surest 80 %.
-        - ``temperature``, ``nll_scaled``, ``ece_scaled``, ``ece_equal_mass_scaled``: the argument, and the scores after
-          it.
-
-    Raises:
-        DataError: The table cannot be scored.
+    Always these keys, in this order; shares lie in [0, 1]: ``n`` images, ``top1`` and the ends of its 95 % Wilson
+    interval, ``mean_per_class``, ``nll`` (natural logarithm), ``brier`` in [0, 2], ``ece`` of 15 bins of equal width,
+    ``ece_equal_mass`` of bins of equally many images, ``aurc``, the area under the risk-coverage curve, ``risk_at_80``,
+    the error on the surest 80 %; then ``temperature``, fitted on in-distribution validation images by
+    `calibration.temperature`, and what it changes, all None without one. A DataError where the table cannot be scored.
     """
     plain = predictions(logits, labels)
     scaled = None if temperature is None else predictions(logits, labels, temperature)
