@@ -10,6 +10,7 @@ import yaml
 
 from tests.fakes import make_task
 from vpt.cli import config_checks
+from vpt.cli.config_checks import whole_numbers
 from vpt.errors import ConfigError
 
 from .conftest import CONFIGS, DEMO, QUICK, SMALL, Run, Vpt
@@ -174,3 +175,12 @@ class TestMistakes:
     def test_a_diverging_run_stops_and_says_so(self, vpt: Vpt) -> None:
         wild = ["--model.optimizer=sgd", "--model.base_lr=1e38", "--model.warmup=0"]
         assert "loss is not finite" in vpt("fit", *DEMO, *wild, *SMALL[:2], *QUICK).sentence
+
+
+def test_a_whole_number_stays_one(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("trainer: {limit_val_batches: 1, limit_train_batches: 0.5, max_time: '00:01'}")
+    flags = ["--trainer.limit_test_batches", "1", "--trainer.limit_predict_batches=1.0", "--model.base_lr=1"]
+    assert whole_numbers("trainer", ["-c", str(file), *flags]) == {"limit_val_batches": 1, "limit_test_batches": 1}
+    later = ["-c", str(file), "--trainer.limit_val_batches=0.5"]
+    assert whole_numbers("trainer", later) == {}

@@ -34,7 +34,7 @@ def check_nothing_lost(name: str, args: list[str], given: Section | None, accept
     there. `accepted` are its ``init_args`` with all defaults.
     """
     kept = (given or {}).get("init_args") or {}
-    lost = {key: source for key, source in _written(name, args) if key in accepted and key not in kept}
+    lost = {key: source for key, source, _ in _written(name, args) if key in accepted and key not in kept}
     for key, source in lost.items():
         raise ConfigError(
             f"{name}.{key} was set by {source} and lost when {name}.class_path changed and changed back: "
@@ -59,8 +59,19 @@ def check_checkpoint(given: Section | None, checkpoint: Mapping[str, Any], path:
             )
 
 
-def _written(name: str, args: list[str]) -> Iterator[tuple[str, str]]:
-    """Yields (key, where it was written) of one section, in order, from the config files and flags of a command."""
+def whole_numbers(name: str, args: list[str]) -> dict[str, int]:
+    """The values of a section that are written as whole numbers.
+
+    Which of int and float a union tries first depends on what Python has met before: 1, one batch, may be read as 1.0,
+    all of them.
+    """
+    last = {key: value for key, _, value in _written(name, args)}
+    found = {key: int(v) if isinstance(v, str) and v.isdecimal() else v for key, v in last.items()}
+    return {key: value for key, value in found.items() if type(value) is int}
+
+
+def _written(name: str, args: list[str]) -> Iterator[tuple[str, str, Any]]:
+    """Yields (key, where it was written, value) of one section, in order, from config files and flags of a command."""
     for flag, value in _options(args):
         if flag in ("-c", "--config"):
             section = _mapping(value).get(name)
@@ -71,8 +82,9 @@ def _written(name: str, args: list[str]) -> Iterator[tuple[str, str]]:
         else:
             continue
         if isinstance(section, Mapping):
-            for key in {**section, **(section.get("init_args") or {})}:
-                yield str(key), value if flag in ("-c", "--config", f"--{name}") else flag
+            where = value if flag in ("-c", "--config", f"--{name}") else flag
+            for key, written in {**section, **(section.get("init_args") or {})}.items():
+                yield str(key), where, written
 
 
 def _options(args: list[str]) -> Iterator[tuple[str, str]]:

@@ -55,6 +55,9 @@ class VPTCLI(LightningCLI):
         command = self.config.subcommand
         self.given = parser.parse_args(args, defaults=False)[command].as_dict()
         config = self.config[command]
+        for key, number in config_checks.whole_numbers("trainer", args).items():
+            if isinstance(config.trainer.get(key), float):
+                config.trainer[key] = number
         for name in ("model", "data"):
             config_checks.check_nothing_lost(name, args, self.given.get(name), config[name].init_args)
         self.hyperparameters = _hyperparameters(command, config.ckpt_path, bool(config.trainer.fast_dev_run))
