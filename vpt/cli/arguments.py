@@ -141,9 +141,12 @@ def refuse_doubled_keys() -> None:
         while waiting:
             node = waiting.pop()
             if isinstance(node, yaml.MappingNode):
-                keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-                if doubled := [key for key in keys if keys.count(key) > 1]:
-                    raise ConfigError(f"The key {doubled[0]!r} is given twice: remove one.")
+                lines: dict[str, int] = {}
+                for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                    if (line := key.start_mark.line + 1) and key.value in lines:
+                        both = f"in lines {lines[key.value]} and {line}"
+                        raise ConfigError(f"The key {key.value!r} is given twice, {both}: remove one.")
+                    lines[key.value] = line
                 waiting += [each for _, each in node.value]
             elif isinstance(node, yaml.SequenceNode):
                 waiting += node.value
