@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 import torch
+from lightning.pytorch.cli import instantiate_class
 from numpy.typing import NDArray
 
 from benchmarks.records import Records, Row
@@ -31,7 +32,6 @@ from vpt.metrics.summary import summary
 from vpt.robustness import Record, logit_records, run
 from vpt.robustness.zero_shot_heads import own_head, write_head
 from vpt.run_record import DELTA_FILE
-from vpt.tasks.build import build_data
 
 BACKBONE = "vit_tiny_patch16_224"
 WEIGHTS = "weights/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
@@ -197,7 +197,8 @@ def _vtab(place: Place, task: str, preset: str, seed: int, **shots: int) -> Sect
 
 
 def _read(section: Section) -> ImageDataModule:
-    return build_data({"data": section})
+    data: ImageDataModule = instantiate_class((), section)
+    return data
 
 
 # PACS: six methods trained on its photos, from the linear probe to each of them in steps of α.
