@@ -38,10 +38,12 @@ _LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")  # words that Light
 class VPTCLI(LightningCLI):
     """LightningCLI that fills the model in from the data and refuses what would be settled silently.
 
-    `given` is what files and flags say, section by section, without defaults; `hyperparameters` are the checkpoint's.
+    `given` is what files and flags say, section by section, without defaults; `whole` are those of the trainer's values
+    that are whole numbers; `hyperparameters` are the checkpoint's.
     """
 
     given: dict[str, Any]
+    whole: dict[str, int]
     hyperparameters: dict[str, Any]
 
     @staticmethod
@@ -55,9 +57,10 @@ class VPTCLI(LightningCLI):
         command = self.config.subcommand
         self.given = parser.parse_args(args, defaults=False)[command].as_dict()
         config = self.config[command]
-        for key, number in config_checks.whole_numbers("trainer", args).items():
-            if isinstance(config.trainer.get(key), float):
-                config.trainer[key] = number
+        written = config_checks.whole_numbers("trainer", args).items()
+        self.whole = {key: number for key, number in written if type(config.trainer.get(key)) in (int, float)}
+        for key, number in self.whole.items():
+            config.trainer[key] = number
         for name in ("model", "data"):
             config_checks.check_nothing_lost(name, args, self.given.get(name), config[name].init_args)
         self.hyperparameters = _hyperparameters(command, config.ckpt_path, bool(config.trainer.fast_dev_run))
@@ -95,6 +98,7 @@ class VPTCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds this package's logger and callbacks wherever the user has not decided otherwise."""
         config = self.config[self.subcommand]
+        kwargs |= self.whole  # jsonargparse reads them once more
         if self.subcommand != "fit":
             self.save_config_callback = None  # what is evaluated keeps the config that it was trained with
         if config.trainer.barebones:
