@@ -3,8 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,23 +154,6 @@ def test_predictions_of_another_model_or_other_data_are_not_replaced(vpt: Vpt, t
     torch.save(state, checkpoint)
     assert refused in vpt(*command).sentence
     assert {path.name: path.read_bytes() for path in run.glob("predictions*")} == written
-
-
-def test_one_batch_is_one_batch_whatever_python_has_met_before(trained: Run, tmp_path: Path) -> None:
-    """In a process of its own, in which a union of float and int was there first."""
-    shutil.copytree(trained.folder, run := tmp_path / "run", ignore=shutil.ignore_patterns("predictions*"))
-    command = ["predict", "-c", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
-    program = (
-        "import lightning.pytorch, sys, typing\n"
-        "[forget() for forget in typing._cleanups]\n"
-        "typing.Optional[typing.Union[float, int]]\n"
-        "from vpt.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    flags = [*command, "--trainer.limit_predict_batches=1"]
-    done = subprocess.run([sys.executable, "-c", program, *flags], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert {path.name for path in run.glob("predictions*.csv")} == {"predictions-partial.csv"}
 
 
 def test_an_interrupted_prediction_leaves_no_file(vpt: Vpt, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
