@@ -96,7 +96,10 @@ class Row:
         """What the runs of one method must share to be averaged over tasks; a list is told without its folder."""
         told = {key: value for key, value in self.key.items() if not below(key, _OF_TASK)}
         named = self.record["data"]["lists"]
-        lists = {f"data.lists.{name}": str(named.get(name, "")).rpartition("/")[2] for name in ("train", "test")}
+        lists = {
+            f"data.lists.{name}": str(named.get(name, "")).rpartition("/")[2].removesuffix(".txt")
+            for name in ("train", "test")
+        }
         return told | lists | {"partial data": self.partial}
 
     @property
