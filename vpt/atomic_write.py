@@ -1,8 +1,9 @@
-"""The one way in which a file comes into being: whole, or not at all."""
+"""The one way in which a file comes into being: whole, or not at all; and whether it can, before work begins."""
 
 from __future__ import annotations
 
 import json
+import os
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, OutputError
 
 _ABANDONED_AFTER = 24 * 3600.0  # seconds, after which an unfinished file belongs to a process that was killed
 
@@ -21,17 +22,63 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Gives a place to write to, beside a file that is replaced when the block ends without an error.
 
     Folders above it are made. After an error nothing of it is left, and what was at ``path`` still is. The file has the
-    rights that any new file has here, whatever wrote it.
+    rights that any new file has here, whatever wrote it. Raises an OutputError where the system refuses, a full disk
+    included.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _claimed(path)
-    rights = stat.S_IMODE(partial.stat().st_mode)  # as the process's mask leaves them
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = _claimed(path)
+        rights = stat.S_IMODE(partial.stat().st_mode)  # as the process's mask leaves them
+        try:
+            yield partial
+            partial.chmod(rights)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes what the system refuses while a file or folder is written an OutputError that names it."""
     try:
-        yield partial
-        partial.chmod(rights)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.filename and not {path.parent, *path.parents} & {Path(error.filename), Path(error.filename).parent}:
+            raise  # of another file, which is read
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def make_folder(path: Path) -> Path:
+    """Makes a folder and those above it, and returns it; an OutputError where the system refuses."""
+    check_writable(path, folder=True)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def check_writable(path: Path, folder: bool = False) -> None:
+    """Refuses a place where no file, or no `folder`, can come to be, by an OutputError before anything is computed.
+
+    Nothing is written. That a disk is full shows only when it is written to.
+    """
+    name = str(path) if len(str(path)) < 80 else f"{str(path)[:40]}…"
+    if "\0" in name:
+        raise OutputError(f"{name!r} is no name of a file or folder: it has a NUL.")
+    try:
+        if path.is_dir() and not folder:
+            raise OutputError(f"{name} is a folder: name a file.")
+        if path.is_file() and folder:
+            raise OutputError(f"{name} is a file: name a folder.")
+        above = path if path.is_dir() else next(each for each in path.absolute().parents if os.path.lexists(each))
+        if not above.is_dir():
+            raise OutputError(f"{name} cannot be written: {above} is not a folder.")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise OutputError(f"{name} cannot be written: nothing may be written to {above}.")
+        longest = max(len(os.fsencode(part)) for part in path.absolute().parts) + len("..part")
+        if longest > os.pathconf(above, "PC_NAME_MAX"):
+            raise OutputError(f"{name} cannot be written: its name is too long.")
+    except OSError as error:
+        raise OutputError(f"{name} cannot be written: {error.strerror}.") from error
 
 
 def _claimed(path: Path) -> Path:

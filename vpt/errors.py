@@ -46,6 +46,10 @@ class HubError(VPTError):
     """The hub cannot be reached, refuses, or does not have what was asked for."""
 
 
+class OutputError(VPTError):
+    """A file or folder cannot be written where it was asked for."""
+
+
 class DivergedError(VPTError):
     """Training produced a loss that is not finite."""
 

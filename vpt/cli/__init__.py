@@ -73,7 +73,17 @@ def _run(args: list[str]) -> int:
         return 1
     except (KeyboardInterrupt, SystemExit) as stop:
         return _status(stop)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # what the system refuses is no fault of the program
+        print(f"vpt: error: {' '.join(_refused(error).split())}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _refused(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}."
 
 
 def _dispatch(args: list[str]) -> None:

@@ -6,10 +6,11 @@ import argparse
 import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from vpt.atomic_write import check_writable
 from vpt.cli import COMMANDS
 from vpt.errors import ConfigError, UnknownNameError, VPTError
 from vpt.run_record import CONFIG_FILE
@@ -39,6 +40,31 @@ def explain(message: str, classes: Iterable[str]) -> VPTError:
         )
     lines = [line.strip() for line in message.splitlines()]
     return ConfigError(" ".join(line.removeprefix("- ") for line in lines if not _NOISE.match(line)))
+
+
+def output_file(text: str) -> Path:
+    """Type of an option that names a file to write: an OutputError before work begins where it cannot be."""
+    check_writable(Path(text))
+    return Path(text)
+
+
+def output_folder(text: str) -> Path:
+    """Type of an option that names a folder to write to, as `output_file`."""
+    check_writable(Path(text), folder=True)
+    return Path(text)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Type of an option that takes a whole number, not below the `least`."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is too small, the least is {least}")
+        return value
+
+    whole_number.__name__ = "whole number"
+    return whole_number
 
 
 DATA_HELP = "config with a data section (default: config.yaml beside the delta)"

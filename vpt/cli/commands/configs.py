@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from vpt.atomic_write import atomic_write, check_unused
-from vpt.cli.arguments import Parser, config_folder
+from vpt.cli.arguments import Parser, config_folder, output_folder
 from vpt.errors import UnknownNameError
 
 
@@ -16,7 +16,7 @@ def run(args: list[str]) -> None:
     """Parses the command line, and lists or copies, never over another file."""
     parser = Parser(prog="vpt configs")
     parser.add_argument("names", nargs="*", help="files or folders, e.g. demo.yaml or vtab (default: all)")
-    parser.add_argument("--copy", type=Path, metavar="FOLDER", help="copy them there, e.g. to configs")
+    parser.add_argument("--copy", type=output_folder, metavar="FOLDER", help="copy them there, e.g. to configs")
     options = parser.parse_args(args[1:])
     found = sorted(path.relative_to(config_folder()) for path in config_folder().rglob("*.yaml"))
     chosen = [path for path in found if not options.names or _wanted(path, options.names)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.arguments import Parser
+from vpt.cli.arguments import Parser, output_file
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from argparse import Namespace
@@ -49,7 +49,7 @@ def _parser() -> Parser:
     prepare.add_argument("--source", type=Path, help="folder of the unpacked original (default: fetch it)")
     prepare.add_argument("--allow-partial", action="store_true", help="accept an original with too few images")
     cache.add_argument("--clear", action="store_true", help="remove them")
-    gallery.add_argument("--out", type=Path, required=True, help="figure: .png, .svg or .pdf")
+    gallery.add_argument("--out", type=output_file, required=True, help="figure: .png, .svg or .pdf")
     gallery.add_argument("--image", type=Path, help="default: a photograph that scikit-learn ships")
     return parser
 

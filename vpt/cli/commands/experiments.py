@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.arguments import Parser, data_section, read_yaml
+from vpt.cli.arguments import Parser, at_least, data_section, output_folder, read_yaml
 from vpt.errors import ConfigError
 from vpt.run_record import CONFIG_FILE
 
@@ -32,14 +32,16 @@ def _parsed(parser: Parser, args: list[str], plan: bool = True) -> tuple[Namespa
         grid = "YAML: what to search, e.g. configs/sweep/vpt.yaml (default: nothing)"
         parser.add_argument("--grid", type=Path, help=grid)
         seeds = "of the tested runs (default: the grid's; 42 44 82 100 800)"
-        parser.add_argument("--seeds", type=int, nargs="+", help=seeds)
+        parser.add_argument("--seeds", type=at_least(0), nargs="+", help=seeds)
         halving = "keep the best 1/N of the grid at each rung (default: train all)"
-        parser.add_argument("--halving", type=int, help=halving)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the experiment")
+        parser.add_argument("--halving", type=at_least(2), help=halving)
+    parser.add_argument("--out", type=output_folder, required=True, help="folder of the experiment")
     parser.add_argument("--resume", action="store_true", help="go on in --out; what is finished is not repeated")
     parser.add_argument("--serial", action="store_true", help="one trial after another in this process, without Ray")
-    parser.add_argument("--workers", type=int, help="trials at once (default: what the machine or cluster holds)")
-    parser.add_argument("--cpus-per-trial", type=int, help="and torch threads (default: this machine's, shared evenly)")
+    parser.add_argument("--workers", type=at_least(1), help="trials at once (default: what machine or cluster holds)")
+    parser.add_argument(
+        "--cpus-per-trial", type=at_least(1), help="and threads (default: the machine's, shared evenly)"
+    )
     parser.add_argument("--gpus-per-trial", type=float, help="0.25 runs four on one (default: 1 if there are any)")
     parser.add_argument("--address", help="of a running Ray cluster, `auto` or HOST:PORT (default: this machine)")
     options, rest = parser.parse_known_args(args)
@@ -125,7 +127,7 @@ def _sweep(parser: Parser, args: list[str]) -> None:
 def _fewshot(parser: Parser, args: list[str]) -> None:
     from vpt.experiments.sweep import by_shots, few_shot_plan
 
-    parser.add_argument("--shots", type=int, nargs="+", required=True, help="training images of each class")
+    parser.add_argument("--shots", type=at_least(1), nargs="+", required=True, help="training images of each class")
     options, rest = _parsed(parser, args)
     _vary(by_shots(_config(rest), options.shots), few_shot_plan(_plan(options, rest)), options)
 

@@ -6,7 +6,17 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from vpt.cli.arguments import DATA_HELP, DATA_OVERRIDES, WEIGHTS_HELP, Parser, config_data, delta_data
+from vpt.cli.arguments import (
+    DATA_HELP,
+    DATA_OVERRIDES,
+    WEIGHTS_HELP,
+    Parser,
+    at_least,
+    config_data,
+    delta_data,
+    output_file,
+    output_folder,
+)
 from vpt.errors import ConfigError
 
 
@@ -109,17 +119,19 @@ def _parser() -> Parser:
     basic = "gaussian_noise, gaussian_blur, contrast, jpeg_compression, pixelate"
     kinds = f"their names, `all` nineteen, or `basic` (default): {basic}"
     parser.add_argument("--corruptions", nargs="+", default=["basic"], help=kinds)
-    parser.add_argument("--max-images", type=int, help="per list, drawn by class (default: all)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images in a forward pass")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw for --max-images")
+    parser.add_argument("--max-images", type=at_least(1), help="per list, drawn by class (default: all)")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="images in a forward pass")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the draw for --max-images")
     parser.add_argument("--weights", help=WEIGHTS_HELP)
     parser.add_argument("--half", action="store_true", help="keep logits in half precision; α is not interpolated then")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster, logits to three digits")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: robustness/ beside the delta)")
+    parser.add_argument("--out", type=output_folder, help="folder to write to (default: robustness/ beside the delta)")
 
     parser = add("report", _report, "all scores and figures of evaluated models", None)
     parser.add_argument("folders", type=Path, nargs="+", help="what `vpt robustness run` wrote, all on the same data")
-    parser.add_argument("--out", type=Path, help="folder for report.json, .md and .html (default: the first folder)")
+    parser.add_argument(
+        "--out", type=output_folder, help="folder for report.json, .md, .html (default: the first folder)"
+    )
 
     parser = add("compare", _compare, "gate, output ensembling and others in one table", None)
     parser.add_argument("folders", type=Path, nargs="+", help="what `vpt robustness run` wrote for one delta")
@@ -132,13 +144,13 @@ def _parser() -> Parser:
     tower = "open_clip's text tower, e.g. ViT-B-16 openai"
     parser.add_argument("--clip", nargs=2, metavar=("MODEL", "PRETRAINED"), help=tower)
     parser.add_argument("--templates", type=Path, help="text file, a template with {} a line (default: seven)")
-    parser.add_argument("--out", type=Path, required=True, help="delta file to write, a new one")
+    parser.add_argument("--out", type=output_file, required=True, help="delta file to write, a new one")
 
     parser = add("soup", _soup, "average delta files of several runs")
     parser.add_argument("--deltas", type=Path, nargs="+", required=True, help="delta files of one configuration")
-    parser.add_argument("--out", type=Path, required=True, help="delta file to write, a new one")
+    parser.add_argument("--out", type=output_file, required=True, help="delta file to write, a new one")
     parser.add_argument("--greedy", action="store_true", help="keep only runs that do not harm on validation images")
     parser.add_argument("--data", type=Path, help=DATA_HELP)
-    parser.add_argument("--batch-size", type=int, default=64, help="images in a forward pass")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="images in a forward pass")
     parser.add_argument("--weights", help=WEIGHTS_HELP)
     return root

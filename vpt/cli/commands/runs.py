@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.arguments import Parser
+from vpt.cli.arguments import Parser, at_least, output_folder
 from vpt.errors import ConfigError, VPTError
 from vpt.run_record import CONFIG_FILE, RUN_FILE, images_read, read_record, subset_name
 
@@ -27,7 +27,7 @@ def _rerun(args: list[str]) -> None:
     epilog = "Values that are another on this machine: --data.root FOLDER --model.weights FILE"
     parser = Parser(prog="vpt rerun", epilog=epilog)
     parser.add_argument("run", type=Path, help="folder with run.json and config.yaml")
-    parser.add_argument("--out", type=Path, help="keep the repetition in this folder (default: it is removed)")
+    parser.add_argument("--out", type=output_folder, help="keep the repetition in this folder (default: it is removed)")
     options, rest = parser.parse_known_args(args[1:])
     config = options.run / CONFIG_FILE
     if not config.is_file():
@@ -121,7 +121,7 @@ def _report(args: list[str]) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders, searched for run.json of tested runs")
     mixed = "average across presets, partial data and epoch rules, too"
     parser.add_argument("--mixed", action="store_true", help=mixed)
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (default: report)")
+    parser.add_argument("--out", type=output_folder, default=Path("report"), help="folder to write (default: report)")
     options = parser.parse_args(args[1:])
 
     from rich.console import Console
@@ -147,9 +147,9 @@ def _profile(args: list[str]) -> None:
     """Measures, and prints the ledger."""
     epilog = "All other arguments are those of vpt fit: -c CONFIG, --model.weights random, ..."
     parser = Parser(prog="vpt profile", epilog=epilog)
-    parser.add_argument("--batch", type=int, default=8, help="images at once (default: 8)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often time is taken (default: 5)")
-    parser.add_argument("--classes", type=int, help="measure without the data, with so many classes")
+    parser.add_argument("--batch", type=at_least(1), default=8, help="images at once (default: 8)")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="how often time is taken (default: 5)")
+    parser.add_argument("--classes", type=at_least(1), help="measure without the data, with so many classes")
     parser.add_argument("--run", type=Path, help="a finished run: how many steps it took to 95 %% of its own best")
     parser.add_argument("--json", action="store_true", help="print plain numbers")
     options, rest = parser.parse_known_args(args[1:])
