@@ -271,7 +271,7 @@ def _shared(rows: Sequence[Row]) -> str:
             cells.append(f"{row['chosen'][RATE]:g}, {100 * row['val']:.1f}")
             cells.append(f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}")
         lines.append([task, *cells])
-    head = ["task", "alone: rate, val200", "alone: test", "from the shared delta: rate, val200", "test"]
+    head = ["task", "alone: base_lr, val200", "alone: test", "from the shared delta: base_lr, val200", "test"]
     return markdown(head, lines)
 
 
