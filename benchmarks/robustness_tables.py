@@ -186,7 +186,8 @@ def imagenet(found: Found) -> dict[str, str]:
     return {
         "imagenet protocol": "ViT-Ti/16 AugReg with its pretrained ImageNet-1k head, no training, no seed (preset "
         f"timm: crop 0.9), fp32. Photos and their corruptions ({_parameters(found)}) among 1,000 classes; "
-        "shape_texture16 among 16 by mean probability. Top-1 % with 95 % Wilson interval; ECE in % (15 bins of equal width).",
+        "shape_texture16 among 16 by mean probability. Top-1 % with 95 % Wilson interval; ECE in % (15 bins of equal "
+        "width).",
         "imagenet": markdown(["set", "severity", "n", "top-1", "ECE"], rows),
     }
 

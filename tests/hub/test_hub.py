@@ -166,7 +166,7 @@ def test_the_card_tells_the_protocol_and_every_number_with_its_n(hub: Hub, tmp_p
     for line in (
         "| test | accuracy | 0.8750 | 797 |",
         "| val | accuracy | 0.9000 | 200 |",
-        "- trained parameters: 4,421 of 2,720,000",
+        "- trainable parameters: 4,421 of 2,720,000",
         "- seed: 4",
         "- epochs: 5",
         "- epoch rule: last",

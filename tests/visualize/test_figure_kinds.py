@@ -144,7 +144,7 @@ def test_where_only_prefixes_are_strongest_the_prompts_that_ask_are_drawn() -> N
         {"name": "prompt", "num_tokens": 2, "layers": [1, 3]}, {"name": "prefix", "num_tokens": 50, "layers": [4, 6]}
     )
     assert given.tuned.strongest >= 4
-    assert re.search("looks at in layer [23],", words(draw(given, "prompts")))
+    assert re.search("attends to in layer [23],", words(draw(given, "prompts")))
 
 
 def test_only_prompts_alone_are_compared_as_prompts() -> None:
