@@ -134,9 +134,9 @@ def test_without_a_class_token_the_title_says_so_and_grids_are_those_of_the_stag
     assert "of the class token" not in words(draw(scene(DEEP, backbone=SWIN), "share"))
 
 
-def test_the_queries_of_deep_prompts_are_called_dead_and_those_of_shallow_ones_are_not() -> None:
-    assert "dead" in words(draw(scene(DEEP), "prompts"))
-    assert "dead" not in words(draw(scene(SHALLOW), "prompts"))
+def test_the_queries_of_deep_prompts_are_called_unused_and_those_of_shallow_ones_are_not() -> None:
+    assert "unused" in words(draw(scene(DEEP), "prompts"))
+    assert "unused" not in words(draw(scene(SHALLOW), "prompts"))
 
 
 def test_where_only_prefixes_are_strongest_the_prompts_that_ask_are_drawn() -> None:
