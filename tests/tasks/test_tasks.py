@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import callbacks
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from torch import nn
@@ -37,6 +38,7 @@ from vpt.tasks import (
     PromptTuning,
     RunRecord,
 )
+from vpt.tasks.callbacks import _INDIFFERENT, protocol
 from vpt.tasks.classification import MeanPerClass
 from vpt.tasks.optimizers import warmup_cosine
 
@@ -489,6 +491,34 @@ def test_a_run_leaves_its_record_and_its_delta(tmp_path: Path) -> None:
     batch = next(iter(run.datamodule.test_dataloader()))  # type: ignore[attr-defined]
     torch.testing.assert_close(model(batch["image"]), task.eval()(batch["image"]))
     assert model.class_names == list("0123456789")
+
+
+def test_a_record_tells_whatever_of_the_trainer_is_not_known_to_be_indifferent() -> None:
+    """Each argument of Lightning's is known by name, so that a new one is noticed here."""
+    plain = protocol(trainer(), PromptTuning(**BASE))["training"]
+    others: dict[str, Any] = {
+        "max_steps": 3,
+        "limit_train_batches": 2,
+        "gradient_clip_val": 1.0,
+        "gradient_clip_algorithm": "value",
+        "accumulate_grad_batches": 2,
+        "min_epochs": 2,
+        "min_steps": 3,
+        "overfit_batches": 2,
+        "sync_batchnorm": True,
+        "use_distributed_sampler": False,
+        "reload_dataloaders_every_n_epochs": 1,
+    }
+    for name, value in others.items():
+        changed = protocol(L.Trainer(accelerator="cpu", logger=False, **{name: value}), PromptTuning(**BASE))[
+            "training"
+        ]
+        assert changed != plain, name
+        assert changed[name] == value
+    assert {*inspect.signature(L.Trainer).parameters} == {*others} | _INDIFFERENT
+    waits = (EarlyStopping("val/acc", patience=patience) for patience in (2, 3))
+    told = [protocol(trainer(callbacks=[each]), PromptTuning(**BASE))["training"]["callbacks"] for each in waits]
+    assert told[0] != told[1]
 
 
 def test_a_test_on_other_data_leaves_the_record_of_the_run_alone(tmp_path: Path) -> None:
