@@ -26,6 +26,7 @@ from vpt.deltas import attach
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models import load_classifier
 from vpt.models.delta_format import read_delta
+from vpt.models.feature_cache import FeatureCache
 from vpt.models.logistic_regression import fit_logistic
 from vpt.run_record import epoch_rule
 from vpt.tasks import (
@@ -246,6 +247,36 @@ def test_kept_features_follow_the_strength_new_values_and_another_cut() -> None:
     check()
     lora.detach()
     check()
+
+
+def test_whatever_kept_features_depend_on_is_part_of_their_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[Any] = []
+
+    class Watched(FeatureCache):
+        def __init__(self, compute: Any, key: Any) -> None:
+            keys.append(key)
+            super().__init__(compute)
+
+    monkeypatch.setattr("vpt.tasks.base.FeatureCache", Watched)
+
+    def key(given: dict[str, Any], precision: Any = "32-true", **options: Any) -> tuple[Any, ...]:
+        run = trainer(epochs=1, batches=1, precision=precision)
+        run.fit(
+            DeltaTuning(**BASE | {"deltas": [{"name": "partial", "blocks": 2}]} | given), datamodule=data(**options)
+        )
+        return tuple(keys[-1])
+
+    base = key({})
+    others = [
+        *(key({"weights": "random"}), key({"normalization": "none"}), key({}, train="train800val200")),
+        *(key({}, preset="timm"), key({"image_size": 32}, image_size=32)),
+        key({"deltas": [{"name": "partial", "blocks": 1}]}),
+        key({}, precision="bf16-mixed"),
+    ]
+    assert len({base, *others}) == 1 + len(others)
+    differ = [{position for position, value in enumerate(other) if value != base[position]} for other in others]
+    # Two of its parts are one here: the form of a model, and the device.
+    assert len(set().union(*differ)) == len(base) - 3
 
 
 def test_lbfgs_puts_the_head_at_the_minimum_in_one_epoch() -> None:
