@@ -177,7 +177,8 @@ def _cache(options: Namespace) -> None:
 def _corruptions(options: Namespace) -> None:
     from vpt.atomic_write import check_unused
     from vpt.reports.corruption_gallery import corruption_figure, example
-    from vpt.reports.style import save_figure
+    from vpt.reports.style import check_figure, save_figure
 
+    check_figure(options.out)
     check_unused(options.out, [] if options.image is None else [options.image])
     print(f"written to {save_figure(corruption_figure(example(options.image)), options.out)}")
