@@ -85,6 +85,8 @@ def check_writable(path: Path, folder: bool = False) -> None:
         longest = max(len(os.fsencode(part)) for part in path.absolute().parts) + len("..part")
         if longest > os.pathconf(above, "PC_NAME_MAX"):
             raise OutputError(f"{name} cannot be written: its name is too long.")
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"{name} cannot be written: {error.strerror}.") from error
 

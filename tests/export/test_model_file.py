@@ -173,7 +173,7 @@ def test_the_exported_program_holds_no_pickle(tmp_path: Path) -> None:
     export_torch(small(VIT, []), tmp_path / "model.pt2")
     with zipfile.ZipFile(tmp_path / "model.pt2") as file:
         parts = {name: file.read(name) for name in file.namelist()}
-    assert parts["model/data/sample_inputs/model.pt"] == b""
+    assert parts["archive/data/sample_inputs/model.pt"] == b""
     assert not [name for name, part in parts.items() if part[:2] in (b"PK", *(bytes([0x80, n]) for n in range(2, 6)))]
 
 

@@ -6,8 +6,13 @@ Nothing here imports torch, so that ``vpt --help`` answers at once.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import vpt
 from vpt.cli.warning_filters import hush
@@ -58,11 +63,34 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = sys.argv[1:] if argv is None else list(argv)
     try:
-        status = _run(args)
+        with _stoppable():
+            status = _run(args)
         print(end="", flush=True)  # what is left: Python would complain at its end that nobody reads
     except BrokenPipeError:
         return _nobody_reads()
     return status
+
+
+class _TerminatedError(SystemExit):
+    """SIGTERM has come."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Makes SIGTERM an error, as Ctrl+C is: what was begun is cleared away, and what a run says of it is said."""
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # clearing away is not stopped
+        raise _TerminatedError
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(args: list[str]) -> int:
@@ -107,11 +135,12 @@ def _nobody_reads() -> int:
 def _status(stop: KeyboardInterrupt | SystemExit) -> int:
     if isinstance(stop.__context__, BrokenPipeError):  # rich's answer to it
         return _nobody_reads()
-    # Once it has shut down, Lightning turns Ctrl+C into SystemExit(1) and SIGTERM into an empty subclass of SystemExit.
+    # Once it has shut down, Lightning turns Ctrl+C into SystemExit(1) and SIGTERM into an empty subclass of SystemExit;
+    # Ray, whose handler takes the place of ours, turns SIGTERM into its number.
     if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
         print("vpt: error: interrupted", file=sys.stderr)
         return 130
-    if type(stop) is not SystemExit:
+    if type(stop) is not SystemExit or stop.code == signal.SIGTERM:
         print("vpt: error: terminated", file=sys.stderr)
         return 143
     return int(stop.code or 0)

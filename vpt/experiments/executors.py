@@ -46,6 +46,8 @@ class _Board:
         if self._live.is_started:
             self._live.update(self._render(), refresh=True)
             self._live.stop()
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self._console.print("To go on: the same command with --resume", highlight=False)
 
     def add(self, trial: Trial, result: Record | Failure) -> None:
         """Shows the end of a trial."""

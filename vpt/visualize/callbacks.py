@@ -69,7 +69,8 @@ class FigureLogger(L.Callback):
         if isinstance(pl_module, SegmentationTask) and isinstance(data, MaskDataModule):
             split = data.split("val")
             shown = range(min(self.num_images, len(split)))
-            self._keep(trainer, folder, "segmentation", draw_segmentation({"Prediction": pl_module.model}, split, shown))
+            figure = draw_segmentation({"Prediction": pl_module.model}, split, shown)
+            self._keep(trainer, folder, "segmentation", figure)
         elif (looked_at := _prompted(trainer, pl_module, self.num_images)) is not None:
             self._keep(trainer, folder, "attention", draw_attention(*looked_at))
 
@@ -80,7 +81,8 @@ class FigureLogger(L.Callback):
         matrix = pl_module.test_confusion.compute().cpu().numpy()  # on every process: it gathers
         folder = _folder(trainer)
         if folder is not None:
-            kept = [each.kept for each in cast("Any", trainer).callbacks if isinstance(each, RunRecord) and each.kept is not None]
+            records = [each for each in cast("Any", trainer).callbacks if isinstance(each, RunRecord)]
+            kept = [each.kept for each in records if each.kept is not None]
             apart = "".join(path.stem.removeprefix("test") for path in kept if path.name != RUN_FILE)
             figure = confusion_figure(matrix, pl_module.model.class_names)
             self._keep(trainer, folder, f"confusion{apart}", figure)

@@ -94,7 +94,8 @@ class VPTCLI(LightningCLI):
                     "Without a logger a run has no folder, and would leave neither delta nor record: leave "
                     "trainer.logger and trainer.barebones out, or try with --trainer.fast_dev_run true."
                 )
-            if (folder / RUN_FILE).exists() and (config.ckpt_path is None or run_of(config.ckpt_path) != folder.resolve()):
+            goes_on = config.ckpt_path is not None and run_of(config.ckpt_path) == folder.resolve()
+            if (folder / RUN_FILE).exists() and not goes_on:
                 raise ConfigError(f"{folder} holds a run already: name another folder, or move it.")
         with writing(folder or self._home()):
             super()._run_subcommand(subcommand)
