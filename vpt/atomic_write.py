@@ -81,7 +81,7 @@ def check_writable(path: Path, folder: bool = False) -> None:
         if not above.is_dir():
             raise OutputError(f"{name} cannot be written: {above} is not a folder.")
         if not os.access(above, os.W_OK | os.X_OK):
-            raise OutputError(f"{name} cannot be written: nothing may be written to {above}.")
+            raise OutputError(f"{name} cannot be written: {above} is read-only.")
         longest = max(len(os.fsencode(part)) for part in path.absolute().parts) + len("..part")
         if longest > os.pathconf(above, "PC_NAME_MAX"):
             raise OutputError(f"{name} cannot be written: its name is too long.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import time
@@ -11,12 +12,13 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from vpt.atomic_write import check_writable, write_json
+from vpt.atomic_write import atomic_write, check_writable, write_json
 from vpt.errors import ConfigError
 from vpt.models.delta_file import save_delta
 from vpt.models.delta_format import identity
@@ -59,9 +61,33 @@ def last_checkpoint(folder: Path | None = None) -> callbacks.ModelCheckpoint:
     Which epoch is reported is part of the protocol: validation does not choose it. Lightning's own ``save_last`` with
     ``save_top_k=0`` would write at the very end only.
     """
-    return callbacks.ModelCheckpoint(
-        folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
-    )
+    return _LastCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+
+
+class _LastCheckpoint(callbacks.ModelCheckpoint):
+    """What it is called in checkpoints is the name of its base, as in those of version 0.1.0."""
+
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__qualname__, callbacks.ModelCheckpoint.__qualname__)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = _WholeCheckpoints()
+
+
+class _WholeCheckpoints(TorchCheckpointIO):
+    """Lightning copies a checkpoint over the one before: on a full disk, or killed meanwhile, both are lost."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with atomic_write(Path(path)) as partial:
+            partial.write_bytes(content.getbuffer())
 
 
 def _written(trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[Path, TuningTask] | None:
