@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -16,6 +17,8 @@ from safetensors import SafetensorError
 
 from vpt.errors import ConfigError, OutputError
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers of a full disk, which nothing but writing meets."""
 _ABANDONED_AFTER = 24 * 3600.0  # seconds, after which an unfinished file belongs to a process that was killed
 
 
@@ -49,7 +52,7 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         name, code = getattr(error, "filename", None), getattr(error, "errno", None)
-        if name and not {path, *path.parents} & {Path(name), Path(name).parent}:
+        if name and code not in FULL and not {path, *path.parents} & {Path(name), Path(name).parent}:
             raise  # of another file, which is read
         refused = OutputError(f"{_short(path)} cannot be written: {getattr(error, 'strerror', None) or error}.")
         refused.errno = code

@@ -11,7 +11,6 @@ it is complete: what a killed build leaves is no cache, and of two builds at onc
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -33,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from vpt.atomic_write import atomic_write, make_folder
+from vpt.atomic_write import FULL, atomic_write, make_folder
 from vpt.data.content_hashes import SUFFIX as HASHES
 from vpt.data.content_hashes import cache_folder, progress
 from vpt.data.images import ImageSource
@@ -45,7 +44,6 @@ DISK_SHARE = 0.5
 """A list whose pixels need more than this share of the free disk is decoded on demand."""
 
 _FORMAT = 4  # raised when the same key would mean other pixels
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SUFFIX = ".pixels"
 _PART = ".part"
 _IMAGES_PER_PROCESS = 100  # fewer are not worth starting a process for
@@ -153,7 +151,7 @@ def decoded(
             return _on_demand(images, f"they need {_gb(images.num_bytes())} of the {_gb(free)} free there")
         _write(path, _rows(images))
     except OutputError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise DataError(
                 f"The disk of {path.parent} is full: the images of {source.title} need {_gb(images.num_bytes())}. "
                 "Free space, run `vpt data cache --clear`, or set VPT_CACHE to a folder on another disk."

@@ -159,9 +159,12 @@ def _bars(report: ListReport) -> str:
 
 
 def _prepare(options: Namespace) -> None:
+    from vpt.atomic_write import check_writable
     from vpt.data.catalog.download import obtain
 
-    folder = obtain(options.name, _root(options), options.source, options.allow_partial)
+    root = _root(options)
+    check_writable(root, folder=True)
+    folder = obtain(options.name, root, options.source, options.allow_partial)
     print(f"{folder} is ready; `vpt data verify {options.name}` looks at every image")
 
 
