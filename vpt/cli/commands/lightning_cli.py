@@ -97,7 +97,9 @@ class VPTCLI(LightningCLI):
             goes_on = config.ckpt_path is not None and run_of(config.ckpt_path) == folder.resolve()
             if (folder / RUN_FILE).exists() and not goes_on:
                 raise ConfigError(f"{folder} holds a run already: name another folder, or move it.")
-        with writing(folder or self._home()):
+        place = folder or self._home()
+        check_writable(place, folder=True)
+        with writing(place):
             super()._run_subcommand(subcommand)
 
     def _left_open(self) -> dict[str, Any]:
