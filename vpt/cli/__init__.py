@@ -63,8 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = sys.argv[1:] if argv is None else list(argv)
     try:
-        with _stoppable():
-            status = _run(args)
+        status = _run(args)
         print(end="", flush=True)  # what is left: Python would complain at its end that nobody reads
     except BrokenPipeError:
         return _nobody_reads()
@@ -78,8 +77,10 @@ class _TerminatedError(SystemExit):
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Makes SIGTERM an error, as Ctrl+C is: what was begun is cleared away, and what a run says of it is said."""
+    came = []
 
-    def stop(*_: Any) -> None:
+    def stop(number: int, _: Any) -> None:
+        came.append(number)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # clearing away is not stopped
         raise _TerminatedError
 
@@ -88,6 +89,10 @@ def _stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except SystemExit:
+        if came:
+            raise _TerminatedError from None  # Ray makes a plain one of ours
+        raise
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -95,7 +100,8 @@ def _stoppable() -> Iterator[None]:
 
 def _run(args: list[str]) -> int:
     try:
-        _dispatch(args)
+        with _stoppable():
+            _dispatch(args)
     except VPTError as error:
         print(f"vpt: error: {_message(error)}", file=sys.stderr)
         return 1
@@ -135,12 +141,11 @@ def _nobody_reads() -> int:
 def _status(stop: KeyboardInterrupt | SystemExit) -> int:
     if isinstance(stop.__context__, BrokenPipeError):  # rich's answer to it
         return _nobody_reads()
-    # Once it has shut down, Lightning turns Ctrl+C into SystemExit(1) and SIGTERM into an empty subclass of SystemExit;
-    # Ray, whose handler takes the place of ours, turns SIGTERM into its number.
+    # Once it has shut down, Lightning turns Ctrl+C into SystemExit(1) and SIGTERM into an empty subclass of SystemExit.
     if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
         print("vpt: error: interrupted", file=sys.stderr)
         return 130
-    if type(stop) is not SystemExit or stop.code == signal.SIGTERM:
+    if type(stop) is not SystemExit:
         print("vpt: error: terminated", file=sys.stderr)
         return 143
     return int(stop.code or 0)
