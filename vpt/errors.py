@@ -46,8 +46,8 @@ class HubError(VPTError):
     """The hub cannot be reached, refuses, or does not have what was asked for."""
 
 
-class OutputError(VPTError):
-    """A file or folder cannot be written where it was asked for."""
+class OutputError(VPTError, OSError):
+    """A file or folder cannot be written where it was asked for; an OSError too, for those who go on without it."""
 
 
 class DivergedError(VPTError):

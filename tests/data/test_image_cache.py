@@ -226,6 +226,41 @@ def test_a_killed_build_leaves_no_cache(images: ImageList, monkeypatch: pytest.M
     assert files() == [".pixels", ".pixels"]  # ... until it has not been written to for an hour
 
 
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes as Linux shows them")
+def test_no_process_outlives_the_build_that_started_it(
+    images: ImageList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has more to hand over than a pipe holds, and holds the pipe of the other open."""
+    monkeypatch.setattr(image_cache, "_IMAGES_PER_PROCESS", 2)
+    monkeypatch.setattr(image_cache, "_cores", lambda: 2)
+
+    def large(*_: object) -> Pixels:
+        (tmp_path / f"decoding-{os.getpid()}").touch()
+        return np.zeros((3, 500, 500), np.uint8)
+
+    monkeypatch.setattr(OnDemand, "__getitem__", large)
+    monkeypatch.setattr(image_cache, "_rows", slow(image_cache._rows, 3600))
+    many = images.take(np.arange(64) % 9)
+    process = in_a_process(lambda: decoded(many, SQUARE, 16))
+    wait_for(lambda: len([*tmp_path.glob("decoding-*")]) == 2)
+    workers = [int(path.name.rpartition("-")[2]) for path in tmp_path.glob("decoding-*")]
+    assert all(map(alive, workers))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    try:
+        wait_for(lambda: not any(map(alive, workers)))
+    finally:
+        for worker in filter(alive, workers):
+            os.kill(worker, signal.SIGKILL)
+
+
 def test_processes_that_build_the_same_cache_end_with_one_whole_file(
     images: ImageList, monkeypatch: pytest.MonkeyPatch
 ) -> None:

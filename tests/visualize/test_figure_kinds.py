@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.robustness.fakes import BACKBONE, CLASSES, SIZE, images, task
 from vpt.backbones import create_backbone
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.errors import ConfigError, OutputError, UnknownNameError
 from vpt.models import TunedModel
 from vpt.visualize import Scene, draw, write_gallery
 from vpt.visualize.attention_map_figures import nearest_figure, nearest_patches, percent
@@ -103,7 +103,7 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="rollout"):
         draw(scene(DEEP), "rolout")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(OutputError, match="is a file"):
         write_gallery(scene(DEEP), tmp_path / "file")
 
 

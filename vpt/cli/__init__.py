@@ -6,8 +6,13 @@ Nothing here imports torch, so that ``vpt --help`` answers at once.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import vpt
 from vpt.cli.warning_filters import hush
@@ -65,9 +70,38 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
+class _TerminatedError(SystemExit):
+    """SIGTERM has come."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Makes SIGTERM an error, as Ctrl+C is: what was begun is cleared away, and what a run says of it is said."""
+    came = []
+
+    def stop(number: int, _: Any) -> None:
+        came.append(number)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # clearing away is not stopped
+        raise _TerminatedError
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except SystemExit:
+        if came:
+            raise _TerminatedError from None  # Ray makes a plain one of ours
+        raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _run(args: list[str]) -> int:
     try:
-        _dispatch(args)
+        with _stoppable():
+            _dispatch(args)
     except VPTError as error:
         print(f"vpt: error: {_message(error)}", file=sys.stderr)
         return 1

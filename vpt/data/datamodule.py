@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vpt.data.catalog.cards import Card
 from vpt.data.content_hashes import as_hashes
+from vpt.data.image_cache import end_with_parent
 from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import Split, few_shot, position_hash
 from vpt.data.transforms import Augmentation, centre_crop, get_preset
@@ -323,6 +324,7 @@ class ImageDataModule(L.LightningDataModule):
             collate_fn=dict,
             sampler=sampler or ListSampler(self.split(name)),
             num_workers=self.num_workers,
+            worker_init_fn=end_with_parent,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +48,8 @@ class _Board:
         if self._live.is_started:
             self._live.update(self._render(), refresh=True)
             self._live.stop()
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self._console.print("To go on: the same command with --resume", highlight=False)
 
     def add(self, trial: Trial, result: Record | Failure) -> None:
         """Shows the end of a trial."""
@@ -132,7 +136,10 @@ class RayEngine:
         if started:
             # A cluster of this machine needs little of Ray's shared memory: results are a page of JSON.
             own = {"num_cpus": os.cpu_count(), "object_store_memory": 100 << 20} if self.address is None else {}
+            stop = signal.getsignal(signal.SIGTERM)
             ray.init(self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False, **own)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, stop)  # Ray's would end its processes while they are still waited for
         cpus, gpus = self._shares()
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_worker)
         waiting: list[Trial] = list(trials)

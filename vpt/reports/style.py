@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vpt.errors import ConfigError
+from vpt.atomic_write import atomic_write, check_writable
+from vpt.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,22 +52,49 @@ def style() -> Iterator[None]:
 def save_figure(figure: Figure, out: Path) -> Path:
     """Writes a figure as ``.png`` (160 dots per inch), ``.svg`` or ``.pdf``, by its suffix; folders are made.
 
-    Raises a ConfigError for another suffix.
+    Raises what `check_figure` does, and an OutputError where it cannot be drawn.
     """
     out = Path(out)
+    check_figure(out)
+    content = rendered(figure, out.suffix[1:].lower(), str(out))
+    with atomic_write(out) as partial:
+        partial.write_bytes(content)
+    return out
+
+
+def check_figure(out: Path) -> None:
+    """Refuses, before anything is drawn, what is no file of a figure: a ConfigError by suffix, an OutputError by place.
+
+    Nothing is written.
+    """
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"Figures are written as .png, .svg or .pdf, not as {out.name!r}.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with style():
-        figure.savefig(out, dpi=160)
-    return out
+    check_writable(out)
+
+
+def rendered(figure: Figure, form: str, name: str) -> bytes:
+    """Draws a figure as the contents of a file, ``"png"``, ``"svg"`` or ``"pdf"``; an OutputError names it."""
+    file = io.BytesIO()
+    with _drawn(name):
+        figure.savefig(file, format=form, dpi=160)
+    return file.getvalue()
+
+
+@contextmanager
+def _drawn(name: str) -> Iterator[None]:
+    try:
+        with style():
+            yield
+    except (ValueError, MemoryError, RuntimeError) as error:  # of matplotlib: more pixels than it can draw, no glyph
+        reason = " ".join(str(error).split()) or "memory does not suffice"
+        raise OutputError(f"{name} cannot be drawn: {reason.rstrip('.')}.") from error
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
     """Draws a figure into an array, uint8 (H, W, 3) at 100 dots per inch, without pyplot and its state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with style():
+    with _drawn("A figure"):
         figure.set_dpi(100)
         canvas = cast("Any", FigureCanvasAgg(figure))
         canvas.draw()

@@ -5,6 +5,7 @@ Every image is decoded once, then corrupted once per set and classified at every
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from vpt.atomic_write import make_folder, reserve, writing
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, title
 from vpt.deltas import DeltaSpec
@@ -235,9 +237,11 @@ def table(pairs: int, images: int, classes: int, half: bool, folder: Path) -> ND
     Returns (pairs, images, classes) in float32, or float16 where `half`, for at least 1 image. The file lies in
     `folder`, has no name, and goes with the process.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, np.float16 if half else np.float32, "w+", shape=(pairs, images, classes))
+    make_folder(folder)
+    kind, shape = np.float16 if half else np.float32, (pairs, images, classes)
+    with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+        reserve(file.fileno(), math.prod(shape) * np.dtype(kind).itemsize)
+        return np.memmap(file, kind, "w+", shape=shape)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vpt.atomic_write import write_text
+from vpt.atomic_write import check_writable, write_text
 from vpt.data import ImageDataModule, ImageDataset, Preset
 from vpt.data.images import decode_rgb
 from vpt.errors import ConfigError, DataError, UnknownNameError
@@ -248,11 +248,15 @@ KINDS: dict[str, Kind] = {
 
 def draw(scene: Scene, kind: str) -> Figure:
     """Draws one of the `KINDS`; an UnknownNameError for others, a ConfigError where the scene lacks what it needs."""
+    _check(scene, kind)
+    return KINDS[kind].draw(scene)
+
+
+def _check(scene: Scene, kind: str) -> None:
     if kind not in KINDS:
         raise UnknownNameError("kind", kind, KINDS)
     if missing := KINDS[kind].missing(scene):
         raise ConfigError(f"The figure {kind!r} cannot be drawn: {missing}.")
-    return KINDS[kind].draw(scene)
 
 
 def write_gallery(
@@ -262,18 +266,19 @@ def write_gallery(
 
     ``KIND.suffix`` and ``index.html`` go to the folder `out`, which is made; `kinds` are keys of `KINDS`, empty for all
     that can be drawn, `suffix` is ``"png"``, ``"svg"`` or ``"pdf"``. Gives the paths, and a sentence for each kind left
-    out. An UnknownNameError where there is no such kind, a ConfigError where one lacks what it needs, or `out` is a
-    file.
+    out. An UnknownNameError where there is no such kind, a ConfigError where one lacks what it needs, an OutputError
+    where `out` cannot be written.
     """
-    if out.is_file():
-        raise ConfigError(f"{out} is a file: several figures are written to a folder.")
-    figures, left_out = {}, []
+    check_writable(out, folder=True)
+    for kind in kinds:
+        _check(scene, kind)
+    figures, left_out, paths = {}, [], []
     for kind in kinds or KINDS:
         if not kinds and (missing := KINDS[kind].missing(scene)):
             left_out.append(f"{kind} is left out: {missing}.")
         else:
             figures[kind] = draw(scene, kind)
-    paths = [save_figure(figure, out / f"{kind}.{suffix}") for kind, figure in figures.items()]
+            paths.append(save_figure(figures[kind], out / f"{kind}.{suffix}"))
     model = scene.model
     specs = ", ".join(spec["name"] for spec in model.delta.specs) if model.delta is not None else "no delta"
     notes = [f"{model.backbone.name}, {specs}, {len(model.class_names)} classes.", *left_out]

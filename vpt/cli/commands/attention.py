@@ -25,14 +25,18 @@ def run(args: list[str]) -> None:
     parser.add_argument("--format", choices=("png", "svg"), default="png", help="of figures in a folder")
     options, overrides = parser.parse_with_data(args[1:])
 
-    from vpt.atomic_write import check_unused
-    from vpt.reports.style import save_figure
+    from vpt.atomic_write import check_unused, check_writable
+    from vpt.reports.style import check_figure, save_figure
     from vpt.visualize import scene_from_data, scene_from_files
     from vpt.visualize.figure_kinds import KINDS, draw, write_gallery
 
     out, kinds = _place(options), [] if options.kind == ["all"] else options.kind or ["compare"]
     if out.suffix and len(kinds) != 1:
         raise ConfigError(f"--out {out} names one figure; give a folder for several.")
+    if out.suffix:
+        check_figure(out)
+    else:
+        check_writable(out, folder=True)
     check_unused(out, options.images or ())
     if options.images:
         scene = scene_from_files(options.delta, options.images, options.weights)

@@ -159,9 +159,12 @@ def _bars(report: ListReport) -> str:
 
 
 def _prepare(options: Namespace) -> None:
+    from vpt.atomic_write import check_writable
     from vpt.data.catalog.download import obtain
 
-    folder = obtain(options.name, _root(options), options.source, options.allow_partial)
+    root = _root(options)
+    check_writable(root, folder=True)
+    folder = obtain(options.name, root, options.source, options.allow_partial)
     print(f"{folder} is ready; `vpt data verify {options.name}` looks at every image")
 
 
@@ -177,7 +180,8 @@ def _cache(options: Namespace) -> None:
 def _corruptions(options: Namespace) -> None:
     from vpt.atomic_write import check_unused
     from vpt.reports.corruption_gallery import corruption_figure, example
-    from vpt.reports.style import save_figure
+    from vpt.reports.style import check_figure, save_figure
 
+    check_figure(options.out)
     check_unused(options.out, [] if options.image is None else [options.image])
     print(f"written to {save_figure(corruption_figure(example(options.image)), options.out)}")

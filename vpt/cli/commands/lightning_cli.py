@@ -18,16 +18,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import vpt.data
 import vpt.tasks
+from vpt.atomic_write import check_writable, writing
 from vpt.cli import config_checks
 from vpt.cli.arguments import explain, refuse_doubled_keys
 from vpt.cli.warning_filters import hush
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.experiments.trial import merged
-from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, method_name
+from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, RUN_FILE, method_name
 from vpt.tasks import DeltaWriter, RunRecord, TuningTask
 from vpt.tasks.build import FROM_DATA, image_size, settle
-from vpt.tasks.callbacks import last_checkpoint, run_folder
+from vpt.tasks.callbacks import last_checkpoint, run_folder, run_of
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
 
@@ -67,12 +68,39 @@ class VPTCLI(LightningCLI):
         config_checks.check_checkpoint(self.given.get("model"), self.hyperparameters, str(config.ckpt_path))
 
     def before_instantiate_classes(self) -> None:
-        """Fills in number of classes, image size and normalisation, so that the saved config is explicit."""
+        """Fills in number of classes, image size and normalisation, so that the saved config is explicit.
+
+        An OutputError, before data are read, where the run could leave nothing.
+        """
+        check_writable(self._home(), folder=True)
         settled = settle(self._left_open(), bool(self.hyperparameters) and self.subcommand != "fit")[0]
         config = self.config[self.subcommand]
         config.data.init_args.image_size = settled["data"]["init_args"]["image_size"]
         for key in (*FROM_DATA, *config_checks.FREE_OF_CHECKPOINT):
             config.model.init_args[key] = settled["model"]["init_args"][key]
+
+    def _home(self) -> Path:
+        """The folder of the run that is evaluated; else the one that runs are made in."""
+        config = self.config[self.subcommand]
+        evaluated = None if self.subcommand == "fit" or config.ckpt_path is None else run_of(config.ckpt_path)
+        return evaluated or Path(config.trainer.default_root_dir or "")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs it, unless a new run would leave nothing, or would replace another."""
+        config, folder = self.config[subcommand], run_folder(self.trainer)
+        if subcommand == "fit" and not config.trainer.fast_dev_run and self.trainer.is_global_zero:
+            if folder is None:
+                raise ConfigError(
+                    "Without a logger a run has no folder, and would leave neither delta nor record: leave "
+                    "trainer.logger and trainer.barebones out, or try with --trainer.fast_dev_run true."
+                )
+            goes_on = config.ckpt_path is not None and run_of(config.ckpt_path) == folder.resolve()
+            if (folder / RUN_FILE).exists() and not goes_on:
+                raise ConfigError(f"{folder} holds a run already: name another folder, or move it.")
+        place = folder or self._home()
+        check_writable(place, folder=True)
+        with writing(place):
+            super()._run_subcommand(subcommand)
 
     def _left_open(self) -> dict[str, Any]:
         """The config without what the user left to backbone and data."""
@@ -104,7 +132,7 @@ class VPTCLI(LightningCLI):
         if config.trainer.barebones:
             return self._trainer(kwargs)
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir), config.ckpt_path)
+            kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir or ""), config.ckpt_path)
         callbacks: list[L.Callback] = [RunRecord(), DeltaWriter(), PredictionWriter(), FigureLogger()]
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
             callbacks.append(last_checkpoint())

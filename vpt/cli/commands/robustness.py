@@ -29,14 +29,18 @@ def run(args: list[str]) -> None:
 def _run(options: Namespace, overrides: list[str]) -> None:
     from rich.console import Console
 
+    from vpt.atomic_write import check_writable
     from vpt.data.corruptions import BASIC, CORRUPTIONS
     from vpt.robustness import run as measure
 
     if options.out is not None and len(options.delta) > 1:
         raise ConfigError("--out is for one delta: each of several is written to robustness/ beside it.")
+    outs = {delta: options.out or delta.parent / "robustness" for delta in options.delta}
+    for out in outs.values():
+        check_writable(out, folder=True)
     kinds = {"basic": BASIC, "all": CORRUPTIONS}.get(" ".join(options.corruptions), options.corruptions)
-    for delta in options.delta:
-        data, out = delta_data(delta, options.data, overrides), options.out or delta.parent / "robustness"
+    for delta, out in outs.items():
+        data = delta_data(delta, options.data, overrides)
         result = measure(**vars(options) | {"delta": delta, "data": data, "out": out, "corruptions": kinds})
         Console().print(result.table())
         print(f"written to {out}")
@@ -93,10 +97,13 @@ def _compare(options: Namespace, overrides: list[str]) -> None:
 
 
 def _report(options: Namespace, overrides: list[str]) -> None:
+    from vpt.atomic_write import check_writable
     from vpt.reports.robustness_report import robustness_report
     from vpt.reports.robustness_values import report
 
-    for path in robustness_report(report(options.folders)).write(options.out or options.folders[0]):
+    out = options.out or options.folders[0]
+    check_writable(out, folder=True)
+    for path in robustness_report(report(options.folders)).write(out):
         print(f"written to {path}")
 
 

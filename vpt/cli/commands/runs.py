@@ -121,7 +121,7 @@ def _report(args: list[str]) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders, searched for run.json of tested runs")
     mixed = "average across presets, partial data and epoch rules, too"
     parser.add_argument("--mixed", action="store_true", help=mixed)
-    parser.add_argument("--out", type=output_folder, default=Path("report"), help="folder to write (default: report)")
+    parser.add_argument("--out", type=output_folder, default="report", help="folder to write (default: report)")
     options = parser.parse_args(args[1:])
 
     from rich.console import Console
@@ -131,7 +131,6 @@ def _report(args: list[str]) -> None:
     from vpt.reports.run_values import report
 
     made = run_report(report(options.runs, options.mixed))
-    paths = made.write(options.out)
     console = Console()
     for table in made.tables[:2]:
         shown = Table(*table.columns, title=table.title, caption=table.note)
@@ -140,6 +139,7 @@ def _report(args: list[str]) -> None:
         console.print(shown)
     for note in made.notes:
         console.print(note, highlight=False, soft_wrap=True)
+    paths = made.write(options.out)  # last: what has been computed is shown even if a figure cannot be drawn
     print(f"written to {options.out}: {', '.join(path.name for path in paths)}")
 
 

@@ -156,8 +156,8 @@ def write_task(folder: Path, parts: Mapping[str, Part], lists: Mapping[str, Chos
             write_text(folder / name, content)
     except OSError as error:
         raise DataError(
-            f"{folder} cannot be written ({error}); the images written so far are kept, run the command again when "
-            "that is mended."
+            f"{folder} cannot be written ({error.__cause__ or error}); the images written so far are kept, run the "
+            "command again when that is mended."
         ) from error
 
 
