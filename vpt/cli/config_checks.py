@@ -7,15 +7,33 @@ work on plain mappings: ``given`` is one section (``model`` or ``data``) of what
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpt.cli.arguments import read_yaml
-from vpt.errors import ConfigError
+from vpt.cli.arguments import read_config, read_yaml
+from vpt.errors import ConfigError, check_number
 
 Section = Mapping[str, Any]
+
+# Least, most, and whether whole: what Lightning takes beyond these it ignores, or means something else by.
+_TRAINER: dict[str, tuple[float, float, bool]] = {
+    "max_epochs": (1, math.inf, True),
+    "min_epochs": (0, math.inf, True),
+    "max_steps": (-1, math.inf, True),  # -1 is Lightning's word for none
+    "min_steps": (0, math.inf, True),
+    "accumulate_grad_batches": (1, math.inf, True),
+    "check_val_every_n_epoch": (1, math.inf, True),
+    "val_check_interval": (0, math.inf, False),
+    "log_every_n_steps": (0, math.inf, True),
+    "num_sanity_val_steps": (-1, math.inf, True),
+    "reload_dataloaders_every_n_epochs": (0, math.inf, True),
+    "num_nodes": (1, math.inf, True),
+    "gradient_clip_val": (0, math.inf, False),
+    **{f"limit_{stage}_batches": (0, math.inf, False) for stage in ("train", "val", "test", "predict")},
+}
 
 # The file may lie elsewhere on this machine; the fingerprint in the checkpoint guards what is in it.
 FREE_OF_CHECKPOINT = {"weights"}
@@ -25,6 +43,45 @@ def init_args(section: Section | None) -> dict[str, Any]:
     """The values of a section that are not null."""
     args = (section or {}).get("init_args") or {}
     return {key: value for key, value in args.items() if value is not None}
+
+
+def check_files(args: list[str]) -> None:
+    """Refuses, by a ConfigError that names it, a file of a command line that is to be YAML and is none."""
+    for flag, value in _options(args):
+        nested = flag.startswith(("--model.", "--data.", "--trainer.")) and value.endswith((".yaml", ".yml", ".json"))
+        if not os.path.isfile(value):  # noqa: PTH113 - Path.is_file raises on inline YAML longer than a file name may be
+            continue
+        if flag in ("-c", "--config", "--model", "--data", "--trainer"):
+            read_config(Path(value), "")
+        elif nested:
+            read_yaml(Path(value))
+
+
+def check_values(config: Mapping[str, Any]) -> None:
+    """Refuses, by a ConfigError, numbers of a config that mean nothing: those that are not finite, and others."""
+    _check_finite("", config)
+    if isinstance(seed := config.get("seed_everything"), int) and not isinstance(seed, bool):
+        check_number("seed_everything", seed, 0, 2**32 - 1, whole=True)
+    for key, (least, most, whole) in _TRAINER.items():
+        if (value := config["trainer"].get(key)) is not None:
+            check_number(f"trainer.{key}", value, least, most, whole)
+
+
+def _check_finite(name: str, value: Any) -> None:
+    """Looks at every number below a value, at any depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name.replace('.init_args', '')} is {value}, where a finite number is wanted.")
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        _check_finite(f"{name}.{key}".removeprefix("."), part)
+
+
+def check_overruled(args: list[str], values: Mapping[str, Sequence[Any]]) -> None:
+    """Refuses, by a ConfigError, a flag of a value that an experiment sets itself, unless to the same one."""
+    for flag, value in _options(args):
+        key = flag.removeprefix("--").replace(".init_args", "")
+        if key in values and value not in (mine := [str(each) for each in values[key]]):
+            raise ConfigError(f"{flag} {value} has no effect: the experiment sets it to {' and '.join(mine)}.")
 
 
 def check_nothing_lost(name: str, args: list[str], given: Section | None, accepted: Section) -> None:
@@ -91,6 +148,8 @@ def _options(args: list[str]) -> Iterator[tuple[str, str]]:
     for position, arg in enumerate(args):
         if arg.startswith("-"):
             flag, equals, value = arg.partition("=")
+            if arg.startswith("-c") and len(flag) > 2:  # -cFILE
+                flag, equals, value = "-c", "=", arg[2:]
             yield flag, value if equals else " ".join(args[position + 1 : position + 2])
 
 

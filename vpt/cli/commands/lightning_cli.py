@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import vpt.data
 import vpt.tasks
 from vpt.cli import config_checks
-from vpt.cli.arguments import explain, refuse_doubled_keys
+from vpt.cli.arguments import explain, refuse_odd_yaml
 from vpt.cli.warning_filters import hush
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
@@ -57,10 +57,13 @@ class VPTCLI(LightningCLI):
         command = self.config.subcommand
         self.given = parser.parse_args(args, defaults=False)[command].as_dict()
         config = self.config[command]
+        if isinstance(config.trainer, list):
+            raise ConfigError("trainer holds a list, where names and their values are wanted.")
         written = config_checks.whole_numbers("trainer", args).items()
         self.whole = {key: number for key, number in written if type(config.trainer.get(key)) in (int, float)}
         for key, number in self.whole.items():
             config.trainer[key] = number
+        config_checks.check_values(config.as_dict())
         for name in ("model", "data"):
             config_checks.check_nothing_lost(name, args, self.given.get(name), config[name].init_args)
         self.hyperparameters = _hyperparameters(command, config.ckpt_path, bool(config.trainer.fast_dev_run))
@@ -221,7 +224,8 @@ def run(args: list[str]) -> None:
 
 def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
     hush()  # again: Lightning adds filters of its own when it is imported
-    refuse_doubled_keys()
+    refuse_odd_yaml()
+    config_checks.check_files(args)
     command = args[0]
     # To build the parsers of all four takes longer than to read the command line with one.
     offered = {"subcommands": staticmethod(lambda: {command: VPTCLI.subcommands()[command]})}
@@ -260,6 +264,7 @@ def _hyperparameters(command: str, path: str | None, trying: bool) -> dict[str, 
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the bytes lead to
         raise ConfigError(f"{path} is not a checkpoint that torch can load safely ({type(error).__name__}).") from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+    known = checkpoint if isinstance(checkpoint, dict) else {}
+    if not all(isinstance(known.get(key), dict) for key in ("state_dict", "hyper_parameters", "backbone")):
         raise ConfigError(f"{path} is no checkpoint of a run: a run keeps its last epoch in checkpoints/last.ckpt.")
     return {key: value for key, value in checkpoint["hyper_parameters"].items() if key != "_instantiator"}
