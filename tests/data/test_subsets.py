@@ -86,7 +86,7 @@ def test_a_test_set_has_no_shots() -> None:
 
 @pytest.mark.parametrize(
     ("shots", "fraction", "part"),
-    [(2, 0.5, "not both"), (None, None, "Give either"), (0, None, "shots is 0"), (None, 0.0, "fraction is 0"),
+    [(2, 0.5, "not both"), (None, None, "Give either"), (0, None, "shots must be a whole number of at least 1"), (None, 0.0, "fraction is 0"),
      (None, 1.1, "fraction is 1.1")],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(shots: int | None, fraction: float | None, part: str) -> None:

@@ -527,7 +527,7 @@ def test_a_record_says_how_many_images_were_read(tmp_path: Path) -> None:
         ({"num_classes": 1}, ConfigError, "num_classes is 1: a task has at least two classes"),
         ({"optimizer": "adam"}, UnknownNameError, "did you mean 'adamw'"),
         ({"base_lr": 0.0}, ConfigError, "base_lr is positive"),
-        ({"warmup": 1.0}, ConfigError, "warmup lies in"),
+        ({"warmup": 1.0}, ConfigError, "warmup and momentum lie in"),
         ({"backbone": "vit_nano_patch8"}, UnknownNameError, "vit_nano_patch8_64"),
         ({"normalization": "imagnet"}, UnknownNameError, "did you mean 'imagenet'"),
     ],

@@ -24,11 +24,18 @@ if TYPE_CHECKING:  # imported when used: --help does not wait for torch
 
 _COPY = "`vpt configs --copy configs` copies those that come with the package"
 # Lines that speak about types instead of about what was written.
-_NOISE = re.compile(r"Does not validate against|Subtypes:|Errors:|Given value|(- )?Expected a <class 'NoneType'>|$")
+_NOISE = re.compile(
+    r"Does not validate against|Subtypes:|Errors:|Given value|(- )?Expected a <class 'NoneType'>|"
+    r"Subclass types expect|- a (class path|dict) |$"
+)
 
 
-def explain(message: str, classes: Iterable[str]) -> VPTError:
-    """Makes a user error, to be raised, of what jsonargparse says; `classes` can be asked for."""
+# What a type is called there, and by people.
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
+
+
+def explain(message: str, classes: Iterable[str], options: Iterable[str] = ()) -> VPTError:
+    """Makes a user error, to be raised, of what jsonargparse says; `classes` and `options` can be asked for."""
     if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
         return UnknownNameError("class", unknown[1], classes)
     if absent := re.search(r"Parser key \"config\": File does not exist: '(.+)'", message):
@@ -42,7 +49,13 @@ def explain(message: str, classes: Iterable[str]) -> VPTError:
             f"Missing {missing[1] or missing[2]}: give a config file, such as -c configs/demo.yaml ({_COPY})."
         )
     lines = [line.strip() for line in message.splitlines()]
-    return ConfigError(" ".join(line.removeprefix("- ") for line in lines if not _NOISE.match(line)))
+    text = " ".join(line.removeprefix("- ") for line in lines if not _NOISE.match(line))
+    text = re.sub(r"Expected a <class '(\w+)'>", lambda found: f"Expected {_TYPES.get(found[1], found[1])}", text)
+    text = re.sub(r"Expected a typing\.Literal\[(.+?)\]", r"Expected one of \1", text)
+    if unknown := re.search(r"(?:unrecognized arguments: -*|accept option '|Option ')([^\s=']+)", text):
+        short = unknown[0].startswith("Option")
+        text += nearest(unknown[1], {each.rpartition(".")[2] for each in options} if short else options)
+    return ConfigError(text)
 
 
 def output_file(text: str) -> Path:
@@ -122,7 +135,7 @@ class Parser(argparse.ArgumentParser):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Asks whether the nearest known name was meant; nothing where none is near."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, {*known} - {name}, n=1)
     return f", did you mean {close[0]}?" if close else ""
 
 
@@ -270,7 +283,7 @@ def data_section(file: Path) -> dict[str, Any]:
 def read_config(file: Path, mend: str) -> dict[str, Any]:
     """Reads a file of YAML with names and their values; a ConfigError where it is none, and how to `mend` it."""
     if not os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises on a name that is too long
-        raise ConfigError(f"No config {str(file):.200}: {mend}.")
+        raise ConfigError(f"No config {file!s:.200}: {mend}.")
     content = read_yaml(file)
     if not isinstance(content, dict) or not content:
         held = {dict: "no value", list: "a list", type(None): "nothing"}.get(type(content), "a single value")

@@ -20,7 +20,7 @@ from vpt.cli.arguments import (
     read_config,
     read_yaml,
 )
-from vpt.cli.config_checks import check_overruled
+from vpt.cli.config_checks import check_end, check_overruled
 from vpt.errors import ConfigError
 from vpt.run_record import CONFIG_FILE
 
@@ -131,6 +131,7 @@ def _config(rest: list[str]) -> dict[str, Any]:
     if any(arg.partition("=")[0] == "--ckpt_path" for arg in rest):
         raise ConfigError("--ckpt_path is of `vpt fit`: --resume goes on in --out.")
     config = resolve(rest)
+    check_end(config["trainer"])
     for key, unused in (("logger", True), ("fast_dev_run", False), ("barebones", False)):
         if config["trainer"].get(key, unused) != unused:
             raise ConfigError(f"trainer.{key} is of `vpt fit`: trials log to TensorBoard in their own folders.")
@@ -158,6 +159,7 @@ def _fewshot(parser: Parser, args: list[str]) -> None:
 
 
 def _combine(parser: Parser, args: list[str]) -> None:
+    from vpt.deltas.registry import read_specs
     from vpt.experiments.sweep import combinations
 
     deltas = "names or YAML such as '{name: lora, rank: 4}' (default: the config's)"
@@ -172,10 +174,12 @@ def _combine(parser: Parser, args: list[str]) -> None:
         raise ConfigError(f"vpt combine needs {mend}.")
     found = [read_yaml(each) if isinstance(each, str) else dict(each) for each in given]
     named = [{"name": each} if isinstance(each, str) else each for each in found]
+    read_specs(named)
     _vary(combinations(config, named), _plan(options, rest), options)
 
 
 def _scale(parser: Parser, args: list[str]) -> None:
+    from vpt.backbones import input_size
     from vpt.experiments.sweep import by_backbone
 
     parser.add_argument("--backbones", nargs="+", required=True, help="timm's names")
@@ -189,7 +193,11 @@ def _scale(parser: Parser, args: list[str]) -> None:
         if name not in options.backbones or not file:
             known = ", ".join(f"{each}=FILE" for each in options.backbones)
             raise ConfigError(f"--weights-of {name}={file} is of none of the --backbones: give any of {known}.")
+        if file != "pretrained" and not file.startswith("random") and not Path(file).is_file():
+            raise ConfigError(f"--weights-of {name}: there is no file {file:.200}.")
     files = dict(pairs)
+    for name in options.backbones:
+        input_size(name)
     _vary(by_backbone(_config(rest), options.backbones, files), _plan(options, rest), options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 from argparse import ArgumentError
@@ -28,6 +29,7 @@ from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, method_name
 from vpt.tasks import DeltaWriter, RunRecord, TuningTask
 from vpt.tasks.build import FROM_DATA, image_size, settle
 from vpt.tasks.callbacks import last_checkpoint, run_folder
+from vpt.tasks.optimizers import check_trainer
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
 
@@ -38,10 +40,11 @@ _LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")  # words that Light
 class VPTCLI(LightningCLI):
     """LightningCLI that fills the model in from the data and refuses what would be settled silently.
 
-    `given` is what files and flags say, section by section, without defaults; `whole` are those of the trainer's values
-    that are whole numbers; `hyperparameters` are the checkpoint's.
+    `args` is the command line, `given` what files and flags say, section by section, without defaults; `whole` are
+    those of the trainer's values that are whole numbers; `hyperparameters` are the checkpoint's.
     """
 
+    args: list[str]
     given: dict[str, Any]
     whole: dict[str, int]
     hyperparameters: dict[str, Any]
@@ -53,7 +56,11 @@ class VPTCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and keeps apart what the user gave; a ConfigError if it lost a value or contradicts a checkpoint."""
-        self.config = parser.parse_args(_sized(parser, args))
+        self.args = args
+        try:
+            self.config = parser.parse_args(_sized(parser, args))
+        except ArgumentError as error:
+            raise explain(str(error), _CLASSES, _options(parser)) from None
         command = self.config.subcommand
         self.given = parser.parse_args(args, defaults=False)[command].as_dict()
         config = self.config[command]
@@ -71,6 +78,7 @@ class VPTCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Fills in number of classes, image size and normalisation, so that the saved config is explicit."""
+        config_checks.check_run(str(self.subcommand), self.config[self.subcommand].as_dict(), self.args)
         settled = settle(self._left_open(), bool(self.hyperparameters) and self.subcommand != "fit")[0]
         config = self.config[self.subcommand]
         config.data.init_args.image_size = settled["data"]["init_args"]["image_size"]
@@ -104,8 +112,6 @@ class VPTCLI(LightningCLI):
         kwargs |= self.whole  # jsonargparse reads them once more
         if self.subcommand != "fit":
             self.save_config_callback = None  # what is evaluated keeps the config that it was trained with
-        if config.trainer.barebones:
-            return self._trainer(kwargs)
         if config.trainer.logger in (None, True):
             kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir), config.ckpt_path)
         callbacks: list[L.Callback] = [RunRecord(), DeltaWriter(), PredictionWriter(), FigureLogger()]
@@ -132,9 +138,12 @@ class VPTCLI(LightningCLI):
 
     def _trainer(self, kwargs: dict[str, Any]) -> L.Trainer:
         try:
-            return super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:  # all that it is given is the user's
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:  # all that it is given is the user's
             raise ConfigError(" ".join(str(error).split())) from error
+        if self.subcommand == "fit":
+            check_trainer(trainer)  # before it makes a folder
+        return trainer
 
     def _logger(self, root: Path, checkpoint: str | None) -> TensorBoardLogger:
         """A new run folder; or, for a checkpoint that is evaluated, the one that it lies in."""
@@ -196,6 +205,20 @@ def _sized(parser: LightningArgumentParser, args: list[str]) -> list[str]:
     return [*args, f"--data.image_size={image_size(given)}"]
 
 
+def _options(parser: LightningArgumentParser) -> list[str]:
+    """The names of all flags of a command, without their dashes."""
+    (command,) = cast("Any", parser)._subcommands_action.choices.values()
+    names = {flag.lstrip("-") for flag in command._option_string_actions}
+    for section, base, package in (("model", TuningTask, vpt.tasks), ("data", ImageDataModule, vpt.data)):
+        classes = (each for each in vars(package).values() if isinstance(each, type) and issubclass(each, base))
+        bases = {
+            parent for each in classes for parent in each.__mro__ if "__init__" in vars(parent) and parent is not object
+        }
+        taken = (parameter for each in bases for parameter in inspect.signature(vars(each)["__init__"]).parameters)
+        names |= {f"{section}.{parameter}" for parameter in taken}
+    return sorted(names)
+
+
 def typed(args: list[str]) -> Callable[[str, Any], Any]:
     """Reads single values as `vpt fit`, of these arguments, would read them as flags.
 
@@ -211,7 +234,8 @@ def typed(args: list[str]) -> Callable[[str, Any], Any]:
             merged({section: {}}, {key: value})  # knows which keys there are
             parsed = parser.parse_args(["fit", *args, f"--{key}={text}"])["fit"].as_dict()[section]
         except ArgumentError as error:
-            raise ConfigError(f"{key}: {explain(str(error), _CLASSES)}") from None
+            raise ConfigError(f"{key}: {explain(str(error), _CLASSES, _options(parser))}") from None
+        config_checks.check_finite(section, parsed)
         return (parsed if section == "trainer" else parsed["init_args"])[name] if name else parsed
 
     return value_of
@@ -230,6 +254,7 @@ def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
     # To build the parsers of all four takes longer than to read the command line with one.
     offered = {"subcommands": staticmethod(lambda: {command: VPTCLI.subcommands()[command]})}
     of_one: type[VPTCLI] = type(cli.__name__, (cli,), offered)
+    parsers = {"exit_on_error": False, "allow_abbrev": False}
     try:
         return of_one(
             TuningTask,
@@ -241,7 +266,7 @@ def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
             save_config_kwargs={"overwrite": True},  # a version folder is new, or the user named it
             # No summary: what trains is said in one line, and hundreds of frozen modules tell nobody anything.
             trainer_defaults={"default_root_dir": "runs", "log_every_n_steps": 10, "enable_model_summary": False},
-            parser_kwargs={"prog": "vpt", "exit_on_error": False, command: {"exit_on_error": False}},
+            parser_kwargs={"prog": "vpt", **parsers, command: parsers},
             args=args,
         )
     except ArgumentError as error:
@@ -265,6 +290,8 @@ def _hyperparameters(command: str, path: str | None, trying: bool) -> dict[str, 
     except Exception as error:  # torch raises whatever the bytes lead to
         raise ConfigError(f"{path} is not a checkpoint that torch can load safely ({type(error).__name__}).") from error
     known = checkpoint if isinstance(checkpoint, dict) else {}
-    if not all(isinstance(known.get(key), dict) for key in ("state_dict", "hyper_parameters", "backbone")):
+    if not all(isinstance(known.get(key), dict) for key in ("state_dict", "hyper_parameters", "backbone")) or (
+        "pytorch-lightning_version" not in known
+    ):
         raise ConfigError(f"{path} is no checkpoint of a run: a run keeps its last epoch in checkpoints/last.ckpt.")
     return {key: value for key, value in checkpoint["hyper_parameters"].items() if key != "_instantiator"}

@@ -140,7 +140,8 @@ def _parser() -> Parser:
     parser.add_argument("--data", type=Path, help=DATA_HELP)
     parser.add_argument("--anchor", type=Path, help="delta file of a linear probe, whose head belongs to α = 0")
     parser.add_argument("--start", type=Path, help="delta file that α = 0 is to be, e.g. init.safetensors of the run")
-    parser.add_argument("--alphas", type=number(0, 1), nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0], help="from 0 to 1")
+    alphas = [0.0, 0.25, 0.5, 0.75, 1.0]
+    parser.add_argument("--alphas", type=number(0, 1), nargs="+", default=alphas, help="from 0 to 1")
     severities = "of each corruption, from 1 to 5; none for no corruptions"
     parser.add_argument("--severities", type=at_least(1, 5), nargs="*", default=[1, 2, 3, 4, 5], help=severities)
     basic = "gaussian_noise, gaussian_blur, contrast, jpeg_compression, pixelate"

@@ -160,6 +160,9 @@ def _profile(args: list[str]) -> None:
     if not rest:
         check_effect(options, "without a config", "batch", "rounds", "classes")
 
+    if options.run is not None:
+        read_record(options.run)
+
     from vpt.experiments.profile import profile, steps_to_share
 
     values = asdict(profile(_model(rest, options.classes), options.batch or 8, options.rounds or 5)) if rest else {}
