@@ -217,6 +217,17 @@ def test_training_goes_on_with_what_it_began_with(vpt: Vpt, trained: Run, flag: 
     assert "Training cannot go on from another run's checkpoint" in answer.sentence
 
 
+def test_training_does_not_go_on_with_other_class_names(vpt: Vpt, tmp_path: Path) -> None:
+    make_folder(tmp_path / "pets", {"train": 5, "test": 2})
+    flags = [*DEMO, "--data", "FolderDataModule", "--data.root", "pets", "--data.batch_size", "4"]
+    assert vpt("fit", *flags, *QUICK).status == 0
+    checkpoint = Run(Path("runs/pets/vpt_deep/version_0")).checkpoint
+    for split in ("train", "test"):
+        (tmp_path / "pets" / split / "cat").rename(tmp_path / "pets" / split / "lion")
+    answer = vpt("fit", *flags, *QUICK, "--trainer.max_epochs=2", "--ckpt_path", checkpoint)
+    assert "other classes than those of pets" in answer.sentence
+
+
 def test_an_interrupted_run_keeps_its_last_whole_epoch(vpt: Vpt, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(task: PromptTuning) -> None:
         if task.current_epoch == 1:

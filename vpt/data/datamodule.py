@@ -22,7 +22,7 @@ from vpt.data.image_cache import end_with_parent
 from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import Split, few_shot, position_hash
 from vpt.data.transforms import Augmentation, centre_crop, get_preset
-from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning
+from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning, check_number
 
 Batch = dict[str, Any]
 _STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
@@ -169,8 +169,7 @@ class ImageDataModule(L.LightningDataModule):
             ("seed", seed, 0),
             ("subset_seed", subset_seed, 0),
         ):
-            if value < least:
-                raise ConfigError(f"{flag} is {value}; it must be at least {least}.")
+            check_number(flag, value, least, whole=True)
         self.name = name
         self.class_names = list(class_names)
         self.num_classes = len(self.class_names)

@@ -10,12 +10,17 @@ from importlib.metadata import entry_points
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+import torch
+
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import DeltaPart
 from vpt.errors import ConfigError, UnknownNameError
 
 GROUP = "vpt.deltas"
 """The group of entry points whose modules register deltas of other packages."""
+
+LARGEST = 65_536
+"""Of whole numbers: more prompts, or a larger rank or width, are a mistake, which would take all memory."""
 
 Part = TypeVar("Part", bound=DeltaPart)
 _REGISTERED: dict[str, type[DeltaPart]] = {}
@@ -120,7 +125,12 @@ class DeltaSpec:
         A ConfigError where an argument is out of range; an UnknownNameError where a word among the arguments does not
         exist; an UnsupportedBackboneError where the backbone cannot take it.
         """
-        return find_delta(self.name)(backbone, **self.arguments)
+        try:
+            return find_delta(self.name)(backbone, **self.arguments)
+        except RuntimeError as error:  # torch's, of what it cannot allocate
+            if "allocate" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ConfigError(f"The delta {self.brief()} does not fit into memory: make it smaller.") from error
 
 
 def read_specs(specs: object) -> list[DeltaSpec]:
@@ -163,6 +173,8 @@ def _canonical(value: Any, hint: Any) -> Any:
     plain, _ = _PLAIN.get(str if get_origin(hint) is Literal else hint, ((), ""))
     if not isinstance(value, plain) or (isinstance(value, bool) and hint is not bool):
         raise _MisfitError
+    if hint is int and abs(cast("int", value)) > LARGEST:
+        raise _MisfitError
     if hint is not float:
         return value
     if not abs(cast("float", value)) <= sys.float_info.max:  # NaN, infinite, or a whole number that no float reaches
@@ -182,7 +194,7 @@ def _words(hint: Any) -> str:
 
 
 _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
-    int: ((int,), "a whole number"),
+    int: ((int,), f"a whole number up to {LARGEST:,}"),
     float: ((int, float), "a number"),
     bool: ((bool,), "true or false"),
     str: ((str,), "a name"),

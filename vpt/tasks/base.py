@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vpt.backbones import Backbone, create_backbone
-from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
+from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError, check_number
 from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill, start_from
 from vpt.models.delta_format import IDENTITY, identity
@@ -69,7 +69,7 @@ class TuningTask(L.LightningModule):
             optimizer: ``sgd`` with momentum, or ``adamw``.
             base_lr: The learning rate at batch 256; the one used is base_lr · global batch / 256.
             weight_decay: On tensors of two or more dimensions (prompts and weights, not biases and norms).
-            momentum: Of SGD.
+            momentum: Of SGD, in [0, 1).
             warmup: Fraction of all steps of linear warm-up, in [0, 1); then the learning rate decays by a cosine to 0.
             init_delta: Delta file of the same deltas on the same backbone, of any task, that initialises the delta; its
                 head is not used.
@@ -88,16 +88,19 @@ class TuningTask(L.LightningModule):
         self.save_hyperparameters()
         if num_classes is None:
             raise ConfigError("num_classes is not known: give it, or run `vpt` with a data module that has classes.")
+        check_number("num_classes", num_classes, 0, whole=True)
         if num_classes < 2:
             raise ConfigError(f"num_classes is {num_classes}: a task has at least two classes to tell apart.")
         if optimizer not in ("sgd", "adamw"):
             raise UnknownNameError("optimizer", optimizer, ("sgd", "adamw"))
-        if micro_batch is not None and micro_batch < 1:
-            raise ConfigError(f"micro_batch must be at least 1, got {micro_batch}.")
-        if not 0.0 <= warmup < 1.0 or base_lr <= 0.0 or weight_decay < 0.0:
+        if micro_batch is not None:
+            check_number("micro_batch", micro_batch, 1, whole=True)
+        rates = {"base_lr": base_lr, "weight_decay": weight_decay, "momentum": momentum, "warmup": warmup}
+        for name, value in rates.items():
+            check_number(name, value, 0)
+        if not warmup < 1 or not momentum < 1 or not base_lr > 0:
             raise ConfigError(
-                "warmup lies in [0, 1), base_lr is positive and weight_decay is not negative, "
-                f"got {warmup}, {base_lr} and {weight_decay}."
+                f"warmup and momentum lie in [0, 1) and base_lr is positive, got {warmup}, {momentum} and {base_lr}."
             )
         encoder = create_backbone(backbone, weights, image_size, normalization or "weights", pool)
         self.model = self._build(encoder, num_classes)

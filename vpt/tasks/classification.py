@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from vpt.backbones import Backbone
 from vpt.data import MaskDataModule
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.errors import ConfigError, UnknownNameError, check_number
 from vpt.metrics.logits import restrict
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import read_head
@@ -143,6 +143,8 @@ class LinearProbe(ClassificationTask):
         if solver not in ("gradient", "lbfgs"):
             raise UnknownNameError("solver", solver, ("gradient", "lbfgs"))
         self._candidates = list(l2) if isinstance(l2, list) else [l2]
+        for each in self._candidates:
+            check_number("l2", each, 0)
         if not self._candidates or min(self._candidates) <= 0.0:
             raise ConfigError(f"l2 must be positive, got {l2}.")
         self.automatic_optimization = solver == "gradient"

@@ -7,22 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from vpt.cli.arguments import (
+    DATA_FLAGS,
     DATA_HELP,
     DATA_OVERRIDES,
     WEIGHTS_HELP,
     Parser,
     at_least,
+    check_different,
+    check_effect,
     config_data,
     delta_data,
+    number,
     output_file,
     output_folder,
 )
 from vpt.errors import ConfigError
 
+_BATCH = 64
+
 
 def run(args: list[str]) -> None:
     """Parses the command line, and does what it says."""
-    options, overrides = _parser().parse_with_data(args[1:])
+    options, overrides = _parser().parse_known_args(args[1:])
     vars(options).pop("action")(options, overrides)
 
 
@@ -38,10 +44,18 @@ def _run(options: Namespace, overrides: list[str]) -> None:
     outs = {delta: options.out or delta.parent / "robustness" for delta in options.delta}
     for out in outs.values():
         check_writable(out, folder=True)
-    kinds = {"basic": BASIC, "all": CORRUPTIONS}.get(" ".join(options.corruptions), options.corruptions)
+    for name in ("delta", "alphas", "severities", "corruptions"):
+        check_different(f"--{name}", getattr(options, name) or ())
+    if options.max_images is None:
+        check_effect(options, "without --max-images", "seed")
+    if not options.severities:
+        check_effect(options, "without --severities", "corruptions")
+    lists = {"basic": BASIC, "all": tuple(CORRUPTIONS)}
+    named = [kind for word in options.corruptions or ["basic"] for kind in lists.get(word, (word,))]
+    options.corruptions, options.seed = tuple(dict.fromkeys(named)), options.seed or 0
     for delta, out in outs.items():
         data = delta_data(delta, options.data, overrides)
-        result = measure(**vars(options) | {"delta": delta, "data": data, "out": out, "corruptions": kinds})
+        result = measure(**vars(options) | {"delta": delta, "data": data, "out": out})
         Console().print(result.table())
         print(f"written to {out}")
 
@@ -53,6 +67,10 @@ def _head(options: Namespace, overrides: list[str]) -> None:
     from vpt.backbones import create_backbone, input_size
     from vpt.robustness import zero_shot_heads as heads
 
+    if options.clip is None:
+        check_effect(options, "without --clip", "templates")
+    else:
+        check_effect(options, "with --clip", "classes")
     check_unused(options.out)
     data = config_data(options.data, input_size(options.backbone), overrides)
     backbone = create_backbone(options.backbone, options.weights, data.image_size, data.normalization)
@@ -75,11 +93,15 @@ def _head(options: Namespace, overrides: list[str]) -> None:
 def _soup(options: Namespace, overrides: list[str]) -> None:
     from vpt.robustness import model_soups
 
+    check_different("--deltas", options.deltas)
     if not options.greedy:
+        check_effect(options, "without --greedy", "data", "batch_size", "weights")
+        if overrides:
+            raise ConfigError(f"{overrides[0]} has no effect without --greedy: leave it out.")
         model_soups.uniform(options.deltas, options.out)
     else:
         data = delta_data(options.deltas[0], options.data, overrides)
-        model_soups.greedy(options.deltas, options.out, data, options.batch_size, options.weights, _say)
+        model_soups.greedy(options.deltas, options.out, data, options.batch_size or _BATCH, options.weights, _say)
     print(f"written to {options.out}")
 
 
@@ -93,6 +115,7 @@ def _compare(options: Namespace, overrides: list[str]) -> None:
 
     from vpt.robustness.alpha_curve import curves, table
 
+    check_different("compare", options.folders)
     Console().print(table(curves(options.folders)))
 
 
@@ -101,6 +124,7 @@ def _report(options: Namespace, overrides: list[str]) -> None:
     from vpt.reports.robustness_report import robustness_report
     from vpt.reports.robustness_values import report
 
+    check_different("report", options.folders)
     out = options.out or options.folders[0]
     check_writable(out, folder=True)
     for path in robustness_report(report(options.folders)).write(out):
@@ -109,11 +133,13 @@ def _report(options: Namespace, overrides: list[str]) -> None:
 
 def _parser() -> Parser:
     root = Parser(prog="vpt robustness")
+    root.onward = DATA_FLAGS
     actions = root.add_subparsers(required=True, metavar="run|report|compare|head|soup")
 
     def add(name: str, action: Any, text: str, epilog: str | None = DATA_OVERRIDES) -> Parser:
         made: Parser = actions.add_parser(name, help=text, epilog=epilog)
         made.set_defaults(action=action)
+        made.onward = DATA_FLAGS if epilog else None
         return made
 
     parser = add("run", _run, "evaluate a delta file on its test set, the task's shifts and corruptions")
@@ -121,14 +147,16 @@ def _parser() -> Parser:
     parser.add_argument("--data", type=Path, help=DATA_HELP)
     parser.add_argument("--anchor", type=Path, help="delta file of a linear probe, whose head is used at α = 0")
     parser.add_argument("--start", type=Path, help="delta file used as α = 0, e.g. init.safetensors of the run")
-    parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0], help="from 0 to 1")
-    parser.add_argument("--severities", type=int, nargs="*", default=[1, 2, 3, 4, 5], help="of each corruption")
+    alphas = [0.0, 0.25, 0.5, 0.75, 1.0]
+    parser.add_argument("--alphas", type=number(0, 1), nargs="+", default=alphas, help="from 0 to 1")
+    severities = "of each corruption, from 1 to 5; none for no corruptions"
+    parser.add_argument("--severities", type=at_least(1, 5), nargs="*", default=[1, 2, 3, 4, 5], help=severities)
     basic = "gaussian_noise, gaussian_blur, contrast, jpeg_compression, pixelate"
     kinds = f"their names, `all` nineteen, or `basic` (default): {basic}"
-    parser.add_argument("--corruptions", nargs="+", default=["basic"], help=kinds)
+    parser.add_argument("--corruptions", nargs="+", help=kinds)
     parser.add_argument("--max-images", type=at_least(1), help="per test set, a stratified sample (default: all)")
-    parser.add_argument("--batch-size", type=at_least(1), default=64, help="batch size")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the sample for --max-images")
+    parser.add_argument("--batch-size", type=at_least(1), default=_BATCH, help="batch size")
+    parser.add_argument("--seed", type=at_least(0), help="of the sample for --max-images (default: 0)")
     parser.add_argument("--weights", help=WEIGHTS_HELP)
     parser.add_argument("--half", action="store_true", help="store logits in half precision; no exact α curves then")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster, logits to three digits")
@@ -158,6 +186,6 @@ def _parser() -> Parser:
     parser.add_argument("--out", type=output_file, required=True, help="delta file to write, a new one")
     parser.add_argument("--greedy", action="store_true", help="add a run only if validation accuracy does not drop")
     parser.add_argument("--data", type=Path, help=DATA_HELP)
-    parser.add_argument("--batch-size", type=at_least(1), default=64, help="batch size")
+    parser.add_argument("--batch-size", type=at_least(1), help=f"batch size (default: {_BATCH})")
     parser.add_argument("--weights", help=WEIGHTS_HELP)
     return root

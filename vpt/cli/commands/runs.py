@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.arguments import Parser, at_least, output_folder
+from vpt.cli.arguments import FIT_FLAGS, Parser, at_least, check_effect, output_folder
 from vpt.errors import ConfigError, VPTError
 from vpt.run_record import CONFIG_FILE, RUN_FILE, images_read, read_record, subset_name
 
@@ -26,6 +26,7 @@ def _rerun(args: list[str]) -> None:
     """Repeats the run, and prints both numbers; one that came out otherwise is an error."""
     epilog = "Values that differ on this machine: --data.root FOLDER --model.weights FILE"
     parser = Parser(prog="vpt rerun", epilog=epilog)
+    parser.onward = FIT_FLAGS
     parser.add_argument("run", type=Path, help="folder with run.json and config.yaml")
     parser.add_argument("--out", type=output_folder, help="keep the repetition in this folder (default: it is removed)")
     options, rest = parser.parse_known_args(args[1:])
@@ -147,18 +148,24 @@ def _profile(args: list[str]) -> None:
     """Measures, and prints the ledger."""
     epilog = "All other arguments are those of vpt fit: -c CONFIG, --model.weights random, ..."
     parser = Parser(prog="vpt profile", epilog=epilog)
-    parser.add_argument("--batch", type=at_least(1), default=8, help="batch size (default: 8)")
-    parser.add_argument("--rounds", type=at_least(1), default=5, help="timing repetitions (default: 5)")
+    parser.onward = FIT_FLAGS
+    parser.add_argument("--batch", type=at_least(1), help="batch size (default: 8)")
+    parser.add_argument("--rounds", type=at_least(1), help="timing repetitions (default: 5)")
     parser.add_argument("--classes", type=at_least(1), help="profile without the data, with this number of classes")
     parser.add_argument("--run", type=Path, help="a finished run: steps until 95 %% of its best validation accuracy")
     parser.add_argument("--json", action="store_true", help="print plain numbers")
     options, rest = parser.parse_known_args(args[1:])
     if options.run is None and not rest:
         raise ConfigError("vpt profile needs a config, e.g. -c configs/demo.yaml, or --run RUN.")
+    if not rest:
+        check_effect(options, "without a config", "batch", "rounds", "classes")
+
+    if options.run is not None:
+        read_record(options.run)
 
     from vpt.experiments.profile import profile, steps_to_share
 
-    values = asdict(profile(_model(rest, options.classes), options.batch, options.rounds)) if rest else {}
+    values = asdict(profile(_model(rest, options.classes), options.batch or 8, options.rounds or 5)) if rest else {}
     if options.run is not None:
         values["steps_to_95"], values["steps"] = steps_to_share(options.run)
     print(json.dumps(values, indent=1) if options.json else _text(values))
@@ -174,6 +181,10 @@ def _model(args: list[str], classes: int | None) -> TunedModel:
         return build(resolve(args))[0].model
     config = resolve(args, data=False)
     section = config["model"]
+    if section["init_args"].get("num_classes") not in (None, classes):
+        raise ConfigError(f"--classes {classes} contradicts model.num_classes: leave one of them out.")
+    if idle := [arg for arg in args if arg.startswith("--data.") and not arg.startswith("--data.image_size")]:
+        raise ConfigError(f"{idle[0]} has no effect with --classes, which reads no data: leave it out.")
     section["init_args"] |= {"num_classes": classes, "image_size": image_size(config)}
     model: TunedModel = instantiate_class((), section).model
     return model
