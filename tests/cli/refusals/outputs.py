@@ -38,8 +38,8 @@ _FOLDERS = {
     "gallery": "attention --delta {delta} --kind share mass --out",
 }
 _FILES = {
-    "soup": "robustness soup --deltas {delta} {delta} --out",
-    "greedy soup": "robustness soup --greedy --deltas {delta} {delta} --out",
+    "soup": "robustness soup --deltas {delta} other.safetensors --out",
+    "greedy soup": "robustness soup --greedy --deltas {delta} other.safetensors --out",
     "head": "robustness head --backbone vit_nano_patch8_64 --data {configs}/demo.yaml --out",
     "corruptions": "data corruptions --out",
     "onnx": "export --delta {delta} --format onnx --out",
