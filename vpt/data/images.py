@@ -157,12 +157,12 @@ class LeftOut:
 
     def text(self, root: Path) -> str:
         """Says what is not read below a folder; nothing where all is."""
-        left, named = self.files.total(), self.folders[:_NAMED]
+        left, more = self.files.total(), self.folders[_NAMED:]
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.files.items()))
-        parts = [f"{left:,} of {left + self.read:,} files ({kinds})"] if left else []
-        parts += [f"{shown(path.relative_to(root))} ({why})" for path, why in named]
-        parts += [f"{len(self.folders) - len(named):,} more folders"] if len(self.folders) > len(named) else []
-        return "; ".join(parts)
+        files = [f"{left:,} of {left + self.read:,} files ({kinds})"] if left else []
+        named = [f"{shown(path.relative_to(root))} ({why})" for path, why in self.folders[:_NAMED]]
+        listed = ", ".join([*named, f"{len(more):,} more"] if more else named)
+        return " and ".join([*files, *([f"the folders {listed}"] if listed else [])])
 
     def add(self, other: LeftOut) -> None:
         """Adds what another walk reads and does not."""
@@ -237,7 +237,7 @@ def _suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN)
 
 
-def shown(path: Path) -> str:
+def shown(path: Path | str) -> str:
     """Returns a path as it is printed in a sentence: in quotes, with escapes, where a character of it is no text."""
     return str(path) if is_text(str(path)) else repr(str(path))
 
@@ -249,6 +249,8 @@ def is_text(text: str) -> bool:
 
 def reason(error: Exception) -> str:
     """Says why something failed, in the words of the system or the library and without the path."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: scale it down"
     return getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
 
 
@@ -276,8 +278,6 @@ def _fault(path: Path, error: Exception) -> str:
         return f"{shown(path)} does not exist"
     if isinstance(error, UnidentifiedImageError):
         return f"{shown(path)} is not an image"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"{shown(path)} is too large to be decoded ({error}): scale it down"
     return f"{shown(path)} cannot be decoded ({reason(error)})"
 
 

@@ -70,7 +70,7 @@ def read_table(file: Path, filled: Sequence[str], others: Sequence[str] = ()) ->
     """
     columns = [*filled, *others]
     if file.suffix.lower() == ".parquet":
-        names, rows, lines = _parquet_rows(file)
+        names, rows, lines = _parquet_rows(file, columns)
     else:
         names, rows, lines = _text_rows(file, columns)
     _check_header(file, names, columns)
@@ -133,13 +133,16 @@ def _text_rows(file: Path, columns: Sequence[str]) -> tuple[list[str], list[list
     return names, rows, lines
 
 
-def _parquet_rows(file: Path) -> tuple[list[str], list[list[str]], list[int]]:
+def _parquet_rows(file: Path, columns: Sequence[str]) -> tuple[list[str], list[list[str]], list[int]]:
     import pandas as pd
 
     try:
         frame = pd.read_parquet(regular_file(file))
         if "label" in frame and frame["label"].dtype.kind == "f":
             raise ValueError("its labels are decimal numbers, or some are missing")
+        for column in [name for name in columns if name in frame]:
+            if any(np.iterable(field) and not isinstance(field, str) for field in frame[column]):
+                raise ValueError(f"its column {column!r} holds neither text nor numbers")
         frame = frame.astype(object).where(frame.notna(), "").astype(str)
     except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors are ValueErrors
         raise DataError(f"{file} is not a readable table ({' '.join(reason(error).split())}).") from error
@@ -189,7 +192,7 @@ def check_class_names(names: Sequence[str], source: Path) -> None:
     """Checks the names of a task's classes, which `source` gives.
 
     A DataError where there are fewer than two, two are equal, or one is empty or no text; a warning where two differ
-    in case or blanks only.
+    in case, blanks or leading zeros only.
     """
     if len(names) < 2:
         raise DataError(
@@ -203,7 +206,8 @@ def check_class_names(names: Sequence[str], source: Path) -> None:
             raise DataError(f"{source} has a class {name!r}, which cannot be printed: rename it.")
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(" ".join(name.casefold().split()), name)
+        plain = " ".join(name.casefold().split())
+        other = seen.setdefault(plain.lstrip("0") if plain.isdecimal() else plain, name)
         if other != name:
-            text = f"{source} has the classes {other!r} and {name!r}, which differ in case or blanks only"
+            text = f"{source} has the classes {other!r} and {name!r}, which differ in case, blanks or leading zeros only"
             warnings.warn(f"{text}: rename one if they are the same.", VPTWarning, stacklevel=2)

@@ -8,6 +8,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from vpt.cli.arguments import Parser, output_file, output_folder
+from vpt.errors import ConfigError
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from argparse import Namespace
@@ -176,6 +177,8 @@ def _cache(options: Namespace) -> None:
     from vpt.data.content_hashes import cache_folder
     from vpt.data.image_cache import clear, usage
 
+    if cache_folder().is_file():
+        raise ConfigError(f"VPT_CACHE is {cache_folder()}, a file: set it to a folder.")
     files, size = clear() if options.clear else usage()
     what = f"{files:,} file{'' if files == 1 else 's'}, {size / 1e6:,.1f} MB"
     print(f"{what} {'removed from' if options.clear else 'in'} {cache_folder()}")

@@ -138,7 +138,7 @@ def image_lists(name: str, root: Path) -> dict[str, ImageList]:
 def own_data(name: str, root: Path) -> Path:
     """Finds a folder or table that is no published dataset, below the root or anywhere; else an UnknownNameError."""
     for place in _places(name, root):
-        if place.exists():
+        if name and place.exists():
             return place
     raise UnknownNameError(f"dataset, folder or table (also in {root})", name, card_names())
 

@@ -16,19 +16,16 @@ from vpt.data.images import ImageList, LeftOut, find_images, first_repeated, lis
 from vpt.data.list_files import SEPARATORS, check_class_names, class_name, read_table, whole_number
 from vpt.data.splits import hold_out, listed_split
 from vpt.data.transforms import get_preset
-from vpt.errors import DataError
+from vpt.errors import ConfigError, DataError
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """How folders and tables may name their splits; ``shift_<name>`` is a further test set."""
 
 _SHIFT = "shift_"
-_TREE = """\
-{root}/
-  train/<class>/...          the pictures of a class, in any folders
-  val/<class>/...            optional (also valid or validation): else a part of each class of train is held out
-  test/<class>/...           optional
-  shift_<name>/<class>/...   optional: test sets under shift
-or name a table (.csv, .tsv or .parquet) with the columns path, label and optionally split."""
+_LAYOUT = (
+    "lay the images out as train/<class>/, and if you have them val/<class>/, test/<class>/ and shift_<name>/<class>/, "
+    "or name a table (.csv, .tsv or .parquet) with the columns path, label and optionally split"
+)
 
 
 Lists = tuple[list[str], dict[str, ImageList | TorchvisionList]]
@@ -68,6 +65,8 @@ class FolderDataModule(ImageDataModule):
             torchvision_args: Further arguments of the torchvision class, e.g. ``{"split": "letters"}`` of ``"EMNIST"``.
             **options: See :class:`ImageDataModule`.
         """
+        if torchvision_args and torchvision is None:
+            raise ConfigError("torchvision_args are arguments of a torchvision dataset: name it by torchvision.")
         root = home_path(root)
         chosen = get_preset(preset)
         lists: dict[str, ImageList | TorchvisionList]
@@ -114,7 +113,8 @@ def _read_folders(root: Path) -> Lists:
             left.folders.append((folder, "no split"))
     if "train" not in found:
         missing = root / "train" if root.is_dir() else root
-        raise DataError(f"{missing} does not exist; lay the images out as\n{_TREE.format(root=root)}")
+        others = f" (it has {', '.join(shown(path.name) for path, _ in left.folders[:5])})" if left.folders else ""
+        raise DataError(f"{missing} does not exist{others}: {_LAYOUT}.")
     rows = {split: _Rows(folder) for split, folder in found.items()}
     for split, folder in found.items():
         for name, path in _class_files(folder, left):
@@ -159,20 +159,21 @@ def _read_table(file: Path) -> Lists:
         part.lines.append(line)
     if "train" not in rows:
         raise DataError(f"{file} lists no training images: give some rows the split 'train'.")
-    _refuse_decimals(rows["train"])
+    _refuse_measurements(rows["train"])
     return _label(file.parent, rows)
 
 
-def _refuse_decimals(train: _Rows) -> None:
-    """Refuses a column of decimal numbers, each of which would be a class of its own."""
+def _refuse_measurements(train: _Rows) -> None:
+    """Refuses a column of numbers that are no classes: decimal ones, and -1, which stands for none."""
     try:
         values = [float(name) for name in train.names]
     except ValueError:
         return
     for name, value, line in zip(train.names, values, train.lines, strict=True):
-        if "." in name or not value.is_integer():
+        if value < 0 or "." in name or not value.is_integer():
             raise DataError(
-                f"{train.file}, line {line}: the label {name} is a decimal number; give names or whole numbers."
+                f"{train.file}, line {line}: the label {name} is no whole number from 0 on; where labels are numbers, "
+                "all must be such."
             )
 
 
@@ -187,7 +188,7 @@ def _label(folder: Path, rows: Mapping[str, _Rows]) -> Lists:
         if unknown is not None:
             where = f"{part.file}, line {part.lines[unknown]}: " if part.lines else ""
             name = part.names[unknown]
-            raise DataError(f"{where}{part.paths[unknown]} is of class {name!r}, of which there is no training image.")
+            raise DataError(f"{where}{shown(part.paths[unknown])} is of class {name!r}, of which there is no training image.")
         labels = np.array([numbers[name] for name in part.names], dtype=np.int64)
         lists[split] = ImageList(part.file, folder, part.paths, labels, part.lines)
     check_class_names(class_names, rows["train"].file)

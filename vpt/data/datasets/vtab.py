@@ -64,8 +64,8 @@ class VTABDataModule(ImageDataModule):
         _check_tree(folder, files)
         for file in sorted(folder.glob("shift_*.txt")):
             shift = file.stem.removeprefix("shift_")
-            if shift in files:
-                raise DataError(f"{file}: a shift cannot be called {shift!r}, that is a split; rename the list.")
+            if not shift or shift in files:
+                raise DataError(f"{file}: a shift cannot be called {shift!r}, as a split or not at all; rename the list.")
             files[shift] = file
         lists = {name: read_list(file, folder) for name, file in files.items()}
         card = load_card(task)
