@@ -113,7 +113,10 @@ def test_hidden_and_other_files_are_no_images(root: Path) -> None:
     (root / "train/.hidden").mkdir()
     (root / "train/dog/deeper").mkdir()
     (root / "train/dog/4.jpg").rename(root / "train/dog/deeper/4.JPG")
-    files, folders = r"4 of 34 files \(1 \.db, 1 \.txt, 2 hidden\)", r"train/\.hidden \(hidden\), train/cat/\.ipynb_checkp"
+    files, folders = (
+        r"4 of 34 files \(1 \.db, 1 \.txt, 2 hidden\)",
+        r"train/\.hidden \(hidden\), train/cat/\.ipynb_checkp",
+    )
     with pytest.warns(VPTWarning, match=f"Not read of .*pets: {files} and the folders {folders}"):
         module = data(root)
     assert len(module.split("train")) == 15
@@ -258,7 +261,10 @@ def test_paths_in_any_script_with_commas_and_blank_lines(root: Path) -> None:
         ("path,label,split\na.jpg,cat,shift_val\n", "line 2: unknown split 'shift_val'"),
         ("path,label,split\na.jpg,cat,test\n", "lists no training images"),
         ("path,label,split\na.jpg,cat,train\nb.jpg,eel,test\n", "line 3: b.jpg is of class 'eel'"),
-        ("path,label\na.jpg,cat,1\nb.jpg,cat,2,3,4\n", "line 2 has 3 fields and the header 2: correct it; a field with a comma"),
+        (
+            "path,label\na.jpg,cat,1\nb.jpg,cat,2,3,4\n",
+            "line 2 has 3 fields and the header 2: correct it; a field with a comma",
+        ),
     ],
 )
 def test_a_wrong_table_is_one_sentence(root: Path, text: str, fault: str) -> None:
@@ -269,7 +275,11 @@ def test_a_wrong_table_is_one_sentence(root: Path, text: str, fault: str) -> Non
 
 
 def test_a_table_may_have_a_column_called_line(root: Path) -> None:
-    module = data(table(root, "rows.csv", "line,path,label\nred,train/cat/0.jpg,cat\n,train/cat/1.jpg,cat\n,train/dog/1.jpg,dog\n"))
+    module = data(
+        table(
+            root, "rows.csv", "line,path,label\nred,train/cat/0.jpg,cat\n,train/cat/1.jpg,cat\n,train/dog/1.jpg,dog\n"
+        )
+    )
     assert set(labelled(module, "train").values()) == {"cat", "dog"}
     with pytest.raises(DataError, match=r"line 3: the label is empty"):
         data(table(root, "rows.csv", "line,path,label\nred,train/cat/0.jpg,cat\n9,train/cat/1.jpg,\n"))

@@ -60,7 +60,9 @@ def test_it_cannot_be_trained_on_and_counts_are_checked(folder: Path) -> None:
 
 def test_damaged_files_are_named(folder: Path) -> None:
     write(folder, [*ROWS, ("cue-conflict/dog/e.jpg", "dog", "")])
-    with pytest.raises(DataError, match=r"labels\.csv, line 6: cue-conflict/dog/e\.jpg has a class that is none of the 3"):
+    with pytest.raises(
+        DataError, match=r"labels\.csv, line 6: cue-conflict/dog/e\.jpg has a class that is none of the 3"
+    ):
         module(folder)
     (folder / "labels.csv").write_text("file,label\n")
     with pytest.raises(DataError, match="has no column 'shape_class'; it has 'file', 'label'"):

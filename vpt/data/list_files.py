@@ -209,5 +209,7 @@ def check_class_names(names: Sequence[str], source: Path) -> None:
         plain = " ".join(name.casefold().split())
         other = seen.setdefault(plain.lstrip("0") if plain.isdecimal() else plain, name)
         if other != name:
-            text = f"{source} has the classes {other!r} and {name!r}, which differ in case, blanks or leading zeros only"
+            text = (
+                f"{source} has the classes {other!r} and {name!r}, which differ in case, blanks or leading zeros only"
+            )
             warnings.warn(f"{text}: rename one if they are the same.", VPTWarning, stacklevel=2)

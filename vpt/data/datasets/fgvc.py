@@ -18,7 +18,6 @@ from vpt.data.splits import chosen_splits, listed_split
 from vpt.data.transforms import get_preset
 from vpt.errors import DataError, UnknownNameError
 
-
 _FLOWERS = 102  # classes of Oxford Flowers
 
 

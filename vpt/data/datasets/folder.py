@@ -188,7 +188,9 @@ def _label(folder: Path, rows: Mapping[str, _Rows]) -> Lists:
         if unknown is not None:
             where = f"{part.file}, line {part.lines[unknown]}: " if part.lines else ""
             name = part.names[unknown]
-            raise DataError(f"{where}{shown(part.paths[unknown])} is of class {name!r}, of which there is no training image.")
+            raise DataError(
+                f"{where}{shown(part.paths[unknown])} is of class {name!r}, of which there is no training image."
+            )
         labels = np.array([numbers[name] for name in part.names], dtype=np.int64)
         lists[split] = ImageList(part.file, folder, part.paths, labels, part.lines)
     check_class_names(class_names, rows["train"].file)

@@ -95,7 +95,8 @@ def read_list(file: Path, folder: Path) -> ImageList:
         breed = whole_number(numbers[0]) if len(numbers) == 3 else None
         if breed is None or not 1 <= breed <= _BREEDS:
             raise DataError(
-                f"{file}, line {line}: expected 'name class species breed' with a class in 1..{_BREEDS}, found {content!r}."
+                f"{file}, line {line}: expected 'name class species breed' with a class in 1..{_BREEDS}, "
+                f"found {content!r}."
             )
         paths.append(f"images/{name}.jpg")
         labels.append(breed - 1)

@@ -65,7 +65,9 @@ class VTABDataModule(ImageDataModule):
         for file in sorted(folder.glob("shift_*.txt")):
             shift = file.stem.removeprefix("shift_")
             if not shift or shift in files:
-                raise DataError(f"{file}: a shift cannot be called {shift!r}, as a split or not at all; rename the list.")
+                raise DataError(
+                    f"{file}: a shift cannot be called {shift!r}, as a split or not at all; rename the list."
+                )
             files[shift] = file
         lists = {name: read_list(file, folder) for name, file in files.items()}
         card = load_card(task)
