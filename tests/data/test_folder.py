@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,6 +123,85 @@ def test_hidden_and_other_files_are_no_images(root: Path) -> None:
         module = data(root)
     assert len(module.split("train")) == 15
     assert labelled(module, "train")["train/dog/deeper/4.JPG"] == "dog"
+
+
+def test_files_of_other_kinds_and_links_that_lead_nowhere_are_counted(root: Path) -> None:
+    cat = root / "train/cat"
+    for name in ("a.HEIC", "b.heic", "without"):
+        (cat / name).write_bytes(b"no image that Pillow reads")
+    (cat / "dangling.jpg").symlink_to("nowhere.jpg")
+    (cat / "itself.jpg").symlink_to("itself.jpg")
+    os.mkfifo(cat / "pipe.jpg")
+    left = r"6 of 36 files \(2 \.heic, 2 dangling, 1 of a device, 1 without a suffix\)\.$"
+    with pytest.warns(VPTWarning, match=left):
+        assert len(data(root).split("train")) == 15
+
+
+def test_folders_of_systems_are_no_classes_and_unknown_ones_no_splits(root: Path) -> None:
+    for name in ("train/@eaDir", "train/__MACOSX", "train/.c", "tset"):
+        make_folder(root / name, {"": 1}, ["0"])
+    hidden = r"train/\.c \(hidden\), train/@eaDir \(hidden\), train/__MACOSX \(hidden\)"
+    with pytest.warns(VPTWarning, match=rf"Not read of .*: the folders tset \(no split\), {hidden}\.$"):
+        assert data(root).class_names == ["cat", "dog", "owl"]
+
+
+def test_links_are_followed_but_never_round_in_circles(root: Path, tmp_path: Path) -> None:
+    more = make_folder(tmp_path / "more", {"": 2}, ["deeper"])
+    (root / "train/cat/more").symlink_to(more)
+    (more / "deeper/back").symlink_to(root / "train/cat")
+    (root / "train/cat/up").symlink_to("..")
+    (root / "train/loop").symlink_to(".")
+    circles = r"loop \(a link back\), train/cat/up \(a link back\), train/cat/more/deeper/back \(read already\)"
+    with pytest.warns(VPTWarning, match=rf"Not read of .*: the folders train/{circles}\.$"):
+        module = data(root)
+    assert len(module.split("train")) == 17
+    assert labelled(module, "train")["train/cat/more/deeper/0.jpg"] == "cat"
+
+
+def test_a_folder_that_cannot_be_read_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "train/cat/secret").mkdir()
+    scan = os.scandir
+
+    def refused(path: Path) -> Any:
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.warns(VPTWarning, match=r"the folders train/cat/secret \(Permission denied\)\.$"):
+        assert len(data(root).split("train")) == 15
+
+
+def test_a_class_in_two_forms_of_unicode_is_one(root: Path) -> None:
+    (root / "train/cat").rename(root / "train/caf\u00e9")
+    (root / "train/dog").rename(root / "train/cafe\u0301")
+    (root / "test/cat").rename(root / "test/cafe\u0301")
+    shutil.rmtree(root / "test/dog")
+    shutil.rmtree(root / "val")
+    module = data(root)
+    assert module.class_names == ["caf\u00e9", "owl"]
+    assert np.bincount(module.split("train").labels).tolist() == [8, 4]
+    assert set(module.split("test").labels.tolist()) == {0, 1}
+    rows = "path,label\n" + "".join(
+        f"test/owl/{i}.jpg,{name}\n" for i, name in enumerate(["cafe\u0301", "caf\u00e9", "a"])
+    )
+    assert data(table(root, "rows.csv", rows)).class_names == ["a", "caf\u00e9"]
+
+
+@pytest.mark.parametrize("names", [["Cat", "cat"], ["cat", "cat "], ["01", "1"]])
+def test_classes_that_look_alike_are_pointed_out(tmp_path: Path, names: list[str]) -> None:
+    root = make_folder(tmp_path / "pets", {"train": 2}, names)
+    with pytest.warns(
+        VPTWarning, match=f"has the classes '{names[0]}' and '{names[1]}', which differ in case, blanks or"
+    ):
+        assert data(root).class_names == names
+
+
+def test_names_of_files_that_are_no_text_are_read(root: Path) -> None:
+    os.rename(os.fsencode(root / "train/cat/0.jpg"), os.fsencode(root / "train/cat") + b"/\xe4\n.jpg")  # noqa: PTH104
+    module = data(root)
+    assert len(module.split("train")) == 15
+    assert len(module.describe()["fingerprint"]) == 64
 
 
 def test_folders_that_are_no_task_are_answered_by_what_is_missing(root: Path, tmp_path: Path) -> None:
