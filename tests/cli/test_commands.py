@@ -79,7 +79,7 @@ def test_robustness_makes_soups_and_chooses_only_on_unseen_images(vpt: Vpt, trai
     write_delta("unseen.safetensors", header, tensors)
     answer = vpt("robustness", "soup", "--deltas", "unseen.safetensors", "unseen.safetensors", *chosen)
     assert answer.status == 0, answer.err
-    assert answer.out.count("kept") == 2
+    assert answer.out.count("added") == 2
 
 
 def test_no_command_writes_over_a_run_or_over_what_it_reads(vpt: Vpt, trained: Run, tmp_path: Path) -> None:

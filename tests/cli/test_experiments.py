@@ -29,7 +29,7 @@ def test_sweep_prints_the_table_and_refuses_to_write_over_it(vpt: Vpt) -> None:
     answer = vpt("sweep", *TINY, "--grid", "grid.yaml", *FLAGS)
     assert answer.status == 0, answer.err
     assert "mean ± std over seeds" in answer.out
-    assert "images/s a trial" in answer.out
+    assert "images/s per trial" in answer.out
     assert "4/4" not in answer.err
     assert "2/2 test/seed=2,base_lr=0.0" in answer.err
     stored = json.loads(Path("out/sweep.json").read_text())

@@ -8,6 +8,7 @@ import signal
 import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from vpt.data.images import ImageList
 from vpt.data.list_files import read_list
 from vpt.data.transforms import PRESETS
 from vpt.errors import DataError
+from vpt.version import pixel_versions
 
 Pixels = NDArray[np.uint8]
 SQUARE = PRESETS["square"]
@@ -86,6 +88,34 @@ def test_preset_size_and_crop_have_files_of_their_own(images: ImageList) -> None
         assert array(images, preset, size).shape[-1] == size
     decoded(images, PRESETS["fgvc"], 16, cropped=False)
     assert len(files()) == 5
+
+
+def test_whatever_pixels_depend_on_is_part_of_their_key(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = PRESETS["timm"]
+    base = OnDemand(images, preset, 16)
+    others: dict[str, Any] = {"image_size": 8, "cropped": False}
+    assert {field.name for field in fields(base)} == {"source", "preset", *others}
+    keys = [image_cache._key(base), *(image_cache._key(replace(base, **{n: v})) for n, v in others.items())]
+    values: dict[str, Any] = {
+        "resize": "square",
+        "interpolation": "nearest",
+        "normalization": "none",
+        "crop_fraction": 0.5,
+    }
+    assert {field.name for field in fields(preset) if field.compare} == {"name", *values}
+    keys += [image_cache._key(replace(base, preset=replace(preset, **{n: v}))) for n, v in values.items()]
+    for name in pixel_versions():
+        versions = pixel_versions() | {name: "another"}
+        with monkeypatch.context() as patch:
+            patch.setattr(image_cache, "pixel_versions", lambda versions=versions: versions)
+            keys.append(image_cache._key(base))
+    for path in images.paths:
+        kept = (images.folder / path).read_bytes()
+        (images.folder / path).write_bytes(kept + b"more")
+        keys.append(image_cache._key(OnDemand(read_list(images.folder / "test.txt", images.folder), preset, 16)))
+        (images.folder / path).write_bytes(kept)
+    assert len(set(keys)) == len(keys) == 1 + 2 + 4 + len(pixel_versions()) + 9
+    assert image_cache._key(OnDemand(read_list(images.folder / "test.txt", images.folder), preset, 16)) == keys[0]
 
 
 def test_images_of_different_sizes_lie_in_one_file(task: Path, images: ImageList) -> None:

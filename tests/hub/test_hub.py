@@ -166,7 +166,7 @@ def test_the_card_tells_the_protocol_and_every_number_with_its_n(hub: Hub, tmp_p
     for line in (
         "| test | accuracy | 0.8750 | 797 |",
         "| val | accuracy | 0.9000 | 200 |",
-        "- trained parameters: 4,421 of 2,720,000",
+        "- trainable parameters: 4,421 of 2,720,000",
         "- seed: 4",
         "- epochs: 5",
         "- epoch rule: last",
@@ -253,7 +253,7 @@ def test_a_delta_without_a_run_has_a_card_that_claims_nothing(hub: Hub, tmp_path
     assert sorted(hub.repos[REPO]["main"]) == ["README.md", "delta.safetensors", "run.json"]
     card = hub.repos[REPO]["main"]["README.md"].decode()
     assert "model-index" not in front_matter(card)
-    assert "None were recorded: `vpt test` measures" in card
+    assert "None were recorded: `vpt test` evaluates" in card
     assert "no card states their licence" in card
     assert "Written by vpt.\n" in card
 

@@ -1,6 +1,6 @@
 """Where backbone weights come from: the timm hub, a local file, a package that ships them, or nowhere (random).
 
-Of a local file nothing is unpickled, and a training's wrappers come off.
+Nothing is unpickled from a local file, and wrappers of a training are stripped.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Backbone(nn.Module):
         fingerprint: SHA-256 of what makes the function: of that one, and of what the name and the pool add.
         readout: Passes the pooled features on; what changes only them hooks on here.
         attached: The delta parts that change it now, in the order in which they were attached.
-        trim: Where the pool reads one token, only that one passes the last block.
+        trim: Drop patch tokens in the last block where only one token is pooled.
         reads_map: Whether its model reads the map of tokens and never the pooled features: what only the pool passes is
             then not trained.
         tuned: Whether `unfreeze` has made its own parameters trainable, so that they belong to what was trained on it.

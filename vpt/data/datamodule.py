@@ -146,13 +146,13 @@ class ImageDataModule(L.LightningDataModule):
             image_size: Side of the square images in pixels.
             batch_size: Images in a batch.
             num_workers: Loader processes; 0 loads in the main process, which is fastest without augmentation.
-            seed: Seed of order and augmentation of the training images, ≥ 0; None for the run's (`seed_everything`), or
+            seed: Seed of shuffling and augmentation of training images, ≥ 0; None for the run's (`seed_everything`), or
                 0 where no run has set one.
             augment: Name of the training augmentation: ``"none"``, ``"flip"``, ``"crop_flip"`` or ``"fgvc"``.
             card: The dataset's card, where one exists.
-            shots: Train on so many images of each class only (:mod:`vpt.data.splits`).
-            fraction: Train on this share of each class only, in (0, 1].
-            subset_seed: Seed of that choice, ≥ 0: 8 shots are among the 16 shots of the same seed.
+            shots: Train on this number of images per class only (:mod:`vpt.data.splits`).
+            fraction: Train on this fraction of each class only, in (0, 1].
+            subset_seed: Seed of that sample, ≥ 0; nested: 8 shots are among the 16 shots of the same seed.
 
         Raises:
             ConfigError: A number is out of range, a class has too few images, or augmentation and preset contradict.

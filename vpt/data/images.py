@@ -264,8 +264,8 @@ def regular_file(path: Path) -> Path:
 def decode_rgb(path: Path) -> Image.Image:
     """Decodes an image file of any kind to upright 8-bit RGB.
 
-    The EXIF orientation is applied, transparency is laid over white, 16-bit samples are scaled to 8; 32-bit ones count
-    as 16-bit. A DataError where the file is missing, truncated or not an image.
+    The EXIF orientation is applied, transparency is alpha-composited onto white, 16-bit samples are scaled to 8;
+    32-bit ones count as 16-bit. A DataError where the file is missing, truncated or not an image.
     """
     try:
         return _decode(path)

@@ -116,7 +116,7 @@ class DeltaPart(nn.Module, ABC):
 
     @property
     def strength(self) -> float:
-        """α in [0, 1]: 1 is the tuned model exactly, 0 the bare backbone exactly."""
+        """α in [0, 1]: 1 is the tuned model exactly, 0 the frozen backbone exactly."""
         return self._strength
 
     @strength.setter

@@ -61,7 +61,7 @@ class Delta(nn.Module):
 
     @property
     def strength(self) -> float:
-        """α in [0, 1] of all parts: 1 tuned, 0 the bare backbone, exactly; a ConfigError where they differ."""
+        """α in [0, 1] of all parts: 1 tuned, 0 the frozen backbone, exactly; a ConfigError where they differ."""
         found = {part.strength for part in self._all()}
         if len(found) > 1:
             raise ConfigError(

@@ -102,7 +102,7 @@ class RayEngine:
     """Trials as tasks of a Ray cluster: this machine's, or one that runs already.
 
     A worker that dies, by the kernel or by hand, is replaced, and its trial continues at its last epoch; a trial that
-    fails of itself is reported and sinks no other. The experiment's folder must be the same on all machines.
+    fails of itself is reported and does not abort the others. The experiment's folder must be the same on all machines.
 
     Attributes:
         address: Of a running cluster, ``auto`` or ``host:port``; None starts one on this machine, which ends with this

@@ -18,17 +18,17 @@ RESAMPLES = 10_000
 
 
 def correct(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Says which images are classified rightly, bool (N,); of equal logits the first wins."""
+    """Says which images are classified correctly, bool (N,); ties go to the first class."""
     return np.asarray(logits.argmax(axis=1) == labels)
 
 
 def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The share of images classified rightly."""
+    """The share of images classified correctly."""
     return float(correct(logits, labels).mean())
 
 
 def mean_per_class(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The mean over classes of the share of a class that is classified rightly; classes without images do not count."""
+    """The mean over classes of the accuracy within a class; classes without images do not count."""
     images = np.bincount(labels, minlength=logits.shape[1])
     hits = np.bincount(labels, weights=correct(logits, labels), minlength=logits.shape[1])
     present = images > 0
@@ -64,7 +64,7 @@ class Difference:
 def difference(first: NDArray[np.bool_], second: NDArray[np.bool_], seed: int = 0) -> Difference:
     """Compares two models by a paired bootstrap over images (Efron & Tibshirani, 1993, chapter 13, percentiles).
 
-    `first` and `second` say which of the same N images each classifies rightly. An image adds -1, 0 or 1, so that the
+    `first` and `second` say which of the same N images each classifies correctly. An image adds -1, 0 or 1, so that the
     counts of these in a resample are multinomial, and 10,000 resamples are drawn without touching an image.
     """
     n, wins, losses = len(first), int((first & ~second).sum()), int((second & ~first).sum())

@@ -1,6 +1,6 @@
-"""What confidence is worth: calibration error, the temperature that mends it, and errors among the surest images.
+"""Calibration error, temperature scaling, and selective risk: errors among the most confident images.
 
-Confidences are float64 (N,) in (0, 1], `correct` says which of the N images are classified rightly.
+Confidences are float64 (N,) in (0, 1], `correct` says which of the N images are classified correctly.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Bins:
 def ranked(
     confidence: NDArray[np.float64], correct: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Orders images from the surest to the least sure, without preference among the equally sure.
+    """Orders images from most to least confident, without preference among ties.
 
     Each image of a tie counts as its mean, so that sums over the first k are their expectation over all orders of the
-    tie. Returns confidences, descending, and the share of right answers at each place; float64 (N,).
+    tie. Returns confidences, descending, and the share of correct predictions at each place; float64 (N,).
     """
     levels, place, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
     shares = np.bincount(place, weights=correct) / sizes
@@ -78,7 +78,7 @@ def equal_mass(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins
 
 
 def temperature(logits: Logits, labels: NDArray[np.int64]) -> float | None:
-    """Finds the temperature that makes validation answers most likely (Guo et al., ICML 2017, section 4.2).
+    """Finds the temperature of maximum likelihood on validation images (Guo et al., ICML 2017, section 4.2).
 
     The negative log likelihood is convex in 1/T; its derivative's only root is bracketed and found to machine
     precision. Fit on in-distribution validation, logits (N, classes) and labels (N,), then read test sets once. T > 0;
@@ -106,9 +106,9 @@ def temperature(logits: Logits, labels: NDArray[np.int64]) -> float | None:
 
 
 def risks(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The share of errors among the k surest images, for every k: float64 (N,), entry k − 1 for coverage k / N.
+    """The selective risk, errors among the k most confident images, at every coverage k / N: float64 (N,) from k = 1.
 
-    Equally sure images enter in random order; the expectation over all orders is returned.
+    Equally confident images enter in random order; the expectation over all orders is returned.
     """
     _, share = ranked(confidence, correct)
     return np.asarray(np.cumsum(1 - share) / np.arange(1, len(share) + 1))
@@ -120,7 +120,7 @@ def aurc(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
 
 
 def risk_at(coverage: float, confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
-    """The share of errors among the share `coverage` of surest images, rounded up; a ConfigError out of range."""
+    """The selective risk at a coverage in (0, 1], the number of images rounded up; a ConfigError out of range."""
     if not 0 < coverage <= 1:
         raise ConfigError(f"Coverage is a share of the images above 0 and at most 1, got {coverage}.")
     answered = math.ceil(round(coverage * len(confidence), 9))  # 0.55 · 100 is a little more than 55

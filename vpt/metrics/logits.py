@@ -1,7 +1,7 @@
 """Tables of logits: what they must be before they are scored, what a softmax says, and which classes count.
 
 Logits are (N, classes) and labels (N,). On a set of fewer or coarser classes than the head's, columns are taken first,
-argmax and softmax after: else answers that the set cannot contain would count as wrong.
+argmax and softmax after: else predictions that the set cannot contain would count as wrong.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Predictions:
 
     `correct` is bool, and of equal logits the first class wins. `confidence`, in (0, 1], is the probability of the
     predicted class, `log_likelihood` the natural logarithm of that of the right class, and `brier`, in [0, 2], the
-    squared distance between probabilities and the right answer.
+    squared distance between probabilities and the one-hot label.
     """
 
     correct: NDArray[np.bool_]

@@ -100,7 +100,7 @@ class AdaptedModel(nn.Module):
         return self._strength if self.delta is None else self.delta.strength
 
     def set_strength(self, alpha: float) -> None:
-        """Moves between the bare backbone, α = 0, and the tuned one, 1; `TunedModel` moves its head too.
+        """Moves between the frozen backbone, α = 0, and the tuned one, 1; `TunedModel` moves its head too.
 
         This is WiSE-FT (Wortsman et al., CVPR 2022) as a gate. A ConfigError where α is no number in [0, 1], or is
         below 1 where the backbone itself was tuned.
@@ -183,7 +183,7 @@ class TunedModel(AdaptedModel):
         return partial(self.backbone.before_block, block=cut), lambda tokens: self.backbone.from_block(tokens, cut)
 
     def set_anchor(self, head: nn.Linear) -> None:
-        """Gives the bare backbone's head, e.g. a probe, so strength moves both; a ConfigError for another shape."""
+        """Sets the frozen backbone's head, e.g. a probe, so strength moves both; a ConfigError for another shape."""
         if head.weight.shape != self.head.weight.shape:
             raise ConfigError(
                 f"The anchor head is {tuple(head.weight.shape)}, the tuned head {tuple(self.head.weight.shape)}: "

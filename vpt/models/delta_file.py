@@ -282,7 +282,7 @@ def start_from(path: str | Path, model: AdaptedModel) -> None:
 
 
 def read_head(path: str | Path, model: TunedModel, role: str) -> nn.Linear:
-    """Reads a head that belongs to the bare backbone of a model from a file that holds nothing else.
+    """Reads a head that belongs to the frozen backbone of a model from a file that holds nothing else.
 
     (classes, features), on the CPU; messages name its role, e.g. ``"anchor"``. A DeltaFileError where it is not a delta
     file, a ConfigError where it holds more, or is of another backbone, preprocessing or other classes.

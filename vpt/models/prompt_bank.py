@@ -105,7 +105,7 @@ class PromptBank(nn.Module):
 
     @contextmanager
     def assigned(self, tasks: Sequence[str]) -> Iterator[None]:
-        """Lets the backbone see the prompts of the task of each image of a batch while it is open; else it is bare.
+        """Gives the backbone the prompts of the task of each image of a batch while it is open; else it has none.
 
         An UnknownNameError where a task is not in the bank.
         """
@@ -154,7 +154,7 @@ class _KeysOfTasks(FixedKeys):
 
 
 def _alone(what: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone) -> TunedModel:
-    """The model of a task, whose delta is off again so that the next one finds the bare backbone."""
+    """The model of a task, whose delta is off again so that the next one finds the backbone alone."""
     model = cast("TunedModel", rebuild(what, header, tensors, backbone))
     fill(model, tensors, what)
     if model.delta is not None:

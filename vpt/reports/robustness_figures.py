@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CAPTIONS = {
-    "Accuracy in and out of distribution": "Logit axes; dashed: as accurate under shift as without. Along each line α "
-    "goes from 0 (hollow) over 0.5 (grey) to 1 (filled, with the Wilson interval under shift).",
-    "Accuracy at every α": "Bands: 95 % Wilson intervals. Steps: exact curves where only the head differs. The "
-    "validation images may choose α, the others may not.",
-    "Reliability": "Bins of equal width; larger marks hold more images. Below the dashed line a model is too sure.",
+    "Accuracy in and out of distribution": "Logit axes; dashed: equal accuracy with and without shift. Along each line "
+    "α goes from 0 (hollow) over 0.5 (grey) to 1 (filled, with the Wilson interval under shift).",
+    "Accuracy at every α": "Bands: 95 % Wilson intervals. Steps: exact curves where only the head differs. α may be "
+    "chosen on the validation images only.",
+    "Reliability": "Bins of equal width; larger marks hold more images. Below the dashed line: overconfident.",
     "Accuracy under corruption": "Corruptions of the clean set.",
 }
 
@@ -198,7 +198,7 @@ def reliability(report: Values) -> Figure | None:
                 axes.plot([], [], color=colour, marker=marker, markersize=4, label=short(bins["model"], 30))
             axes.set(xlim=(-3, 103), ylim=(-3, 103))
             axes.set_title(f"clean, α = {alpha:g}", loc="left")
-        _axis_names(panels, "confidence (%)", "right (%)")
+        _axis_names(panels, "confidence (%)", "accuracy (%)")
         _legend(figure, panels)
     return figure
 

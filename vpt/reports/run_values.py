@@ -103,7 +103,7 @@ def _means(own: Sequence[Cell]) -> Values:
 
 
 def _agreement(name: str, found: Sequence[Cell]) -> Iterator[Values]:
-    """How often two methods answer alike, and what the mean of their probabilities answers; of a seed both have."""
+    """How often two methods predict alike, and the accuracy of the mean of their probabilities; of a seed both have."""
     for one, other in combinations([cell for cell in found if cell.first.task == name], 2):
         pair = _same_images(one, other)
         if pair is None:

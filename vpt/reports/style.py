@@ -97,7 +97,7 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
         axes.tick_params(length=0)
         axes.set(xlabel="predicted", ylabel="true")
         n = int(matrix.sum())
-        axes.set_title(f"Confusion matrix: {np.trace(matrix) / max(n, 1):.1%} of {n:,} images right", loc="left")
+        axes.set_title(f"Confusion matrix: {np.trace(matrix) / max(n, 1):.1%} of {n:,} images correct", loc="left")
         ticks = [0, 0.05, 0.2, 0.5, 1]
         colour_bar(figure, image, axes, "share of the true class", shrink=0.5, ticks=ticks, format="{x:.0%}")
         if few:

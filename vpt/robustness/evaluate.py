@@ -61,7 +61,7 @@ def run(
     half: bool = False,
     bf16: bool = False,
 ) -> RobustnessResult:
-    """Evaluates a delta file in and out of distribution and keeps every answer.
+    """Evaluates a delta file in and out of distribution and stores all logits.
 
     Finished records under `out` are reused and interrupted ones continued where their protocol is the same.
 
@@ -71,7 +71,7 @@ def run(
             head without an anchor is evaluated at α = 1 only.
         data: The task it was trained on; its test split and shifts are used, and where α moves something its validation
             split, unless that was trained on.
-        alphas: In [0, 1]: 0 is the bare backbone, 1 the tuned model.
+        alphas: In [0, 1]: 0 is the frozen backbone, 1 the tuned model.
         out: Folder for ``robustness.json`` and ``records/*.parquet``.
         anchor: A linear probe's delta file, whose head belongs to α = 0; None for the tuned head at every α.
         max_images: Of each list, drawn by class; None for all.
@@ -81,7 +81,7 @@ def run(
         weights: Where the backbone's weights are; None for where they were at training time.
         corruptions: Kinds of corruption (:data:`vpt.data.corruptions.CORRUPTIONS`).
         start: A delta file of the same configuration, e.g. a run's ``init.safetensors``, that α = 0 is to be instead of
-            the bare backbone: all trained tensors are then interpolated.
+            the frozen backbone: all trained tensors are then interpolated.
         half: Keep logits as float16; such records are not interpolated.
         bf16: Forward passes under autocast to bfloat16: about twice as fast where the processor has it, logits to three
             digits. Every record and report says so.
@@ -230,7 +230,7 @@ def groups(data: ImageDataModule, split: str) -> list[list[int]] | None:
 
 
 def table(pairs: int, images: int, classes: int, half: bool, folder: Path) -> NDArray[np.floating[Any]]:
-    """Room for the answers of one set, on disk, so that many α of many images need no more memory than one.
+    """Space for the logits of one set, on disk, so that many α of many images need no more memory than one.
 
     Returns (pairs, images, classes) in float32, or float16 where `half`, for at least 1 image. The file lies in
     `folder`, has no name, and goes with the process.
@@ -265,7 +265,7 @@ class Pair:
         self._saved = self.done
 
     def put(self, start: int, logits: Tensor) -> None:
-        """Adds the answers (B, classes) to a batch that starts at `done` or before; what is done keeps its answer."""
+        """Adds the logits (B, classes) of a batch that starts at `done` or before; what is done keeps its logits."""
         stop = start + len(logits)
         self.logits[self.done : stop] = logits[self.done - start :].float().cpu().numpy()
         self.done = stop

@@ -158,7 +158,7 @@ class RobustnessResult:
             ) from error
 
     def record(self, row: Row) -> Record:
-        """Reads the answers that a row was made of, so that only a record or two are in memory.
+        """Reads the logits that a row was computed from, so that only a record or two are in memory.
 
         Where a row has no file they are the logits of α = 0 and α = 1, interpolated. Raises a DataError if a record is
         missing, damaged, unfinished, or of another evaluation.
@@ -213,7 +213,7 @@ class RobustnessResult:
         """Top-1 in percent: val, clean, each shift, the mean over severities of each corruption, and over all of them.
 
         For `rich.print`. Beside fixed α stand the one chosen on validation images, and as "oracle" the best α of each
-        line, which looked at the answers and is no result.
+        line, which is selected on test labels and no result.
         """
         alphas = sorted({row.alpha for row in self.rows})
         shown = shown_alphas(alphas)
@@ -253,13 +253,13 @@ class RobustnessResult:
     def _caption(self) -> str:
         way, head = self.protocol["way"], self.protocol["head"]
         if way == "none":
-            return "Nothing to interpolate with: the trained model only."
+            return "No interpolation: the trained model only."
         text = {
-            "end-to-end": "Weights interpolated end to end, head included; α = 1: tuned model.",
+            "end-to-end": "All weights interpolated, head included; α = 1: tuned model.",
             "head": "α = 0: the anchor's head; α = 1: the tuned head; one backbone.",
-            "strength": "α = 0: backbone without delta under the linear probe's head; α = 1: tuned model."
+            "strength": "α = 0: frozen backbone with the linear probe's head; α = 1: tuned model."
             if head == "interpolated"
-            else "α = 0: backbone without delta; α = 1: tuned model; the tuned head at every α.",
+            else "α = 0: frozen backbone; α = 1: tuned model; the tuned head at every α.",
         }[way]
         return text + (f" No α chosen on val: {self.not_chosen}" if self.not_chosen else "")
 

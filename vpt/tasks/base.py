@@ -64,19 +64,19 @@ class TuningTask(L.LightningModule):
             backbone: timm's name, e.g. ``vit_base_patch16_224.orig_in21k``, or ``vit_nano_patch8_64``.
             weights: ``pretrained`` (shipped, else the timm hub), ``random``, ``random:SEED`` or a path to a local file.
             num_classes: From the data when left out on the command line.
-            image_size: Pixels; None for the backbone's own.
-            normalization: ``weights`` (the weights' own statistics; also None), ``imagenet``, ``inception``, ``none``.
-            optimizer: SGD with momentum, or AdamW.
+            image_size: Side in pixels; None for the backbone's default.
+            normalization: ``weights`` (those of their timm config; also None), ``imagenet``, ``inception``, ``none``.
+            optimizer: ``sgd`` with momentum, or ``adamw``.
             base_lr: The learning rate at batch 256; the one used is base_lr · global batch / 256.
             weight_decay: On tensors of two or more dimensions (prompts and weights, not biases and norms).
             momentum: Of SGD.
-            warmup: Share of all steps in which the rate rises linearly, in [0, 1); then it falls by a cosine to 0.
-            init_delta: Delta file of the same deltas on the same backbone, of any task, that training starts from; its
-                head is left behind.
-            micro_batch: Images in memory at once: larger batches are computed in parts, forward twice, with the
-                gradient of the whole batch (but for batch norms, which see the parts). None for all.
-            pool: What makes the features of the final tokens, by timm's name: ``token`` (the class token), ``avg`` and
-                others that the backbone has; None for the weights' own.
+            warmup: Fraction of all steps of linear warm-up, in [0, 1); then the learning rate decays by a cosine to 0.
+            init_delta: Delta file of the same deltas on the same backbone, of any task, that initialises the delta; its
+                head is not used.
+            micro_batch: Images per micro-batch: a larger batch is split, with two forward passes and the exact gradient
+                of the whole batch (except batch norms, which see micro-batches). None for no split.
+            pool: Pooling of the final tokens, by timm's name: ``token`` (the class token), ``avg`` and others that the
+                backbone has; None for timm's default.
 
         Raises:
             ConfigError: A value is out of range, or num_classes is missing or below 2.
@@ -259,10 +259,10 @@ class TuningTask(L.LightningModule):
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
 
     def _finite_logits(self, logits: Tensor, split: str) -> Tensor:
-        """Refuses to measure or to predict by what is no answer: NaN would count as the first class."""
+        """Refuses logits that are not finite: NaN would count as the first class."""
         if not bool(logits.isfinite().all()):
             raise DivergedError(
-                f"The model's answers to {split} images are not finite: its training diverged. Lower base_lr "
+                f"The model's logits of {split} images are not finite: its training diverged. Lower base_lr "
                 f"({self.hparams['base_lr']}), or take a checkpoint of an earlier epoch."
             )
         return logits

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
 import time
 from collections.abc import Sized
+from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
@@ -278,17 +280,49 @@ _SHOWING = (
 """Callbacks of Lightning that change nothing that is trained."""
 
 
+_INDIFFERENT = {
+    *("logger", "callbacks", "max_epochs", "max_time", "precision", "devices", "num_nodes", "accelerator", "strategy"),
+    *("plugins", "fast_dev_run", "barebones", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+    *("val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps", "log_every_n_steps", "profiler"),
+    *("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "enable_autolog_hparams"),
+    *("deterministic", "benchmark", "inference_mode", "detect_anomaly", "default_root_dir", "model_registry"),
+}
+"""Arguments of Lightning's trainer that stand elsewhere in the record, or change no number but by rounding."""
+_ALWAYS = (
+    "max_steps",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "limit_train_batches",
+)
+
+
 def _training(trainer: L.Trainer) -> dict[str, Any]:
-    """What of the trainer a result depends on, beside epochs, precision and data."""
-    others = [each for each in _callbacks(trainer) if not isinstance(each, _SHOWING)]
-    plain = ("max_steps", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
-    clipping = trainer.gradient_clip_algorithm
-    return {
-        **{key: getattr(trainer, key) for key in plain},
-        "devices": trainer.world_size,
-        "gradient_clip_algorithm": None if clipping is None else str(clipping.value),
-        "callbacks": sorted(each.state_key for each in others if not type(each).__module__.startswith("vpt.")),
+    """What of the trainer a result depends on, beside epochs, precision and data.
+
+    It is all that is not known to be indifferent, arguments of later versions of Lightning included; most of it only
+    where it is not the default.
+    """
+    wiring = trainer._accelerator_connector
+    wired = {
+        "sync_batchnorm": wiring._layer_sync is not None,
+        "use_distributed_sampler": wiring.use_distributed_sampler,
     }
+    told: dict[str, Any] = {"devices": trainer.world_size}
+    for name, argument in inspect.signature(L.Trainer).parameters.items():
+        value = wired.get(name, getattr(trainer, name, argument.default))
+        if name in _ALWAYS or (name not in _INDIFFERENT and value != argument.default):
+            told[name] = str(value.value) if isinstance(value, Enum) else value
+    others = [each for each in _callbacks(trainer) if not isinstance(each, _SHOWING)]
+    foreign = [each for each in others if not type(each).__module__.startswith("vpt.")]
+    return told | {"callbacks": sorted(map(_with_settings, foreign))}
+
+
+def _with_settings(callback: L.Callback) -> str:
+    """A callback's class, and those of its arguments that it keeps as plain values."""
+    found = {name: getattr(callback, name, None) for name in inspect.signature(type(callback)).parameters}
+    plain = {name: value for name, value in found.items() if isinstance(value, int | float | str)}
+    return f"{type(callback).__qualname__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
 
 
 def machine() -> dict[str, Any]:

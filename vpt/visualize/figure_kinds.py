@@ -196,52 +196,51 @@ def _no_classes(scene: Scene) -> str:
 KINDS: dict[str, Kind] = {
     "compare": Kind(
         "With and without prompts",
-        "The last block, relative to the mean patch, and below the part of the attention that prompts take in each "
-        "layer.",
+        "The last block, relative to the mean over patches, and below the share of attention on prompts in each layer.",
         lambda scene: draw_attention(scene.model, scene.images, scene.labels),
         _no_prompts,
     ),
     "class": Kind(
         "Layer by layer",
-        "What the summary of the image attends to: the class token, or the mean over all patches where there is none. "
-        "On Swin each layer has its own grid, windows stitched back.",
+        "Attention of the class token, or the mean over all patches where there is none. On Swin each layer has its "
+        "own grid, reassembled from its windows.",
         lambda scene: subject_figure(scene.images, scene.tuned, scene.untuned, scene.names),
     ),
     "rollout": Kind(
         "Rollout",
-        "Attention followed through all blocks (Abnar and Zuidema, 2020). Attention that reaches a prompt ends there; "
+        "Attention rollout through all blocks (Abnar and Zuidema, 2020). Attention that reaches a prompt ends there; "
         "what remains of 100 % belongs to class and register tokens, or to the padding of Swin's windows.",
         lambda scene: rollout_figure(scene.images, scene.tuned, scene.untuned, scene.names),
     ),
     "share": Kind(
         "Share of attention on prompts",
-        "Mean over the images. In brackets what the share would be if all keys got the same.",
+        "Mean over the images. In brackets the share under uniform attention.",
         lambda scene: share_figure(scene.tuned),
         _no_keys,
     ),
     "mass": Kind(
         "Attention of patches to prompts",
-        "This is how prompts act: as keys and values that patches and class token listen to.",
+        "This is how prompts act: as keys and values that patches and class token attend to.",
         lambda scene: mass_figure(scene.images, scene.tuned, scene.names),
         _no_keys,
     ),
     "prompts": Kind(
-        "What each prompt looks at",
-        "Each prompt asks with its own query, as in the form that puts prompts into the sequence. With deep prompts "
-        "the answer is thrown away: the maps tell what a prompt resembles, not what it does.",
+        "What each prompt attends to",
+        "By the prompt's own query, as a token of the sequence. The output of a deep prompt is discarded: the maps "
+        "show what a prompt is similar to, not its effect.",
         lambda scene: prompts_figure(scene.images, scene.tuned, scene.names),
         _no_prompts,
     ),
     "patches": Kind(
-        "Patches that listen to a prompt",
-        "Of each image the patch with the largest attention weight to the prompt, mean over heads; best images first.",
+        "Patches that attend to a prompt",
+        "Of each image the patch with the largest attention weight to the prompt, mean over heads; highest first.",
         lambda scene: nearest_figure(*scene.searched),
         _no_keys,
     ),
     "features": Kind(
         "Features",
-        "Only neighbourhoods mean something in a t-SNE, distances and sizes of groups do not. By neighbours: images "
-        "whose five nearest others, in all dimensions, vote for the right class.",
+        "In a t-SNE only neighbourhoods are meaningful, distances and sizes of clusters are not. k-NN: accuracy of the "
+        "five nearest neighbours by cosine similarity, in all dimensions.",
         _features,
         _no_classes,
     ),

@@ -20,7 +20,7 @@ def run(args: list[str]) -> None:
     parser.add_argument("--data", type=Path, help=DATA_HELP)
     parser.add_argument("--weights", help=WEIGHTS_HELP)
     parser.add_argument("--kind", nargs="+", metavar="KIND", help=f"all, or some of: {_KINDS} (default: only compare)")
-    place = "figure, or folder for several and a page index.html (default: figures/ beside the delta)"
+    place = "figure, or folder for several figures and a page index.html (default: figures/ beside the delta)"
     parser.add_argument("--out", type=Path, help=place)
     parser.add_argument("--format", choices=("png", "svg"), default="png", help="of figures in a folder")
     options, overrides = parser.parse_with_data(args[1:])

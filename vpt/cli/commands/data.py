@@ -37,12 +37,12 @@ def _parser() -> Parser:
         made.set_defaults(action=action)
         return made
 
-    listing = add("list", _list, "all datasets: official counts, what is here, licence")
+    listing = add("list", _list, "all datasets: official counts, what is present, licence")
     show = add("show", _show, "the card of a dataset: layout, licence, how to get it, published numbers")
-    verify = add("verify", _verify, "count, decode and compare all images; fails if something is wrong")
-    prepare = add("prepare", _prepare, "turn an original into a task, after fetching it where that is allowed")
-    cache = add("cache", _cache, "how much the decoded images take")
-    gallery = add("corruptions", _corruptions, "draw an image under every corruption")
+    verify = add("verify", _verify, "count, decode and compare all images; fails on any fault")
+    prepare = add("prepare", _prepare, "convert an original to a task, after downloading it where that is allowed")
+    cache = add("cache", _cache, "size of the cache of decoded images")
+    gallery = add("corruptions", _corruptions, "plot an image under every corruption")
     for each in (show, prepare):
         each.add_argument("name", help="of the dataset")
     verify.add_argument("name", help="of the dataset; or a folder or table of your own images")
@@ -90,9 +90,9 @@ def _list(options: Namespace) -> None:
             heading = group
         table.add_row(*row, entry.card.licence)
     console.print(table)
-    console.print("classes: those that are tested", style="dim")
+    console.print("classes: those that are evaluated", style="dim")
     console.print("official, here: training with validation + test images, or test images alone", style="dim")
-    console.print("–: not here", style="dim")
+    console.print("–: not found", style="dim")
     for entry in entries:
         if entry.fault:
             console.print(f"{entry.card.name}: {entry.fault}", highlight=False, markup=False, soft_wrap=True)

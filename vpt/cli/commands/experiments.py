@@ -31,12 +31,12 @@ def _parsed(parser: Parser, args: list[str], plan: bool = True) -> tuple[Namespa
     if plan:
         grid = "YAML: what to search, e.g. configs/sweep/vpt.yaml (default: nothing)"
         parser.add_argument("--grid", type=Path, help=grid)
-        seeds = "of the tested runs (default: the grid's; 42 44 82 100 800)"
+        seeds = "of the final runs (default: the grid's; 42 44 82 100 800)"
         parser.add_argument("--seeds", type=at_least(0), nargs="+", help=seeds)
         halving = "keep the best 1/N of the grid at each rung (default: train all)"
         parser.add_argument("--halving", type=at_least(2), help=halving)
     parser.add_argument("--out", type=output_folder, required=True, help="folder of the experiment")
-    parser.add_argument("--resume", action="store_true", help="go on in --out; what is finished is not repeated")
+    parser.add_argument("--resume", action="store_true", help="resume in --out; finished trials are not repeated")
     parser.add_argument("--serial", action="store_true", help="one trial after another in this process, without Ray")
     parser.add_argument("--workers", type=at_least(1), help="trials at once (default: what machine or cluster holds)")
     parser.add_argument(
@@ -191,7 +191,7 @@ def _transfer(parser: Parser, args: list[str]) -> None:
     from vpt.experiments.transfer import transfer
 
     parser.add_argument("runs", type=Path, nargs="+", help="a finished run for each task")
-    modes = "init: train from the other task's delta; frozen: a new head on it (default: init)"
+    modes = "init: train from the other task's delta; frozen: fit a head on it (default: init)"
     parser.add_argument("--mode", nargs="+", choices=["init", "frozen"], default=["init"], help=modes)
     options, rest = _parsed(parser, args, plan=False)
     if rest:
@@ -199,7 +199,7 @@ def _transfer(parser: Parser, args: list[str]) -> None:
     configs = {folder: _config(["-c", str(folder / CONFIG_FILE)]) for folder in options.runs}
     for mode in options.mode:
         matrix = transfer(configs, options.out, _engine(options), mode)
-        table = Table("from \\ to", *matrix, title=f"test top-1 (%), {mode}; diagonal: stored and measured again")
+        table = Table("from \\ to", *matrix, title=f"test top-1 (%), {mode}; diagonal: stored, and reproduced")
         for source, row in matrix.items():
             table.add_row(source, *(f"{100 * value:.1f}" for value in row.values()))
         Console().print(table)
@@ -223,7 +223,7 @@ def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
     if trained < whole:
         print(f"halving trained {trained} of the grid's {whole} epochs: {whole - trained} saved")
     if seconds:
-        print(f"{images:,} images in {seconds:,.0f} s of trials: {images / seconds:.1f} images/s a trial")
+        print(f"{images:,} images in {seconds:,.0f} s of trials: {images / seconds:.1f} images/s per trial")
     for name, found in outcomes.items():
         for row in found.tried:
             if "failed" in row:

@@ -80,8 +80,8 @@ def _soup(options: Namespace, overrides: list[str]) -> None:
 
 
 def _say(step: Any) -> None:
-    found = f"out of reach after {step.images} images" if step.soup is None else f"soup {100 * step.soup:.1f}"
-    print(f"{'kept' if step.kept else 'dropped':7} {step.file}: alone {100 * step.alone:.1f}, {found}")
+    found = f"soup worse after {step.images} images" if step.soup is None else f"soup {100 * step.soup:.1f}"
+    print(f"{'added' if step.kept else 'dropped':7} {step.file}: alone {100 * step.alone:.1f}, {found}")
 
 
 def _compare(options: Namespace, overrides: list[str]) -> None:
@@ -112,18 +112,18 @@ def _parser() -> Parser:
     parser = add("run", _run, "evaluate a delta file on its test set, the task's shifts and corruptions")
     parser.add_argument("--delta", type=Path, nargs="+", required=True, help="delta.safetensors of one run or several")
     parser.add_argument("--data", type=Path, help=DATA_HELP)
-    parser.add_argument("--anchor", type=Path, help="delta file of a linear probe, whose head belongs to α = 0")
-    parser.add_argument("--start", type=Path, help="delta file that α = 0 is to be, e.g. init.safetensors of the run")
+    parser.add_argument("--anchor", type=Path, help="delta file of a linear probe, whose head is used at α = 0")
+    parser.add_argument("--start", type=Path, help="delta file used as α = 0, e.g. init.safetensors of the run")
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0], help="from 0 to 1")
     parser.add_argument("--severities", type=int, nargs="*", default=[1, 2, 3, 4, 5], help="of each corruption")
     basic = "gaussian_noise, gaussian_blur, contrast, jpeg_compression, pixelate"
     kinds = f"their names, `all` nineteen, or `basic` (default): {basic}"
     parser.add_argument("--corruptions", nargs="+", default=["basic"], help=kinds)
-    parser.add_argument("--max-images", type=at_least(1), help="per list, drawn by class (default: all)")
-    parser.add_argument("--batch-size", type=at_least(1), default=64, help="images in a forward pass")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the draw for --max-images")
+    parser.add_argument("--max-images", type=at_least(1), help="per test set, a stratified sample (default: all)")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="batch size")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the sample for --max-images")
     parser.add_argument("--weights", help=WEIGHTS_HELP)
-    parser.add_argument("--half", action="store_true", help="keep logits in half precision; α is not interpolated then")
+    parser.add_argument("--half", action="store_true", help="store logits in half precision; no exact α curves then")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster, logits to three digits")
     parser.add_argument("--out", type=output_folder, help="folder to write to (default: robustness/ beside the delta)")
 
@@ -133,24 +133,24 @@ def _parser() -> Parser:
         "--out", type=output_folder, help="folder for report.json, .md, .html (default: the first folder)"
     )
 
-    parser = add("compare", _compare, "gate, output ensembling and others in one table", None)
+    parser = add("compare", _compare, "interpolation, output ensemble and other methods in one table", None)
     parser.add_argument("folders", type=Path, nargs="+", help="what `vpt robustness run` wrote for one delta")
 
-    parser = add("head", _head, "write a head for α = 0: of the weights' own classes, or of class names")
+    parser = add("head", _head, "write a head for α = 0: the pretrained classifier, or zero-shot from class names")
     parser.add_argument("--backbone", required=True, help="timm's name")
     parser.add_argument("--weights", default="pretrained", help="`pretrained` (default) or a file")
     parser.add_argument("--data", type=Path, required=True, help="config with a data section")
-    parser.add_argument("--classes", type=Path, help="JSON list: position of each class in the weights' own head")
+    parser.add_argument("--classes", type=Path, help="JSON list: index of each class in the pretrained head")
     tower = "open_clip's text tower, e.g. ViT-B-16 openai"
     parser.add_argument("--clip", nargs=2, metavar=("MODEL", "PRETRAINED"), help=tower)
     parser.add_argument("--templates", type=Path, help="text file, a template with {} a line (default: seven)")
     parser.add_argument("--out", type=output_file, required=True, help="delta file to write, a new one")
 
-    parser = add("soup", _soup, "average delta files of several runs")
-    parser.add_argument("--deltas", type=Path, nargs="+", required=True, help="delta files of one configuration")
+    parser = add("soup", _soup, "model soup: average the weights of several runs")
+    parser.add_argument("--deltas", type=Path, nargs="+", required=True, help="delta files of one backbone and method")
     parser.add_argument("--out", type=output_file, required=True, help="delta file to write, a new one")
-    parser.add_argument("--greedy", action="store_true", help="keep only runs that do not harm on validation images")
+    parser.add_argument("--greedy", action="store_true", help="add a run only if validation accuracy does not drop")
     parser.add_argument("--data", type=Path, help=DATA_HELP)
-    parser.add_argument("--batch-size", type=at_least(1), default=64, help="images in a forward pass")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="batch size")
     parser.add_argument("--weights", help=WEIGHTS_HELP)
     return root

@@ -24,7 +24,7 @@ def run(args: list[str]) -> None:
 
 def _rerun(args: list[str]) -> None:
     """Repeats the run, and prints both numbers; one that came out otherwise is an error."""
-    epilog = "Values that are another on this machine: --data.root FOLDER --model.weights FILE"
+    epilog = "Values that differ on this machine: --data.root FOLDER --model.weights FILE"
     parser = Parser(prog="vpt rerun", epilog=epilog)
     parser.add_argument("run", type=Path, help="folder with run.json and config.yaml")
     parser.add_argument("--out", type=output_folder, help="keep the repetition in this folder (default: it is removed)")
@@ -147,10 +147,10 @@ def _profile(args: list[str]) -> None:
     """Measures, and prints the ledger."""
     epilog = "All other arguments are those of vpt fit: -c CONFIG, --model.weights random, ..."
     parser = Parser(prog="vpt profile", epilog=epilog)
-    parser.add_argument("--batch", type=at_least(1), default=8, help="images at once (default: 8)")
-    parser.add_argument("--rounds", type=at_least(1), default=5, help="how often time is taken (default: 5)")
-    parser.add_argument("--classes", type=at_least(1), help="measure without the data, with so many classes")
-    parser.add_argument("--run", type=Path, help="a finished run: how many steps it took to 95 %% of its own best")
+    parser.add_argument("--batch", type=at_least(1), default=8, help="batch size (default: 8)")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="timing repetitions (default: 5)")
+    parser.add_argument("--classes", type=at_least(1), help="profile without the data, with this number of classes")
+    parser.add_argument("--run", type=Path, help="a finished run: steps until 95 %% of its best validation accuracy")
     parser.add_argument("--json", action="store_true", help="print plain numbers")
     options, rest = parser.parse_known_args(args[1:])
     if options.run is None and not rest:
@@ -185,14 +185,14 @@ def _text(values: dict[str, float]) -> str:
         batch, formula = values["batch"], values["formula"]
         said = "no formula after full fine-tuning" if formula is None else f"formula {formula:,}"
         lines = [
-            f"trained parameters    {values['trainable']:,} of {values['total']:,} ({said})",
+            f"trainable parameters  {values['trainable']:,} of {values['total']:,} ({said})",
             f"delta file            {values['delta_bytes'] / 1024:,.0f} KB",
-            f"forward, an image     {values['forward_flops'] / batch / 1e9:.2f} GFLOP, "
+            f"forward, an image     {values['forward_flops'] / batch / 1e9:.2f} GFLOPs, "
             f"{1000 * values['forward_seconds'] / batch:.1f} ms",
-            f"forward and backward  {values['step_flops'] / batch / 1e9:.2f} GFLOP, "
+            f"forward and backward  {values['step_flops'] / batch / 1e9:.2f} GFLOPs, "
             f"{1000 * values['step_seconds'] / batch:.1f} ms",
-            f"memory of a step      {values['memory'] / 2**20:,.0f} MiB for {batch} images on {values['device']}",
+            f"activation memory     {values['memory'] / 2**20:,.0f} MiB for {batch} images on {values['device']}",
         ]
     if "steps" in values:
-        lines.append(f"95 % of its best val  after {values['steps_to_95']:,} of {values['steps']:,} steps")
+        lines.append(f"95 % of best val/acc  after {values['steps_to_95']:,} of {values['steps']:,} steps")
     return "\n".join(lines)

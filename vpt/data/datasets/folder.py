@@ -36,8 +36,8 @@ class FolderDataModule(ImageDataModule):
 
     A folder holds ``train/<class>/``, and optionally ``val/``, ``test/`` and ``shift_<name>/`` with the same classes.
     A table (CSV, TSV or Parquet) has the columns ``path`` (relative to the table's folder), ``label`` (a name or a
-    whole number) and optionally ``split``. Classes are told apart by name, so that a class that is missing from the
-    test images moves no other. Their order: by number if all names are whole numbers (2 before 10), else by name.
+    whole number) and optionally ``split``. Classes are matched by name, so that label indices stay fixed where a class
+    is missing from the test images. Their order: by number if all names are whole numbers (2 before 10), else by name.
     A torchvision dataset keeps its own order.
     """
 
