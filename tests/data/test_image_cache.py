@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader
 from vpt.data import image_cache
 from vpt.data.content_hashes import cache_folder
 from vpt.data.image_cache import OnDemand, Ragged, decoded
-from vpt.data.images import ImageList, read_list
+from vpt.data.images import ImageList
+from vpt.data.list_files import read_list
 from vpt.data.transforms import PRESETS
 from vpt.errors import DataError
 from vpt.version import pixel_versions

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vpt.atomic_write import check_writable, write_text
 from vpt.data import ImageDataModule, ImageDataset, Preset
-from vpt.data.images import decode_rgb
+from vpt.data.images import LeftOut, decode_rgb, find_images
 from vpt.errors import ConfigError, DataError, UnknownNameError
 from vpt.models import TunedModel, load_classifier
 from vpt.reports.page import document
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 _CROWD = 64  # images that are searched for patches
 _IN_FOLDER = 6  # images that a folder stands for
 _MOST = 32
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 
 
 class Scene:
@@ -135,9 +134,11 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            left = LeftOut()
+            inside = find_images(path, left)
             if not inside:
-                raise DataError(f"There is no image in the folder {path}.")
+                others = f" (not read: {text})" if (text := left.text(path)) else ""
+                raise DataError(f"There is no image in the folder {path}{others}.")
             files += inside[:_IN_FOLDER]
         else:
             files.append(path)

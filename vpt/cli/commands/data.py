@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.arguments import Parser, output_file
+from vpt.cli.arguments import Parser, output_file, output_folder
+from vpt.errors import ConfigError
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from argparse import Namespace
@@ -44,14 +46,20 @@ def _parser() -> Parser:
     for each in (show, prepare):
         each.add_argument("name", help="of the dataset")
     verify.add_argument("name", help="of the dataset; or a folder or table of your own images")
-    for each in (listing, verify, prepare):
-        each.add_argument("--root", type=Path, help="folder of all datasets (default: $VPT_DATA, or datasets)")
+    for each, place in ((listing, _folder), (verify, _folder), (prepare, output_folder)):
+        each.add_argument("--root", type=place, help="folder of all datasets (default: $VPT_DATA, or datasets)")
     prepare.add_argument("--source", type=Path, help="folder of the unpacked original (default: fetch it)")
     prepare.add_argument("--allow-partial", action="store_true", help="accept an original with too few images")
     cache.add_argument("--clear", action="store_true", help="remove them")
     gallery.add_argument("--out", type=output_file, required=True, help="figure: .png, .svg or .pdf")
     gallery.add_argument("--image", type=Path, help="default: a photograph that scikit-learn ships")
     return parser
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).expanduser().is_dir():
+        raise ArgumentTypeError(f"there is no folder {text!r}")
+    return Path(text)
 
 
 def _root(options: Namespace) -> Path:
@@ -172,6 +180,8 @@ def _cache(options: Namespace) -> None:
     from vpt.data.content_hashes import cache_folder
     from vpt.data.image_cache import clear, usage
 
+    if cache_folder().is_file():
+        raise ConfigError(f"VPT_CACHE is {cache_folder()}, a file: set it to a folder.")
     files, size = clear() if options.clear else usage()
     what = f"{files:,} file{'' if files == 1 else 's'}, {size / 1e6:,.1f} MB"
     print(f"{what} {'removed from' if options.clear else 'in'} {cache_folder()}")
