@@ -51,7 +51,7 @@ def test_a_seed_is_a_whole_number(weights: str) -> None:
 
 @pytest.mark.parametrize("size", [0, -64, "64", True, 64.0])
 def test_an_image_size_is_a_whole_number_of_pixels(size: Any) -> None:
-    with pytest.raises(ConfigError, match="image_size is a whole number of pixels, at least 1, or None, got "):
+    with pytest.raises(ConfigError, match=r"image_size .*a whole number .*or None, got "):
         create_backbone(NANO, image_size=size)
 
 

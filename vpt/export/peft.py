@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vpt.argument_types import checked
 from vpt.deltas.lora import Lora
 from vpt.errors import ConfigError, ExportError
 from vpt.models.classifier import TunedModel
@@ -30,6 +31,7 @@ model = peft.PeftModel.from_pretrained(model, "this folder")
 """
 
 
+@checked
 def export_peft(model: TunedModel, folder: str | Path) -> Path:
     """Writes a LoRA delta and its head as an adapter that `peft.PeftModel.from_pretrained` loads onto the timm model.
 

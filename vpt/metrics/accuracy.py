@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from vpt.argument_types import checked
 from vpt.errors import ConfigError
 
 RESAMPLES = 10_000
 """Of the paired bootstrap."""
 
 
+@checked
 def correct(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Says which images are classified rightly, bool (N,); of equal logits the first wins."""
     return np.asarray(logits.argmax(axis=1) == labels)
@@ -35,6 +37,7 @@ def mean_per_class(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> fl
     return float((hits[present] / images[present]).mean())
 
 
+@checked
 def wilson(hits: int, n: int) -> tuple[float, float]:
     """Both ends of the 95 % score interval of a share, hits of n images (Wilson, "Probable inference", JASA 22, 1927).
 
@@ -61,6 +64,7 @@ class Difference:
     p_value: float
 
 
+@checked
 def difference(first: NDArray[np.bool_], second: NDArray[np.bool_], seed: int = 0) -> Difference:
     """Compares two models by a paired bootstrap over images (Efron & Tibshirani, 1993, chapter 13, percentiles).
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import softmax
 
+from vpt.argument_types import checked
 from vpt.errors import ConfigError
 from vpt.metrics.logits import Logits, blocks, check_table
 
@@ -38,6 +39,7 @@ class Bins:
         return float(np.average(np.abs(self.accuracy - self.confidence), weights=self.count))
 
 
+@checked
 def ranked(
     confidence: NDArray[np.float64], correct: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -51,6 +53,7 @@ def ranked(
     return np.repeat(-levels, sizes), np.repeat(shares, sizes)
 
 
+@checked
 def equal_width(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = BINS) -> Bins:
     """Bins of equal width, (0, 1/bins] to (1 − 1/bins, 1] (Guo et al., ICML 2017, equations 2 and 3).
 
@@ -65,6 +68,7 @@ def equal_width(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bin
     return Bins(count[kept].astype(np.float64), *means)
 
 
+@checked
 def equal_mass(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = BINS) -> Bins:
     """Bins of equally many images (Nguyen & O'Connor, EMNLP 2015), the larger ones where N does not divide.
 
@@ -77,6 +81,7 @@ def equal_mass(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins
     return Bins(count, *means)
 
 
+@checked
 def temperature(logits: Logits, labels: NDArray[np.int64]) -> float | None:
     """Finds the temperature that makes validation answers most likely (Guo et al., ICML 2017, section 4.2).
 
@@ -119,6 +124,7 @@ def aurc(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
     return float(risks(confidence, correct).mean())
 
 
+@checked
 def risk_at(coverage: float, confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
     """The share of errors among the share `coverage` of surest images, rounded up; a ConfigError out of range."""
     if not 0 < coverage <= 1:

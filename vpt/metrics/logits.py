@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
 
+from vpt.argument_types import checked
 from vpt.errors import ConfigError, DataError
 
 Logits = NDArray[Any]  # a float table (N, classes)
@@ -89,6 +90,7 @@ class Predictions:
         return float(np.abs(self.log_likelihood).mean())
 
 
+@checked
 def predictions(logits: Logits, labels: NDArray[np.int64], temperature: float = 1.0) -> Predictions:
     """Softmax in float64, block by block: a table of 50,000 × 1000 needs some tens of megabytes.
 
@@ -135,6 +137,7 @@ def restrict(logits: Tensor, groups: Groups) -> Tensor:
     return restricted
 
 
+@checked
 def matched(logits: Logits, labels: NDArray[np.int64], groups: Groups | None) -> tuple[Logits, NDArray[np.int64]]:
     """Takes from a record of all classes the images of some classes, scored among these classes.
 
@@ -161,6 +164,7 @@ def positions(labels: NDArray[np.int64], groups: Groups) -> NDArray[np.int64]:
     return place[labels]
 
 
+@checked
 def group_mean(logits: Logits, groups: Groups) -> NDArray[np.float64]:
     """A class that several columns stand for has their mean probability (Geirhos et al., ICLR 2019, appendix).
 

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vpt.argument_types import checked
 from vpt.errors import ConfigError, DivergedError
 
 TOLERANCE = 1e-7
 """Largest entry of the gradient at which the head counts as the minimum."""
 
 
+@checked
 def fit_logistic(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> tuple[Tensor, Tensor]:
     """Minimises mean cross-entropy + l2/2 · ‖W‖² over a linear head, which is strictly convex in W.
 

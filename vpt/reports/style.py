@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from vpt.argument_types import checked
 from vpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def style() -> Iterator[None]:
         yield
 
 
+@checked
 def save_figure(figure: Figure, out: Path) -> Path:
     """Writes a figure as ``.png`` (160 dots per inch), ``.svg`` or ``.pdf``, by its suffix; folders are made.
 
@@ -72,6 +74,7 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
     return np.array(canvas.buffer_rgba())[..., :3]
 
 
+@checked
 def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
     """Draws a confusion matrix: shares of each true class in colour; counts, or the commonest confusions, in words.
 

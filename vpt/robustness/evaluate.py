@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from vpt.argument_types import checked
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, title
 from vpt.deltas import DeltaSpec
@@ -45,6 +46,7 @@ CHUNK = 4
 """Batches that are classified at one α before the model moves to the next."""
 
 
+@checked
 def run(
     delta: Path,
     data: ImageDataModule,

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vpt.argument_types import checked
 from vpt.backbones import AttentionCall, Backbone, class_attention, recording
 from vpt.backbones.attention.recording import summarise
 from vpt.deltas.prompt import Prompt
@@ -118,6 +119,7 @@ class AttentionMaps:
         return int(np.argmax([layer.patch_share.mean() for layer in self.layers]))
 
 
+@checked
 @torch.no_grad()
 def attention_maps(model: TunedModel | Backbone, images: Tensor) -> AttentionMaps:
     """Measures attention in every block, in eval mode; every module's mode is put back, and nothing else is touched.
