@@ -60,6 +60,14 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def check_arguments(made: type, given: Mapping[str, Any]) -> None:
+    """Checks what a class is made with, by all its constructors, as `checked` does where it can stand."""
+    for each in made.__mro__:
+        hints = get_type_hints(vars(each)["__init__"]) if "__init__" in vars(each) else {}
+        for name in hints.keys() & given.keys():
+            argument(made.__name__, name, given[name], hints[name])
+
+
 def argument(of: str, name: str, value: object, hint: Any) -> Any:
     """The value of an argument of what is called as `canonical` has it; a ConfigError that names both if it misfits."""
     try:
@@ -136,7 +144,7 @@ def in_words(hint: Any, none: str = "None") -> str:
     if _within(origin, Sequence):
         return f"a list (each {in_words(args[0], none)})"
     if _within(origin, Mapping):
-        return f"a dict ({in_words(args[0], none)} to {in_words(args[1], none)})"
+        return f"a mapping from {in_words(args[0], none)} to {in_words(args[1], none)}"
     name = getattr(origin or hint, "__name__", str(hint))
     return _OTHERS.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
 

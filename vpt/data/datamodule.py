@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vpt.argument_types import checked
 from vpt.data.catalog.cards import Card
 from vpt.data.content_hashes import as_hashes
 from vpt.data.samplers import EpochSampler, ListSampler
@@ -120,6 +121,7 @@ class ImageDataModule(L.LightningDataModule):
     _labelled = True
     partial: bool | None = None
 
+    @checked
     def __init__(
         self,
         name: str,

@@ -112,4 +112,6 @@ def effective_robustness(shift: str, accuracy: float, references: Mapping[str, f
 @checked
 def logit(accuracy: ArrayLike, n: int) -> NDArray[np.float64]:
     """Natural logarithms of the odds of accuracies on n images, kept half an image away from 0 and 1 for figures."""
+    if n < 1:
+        raise ConfigError(f"Accuracies are of at least one image, got {n}.")
     return np.asarray(log_odds(np.clip(np.asarray(accuracy, dtype=np.float64), 0.5 / n, 1 - 0.5 / n)))

@@ -170,10 +170,12 @@ def _model(args: list[str], classes: int | None) -> TunedModel:
     from vpt.cli.commands.lightning_cli import resolve
     from vpt.tasks.build import build, image_size
 
-    if classes is None:
-        return build(resolve(args))[0].model
-    config = resolve(args, data=False)
+    config = resolve(args, data=classes is None)
     section = config["model"]
+    if section["init_args"].get("weights", "pretrained") == "pretrained":
+        section["init_args"]["weights"] = "random"  # they cost the same, and need no hub
+    if classes is None:
+        return build(config)[0].model
     section["init_args"] |= {"num_classes": classes, "image_size": image_size(config)}
     model: TunedModel = instantiate_class((), section).model
     return model

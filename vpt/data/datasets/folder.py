@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vpt.argument_types import checked
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.torchvision_datasets import TorchvisionList, torchvision_lists
 from vpt.data.images import ImageList, first_repeated
@@ -46,6 +47,7 @@ class FolderDataModule(ImageDataModule):
     A torchvision dataset keeps its own order.
     """
 
+    @checked
     def __init__(
         self,
         root: str | Path,
