@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
-from types import NoneType, UnionType
+from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from vpt.errors import ConfigError
@@ -41,7 +41,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @cache
     def known() -> tuple[inspect.Signature, dict[str, Any]]:
-        return inspect.signature(function), get_type_hints(function)
+        return inspect.signature(function), _hints(function)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -60,10 +60,17 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the arguments alone: what is returned may have a name that only type checkers know."""
+    told = inspect.unwrap(function)
+    named = {name: hint for name, hint in told.__annotations__.items() if name != "return"}
+    return get_type_hints(SimpleNamespace(__annotations__=named), vars(sys.modules[told.__module__]))
+
+
 def check_arguments(made: type, given: Mapping[str, Any]) -> None:
     """Checks what a class is made with, by all its constructors, as `checked` does where it can stand."""
     for each in made.__mro__:
-        hints = get_type_hints(vars(each)["__init__"]) if "__init__" in vars(each) else {}
+        hints = _hints(vars(each)["__init__"]) if "__init__" in vars(each) else {}
         for name in hints.keys() & given.keys():
             argument(made.__name__, name, given[name], hints[name])
 

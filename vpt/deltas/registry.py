@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
 
-from vpt.argument_types import MisfitError, canonical, in_words, is_plain, shown
+from vpt.argument_types import MisfitError, canonical, checked, in_words, is_plain, shown
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import DeltaPart
 from vpt.errors import ConfigError, UnknownNameError
@@ -23,6 +23,7 @@ DELTAS: Mapping[str, type[DeltaPart]] = MappingProxyType(_REGISTERED)
 """Every delta that is registered, by its name."""
 
 
+@checked
 def register_delta(name: str) -> Callable[[type[Part]], type[Part]]:
     """Makes a delta known under the name that configurations and delta files call it, as a decorator of its class.
 

@@ -159,6 +159,7 @@ def matched(logits: Logits, labels: NDArray[np.int64], groups: Groups | None) ->
     if groups is None:
         return logits, labels
     check_precision(logits)
+    group_columns(groups, logits.shape[1])
     places = positions(labels, groups)
     rows = places >= 0
     if not rows.any():

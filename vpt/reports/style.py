@@ -48,7 +48,6 @@ def style() -> Iterator[None]:
         yield
 
 
-@checked
 def save_figure(figure: Figure, out: Path) -> Path:
     """Writes a figure as ``.png`` (160 dots per inch), ``.svg`` or ``.pdf``, by its suffix; folders are made.
 

@@ -127,6 +127,8 @@ def attention_maps(model: TunedModel | Backbone, images: Tensor) -> AttentionMap
     Images are uint8 (B, 3, H, W), B ≥ 1. An UnsupportedBackboneError where the attention cannot be read.
     """
     backbone = model if isinstance(model, Backbone) else model.backbone
+    if not len(images):
+        raise ConfigError("Attention is measured on at least one image, got none.")
     with evaluating(model):
         parts = [_measure(backbone, batch.to(backbone.mean.device)) for batch in torch.split(images, _BATCH)]
     layers = [_join([part[0][block] for part in parts]) for block in range(len(parts[0][0]))]
