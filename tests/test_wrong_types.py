@@ -287,6 +287,13 @@ ROWS = [
     Wrong("calibration.equal_mass(SURE, RIGHT[:1])", "other images", ConfigError, "(2,) and (1,)"),
     Wrong("calibration.aurc(SURE * 2, RIGHT)", "confidence above 1", ConfigError, "Confidences lie in (0, 1]"),
     Wrong("calibration.risk_at(0.0, SURE, RIGHT)", "no coverage", ConfigError, "Coverage is a share"),
+    Wrong('calibration.risk_at(float("nan"), SURE, RIGHT)', "NaN", ConfigError, "coverage of risk_at must be a number"),
+    Wrong(
+        'effective_robustness.effective_robustness("imagenet_v2", float("nan"), {})',
+        "NaN",
+        ConfigError,
+        "accuracy of effective_robustness must be a number, got nan",
+    ),
     Wrong('calibration.risk_at("x", SURE, RIGHT)', "text", ConfigError, "coverage of risk_at must be a number"),
     Wrong("calibration.temperature(TABLE * np.inf, LABELS)", "infinity", DataError, "Row 0 of the logits"),
     Wrong("logits.predictions(TABLE, LABELS, 0.0)", "no temperature", ConfigError, "temperature is above 0"),

@@ -63,8 +63,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The types of the arguments alone: what is returned may have a name that only type checkers know."""
     told = inspect.unwrap(function)
-    named = {name: hint for name, hint in told.__annotations__.items() if name != "return"}
-    return get_type_hints(SimpleNamespace(__annotations__=named), vars(sys.modules[told.__module__]))
+    named = {name: hint for name, hint in getattr(told, "__annotations__", {}).items() if name != "return"}
+    return get_type_hints(SimpleNamespace(__annotations__=named), getattr(told, "__globals__", {}))
 
 
 def check_arguments(made: type, given: Mapping[str, Any]) -> None:

@@ -316,6 +316,6 @@ def numbers_by_layer(num_tokens: int | Sequence[int], layers: int) -> list[int]:
 
 def checked_strength(alpha: object) -> float:
     """Reads a strength; a ConfigError where it is no number, or lies outside [0, 1]."""
-    if not isinstance(alpha, Real) or isinstance(alpha, bool) or not 0.0 <= float(alpha) <= 1.0:
+    if not isinstance(alpha, Real) or not 0.0 <= float(alpha) <= 1.0:
         raise ConfigError(f"The strength is a number between 0 (backbone) and 1 (tuned), got {shown(alpha)}.")
     return float(alpha)
