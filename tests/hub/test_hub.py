@@ -288,12 +288,21 @@ def test_what_cannot_be_loaded_is_one_sentence(hub: Hub, address: str, sentence:
 
 
 def test_a_hub_that_is_not_there_is_one_sentence(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # it tries again and again
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: pytest.fail("it tries again"))
     delta = a_run(tmp_path / "run")[1]
     nowhere = "http://127.0.0.1:9"
     for call in (lambda: push(delta, REPO, endpoint=nowhere), lambda: fetch(f"hf://{REPO}", nowhere)):
         with pytest.raises(HubError, match=rf"The hub could not be reached for {REPO} \(.+\): check the network"):
             call()
+
+
+def test_what_was_kept_is_there_when_the_hub_is_not(hub: Hub, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    push(a_run(tmp_path / "run")[1], REPO)
+    kept = fetch(f"hf://{REPO}")
+    assert fetch(f"hf://{REPO}", "http://127.0.0.1:9") == kept
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_offline_mode_is_one_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vpt.argument_types import checked
 from vpt.data.catalog.cards import Card
 from vpt.data.content_hashes import as_hashes
 from vpt.data.image_cache import end_with_parent
@@ -121,6 +122,7 @@ class ImageDataModule(L.LightningDataModule):
     _labelled = True
     partial: bool | None = None
 
+    @checked
     def __init__(
         self,
         name: str,

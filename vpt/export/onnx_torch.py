@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from vpt.argument_types import checked
 from vpt.atomic_write import atomic_write, check_writable
 from vpt.deltas.base import DeltaPart, MergeablePart
 from vpt.deltas.composition import Delta
@@ -36,6 +37,7 @@ _REPEATS = 9
 Run = Callable[[Tensor], Tensor]
 
 
+@checked
 @torch.no_grad()
 def fold(model: TunedModel) -> TunedModel:
     """Copies a model into a form of the same function that computes nothing but what depends on the image.
@@ -128,6 +130,7 @@ def _interleaved(model: Run, run: Run, images: Tensor) -> tuple[float, float]:
     return statistics.median(spent[0]), statistics.median(spent[1])
 
 
+@checked
 def export_onnx(model: TunedModel, path: str | Path) -> Check:
     """Writes a model as an ONNX file: uint8 ``images`` (batch, 3, H, W) to float32 ``logits`` (batch, classes).
 
@@ -147,6 +150,7 @@ def export_onnx(model: TunedModel, path: str | Path) -> Check:
     return _export(model, Path(path), ".onnx", _write_onnx, _run_onnx)
 
 
+@checked
 def export_torch(model: TunedModel, path: str | Path) -> Check:
     """Writes a model as an exported program of PyTorch; input and output as those of `export_onnx`.
 

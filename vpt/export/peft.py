@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vpt.argument_types import checked
 from vpt.atomic_write import atomic_write, write_json, write_text
 from vpt.deltas.lora import Lora
 from vpt.errors import ConfigError
@@ -31,6 +32,7 @@ model = peft.PeftModel.from_pretrained(model, "this folder")
 """
 
 
+@checked
 def export_peft(model: TunedModel, folder: str | Path) -> Path:
     """Writes a LoRA delta and its head as an adapter that `peft.PeftModel.from_pretrained` loads onto the timm model.
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 from scipy.special import logit as log_odds
 
+from vpt.argument_types import checked
 from vpt.errors import ConfigError, UnknownNameError, VPTWarning
 
 _INSIDE = 1e-12  # keeps the log-odds of an accuracy of 0 or 1 finite
@@ -77,6 +78,7 @@ images; ResNet-50 itself, with 0 % there, is in neither line.
 classes: a slice of one record, see `logits.matched`."""
 
 
+@checked
 def effective_robustness(shift: str, accuracy: float, references: Mapping[str, float]) -> float:
     """Measures ρ, the accuracy above the baseline, in percentage points; above 0 is more robust than expected.
 
@@ -107,6 +109,9 @@ def effective_robustness(shift: str, accuracy: float, references: Mapping[str, f
     return 100 * (accuracy - baseline.predict(reference))
 
 
+@checked
 def logit(accuracy: ArrayLike, n: int) -> NDArray[np.float64]:
     """Natural logarithms of the odds of accuracies on n images, kept half an image away from 0 and 1 for figures."""
+    if n < 1:
+        raise ConfigError(f"Accuracies are of at least one image, got {n}.")
     return np.asarray(log_odds(np.clip(np.asarray(accuracy, dtype=np.float64), 0.5 / n, 1 - 0.5 / n)))

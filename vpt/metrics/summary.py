@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vpt.argument_types import checked
 from vpt.metrics.accuracy import mean_per_class, top1, wilson
 from vpt.metrics.calibration import aurc, equal_mass, equal_width, risk_at
 from vpt.metrics.logits import Logits, predictions
 
 
+@checked
 def summary(logits: Logits, labels: NDArray[np.int64], temperature: float | None = None) -> dict[str, float | None]:
     """Scores a record of logits (N, classes), masked to the set's classes, and labels (N,), columns of these.
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from vpt.argument_types import checked
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import READOUT, DeltaPart, checked_strength
 from vpt.deltas.composition import Delta
+from vpt.deltas.registry import Specs
 from vpt.errors import ConfigError
 
 
@@ -24,11 +26,12 @@ class AdaptedModel(nn.Module):
     format: ClassVar[str]
     head: nn.Module
 
+    @checked
     def __init__(
         self,
         backbone: Backbone,
         num_classes: int,
-        specs: Sequence[Mapping[str, Any]] = (),
+        specs: Specs = (),
         class_names: Sequence[str] | None = None,
         preset: dict[str, Any] | None = None,
     ) -> None:
@@ -182,6 +185,7 @@ class TunedModel(AdaptedModel):
             return None
         return partial(self.backbone.before_block, block=cut), lambda tokens: self.backbone.from_block(tokens, cut)
 
+    @checked
     def set_anchor(self, head: nn.Linear) -> None:
         """Sets the frozen backbone's head, e.g. a probe, so strength moves both; a ConfigError for another shape."""
         if head.weight.shape != self.head.weight.shape:

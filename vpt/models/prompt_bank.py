@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from vpt.argument_types import checked
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.factory import Backbone
 from vpt.deltas.extra_key_values import Edited, ExtraKeys, FixedKeys
@@ -37,7 +38,8 @@ class PromptBank(nn.Module):
         presets: The preprocessing that each task expects, by task.
     """
 
-    def __init__(self, files: Mapping[str, str | Path], weights: str | None = None) -> None:
+    @checked
+    def __init__(self, files: Mapping[str, str | Path], weights: str | Path | None = None) -> None:
         """Loads delta files.
 
         Args:
@@ -49,8 +51,6 @@ class PromptBank(nn.Module):
             DeltaFileError: A file is not a delta file, or was trained on other weights.
         """
         super().__init__()
-        if not isinstance(files, Mapping):
-            raise ConfigError("A bank takes a mapping from the name of each task to its delta file.")
         if not files:
             raise ConfigError("A bank needs at least one delta file.")
         read = {task: read_delta(path) for task, path in files.items()}

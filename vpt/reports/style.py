@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from vpt.argument_types import checked
 from vpt.atomic_write import atomic_write, check_writable
 from vpt.errors import ConfigError, OutputError
 
@@ -101,6 +102,7 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
     return np.array(canvas.buffer_rgba())[..., :3]
 
 
+@checked
 def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
     """Draws a confusion matrix: shares of each true class in colour; counts, or the commonest confusions, in words.
 

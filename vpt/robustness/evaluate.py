@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from vpt.argument_types import checked
 from vpt.atomic_write import make_folder, reserve, writing
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, title
@@ -47,6 +48,7 @@ CHUNK = 4
 """Batches that are classified at one α before the model moves to the next."""
 
 
+@checked
 def run(
     delta: Path,
     data: ImageDataModule,

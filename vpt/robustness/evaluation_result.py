@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from vpt.argument_types import checked
 from vpt.atomic_write import write_json
 from vpt.data import ImageDataModule
 from vpt.data.corruptions import BASIC, CORRUPTIONS, GROUPS, PUBLISHED, title
@@ -98,6 +99,7 @@ def check_out(out: Path, protocol: Mapping[str, Any]) -> None:
         raise ConfigError(f"{out} holds another evaluation ({', '.join(differs)} differ): name another --out.")
 
 
+@checked
 def choose_alpha(rows: Sequence[Row]) -> float:
     """Chooses α by top-1 on validation images of the training distribution; no other row has a say.
 
@@ -146,6 +148,7 @@ class RobustnessResult:
     not_chosen: str | None = None
 
     @classmethod
+    @checked
     def read(cls, out: Path) -> RobustnessResult:
         """Reads what `write` wrote; a DataError if there is nothing, or another version wrote it."""
         try:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from vpt.argument_types import check_arguments
 from vpt.backbones import Backbone, create_backbone
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError, check_number
 from vpt.models.classifier import AdaptedModel
@@ -79,13 +80,14 @@ class TuningTask(L.LightningModule):
                 backbone has; None for timm's default.
 
         Raises:
-            ConfigError: A value is out of range, or num_classes is missing or below 2.
+            ConfigError: A value is of another type or out of range, or num_classes is missing or below 2.
             UnknownNameError: A name does not exist.
             UnsupportedBackboneError: The backbone has no such pool.
             WeightsError: The weights cannot be found.
         """
         super().__init__()
         self.save_hyperparameters()
+        check_arguments(type(self), self.hparams)
         if num_classes is None:
             raise ConfigError("num_classes is not known: give it, or run `vpt` with a data module that has classes.")
         check_number("num_classes", num_classes, 0, whole=True)

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vpt.argument_types import checked
 from vpt.data import ImageDataModule, ImageDataset, MaskDataModule
 from vpt.data.masks import IGNORED
 from vpt.errors import ConfigError, OutputError
@@ -43,6 +44,7 @@ class FigureLogger(L.Callback):
     when all else is done.
     """
 
+    @checked
     def __init__(self, num_images: int = 4) -> None:
         """Keeps the number; a ConfigError where it is below 1.
 
@@ -131,6 +133,7 @@ class AttentionLogger(L.Callback):
               init_args: {every_n_epochs: 5}
     """
 
+    @checked
     def __init__(self, every_n_epochs: int = 1, num_images: int = 4) -> None:
         """Keeps the numbers; a ConfigError where one is below 1.
 
@@ -163,6 +166,7 @@ class AttentionLogger(L.Callback):
             _log_image(trainer, "attention/figure", draw_attention(model, images, labels, measured))
 
 
+@checked
 def segmentation_figure(
     images: NDArray[np.uint8],
     masks: NDArray[np.uint8],

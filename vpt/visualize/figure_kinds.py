@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vpt.argument_types import checked
 from vpt.atomic_write import check_writable, write_text
 from vpt.data import ImageDataModule, ImageDataset, Preset
 from vpt.data.images import LeftOut, decode_rgb, find_images
@@ -98,6 +99,7 @@ def sample_crowd(dataset: ImageDataset, classes: int = 10, per_class: int = 20, 
     return torch.stack([dataset[int(i)]["image"] for i in chosen]), torch.from_numpy(dataset.labels[chosen])
 
 
+@checked
 def scene_from_files(delta: Path, images: Sequence[Path], weights: str | None = None) -> Scene:
     """Prepares the kinds of figures that need no classes, for image files; raises what `load_classifier` does, too.
 
@@ -109,6 +111,7 @@ def scene_from_files(delta: Path, images: Sequence[Path], weights: str | None = 
     return Scene(model, batch, None, batch, None)
 
 
+@checked
 def scene_from_data(
     delta: Path, data: ImageDataModule, weights: str | None = None, number: int = 4, per_class: int = 20
 ) -> Scene:
@@ -247,6 +250,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
+@checked
 def draw(scene: Scene, kind: str) -> Figure:
     """Draws one of the `KINDS`; an UnknownNameError for others, a ConfigError where the scene lacks what it needs."""
     _check(scene, kind)
@@ -260,6 +264,7 @@ def _check(scene: Scene, kind: str) -> None:
         raise ConfigError(f"The figure {kind!r} cannot be drawn: {missing}.")
 
 
+@checked
 def write_gallery(
     scene: Scene, out: Path, kinds: Sequence[str] = (), suffix: str = "png"
 ) -> tuple[list[Path], list[str]]:

@@ -177,10 +177,12 @@ def _model(args: list[str], classes: int | None) -> TunedModel:
     from vpt.cli.commands.lightning_cli import resolve
     from vpt.tasks.build import build, image_size
 
-    if classes is None:
-        return build(resolve(args))[0].model
-    config = resolve(args, data=False)
+    config = resolve(args, data=classes is None)
     section = config["model"]
+    if section["init_args"].get("weights", "pretrained") == "pretrained":
+        section["init_args"]["weights"] = "random"  # they cost the same, and need no hub
+    if classes is None:
+        return build(config)[0].model
     if section["init_args"].get("num_classes") not in (None, classes):
         raise ConfigError(f"--classes {classes} contradicts model.num_classes: leave one of them out.")
     if idle := [arg for arg in args if arg.startswith("--data.") and not arg.startswith("--data.image_size")]:

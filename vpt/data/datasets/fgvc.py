@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vpt.argument_types import checked
 from vpt.data.catalog.cards import Card, find_card
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.published_files import check_count, find_folder, hold_out, image_list, read_mat
@@ -173,6 +174,7 @@ class FGVCDataModule(ImageDataModule):
     official training images (``"held out"``).
     """
 
+    @checked
     def __init__(
         self,
         dataset: str,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vpt.argument_types import checked
 from vpt.data.content_hashes import home_path
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.torchvision_datasets import TorchvisionList, torchvision_lists
@@ -41,6 +42,7 @@ class FolderDataModule(ImageDataModule):
     A torchvision dataset keeps its own order.
     """
 
+    @checked
     def __init__(
         self,
         root: str | Path,

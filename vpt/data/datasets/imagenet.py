@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vpt.argument_types import checked
 from vpt.data.catalog.cards import Card, find_card
 from vpt.data.catalog.classes import Groups, ids_sha256, imagenet_names, imagenet_wnids, objectnet_folders, subset_ids
 from vpt.data.corruptions import CORRUPTIONS, SEVERITIES
@@ -52,6 +53,7 @@ class ImageNetDataModule(ImageDataModule):
     ObjectNet's licence forbids it.
     """
 
+    @checked
     def __init__(
         self,
         variant: str = "imagenet_1k",

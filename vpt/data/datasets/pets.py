@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from vpt.argument_types import checked
 from vpt.data.catalog.cards import find_card
 from vpt.data.datasets.published_files import check_count, find_folder, image_list
 from vpt.data.images import ImageList
@@ -30,6 +31,7 @@ class PetTrimapsDataModule(MaskDataModule):
     its authors could not tell. Here they are the classes 1 (``pet``), 0 (``background``) and 2 (``border``).
     """
 
+    @checked
     def __init__(
         self,
         root: str | Path | None = None,

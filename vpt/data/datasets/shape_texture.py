@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vpt.argument_types import checked
 from vpt.data.catalog.cards import find_card
 from vpt.data.catalog.classes import Groups
 from vpt.data.datamodule import ImageDataModule
@@ -28,6 +29,7 @@ class ShapeTextureDataModule(ImageDataModule):
     :meth:`class_ids` gives its ids of each class, whose probabilities the paper averages.
     """
 
+    @checked
     def __init__(
         self,
         root: str | Path | None = None,

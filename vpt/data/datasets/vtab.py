@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vpt.argument_types import checked
 from vpt.data.catalog.cards import Card, load_card
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.published_files import data_root
@@ -33,6 +34,7 @@ _TREE = """\
 class VTABDataModule(ImageDataModule):
     """One VTAB-1k task, or any folder in that layout."""
 
+    @checked
     def __init__(
         self,
         task: str,
