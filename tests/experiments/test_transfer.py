@@ -115,7 +115,7 @@ def test_two_runs_of_one_task_or_an_untested_one_are_refused(two: dict[str, Conf
     run_trial(Trial("untested", two["warm"]), root)
     with pytest.raises(ConfigError, match="was not tested"):
         transfer({first: runs[first], root / "untested": two["warm"]}, root, serially)
-    with pytest.raises(ConfigError, match=r"is no finished run: it has no run\.json"):
+    with pytest.raises(ConfigError, match=r"is no run: it has no run\.json"):
         transfer({first: runs[first], root: two["warm"]}, root, serially)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 
 import vpt
 from vpt.cli.warning_filters import hush
@@ -57,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     reads the output any more, 143 terminated.
     """
     args = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text in the screen's encoding
     try:
         status = _run(args)
         print(end="", flush=True)  # what is left: Python would complain at its end that nobody reads

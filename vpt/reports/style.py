@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,6 +122,15 @@ def short(name: str, limit: int = 20) -> str:
     """
     name = name.lstrip("_") or name
     return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def folded(name: str, width: int = 30) -> str:
+    """Breaks a name into lines of so many characters, so that names that differ only at their ends stay apart.
+
+    Without underscores at its head, as `short`.
+    """
+    parts = (name.lstrip("_") or name).replace("/", "/ ")  # a path breaks between folders
+    return "\n".join(line.replace("/ ", "/") for line in textwrap.wrap(parts, width))
 
 
 def _write_counts(axes: Axes, matrix: NDArray[np.int64], shares: NDArray[np.float64]) -> None:

@@ -39,11 +39,12 @@ def _export(args: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="file, or folder for peft (default: beside the delta)")
     options = parser.parse_args(args[1:])
 
-    from vpt.atomic_write import check_unused
+    from vpt.atomic_write import check_unused, check_writable
     from vpt.export import export_onnx, export_peft, export_torch
     from vpt.models.delta_file import load_classifier
 
     out = options.out or options.delta.parent / _PLACES[options.format]
+    check_writable(out, folder=options.format == "peft")
     if options.out is not None and options.format != "peft":
         check_unused(out)
     model = load_classifier(options.delta, options.weights).float()  # other runtimes know it best

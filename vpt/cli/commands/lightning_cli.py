@@ -27,7 +27,7 @@ from vpt.experiments.trial import merged
 from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, method_name
 from vpt.tasks import DeltaWriter, RunRecord, TuningTask
 from vpt.tasks.build import FROM_DATA, image_size, settle
-from vpt.tasks.callbacks import last_checkpoint, run_folder
+from vpt.tasks.callbacks import EpochLines, last_checkpoint, run_folder
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
 
@@ -105,7 +105,7 @@ class VPTCLI(LightningCLI):
             return self._trainer(kwargs)
         if config.trainer.logger in (None, True):
             kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir), config.ckpt_path)
-        callbacks: list[L.Callback] = [RunRecord(), DeltaWriter(), PredictionWriter(), FigureLogger()]
+        callbacks: list[L.Callback] = [RunRecord(), EpochLines(), DeltaWriter(), PredictionWriter(), FigureLogger()]
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
             callbacks.append(last_checkpoint())
         self.trainer_defaults["callbacks"] = callbacks

@@ -27,10 +27,9 @@ def run(args: list[str]) -> None:
 
 
 def _run(options: Namespace, overrides: list[str]) -> None:
-    from rich.console import Console
-
     from vpt.data.corruptions import BASIC, CORRUPTIONS
     from vpt.robustness import run as measure
+    from vpt.screen import show
 
     if options.out is not None and len(options.delta) > 1:
         raise ConfigError("--out is for one delta: each of several is written to robustness/ beside it.")
@@ -38,7 +37,7 @@ def _run(options: Namespace, overrides: list[str]) -> None:
     for delta in options.delta:
         data, out = delta_data(delta, options.data, overrides), options.out or delta.parent / "robustness"
         result = measure(**vars(options) | {"delta": delta, "data": data, "out": out, "corruptions": kinds})
-        Console().print(result.table())
+        show(result.table())
         print(f"written to {out}")
 
 
@@ -85,11 +84,10 @@ def _say(step: Any) -> None:
 
 
 def _compare(options: Namespace, overrides: list[str]) -> None:
-    from rich.console import Console
-
     from vpt.robustness.alpha_curve import curves, table
+    from vpt.screen import show
 
-    Console().print(table(curves(options.folders)))
+    show(table(curves(options.folders)))
 
 
 def _report(options: Namespace, overrides: list[str]) -> None:
