@@ -190,11 +190,11 @@ def _received(ray: Any, reference: Any) -> Record | Failure:
     return result
 
 
-def _finished(trial: Trial, root: Path) -> Record | Failure | None:
+def _finished(trial: Trial, root: Path) -> Record | None:
     try:
         return finished(trial, root)
-    except RecordError as error:
-        return Failure(str(error))
+    except RecordError:  # which the trial then fails of, alone
+        return None
 
 
 def _collect(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -29,6 +28,7 @@ from vpt.run_record import (
     LAST_CHECKPOINT,
     RUN_FILE,
     file_identity,
+    read_record,
     training_protocol,
 )
 from vpt.run_record import identity as identity_of
@@ -151,6 +151,16 @@ class RunRecord(L.Callback):
             raise ConfigError(
                 f"Training cannot go on from another run's checkpoint: {told}. Train anew, or as it began."
             )
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuses a damaged record before anything is measured."""
+        if (found := _written(trainer, pl_module)) is not None:
+            _read(found[0] / RUN_FILE)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """As before a test, in a validation that is a run of its own."""
+        if trainer.state.fn == "validate":
+            self.on_test_start(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the metrics of a validation that is a run of its own; notes after which step one in training was."""
@@ -334,7 +344,7 @@ def machine() -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return read_record(path.parent) if path.is_file() else {}
 
 
 def _read_of(trainer: L.Trainer, split: str) -> dict[str, int]:
