@@ -71,9 +71,12 @@ def find_records(folders: Iterable[Path]) -> tuple[dict[Path, dict[str, Any]], l
     """
     found: dict[Path, dict[str, Any]] = {}
     left_out: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        left_out.append(f"{error.filename} cannot be read ({error.strerror}).")
+
     for folder in folders:
-        walk = os.walk(folder, onerror=lambda error: left_out.append(f"{error.filename} cannot be read ({error})."))
-        for home, inside, files in walk:
+        for home, inside, files in os.walk(folder, onerror=unreadable):
             if RUN_FILE in (*inside, *files):
                 try:
                     found[Path(home)] = read_record(Path(home))
@@ -112,7 +115,8 @@ _FORM: Form = {
     **dict.fromkeys((f"data.{name}" for name in _OF_DATA), of(dict)),
     **dict.fromkeys((*_TEXTS, "backbone.name", "backbone.weights_id", "backbone.fingerprint"), of(str)),
     **dict.fromkeys((*_COUNTS, "data.image_size"), count),
-    **dict.fromkeys(("seed", "max_epochs", "data.seed"), of(int, None)),
+    **dict.fromkeys(("seed", "data.seed"), of(int, None)),
+    "max_epochs": of(int),
     **dict.fromkeys(("metrics.*", "seconds"), of(int, float)),
     **dict.fromkeys(("metrics.val/acc", "metrics.test/acc"), share),
     "data.complete": of(bool, None),

@@ -261,9 +261,8 @@ def test_a_damaged_record_is_named_before_anything_is_measured(
     run = Run(tmp_path / "run")
     shutil.copytree(trained.folder, run.folder)
     (run.folder / "run.json").write_text("{")
-    monkeypatch.setattr("vpt.tasks.PromptTuning.test_step", None)
-    monkeypatch.setattr("vpt.tasks.PromptTuning.validation_step", None)
-    for command in ("test", "validate"):
+    for command, step in (("test", "test_step"), ("validate", "validation_step")):
+        monkeypatch.setattr(f"vpt.tasks.PromptTuning.{step}", lambda *_: pytest.fail("measured"))
         assert "run/run.json cannot be read" in vpt(command, *run.config, "--ckpt_path", run.checkpoint).sentence
     assert (run.folder / "run.json").read_text() == "{"
 

@@ -121,6 +121,7 @@ def test_two_runs_of_one_task_or_an_untested_one_are_refused(two: dict[str, Conf
 
 @pytest.mark.parametrize("text", ['{"cells": {"a>b', "[]", '{"cells": []}', '{"cells": {"a>b": "good"}}', "{}"])
 def test_numbers_kept_by_an_earlier_transfer_that_are_damaged_are_named(runs: Runs, root: Path, text: str) -> None:
+    root.mkdir()
     (root / "transfer-frozen.json").write_text(text)
     with pytest.raises(RecordError, match=r"transfer-frozen\.json"):
         transfer(runs, root, serially, "frozen")

@@ -285,7 +285,7 @@ def test_what_is_not_in_a_report_is_said_in_it(tmp_path: Path) -> None:
 
 
 def test_answers_that_cannot_be_read_leave_out_the_agreement_alone(tmp_path: Path) -> None:
-    folders = [run(tmp_path, "a", 0.5), run(tmp_path, "a", 0.6, task="LinearProbe")]
+    folders = [run(tmp_path, "a", 0.5), run(tmp_path, "a", 0.6, hyperparameters={"deep": False})]
     for folder in folders:
         (folder / "test.parquet").write_text("PAR1")
     values = report([tmp_path])
