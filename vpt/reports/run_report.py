@@ -50,9 +50,9 @@ def notes(report: Values) -> list[str]:
             said.append(f"The mean of {row['method']} mixes {', '.join(row['mixed'])}.")
     for (backbone, reason), methods in refused.items():
         said.append(f"No mean of {', '.join(methods)} on {backbone}: {reason} (--mixed averages anyway).")
-    if untested := report["untested"]:
+    if untested := report.get("untested"):  # which reports of version 0.1 do not have
         said.append(f"Not tested, and not here: {', '.join(untested)}.")
-    return said + [f"Left out: {sentence}" for sentence in report["damaged"]]
+    return said + [f"Left out: {sentence}" for sentence in report.get("damaged", [])]
 
 
 def _backbones(report: Values) -> list[str]:

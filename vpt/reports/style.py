@@ -116,12 +116,12 @@ def colour_bar(figure: Figure, image: AxesImage, axes: Axes | Sequence[Axes], la
 
 
 def short(name: str, limit: int = 20) -> str:
-    """Cuts a name to so many characters, the last an ellipsis if any were cut.
+    """Cuts a name to so many characters, with an ellipsis in its middle, since names often differ at their ends.
 
     It also goes without underscores at its head, with which matplotlib leaves names out of legends.
     """
     name = name.lstrip("_") or name
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+    return name if len(name) <= limit else f"{name[: limit // 2]}…{name[1 - limit + limit // 2 :]}"
 
 
 def folded(name: str, width: int = 30) -> str:

@@ -186,7 +186,7 @@ def _drawn(result: RobustnessResult) -> list[object]:
 
 
 def _named(result: RobustnessResult) -> Curve:
-    if result.protocol["start"]:
+    if result.protocol.get("start"):
         return Curve("from start", result)
     way = result.protocol["way"]
     if way not in METHODS:

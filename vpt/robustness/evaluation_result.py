@@ -34,6 +34,7 @@ _FORM: Form = {
     "delta.specs": of(list),
     "way": lambda value: value in ("end-to-end", "head", "strength", "none"),
 }
+_OPTIONAL: Form = {"data.fingerprints": of(dict), "start": of(dict, None)}  # version 0.1 has none of the first
 _OF_ROW: Form = {
     **dict.fromkeys(("set", "kind"), of(str)),
     **dict.fromkeys(("alpha", "top1", "low", "high", "mean_per_class"), share),
@@ -178,7 +179,7 @@ class RobustnessResult:
             protocol, why_not = content["protocol"], content["alpha"]["why_not"]
             faults = [misfit(asdict(row), _OF_ROW) for row in rows]
             lacks = lacking(protocol, _FORM) or [] if rows else ["rows"]
-            fault = next((each for each in (*faults, misfit(protocol, _FORM)) if each), None)
+            fault = next((each for each in (*faults, misfit(protocol, _FORM | _OPTIONAL)) if each), None)
         except (AttributeError, KeyError, TypeError) as error:
             fault, lacks = f"{type(error).__name__}: {error}", []
         if fault or lacks:
@@ -218,7 +219,7 @@ class RobustnessResult:
         same &= row.severity is None or protocol.get("corruptions") == self.protocol.get("corruptions")
         named = re.search(r"-([0-9a-f]{12})$", path.stem)  # by the protocol's hash; by α alone in version 0.1.0
         same &= named is None or named[1] == identity(protocol)[:12]
-        if not same or (protocol["set"], protocol["alpha"]) != (row.set, alpha):
+        if not same or (protocol.get("set"), protocol.get("alpha")) != (row.set, alpha):
             raise DataError(f"{path} belongs to another evaluation than robustness.json beside it: run it again.")
         return record
 
