@@ -356,12 +356,12 @@ def test_all_and_none_of_a_few_images_lie_at_the_ends_of_the_axes() -> None:
     low, high = axes.get_ylim()
     assert (named["0"], named["100"]) == (low, high)
     assert low < min(tick for name, tick in named.items() if name not in ("0", "100"))
-    points = [line for line in axes.lines if line.get_linestyle() == "None"]
+    points: list[Any] = [line for line in axes.lines if line.get_linestyle() == "None"]
     places = [(*line.get_xdata(), *line.get_ydata()) for line in points]
     assert places == [(low, low), (low, low), (high, high)]
     sizes = [line.get_markersize() for line in points]
     assert sizes == sorted(set(sizes), reverse=True)  # each is seen behind the next
-    (interval,) = axes.collections
+    interval: Any = axes.collections[0]
     (_, bottom), (_, top) = interval.get_segments()[0]
     assert low < bottom < top == high
 

@@ -179,7 +179,7 @@ class RobustnessResult:
             protocol, why_not = content["protocol"], content["alpha"]["why_not"]
             faults = [misfit(asdict(row), _OF_ROW) for row in rows]
             lacks = lacking(protocol, _FORM) or [] if rows else ["rows"]
-            fault = next((each for each in (*faults, misfit(protocol, _FORM | _OPTIONAL)) if each), None)
+            fault = next((each for each in (*faults, misfit(protocol, {**_FORM, **_OPTIONAL})) if each), None)
         except (AttributeError, KeyError, TypeError) as error:
             fault, lacks = f"{type(error).__name__}: {error}", []
         if fault or lacks:
