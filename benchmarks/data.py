@@ -110,10 +110,13 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     if found is None:
         return {}
     speed, training = found["images_per_s"], found["training"]
-    rows = [[name, f"{value:,.0f}", f"{value / speed['plain, 0 workers']:.2f}"] for name, value in speed.items()]
+    rows = [
+        [name.replace("plain", "ImageFolder"), f"{value:,.0f}", f"{value / speed['plain, 0 workers']:.2f}"]
+        for name, value in speed.items()
+    ]
     waited = f"{100 * training['loader/epoch']:.2f} %"
     return {
-        "data": markdown(["reading", "images/s", "/ plain, 0 workers"], rows),
+        "data": markdown(["reading", "images/s", "speed-up over ImageFolder, 0 workers"], rows),
         "data cache": f"{found['images']:,} training images of {found['task']} in batches of {found['batch']}; "
         f"{found['cache_bytes_per_1000_images'] / 1e6:.1f} MB of cache for 1,000 images of {SIZE} × {SIZE}; an epoch "
         f"of VPT-deep on {training['backbone']} waits {waited} of its time for images from the cache.",

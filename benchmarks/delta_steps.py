@@ -117,7 +117,7 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     ]
     if not rows:
         return {}
-    return {"delta steps": markdown(["delta", "precision", "plain, ms/image", "ours", "plain / ours"], rows, 2)}
+    return {"delta steps": markdown(["delta", "precision", "baseline, ms/image", "ours", "speed-up"], rows, 2)}
 
 
 def _kept(out: Path) -> Records:

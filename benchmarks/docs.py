@@ -1,4 +1,4 @@
-"""The tables of measured numbers in README.md and docs, made of the kept records.
+"""The tables of measured numbers in README.md and docs, made of the stored records.
 
     python -m benchmarks.docs
 
@@ -85,7 +85,7 @@ def _constants() -> str:
     as_on_a_gpu = f"half of fp32's {memory} MiB for {images} images, which is bf16 with fused attention, as on a GPU"
     rows = [
         ["a step on two cores (AMD EPYC), bf16", f"{half['step_ms']['ours']:.0f} ms an image"],
-        [f"memory kept for the backward pass: {as_on_a_gpu}", f"{memory / images / 2:.0f} MiB an image"],
+        [f"activation memory: {as_on_a_gpu}", f"{memory / images / 2:.0f} MiB an image"],
         ["decoding and scaling, one core", f"{read['images_per_s']['first epoch']:.0f} images/s"],
         ["decoded image, 224 px", f"{read['cache_bytes_per_1000_images'] / 1e6:.1f} KB"],
     ]

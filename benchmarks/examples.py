@@ -74,7 +74,7 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
         for row in found
         if row["table"] == "accuracy"
     ]
-    made = {"demo": markdown(["method", "trained parameters", "epochs", "test top-1"], rows)}
+    made = {"demo": markdown(["method", "trainable parameters", "epochs", "test top-1"], rows)}
     shifts = [row for row in found if row["table"] == "shift"]
     if shifts:
         alphas = list(shifts[0]["top1"])
@@ -99,7 +99,7 @@ def _segmentation(found: Sequence[Row]) -> dict[str, str]:
         ]
         for row in found
     ]
-    head = ["method", "trained parameters", "`base_lr`", "test mIoU", "pixel accuracy", "val mIoU"]
+    head = ["method", "trainable parameters", "`base_lr`", "test mIoU", "pixel accuracy", "val mIoU"]
     classes = [[row["method"], *(f"{100 * value:.0f}" for value in row["iou"].values())] for row in found]
     tried = [
         [row["method"], ", ".join(f"{rate} ({_percent(val)})" for rate, val in row["tried"].items())] for row in found

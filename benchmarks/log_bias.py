@@ -45,7 +45,8 @@ def measure(root: Path) -> Iterator[Row]:
 
 def blocks(out: Path = RESULTS) -> dict[str, str]:
     """What is there, as Markdown."""
-    head = ["tokens", "n / (n + N)", "share of attention", "with `log_bias`", "change of features", "with `log_bias`"]
+    head = ["tokens", "uniform attention, n / (n + N)"]
+    head += [name for each in ("attention on prompts", "change of features") for name in (each, f"{each}, `log_bias`")]
     rows = [
         [row["tokens"], *(f"{share:.1%}" for share in (_equal(row["tokens"]), *row["shares"], *row["changes"]))]
         for row in _kept(out).rows()

@@ -55,10 +55,11 @@ def _curve(place: Place, method: str) -> Path:
 
 def blocks(out: Path = RESULTS) -> dict[str, str]:
     """What is there, as Markdown."""
-    head = ["method", "trained", "delta file, KB", "GFLOP forward", "and backward", "MiB kept", "ms forward", "ms step"]
+    size = ["trainable parameters", "delta file (KB)"]
+    work = ["GFLOPs forward", "GFLOPs forward + backward", "activation memory (MiB)", "ms forward", "ms step"]
     found = {row["method"]: row for row in kept(out).rows()}
     rows = [_row(found[method]) for method in METHODS if method in found]
-    return {"costs": markdown([*head, "steps to 95 %"], rows)}
+    return {"costs": markdown(["method", *size, *work, "steps to 95 %"], rows)}
 
 
 def _row(found: Row) -> list[str]:

@@ -221,10 +221,8 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     cells = {(row["task"], row["method"]): row for row in found}
     rows = []
     for method in METHODS:
-        own = [cells[task, method] for task in TASKS if (task, method) in cells]
-        speed = f"{_sum(own, 'images') / _sum(own, 'seconds'):.1f}" if own else "–"
-        rows.append([f"`{method}`", *(_chosen(cells.get((task, method))) for task in TASKS), speed])
-    made = {"protocol": accuracy(out), "rates": markdown(["method", *TASKS, "images/s"], rows)}
+        rows.append([f"`{method}`", *(_chosen(cells.get((task, method))) for task in TASKS)])
+    made = {"protocol": accuracy(out), "rates": markdown(["method", *TASKS], rows)}
     if sizes := {row["task"]: row["run"]["read"]["test"] for row in Records(out / "real_protocol_runs.jsonl").rows()}:
         made["test images"] = f"Test images: {', '.join(f'{task} {n:,}' for task, n in sizes.items())}."
     if old := one_order(out):
@@ -235,10 +233,6 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     if found:
         edges = sum(round(cell["chosen"][RATE] * BATCH / 256, 6) in METHODS[cell["method"]][::2] for cell in found)
         made["edges"] = f"{edges} of the {len(found)} chosen rates lie at an edge of their three."
-        images, seconds = _sum(found, "images"), _sum(found, "seconds")
-        made["total"] = (
-            f"{len(found)} cells, {images:,} images in {seconds / 3600:.1f} h: {images / seconds:.1f} images/s."
-        )
     for row in Records(out / "transfer.jsonl").rows():
         matrix = row["accuracy"]
         lines = [[source, *(f"{100 * value:.1f}" for value in to.values())] for source, to in matrix.items()]
@@ -246,10 +240,6 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     if (out / "pretrain.jsonl").is_file():
         made["shared"] = _shared(Records(out / "pretrain.jsonl").rows())
     return made
-
-
-def _sum(cells: Sequence[Row], key: str) -> Any:
-    return sum(cell[key] for cell in cells)
 
 
 def _accuracy(cell: Row) -> str:
@@ -271,7 +261,7 @@ def _shared(rows: Sequence[Row]) -> str:
             cells.append(f"{row['chosen'][RATE]:g}, {100 * row['val']:.1f}")
             cells.append(f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}")
         lines.append([task, *cells])
-    head = ["task", "alone: rate, val200", "alone: test", "from the shared delta: rate, val200", "test"]
+    head = ["task", "alone: base_lr, val200", "alone: test", "from the shared delta: base_lr, val200", "test"]
     return markdown(head, lines)
 
 

@@ -86,7 +86,7 @@ def _sweeps(found: Found, part: str, method: str) -> list[Row]:
 
 def pacs(found: Found) -> dict[str, str]:
     """Six methods trained on photos, tested on paintings, cartoons and sketches."""
-    head = ["α = 0 (probe)", "α = 0.5", "α by val200", "α = 1"]
+    head = ["α = 0 (probe)", "α = 0.5", "α chosen on val200", "α = 1"]
     rows, means = [], dict[str, dict[str, float]]()
     for method in PACS_RATES:
         trials = _sweeps(found, "pacs", method)
@@ -104,12 +104,13 @@ def pacs(found: Found) -> dict[str, str]:
         for label, pairs in at.items():
             for which, kind in enumerate(("ID", "OOD")):
                 means.setdefault(f"{kind}, α {label}", {})[method] = mean(pair[which] for pair in pairs)
-    columns = ["method", "rate", "seeds", "α by val200", *(f"{kind} {each}" for kind in ("ID", "OOD") for each in head)]
+    scores = (f"{kind} {each}" for kind in ("ID", "OOD") for each in head)
+    columns = ["method", "learning rate", "seeds", "α chosen on val200", *scores]
     made = {
         "pacs protocol": "PACS, ViT-Ti/16 AugReg: trained on 800 photos (preset square, 4 epochs, AdamW, batch 10, "
-        "bf16-mixed), rate of two by val200 with seed 42, α by val200 of each seed; no model saw val200. Test read "
-        "once: photo n = 420, OOD the mean of art_painting, cartoon and sketch, n = 420 each. α = 0: exact linear "
-        "probe. Top-1 %, mean ± std of seeds.",
+        "bf16-mixed); learning rate (of two) chosen on val200 with seed 42, α on val200 for each seed; no model was "
+        "trained on val200. Test evaluated once: photo n = 420, OOD the mean of art_painting, cartoon and sketch, "
+        "n = 420 each. α = 0: exact linear probe. Top-1 %, mean ± std of seeds.",
         "pacs": markdown(columns, rows),
     }
     if PACS_PROBE in found:
@@ -130,7 +131,7 @@ def _ensembles(found: Found) -> dict[str, str]:
         rows.append([METHODS[method].title, f"{100 * alone:.1f}", f"{100 * mixed:.1f}"])
     return {
         "pacs ensemble": markdown(
-            ["OOD, seed 82", "one model, α = 0.5", "two models, logits mixed half and half"], rows
+            ["OOD, seed 82", "interpolated model, α = 0.5", "ensemble of both ends, mean of logits"], rows
         )
     }
 
@@ -163,7 +164,7 @@ def short(found: Found) -> str:
     rows = []
     if PACS_PROBE in found:
         inside, outside = accuracy(found[PACS_PROBE]["rows"], 1.0)
-        rows.append(["linear probe, which is α = 0", "–", f"{100 * inside:.1f}", "–", f"{100 * outside:.1f}"])
+        rows.append(["linear probe (α = 0)", "–", f"{100 * inside:.1f}", "–", f"{100 * outside:.1f}"])
     for method in ("lora", "shallow", "lpft", "deep", "full"):
         if trials := _sweeps(found, "pacs", method):
             at = [[accuracy(trial["rows"], alpha) for trial in trials] for alpha in (FIXED_ALPHA, 1.0)]
@@ -183,10 +184,10 @@ def imagenet(found: Found) -> dict[str, str]:
         share = f"{100 * row['top1']:.1f} {interval(row['top1'], row['n'])}"
         rows.append([name, severity, f"{row['n']:,}", share, f"{100 * row['ece']:.1f}"])
     return {
-        "imagenet protocol": "ViT-Ti/16 AugReg with its own ImageNet-1k head, nothing trained, no seed (preset timm: "
-        f"crop 0.9), fp32. Photos and their corruptions ({_parameters(found)}) among 1,000 classes; shape_texture16 "
-        "among 16 by mean "
-        "probability. Top-1 % with 95 % Wilson interval; ECE in % (15 bins of equal width).",
+        "imagenet protocol": "ViT-Ti/16 AugReg with its pretrained ImageNet-1k head, no training, no seed (preset "
+        f"timm: crop 0.9), fp32. Photos and their corruptions ({_parameters(found)}) among 1,000 classes; "
+        "shape_texture16 among 16 by mean probability. Top-1 % with 95 % Wilson interval; ECE in % (15 bins of equal "
+        "width).",
         "imagenet": markdown(["set", "severity", "n", "top-1", "ECE"], rows),
     }
 
@@ -198,12 +199,13 @@ def _parameters(found: Found) -> str:
 
 
 def own_head(found: Found) -> dict[str, str]:
-    """From the weights' own classifier to tuned models: a line for each method and set, a column for some α."""
+    """From the pretrained classifier to tuned models: a line for each method and set, a column for some α."""
     made = {
-        "own head protocol": "ViT-Ti/16 AugReg, its own ImageNet-1k head (all 1,000 classes) at α = 0. "
-        "flickr_in1k_1000 halved within classes by hashes of the names, seed 0: 400 to train on, 100 to choose rate "
-        "(of two) and α, 500 to test; preset timm, 4 epochs, AdamW, batch 10, bf16-mixed. Full: weights end to end; "
-        f"VPT-deep: gate, head beside it. Corruptions ({_parameters(found)}) at severity {HEAD_SEVERITY} among 1,000 "
+        "own head protocol": "ViT-Ti/16 AugReg, its pretrained ImageNet-1k head (all 1,000 classes) at α = 0. "
+        "flickr_in1k_1000 split in half within classes by hashes of the names, seed 0: 400 to train on, 100 to choose "
+        "learning rate (of two) and α, 500 to test; preset timm, 4 epochs, AdamW, batch 10, bf16-mixed. Full: all "
+        "weights interpolated; VPT-deep: gate, head interpolated. "
+        f"Corruptions ({_parameters(found)}) at severity {HEAD_SEVERITY} among 1,000 "
         "classes; shape_texture16 among 16 by mean probability. Top-1 %: mean ± std of seeds, in brackets the 95 % "
         "Wilson interval of n images at the mean."
     }
@@ -216,7 +218,7 @@ def own_head(found: Found) -> dict[str, str]:
 def _curves(title: str, trials: Sequence[Row]) -> str:
     alphas = [alpha for alpha in SHOWN if any(row["alpha"] == alpha for row in trials[0]["rows"])]
     picked = ", ".join(f"{chosen(trial['rows']):g}" for trial in trials)
-    name = f"{title}, rate {trials[0]['rate']:g}, {len(trials)} seeds; α by validation: {picked}"
+    name = f"{title}, learning rate {trials[0]['rate']:g}, {len(trials)} seeds; α chosen on validation: {picked}"
     lines = []
     for each in dict.fromkeys(row["set"] for row in trials[0]["rows"]):
         at = [[r for t in trials for r in t["rows"] if (r["set"], r["alpha"]) == (each, alpha)] for alpha in alphas]
@@ -232,9 +234,9 @@ def fewshot(found: Found) -> dict[str, str]:
     """Accuracy and calibration by the number of training images of each class."""
     made = {
         "few shots protocol": "Few shots, ViT-Ti/16 AugReg: nested stratified subsets of train800, seed = subset seed; "
-        f"AdamW, batch 10, bf16-mixed, at least {runs.EPOCHS} epochs and {SHOT_STEPS} steps, rates as chosen with 800 "
-        "images; whole test set, last epoch. Linear: exact head. Joint trains prompts and backbone together and is no "
-        "frozen-backbone method. %, mean ± std of seeds (their number in brackets unless 3)."
+        f"AdamW, batch 10, bf16-mixed, at least {runs.EPOCHS} epochs and {SHOT_STEPS} steps, learning rates "
+        "as chosen with 800 images; whole test set, last epoch. Linear: exact head. Joint trains prompts and backbone "
+        "together, so its backbone is not frozen. %, mean ± std of seeds (their number in brackets unless 3)."
     }
     for task, counts in SHOTS.items():
         first = (f"fewshot-{task}-{method}-1-{SEEDS[0]}" for method in SHOT_RATES[task])

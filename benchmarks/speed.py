@@ -1,4 +1,4 @@
-"""Speed and memory of VPT-deep, of kept features and of a mixed batch, against the plain formulation in the same run.
+"""Speed and memory of VPT-deep, of cached features and of a mixed batch, against the concatenation in the same run.
 
     python -m benchmarks [--backbones vit_base_patch16_224] [--tokens 10 50 100 200] [--precisions fp32 bf16]
 
@@ -46,6 +46,7 @@ TITLES = {
 }
 SHOWN = "vit_base_patch16_224"
 """The backbone with a table of its own."""
+MEMORY = "activation memory (MiB)"
 
 
 def pictures(batch: int, size: int, device: str) -> Tensor:
@@ -54,7 +55,7 @@ def pictures(batch: int, size: int, device: str) -> Tensor:
 
 
 def deep_prompts(name: str, tokens: int, precision: str, mode: str, args: argparse.Namespace, device: str) -> Row:
-    """One row: the plain concatenation, ours, ours without the trim of the last block, and the bare backbone."""
+    """One row: the concatenation, ours, ours with all tokens in the last block, and the backbone only."""
     specs = [{"name": "prompt", "num_tokens": tokens}]
     ours, whole = (TunedModel(create_backbone(name, "random"), CLASSES, specs) for _ in range(2))
     whole.backbone.trim = False
@@ -93,7 +94,7 @@ def _flops(models: list[nn.Module], images: Tensor, tokens: int) -> Row:
 
 
 def kept_features(name: str, epochs: int, args: argparse.Namespace, device: str) -> Row:
-    """A linear probe over `epochs` epochs with its features kept, as passes over the data."""
+    """A linear probe over `epochs` epochs with cached features, as passes over the data."""
     backbone = create_backbone(name, "random").to(device)
     batches = [pictures(args.batch, backbone.image_size, device) for _ in range(4)]
     head = nn.Linear(backbone.num_features, CLASSES, device=device)
@@ -145,8 +146,9 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     """What is there, as Markdown: all columns of one backbone, the ratios of all, and what else costs time."""
     steps = [row for row in _kept(out).rows() if row["table"] == "steps"]
     memory = ("plain", "ours", "bare")
-    ratios = ["plain / ours", "operations, plain / ours", "ours / bare", "without trim / bare"]
-    head = ["precision", "tokens", "plain, ms/image", "ours", "bare", *ratios, "MiB plain", "ours", "bare"]
+    ratios = ["speed-up", "FLOPs, concatenated / ours", "ours / backbone only", "ours without dropping / backbone only"]
+    models = ["ours", "backbone only"]
+    head = ["precision", "tokens", "concatenated, ms/image", *models, *ratios, f"{MEMORY}, concatenated", *models]
     rows = [
         [
             row["precision"],
@@ -158,13 +160,13 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
         for row in steps
         if (row["backbone"], row["mode"]) == (SHOWN, "eager")
     ]
-    others = ["backbone", "precision", "mode", "tokens", *ratios, "TFLOP/s ours"]
+    others = ["backbone", "precision", "mode", "tokens", *ratios, "TFLOP/s, ours"]
     lines = []
     for row in steps:
         name = TITLES.get(row["backbone"], row["backbone"])
         lines.append([name, row["precision"], row["mode"], row["tokens"], *_ratios(row), row["tflops"]])
     short = markdown(
-        [head[0], head[1], *head[2:4], head[5], "MiB kept, plain", "ours"],
+        [head[0], head[1], *head[2:4], head[5], f"{MEMORY}, concatenated", "ours"],
         [[*row[:4], row[5], *row[9:11]] for row in rows],
     )
     return {
@@ -181,7 +183,7 @@ def _ratios(row: Row) -> list[str]:
 
 
 def _features(out: Path) -> str:
-    head = ["backbone", "a linear probe of 100 epochs, in forward passes over its data", "four tasks: apart / together"]
+    head = ["backbone", "linear probe, 100 epochs (forward passes over its data)", "four tasks in one batch: speed-up"]
     rows = []
     for name, title in TITLES.items():
         kept, mixed = (_kept(out).find(table, name, None, None, None) for table in ("kept_features", "mixed_batch"))

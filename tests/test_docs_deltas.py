@@ -18,7 +18,7 @@ from vpt.tasks import DeltaTuning
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ("option", "default", "values", "meaning")
-COST = ("backbone", "options", "trained parameters", "bytes in the file")
+COST = ("backbone", "options", "trainable parameters", "bytes in the file")
 STATED = {"vit_base_patch16_224", "vit_tiny_patch16_224"}
 
 

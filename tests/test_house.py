@@ -93,7 +93,7 @@ def test_the_page_on_architecture_draws_every_module_and_no_other() -> None:
 
 
 def test_what_the_page_on_architecture_walks_through_is_there() -> None:
-    named = set(re.findall(r"`([\w/]+\.py)`", ARCHITECTURE.partition("## Three walks")[2])) - {
+    named = set(re.findall(r"`([\w/]+\.py)`", ARCHITECTURE.partition("## Three walkthroughs")[2])) - {
         "cli/__init__.py",
         "tests/test_house.py",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -12,8 +13,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
 from vpt.errors import ConfigError, OutputError
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers of a full disk, which nothing but writing meets."""
 _ABANDONED_AFTER = 24 * 3600.0  # seconds, after which an unfinished file belongs to a process that was killed
 
 
@@ -25,6 +30,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     rights that any new file has here, whatever wrote it. Raises an OutputError where the system refuses, a full disk
     included.
     """
+    check_writable(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = _claimed(path)
@@ -42,10 +48,15 @@ def writing(path: Path) -> Iterator[None]:
     """Makes what the system refuses while a file or folder is written an OutputError that names it."""
     try:
         yield
-    except OSError as error:
-        if error.filename and not {path.parent, *path.parents} & {Path(error.filename), Path(error.filename).parent}:
+    except OutputError:
+        raise
+    except (OSError, SafetensorError) as error:
+        name, code = getattr(error, "filename", None), getattr(error, "errno", None)
+        if name and code not in FULL and not {path, *path.parents} & {Path(name), Path(name).parent}:
             raise  # of another file, which is read
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+        refused = OutputError(f"{_short(path)} cannot be written: {getattr(error, 'strerror', None) or error}.")
+        refused.errno = code
+        raise refused from error
 
 
 def make_folder(path: Path) -> Path:
@@ -61,8 +72,8 @@ def check_writable(path: Path, folder: bool = False) -> None:
 
     Nothing is written. That a disk is full shows only when it is written to.
     """
-    name = str(path) if len(str(path)) < 80 else f"{str(path)[:40]}…"
-    if "\0" in name:
+    name = _short(path)
+    if "\0" in str(path):
         raise OutputError(f"{name!r} is no name of a file or folder: it has a NUL.")
     try:
         if path.is_dir() and not folder:
@@ -73,12 +84,24 @@ def check_writable(path: Path, folder: bool = False) -> None:
         if not above.is_dir():
             raise OutputError(f"{name} cannot be written: {above} is not a folder.")
         if not os.access(above, os.W_OK | os.X_OK):
-            raise OutputError(f"{name} cannot be written: nothing may be written to {above}.")
+            raise OutputError(f"{name} cannot be written: {above} is read-only.")
         longest = max(len(os.fsencode(part)) for part in path.absolute().parts) + len("..part")
         if longest > os.pathconf(above, "PC_NAME_MAX"):
             raise OutputError(f"{name} cannot be written: its name is too long.")
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"{name} cannot be written: {error.strerror}.") from error
+
+
+def reserve(file: int, size: int) -> None:
+    """Takes room for so many bytes, at least one, for an open file: a disk that fills under a map kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+
+
+def _short(path: Path) -> str:
+    return str(path) if len(path.name) < 80 and len(str(path)) < 400 else f"{str(path)[:40]}…"
 
 
 def _claimed(path: Path) -> Path:

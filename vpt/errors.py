@@ -6,8 +6,10 @@ without a traceback and exits with a non-zero status.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral, Real
 
 
 class VPTError(Exception):
@@ -50,8 +52,8 @@ class HubError(VPTError):
     """The hub cannot be reached, refuses, or does not have what was asked for."""
 
 
-class OutputError(VPTError):
-    """A file or folder cannot be written where it was asked for."""
+class OutputError(VPTError, OSError):
+    """A file or folder cannot be written where it was asked for; an OSError too, for those who go on without it."""
 
 
 class DivergedError(VPTError):
@@ -70,3 +72,17 @@ class UnknownNameError(VPTError):
         elif not close:
             hints.append(f"{len(names)} names are known.")
         super().__init__(f"Unknown {kind} {name!r}: {' '.join(hints)}")
+
+
+def wanted_number(least: float, most: float = math.inf, whole: bool = False) -> str:
+    """The words for a number from `least` to `most`: `a whole number of at least 1`."""
+    span = f"of at least {least}" if math.isinf(most) else f"from {least} to {most}"
+    return f"a {'whole ' if whole else ''}number {span}"
+
+
+def check_number(name: str, value: object, least: float, most: float = math.inf, whole: bool = False) -> None:
+    """Refuses, by a ConfigError, what is no finite number from `least` to `most`, or not a `whole` one."""
+    kind = Integral if whole else Real
+    number = isinstance(value, kind) and not isinstance(value, bool)
+    if not number or not least <= float(value) <= most or math.isinf(float(value)):  # type: ignore[arg-type]
+        raise ConfigError(f"{name} must be {wanted_number(least, most, whole)}, got {value!r:.80}.")

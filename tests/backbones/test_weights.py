@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def test_a_seed_is_a_whole_number(weights: str) -> None:
 
 @pytest.mark.parametrize("size", [0, -64, "64", True, 64.0])
 def test_an_image_size_is_a_whole_number_of_pixels(size: Any) -> None:
-    with pytest.raises(ConfigError, match="image_size is a whole number of pixels, at least 1, or None, got "):
+    with pytest.raises(ConfigError, match=r"image_size .*a whole number .*or None, got "):
         create_backbone(NANO, image_size=size)
 
 
@@ -105,6 +106,19 @@ def test_only_the_network_is_blamed_on_the_network(
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(WeightsError, match=sentence):
         create_backbone(TINY)
+
+
+def test_a_hub_that_is_not_there_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: pytest.fail("it tries again"))
+    with pytest.raises(WeightsError, match=r"The hub could not be reached for the weights .*--model\.weights"):
+        create_backbone(TINY)
+    assert capfd.readouterr() == ("", "")
+    assert not constants.HF_HUB_OFFLINE
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,10 @@ def test_without_prompts_there_is_nothing_to_compare(vpt: Vpt, task: Path, tmp_p
 )
 def test_mistakes_are_answered_in_one_sentence(vpt: Vpt, trained: Run, args: list[str], part: str) -> None:
     assert part in vpt("attention", "--delta", str(trained.folder / "delta.safetensors"), *args).sentence
+
+
+def test_all_kinds_hold_each_of_them() -> None:
+    assert attention._kinds(Namespace(kind=["all", "share"])) == attention._kinds(Namespace(kind=["all"])) == []
 
 
 def test_help_names_every_kind() -> None:

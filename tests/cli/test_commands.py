@@ -15,6 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vpt.cli import main
+from vpt.data.corruptions import BASIC, CORRUPTIONS
+from vpt.errors import DataError
 from vpt.models.delta_format import read_delta, write_delta
 
 from .conftest import CONFIGS, Run, Vpt
@@ -45,6 +47,22 @@ def test_robustness_takes_the_data_of_a_config_and_overrides(vpt: Vpt, trained: 
     assert answer.status == 0, answer.err
     rows = json.loads(Path("result/robustness.json").read_text())["rows"]
     assert {row["set"] for row in rows} == {"clean", "fog-3"}
+
+
+@pytest.mark.parametrize(
+    ("words", "kinds"),
+    [(["all", "basic"], [*CORRUPTIONS]), (["basic", "fog"], [*BASIC, "fog"]), (["basic", "contrast"], [*BASIC])],
+)
+def test_words_for_several_corruptions_stand_beside_names(
+    vpt: Vpt, trained: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], kinds: list[str]
+) -> None:
+    def run(**options: Any) -> None:
+        raise DataError(" ".join(options["corruptions"]))
+
+    monkeypatch.setattr("vpt.robustness.run", run)
+    delta = str(trained.folder / "delta.safetensors")
+    sentence = vpt("robustness", "run", "--delta", delta, "--out", "out", "--corruptions", *words).sentence
+    assert sentence == " ".join(kinds)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +100,7 @@ def test_robustness_makes_soups_and_chooses_only_on_unseen_images(vpt: Vpt, trai
     write_delta("unseen.safetensors", header, tensors)
     answer = vpt("robustness", "soup", "--deltas", "unseen.safetensors", "unseen.safetensors", *chosen)
     assert answer.status == 0, answer.err
-    assert answer.out.count("kept") == 2
+    assert answer.out.count("added") == 2
 
 
 def test_no_command_writes_over_a_run_or_over_what_it_reads(vpt: Vpt, trained: Run, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes import make_folder, make_task
 from tests.fakes_suites import make_imagenet
-from vpt.data.catalog.cards import card_names
+from vpt.data.catalog.cards import card_names, find_card
 
 from .conftest import Vpt
 
@@ -82,6 +82,30 @@ def test_verify_takes_your_own_images_and_fits_a_terminal(vpt: Vpt, tmp_path: Pa
     assert "! 1 times a training image is there twice" in answer.out
     assert all(len(line) <= 80 or line.split()[0].startswith("/") for line in answer.out.splitlines())
     assert "dataset, folder or table" in vpt("data", "verify", "nothing").sentence
+
+
+def test_verify_prefers_your_own_images_to_a_generated_task_of_their_name(vpt: Vpt) -> None:
+    make_folder(Path("shapes"), {"train": 3, "test": 2})
+    answer = vpt("data", "verify", "shapes")
+    assert answer.status == 0, answer.err
+    assert "train (held out)" in answer.out
+
+
+def test_steps_by_hand_name_the_address(vpt: Vpt) -> None:
+    cards = [card for card in map(find_card, card_names()) if card.suite == "vtab"]
+    assert not any("above" in card.obtain or "{" in card.obtain for card in cards)
+    by_hand = [card for card in cards if not card.downloads]  # the others would be fetched
+    assert "kitti" in {card.name for card in by_hand}
+    for card in by_hand:
+        answer = vpt("data", "prepare", f"vtab/{card.name}")
+        assert answer.status == 1
+        assert "http" in answer.err
+
+
+def test_a_cache_that_is_a_file_is_named(vpt: Vpt, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine.txt").write_text("mine")
+    monkeypatch.setenv("VPT_CACHE", "mine.txt")
+    assert vpt("data", "cache", "--clear").sentence == "VPT_CACHE is mine.txt, a file: set it to a folder."
 
 
 def test_the_root_is_that_of_the_environment(vpt: Vpt, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:

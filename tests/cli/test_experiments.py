@@ -29,7 +29,7 @@ def test_sweep_prints_the_table_and_refuses_to_write_over_it(vpt: Vpt) -> None:
     answer = vpt("sweep", *TINY, "--grid", "grid.yaml", *FLAGS)
     assert answer.status == 0, answer.err
     assert "mean ± std over seeds" in answer.out
-    assert "images/s a trial" in answer.out
+    assert "images/s per trial" in answer.out
     assert "4/4" not in answer.err
     assert "2/2 test/seed=2,base_lr=0.0" in answer.err
     stored = json.loads(Path("out/sweep.json").read_text())
@@ -144,7 +144,7 @@ def test_a_wrong_config_is_refused_before_anything_runs(vpt: Vpt) -> None:
     assert "--grid FILE" in vpt("sweep", *TINY, *FLAGS).sentence
     grid = str(CONFIGS / "sweep" / "rates.yaml")
     sentence = vpt("sweep", *TINY, "--model.warmup", "2", "--grid", grid, "--serial", "--out", "bad").sentence
-    assert sentence.startswith("No trial gave a validation accuracy: warmup lies in [0, 1)")
+    assert sentence.startswith("No trial gave a validation accuracy: warmup and momentum lie in [0, 1)")
     assert not Path("out").exists()
 
 
@@ -218,7 +218,7 @@ def test_profile_of_a_config_and_of_a_run(vpt: Vpt, trained: Run) -> None:
     assert answer.status == 0, answer.err
     values = json.loads(answer.out)
     assert values["trainable"] == values["formula"] == 13_450
-    task = [*DEMO[:1], str(CONFIGS / "vtab" / "caltech101.yaml"), "--model.weights", "random"]  # its data are not here
+    task = [*DEMO[:1], str(CONFIGS / "vtab" / "caltech101.yaml")]  # neither its data nor its weights are here
     answer = vpt("profile", *task, "--classes", "102", "--batch", "1", "--rounds", "1")
     assert answer.status == 0, answer.err
     assert "42,726 of" in answer.out

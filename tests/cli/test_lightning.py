@@ -140,7 +140,9 @@ def test_predict_writes_a_line_per_image_of_some_apart(vpt: Vpt, trained: Run) -
     assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
 
 
-def test_predictions_of_another_model_or_other_data_are_not_replaced(vpt: Vpt, trained: Run, tmp_path: Path) -> None:
+def test_predictions_of_another_model_data_or_precision_are_not_replaced(
+    vpt: Vpt, trained: Run, tmp_path: Path
+) -> None:
     shutil.copytree(trained.folder, run := tmp_path / "run", ignore=shutil.ignore_patterns("predictions*"))
     config, checkpoint = ["-c", str(run / "config.yaml")], run / "checkpoints" / "last.ckpt"
     command = ["predict", *config, "--ckpt_path", str(checkpoint), "--trainer.limit_predict_batches=1"]
@@ -148,8 +150,9 @@ def test_predictions_of_another_model_or_other_data_are_not_replaced(vpt: Vpt, t
     written = {path.name: path.read_bytes() for path in run.glob("predictions*")}
     assert written.keys() == {"predictions-partial.csv", "predictions-partial.json"}
     assert vpt(*command).status == 0  # of the same: the same
-    refused = f"{run.resolve() / 'predictions-partial.csv'} is of another model or other data: move it"
-    assert refused in vpt(*command, "--data.preset=timm").sentence
+    refused = f"{run.resolve() / 'predictions-partial.csv'} is of another model, other data or precision: move it"
+    for other in ("--data.preset=timm", "--data.test=val200", "--trainer.precision=bf16-mixed"):
+        assert refused in vpt(*command, other).sentence
     state = torch.load(checkpoint, weights_only=True)
     state["state_dict"]["model.head.bias"].data += 1
     torch.save(state, checkpoint)
@@ -213,6 +216,17 @@ def test_training_goes_on_with_what_it_began_with(vpt: Vpt, trained: Run, flag: 
     answer = vpt("fit", *flags, "--ckpt_path", trained.checkpoint)
     assert answer.status == 1
     assert "Training cannot go on from another run's checkpoint" in answer.sentence
+
+
+def test_training_does_not_go_on_with_other_class_names(vpt: Vpt, tmp_path: Path) -> None:
+    make_folder(tmp_path / "pets", {"train": 5, "test": 2})
+    flags = [*DEMO, "--data", "FolderDataModule", "--data.root", "pets", "--data.batch_size", "4"]
+    assert vpt("fit", *flags, *QUICK).status == 0
+    checkpoint = Run(Path("runs/pets/vpt_deep/version_0")).checkpoint
+    for split in ("train", "test"):
+        (tmp_path / "pets" / split / "cat").rename(tmp_path / "pets" / split / "lion")
+    answer = vpt("fit", *flags, *QUICK, "--trainer.max_epochs=2", "--ckpt_path", checkpoint)
+    assert "other classes than those of pets" in answer.sentence
 
 
 def test_an_interrupted_run_keeps_its_last_whole_epoch(vpt: Vpt, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from vpt.data import FolderDataModule, content_hashes, image_cache
 from vpt.data.content_hashes import cache_folder
 from vpt.data.datasets.torchvision_datasets import TorchvisionList
 from vpt.data.image_cache import decoded
-from vpt.data.images import ImageList, read_list
+from vpt.data.images import ImageList
+from vpt.data.list_files import read_list
 from vpt.data.transforms import PRESETS
 from vpt.errors import DataError, VPTWarning
 from vpt.models.feature_cache import share

@@ -169,9 +169,12 @@ def test_setup_decodes_what_the_stage_needs_and_no_more(task: Path) -> None:
             victim.write_bytes(content)
 
 
-@pytest.mark.parametrize(("flag", "value"), [("batch_size", 0), ("image_size", 0), ("num_workers", -1), ("seed", -1)])
-def test_numbers_out_of_range_are_refused(flag: str, value: int) -> None:
-    with pytest.raises(ConfigError, match=f"{flag} is {value}"):
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("batch_size", 0), ("image_size", 64.5), ("num_workers", -1), ("seed", -1), ("subset_seed", True)],
+)
+def test_numbers_out_of_range_are_refused(flag: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{flag} must be a whole number of at least .*, got {value}"):
         DigitsDataModule(**{flag: value})  # type: ignore[arg-type]
 
 

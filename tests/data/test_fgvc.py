@@ -267,7 +267,7 @@ def test_json_splits_that_contradict_the_authors_are_refused(tmp_path: Path) -> 
         ),
         (json.dumps({"cars_train/99.jpg": 5}), r"the authors' files do not list cars_train/99\.jpg"),
         ('{"cars_train/00001.jpg": "5"}', "is not a map from image paths to whole numbers"),
-        ("{", "is not JSON"),
+        ("{", "is not a map from image paths to whole numbers"),
     ):
         (folder / "val.json").write_text(content)
         with pytest.raises(DataError, match=message):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ from tests.fakes import make_folder
 from vpt.data import FolderDataModule
 from vpt.data.datasets.folder import class_order
 from vpt.data.datasets.torchvision_datasets import SUPPORTED
-from vpt.errors import ConfigError, DataError, UnknownNameError
+from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning
 
 
 @pytest.fixture
@@ -113,18 +115,101 @@ def test_hidden_and_other_files_are_no_images(root: Path) -> None:
     (root / "train/.hidden").mkdir()
     (root / "train/dog/deeper").mkdir()
     (root / "train/dog/4.jpg").rename(root / "train/dog/deeper/4.JPG")
-    module = data(root)
+    files, folders = (
+        r"4 of 34 files \(1 \.db, 1 \.txt, 2 hidden\)",
+        r"train/\.hidden \(hidden\), train/cat/\.ipynb_checkp",
+    )
+    with pytest.warns(VPTWarning, match=f"Not read of .*pets: {files} and the folders {folders}"):
+        module = data(root)
     assert len(module.split("train")) == 15
     assert labelled(module, "train")["train/dog/deeper/4.JPG"] == "dog"
+
+
+def test_files_of_other_kinds_and_links_that_lead_nowhere_are_counted(root: Path) -> None:
+    cat = root / "train/cat"
+    for name in ("a.HEIC", "b.heic", "without"):
+        (cat / name).write_bytes(b"no image that Pillow reads")
+    (cat / "dangling.jpg").symlink_to("nowhere.jpg")
+    (cat / "itself.jpg").symlink_to("itself.jpg")
+    os.mkfifo(cat / "pipe.jpg")
+    left = r"6 of 36 files \(2 \.heic, 2 dangling, 1 of a device, 1 without a suffix\)\.$"
+    with pytest.warns(VPTWarning, match=left):
+        assert len(data(root).split("train")) == 15
+
+
+def test_folders_of_systems_are_no_classes_and_unknown_ones_no_splits(root: Path) -> None:
+    for name in ("train/@eaDir", "train/__MACOSX", "train/.c", "tset"):
+        make_folder(root / name, {"": 1}, ["0"])
+    hidden = r"train/\.c \(hidden\), train/@eaDir \(hidden\), train/__MACOSX \(hidden\)"
+    with pytest.warns(VPTWarning, match=rf"Not read of .*: the folders tset \(no split\), {hidden}\.$"):
+        assert data(root).class_names == ["cat", "dog", "owl"]
+
+
+def test_links_are_followed_but_never_round_in_circles(root: Path, tmp_path: Path) -> None:
+    more = make_folder(tmp_path / "more", {"": 2}, ["deeper"])
+    (root / "train/cat/more").symlink_to(more)
+    (more / "deeper/back").symlink_to(root / "train/cat")
+    (root / "train/cat/up").symlink_to("..")
+    (root / "train/loop").symlink_to(".")
+    circles = r"loop \(a link back\), train/cat/up \(a link back\), train/cat/more/deeper/back \(read already\)"
+    with pytest.warns(VPTWarning, match=rf"Not read of .*: the folders train/{circles}\.$"):
+        module = data(root)
+    assert len(module.split("train")) == 17
+    assert labelled(module, "train")["train/cat/more/deeper/0.jpg"] == "cat"
+
+
+def test_a_folder_that_cannot_be_read_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "train/cat/secret").mkdir()
+    scan = os.scandir
+
+    def refused(path: Path) -> Any:
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.warns(VPTWarning, match=r"the folders train/cat/secret \(Permission denied\)\.$"):
+        assert len(data(root).split("train")) == 15
+
+
+def test_a_class_in_two_forms_of_unicode_is_one(root: Path) -> None:
+    (root / "train/cat").rename(root / "train/caf\u00e9")
+    (root / "train/dog").rename(root / "train/cafe\u0301")
+    (root / "test/cat").rename(root / "test/cafe\u0301")
+    shutil.rmtree(root / "test/dog")
+    shutil.rmtree(root / "val")
+    module = data(root)
+    assert module.class_names == ["caf\u00e9", "owl"]
+    assert np.bincount(module.split("train").labels).tolist() == [8, 4]
+    assert set(module.split("test").labels.tolist()) == {0, 1}
+    rows = "path,label\n" + "".join(
+        f"test/owl/{i}.jpg,{name}\n" for i, name in enumerate(["cafe\u0301", "caf\u00e9", "a"])
+    )
+    assert data(table(root, "rows.csv", rows)).class_names == ["a", "caf\u00e9"]
+
+
+@pytest.mark.parametrize("names", [["Cat", "cat"], ["cat", "cat "], ["01", "1"]])
+def test_classes_that_look_alike_are_pointed_out(tmp_path: Path, names: list[str]) -> None:
+    root = make_folder(tmp_path / "pets", {"train": 2}, names)
+    with pytest.warns(
+        VPTWarning, match=f"has the classes '{names[0]}' and '{names[1]}', which differ in case, blanks or"
+    ):
+        assert data(root).class_names == names
+
+
+def test_names_of_files_that_are_no_text_are_read(root: Path) -> None:
+    os.rename(os.fsencode(root / "train/cat/0.jpg"), os.fsencode(root / "train/cat") + b"/\xe4\n.jpg")  # noqa: PTH104
+    module = data(root)
+    assert len(module.split("train")) == 15
+    assert len(module.describe()["fingerprint"]) == 64
 
 
 def test_folders_that_are_no_task_are_answered_by_what_is_missing(root: Path, tmp_path: Path) -> None:
     for folder, missing in ((tmp_path / "none", tmp_path / "none"), (root / "train", root / "train" / "train")):
         with pytest.raises(DataError) as caught:
             data(folder)
-        assert str(caught.value).startswith(
-            f"{missing} does not exist; lay the images out as\n{folder}/\n  train/<class>/"
-        )
+        found = " (it has cat, dog, owl)" if folder.exists() else ""
+        assert str(caught.value).startswith(f"{missing} does not exist{found}: lay the images out as train/<class>/,")
 
 
 def empty_class(root: Path) -> None:
@@ -240,7 +325,16 @@ def test_paths_in_any_script_with_commas_and_blank_lines(root: Path) -> None:
         ("path\tlabel\na.jpg\tcat\n", "separate the columns by a comma, not a tab\\.$"),
         ("file\na.jpg\n", "has no column 'path'; it has 'file'\\.$"),
         ("path,label\n", "lists no images"),
-        ("", r"is not a readable table \(No columns to parse from file\)"),
+        ("", r"is empty: a table needs the columns path and label\.$"),
+        ("path,label\na.jpg,cat\n'b.jpg',cat\n\"c.jpg,cat\nd.jpg,dog\n", "line 4: a quotation mark is not closed"),
+        ('path,label\na.jpg,cat\n"b" x.jpg,cat\n', "line 3: a quotation mark is not closed, or stands within a field"),
+        ('path,label\n"a\nb.jpg",cat\nc.jpg\n', "line 4 has 1 field and the header 2"),
+        ("path,label,label\na.jpg,cat,dog\n", "has the column 'label' twice: remove or rename one"),
+        ("path,label\na.jpg,cat\nb\0.jpg,cat\n", "line 3 has a NUL"),
+        ("path,label\na.jpg,0.5\nb.jpg,1\n", "line 2: the label 0.5 is no whole number from 0 on"),
+        ("path,label\na.jpg,1\nb.jpg,nan\n", "line 3: the label nan is no whole number"),
+        ("path,label\na.jpg,cat\nb.jpg,cat\n", "has only one class, 'cat': a classifier tells two or more apart"),
+        ('path,label\na.jpg,cat\nb.jpg,"d\no\ng"\n', "has a class 'd.no.ng', which cannot be printed: rename it"),
         ("path,label\na.jpg,cat\n\nb.jpg,\n", "line 4: the label is empty"),
         ("path,label\n,cat\n", "line 2: the path is empty"),
         ("path,label\na.jpg,cat\nb.jpg,cat\na.jpg,dog\n", "line 4: a.jpg is listed on line 2 already; remove one line"),
@@ -248,7 +342,10 @@ def test_paths_in_any_script_with_commas_and_blank_lines(root: Path) -> None:
         ("path,label,split\na.jpg,cat,shift_val\n", "line 2: unknown split 'shift_val'"),
         ("path,label,split\na.jpg,cat,test\n", "lists no training images"),
         ("path,label,split\na.jpg,cat,train\nb.jpg,eel,test\n", "line 3: b.jpg is of class 'eel'"),
-        ("path,label\na.jpg,cat,1\nb.jpg,cat,2,3,4\n", "is not a readable table"),
+        (
+            "path,label\na.jpg,cat,1\nb.jpg,cat,2,3,4\n",
+            "line 2 has 3 fields and the header 2: correct it; a field with a comma",
+        ),
     ],
 )
 def test_a_wrong_table_is_one_sentence(root: Path, text: str, fault: str) -> None:
@@ -259,8 +356,12 @@ def test_a_wrong_table_is_one_sentence(root: Path, text: str, fault: str) -> Non
 
 
 def test_a_table_may_have_a_column_called_line(root: Path) -> None:
-    module = data(table(root, "rows.csv", "line,path,label\nred,train/cat/0.jpg,cat\n,train/cat/1.jpg,cat\n"))
-    assert set(labelled(module, "train").values()) == {"cat"}
+    module = data(
+        table(
+            root, "rows.csv", "line,path,label\nred,train/cat/0.jpg,cat\n,train/cat/1.jpg,cat\n,train/dog/1.jpg,dog\n"
+        )
+    )
+    assert set(labelled(module, "train").values()) == {"cat", "dog"}
     with pytest.raises(DataError, match=r"line 3: the label is empty"):
         data(table(root, "rows.csv", "line,path,label\nred,train/cat/0.jpg,cat\n9,train/cat/1.jpg,\n"))
     with pytest.raises(DataError, match=r"it has 'path', 'class'\.$"):
@@ -272,14 +373,15 @@ def test_missing_tables_and_other_contents_are_one_sentence(root: Path) -> None:
     (root / "latin.csv").write_bytes("path,label\nä.jpg,cat\n".encode("latin-1"))
     pd.DataFrame({"path": ["a.jpg"], "label": [0.5]}).to_parquet(root / "decimal.parquet")
     for name in ("none.csv", "none.parquet", "rows.parquet", "latin.csv", "decimal.parquet"):
-        with pytest.raises(DataError, match=rf"{name} is not a readable table \(") as caught:
+        with pytest.raises(DataError, match=rf"{name} is not a readable table") as caught:
             data(root / name)
         assert "\n" not in str(caught.value)
 
 
 def test_a_missing_image_of_a_table_is_named_with_its_line(root: Path) -> None:
+    rows = "path,label,split\ntrain/cat/0.jpg,a,train\nnone.jpg,a,train\ntrain/cat/1.jpg,b,train\nval/cat/1.jpg,b,val\n"
     with pytest.raises(DataError, match=r"rows\.csv, line 3: .*none\.jpg does not exist; .* remove the line"):
-        data(table(root, "rows.csv", "path,label\ntrain/cat/0.jpg,a\nnone.jpg,a\ntrain/cat/1.jpg,a\n")).split("train")
+        data(table(root, "rows.csv", rows)).split("train")
 
 
 def make_mnist(root: Path, counts: dict[str, int]) -> None:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from torch.utils.data import DataLoader
 from vpt.data import image_cache
 from vpt.data.content_hashes import cache_folder
 from vpt.data.image_cache import OnDemand, Ragged, decoded
-from vpt.data.images import ImageList, read_list
+from vpt.data.images import ImageList
+from vpt.data.list_files import read_list
 from vpt.data.transforms import PRESETS
 from vpt.errors import DataError
+from vpt.version import pixel_versions
 
 Pixels = NDArray[np.uint8]
 SQUARE = PRESETS["square"]
@@ -85,6 +88,34 @@ def test_preset_size_and_crop_have_files_of_their_own(images: ImageList) -> None
         assert array(images, preset, size).shape[-1] == size
     decoded(images, PRESETS["fgvc"], 16, cropped=False)
     assert len(files()) == 5
+
+
+def test_whatever_pixels_depend_on_is_part_of_their_key(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = PRESETS["timm"]
+    base = OnDemand(images, preset, 16)
+    others: dict[str, Any] = {"image_size": 8, "cropped": False}
+    assert {field.name for field in fields(base)} == {"source", "preset", *others}
+    keys = [image_cache._key(base), *(image_cache._key(replace(base, **{n: v})) for n, v in others.items())]
+    values: dict[str, Any] = {
+        "resize": "square",
+        "interpolation": "nearest",
+        "normalization": "none",
+        "crop_fraction": 0.5,
+    }
+    assert {field.name for field in fields(preset) if field.compare} == {"name", *values}
+    keys += [image_cache._key(replace(base, preset=replace(preset, **{n: v}))) for n, v in values.items()]
+    for name in pixel_versions():
+        versions = pixel_versions() | {name: "another"}
+        with monkeypatch.context() as patch:
+            patch.setattr(image_cache, "pixel_versions", lambda versions=versions: versions)
+            keys.append(image_cache._key(base))
+    for path in images.paths:
+        kept = (images.folder / path).read_bytes()
+        (images.folder / path).write_bytes(kept + b"more")
+        keys.append(image_cache._key(OnDemand(read_list(images.folder / "test.txt", images.folder), preset, 16)))
+        (images.folder / path).write_bytes(kept)
+    assert len(set(keys)) == len(keys) == 1 + 2 + 4 + len(pixel_versions()) + 9
+    assert image_cache._key(OnDemand(read_list(images.folder / "test.txt", images.folder), preset, 16)) == keys[0]
 
 
 def test_images_of_different_sizes_lie_in_one_file(task: Path, images: ImageList) -> None:
@@ -194,6 +225,41 @@ def test_a_killed_build_leaves_no_cache(images: ImageList, monkeypatch: pytest.M
     os.utime(left, (0, 0))
     array(images, size=20)
     assert files() == [".pixels", ".pixels"]  # ... until it has not been written to for an hour
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes as Linux shows them")
+def test_no_process_outlives_the_build_that_started_it(
+    images: ImageList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has more to hand over than a pipe holds, and holds the pipe of the other open."""
+    monkeypatch.setattr(image_cache, "_IMAGES_PER_PROCESS", 2)
+    monkeypatch.setattr(image_cache, "_cores", lambda: 2)
+
+    def large(*_: object) -> Pixels:
+        (tmp_path / f"decoding-{os.getpid()}").touch()
+        return np.zeros((3, 500, 500), np.uint8)
+
+    monkeypatch.setattr(OnDemand, "__getitem__", large)
+    monkeypatch.setattr(image_cache, "_rows", slow(image_cache._rows, 3600))
+    many = images.take(np.arange(64) % 9)
+    process = in_a_process(lambda: decoded(many, SQUARE, 16))
+    wait_for(lambda: len([*tmp_path.glob("decoding-*")]) == 2)
+    workers = [int(path.name.rpartition("-")[2]) for path in tmp_path.glob("decoding-*")]
+    assert all(map(alive, workers))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    try:
+        wait_for(lambda: not any(map(alive, workers)))
+    finally:
+        for worker in filter(alive, workers):
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_processes_that_build_the_same_cache_end_with_one_whole_file(

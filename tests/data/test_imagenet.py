@@ -16,7 +16,7 @@ from vpt.data.catalog.cards import load_card
 from vpt.data.catalog.classes import imagenet_wnids, objectnet_folders, subset_ids
 from vpt.data.corruptions import CORRUPTIONS
 from vpt.data.datasets.imagenet import VARIANTS
-from vpt.errors import ConfigError, DataError, UnknownNameError
+from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning
 
 CARDS = [card for card in VARIANTS if card != "flickr_in1k_1000"]
 SETS = {card: "imagenet_c-gaussian_noise-3" if card == "imagenet_c" else card for card in CARDS}
@@ -102,7 +102,9 @@ def test_an_empty_class_folder_is_an_error(tmp_path: Path, card: str) -> None:
         file.rename(file.with_suffix(".txt"))
     with pytest.raises(DataError, match=re.escape(f"{victim} is a class folder without images")):
         module(tmp_path, SETS[card], allow_partial=False)
-    assert module(tmp_path, SETS[card]).describe()["partial"] is True
+    with pytest.warns(VPTWarning, match=r"Not read of .*: 1 of [\d,]+ files \(1 \.txt\)"):
+        partial = module(tmp_path, SETS[card])
+    assert partial.describe()["partial"] is True
 
 
 @pytest.mark.parametrize(("card", "sizes"), [("imagenet_r", 200), ("imagenet_a", 200), ("objectnet", 113)])
@@ -295,7 +297,9 @@ def test_non_ascii_names_and_hidden_files(tmp_path: Path) -> None:
     file = next(folder.rglob("*.JPEG"))
     file.rename(file.with_name("mésange 鳥.jpg"))
     file.with_name("._mésange.jpg").write_bytes(b"left by a Mac")
-    assert module(tmp_path / "données été", "imagenet_a").split("test").paths == [f"{file.parent.name}/mésange 鳥.jpg"]
+    with pytest.warns(VPTWarning, match=r"Not read of .*imagenet-a: 1 of 2 files \(1 hidden\)"):
+        data = module(tmp_path / "données été", "imagenet_a")
+    assert data.split("test").paths == [f"{file.parent.name}/mésange 鳥.jpg"]
 
 
 def test_a_text_file_named_jpg_is_named(tmp_path: Path) -> None:
@@ -315,10 +319,10 @@ def test_photos_with_imagenet_labels_in_a_table(tmp_path: Path) -> None:
     assert data.split("test").labels.tolist() == [0, 400, 800]
     assert data.groups() is None
     for text, message in (
-        (f"file,in1k_index_0based\nimages/{names[0]},1000\n", r"line 1: label 1000 is outside 0\.\.999"),
+        (f"file,in1k_index_0based\nimages/{names[0]},1000\n", r"line 2: label 1000 is outside 0\.\.999"),
         (f"file,in1k_index_0based\nimages/{names[0]},1\nimages/{names[0]},2\n", "is listed twice, as number 1 and 2"),
-        ("file,label\n", "is not a table with file and in1k_index_0based"),
-        ("file,in1k_index_0based\na.jpg,dog\n", "is not a table with file and in1k_index_0based"),
+        ("file,label\n", "has no column 'in1k_index_0based'; it has 'file', 'label'"),
+        ("file,in1k_index_0based\na.jpg,dog\n", "line 2: 'dog' is no whole number"),
     ):
         table.write_text(text)
         with pytest.raises(DataError, match=message):

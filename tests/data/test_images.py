@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vpt.data.images import decode_rgb, read_list, to_rgb
+from vpt.data.images import decode_rgb, to_rgb
+from vpt.data.list_files import read_list
 from vpt.errors import DataError
 
 
@@ -32,7 +33,7 @@ def test_line_without_integer_label_is_named(tmp_path: Path, line: str) -> None:
 def test_empty_and_missing_lists_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the list is empty"):
         read_list(write(tmp_path / "a.txt", "\n \n"), tmp_path)
-    with pytest.raises(DataError, match=r"none\.txt: not a readable list"):
+    with pytest.raises(DataError, match=r"none\.txt is not a readable list of images \(No such file"):
         read_list(tmp_path / "none.txt", tmp_path)
 
 

@@ -21,7 +21,7 @@ from scipy.io import loadmat, savemat
 from tests.data.originals import ORIGINALS, eye_photo, make_original, norb_matrix, shade
 from vpt.data import VTABDataModule
 from vpt.data.catalog.cards import load_card
-from vpt.data.images import read_list
+from vpt.data.list_files import read_list
 from vpt.data.prepare import TASKS, prepare
 from vpt.data.prepare import vtab_tasks as writing
 from vpt.data.prepare.arrays import read_matrix
@@ -321,7 +321,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     ("sun397", _append("sun397_tfds_va.txt", "/x/xanadu/sun_1.jpg"), "line 5: '/x/xanadu/sun_1.jpg' names no image"),
     ("oxford_iiit_pet", _append("annotations/test.txt", "Bengal_1 six 1 1"), "found 'Bengal_1 six 1 1'"),
     ("oxford_iiit_pet", _append("annotations/test.txt", "Bengal_1 6 1 1"), "Bengal_1.jpg is missing, though"),
-    ("oxford_iiit_pet", _append("annotations/test.txt", "Bengal_1 38 1 1"), "the label 37, which is outside 0..36"),
+    ("oxford_iiit_pet", _append("annotations/test.txt", "Bengal_1 38 1 1"), "a class in 1..37, found 'Bengal_1 38"),
     ("oxford_flowers102", _cut("setid.mat"), "setid.mat is not a MATLAB file with trnid, valid, tstid"),
     ("diabetic_retinopathy", _put("trainLabels.csv", "image,grade\n"), "trainLabels.csv is not a table of image"),
     ("diabetic_retinopathy", _cut("train/1_left.jpeg"), "1_left.jpeg cannot be decoded"),

@@ -60,10 +60,12 @@ def test_it_cannot_be_trained_on_and_counts_are_checked(folder: Path) -> None:
 
 def test_damaged_files_are_named(folder: Path) -> None:
     write(folder, [*ROWS, ("cue-conflict/dog/e.jpg", "dog", "")])
-    with pytest.raises(DataError, match=r"labels\.csv: cue-conflict/dog/e\.jpg has a class that is none of the 3"):
+    with pytest.raises(
+        DataError, match=r"labels\.csv, line 6: cue-conflict/dog/e\.jpg has a class that is none of the 3"
+    ):
         module(folder)
     (folder / "labels.csv").write_text("file,label\n")
-    with pytest.raises(DataError, match="is not a table with file, shape_class and texture_class"):
+    with pytest.raises(DataError, match="has no column 'shape_class'; it has 'file', 'label'"):
         module(folder)
     for text, message in (("[1]", "is not a map from class names"), ('{"cat": [1000]}', r"lie in 0\.\.999")):
         (folder / "class16_to_in1k_indices.json").write_text(text)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,10 +87,11 @@ def test_a_test_set_has_no_shots() -> None:
 
 @pytest.mark.parametrize(
     ("shots", "fraction", "part"),
-    [(2, 0.5, "not both"), (None, None, "Give either"), (0, None, "shots is 0"), (None, 0.0, "fraction is 0"),
-     (None, 1.1, "fraction is 1.1")],
+    [(2, 0.5, "not both"), (None, None, "Give either"), (0, None, "shots must be a whole number of at least 1"),
+     (2.5, None, "a whole number of at least 1, got 2.5"), (True, None, "got True"), (None, 0.0, "fraction is 0"),
+     (None, 1.1, "fraction is 1.1"), (None, float("nan"), "fraction is nan")],
 )  # fmt: skip
-def test_numbers_out_of_range_are_refused(shots: int | None, fraction: float | None, part: str) -> None:
+def test_numbers_out_of_range_are_refused(shots: Any, fraction: float | None, part: str) -> None:
     names, labels, classes = listed([4, 4])
     with pytest.raises(ConfigError, match=part):
         few_shot(names, labels, classes, shots, fraction, 0)

@@ -82,7 +82,7 @@ def test_what_a_complete_published_dataset_repeats_is_noted_and_no_fault(
     assert card is not None
     sizes = {"train800": 12, "val200": 6, "train800val200": 18, "test": 9}
     published = replace(card, name=task.name, num_classes=3, sizes=sizes)
-    monkeypatch.setattr("vpt.data.catalog.verify.card_of", lambda name: published)
+    monkeypatch.setattr("vpt.data.catalog.verify.card_on_disk", lambda name, root: published)
     shutil.copy(task / "images/train800/class 1/2.jpg", task / "images/test/class 1/1.jpg")
     report = check(task)
     assert report.faults == []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vpt.data import VTABDataModule, default_root
-from vpt.errors import DataError, UnknownNameError
+from vpt.errors import DataError, UnknownNameError, VPTWarning
 
 
 def test_any_folder_in_the_layout_is_a_task(task: Path) -> None:
@@ -57,6 +57,14 @@ def test_incomplete_data_are_not_called_complete(task: Path) -> None:
 def test_class_names_may_be_a_map_from_labels(task: Path) -> None:
     (task / "classes.json").write_text('{"2": "c", "0": "a", "1": "b"}')
     assert VTABDataModule("fake", root=task.parent).class_names == ["a", "b", "c"]
+
+
+def test_a_gap_in_the_labels_is_pointed_out(task: Path) -> None:
+    (task / "classes.json").unlink()
+    for file in task.glob("*.txt"):
+        file.write_text(file.read_text().replace("\t2", "\t4"))
+    with pytest.warns(VPTWarning, match=r"train800val200.txt has no image of label 2, the first of 2 such up to 4"):
+        assert VTABDataModule("fake", root=task.parent).num_classes == 5
 
 
 def test_without_classes_json_the_card_names_the_classes_else_the_labels_do(task: Path) -> None:

@@ -338,7 +338,7 @@ def test_a_trained_model_moves_to_another_precision_and_back_off() -> None:
         ([{"name": "adapter", "reads": "residual"}], ConfigError, "is for placement parallel, got pfeiffer"),
         ([{"name": "partial", "blocks": 4}], ConfigError, "has 3 blocks: partial takes 1 to 3, got 4"),
         ([{"name": "bias"}, {"name": "norm"}], ConfigError, "Two deltas train .*norm1.bias: keep one"),
-        ([{"name": "mlp_head", "layers": 1}], ConfigError, "at least 2 layers, got 1"),
+        ([{"name": "mlp_head", "layers": 1}], ConfigError, "2 to 64 layers, got 1"),
         ([{"name": "sidetune", "width": 0}], ConfigError, "must be at least 1, got 0"),
         ([{"name": "prompt_pad", "width": 16}], ConfigError, "does not fit 32 pixels: give 1 to 15"),
         ([{"name": "prompt_add", "layers": [0, 1]}], ConfigError, "layers needs deep prompts"),

@@ -146,11 +146,12 @@ def test_a_reader_is_told_what_is_special() -> None:
 @pytest.mark.parametrize(
     ("specs", "sentence"),
     [
-        ({"name": "linear"}, r"A delta is a list of its parts, .* got {'name': 'linear'}"),
-        ({}, "A delta is a list of its parts"),
-        ("prompt", "A delta is a list of its parts"),
+        ({"nam": "linear"}, r"A part of a delta is a dict with a name, .* got {'nam': 'linear'}"),
+        ({}, "A part of a delta is a dict with a name"),
+        (3, "A delta is a list of its parts, .* got 3"),
         (None, "A delta is a list of its parts"),
-        (["prompt"], "A part of a delta is a dict with a name, .* got 'prompt'"),
+        ("prompt", "Delta 'prompt' needs num_tokens"),
+        ([""], "A part of a delta is a dict with a name, .* got ''"),
         ([None], "A part of a delta is a dict with a name"),
         ([{}], "A part of a delta is a dict with a name"),
         ([{"name": 3}], "A part of a delta is a dict with a name"),
@@ -166,6 +167,13 @@ def test_a_reader_is_told_what_is_special() -> None:
 def test_specs_that_are_none_are_refused_in_a_sentence(specs: Any, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         vpt.attach(create_backbone(NANO, "random"), specs)
+
+
+@pytest.mark.parametrize("specs", ["lora", ["lora"], {"name": "lora"}])
+def test_a_name_or_a_part_alone_is_the_list_that_a_config_has(specs: Any) -> None:
+    assert vpt.attach(create_backbone(NANO, "random"), specs).specs == [
+        spec.plain() for spec in read_specs([{"name": "lora"}])
+    ]
 
 
 def test_an_argument_that_does_not_exist_is_named() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.hub.fake import serving
 from vpt.cli import main
 from vpt.errors import ConfigError
 from vpt.experiments.executors import RayEngine, serially
@@ -34,6 +36,40 @@ def test_without_ray_the_way_out_is_named(config: Config, root: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="--serial"):
         RayEngine()([Trial("a", config)], root)
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("127.0.0.1:9", "No Ray cluster answers at 127.0.0.1:9"),
+        ("ray://127.0.0.1:9", "No Ray cluster answers at ray://127.0.0.1:9"),
+        ("127.0.0.1", "The address of a Ray cluster is `auto` or HOST:PORT, got '127.0.0.1'"),
+        ("127.0.0.1:port", "HOST:PORT, got '127.0.0.1:port'"),
+        ("127.0.0.1:99999", "HOST:PORT, got '127.0.0.1:99999'"),
+        (":6379", "HOST:PORT, got ':6379'"),
+        ("x" * 300 + ":1", "No Ray cluster answers at xxx"),
+        ("a\0b:1", "No Ray cluster answers at"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_told_at_once(address: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        RayEngine(address)
+
+
+def test_another_server_is_no_cluster() -> None:
+    with serving() as hub, pytest.raises(ConfigError, match="No Ray cluster answers at"):
+        RayEngine(hub.url.removeprefix("http://"))
+
+
+def test_auto_without_a_cluster_is_one_sentence(
+    config: Config, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def none_found(*args: object, **options: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.\nPlease specify the one to connect to.")
+
+    monkeypatch.setattr(ray, "init", none_found)
+    with pytest.raises(ConfigError, match=r"Ray finds no cluster at auto: Could not .* instance\. Please"):
+        RayEngine("auto")([Trial("a", config)], root)
 
 
 def test_ray_gives_what_a_serial_run_gives_and_survives_killed_workers(

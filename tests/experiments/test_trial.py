@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -18,7 +19,7 @@ from vpt.experiments.trial import Config, Failure, Trial, claim, finished, ident
 from vpt.models.delta_file import load_classifier
 from vpt.models.delta_format import read_delta
 from vpt.tasks import ClassificationTask
-from vpt.tasks.build import build
+from vpt.tasks.build import build, build_data
 
 
 def test_a_trial_leaves_a_run_and_is_not_repeated(config: Config, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +59,25 @@ def test_a_damaged_record_fails_its_own_trial_and_no_other(config: Config, root:
     assert isinstance(found["damaged"], Failure)
     assert f"damaged/{name} " in found["damaged"].reason
     assert (root / "damaged" / name).read_text() == text
+
+
+def test_every_value_of_a_config_is_part_of_what_a_trial_is(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = build_data(config)
+    monkeypatch.setattr("vpt.experiments.trial.build_data", lambda _: data)
+    values = [
+        ("seed_everything", None),
+        *((part, name) for part in ("trainer", "model", "data") for name in config[part]),
+    ]
+    for part, name in values:
+        changed = copy.deepcopy(config)
+        if name == "init_args":
+            for key in config[part][name]:
+                changed = copy.deepcopy(config)
+                changed[part][name][key] = "another"
+                assert identity(changed) != identity(config), key
+            continue
+        (changed if name is None else changed[part])[name or part] = "another"
+        assert identity(changed) != identity(config), name
 
 
 def test_what_lies_behind_the_paths_of_a_config_belongs_to_it(config: Config, root: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.deltas.families import make
 from tests.export.models import tuned
 from vpt.backbones import create_backbone
 from vpt.cli import main
-from vpt.errors import ConfigError, ExportError
+from vpt.errors import ConfigError, OutputError
 from vpt.export import export_peft
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import load_classifier, save_delta
@@ -73,7 +73,7 @@ def test_only_a_lora_alone_is_written(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match=r"file cannot be written: File exists\."):
+    with pytest.raises(OutputError, match=r"cannot be written: .*file is not a folder\."):
         export_peft(tuned("vit_nano_patch8_64", "pretrained", [{"name": "lora"}]), tmp_path / "file")
 
 

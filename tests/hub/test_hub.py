@@ -166,7 +166,7 @@ def test_the_card_tells_the_protocol_and_every_number_with_its_n(hub: Hub, tmp_p
     for line in (
         "| test | accuracy | 0.8750 | 797 |",
         "| val | accuracy | 0.9000 | 200 |",
-        "- trained parameters: 4,421 of 2,720,000",
+        "- trainable parameters: 4,421 of 2,720,000",
         "- seed: 4",
         "- epochs: 5",
         "- epoch rule: last",
@@ -265,7 +265,7 @@ def test_a_delta_without_a_run_has_a_card_that_claims_nothing(hub: Hub, tmp_path
     assert sorted(hub.repos[REPO]["main"]) == ["README.md", "delta.safetensors", "run.json"]
     card = hub.repos[REPO]["main"]["README.md"].decode()
     assert "model-index" not in front_matter(card)
-    assert "None were recorded: `vpt test` measures" in card
+    assert "None were recorded: `vpt test` evaluates" in card
     assert "no card states their licence" in card
     assert "Written by vpt.\n" in card
 
@@ -300,12 +300,21 @@ def test_what_cannot_be_loaded_is_one_sentence(hub: Hub, address: str, sentence:
 
 
 def test_a_hub_that_is_not_there_is_one_sentence(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # it tries again and again
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: pytest.fail("it tries again"))
     delta = a_run(tmp_path / "run")[1]
     nowhere = "http://127.0.0.1:9"
     for call in (lambda: push(delta, REPO, endpoint=nowhere), lambda: fetch(f"hf://{REPO}", nowhere)):
         with pytest.raises(HubError, match=rf"The hub could not be reached for {REPO} \(.+\): check the network"):
             call()
+
+
+def test_what_was_kept_is_there_when_the_hub_is_not(hub: Hub, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    push(a_run(tmp_path / "run")[1], REPO)
+    kept = fetch(f"hf://{REPO}")
+    assert fetch(f"hf://{REPO}", "http://127.0.0.1:9") == kept
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_offline_mode_is_one_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def test_bad_banks_are_refused(tmp_path: Path) -> None:
     for tasks in ("digits", [0], None, [None]):
         with pytest.raises(ConfigError, match="tasks is a list with the name"):
             bank(torch.rand(1, 3, 64, 64), tasks)
-    with pytest.raises(ConfigError, match="takes a mapping"):
+    with pytest.raises(ConfigError, match="files of PromptBank must be a mapping from text to text or a path"):
         vpt.PromptBank([digits])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="2 images were given with 1 tasks"):
         bank(torch.rand(2, 3, 64, 64), ["digits"])

@@ -11,7 +11,7 @@ from vpt.reports.style import confusion_figure, folded, pixels, style
 def test_few_classes_show_counts_and_shares_of_the_true_class() -> None:
     figure = confusion_figure(np.array([[3, 1], [0, 0]]), ["cat", "dog"])
     axes = figure.axes[0]
-    assert axes.get_title(loc="left") == "Confusion matrix: 75.0% of 4 images right"
+    assert axes.get_title(loc="left") == "Confusion matrix: 75.0% of 4 images correct"
     assert sorted(text.get_text() for text in axes.texts) == ["1", "3"]
     np.testing.assert_allclose(np.asarray(axes.images[0].get_array()), np.array([[0.75, 0.25], [0, 0]]))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]

@@ -263,7 +263,7 @@ def test_batch_size_does_not_change_a_record(size: int, prompts: Path, whole: Pa
 def test_a_model_without_prompts_is_evaluated_once(linear: Path, tmp_path: Path) -> None:
     result = measure(linear, tmp_path)
     assert {row.alpha for row in result.rows} == {1.0}
-    assert "Nothing to interpolate with" in str(result.table().caption)
+    assert "No interpolation" in str(result.table().caption)
 
 
 def test_the_table_is_short_and_says_n_and_head(prompts: Path, linear: Path, tmp_path: Path) -> None:

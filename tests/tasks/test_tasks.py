@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import callbacks
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from torch import nn
@@ -25,6 +26,7 @@ from vpt.deltas import attach
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models import load_classifier
 from vpt.models.delta_format import read_delta
+from vpt.models.feature_cache import FeatureCache
 from vpt.models.logistic_regression import fit_logistic
 from vpt.run_record import epoch_rule
 from vpt.tasks import (
@@ -37,6 +39,7 @@ from vpt.tasks import (
     PromptTuning,
     RunRecord,
 )
+from vpt.tasks.callbacks import _INDIFFERENT, protocol
 from vpt.tasks.classification import MeanPerClass
 from vpt.tasks.optimizers import warmup_cosine
 
@@ -244,6 +247,36 @@ def test_kept_features_follow_the_strength_new_values_and_another_cut() -> None:
     check()
     lora.detach()
     check()
+
+
+def test_whatever_kept_features_depend_on_is_part_of_their_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[Any] = []
+
+    class Watched(FeatureCache):
+        def __init__(self, compute: Any, key: Any) -> None:
+            keys.append(key)
+            super().__init__(compute)
+
+    monkeypatch.setattr("vpt.tasks.base.FeatureCache", Watched)
+
+    def key(given: dict[str, Any], precision: Any = "32-true", **options: Any) -> tuple[Any, ...]:
+        run = trainer(epochs=1, batches=1, precision=precision)
+        run.fit(
+            DeltaTuning(**BASE | {"deltas": [{"name": "partial", "blocks": 2}]} | given), datamodule=data(**options)
+        )
+        return tuple(keys[-1])
+
+    base = key({})
+    others = [
+        *(key({"weights": "random"}), key({"normalization": "none"}), key({}, train="train800val200")),
+        *(key({}, preset="timm"), key({"image_size": 32}, image_size=32)),
+        key({"deltas": [{"name": "partial", "blocks": 1}]}),
+        key({}, precision="bf16-mixed"),
+    ]
+    assert len({base, *others}) == 1 + len(others)
+    differ = [{position for position, value in enumerate(other) if value != base[position]} for other in others]
+    # Two of its parts are one here: the form of a model, and the device.
+    assert len(set().union(*differ)) == len(base) - 3
 
 
 def test_lbfgs_puts_the_head_at_the_minimum_in_one_epoch() -> None:
@@ -491,6 +524,34 @@ def test_a_run_leaves_its_record_and_its_delta(tmp_path: Path) -> None:
     assert model.class_names == list("0123456789")
 
 
+def test_a_record_tells_whatever_of_the_trainer_is_not_known_to_be_indifferent() -> None:
+    """Each argument of Lightning's is known by name, so that a new one is noticed here."""
+    plain = protocol(trainer(), PromptTuning(**BASE))["training"]
+    others: dict[str, Any] = {
+        "max_steps": 3,
+        "limit_train_batches": 2,
+        "gradient_clip_val": 1.0,
+        "gradient_clip_algorithm": "value",
+        "accumulate_grad_batches": 2,
+        "min_epochs": 2,
+        "min_steps": 3,
+        "overfit_batches": 2,
+        "sync_batchnorm": True,
+        "use_distributed_sampler": False,
+        "reload_dataloaders_every_n_epochs": 1,
+    }
+    for name, value in others.items():
+        changed = protocol(L.Trainer(accelerator="cpu", logger=False, **{name: value}), PromptTuning(**BASE))[
+            "training"
+        ]
+        assert changed != plain, name
+        assert changed[name] == value
+    assert {*inspect.signature(L.Trainer).parameters} == {*others} | _INDIFFERENT
+    waits = (EarlyStopping("val/acc", patience=patience) for patience in (2, 3))
+    told = [protocol(trainer(callbacks=[each]), PromptTuning(**BASE))["training"]["callbacks"] for each in waits]
+    assert told[0] != told[1]
+
+
 def test_a_test_on_other_data_leaves_the_record_of_the_run_alone(tmp_path: Path) -> None:
     task = LinearProbe(**BASE)
     run = trainer(tmp_path, epochs=1, callbacks=[RunRecord()])
@@ -527,7 +588,11 @@ def test_a_record_says_how_many_images_were_read(tmp_path: Path) -> None:
         ({"num_classes": 1}, ConfigError, "num_classes is 1: a task has at least two classes"),
         ({"optimizer": "adam"}, UnknownNameError, "did you mean 'adamw'"),
         ({"base_lr": 0.0}, ConfigError, "base_lr is positive"),
-        ({"warmup": 1.0}, ConfigError, "warmup lies in"),
+        ({"warmup": 1.0}, ConfigError, "warmup and momentum lie in"),
+        ({"momentum": 5.0}, ConfigError, "warmup and momentum lie in"),
+        ({"base_lr": float("nan")}, ConfigError, "base_lr must be a number of at least 0, got nan"),
+        ({"weight_decay": float("inf")}, ConfigError, "weight_decay must be a number of at least 0, got inf"),
+        ({"base_lr": "0.1"}, ConfigError, "base_lr must be a number of at least 0, got '0.1'"),
         ({"backbone": "vit_nano_patch8"}, UnknownNameError, "vit_nano_patch8_64"),
         ({"normalization": "imagnet"}, UnknownNameError, "did you mean 'imagenet'"),
     ],

@@ -43,7 +43,7 @@ def titles(figure: Figure) -> list[str]:
 def test_a_row_per_image_and_the_shares_below(delta: Path) -> None:
     batch, labels = torch.from_numpy(images(3, 0)), torch.tensor([0, 1, 2])
     figure = draw_attention(load_classifier(delta), batch, labels)
-    shares = "Share of its attention that the prompts take"
+    shares = "Share of its attention on prompts"
     assert titles(figure) == ["Input", "Without prompts", "With prompts", "Difference", shares]
     maps = [axes for axes in figure.axes if axes.images]
     assert len(maps) == 3 * 4

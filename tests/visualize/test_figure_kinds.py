@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.robustness.fakes import BACKBONE, CLASSES, SIZE, images, task
 from vpt.backbones import create_backbone
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.errors import ConfigError, OutputError, UnknownNameError
 from vpt.models import TunedModel
 from vpt.visualize import Scene, draw, write_gallery
 from vpt.visualize.attention_map_figures import nearest_figure, nearest_patches, percent
@@ -103,7 +103,7 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="rollout"):
         draw(scene(DEEP), "rolout")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(OutputError, match="is a file"):
         write_gallery(scene(DEEP), tmp_path / "file")
 
 
@@ -134,9 +134,9 @@ def test_without_a_class_token_the_title_says_so_and_grids_are_those_of_the_stag
     assert "of the class token" not in words(draw(scene(DEEP, backbone=SWIN), "share"))
 
 
-def test_the_queries_of_deep_prompts_are_called_dead_and_those_of_shallow_ones_are_not() -> None:
-    assert "dead" in words(draw(scene(DEEP), "prompts"))
-    assert "dead" not in words(draw(scene(SHALLOW), "prompts"))
+def test_the_queries_of_deep_prompts_are_called_unused_and_those_of_shallow_ones_are_not() -> None:
+    assert "unused" in words(draw(scene(DEEP), "prompts"))
+    assert "unused" not in words(draw(scene(SHALLOW), "prompts"))
 
 
 def test_where_only_prefixes_are_strongest_the_prompts_that_ask_are_drawn() -> None:
@@ -144,7 +144,7 @@ def test_where_only_prefixes_are_strongest_the_prompts_that_ask_are_drawn() -> N
         {"name": "prompt", "num_tokens": 2, "layers": [1, 3]}, {"name": "prefix", "num_tokens": 50, "layers": [4, 6]}
     )
     assert given.tuned.strongest >= 4
-    assert re.search("looks at in layer [23],", words(draw(given, "prompts")))
+    assert re.search("attends to in layer [23],", words(draw(given, "prompts")))
 
 
 def test_only_prompts_alone_are_compared_as_prompts() -> None:

@@ -1,6 +1,6 @@
 """Where backbone weights come from: the timm hub, a local file, a package that ships them, or nowhere (random).
 
-Of a local file nothing is unpickled, and a training's wrappers come off.
+Nothing is unpickled from a local file, and wrappers of a training are stripped.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import urllib.error
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
+from huggingface_hub import constants, get_session
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.layers import SelectAdaptivePool2d
 from timm.models import get_deprecated_models, load_state_dict
 from torch import Tensor, nn
 
+from vpt.argument_types import checked
 from vpt.backbones.bundled import default_cfgs as SHIPPED  # importing it registers it with timm
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError, VPTWarning, WeightsError
 
@@ -44,6 +47,9 @@ _NETWORK: tuple[type[Exception], ...] = (
     urllib.error.URLError,
 )
 
+PATIENCE = 5.0
+"""Seconds that the hub may take to answer at all."""
+
 # Old names that gave the original ImageNet-21k weights until timm 0.4.12 and give AugReg's since.
 _MEANT_ORIGINAL = ("vit_base_patch16_224", "vit_base_patch32_224", "vit_large_patch16_224")
 
@@ -53,8 +59,6 @@ _AVERAGED = ("state_dict_ema.", "model_ema.", "teacher.")
 
 def check_name(name: str) -> None:
     """Checks that timm knows `architecture` or `architecture.tag`; an UnknownNameError suggests the nearest."""
-    if not isinstance(name, str):
-        raise ConfigError(f"A backbone is named by text, as in timm, got {name!r}.")
     architecture, dot, _ = name.partition(".")
     if not timm.is_model(architecture):
         raise UnknownNameError("backbone", name, timm.list_models())
@@ -216,6 +220,24 @@ def _create(name: str, options: dict[str, Any]) -> nn.Module:
         raise ConfigError(_impossible(name, options["img_size"], _first_line(error))) from error
 
 
+@contextmanager
+def one_try(endpoint: str | None = None) -> Iterator[None]:
+    """Asks the hub once whether it answers; where it does not, its client reads only what it has kept.
+
+    By itself the client would ask for a minute before it says so. The endpoint is a URL, None for the usual one.
+    """
+    online = not constants.HF_HUB_OFFLINE
+    if online:
+        try:
+            get_session().head(endpoint or constants.ENDPOINT, timeout=PATIENCE)
+        except Exception:  # whatever its HTTP library raises
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = not online
+
+
 def _from_timm(name: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
     record = timm.get_pretrained_cfg(name)
     if not record.has_weights:
@@ -223,7 +245,8 @@ def _from_timm(name: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
     architecture = name.partition(".")[0]
     full_name = f"{architecture}.{record.tag}" if record.tag else architecture
     try:
-        model = cast("nn.Module", timm.create_model(name, pretrained=True, **options))
+        with nullcontext() if architecture in SHIPPED else one_try():
+            model = cast("nn.Module", timm.create_model(name, pretrained=True, **options))
     except _NETWORK as error:
         raise WeightsError(
             f"The hub could not be reached for the weights of {full_name} ({type(error).__name__}): name a local file "
@@ -271,7 +294,8 @@ def _read_file(path: Path, names: Collection[str], instead: str) -> dict[str, An
     such as the heads of the training, is left out; nothing is where the names are not known to be wrapped.
     """
     if not path.is_file():
-        raise WeightsError(f"No weights file {path}: give an existing file{instead}.")
+        folder = ", which is a folder" if path.is_dir() else ""
+        raise WeightsError(f"No weights file {path}{folder}: give an existing file{instead}.")
     try:
         state = cast("dict[str, Any]", load_state_dict(str(path), weights_only=True))
         tensors = dict(_tensors(state))
@@ -320,7 +344,8 @@ def _misfit(error: Exception) -> str:
     return _first_line(error)
 
 
-def pretrained_head(name: str, weights: str = "pretrained") -> nn.Linear:
+@checked
+def pretrained_head(name: str, weights: str | Path = "pretrained") -> nn.Linear:
     """Reads the classifier that belongs to a backbone's weights and that `create_backbone` leaves out.
 
     A frozen layer from pooled features to logits, (classes, features): behind the backbone it gives the answers of
@@ -332,7 +357,8 @@ def pretrained_head(name: str, weights: str = "pretrained") -> nn.Linear:
             linear layer on the pooled features, as a distilled DeiT's, which is the mean of two on a token each.
     """
     check_name(name)
-    if random_seed(str(weights)) is not None:
+    weights = str(weights)
+    if random_seed(weights) is not None:
         raise WeightsError("Random weights have no pretrained classifier: give 'pretrained' or a file.")
     otherwise = (
         f"The answer of {name} is not that of one linear layer on its pooled features, as where there are several "

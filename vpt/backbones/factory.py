@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from torch import Tensor, nn
 
+from vpt.argument_types import checked, shown
 from vpt.backbones.block_forward import Attached, BlockInputs, block_inputs, embed, run_blocks
 from vpt.backbones.checkpoints import build, config, current_name, fingerprint, width
 from vpt.backbones.token_layout import TokenLayout, read_layout
@@ -41,7 +43,7 @@ class Backbone(nn.Module):
         fingerprint: SHA-256 of what makes the function: of that one, and of what the name and the pool add.
         readout: Passes the pooled features on; what changes only them hooks on here.
         attached: The delta parts that change it now, in the order in which they were attached.
-        trim: Where the pool reads one token, only that one passes the last block.
+        trim: Drop patch tokens in the last block where only one token is pooled.
         reads_map: Whether its model reads the map of tokens and never the pooled features: what only the pool passes is
             then not trained.
         tuned: Whether `unfreeze` has made its own parameters trainable, so that they belong to what was trained on it.
@@ -135,12 +137,16 @@ class Backbone(nn.Module):
         In the backbone's floating dtype. A ConfigError where shape, dtype or values are not those of its input; values
         are not looked at while a graph is recorded or a function is vectorised.
         """
+        if not isinstance(images, Tensor):
+            raise ConfigError(f"Images are a tensor (B, 3, H, W), got {shown(images)}: stack them, torch.from_numpy.")
         expected = (3, self.image_size, self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ConfigError(
                 f"{self.name} takes images of shape (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}: "
                 "set the data's image_size, or build the backbone with image_size=..."
             )
+        if images.device != self.mean.device:
+            raise ConfigError(f"Images lie on {images.device}, the backbone on {self.mean.device}: move one of them.")
         if images.dtype != torch.uint8:
             _check_values(images)
         scaled = images.to(self.mean.dtype)
@@ -201,9 +207,10 @@ def _layout_or_reason(model: nn.Module) -> tuple[TokenLayout | None, str]:
         return None, str(error)
 
 
+@checked
 def create_backbone(
     name: str,
-    weights: str = "pretrained",
+    weights: str | Path = "pretrained",
     image_size: int | None = None,
     normalization: str = "weights",
     pool: str | None = None,
@@ -236,7 +243,7 @@ def create_backbone(
     """
     if normalization != "weights" and normalization not in STATISTICS:
         raise UnknownNameError("normalization", normalization, ["weights", *STATISTICS])
-    if image_size is not None and (type(image_size) is not int or image_size < 1):
+    if image_size is not None and image_size < 1:
         raise ConfigError(f"image_size is a whole number of pixels, at least 1, or None, got {image_size!r}.")
     name, weights = current_name(name, warn=weights == "pretrained"), str(weights)  # a Path is a file, too
     size = input_size(name) if image_size is None else image_size
@@ -262,6 +269,7 @@ def _check_patches(model: nn.Module, name: str, size: int) -> None:
         )
 
 
+@checked
 def input_size(name: str) -> int:
     """The image size that a backbone's weights were trained at, in pixels."""
     return int(config(name)["input_size"][-1])

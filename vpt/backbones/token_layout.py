@@ -125,7 +125,7 @@ POST_NORM = (ResPostBlock, EvaBlockPostNorm, SwinTransformerV2Block)
 
 
 def read_layout(model: nn.Module) -> TokenLayout:
-    """Reads the layout of a timm model, opens its attention and readies its last block for the trim.
+    """Reads the layout of a timm model, opens its attention and prepares its last block for token dropping.
 
     An UnsupportedBackboneError where the model, a block or an attention module is of a type whose equivalence with the
     concatenated form has not been shown.

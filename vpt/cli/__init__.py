@@ -6,9 +6,14 @@ Nothing here imports torch, so that ``vpt --help`` answers at once.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOWrapper
+from typing import Any
 
 import vpt
 from vpt.cli.warning_filters import hush
@@ -18,23 +23,23 @@ from vpt.errors import UnknownNameError, VPTError
 # command's name on, and raises a VPTError where the user's input is wrong
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("lightning_cli", "train a prompt or another delta from a config; writes a run folder"),
-    "validate": ("lightning_cli", "measure a checkpoint on the validation split"),
-    "test": ("lightning_cli", "measure a checkpoint on the test split"),
+    "validate": ("lightning_cli", "evaluate a checkpoint on the validation split"),
+    "test": ("lightning_cli", "evaluate a checkpoint on the test split"),
     "predict": ("lightning_cli", "write the predicted class of every test image to predictions.csv"),
-    "robustness": ("robustness", "measure a delta in and out of distribution, prompt strength 0 to 1"),
-    "attention": ("attention", "draw what a model attends to, without and with its prompts; rollout, features"),
-    "data": ("data", "list, show, verify and prepare datasets; the cache; a gallery of corruptions"),
+    "robustness": ("robustness", "evaluate a delta in and out of distribution, at strengths 0 to 1; model soups"),
+    "attention": ("attention", "plot attention maps without and with prompts; rollout, t-SNE of features"),
+    "data": ("data", "list, show, verify and prepare datasets; the image cache; all corruptions"),
     "export": ("export", "write a trained model as one file: onnx, torch; or for peft"),
     "push": ("export", "upload a run to the Hugging Face Hub, with a model card"),
-    "sweep": ("experiments", "search a grid by validation, retrain with several seeds, test once"),
-    "fewshot": ("experiments", "the same for several numbers of training images a class"),
+    "sweep": ("experiments", "grid search on validation images, retrain with several seeds, test once"),
+    "fewshot": ("experiments", "the same for several numbers of training images per class"),
     "combine": ("experiments", "the same for all on/off combinations of deltas"),
     "scale": ("experiments", "the same recipe on several backbones"),
-    "pretrain": ("experiments", "one delta for several tasks, then each task from it and alone"),
-    "transfer": ("experiments", "the delta of each task on every other task"),
+    "pretrain": ("experiments", "train one delta on several tasks, then each task from it and from scratch"),
+    "transfer": ("experiments", "transfer the delta of each task to every other task"),
     "report": ("runs", "tables and figures of tested runs: Markdown, LaTeX, CSV, JSON, one page"),
-    "profile": ("runs", "the cost of a composition: parameters, bytes, operations, memory, time"),
-    "rerun": ("runs", "repeat a run, and say whether its numbers come out equal"),
+    "profile": ("runs", "the cost of a method: parameters, file size, FLOPs, memory, time"),
+    "rerun": ("runs", "repeat a run, and check that its metrics are reproduced"),
     "configs": ("configs", "list the configs that come with the package, or copy them"),
     "runs": ("runs", "list the runs below a folder: accuracy, seed, files"),
 }
@@ -68,9 +73,38 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
+class _TerminatedError(SystemExit):
+    """SIGTERM has come."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Makes SIGTERM an error, as Ctrl+C is: what was begun is cleared away, and what a run says of it is said."""
+    came = []
+
+    def stop(number: int, _: Any) -> None:
+        came.append(number)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # clearing away is not stopped
+        raise _TerminatedError
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except SystemExit:
+        if came:
+            raise _TerminatedError from None  # Ray makes a plain one of ours
+        raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _run(args: list[str]) -> int:
     try:
-        _dispatch(args)
+        with _stoppable():
+            _dispatch(args)
     except VPTError as error:
         print(f"vpt: error: {' '.join(_message(error).splitlines())}", file=sys.stderr)
         return 1

@@ -7,15 +7,43 @@ work on plain mappings: ``given`` is one section (``model`` or ``data``) of what
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpt.cli.arguments import read_yaml
-from vpt.errors import ConfigError
+from vpt.cli.arguments import read_config, read_yaml
+from vpt.errors import ConfigError, check_number
 
 Section = Mapping[str, Any]
+
+# Least, most, and whether whole: what Lightning takes beyond these it ignores, or means something else by.
+_TRAINER: dict[str, tuple[float, float, bool]] = {
+    "max_epochs": (1, math.inf, True),
+    "min_epochs": (0, math.inf, True),
+    "max_steps": (-1, math.inf, True),  # -1 is Lightning's word for none
+    "min_steps": (0, math.inf, True),
+    "accumulate_grad_batches": (1, math.inf, True),
+    "check_val_every_n_epoch": (1, math.inf, True),
+    "val_check_interval": (0, math.inf, False),
+    "log_every_n_steps": (0, math.inf, True),
+    "num_sanity_val_steps": (-1, math.inf, True),
+    "reload_dataloaders_every_n_epochs": (0, math.inf, True),
+    "num_nodes": (1, math.inf, True),
+    "gradient_clip_val": (0, math.inf, False),
+    **{f"limit_{stage}_batches": (0, math.inf, False) for stage in ("train", "val", "test", "predict")},
+}
+
+# What a flag has no effect without.
+_IDLE: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
+    "model.momentum": ("model.optimizer sgd", lambda args: args.get("optimizer") == "sgd"),
+    "model.l2": ("model.solver lbfgs", lambda args: args.get("solver") == "lbfgs"),
+    "model.head_width": ("model.head conv", lambda args: args.get("head") == "conv"),
+    "model.dropout_mode": ("model.dropout", lambda args: bool(args.get("dropout"))),
+    "data.subset_seed": ("data.shots or data.fraction", lambda args: bool(args.keys() & {"shots", "fraction"})),
+    "trainer.gradient_clip_algorithm": ("trainer.gradient_clip_val", lambda args: bool(args["gradient_clip_val"])),
+}
 
 # The file may lie elsewhere on this machine; the fingerprint in the checkpoint guards what is in it.
 FREE_OF_CHECKPOINT = {"weights"}
@@ -25,6 +53,88 @@ def init_args(section: Section | None) -> dict[str, Any]:
     """The values of a section that are not null."""
     args = (section or {}).get("init_args") or {}
     return {key: value for key, value in args.items() if value is not None}
+
+
+def check_files(args: list[str]) -> None:
+    """Refuses, by a ConfigError that names it, a file of a command line that is to be YAML and is none."""
+    for flag, value in _options(args):
+        nested = flag.startswith(("--model.", "--data.", "--trainer.")) and value.endswith((".yaml", ".yml", ".json"))
+        if not os.path.isfile(value):  # noqa: PTH113 - Path.is_file raises on inline YAML longer than a file name may be
+            continue
+        if flag in ("-c", "--config", "--model", "--data", "--trainer"):
+            read_config(Path(value), "")
+        elif nested:
+            read_yaml(Path(value))
+
+
+def check_values(config: Mapping[str, Any]) -> None:
+    """Refuses, by a ConfigError, numbers of a config that mean nothing: those that are not finite, and others."""
+    check_finite("", config)
+    if isinstance(seed := config.get("seed_everything"), int) and not isinstance(seed, bool):
+        check_number("seed_everything", seed, 0, 2**32 - 1, whole=True)
+    for key, (least, most, whole) in _TRAINER.items():
+        if (value := config["trainer"].get(key)) is not None:
+            check_number(f"trainer.{key}", value, least, most, whole)
+    devices = config["trainer"].get("devices")
+    if isinstance(devices, int | str) and str(devices).isdecimal():
+        check_number("trainer.devices", int(devices), 1, max(8, os.cpu_count() or 1), whole=True)  # a process for each
+    for key in ("gradient_clip_val", "val_check_interval"):
+        if config["trainer"].get(key) == 0:
+            raise ConfigError(f"trainer.{key} is 0, which says nothing: leave it out, or give more.")
+
+
+def check_run(command: str, config: Mapping[str, Any], args: list[str]) -> None:
+    """Refuses, by a ConfigError, what `vpt` `command` would do nothing with, or what has no end.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        config: Of the run, with all defaults.
+        args: Its command line, on which a flag that has no effect is refused.
+    """
+    trainer = config["trainer"]
+    stage = {"fit": "train", "validate": "val"}.get(command, command)
+    if trainer.get(f"limit_{stage}_batches") == 0 or (command == "fit" and trainer.get("max_steps") == 0):
+        raise ConfigError(f"vpt {command} has nothing to do: the trainer's limits leave no batch.")
+    if trainer.get("barebones"):
+        raise ConfigError(f"trainer.barebones leaves nothing of vpt {command}, no record and no file: leave it out.")
+    sections = {name: init_args(config[name]) for name in ("model", "data")} | {"trainer": trainer}
+    for key, (needed, when) in _IDLE.items():
+        section, _, name = key.partition(".")
+        flags = [source for found, source, _ in _written(section, args) if found == name and source.startswith("--")]
+        if flags and not when(sections[section]):
+            raise ConfigError(f"{flags[-1]} has no effect without {needed}: leave it out.")
+    if command == "fit":
+        check_end(trainer)
+        for key in ("init_delta", "init_head"):
+            if (path := sections["model"].get(key)) is not None and not os.path.isfile(path):  # noqa: PTH113
+                raise ConfigError(f"model.{key}: there is no file {path:.200}.")
+
+
+def check_end(trainer: Mapping[str, Any]) -> None:
+    """Refuses, by a ConfigError, a training without an end, for which Lightning would take 1,000 epochs."""
+    if trainer.get("max_epochs") is None and trainer.get("max_steps", -1) == -1 and not trainer.get("fast_dev_run"):
+        raise ConfigError("Training needs an end, and so does its learning rate: give trainer.max_epochs or max_steps.")
+    for unit in ("epochs", "steps"):
+        least, most = trainer.get(f"min_{unit}"), trainer.get(f"max_{unit}")
+        if least is not None and most not in (None, -1) and least > most:
+            raise ConfigError(f"trainer.min_{unit} is {least}, more than trainer.max_{unit}, {most}: lower it.")
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Refuses, by a ConfigError, a number that is not finite, in a value of a config at any depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name.replace('.init_args', '')} is {value}, where a finite number is wanted.")
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        check_finite(f"{name}.{key}".removeprefix("."), part)
+
+
+def check_overruled(args: list[str], values: Mapping[str, Sequence[Any]]) -> None:
+    """Refuses, by a ConfigError, a flag of a value that an experiment sets itself, unless to the same one."""
+    for flag, value in _options(args):
+        key = flag.removeprefix("--").replace(".init_args", "")
+        if key in values and value not in (mine := [str(each) for each in values[key]]):
+            raise ConfigError(f"{flag} {value} has no effect: the experiment sets it to {' and '.join(mine)}.")
 
 
 def check_nothing_lost(name: str, args: list[str], given: Section | None, accepted: Section) -> None:
@@ -91,6 +201,8 @@ def _options(args: list[str]) -> Iterator[tuple[str, str]]:
     for position, arg in enumerate(args):
         if arg.startswith("-"):
             flag, equals, value = arg.partition("=")
+            if arg.startswith("-c") and len(flag) > 2:  # -cFILE
+                flag, equals, value = "-c", "=", arg[2:]
             yield flag, value if equals else " ".join(args[position + 1 : position + 2])
 
 

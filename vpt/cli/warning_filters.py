@@ -17,6 +17,7 @@ _WARNINGS = {
     r".*`LightningModule.configure_optimizers` returned `None`.*": "the head of a linear probe can be solved for",
     r".*Consider setting `persistent_workers=True`.*": "the data module sets it whenever there are workers",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*": "lightning 2.6 on torch 2.9 and later",
+    r"Image size \(\d+ pixels\) exceeds limit": "Pillow decodes up to twice its limit; beyond, the file is named",
     r".*a `val_dataloader` but have no `validation_step`.*": "`vpt pretrain` does not validate on purpose",
     r".*module\(s\) in eval mode at the start of training.*": "the frozen backbone is in eval mode on purpose",
 }

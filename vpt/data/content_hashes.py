@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from vpt.atomic_write import atomic_write
+from vpt.errors import OutputError
 from vpt.screen import console, plain
 
 Hashes = NDArray[np.uint8]
@@ -36,7 +37,15 @@ Answer = TypeVar("Answer")
 
 def cache_folder() -> Path:
     """Returns ``$VPT_CACHE``, or ``~/.cache/vpt/images``."""
-    return Path(os.environ.get("VPT_CACHE") or "~/.cache/vpt/images").expanduser()
+    return home_path(os.environ.get("VPT_CACHE") or "~/.cache/vpt/images")
+
+
+def home_path(path: str | Path) -> Path:
+    """Returns a path with ``~`` for the home folder; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def content_hash(*parts: bytes) -> bytes:
@@ -83,7 +92,7 @@ def kept_hashes(title: str, about: str, files: Iterable[Path], count: int, conte
     settled = time.time() - youngest > _SETTLED_AFTER
     hashes = as_hashes(in_threads(answer, range(count), f"Reading {title}"))
     if settled:
-        with suppress(OSError), atomic_write(path) as partial:
+        with suppress(OutputError), atomic_write(path) as partial:
             partial.write_bytes(hashes.tobytes())
     return hashes
 

@@ -5,7 +5,7 @@ with its published parameters; `elastic_transform` as in the package ``imagecorr
 part. Frost has the published shares of image and ice, but its ice is drawn: :func:`title` says so.
 
 The parameters were made for 224 pixels. At other sizes lengths (blurs, exchanges, displacements) grow with the shorter
-side, and what is laid over an image (fog, snow, frost, spatter) is drawn as for 224 pixels and resized. Noise is drawn
+side, and what is overlaid on an image (fog, snow, frost, spatter) is made as for 224 pixels and resized. Noise is drawn
 for each sample, pixelate keeps a share of the rows, and JPEG has blocks of 8 x 8 at any size.
 """
 
@@ -24,7 +24,7 @@ from PIL import Image as Pillow
 from vpt.errors import ConfigError, UnknownNameError
 
 Image = NDArray[Any]
-"""Floats, (H, W, 3) from 0 to 1; (H, W) of what is laid over an image."""
+"""Floats, (H, W, 3) from 0 to 1; (H, W) of what is overlaid on an image."""
 Random = np.random.Generator
 
 _NATIVE = 224

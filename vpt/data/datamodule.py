@@ -16,12 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vpt.argument_types import checked
 from vpt.data.catalog.cards import Card
 from vpt.data.content_hashes import as_hashes
+from vpt.data.image_cache import end_with_parent
 from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import Split, few_shot, position_hash
 from vpt.data.transforms import Augmentation, centre_crop, get_preset
-from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning
+from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning, check_number
 
 Batch = dict[str, Any]
 _STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
@@ -120,6 +122,7 @@ class ImageDataModule(L.LightningDataModule):
     _labelled = True
     partial: bool | None = None
 
+    @checked
     def __init__(
         self,
         name: str,
@@ -146,13 +149,13 @@ class ImageDataModule(L.LightningDataModule):
             image_size: Side of the square images in pixels.
             batch_size: Images in a batch.
             num_workers: Loader processes; 0 loads in the main process, which is fastest without augmentation.
-            seed: Seed of order and augmentation of the training images, ≥ 0; None for the run's (`seed_everything`), or
+            seed: Seed of shuffling and augmentation of training images, ≥ 0; None for the run's (`seed_everything`), or
                 0 where no run has set one.
             augment: Name of the training augmentation: ``"none"``, ``"flip"``, ``"crop_flip"`` or ``"fgvc"``.
             card: The dataset's card, where one exists.
-            shots: Train on so many images of each class only (:mod:`vpt.data.splits`).
-            fraction: Train on this share of each class only, in (0, 1].
-            subset_seed: Seed of that choice, ≥ 0: 8 shots are among the 16 shots of the same seed.
+            shots: Train on this number of images per class only (:mod:`vpt.data.splits`).
+            fraction: Train on this fraction of each class only, in (0, 1].
+            subset_seed: Seed of that sample, ≥ 0; nested: 8 shots are among the 16 shots of the same seed.
 
         Raises:
             ConfigError: A number is out of range, a class has too few images, or augmentation and preset contradict.
@@ -168,8 +171,7 @@ class ImageDataModule(L.LightningDataModule):
             ("seed", seed, 0),
             ("subset_seed", subset_seed, 0),
         ):
-            if value < least:
-                raise ConfigError(f"{flag} is {value}; it must be at least {least}.")
+            check_number(flag, value, least, whole=True)
         self.name = name
         self.class_names = list(class_names)
         self.num_classes = len(self.class_names)
@@ -323,6 +325,7 @@ class ImageDataModule(L.LightningDataModule):
             collate_fn=dict,
             sampler=sampler or ListSampler(self.split(name)),
             num_workers=self.num_workers,
+            worker_init_fn=end_with_parent,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

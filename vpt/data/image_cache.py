@@ -11,13 +11,13 @@ it is complete: what a killed build leaves is no cache, and of two builds at onc
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -32,19 +32,18 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from vpt.atomic_write import atomic_write
+from vpt.atomic_write import FULL, atomic_write, make_folder
 from vpt.data.content_hashes import SUFFIX as HASHES
 from vpt.data.content_hashes import cache_folder, progress
 from vpt.data.images import ImageSource
 from vpt.data.transforms import Preset
-from vpt.errors import DataError, VPTWarning
+from vpt.errors import DataError, OutputError, VPTWarning
 from vpt.version import pixel_versions
 
 DISK_SHARE = 0.5
 """A list whose pixels need more than this share of the free disk is decoded on demand."""
 
 _FORMAT = 4  # raised when the same key would mean other pixels
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SUFFIX = ".pixels"
 _PART = ".part"
 _IMAGES_PER_PROCESS = 100  # fewer are not worth starting a process for
@@ -146,18 +145,18 @@ def decoded(
     if (cached := _open(path, len(source))) is not None:
         return cached
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         free = shutil.disk_usage(path.parent).free
         if images.num_bytes() > DISK_SHARE * free:
             return _on_demand(images, f"they need {_gb(images.num_bytes())} of the {_gb(free)} free there")
         _write(path, _rows(images))
-    except OSError as error:
-        if error.errno in _FULL:
+    except OutputError as error:
+        if error.errno in FULL:
             raise DataError(
                 f"The disk of {path.parent} is full: the images of {source.title} need {_gb(images.num_bytes())}. "
                 "Free space, run `vpt data cache --clear`, or set VPT_CACHE to a folder on another disk."
             ) from error
-        return _on_demand(images, f"it cannot be written: {error}")
+        return _on_demand(images, str(error).rstrip("."))
     cached = _open(path, len(source))
     return images if cached is None else cached  # None: another process has cleared the cache
 
@@ -226,6 +225,21 @@ class _Answers(Dataset[Any]):
             return error
 
 
+def end_with_parent(worker: int) -> None:
+    """Ends a loader's process when the process that started it is gone, however that ended (a ``worker_init_fn``).
+
+    Else it would wait for ever to hand over its images: of several, each holds the others' pipes open.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _rows(images: OnDemand) -> Iterator[NDArray[np.uint8]]:
     """Yields the images in list order, decoded by as many processes as there are cores."""
     count = len(images)
@@ -235,6 +249,7 @@ def _rows(images: OnDemand) -> Iterator[NDArray[np.uint8]]:
         batch_size=16,
         collate_fn=list,  # arrays travel through a pipe: tensors would need shared memory, which containers lack
         num_workers=0 if alone else min(_cores(), count // _IMAGES_PER_PROCESS),
+        worker_init_fn=end_with_parent,
         generator=torch.Generator(),  # leaves the global one as it is: a run is the same with and without a cache
     )
     try:

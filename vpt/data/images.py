@@ -1,10 +1,15 @@
-"""List files and image files: what is read from disk, and how bad input is reported."""
+"""Image files: which there are, how they are decoded, and how bad ones are reported."""
 
 from __future__ import annotations
 
+import errno
 import os
+import unicodedata
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vpt.data.content_hashes import Hashes, content_hash, kept_hashes
-from vpt.errors import DataError
+from vpt.errors import DataError, VPTWarning
+
+SYSTEM_FOLDERS = frozenset(
+    {"@eaDir", "__MACOSX", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
+"""Folders that a system puts beside images; they and all that begin with a dot are hidden and hold none."""
+_NAMED = 5  # folders of a warning; the others are counted
 
 
 class ImageSource(Protocol):
@@ -92,7 +103,7 @@ class ImageList:
         return (folder / path for path in self.paths)
 
     def _content(self, position: int) -> bytes:
-        return content_hash(self._made_of.encode(), (self.folder / self.paths[position]).read_bytes())
+        return content_hash(self._made_of.encode(), regular_file(self.folder / self.paths[position]).read_bytes())
 
     def check_labels(self, num_classes: int) -> None:
         """Checks that every label is in [0, num_classes); a DataError names the first line with another."""
@@ -123,38 +134,6 @@ class ImageList:
         return f"{self.file}, line {self.lines[position]}: " if self.lines else ""
 
 
-def read_list(file: Path, folder: Path) -> ImageList:
-    """Reads a UTF-8 file of ``path<whitespace>label`` lines, label last; paths may contain spaces.
-
-    They are relative to a folder; empty lines are skipped. A DataError where the file cannot be read or is empty, a
-    line has no integer label, or an image is listed twice.
-    """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not a readable list of images ({error}).") from error
-    paths, labels, lines = [], [], []
-    for number, line in enumerate(text.splitlines(), start=1):
-        fields = line.rsplit(maxsplit=1)
-        if not fields:
-            continue
-        try:
-            path, label = fields[0].strip(), int(fields[1])
-        except (IndexError, ValueError):
-            raise DataError(
-                f"{file}, line {number}: expected 'path<whitespace>label' with an integer label, found {line!r}."
-            ) from None
-        paths.append(path)
-        labels.append(label)
-        lines.append(number)
-    if not paths:
-        raise DataError(f"{file}: the list is empty; it needs one 'path<whitespace>label' a line.")
-    if (twice := first_repeated(paths, folder)) is not None:
-        first, again = (lines[position] for position in twice)
-        raise DataError(f"{file}, line {again}: {paths[twice[1]]} is listed on line {first} already; remove one line.")
-    return ImageList(file, folder, paths, np.asarray(labels, dtype=np.int64), lines)
-
-
 def first_repeated(paths: Sequence[str], folder: Path) -> tuple[int, int] | None:
     """Finds the first file that is listed twice, however its path, relative to a folder, is spelled.
 
@@ -168,11 +147,125 @@ def first_repeated(paths: Sequence[str], folder: Path) -> tuple[int, int] | None
     return None
 
 
+@dataclass
+class LeftOut:
+    """What a walk over folders reads, and what it does not: files by reason, folders each with its reason."""
+
+    read: int = 0
+    files: Counter[str] = field(default_factory=Counter)
+    folders: list[tuple[Path, str]] = field(default_factory=list)
+
+    def text(self, root: Path) -> str:
+        """Says what is not read below a folder; nothing where all is."""
+        left, more = self.files.total(), self.folders[_NAMED:]
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.files.items()))
+        files = [f"{left:,} of {left + self.read:,} files ({kinds})"] if left else []
+        named = [f"{shown(path.relative_to(root))} ({why})" for path, why in self.folders[:_NAMED]]
+        listed = ", ".join([*named, f"{len(more):,} more"] if more else named)
+        return " and ".join([*files, *([f"the folders {listed}"] if listed else [])])
+
+    def add(self, other: LeftOut) -> None:
+        """Adds what another walk reads and does not."""
+        self.read += other.read
+        self.files += other.files
+        self.folders += other.folders
+
+    def warn(self, root: Path) -> None:
+        """Says by a VPTWarning what is not read of a folder, if anything."""
+        if text := self.text(root):
+            warnings.warn(f"Not read of {shown(root)}: {text}.", VPTWarning, stacklevel=2)
+
+
+def list_folder(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
+    """Lists the folders and the image files that lie directly in a folder, by name; adds all else to `left`.
+
+    An image file has a suffix of a kind that Pillow reads. Links are followed, but not back to a folder above.
+    """
+    try:
+        found = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
+    except OSError as error:
+        left.folders.append((folder, reason(error)))
+        return [], []
+    folders, images = [], []
+    for entry in found:
+        path = Path(entry.path)
+        if path.is_dir() if entry.is_symlink() else entry.is_dir():
+            if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
+                left.folders.append((path, "hidden"))
+            elif entry.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
+                left.folders.append((path, "a link back"))
+            else:
+                folders.append(path)
+        elif why := _unread(entry):
+            left.files[why] += 1
+        else:
+            images.append(path)
+    left.read += len(images)
+    return folders, images
+
+
+def _unread(entry: os.DirEntry[str]) -> str:
+    """Says why a file is not read; nothing if it is."""
+    if entry.name.startswith("."):
+        return "hidden"
+    suffix = Path(entry.name).suffix.lower()
+    if suffix not in _suffixes():
+        return suffix or "without a suffix"
+    if entry.is_symlink():
+        return "" if Path(entry.path).is_file() else "dangling"
+    return "" if entry.is_file() else "of a device"
+
+
+def find_images(folder: Path, left: LeftOut) -> list[Path]:
+    """Lists the image files in and below a folder, sorted by path, as `list_folder` does; each folder once."""
+    images, waiting, seen = list[Path](), [folder], set[Path]()
+    while waiting:
+        here = waiting.pop()
+        if here.resolve() in seen:
+            left.folders.append((here, "read already"))
+            continue
+        seen.add(here.resolve())
+        folders, found = list_folder(here, left)
+        images += found
+        waiting += reversed(folders)
+    return sorted(images)
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN)
+
+
+def shown(path: Path | str) -> str:
+    """Returns a path as it is printed in a sentence: in quotes, with escapes, where a character of it is no text."""
+    return str(path) if is_text(str(path)) else repr(str(path))
+
+
+def is_text(text: str) -> bool:
+    """Says whether a text has no control character, half of a character or end of a line, by their Unicode kind."""
+    return not any(unicodedata.category(sign) in {"Cc", "Cs", "Zl", "Zp"} for sign in text)
+
+
+def reason(error: Exception) -> str:
+    """Says why something failed, in the words of the system or the library and without the path."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: scale it down"
+    return getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
+
+
+def regular_file(path: Path) -> Path:
+    """Returns a path to be opened; an OSError where it is a folder or a device, some of which never end."""
+    if path.is_file() or not path.exists():
+        return path
+    raise OSError(errno.EINVAL, "it is no file", str(path))
+
+
 def decode_rgb(path: Path) -> Image.Image:
     """Decodes an image file of any kind to upright 8-bit RGB.
 
-    The EXIF orientation is applied, transparency is laid over white, 16-bit samples are scaled to 8; 32-bit ones count
-    as 16-bit. A DataError where the file is missing, truncated or not an image.
+    The EXIF orientation is applied, transparency is alpha-composited onto white, 16-bit samples are scaled to 8;
+    32-bit ones count as 16-bit. A DataError where the file is missing, truncated or not an image.
     """
     try:
         return _decode(path)
@@ -182,14 +275,14 @@ def decode_rgb(path: Path) -> Image.Image:
 
 def _fault(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"{path} does not exist"
+        return f"{shown(path)} does not exist"
     if isinstance(error, UnidentifiedImageError):
-        return f"{path} is not an image"
-    return f"{path} cannot be decoded ({str(error).rstrip('.')})"
+        return f"{shown(path)} is not an image"
+    return f"{shown(path)} cannot be decoded ({reason(error)})"
 
 
 def _decode(path: Path) -> Image.Image:
-    with Image.open(path) as image:
+    with Image.open(regular_file(path)) as image:
         image.load()
         return to_rgb(image)
 

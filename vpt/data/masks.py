@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from vpt.argument_types import checked
 from vpt.data.catalog.cards import Card
 from vpt.data.content_hashes import Hashes, content_hash
 from vpt.data.datamodule import Batch, ImageDataModule, ImageDataset
@@ -84,6 +85,7 @@ class MaskDataModule(ImageDataModule):
     _dataset_class = MaskDataset
     _labelled = False
 
+    @checked
     def __init__(
         self,
         name: str,

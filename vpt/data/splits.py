@@ -21,7 +21,7 @@ from vpt.data.content_hashes import Hashes, as_hashes, content_hash
 from vpt.data.image_cache import Images, decoded
 from vpt.data.images import ImageSource
 from vpt.data.transforms import Preset
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.errors import ConfigError, UnknownNameError, check_number
 
 Listed = TypeVar("Listed")
 Made = TypeVar("Made", bound="Split")
@@ -159,8 +159,9 @@ def few_shot(
     """
     if (shots is None) == (fraction is None):
         raise ConfigError("Give either shots or fraction, not both.")
-    if shots is not None and shots < 1:
-        raise ConfigError(f"shots is {shots}; it must be at least 1.")
+    check_number("subset_seed", seed, 0, whole=True)
+    if shots is not None:
+        check_number("shots", shots, 1, whole=True)
     if fraction is not None and not 0 < fraction <= 1:
         raise ConfigError(f"fraction is {fraction}; it must lie in (0, 1].")
     if not len(labels):
@@ -203,6 +204,7 @@ def hold_out_every(
     images therefore give ``ceil(N / every)``, and each class its share to within one image, where :func:`hold_out`
     rounds class by class. Returns positions as that does.
     """
+    check_number("every", every, 2, whole=True)
     order = sorted(range(len(names)), key=lambda position: (labels[position], _rank(seed, names[position])))
     held = np.sort(np.array(order[::every], dtype=np.int64))
     return np.setdiff1d(np.arange(len(names), dtype=np.int64), held), held

@@ -65,6 +65,8 @@ class Adapter(DeltaPart):
         super().__init__(backbone)
         if rank < 1:
             raise ConfigError(f"The rank of an adapter must be at least 1, got {rank}.")
+        if factor == 0:
+            raise ConfigError("The factor of an adapter is 0, with which it adds nothing: give another.")
         if placement not in PLACEMENTS:
             raise UnknownNameError("placement", placement, PLACEMENTS)
         if activation not in ACTIVATIONS:

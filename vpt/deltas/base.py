@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from vpt.argument_types import shown
 from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError
 
@@ -116,7 +117,7 @@ class DeltaPart(nn.Module, ABC):
 
     @property
     def strength(self) -> float:
-        """α in [0, 1]: 1 is the tuned model exactly, 0 the bare backbone exactly."""
+        """α in [0, 1]: 1 is the tuned model exactly, 0 the frozen backbone exactly."""
         return self._strength
 
     @strength.setter
@@ -316,5 +317,5 @@ def numbers_by_layer(num_tokens: int | Sequence[int], layers: int) -> list[int]:
 def checked_strength(alpha: object) -> float:
     """Reads a strength; a ConfigError where it is no number, or lies outside [0, 1]."""
     if not isinstance(alpha, Real) or not 0.0 <= float(alpha) <= 1.0:
-        raise ConfigError(f"The strength is a number between 0 (backbone) and 1 (tuned), got {alpha!r:.80}.")
+        raise ConfigError(f"The strength is a number between 0 (backbone) and 1 (tuned), got {shown(alpha)}.")
     return float(alpha)

@@ -7,17 +7,19 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from vpt.argument_types import argument
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import DeltaPart, checked_strength
-from vpt.deltas.registry import DeltaSpec, read_specs
+from vpt.deltas.registry import DeltaSpec, Specs, read_specs
 from vpt.errors import ConfigError
 
 
 class Delta(nn.Module):
     """An ordered composition of deltas on one backbone: its `parts`, and their `specs` in `DeltaSpec`'s form."""
 
-    def __init__(self, backbone: Backbone, specs: Sequence[Mapping[str, Any]]) -> None:
-        """Builds the parts from one dict for each, as `DeltaSpec` reads it; `attach` puts them on."""
+    def __init__(self, backbone: Backbone, specs: Specs) -> None:
+        """Builds the parts that `read_specs` reads; `attach` puts them on."""
+        argument("a delta", "backbone", backbone, Backbone)
         super().__init__()
         read = read_specs(specs)
         self.specs = [spec.plain() for spec in read]
@@ -61,7 +63,7 @@ class Delta(nn.Module):
 
     @property
     def strength(self) -> float:
-        """α in [0, 1] of all parts: 1 tuned, 0 the bare backbone, exactly; a ConfigError where they differ."""
+        """α in [0, 1] of all parts: 1 tuned, 0 the frozen backbone, exactly; a ConfigError where they differ."""
         found = {part.strength for part in self._all()}
         if len(found) > 1:
             raise ConfigError(
@@ -82,19 +84,20 @@ class Delta(nn.Module):
             part.strength = alpha
 
 
-def attach(backbone: Backbone, specs: Sequence[Mapping[str, Any]]) -> Delta:
+def attach(backbone: Backbone, specs: Specs) -> Delta:
     """Puts a delta on a backbone, in the mode that the backbone is in: of training or of evaluation.
 
     Args:
         backbone: A backbone from `create_backbone`.
-        specs: One dict per part, e.g. ``[{"name": "prompt", "num_tokens": 10, "deep": True}]``.
+        specs: One dict per part, e.g. ``[{"name": "prompt", "num_tokens": 10, "deep": True}]``, or the name alone of a
+            part that needs no arguments, e.g. ``"lora"``; of a single part also without the list.
 
     Returns:
         The handle: its parameters are the trained ones, `detach()` restores the backbone bit for bit.
 
     Raises:
         UnknownNameError: A name or an argument does not exist.
-        ConfigError: `specs` is no list of dicts, or an argument is missing or out of range.
+        ConfigError: `backbone` is none, `specs` say no parts, or an argument is missing or out of range.
         UnsupportedBackboneError: The backbone cannot take one of the parts.
     """
     if isinstance(specs, Sequence) and not specs:

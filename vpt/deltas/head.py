@@ -38,10 +38,10 @@ class MlpHead(DeltaPart):
     changes_pool = True
 
     def __init__(self, backbone: Backbone, layers: int = 3) -> None:
-        """Draws hidden layers as wide as the features; `layers`, at least 2, count the linear head too."""
+        """Draws hidden layers as wide as the features; `layers`, 2 to 64, count the linear head too."""
         super().__init__(backbone)
-        if layers < 2:
-            raise ConfigError(f"An MLP head has at least 2 layers, got {layers}; for 1 use the delta 'linear'.")
+        if not 2 <= layers <= 64:
+            raise ConfigError(f"An MLP head has 2 to 64 layers, got {layers}; for 1 use the delta 'linear'.")
         self._width, like = backbone.num_features, backbone.mean
         self.hidden = nn.ModuleList(
             nn.Linear(self._width, self._width, dtype=like.dtype, device=like.device) for _ in range(layers - 1)

@@ -50,6 +50,8 @@ class Lora(MergeablePart):
         known = list(blocks[0])
         if not targets:
             raise ConfigError(f"LoRA needs at least one target of {', '.join(known)}.")
+        if len(set(targets)) < len(targets) or scale == 0:
+            raise ConfigError(f"LoRA needs different targets and a scale that is not 0, got {[*targets]} and {scale}.")
         for name in targets:
             if name not in known:
                 raise UnknownNameError(f"LoRA target of {backbone.name}", name, known)

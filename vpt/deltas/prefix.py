@@ -17,7 +17,7 @@ from vpt.backbones.factory import Backbone
 from vpt.deltas.base import chosen_blocks, named_stack, numbers_by_layer, pick, stack
 from vpt.deltas.extra_key_values import DropoutMode, ExtraKeys, affine_factors, unstacked
 from vpt.deltas.registry import register_delta
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, check_number
 
 _STEEP = 0.75  # |tanh| up to which the rows of an unfolded network lie
 
@@ -53,6 +53,7 @@ class Prefix(ExtraKeys):
         """
         blocks = chosen_blocks(len(backbone.layout.blocks), layers)
         super().__init__(backbone, blocks, dropout, dropout_mode, log_bias)
+        check_number("std", std, 0)
         numbers = numbers_by_layer(num_tokens, len(blocks))
         widths = [heads * size for heads, size in (self.layout.attentions[block].key_shape() for block in blocks)]
         self._shapes = list(zip(numbers, widths, strict=True))

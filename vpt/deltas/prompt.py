@@ -1,7 +1,7 @@
 """Visual prompts, shallow and deep (Jia et al., "Visual Prompt Tuning", ECCV 2022, sections 3.1-3.2).
 
 Deep prompts are inserted before every block and their outputs are discarded, so they act only through the keys and
-values of their block: K = W_k N(P) + b_k and V = W_v N(P) + b_v, with N the block's own norm. They are computed once
+values of their block: K = W_k N(P) + b_k and V = W_v N(P) + b_v, with N the block's LayerNorm. They are computed once
 per step for the whole batch. Shallow prompts are tokens that travel through all blocks.
 """
 
@@ -151,7 +151,7 @@ class Prompt(ExtraKeys):
         return named_stack("tokens", tokens) | projection
 
     def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the prompts, projected by the block's own norm and weights."""
+        """Keys and values of the prompts, projected by the block's LayerNorm and weights."""
         norm = self.layout.norms[self.blocks[layer]]
         _, keys, values = attention.project(norm(self.dropped(self.prompts(layer), images)))
         return keys, values
@@ -165,7 +165,7 @@ class Prompt(ExtraKeys):
         """What the prompts of a block ask with where they stand beside its sequence, Q = W_q N(P) + b_q.
 
         (1 or B, heads, n, head_dim); None at strength 0, in blocks without prompts and for prompts `in_sequence`. Deep
-        prompts ask only in the concatenated form (Jia et al., section 3.1), which discards the answers: the model
+        prompts ask only in the concatenated form (Jia et al., section 3.1), which discards the outputs: the model
         computes nothing from them. Shallow ones on Swin ask only while the block runs (`AttentionCall.as_called`).
         """
         if self.in_sequence or self.strength == 0.0 or (self.deep and block not in self.blocks):

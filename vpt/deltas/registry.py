@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from types import MappingProxyType
+from typing import Any, TypeVar, get_type_hints
 
+import torch
+
+from vpt.argument_types import MisfitError, canonical, checked, in_words, is_plain, shown
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import DeltaPart
 from vpt.errors import ConfigError, UnknownNameError
@@ -17,12 +19,16 @@ from vpt.errors import ConfigError, UnknownNameError
 GROUP = "vpt.deltas"
 """The group of entry points whose modules register deltas of other packages."""
 
+LARGEST = 65_536
+"""Of whole numbers: more prompts, or a larger rank or width, are a mistake, which would take all memory."""
+
 Part = TypeVar("Part", bound=DeltaPart)
 _REGISTERED: dict[str, type[DeltaPart]] = {}
 DELTAS: Mapping[str, type[DeltaPart]] = MappingProxyType(_REGISTERED)
 """Every delta that is registered, by its name."""
 
 
+@checked
 def register_delta(name: str) -> Callable[[type[Part]], type[Part]]:
     """Makes a delta known under the name that configurations and delta files call it, as a decorator of its class.
 
@@ -82,11 +88,17 @@ class DeltaSpec:
     def read(cls, plain: object) -> DeltaSpec:
         """Checks a part as configurations and files have it: ``name`` and arguments that differ from their defaults.
 
+        A name alone is one without arguments.
+
         An UnknownNameError where the name or an argument does not exist, and a ConfigError where it is no dict, an
         argument is missing, or one has another type.
         """
+        if isinstance(plain, str) and plain:
+            plain = {"name": plain}
         if not isinstance(plain, Mapping) or not isinstance(plain.get("name"), str):
-            raise ConfigError(f'A part of a delta is a dict with a name, e.g. {{"name": "linear"}}, got {plain!r:.80}.')
+            raise ConfigError(
+                f'A part of a delta is a dict with a name, e.g. {{"name": "linear"}}, got {shown(plain)}.'
+            )
         name = plain["name"]
         known = _parameters(find_delta(name))
         given = {key: value for key, value in plain.items() if key != "name"}
@@ -98,11 +110,16 @@ class DeltaSpec:
             raise ConfigError(f"Delta {name!r} needs {', '.join(absent)}.")
         arguments = {}
         for key, value in (defaults | given).items():
+            hint = known[key][0]
             try:
-                arguments[key] = _canonical(value, known[key][0])
-            except _MisfitError as misfit:
-                wanted = _words(known[key][0])
-                raise ConfigError(f"{key} of delta {name!r} must be {wanted}, got {value!r:.80}.") from misfit
+                arguments[key] = canonical(value, hint)
+            except MisfitError as misfit:
+                wanted = f"of type {hint!r}, which no configuration can hold"
+                wanted = in_words(hint, "null") if is_plain(hint) else wanted
+                raise ConfigError(f"{key} of delta {name!r} must be {wanted}, got {shown(value)}.") from misfit
+            kept = arguments[key] if isinstance(arguments[key], list) else [arguments[key]]
+            if any(isinstance(each, int) and abs(each) > LARGEST for each in kept):
+                raise ConfigError(f"{key} of delta {name!r} must be at most {LARGEST:,}, got {shown(value)}.")
         return cls(name, arguments)
 
     def plain(self) -> dict[str, Any]:
@@ -120,18 +137,25 @@ class DeltaSpec:
         A ConfigError where an argument is out of range; an UnknownNameError where a word among the arguments does not
         exist; an UnsupportedBackboneError where the backbone cannot take it.
         """
-        return find_delta(self.name)(backbone, **self.arguments)
+        try:
+            return find_delta(self.name)(backbone, **self.arguments)
+        except RuntimeError as error:  # torch's, of what it cannot allocate
+            if "allocate" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ConfigError(f"The delta {self.brief()} does not fit into memory: make it smaller.") from error
+
+
+Specs = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
+"""A delta as it may be written: a dict for each part, or the name alone of one that needs no arguments."""
 
 
 def read_specs(specs: object) -> list[DeltaSpec]:
-    """Checks a delta as configurations and files have it: a list of a dict for each part (`DeltaSpec.read`)."""
+    """Checks a delta as configurations and files have it: a list of its parts (`DeltaSpec.read`), or a single one."""
+    if isinstance(specs, Mapping) or (isinstance(specs, str) and specs):
+        return [DeltaSpec.read(specs)]
     if not isinstance(specs, Sequence) or isinstance(specs, str):
-        raise ConfigError(f'A delta is a list of its parts, e.g. [{{"name": "linear"}}], got {specs!r:.80}.')
+        raise ConfigError(f'A delta is a list of its parts, e.g. [{{"name": "linear"}}], got {shown(specs)}.')
     return [DeltaSpec.read(spec) for spec in specs]
-
-
-class _MisfitError(Exception):
-    """A value has not the type that is meant."""
 
 
 def _place(part: type[DeltaPart]) -> str:
@@ -147,44 +171,3 @@ def _parameters(part: type[DeltaPart]) -> dict[str, tuple[Any, Any]]:
 
 def _as_list(value: Any) -> Any:
     return [*value] if isinstance(value, tuple) else value
-
-
-def _canonical(value: Any, hint: Any) -> Any:
-    """A value in the form of a plain type, a sequence of one, a union, or a literal, whose names are checked later."""
-    if get_origin(hint) in (Union, UnionType):
-        for option in get_args(hint):
-            try:
-                return _canonical(value, option)
-            except _MisfitError:
-                continue
-        raise _MisfitError
-    if get_origin(hint) is Sequence and isinstance(value, list | tuple):
-        return [_canonical(entry, get_args(hint)[0]) for entry in value]
-    plain, _ = _PLAIN.get(str if get_origin(hint) is Literal else hint, ((), ""))
-    if not isinstance(value, plain) or (isinstance(value, bool) and hint is not bool):
-        raise _MisfitError
-    if hint is not float:
-        return value
-    if not abs(cast("float", value)) <= sys.float_info.max:  # NaN, infinite, or a whole number that no float reaches
-        raise _MisfitError
-    return float(cast("float", value))
-
-
-def _words(hint: Any) -> str:
-    """Such a type in words."""
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(_words(option) for option in get_args(hint))
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) is Sequence:
-        return f"a list (each {_words(get_args(hint)[0])})"
-    return _PLAIN[hint][1] if hint in _PLAIN else f"of type {hint!r}, which no configuration can hold"
-
-
-_PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-    bool: ((bool,), "true or false"),
-    str: ((str,), "a name"),
-    NoneType: ((NoneType,), "null"),
-}

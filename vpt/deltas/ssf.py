@@ -13,6 +13,7 @@ from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import affine_layers
 from vpt.deltas.base import Handle, MergeablePart, MergedWeight
 from vpt.deltas.registry import register_delta
+from vpt.errors import check_number
 
 
 @register_delta("ssf")
@@ -28,6 +29,7 @@ class ScaleShift(MergeablePart):
     def __init__(self, backbone: Backbone, std: float = 0.02) -> None:
         """Draws γ from N(1, std²), β from N(0, std²), as the paper's code; 0 starts from the backbone."""
         super().__init__(backbone)
+        check_number("std", std, 0)
         self._layers = {name.replace(".", "/"): layer for name, layer in affine_layers(backbone).items()}
         self.scale, self.shift = nn.ParameterDict(), nn.ParameterDict()
         for key, layer in self._layers.items():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from vpt.backbones.checkpoints import PATIENCE
 from vpt.errors import ConfigError, RecordError, VPTError
 from vpt.experiments.trial import Failure, Record, Trial, finished, run_trial, val_accuracy
 from vpt.models.feature_cache import share
@@ -46,6 +50,8 @@ class _Board:
         if self._live.is_started:
             self._live.update(self._render(), refresh=True)
             self._live.stop()
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self._console.print("To go on: the same command with --resume", highlight=False)
 
     def add(self, trial: Trial, result: Record | Failure) -> None:
         """Shows the end of a trial."""
@@ -102,7 +108,7 @@ class RayEngine:
     """Trials as tasks of a Ray cluster: this machine's, or one that runs already.
 
     A worker that dies, by the kernel or by hand, is replaced, and its trial continues at its last epoch; a trial that
-    fails of itself is reported and sinks no other. The experiment's folder must be the same on all machines.
+    fails of itself is reported and does not abort the others. The experiment's folder must be the same on all machines.
 
     Attributes:
         address: Of a running cluster, ``auto`` or ``host:port``; None starts one on this machine, which ends with this
@@ -117,8 +123,13 @@ class RayEngine:
     gpus: float | None = None
     workers: int | None = None
 
+    def __post_init__(self) -> None:
+        """A ConfigError where no cluster answers at the address, for which Ray itself would look for minutes."""
+        if self.address not in (None, "auto", "local"):
+            _check_cluster(self.address)
+
     def __call__(self, trials: Sequence[Trial], root: Path) -> dict[str, Record | Failure]:
-        """Runs trials as `Engine` says; a ConfigError where Ray is not installed."""
+        """Runs trials as `Engine` says; a ConfigError where Ray is not installed, or finds no cluster."""
         return _collect(trials, root, lambda left: self._results(left, root.resolve()))
 
     def _results(self, trials: Sequence[Trial], root: Path) -> Iterator[tuple[Trial, Record | Failure]]:
@@ -132,7 +143,14 @@ class RayEngine:
         if started:
             # A cluster of this machine needs little of Ray's shared memory: results are a page of JSON.
             own = {"num_cpus": os.cpu_count(), "object_store_memory": 100 << 20} if self.address is None else {}
-            ray.init(self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False, **own)
+            place = self.address or "local"  # None would be a cluster that happens to run here
+            stop = signal.getsignal(signal.SIGTERM)
+            try:
+                ray.init(place, log_to_driver=False, logging_level="ERROR", include_dashboard=False, **own)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise ConfigError(f"Ray finds no cluster at {place}: {' '.join(str(error).split()):.200}") from error
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, stop)  # Ray's would end its processes while they are still waited for
         cpus, gpus = self._shares()
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_worker)
         waiting: list[Trial] = list(trials)
@@ -158,6 +176,26 @@ class RayEngine:
             return self.cpus, gpus
         machine = os.cpu_count() or 1
         return max(1, machine // self.workers) if self.workers else 1, gpus
+
+
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""With which a client of HTTP/2, as gRPC speaks it, begins; the server's answer is of the same kind, 4 (RFC 9113)."""
+
+
+def _check_cluster(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"The address of a Ray cluster is `auto` or HOST:PORT, got {address!r:.80}.")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE) as connection:
+            connection.sendall(_GREETING)
+            found = connection.recv(9)[3:4] == b"\4"
+    except (OSError, ValueError):  # a host that is none
+        found = False
+    if not found:
+        raise ConfigError(
+            f"No Ray cluster answers at {address:.80}: `ray start --head` starts one and says its address."
+        )
 
 
 def _worker(trial: Trial, root: str, threads: int) -> Record | Failure:

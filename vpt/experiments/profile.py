@@ -166,8 +166,10 @@ def _delta_bytes(model: TunedModel) -> int:
 def steps_to_share(run: Path, share: float = SHARE, tag: str = "val/acc") -> tuple[int, int]:
     """How soon a run reached a share in (0, 1] of its own best value of a scalar: steps until then, and all its steps.
 
-    A ConfigError where its TensorBoard events have no such scalar.
+    A ConfigError where there is no such folder, or its TensorBoard events have no such scalar.
     """
+    if not run.is_dir():
+        raise ConfigError(f"There is no run {run}: name the folder of a finished one.")
     values = scalars(run, tag)
     if not values:
         raise ConfigError(f"{run} has no {tag} in its TensorBoard events: validate while it trains.")

@@ -1,7 +1,7 @@
 """The published procedure: choose by validation after training on a part, train anew on all, test once for each seed.
 
 VTAB-1k as in Jia et al. (ECCV 2022): every point of a grid is trained on train800; the best top-1 on val200 after the
-last epoch wins, of equals the smaller learning rate; then train800val200 is trained on with several seeds, and each
+last epoch wins, ties go to the smaller learning rate; then train800val200 is trained on with several seeds, and each
 reads the test split once. Likewise for each of several variants: numbers of shots, combinations of deltas, backbones.
 """
 
@@ -194,7 +194,7 @@ def rungs(epochs: int, points: int, halving: int) -> list[int]:
 
 
 def _best(points: Sequence[Trial], found: Mapping[str, Record | Failure]) -> tuple[Trial, float]:
-    """The best validation accuracy of those that trained to their end; of equals the first, whose rate is smallest."""
+    """The best validation accuracy of those that were trained to their end; ties go to the smallest learning rate."""
     good = [(trial, record) for trial in points if isinstance(record := found.get(trial.name), dict)]
     good = [(trial, record) for trial, record in good if val_accuracy(record) >= 0]
     if not good:

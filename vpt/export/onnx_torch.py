@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import statistics
 import time
@@ -11,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from vpt.argument_types import checked
+from vpt.atomic_write import atomic_write, check_writable
 from vpt.deltas.base import DeltaPart, MergeablePart
 from vpt.deltas.composition import Delta
 from vpt.deltas.extra_key_values import ExtraKeys, FixedKeys
@@ -35,6 +37,7 @@ _REPEATS = 9
 Run = Callable[[Tensor], Tensor]
 
 
+@checked
 @torch.no_grad()
 def fold(model: TunedModel) -> TunedModel:
     """Copies a model into a form of the same function that computes nothing but what depends on the image.
@@ -127,15 +130,17 @@ def _interleaved(model: Run, run: Run, images: Tensor) -> tuple[float, float]:
     return statistics.median(spent[0]), statistics.median(spent[1])
 
 
+@checked
 def export_onnx(model: TunedModel, path: str | Path) -> Check:
     """Writes a model as an ONNX file: uint8 ``images`` (batch, 3, H, W) to float32 ``logits`` (batch, classes).
 
     Normalisation is inside; deep prompts are constant keys and values. What `about` tells, as JSON, and the format are
     the file's metadata, each under its own key. The model is in eval mode on the CPU. The path ends in ``.onnx``;
-    parent folders are made, and the file is renamed to it when it was checked. Returns what that measured.
+    parent folders are made, and the file is written once it was checked. Returns what that measured.
 
     Raises:
         ExportError: A library is missing, the composition cannot be exported, or the file is another function.
+        OutputError: The file cannot be written there.
     """
     if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
         raise ExportError(
@@ -145,6 +150,7 @@ def export_onnx(model: TunedModel, path: str | Path) -> Check:
     return _export(model, Path(path), ".onnx", _write_onnx, _run_onnx)
 
 
+@checked
 def export_torch(model: TunedModel, path: str | Path) -> Check:
     """Writes a model as an exported program of PyTorch; input and output as those of `export_onnx`.
 
@@ -153,6 +159,7 @@ def export_torch(model: TunedModel, path: str | Path) -> Check:
 
     Raises:
         ExportError: The composition cannot be exported, or the file is another function.
+        OutputError: The file cannot be written there.
     """
     return _export(model, Path(path), ".pt2", _write_torch, _run_torch)
 
@@ -161,28 +168,26 @@ def _export(
     model: TunedModel,
     path: Path,
     suffix: str,
-    write: Callable[[torch.export.ExportedProgram, dict[str, Any], Path], None],
-    read: Callable[[Path], Run],
+    write: Callable[[torch.export.ExportedProgram, dict[str, Any]], bytes],
+    read: Callable[[bytes], Run],
 ) -> Check:
     if path.suffix != suffix:
         raise ExportError(f"The file to write ends in {suffix}, got {path}.")
+    check_writable(path)
     told = {"format": FORMAT, "vpt": __version__} | about(model)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # exporters warn about their own insides
-            partial = Path(folder, path.name)
-            write(_traced(model), told, partial)
-            measured = check(model, read(partial))
-            partial.replace(path)
+            content = write(_traced(model), told)
+            measured = check(model, read(content))
     except ExportError:
         raise
-    except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error.strerror or error}.") from error
     except Exception as error:  # of whatever class: an operation, a shape or a control flow that has no translation
         raise ExportError(
             f"This composition on {model.backbone.name} cannot be written as {suffix[1:]}: {_first_line(error)}"
         ) from error
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
     return measured
 
 
@@ -198,16 +203,18 @@ def _traced(model: TunedModel) -> torch.export.ExportedProgram:
     return program
 
 
-def _write_torch(program: torch.export.ExportedProgram, told: dict[str, Any], path: Path) -> None:
+def _write_torch(program: torch.export.ExportedProgram, told: dict[str, Any]) -> bytes:
     program.example_inputs = None  # the only part that would be pickled
-    torch.export.save(program, path, extra_files={"vpt.json": json.dumps(told)})
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={"vpt.json": json.dumps(told)})
+    return file.getvalue()
 
 
-def _run_torch(path: Path) -> Run:
-    return torch.export.load(path).module()
+def _run_torch(content: bytes) -> Run:
+    return torch.export.load(io.BytesIO(content)).module()
 
 
-def _write_onnx(program: torch.export.ExportedProgram, told: dict[str, Any], path: Path) -> None:
+def _write_onnx(program: torch.export.ExportedProgram, told: dict[str, Any]) -> bytes:
     written: Any = torch.onnx.export(
         program,
         dynamo=True,
@@ -221,15 +228,16 @@ def _write_onnx(program: torch.export.ExportedProgram, told: dict[str, Any], pat
         node.metadata_props.clear()  # traces of the export, longer than the graph
     for key, value in told.items():
         written.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
-    written.save(path, external_data=False)
+    content: bytes = written.model_proto.SerializeToString()
+    return content
 
 
-def _run_onnx(path: Path) -> Run:
+def _run_onnx(content: bytes) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # as many as the eager model has
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])

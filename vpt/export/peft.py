@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, cast
@@ -11,10 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vpt.argument_types import checked
+from vpt.atomic_write import atomic_write, write_json, write_text
 from vpt.deltas.lora import Lora
-from vpt.errors import ConfigError, ExportError
+from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
 
+PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json", "README.md")
 README = """# LoRA for {name}
 
 Written by vpt. It belongs on the weights {weights}; images are {size} × {size}, normalised with mean {mean} and
@@ -30,15 +32,16 @@ model = peft.PeftModel.from_pretrained(model, "this folder")
 """
 
 
+@checked
 def export_peft(model: TunedModel, folder: str | Path) -> Path:
     """Writes a LoRA delta and its head as an adapter that `peft.PeftModel.from_pretrained` loads onto the timm model.
 
     Changes of parts of a fused layer become one change of that layer whose rank is their sum, so that the function is
-    the same. The folder is made; it gets ``adapter_model.safetensors``, ``adapter_config.json`` and ``README.md``.
+    the same. The folder is made; it gets the `PEFT_FILES`.
 
     Raises:
         ConfigError: The model has another delta, another strength than 1, or a backbone with several classifiers.
-        ExportError: The folder cannot be written.
+        OutputError: The folder cannot be written.
     """
     lora = _only_lora(model)
     classifier = cast("Any", model.backbone.model).pretrained_cfg.get("classifier")
@@ -62,13 +65,10 @@ def export_peft(model: TunedModel, folder: str | Path) -> Path:
     }
     kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_readme(model), encoding="utf-8")
-    except OSError as error:
-        raise ExportError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    with atomic_write(folder / PEFT_FILES[0]) as partial:
+        save_file(kept, partial, metadata={"format": "pt"})
+    write_json(folder / PEFT_FILES[1], config)
+    write_text(folder / PEFT_FILES[2], _readme(model))
     return folder
 
 

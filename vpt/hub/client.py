@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from vpt.argument_types import checked
 from vpt.atomic_write import write_json, write_text
+from vpt.backbones.checkpoints import one_try
 from vpt.errors import ConfigError, HubError, RecordError
 from vpt.hub.model_card import model_card
 from vpt.models import delta_file
@@ -65,6 +67,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+@checked
 def fetch(address: str, endpoint: str | None = None) -> Path:
     """Downloads the delta file of a model, once: it is kept in the hub's cache.
 
@@ -83,28 +86,32 @@ def fetch(address: str, endpoint: str | None = None) -> Path:
         raise HubError(f"{address} is no address on the hub: write hf://user/name or hf://user/name@revision.")
     from huggingface_hub import hf_hub_download
 
-    with one_sentence(repo, revision, DELTA_FILE):
+    with one_sentence(repo, revision, DELTA_FILE), one_try(endpoint):
         found = hf_hub_download(repo, DELTA_FILE, revision=revision or None, endpoint=endpoint)
     return Path(str(found))
 
 
 def local(path: str | Path) -> Path:
-    """A delta file on this machine: as it is, or fetched from an address, also as a `Path`, with one slash of two.
+    """A delta file on this machine: as it is, in a run's folder, or fetched from an address, also one as a `Path`.
 
     Raises:
         HubError: The hub cannot be reached, or has no such file.
     """
     scheme, slash, rest = Path(path).as_posix().partition(":/")
     address = f"{PREFIX}{rest.lstrip('/')}" if isinstance(path, Path) else path
-    return fetch(address) if slash and scheme == "hf" else Path(path)
+    if slash and scheme == "hf":
+        return fetch(str(address))
+    file = Path(path)
+    return file / DELTA_FILE if (file / DELTA_FILE).is_file() else file
 
 
-def load(path: str | Path, weights: str | None = None) -> TunedModel | DenseModel:
+@checked
+def load(path: str | Path, weights: str | Path | None = None) -> TunedModel | DenseModel:
     """Rebuilds a model from a delta file: a classifier or a segmentation model.
 
     Args:
-        path: A delta file, or the address of one on the hub, ``hf://user/name`` or ``hf://user/name@revision``, of
-            which nothing but the delta file is downloaded.
+        path: A delta file, the folder of a run, which has one, or the address of one on the hub, ``hf://user/name`` or
+            ``hf://user/name@revision``, of which nothing but the delta file is downloaded.
         weights: Where the backbone's weights are on this machine; None for where they were at training time. Not read
             where the file holds the whole backbone.
 
@@ -119,11 +126,13 @@ def load(path: str | Path, weights: str | None = None) -> TunedModel | DenseMode
     return delta_file.load_model(local(path), weights)
 
 
-def load_segmentation(path: str | Path, weights: str | None = None) -> DenseModel:
+@checked
+def load_segmentation(path: str | Path, weights: str | Path | None = None) -> DenseModel:
     """`load` for those who expect a segmentation model: a file of a classifier is a `DeltaFileError`."""
     return delta_file.load_segmentation(local(path), weights)
 
 
+@checked
 def push(delta: str | Path, repo: str, private: bool = False, endpoint: str | None = None) -> str:
     """Uploads a run as one commit; the repository is made if it is not there.
 
@@ -149,7 +158,7 @@ def push(delta: str | Path, repo: str, private: bool = False, endpoint: str | No
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=endpoint, library_name="vpt")
-        with one_sentence(repo):
+        with one_sentence(repo), one_try(endpoint):
             api.create_repo(repo, private=private, exist_ok=True)
             public = private and not api.model_info(repo).private
         if public:

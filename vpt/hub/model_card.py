@@ -137,7 +137,7 @@ def _measured(record: Record) -> Iterator[tuple[str, str, float, int]]:
 
 def _table(measured: list[tuple[str, str, float, int]]) -> str:
     if not measured:
-        return "None were recorded: `vpt test` measures, and writes into the run that is pushed."
+        return "None were recorded: `vpt test` evaluates, and writes into the run that is pushed."
     lines = [
         f"| {split} | {markdown(_NAMES.get(key, key))} | {value:.4f} | {n:,} |"
         for split, key, value, n in sorted(measured)
@@ -151,8 +151,8 @@ def _facts(header: Record, record: Record, stored: int) -> Iterator[tuple[str, A
     name, weights, seal = backbone["name"], backbone["weights_id"], backbone["fingerprint"][:12]
     yield "backbone", f"{name}, weights {weights}, fingerprint {seal}…"
     if parameters := record.get("parameters"):
-        yield "trained parameters", " of ".join(f"{parameters[key]:,}" for key in _PARTS if key in parameters)
-    yield "numbers in the delta file", f"{stored:,}"
+        yield "trainable parameters", " of ".join(f"{parameters[key]:,}" for key in _PARTS if key in parameters)
+    yield "values in the delta file", f"{stored:,}"
     if data:
         counts = ", ".join(f"{split} {n:,}" for split, n in data.get("counts", {}).items())
         yield "data", markdown(f"{data.get('name', 'without a name')}, images: {counts}")

@@ -11,30 +11,39 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from vpt.argument_types import checked
 from vpt.errors import ConfigError
+from vpt.metrics.logits import check_table
 
 RESAMPLES = 10_000
 """Of the paired bootstrap."""
 
 
+@checked
 def correct(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Says which images are classified rightly, bool (N,); of equal logits the first wins."""
+    """Says which images are classified correctly, bool (N,); ties go to the first class.
+
+    Classes are left out by minus infinity. A DataError where the table cannot be scored.
+    """
+    check_table(logits, labels, masked=True)
     return np.asarray(logits.argmax(axis=1) == labels)
 
 
 def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The share of images classified rightly."""
+    """The share of images classified correctly."""
     return float(correct(logits, labels).mean())
 
 
 def mean_per_class(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The mean over classes of the share of a class that is classified rightly; classes without images do not count."""
+    """The mean over classes of the accuracy within a class; classes without images do not count."""
+    right = correct(logits, labels)
     images = np.bincount(labels, minlength=logits.shape[1])
-    hits = np.bincount(labels, weights=correct(logits, labels), minlength=logits.shape[1])
+    hits = np.bincount(labels, weights=right, minlength=logits.shape[1])
     present = images > 0
     return float((hits[present] / images[present]).mean())
 
 
+@checked
 def wilson(hits: int, n: int) -> tuple[float, float]:
     """Both ends of the 95 % score interval of a share, hits of n images (Wilson, "Probable inference", JASA 22, 1927).
 
@@ -61,12 +70,20 @@ class Difference:
     p_value: float
 
 
+@checked
 def difference(first: NDArray[np.bool_], second: NDArray[np.bool_], seed: int = 0) -> Difference:
     """Compares two models by a paired bootstrap over images (Efron & Tibshirani, 1993, chapter 13, percentiles).
 
-    `first` and `second` say which of the same N images each classifies rightly. An image adds -1, 0 or 1, so that the
-    counts of these in a resample are multinomial, and 10,000 resamples are drawn without touching an image.
+    `first` and `second` say which of the same N images each classifies correctly. An image adds -1, 0 or 1, so that the
+    counts of these in a resample are multinomial, and 10,000 resamples are drawn without touching an image. A
+    ConfigError where they are not of the same images, or of none.
     """
+    alike = first.ndim == 1 and first.shape == second.shape and first.dtype == second.dtype == np.bool_
+    if not alike or not len(first):
+        raise ConfigError(
+            f"Two models are compared by what each has right of the same images, bool (N,) with N of at least 1, got "
+            f"{first.dtype} {first.shape} and {second.dtype} {second.shape}."
+        )
     n, wins, losses = len(first), int((first & ~second).sum()), int((second & ~first).sum())
     shares = np.array([wins, losses, n - wins - losses]) / n
     draws = np.random.default_rng(seed).multinomial(n, shares, size=RESAMPLES)

@@ -1,6 +1,6 @@
-"""What confidence is worth: calibration error, the temperature that mends it, and errors among the surest images.
+"""Calibration error, temperature scaling, and selective risk: errors among the most confident images.
 
-Confidences are float64 (N,) in (0, 1], `correct` says which of the N images are classified rightly.
+Confidences are float64 (N,) in (0, 1], `correct` says which of the N images are classified correctly.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import softmax
 
+from vpt.argument_types import checked
 from vpt.errors import ConfigError
 from vpt.metrics.logits import Logits, blocks, check_table
 
@@ -38,24 +39,39 @@ class Bins:
         return float(np.average(np.abs(self.accuracy - self.confidence), weights=self.count))
 
 
+def _check(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = 1) -> None:
+    """A ConfigError where there is no image, they do not belong together, or are no confidences in (0, 1]."""
+    shape = np.shape(confidence)
+    if len(shape) != 1 or not shape[0] or np.shape(correct) != shape:
+        raise ConfigError(f"Confidences and what is right are (N,), N at least 1, got {shape} and {np.shape(correct)}.")
+    if not bool(((confidence > 0) & (confidence <= 1 + 1e-9)).all()):
+        raise ConfigError(f"Confidences lie in (0, 1], got {confidence.min():.4g} to {confidence.max():.4g}.")
+    if bins < 1:
+        raise ConfigError(f"A reliability diagram has at least one bin, got {bins}.")
+
+
+@checked
 def ranked(
     confidence: NDArray[np.float64], correct: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Orders images from the surest to the least sure, without preference among the equally sure.
+    """Orders images from most to least confident, without preference among ties.
 
     Each image of a tie counts as its mean, so that sums over the first k are their expectation over all orders of the
-    tie. Returns confidences, descending, and the share of right answers at each place; float64 (N,).
+    tie. Returns confidences, descending, and the share of correct predictions at each place; float64 (N,).
     """
+    _check(confidence, correct)
     levels, place, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
     shares = np.bincount(place, weights=correct) / sizes
     return np.repeat(-levels, sizes), np.repeat(shares, sizes)
 
 
+@checked
 def equal_width(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = BINS) -> Bins:
     """Bins of equal width, (0, 1/bins] to (1 − 1/bins, 1] (Guo et al., ICML 2017, equations 2 and 3).
 
     torchmetrics puts a confidence of exactly 1 into a bin of its own, which a saturated softmax often reaches.
     """
+    _check(confidence, correct, bins)
     inner = np.arange(1, bins) / bins
     place = np.searchsorted(inner, confidence, side="left")
     count = np.bincount(place)
@@ -65,11 +81,13 @@ def equal_width(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bin
     return Bins(count[kept].astype(np.float64), *means)
 
 
+@checked
 def equal_mass(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = BINS) -> Bins:
     """Bins of equally many images (Nguyen & O'Connor, EMNLP 2015), the larger ones where N does not divide.
 
     Equally sure images count as the mean of their tie; there are N bins if there are fewer images.
     """
+    _check(confidence, correct, bins)
     level, share = ranked(confidence, correct)
     pieces: Sequence[NDArray[np.int64]] = np.array_split(np.arange(len(level))[::-1], min(bins, len(level)))
     count = np.array([len(piece) for piece in pieces], dtype=np.float64)
@@ -77,8 +95,9 @@ def equal_mass(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins
     return Bins(count, *means)
 
 
+@checked
 def temperature(logits: Logits, labels: NDArray[np.int64]) -> float | None:
-    """Finds the temperature that makes validation answers most likely (Guo et al., ICML 2017, section 4.2).
+    """Finds the temperature of maximum likelihood on validation images (Guo et al., ICML 2017, section 4.2).
 
     The negative log likelihood is convex in 1/T; its derivative's only root is bracketed and found to machine
     precision. Fit on in-distribution validation, logits (N, classes) and labels (N,), then read test sets once. T > 0;
@@ -106,9 +125,9 @@ def temperature(logits: Logits, labels: NDArray[np.int64]) -> float | None:
 
 
 def risks(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The share of errors among the k surest images, for every k: float64 (N,), entry k − 1 for coverage k / N.
+    """The selective risk, errors among the k most confident images, at every coverage k / N: float64 (N,) from k = 1.
 
-    Equally sure images enter in random order; the expectation over all orders is returned.
+    Equally confident images enter in random order; the expectation over all orders is returned.
     """
     _, share = ranked(confidence, correct)
     return np.asarray(np.cumsum(1 - share) / np.arange(1, len(share) + 1))
@@ -119,8 +138,9 @@ def aurc(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
     return float(risks(confidence, correct).mean())
 
 
+@checked
 def risk_at(coverage: float, confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
-    """The share of errors among the share `coverage` of surest images, rounded up; a ConfigError out of range."""
+    """The selective risk at a coverage in (0, 1], the number of images rounded up; a ConfigError out of range."""
     if not 0 < coverage <= 1:
         raise ConfigError(f"Coverage is a share of the images above 0 and at most 1, got {coverage}.")
     answered = math.ceil(round(coverage * len(confidence), 9))  # 0.55 · 100 is a little more than 55

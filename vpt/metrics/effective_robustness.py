@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import expit
 from scipy.special import logit as log_odds
 
+from vpt.argument_types import checked
 from vpt.errors import ConfigError, UnknownNameError, VPTWarning
 
 _INSIDE = 1e-12  # keeps the log-odds of an accuracy of 0 or 1 finite
@@ -76,6 +77,7 @@ images; ResNet-50 itself, with 0 % there, is in neither line.
 classes: a slice of one record, see `logits.matched`."""
 
 
+@checked
 def effective_robustness(shift: str, accuracy: float, references: Mapping[str, float]) -> float:
     """Measures ρ, the accuracy above the baseline, in percentage points; above 0 is more robust than expected.
 

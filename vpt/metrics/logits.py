@@ -1,7 +1,7 @@
 """Tables of logits: what they must be before they are scored, what a softmax says, and which classes count.
 
 Logits are (N, classes) and labels (N,). On a set of fewer or coarser classes than the head's, columns are taken first,
-argmax and softmax after: else answers that the set cannot contain would count as wrong.
+argmax and softmax after: else predictions that the set cannot contain would count as wrong.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
 
+from vpt.argument_types import checked
 from vpt.errors import ConfigError, DataError
 
 Logits = NDArray[Any]  # a float table (N, classes)
@@ -23,18 +24,24 @@ Logits = NDArray[Any]  # a float table (N, classes)
 _BLOCK = 1 << 19  # numbers in a block: 4 MB as float64
 
 
-def check_table(logits: Logits, labels: NDArray[np.int64]) -> None:
-    """A DataError where a table is empty, labels do not belong to it, or a logit is not finite."""
-    check_finite(logits)
+def check_table(logits: Logits, labels: NDArray[np.int64], masked: bool = False) -> None:
+    """A DataError where a table is empty, labels do not belong to it, or a logit is not finite.
+
+    Where it is `masked`, minus infinity leaves classes out, but never all of a row.
+    """
+    check_finite(logits, masked)
     check_labels(labels, *logits.shape)
 
 
-def check_finite(logits: Logits) -> None:
+def check_finite(logits: Logits, masked: bool = False) -> None:
     """Refuses what is not a table of numbers; a DataError where it is empty or a logit is not finite."""
     if logits.ndim != 2 or 0 in logits.shape:
         raise DataError(f"Logits are a table of images × classes with at least one of each, got shape {logits.shape}.")
-    if not np.isfinite(logits).all():
-        row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+    if logits.dtype.kind not in "fiu":
+        raise DataError(f"Logits are numbers, got an array of {logits.dtype}.")
+    finite = np.isfinite(logits.max(axis=1, keepdims=True) if masked else logits)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite.all(axis=1))[0])
         raise DataError(
             f"Row {row} of the logits holds a number that is not finite: evaluate this record again, "
             "and leave classes out by a mask rather than by -inf."
@@ -45,6 +52,8 @@ def check_labels(labels: NDArray[np.int64], images: int, classes: int) -> None:
     """A DataError where a table has not one label a row, or a label has no column."""
     if labels.shape != (images,):
         raise DataError(f"There are {images} rows of logits and labels of shape {labels.shape}: give one label a row.")
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"Labels are whole numbers, got an array of {labels.dtype}.")
     outside = labels[(labels < 0) | (labels >= classes)]
     if len(outside):
         raise DataError(
@@ -75,7 +84,7 @@ class Predictions:
 
     `correct` is bool, and of equal logits the first class wins. `confidence`, in (0, 1], is the probability of the
     predicted class, `log_likelihood` the natural logarithm of that of the right class, and `brier`, in [0, 2], the
-    squared distance between probabilities and the right answer.
+    squared distance between probabilities and the one-hot label.
     """
 
     correct: NDArray[np.bool_]
@@ -89,12 +98,15 @@ class Predictions:
         return float(np.abs(self.log_likelihood).mean())
 
 
+@checked
 def predictions(logits: Logits, labels: NDArray[np.int64], temperature: float = 1.0) -> Predictions:
     """Softmax in float64, block by block: a table of 50,000 × 1000 needs some tens of megabytes.
 
     Logits are divided by T > 0 (Guo et al., ICML 2017, equation 9). A DataError where the table cannot be scored.
     """
     check_table(logits, labels)
+    if temperature <= 0:
+        raise ConfigError(f"A temperature is above 0, got {temperature}.")
     n = len(labels)
     right = logits.argmax(axis=1) == labels
     confidence, log_likelihood, brier = np.empty(n), np.empty(n), np.empty(n)
@@ -135,6 +147,7 @@ def restrict(logits: Tensor, groups: Groups) -> Tensor:
     return restricted
 
 
+@checked
 def matched(logits: Logits, labels: NDArray[np.int64], groups: Groups | None) -> tuple[Logits, NDArray[np.int64]]:
     """Takes from a record of all classes the images of some classes, scored among these classes.
 
@@ -146,6 +159,7 @@ def matched(logits: Logits, labels: NDArray[np.int64], groups: Groups | None) ->
     if groups is None:
         return logits, labels
     check_precision(logits)
+    group_columns(groups, logits.shape[1])
     places = positions(labels, groups)
     rows = places >= 0
     if not rows.any():
@@ -161,6 +175,7 @@ def positions(labels: NDArray[np.int64], groups: Groups) -> NDArray[np.int64]:
     return place[labels]
 
 
+@checked
 def group_mean(logits: Logits, groups: Groups) -> NDArray[np.float64]:
     """A class that several columns stand for has their mean probability (Geirhos et al., ICLR 2019, appendix).
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vpt.argument_types import checked
 from vpt.metrics.accuracy import mean_per_class, top1, wilson
 from vpt.metrics.calibration import aurc, equal_mass, equal_width, risk_at
 from vpt.metrics.logits import Logits, predictions
 
 
+@checked
 def summary(logits: Logits, labels: NDArray[np.int64], temperature: float | None = None) -> dict[str, float | None]:
     """Scores a record of logits (N, classes), masked to the set's classes, and labels (N,), columns of these.
 
     Always these keys, in this order; shares lie in [0, 1]: ``n`` images, ``top1`` and the ends of its 95 % Wilson
     interval, ``mean_per_class``, ``nll`` (natural logarithm), ``brier`` in [0, 2], ``ece`` of 15 bins of equal width,
     ``ece_equal_mass`` of bins of equally many images, ``aurc``, the area under the risk-coverage curve, ``risk_at_80``,
-    the error on the surest 80 %; then ``temperature``, fitted on in-distribution validation images by
+    the selective risk at 80 % coverage; then ``temperature``, fitted on in-distribution validation images by
     `calibration.temperature`, and what it changes, all None without one. A DataError where the table cannot be scored.
     """
     plain = predictions(logits, labels)

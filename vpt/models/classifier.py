@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from vpt.argument_types import checked
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import READOUT, DeltaPart, checked_strength
 from vpt.deltas.composition import Delta
+from vpt.deltas.registry import Specs
 from vpt.errors import ConfigError
 
 
@@ -24,11 +26,12 @@ class AdaptedModel(nn.Module):
     format: ClassVar[str]
     head: nn.Module
 
+    @checked
     def __init__(
         self,
         backbone: Backbone,
         num_classes: int,
-        specs: Sequence[Mapping[str, Any]] = (),
+        specs: Specs = (),
         class_names: Sequence[str] | None = None,
         preset: dict[str, Any] | None = None,
     ) -> None:
@@ -100,7 +103,7 @@ class AdaptedModel(nn.Module):
         return self._strength if self.delta is None else self.delta.strength
 
     def set_strength(self, alpha: float) -> None:
-        """Moves between the bare backbone, α = 0, and the tuned one, 1; `TunedModel` moves its head too.
+        """Moves between the frozen backbone, α = 0, and the tuned one, 1; `TunedModel` moves its head too.
 
         This is WiSE-FT (Wortsman et al., CVPR 2022) as a gate. A ConfigError where α is no number in [0, 1], or is
         below 1 where the backbone itself was tuned.
@@ -182,8 +185,9 @@ class TunedModel(AdaptedModel):
             return None
         return partial(self.backbone.before_block, block=cut), lambda tokens: self.backbone.from_block(tokens, cut)
 
+    @checked
     def set_anchor(self, head: nn.Linear) -> None:
-        """Gives the bare backbone's head, e.g. a probe, so strength moves both; a ConfigError for another shape."""
+        """Sets the frozen backbone's head, e.g. a probe, so strength moves both; a ConfigError for another shape."""
         if head.weight.shape != self.head.weight.shape:
             raise ConfigError(
                 f"The anchor head is {tuple(head.weight.shape)}, the tuned head {tuple(self.head.weight.shape)}: "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from vpt.argument_types import checked
 from vpt.backbones.checkpoints import fingerprint
 from vpt.backbones.factory import Backbone, create_backbone
 from vpt.errors import ConfigError, DeltaFileError, VPTError, WeightsError
@@ -26,6 +27,7 @@ from vpt.models.segmenter import DenseModel
 _KINDS: dict[str, type[TunedModel] | type[DenseModel]] = {FORMAT: TunedModel, DENSE: DenseModel}
 
 
+@checked
 def save_delta(path: str | Path, model: AdaptedModel) -> Path:
     """Writes the tensors that belong to a model, class names, preprocessing and the backbone's identity.
 
@@ -76,7 +78,7 @@ def save_delta(path: str | Path, model: AdaptedModel) -> Path:
     return write_delta(path, header, kept)
 
 
-def load_model(path: str | Path, weights: str | None = None) -> TunedModel | DenseModel:
+def load_model(path: str | Path, weights: str | Path | None = None) -> TunedModel | DenseModel:
     """Rebuilds a model of whatever kind from a delta file: as saved, at strength 1, in eval mode, all frozen.
 
     `weights` is where the backbone's are on this machine, None for where they were at training time; not read where the
@@ -86,12 +88,14 @@ def load_model(path: str | Path, weights: str | None = None) -> TunedModel | Den
     return cast("TunedModel | DenseModel", _loaded(path, weights, (FORMAT, DENSE)))
 
 
-def load_classifier(path: str | Path, weights: str | None = None) -> TunedModel:
+@checked
+def load_classifier(path: str | Path, weights: str | Path | None = None) -> TunedModel:
     """`load_model` where nothing but a classifier is taken."""
     return cast("TunedModel", _loaded(path, weights, (FORMAT,)))
 
 
-def load_segmentation(path: str | Path, weights: str | None = None) -> DenseModel:
+@checked
+def load_segmentation(path: str | Path, weights: str | Path | None = None) -> DenseModel:
     """`load_model` where nothing but a segmentation model is taken."""
     return cast("DenseModel", _loaded(path, weights, (DENSE,)))
 
@@ -107,7 +111,7 @@ def unfilled(path: str | Path, weights: str | None = None) -> tuple[TunedModel, 
         return cast("TunedModel", rebuild(str(path), header, tensors, backbone)), tensors
 
 
-def _loaded(path: str | Path, weights: str | None, formats: tuple[str, ...]) -> AdaptedModel:
+def _loaded(path: str | Path, weights: str | Path | None, formats: tuple[str, ...]) -> AdaptedModel:
     header, tensors = read_delta(path, formats)
     recorded = header["backbone"]
     with torch.random.fork_rng(devices=[]):
@@ -173,7 +177,7 @@ def _at_most(count: int) -> Iterator[None]:
         hook.remove()
 
 
-def _built(what: str, recorded: Mapping[str, Any], weights: str) -> Backbone:
+def _built(what: str, recorded: Mapping[str, Any], weights: str | Path) -> Backbone:
     size, pool = recorded["image_size"], recorded.get("pool")
     try:
         return create_backbone(recorded["name"], weights, size, recorded["normalization"], pool)
@@ -183,7 +187,7 @@ def _built(what: str, recorded: Mapping[str, Any], weights: str) -> Backbone:
         raise DeltaFileError(f"{what} tells of a backbone that cannot be built: {error}") from error
 
 
-def recorded_backbone(what: str, recorded: Mapping[str, Any], weights: str | None = None) -> Backbone:
+def recorded_backbone(what: str, recorded: Mapping[str, Any], weights: str | Path | None = None) -> Backbone:
     """Builds the backbone that trained tensors belong to, from weights given or where they were at training time.
 
     A DeltaFileError for other weights or no such backbone, a WeightsError where they cannot be found.
@@ -282,7 +286,7 @@ def start_from(path: str | Path, model: AdaptedModel) -> None:
 
 
 def read_head(path: str | Path, model: TunedModel, role: str) -> nn.Linear:
-    """Reads a head that belongs to the bare backbone of a model from a file that holds nothing else.
+    """Reads a head that belongs to the frozen backbone of a model from a file that holds nothing else.
 
     (classes, features), on the CPU; messages name its role, e.g. ``"anchor"``. A DeltaFileError where it is not a delta
     file, a ConfigError where it holds more, or is of another backbone, preprocessing or other classes.

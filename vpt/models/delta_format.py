@@ -123,6 +123,8 @@ def _finite(value: Any) -> Any:
 @contextmanager
 def _opened(path: str | Path, formats: Collection[str]) -> Iterator[tuple[dict[str, Any], Any]]:
     path = Path(path)
+    if path.is_dir():
+        raise DeltaFileError(f"{path} is a folder: name the delta.safetensors of a run in it.")
     if not path.is_file():
         raise DeltaFileError(f"No delta file {path}.")
     try:

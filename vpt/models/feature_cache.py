@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vpt.atomic_write import reserve, writing
+
 RAM_SHARE = 0.25
 """Above this share of the machine's memory, kept features lie in a memory-mapped file."""
 DISK_SHARE = 0.5
@@ -81,6 +83,8 @@ class _Store:
         shape = (length, *like.shape[1:])
         if mapped:
             number, path = tempfile.mkstemp(prefix="vpt-features-")
+            with writing(Path(path)):
+                reserve(number, length * like[0].numel() * like.element_size())
             os.close(number)
             values = torch.from_file(path, shared=True, size=length * like[0].numel(), dtype=like.dtype)
             Path(path).unlink()  # the mapping holds it; nothing is left behind, however the process ends

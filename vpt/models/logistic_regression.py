@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vpt.argument_types import checked
 from vpt.errors import ConfigError, DivergedError
 
 TOLERANCE = 1e-7
 """Largest entry of the gradient at which the head counts as the minimum."""
 
 
+@checked
 def fit_logistic(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> tuple[Tensor, Tensor]:
     """Minimises mean cross-entropy + l2/2 · ‖W‖² over a linear head, which is strictly convex in W.
 
@@ -23,6 +25,8 @@ def fit_logistic(features: Tensor, labels: Tensor, num_classes: int, l2: float) 
     """
     if l2 <= 0.0:
         raise ConfigError(f"l2 must be positive, got {l2}: without a penalty separable classes have no minimum.")
+    if len(features) != len(labels) or not len(labels) or not bool(((labels >= 0) & (labels < num_classes)).all()):
+        raise ConfigError(f"A head is fitted to one label a row, at least one, in [0, {num_classes}).")
     x, y = features.detach().to("cpu", torch.float64), labels.cpu()
     centre = x.mean(dim=0)  # the bias is free, so a shift of the features changes nothing but the conditioning
     x = x - centre

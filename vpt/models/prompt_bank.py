@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from vpt.argument_types import checked
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.factory import Backbone
 from vpt.deltas.extra_key_values import Edited, ExtraKeys, FixedKeys
@@ -37,7 +38,8 @@ class PromptBank(nn.Module):
         presets: The preprocessing that each task expects, by task.
     """
 
-    def __init__(self, files: Mapping[str, str | Path], weights: str | None = None) -> None:
+    @checked
+    def __init__(self, files: Mapping[str, str | Path], weights: str | Path | None = None) -> None:
         """Loads delta files.
 
         Args:
@@ -49,8 +51,6 @@ class PromptBank(nn.Module):
             DeltaFileError: A file is not a delta file, or was trained on other weights.
         """
         super().__init__()
-        if not isinstance(files, Mapping):
-            raise ConfigError("A bank takes a mapping from the name of each task to its delta file.")
         if not files:
             raise ConfigError("A bank needs at least one delta file.")
         read = {task: read_delta(path) for task, path in files.items()}
@@ -105,7 +105,7 @@ class PromptBank(nn.Module):
 
     @contextmanager
     def assigned(self, tasks: Sequence[str]) -> Iterator[None]:
-        """Lets the backbone see the prompts of the task of each image of a batch while it is open; else it is bare.
+        """Gives the backbone the prompts of the task of each image of a batch while it is open; else it has none.
 
         An UnknownNameError where a task is not in the bank.
         """
@@ -154,7 +154,7 @@ class _KeysOfTasks(FixedKeys):
 
 
 def _alone(what: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone) -> TunedModel:
-    """The model of a task, whose delta is off again so that the next one finds the bare backbone."""
+    """The model of a task, whose delta is off again so that the next one finds the backbone alone."""
     model = cast("TunedModel", rebuild(what, header, tensors, backbone))
     fill(model, tensors, what)
     if model.delta is not None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from vpt.argument_types import checked
 from vpt.backbones.factory import Backbone, feature_map, map_size
 from vpt.deltas.base import READOUT
+from vpt.deltas.registry import Specs
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.models.classifier import AdaptedModel
 
@@ -21,11 +23,12 @@ class DenseModel(AdaptedModel):
 
     format = "vpt-dense/1"
 
+    @checked
     def __init__(
         self,
         backbone: Backbone,
         num_classes: int,
-        specs: Sequence[Mapping[str, Any]] = (),
+        specs: Specs = (),
         class_names: Sequence[str] | None = None,
         preset: dict[str, Any] | None = None,
         kind: str = "linear",

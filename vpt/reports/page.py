@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpt.atomic_write import write_text
-from vpt.reports.style import style
+from vpt.reports.style import rendered
 from vpt.screen import markdown as plain
 
 if TYPE_CHECKING:
@@ -111,17 +110,20 @@ class Report:
     others: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, out: Path) -> list[Path]:
-        """Writes ``report.json`` (which refuses NaN), ``report.md``, the others and ``report.html``; returns paths."""
+        """Writes ``report.json`` (which refuses NaN), ``report.md``, the others and ``report.html``; returns paths.
+
+        What has figures comes last: where one cannot be drawn or written (OutputError), the tables are there.
+        """
         texts = {
             "json": json.dumps(self.values, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
             "md": markdown(self.title, self.notes, self.tables),
             **self.others,
-            "html": document(self.title, self.notes, self.tables, self.figures, self.captions),
         }
-        paths = [out / f"report.{suffix}" for suffix in texts]
-        for path, text in zip(paths, texts.values(), strict=True):
-            write_text(path, text)
-        return paths
+        for suffix, text in texts.items():
+            write_text(out / f"report.{suffix}", text)
+        page = document(self.title, self.notes, self.tables, self.figures, self.captions)
+        write_text(out / "report.html", page)
+        return [out / f"report.{suffix}" for suffix in (*texts, "html")]
 
 
 def document(
@@ -144,10 +146,7 @@ def document(
 
 
 def _figure(name: str, figure: Figure, caption: str) -> str:
-    file = io.BytesIO()
-    with style():
-        figure.savefig(file, format="png", dpi=160)
-    data = base64.b64encode(file.getvalue()).decode()
+    data = base64.b64encode(rendered(figure, "png", f"The figure {name!r}")).decode()
     width = round(_PIXELS * figure.get_figwidth())
     least = f"min-width: {round(_LEGIBLE * width)}px"
     image = f'<img alt="{escape(name)}" width="{width}" style="{least}" src="data:image/png;base64,{data}">'

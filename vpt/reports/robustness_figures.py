@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CAPTIONS = {
-    "Accuracy in and out of distribution": "Logit axes; dashed: as accurate under shift as without. Along each line α "
-    "goes from 0 (hollow) over 0.5 (grey) to 1 (filled, with its 95 % Wilson interval under shift; means of several "
-    "sets have none). 0 % and 100 %, whose logits are infinite, lie at the ends of the axes.",
-    "Accuracy at every α": "Bands: 95 % Wilson intervals, which means of several sets have none of. Steps: exact "
-    "curves where only the head differs. The validation images may choose α, the others may not.",
-    "Reliability": "Bins of equal width; larger marks hold more images. Below the dashed line a model is too sure.",
+    "Accuracy in and out of distribution": "Logit axes; dashed: equal accuracy with and without shift. Along each line "
+    "α goes from 0 (hollow) over 0.5 (grey) to 1 (filled, with its 95 % Wilson interval under shift; means over "
+    "several sets have none). 0 % and 100 %, whose logits are infinite, lie at the ends of the axes.",
+    "Accuracy at every α": "Bands: 95 % Wilson intervals; means over several sets have none. Steps: exact curves where "
+    "only the head differs. α may be chosen on the validation images only.",
+    "Reliability": "Bins of equal width; larger marks hold more images. Below the dashed line: overconfident.",
     "Accuracy under corruption": "Corruptions of the clean set.",
 }
 
@@ -215,7 +215,7 @@ def reliability(report: Values) -> Figure | None:
                 axes.plot([], [], color=colour, marker=marker, markersize=4, label=folded(bins["model"]))
             axes.set(xlim=(-3, 103), ylim=(-3, 103))
             axes.set_title(f"clean, α = {alpha:g}", loc="left")
-        _axis_names(panels, "confidence (%)", "right (%)")
+        _axis_names(panels, "confidence (%)", "accuracy (%)")
         _legend(figure, panels)
     return figure
 

@@ -10,7 +10,7 @@ from vpt.robustness.alpha_curve import METHODS
 from vpt.robustness.evaluation_result import shown_alphas
 
 _CALIBRATION: Columns = {"NLL": "nll", "Brier": "brier", "ECE": "ece", "ECE, equal mass": "ece_equal_mass"}
-_SELECTION: Columns = {"AURC": "aurc", "risk at 80 %": "risk_at_80"}
+_SELECTION: Columns = {"AURC": "aurc", "risk at 80 % coverage": "risk_at_80"}
 
 
 def robustness_report(values: Values) -> Report:
@@ -29,7 +29,7 @@ def notes(report: Values) -> list[str]:
     """Says what a reader of all tables must know, in sentences."""
     return [
         "α = 0 is the model before tuning, α = 1 the tuned one. The fixed α = 0.5 and the α chosen on validation "
-        "images are results; the oracle looked at the test answers and is none. Brackets hold 95 % intervals.",
+        "images are results; the oracle α is selected on test labels and is not. Brackets hold 95 % intervals.",
         *(f"No α chosen for {m['model']}: {m['why_none_chosen']}" for m in report["models"] if m["why_none_chosen"]),
         *(
             f"No exact α curve for {model['model']}: {model['why_no_exact_curve']}"
@@ -72,7 +72,7 @@ def _headline(report: Values) -> Table:
         "α = 1": lambda line: _chosen(line["tuned"]),
         "oracle": lambda line: _chosen(line["oracle"], picked=True),
     }
-    note = "Top-1 in percent with its Wilson interval; α in parentheses where it was picked. Means have no interval."
+    note = "Top-1 in percent with its Wilson interval; α in parentheses where it was chosen. Means have no interval."
     return table_of("Accuracy", note, columns, _by_set(report["headline"]), words=3)
 
 
@@ -99,7 +99,7 @@ def _scores(report: Values) -> Table:
     }
     note = (
         "NLL in nats; ECE of 15 bins; T is the temperature fitted on validation images at the same α, a dash where "
-        "there are none or no finite one fits; AURC and risk: errors among the surest images, lower is better."
+        "there are none or no finite one fits; AURC and selective risk (error at that coverage): lower is better."
     )
     plain = [row for row in report["rows"] if row["severity"] is None]
     return table_of("Scores", note, columns, _by_set(_shown(report, plain)))

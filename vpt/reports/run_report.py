@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 TITLE = "Tuned models on their tasks"
 CAPTIONS = {
-    "Learning curves": "One run of each method, by training steps. Validation accuracy says something only where the "
-    "validation images were not trained on.",
+    "Learning curves": "One run of each method, by training steps. Validation accuracy is meaningful only where "
+    "the validation images were not trained on.",
     "Ranks": "Dots: rank on each task, by mean accuracy; bars: mean rank. Left is better. Tasks that all methods were "
     "run on.",
 }
@@ -93,14 +93,14 @@ def _mean(name: str, row: Values) -> str:
 def _means(report: Values) -> Table:
     rows = [row for row in report["methods"] if row["means"]]
     columns: Columns = {**_names(report), **{name: partial(_mean, name) for row in rows for name in row["means"]}}
-    note = "VTAB-1k has two means: of its 19 tasks, and of its three groups' means. Others are of the tasks at hand."
+    note = "VTAB-1k has two means: over its 19 tasks, and over the means of its three groups. Others: over these tasks."
     return table_of("Means", note, columns, rows, len(_names(report)))
 
 
 def _published(report: Values) -> Table:
     columns: Columns = {name: name for name in ("task", "method", "backbone", "preset", "source")}
     rows = [{"preset": None, **row} for row in report["published"]]
-    note = "From papers, on their backbones, presets and whole test sets: not comparable unless all of them agree."
+    note = "From papers, with their backbones, presets and full test sets: comparable only if all of these agree."
     return table_of("Published", note, {**columns, "top-1": lambda row: f"{row['accuracy']:.1f}"}, rows, words=5)
 
 
@@ -114,7 +114,7 @@ def _agreement(report: Values) -> Table:
         "alone": lambda row: " / ".join(map(percent, row["accuracies"])),
         "ensemble": lambda row: percent(row["ensemble"]),
     }
-    note = "Same predicted class; the ensemble is the mean of both's probabilities."
+    note = "Agreement: same predicted class; ensemble: accuracy of the mean of both probabilities."
     return table_of("Agreement", note, columns, report["agreement"])
 
 
@@ -124,7 +124,7 @@ def _ranks(report: Values) -> Table:
         "mean rank": lambda row: f"{row['mean']:.2f}",
         "tasks": lambda row: str(len(row["ranks"])),
     }
-    note = "By mean accuracy on the tasks that all methods were run on; 1 is best."
+    note = "By mean accuracy over the tasks that all methods were run on; 1 is best."
     return table_of("Mean rank", note, columns, report["ranks"], words=1)
 
 

@@ -108,7 +108,7 @@ def _means(own: Sequence[Cell]) -> Values:
 
 
 def _agreement(name: str, found: Sequence[Cell], damaged: list[str]) -> Iterator[Values]:
-    """How often two methods answer alike, and what the mean of their probabilities answers; of a seed both have.
+    """How often two methods predict alike, and the accuracy of the mean of their probabilities; of a seed both have.
 
     Sentences on answers that cannot be read are appended to `damaged`.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vpt.errors import ConfigError
+from vpt.argument_types import checked
+from vpt.atomic_write import atomic_write, check_writable
+from vpt.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,28 +54,56 @@ def style() -> Iterator[None]:
 def save_figure(figure: Figure, out: Path) -> Path:
     """Writes a figure as ``.png`` (160 dots per inch), ``.svg`` or ``.pdf``, by its suffix; folders are made.
 
-    Raises a ConfigError for another suffix.
+    Raises what `check_figure` does, and an OutputError where it cannot be drawn.
     """
     out = Path(out)
+    check_figure(out)
+    content = rendered(figure, out.suffix[1:].lower(), str(out))
+    with atomic_write(out) as partial:
+        partial.write_bytes(content)
+    return out
+
+
+def check_figure(out: Path) -> None:
+    """Refuses, before anything is drawn, what is no file of a figure: a ConfigError by suffix, an OutputError by place.
+
+    Nothing is written.
+    """
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"Figures are written as .png, .svg or .pdf, not as {out.name!r}.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with style():
-        figure.savefig(out, dpi=160)
-    return out
+    check_writable(out)
+
+
+def rendered(figure: Figure, form: str, name: str) -> bytes:
+    """Draws a figure as the contents of a file, ``"png"``, ``"svg"`` or ``"pdf"``; an OutputError names it."""
+    file = io.BytesIO()
+    with _drawn(name):
+        figure.savefig(file, format=form, dpi=160)
+    return file.getvalue()
+
+
+@contextmanager
+def _drawn(name: str) -> Iterator[None]:
+    try:
+        with style():
+            yield
+    except (ValueError, MemoryError, RuntimeError) as error:  # of matplotlib: more pixels than it can draw, no glyph
+        reason = " ".join(str(error).split()) or "memory does not suffice"
+        raise OutputError(f"{name} cannot be drawn: {reason.rstrip('.')}.") from error
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
     """Draws a figure into an array, uint8 (H, W, 3) at 100 dots per inch, without pyplot and its state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with style():
+    with _drawn("A figure"):
         figure.set_dpi(100)
         canvas = cast("Any", FigureCanvasAgg(figure))
         canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
 
 
+@checked
 def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
     """Draws a confusion matrix: shares of each true class in colour; counts, or the commonest confusions, in words.
 
@@ -98,7 +129,7 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
         axes.tick_params(length=0)
         axes.set(xlabel="predicted", ylabel="true")
         n = int(matrix.sum())
-        axes.set_title(f"Confusion matrix: {np.trace(matrix) / max(n, 1):.1%} of {n:,} images right", loc="left")
+        axes.set_title(f"Confusion matrix: {np.trace(matrix) / max(n, 1):.1%} of {n:,} images correct", loc="left")
         ticks = [0, 0.05, 0.2, 0.5, 1]
         colour_bar(figure, image, axes, "share of the true class", shrink=0.5, ticks=ticks, format="{x:.0%}")
         if few:

@@ -1,4 +1,4 @@
-"""How far to trust a tuned model: answers kept once, scores made of them."""
+"""How far to trust a tuned model: logits stored once, scores computed from them."""
 
 from vpt.robustness.evaluate import ALPHAS, run
 from vpt.robustness.evaluation_result import RobustnessResult, Row, choose_alpha

@@ -1,7 +1,7 @@
 """Accuracy over α: exactly between two tables of logits, and of several methods side by side.
 
 Where only a linear head differs, or where outputs are averaged, the logits at α are (1 − α)·L₀ + α·L₁. The lead of one
-class over another is then linear in α, so the α at which an image is classified rightly form one interval (one for
+class over another is then linear in α, so the α at which an image is classified correctly form one interval (one for
 each column of its class, where several columns stand for a class). Accuracy is a step function of their ends.
 """
 
@@ -220,7 +220,7 @@ def table(found: Sequence[Curve]) -> Table:
             cells = [f"{100 * means[alpha]:.1f}" for alpha in shown]
             start = (label, str(rows[0].n)) if curve is found[0] else ("", "")
             drawn.add_row(*start, curve.method, *cells, last, end_section=curve is found[-1])
-    drawn.caption = "ensemble: the logits of α = 0 and α = 1 mixed."
+    drawn.caption = "ensemble: (1 − α) and α times the logits of α = 0 and α = 1."
     if first.not_chosen:
         drawn.caption += f" No α chosen on val: {first.not_chosen}"
     return drawn

@@ -5,6 +5,7 @@ Every image is decoded once, then corrupted once per set and classified at every
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from vpt.argument_types import checked
+from vpt.atomic_write import make_folder, reserve, writing
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, title
 from vpt.deltas import DeltaSpec
@@ -45,6 +48,7 @@ CHUNK = 4
 """Batches that are classified at one α before the model moves to the next."""
 
 
+@checked
 def run(
     delta: Path,
     data: ImageDataModule,
@@ -61,7 +65,7 @@ def run(
     half: bool = False,
     bf16: bool = False,
 ) -> RobustnessResult:
-    """Evaluates a delta file in and out of distribution and keeps every answer.
+    """Evaluates a delta file in and out of distribution and stores all logits.
 
     Finished records under `out` are reused and interrupted ones continued where their protocol is the same.
 
@@ -71,7 +75,7 @@ def run(
             head without an anchor is evaluated at α = 1 only.
         data: The task it was trained on; its test split and shifts are used, and where α moves something its validation
             split, unless that was trained on.
-        alphas: In [0, 1]: 0 is the bare backbone, 1 the tuned model.
+        alphas: In [0, 1]: 0 is the frozen backbone, 1 the tuned model.
         out: Folder for ``robustness.json`` and ``records/*.parquet``.
         anchor: A linear probe's delta file, whose head belongs to α = 0; None for the tuned head at every α.
         max_images: Of each list, drawn by class; None for all.
@@ -81,7 +85,7 @@ def run(
         weights: Where the backbone's weights are; None for where they were at training time.
         corruptions: Kinds of corruption (:data:`vpt.data.corruptions.CORRUPTIONS`).
         start: A delta file of the same configuration, e.g. a run's ``init.safetensors``, that α = 0 is to be instead of
-            the bare backbone: all trained tensors are then interpolated.
+            the frozen backbone: all trained tensors are then interpolated.
         half: Keep logits as float16; such records are not interpolated.
         bf16: Forward passes under autocast to bfloat16: about twice as fast where the processor has it, logits to three
             digits. Every record and report says so.
@@ -230,14 +234,16 @@ def groups(data: ImageDataModule, split: str) -> list[list[int]] | None:
 
 
 def table(pairs: int, images: int, classes: int, half: bool, folder: Path) -> NDArray[np.floating[Any]]:
-    """Room for the answers of one set, on disk, so that many α of many images need no more memory than one.
+    """Space for the logits of one set, on disk, so that many α of many images need no more memory than one.
 
     Returns (pairs, images, classes) in float32, or float16 where `half`, for at least 1 image. The file lies in
     `folder`, has no name, and goes with the process.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, np.float16 if half else np.float32, "w+", shape=(pairs, images, classes))
+    make_folder(folder)
+    kind, shape = np.float16 if half else np.float32, (pairs, images, classes)
+    with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+        reserve(file.fileno(), math.prod(shape) * np.dtype(kind).itemsize)
+        return np.memmap(file, kind, "w+", shape=shape)
 
 
 @dataclass
@@ -265,7 +271,7 @@ class Pair:
         self._saved = self.done
 
     def put(self, start: int, logits: Tensor) -> None:
-        """Adds the answers (B, classes) to a batch that starts at `done` or before; what is done keeps its answer."""
+        """Adds the logits (B, classes) of a batch that starts at `done` or before; what is done keeps its logits."""
         stop = start + len(logits)
         self.logits[self.done : stop] = logits[self.done - start :].float().cpu().numpy()
         self.done = stop

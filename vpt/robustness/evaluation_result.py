@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vpt.argument_types import checked
 from vpt.atomic_write import write_json
 from vpt.data import ImageDataModule
 from vpt.data.corruptions import BASIC, CORRUPTIONS, GROUPS, PUBLISHED, SEVERITIES, title
@@ -120,6 +121,7 @@ def check_out(out: Path, protocol: Mapping[str, Any]) -> None:
         raise ConfigError(f"{out} holds another evaluation ({', '.join(differs)} differ): name another --out.")
 
 
+@checked
 def choose_alpha(rows: Sequence[Row]) -> float:
     """Chooses α by top-1 on validation images of the training distribution; no other row has a say.
 
@@ -168,6 +170,7 @@ class RobustnessResult:
     not_chosen: str | None = None
 
     @classmethod
+    @checked
     def read(cls, out: Path) -> RobustnessResult:
         """Reads what `write` wrote; a DataError if there is nothing, it is damaged, or another version wrote it."""
         path = out / RESULT_FILE
@@ -188,7 +191,7 @@ class RobustnessResult:
         return cls(rows, protocol, out, why_not)
 
     def record(self, row: Row) -> Record:
-        """Reads the answers that a row was made of, so that only a record or two are in memory.
+        """Reads the logits that a row was computed from, so that only a record or two are in memory.
 
         Where a row has no file they are the logits of α = 0 and α = 1, interpolated. Raises a DataError if a record is
         missing, damaged, unfinished, or of another evaluation.
@@ -243,7 +246,7 @@ class RobustnessResult:
         """Top-1 in percent: val, clean, each shift, the mean over severities of each corruption, and over all of them.
 
         For `vpt.screen.show`. Beside fixed α stand the one chosen on validation images, and as "oracle" the best α of
-        each line, which looked at the answers and is no result.
+        each line, which is selected on test labels and no result.
         """
         alphas = sorted({row.alpha for row in self.rows})
         shown = shown_alphas(alphas)
@@ -283,13 +286,13 @@ class RobustnessResult:
     def _caption(self) -> str:
         way, head = self.protocol["way"], self.protocol["head"]
         if way == "none":
-            return "Nothing to interpolate with: the trained model only."
+            return "No interpolation: the trained model only."
         text = {
-            "end-to-end": "Weights interpolated end to end, head included; α = 1: tuned model.",
+            "end-to-end": "All weights interpolated, head included; α = 1: tuned model.",
             "head": "α = 0: the anchor's head; α = 1: the tuned head; one backbone.",
-            "strength": "α = 0: backbone without delta under the linear probe's head; α = 1: tuned model."
+            "strength": "α = 0: frozen backbone with the linear probe's head; α = 1: tuned model."
             if head == "interpolated"
-            else "α = 0: backbone without delta; α = 1: tuned model; the tuned head at every α.",
+            else "α = 0: frozen backbone; α = 1: tuned model; the tuned head at every α.",
         }[way]
         return text + (f" No α chosen on val: {self.not_chosen}" if self.not_chosen else "")
 

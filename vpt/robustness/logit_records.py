@@ -35,7 +35,7 @@ class Record:
         index: int64 (N,), position of each image in its list.
         label: int64 (N,).
         logits: (N, classes), float32, or float16 where an evaluation was asked for half the size.
-        protocol: How the answers came about, plain JSON values.
+        protocol: How the logits were computed, plain JSON values.
         complete: False if the evaluation was interrupted and images are missing at the end.
     """
 

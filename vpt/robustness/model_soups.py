@@ -122,7 +122,7 @@ def mean(ingredients: Sequence[Tensors]) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def count_hits(model: TunedModel, dataset: ImageDataset, batch_size: int, needed: int = 0) -> tuple[int, int]:
-    """Counts images that are classified rightly, and those seen, until `needed` hits are out of reach."""
+    """Counts images that are classified correctly, and those seen, until `needed` hits are out of reach."""
     device, hits, seen = model.head.weight.device, 0, 0
     while seen < len(dataset) and hits + len(dataset) - seen >= needed:
         rows = range(seen, min(seen + batch_size, len(dataset)))

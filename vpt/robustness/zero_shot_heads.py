@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt.backbones import Backbone, pretrained_head
+from vpt.backbones.checkpoints import one_try
 from vpt.data import ImageDataset
 from vpt.errors import ConfigError, WeightsError
 from vpt.models.classifier import TunedModel
@@ -154,8 +155,9 @@ def clip_text(name: str, pretrained: str) -> tuple[Encoder, float]:
     except ImportError as error:
         raise ConfigError("Text heads need open_clip: pip install 'vpt[clip]'.") from error
     try:
-        model = open_clip.create_model(name, pretrained=pretrained).eval().requires_grad_(False)
-        tokenize = open_clip.get_tokenizer(name)
+        with one_try():
+            model = open_clip.create_model(name, pretrained=pretrained).eval().requires_grad_(False)
+            tokenize = open_clip.get_tokenizer(name)
     except Exception as error:  # unknown names, files and every error of the hub's client
         raise WeightsError(f"open_clip cannot load {name} with {pretrained!r} ({type(error).__name__}).") from error
     return lambda texts: model.encode_text(tokenize(texts)), float(model.logit_scale.exp())

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from vpt.argument_types import check_arguments
 from vpt.backbones import Backbone, create_backbone
-from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
+from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError, check_number
 from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill, start_from
 from vpt.models.delta_format import IDENTITY, identity
@@ -64,40 +65,44 @@ class TuningTask(L.LightningModule):
             backbone: timm's name, e.g. ``vit_base_patch16_224.orig_in21k``, or ``vit_nano_patch8_64``.
             weights: ``pretrained`` (shipped, else the timm hub), ``random``, ``random:SEED`` or a path to a local file.
             num_classes: From the data when left out on the command line.
-            image_size: Pixels; None for the backbone's own.
-            normalization: ``weights`` (the weights' own statistics; also None), ``imagenet``, ``inception``, ``none``.
-            optimizer: SGD with momentum, or AdamW.
+            image_size: Side in pixels; None for the backbone's default.
+            normalization: ``weights`` (those of their timm config; also None), ``imagenet``, ``inception``, ``none``.
+            optimizer: ``sgd`` with momentum, or ``adamw``.
             base_lr: The learning rate at batch 256; the one used is base_lr · global batch / 256.
             weight_decay: On tensors of two or more dimensions (prompts and weights, not biases and norms).
-            momentum: Of SGD.
-            warmup: Share of all steps in which the rate rises linearly, in [0, 1); then it falls by a cosine to 0.
-            init_delta: Delta file of the same deltas on the same backbone, of any task, that training starts from; its
-                head is left behind.
-            micro_batch: Images in memory at once: larger batches are computed in parts, forward twice, with the
-                gradient of the whole batch (but for batch norms, which see the parts). None for all.
-            pool: What makes the features of the final tokens, by timm's name: ``token`` (the class token), ``avg`` and
-                others that the backbone has; None for the weights' own.
+            momentum: Of SGD, in [0, 1).
+            warmup: Fraction of all steps of linear warm-up, in [0, 1); then the learning rate decays by a cosine to 0.
+            init_delta: Delta file of the same deltas on the same backbone, of any task, that initialises the delta; its
+                head is not used.
+            micro_batch: Images per micro-batch: a larger batch is split, with two forward passes and the exact gradient
+                of the whole batch (except batch norms, which see micro-batches). None for no split.
+            pool: Pooling of the final tokens, by timm's name: ``token`` (the class token), ``avg`` and others that the
+                backbone has; None for timm's default.
 
         Raises:
-            ConfigError: A value is out of range, or num_classes is missing or below 2.
+            ConfigError: A value is of another type or out of range, or num_classes is missing or below 2.
             UnknownNameError: A name does not exist.
             UnsupportedBackboneError: The backbone has no such pool.
             WeightsError: The weights cannot be found.
         """
         super().__init__()
         self.save_hyperparameters()
+        check_arguments(type(self), self.hparams)
         if num_classes is None:
             raise ConfigError("num_classes is not known: give it, or run `vpt` with a data module that has classes.")
+        check_number("num_classes", num_classes, 0, whole=True)
         if num_classes < 2:
             raise ConfigError(f"num_classes is {num_classes}: a task has at least two classes to tell apart.")
         if optimizer not in ("sgd", "adamw"):
             raise UnknownNameError("optimizer", optimizer, ("sgd", "adamw"))
-        if micro_batch is not None and micro_batch < 1:
-            raise ConfigError(f"micro_batch must be at least 1, got {micro_batch}.")
-        if not 0.0 <= warmup < 1.0 or base_lr <= 0.0 or weight_decay < 0.0:
+        if micro_batch is not None:
+            check_number("micro_batch", micro_batch, 1, whole=True)
+        rates = {"base_lr": base_lr, "weight_decay": weight_decay, "momentum": momentum, "warmup": warmup}
+        for name, value in rates.items():
+            check_number(name, value, 0)
+        if not warmup < 1 or not momentum < 1 or not base_lr > 0:
             raise ConfigError(
-                "warmup lies in [0, 1), base_lr is positive and weight_decay is not negative, "
-                f"got {warmup}, {base_lr} and {weight_decay}."
+                f"warmup and momentum lie in [0, 1) and base_lr is positive, got {warmup}, {momentum} and {base_lr}."
             )
         encoder = create_backbone(backbone, weights, image_size, normalization or "weights", pool)
         self.model = self._build(encoder, num_classes)
@@ -262,10 +267,10 @@ class TuningTask(L.LightningModule):
             self.log(name, metric, on_step=False, on_epoch=True, prog_bar=shown)
 
     def _finite_logits(self, logits: Tensor, split: str) -> Tensor:
-        """Refuses to measure or to predict by what is no answer: NaN would count as the first class."""
+        """Refuses logits that are not finite: NaN would count as the first class."""
         if not bool(logits.isfinite().all()):
             raise DivergedError(
-                f"The model's answers to {split} images are not finite: its training diverged. Lower base_lr "
+                f"The model's logits of {split} images are not finite: its training diverged. Lower base_lr "
                 f"({self.hparams['base_lr']}), or take a checkpoint of an earlier epoch."
             )
         return logits

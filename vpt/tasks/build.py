@@ -20,8 +20,9 @@ FROM_DATA = ("num_classes", "image_size", "normalization")
 def image_size(config: Mapping[str, Any]) -> int:
     """Pixels of the images of a config: what its data say, else its model, else the backbone's own."""
     model = config["model"]["init_args"]
-    given = (config["data"].get("init_args") or {}).get("image_size") or model.get("image_size")
-    return int(given or input_size(model["backbone"]))
+    sizes = ((config["data"].get("init_args") or {}).get("image_size"), model.get("image_size"))
+    given = next((size for size in sizes if size is not None), None)
+    return int(input_size(model["backbone"]) if given is None else given)
 
 
 def build_data(config: Mapping[str, Any]) -> ImageDataModule:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 import os
 import platform
 import sys
 import time
 from collections.abc import Sized
+from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from vpt.atomic_write import write_json
+from vpt.atomic_write import atomic_write, check_writable, write_json
 from vpt.errors import ConfigError
 from vpt.models.delta_file import save_delta
 from vpt.models.delta_format import identity
@@ -41,14 +45,17 @@ def run_folder(trainer: L.Trainer) -> Path | None:
 
     It is that of the checkpoint that is being evaluated, if that is a run's; else the logger's; None without.
     """
-    if trainer.ckpt_path is not None and trainer.state.fn != "fit":
-        for folder in Path(trainer.ckpt_path).resolve().parents[:2]:
-            if (folder / RUN_FILE).is_file():
-                return folder
+    if trainer.ckpt_path is not None and trainer.state.fn != "fit" and (own := run_of(trainer.ckpt_path)) is not None:
+        return own
     # Not `trainer.log_dir`, which all processes have to ask for at once.
     logger = trainer.logger
     place = None if logger is None else getattr(logger, "log_dir", None) or logger.save_dir
     return None if place is None else Path(place)
+
+
+def run_of(checkpoint: str | Path) -> Path | None:
+    """The folder of the run that a checkpoint belongs to, if it lies in one."""
+    return next((each for each in Path(checkpoint).resolve().parents[:2] if (each / RUN_FILE).is_file()), None)
 
 
 def last_checkpoint(folder: Path | None = None) -> callbacks.ModelCheckpoint:
@@ -57,9 +64,33 @@ def last_checkpoint(folder: Path | None = None) -> callbacks.ModelCheckpoint:
     Which epoch is reported is part of the protocol: validation does not choose it. Lightning's own ``save_last`` with
     ``save_top_k=0`` would write at the very end only.
     """
-    return callbacks.ModelCheckpoint(
-        folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
-    )
+    return _LastCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+
+
+class _LastCheckpoint(callbacks.ModelCheckpoint):
+    """What it is called in checkpoints is the name of its base, as in those of version 0.1.0."""
+
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__qualname__, callbacks.ModelCheckpoint.__qualname__)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = _WholeCheckpoints()
+
+
+class _WholeCheckpoints(TorchCheckpointIO):
+    """Lightning copies a checkpoint over the one before: on a full disk, or killed meanwhile, both are lost."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with atomic_write(Path(path)) as partial:
+            partial.write_bytes(content.getbuffer())
 
 
 def _written(trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[Path, TuningTask] | None:
@@ -79,6 +110,20 @@ class RunRecord(L.Callback):
         self.validated: int | None = None
         self._protocol: dict[str, Any] | None = None
         self._before, self._images = 0.0, 0
+        self._over = False
+        self.kept: Path | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuses, before anything is computed, a folder that cannot be written to (OutputError), a damaged record."""
+        self._over, self.kept = False, None
+        if (found := _written(trainer, pl_module)) is not None:
+            check_writable(found[0], folder=True)
+            if stage != "fit":
+                _read(found[0] / RUN_FILE)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Knows that all is done: what fails from here on is no failure of the run."""
+        self._over = True
 
     def state_dict(self) -> dict[str, Any]:
         """What training has cost so far, all legs of a resumed run together."""
@@ -126,9 +171,9 @@ class RunRecord(L.Callback):
         self._update(trainer, pl_module, news | {"metrics": metrics, "read": read})
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Says how a run that did not finish ended."""
-        if trainer.state.fn == "fit":
-            status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
+        """Says how a run that did not finish ended, and how it goes on where it was stopped, by Ctrl+C or SIGTERM."""
+        if trainer.state.fn == "fit" and not self._over:
+            status = "interrupted" if isinstance(exception, KeyboardInterrupt | SystemExit) else "failed"
             news = {"status": status, "epochs": trainer.current_epoch, "steps": trainer.global_step}
             self._update(trainer, pl_module, news)
             folder = run_folder(trainer)
@@ -184,7 +229,7 @@ class RunRecord(L.Callback):
         """Keeps what was measured in the run's record, or beside it in a file of its own.
 
         The record holds one evaluation of a split: that of the run's own data, of its last state, of all images, as far
-        as there has been one. All others lie in files that are named by what they are of.
+        as there has been one. All others lie in files that are named by what they are of. `kept` is where this one is.
         """
         if (found := _written(trainer, pl_module)) is None:
             return
@@ -199,12 +244,14 @@ class RunRecord(L.Callback):
         rival = record.get("evaluated", {}).get(split)
         ours = all((record.get("data") or {}).get(key) == value for key, value in own.items())
         if not ours or (rival not in (None, told) and _rank(told, record, split) <= _rank(rival, record, split)):
-            write_json(_apart(folder, split, told), _with(now, news))
+            self.kept = _apart(folder, split, told)
+            write_json(self.kept, _with(now, news))
             return
         if rival not in (None, told):
             metrics = {k: v for k, v in record["metrics"].items() if k.startswith(_PREFIXES[split])}
             write_json(_apart(folder, split, rival), record | {"metrics": metrics, "evaluated": {split: rival}})
-        write_json(folder / RUN_FILE, _with(record, news))
+        self.kept = folder / RUN_FILE
+        write_json(self.kept, _with(record, news))
 
 
 def _told(now: dict[str, Any], state: dict[str, int], read: int | None) -> dict[str, Any]:
@@ -320,17 +367,49 @@ _SHOWING = (
 """Callbacks of Lightning that change nothing that is trained."""
 
 
+_INDIFFERENT = {
+    *("logger", "callbacks", "max_epochs", "max_time", "precision", "devices", "num_nodes", "accelerator", "strategy"),
+    *("plugins", "fast_dev_run", "barebones", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+    *("val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps", "log_every_n_steps", "profiler"),
+    *("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "enable_autolog_hparams"),
+    *("deterministic", "benchmark", "inference_mode", "detect_anomaly", "default_root_dir", "model_registry"),
+}
+"""Arguments of Lightning's trainer that stand elsewhere in the record, or change no number but by rounding."""
+_ALWAYS = (
+    "max_steps",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "limit_train_batches",
+)
+
+
 def _training(trainer: L.Trainer) -> dict[str, Any]:
-    """What of the trainer a result depends on, beside epochs, precision and data."""
-    others = [each for each in _callbacks(trainer) if not isinstance(each, _SHOWING)]
-    plain = ("max_steps", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
-    clipping = trainer.gradient_clip_algorithm
-    return {
-        **{key: getattr(trainer, key) for key in plain},
-        "devices": trainer.world_size,
-        "gradient_clip_algorithm": None if clipping is None else str(clipping.value),
-        "callbacks": sorted(each.state_key for each in others if not type(each).__module__.startswith("vpt.")),
+    """What of the trainer a result depends on, beside epochs, precision and data.
+
+    It is all that is not known to be indifferent, arguments of later versions of Lightning included; most of it only
+    where it is not the default.
+    """
+    wiring = trainer._accelerator_connector
+    wired = {
+        "sync_batchnorm": wiring._layer_sync is not None,
+        "use_distributed_sampler": wiring.use_distributed_sampler,
     }
+    told: dict[str, Any] = {"devices": trainer.world_size}
+    for name, argument in inspect.signature(L.Trainer).parameters.items():
+        value = wired.get(name, getattr(trainer, name, argument.default))
+        if name in _ALWAYS or (name not in _INDIFFERENT and value != argument.default):
+            told[name] = str(value.value) if isinstance(value, Enum) else value
+    others = [each for each in _callbacks(trainer) if not isinstance(each, _SHOWING)]
+    foreign = [each for each in others if not type(each).__module__.startswith("vpt.")]
+    return told | {"callbacks": sorted(map(_with_settings, foreign))}
+
+
+def _with_settings(callback: L.Callback) -> str:
+    """A callback's class, and those of its arguments that it keeps as plain values."""
+    found = {name: getattr(callback, name, None) for name in inspect.signature(type(callback)).parameters}
+    plain = {name: value for name, value in found.items() if isinstance(value, int | float | str)}
+    return f"{type(callback).__qualname__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
 
 
 def machine() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from vpt.backbones import Backbone
 from vpt.data import MaskDataModule
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.errors import ConfigError, UnknownNameError, check_number
 from vpt.metrics.logits import restrict
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import read_head
@@ -45,7 +45,7 @@ class ClassificationTask(TuningTask):
         """Builds the task.
 
         Args:
-            init_head: Delta file of a linear probe on the same backbone and data, whose head training starts from; with
+            init_head: Delta file of a linear probe on the same backbone and data, whose head initialises the head; with
                 `FineTuning` that is LP-FT (Kumar et al., ICLR 2022). None for a small random head.
             **task: See `TuningTask`.
         """
@@ -107,7 +107,7 @@ class PromptTuning(ClassificationTask):
         Args:
             num_tokens: Prompts per layer.
             deep: Prompts before every block (VPT-deep) or only before the first (VPT-shallow).
-            dropout: Of the prompts, in [0, 1).
+            dropout: Dropout probability of the prompts, in [0, 1).
             dropout_mode: What is dropped: see `vpt.deltas.prompt.Prompt`.
             **task: See `ClassificationTask`.
         """
@@ -119,7 +119,7 @@ class PromptTuning(ClassificationTask):
 class LinearProbe(ClassificationTask):
     """A linear head on the pooled features of a frozen backbone.
 
-    Without augmentation each image passes the backbone once; later epochs read its features from memory.
+    Without augmentation each image passes through the backbone once; later epochs use cached features.
     """
 
     def __init__(
@@ -128,11 +128,11 @@ class LinearProbe(ClassificationTask):
         """Builds the task.
 
         Args:
-            solver: ``gradient`` trains with the optimiser; ``lbfgs`` puts the head at the minimum of the regularised
+            solver: ``gradient`` trains with the optimiser; ``lbfgs`` finds the exact minimum of the regularised
                 cross-entropy over the images of the epoch (`vpt.models.logistic_regression`); one epoch is enough.
-            l2: Penalty on the head's weights with ``lbfgs``, positive. Of several, the one whose head is best on the
-                validation images when trained on the training images that are not among them; then the head is fitted
-                to all training images.
+            l2: L2 penalty on the head's weights with ``lbfgs``, positive. Of several, the one with the best validation
+                accuracy, fitted to the training images that are not validation images; then the head is fitted to all
+                training images.
             **task: See `ClassificationTask`.
 
         Raises:
@@ -143,6 +143,8 @@ class LinearProbe(ClassificationTask):
         if solver not in ("gradient", "lbfgs"):
             raise UnknownNameError("solver", solver, ("gradient", "lbfgs"))
         self._candidates = list(l2) if isinstance(l2, list) else [l2]
+        for each in self._candidates:
+            check_number("l2", each, 0)
         if not self._candidates or min(self._candidates) <= 0.0:
             raise ConfigError(f"l2 must be positive, got {l2}.")
         self.automatic_optimization = solver == "gradient"

@@ -129,7 +129,7 @@ def check_whole_epoch(checkpoint: dict[str, Any], max_steps: int) -> None:
 
     Other images would follow than the run would have seen.
     """
-    if "loops" not in checkpoint:
+    if "fit_loop" not in checkpoint.get("loops", {}):
         raise ConfigError("The checkpoint holds weights alone, from which training cannot go on: give last.ckpt.")
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     if not batches["is_last_batch"] and not 0 <= max_steps <= checkpoint["global_step"]:

@@ -55,10 +55,13 @@ class PredictionWriter(L.Callback):
         described = data.describe()
         told = {key: described[key] for key in ("name", "fingerprint", "preset", "image_size")}
         model = {"backbone": task.model.backbone.fingerprint, "weights": fingerprint(task.model)}
-        self._source = json.dumps({"model": model, "data": told}, indent=2) + "\n"
+        self._source = json.dumps({"model": model, "data": told, "precision": str(trainer.precision)}, indent=2) + "\n"
         source = target.with_suffix(".json")
         if target.exists() and not (source.is_file() and source.read_text(encoding="utf-8") == self._source):
-            return target, f"{target} is of another model or other data: move it, or remove it, to predict anew."
+            return (
+                target,
+                f"{target} is of another model, other data or precision: move it, or remove it, to predict anew.",
+            )
         shutil.rmtree(_unfinished(target), ignore_errors=True)
         return target, ""
 

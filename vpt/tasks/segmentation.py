@@ -24,7 +24,7 @@ class SegmentationTask(TuningTask):
     """A head on the map of patches; frozen backbone, any deltas on it, or full fine-tuning.
 
     Metrics are logged as ``train/loss``, ``{val,test}/loss``, ``{val,test}/miou`` (intersections and unions counted
-    over the whole set; its mean over the classes that occur in masks or answers), ``{val,test}/pixel_acc``,
+    over the whole set; its mean over the classes that occur in masks or predictions), ``{val,test}/pixel_acc``,
     ``{val,test}/n`` (images that were measured) and, in tests, ``test/iou/<class>``. A batch is a dict of ``image``
     uint8 (B, 3, H, W), ``mask`` uint8 or int64 (B, H, W) and ``index`` int64 (B,).
     """
@@ -44,8 +44,8 @@ class SegmentationTask(TuningTask):
         """Builds the task.
 
         Args:
-            deltas: What is tuned on the frozen backbone, as for `DeltaTuning`: one dict per delta, with its ``name`` in
-                `vpt.deltas.DELTAS` and its arguments. None or empty for nothing but the head.
+            deltas: Deltas on the frozen backbone, as for `DeltaTuning`: one dict per delta, with its ``name`` in
+                `vpt.deltas.DELTAS` and its arguments. None or empty for the head alone.
             full: Every parameter of the backbone trains, instead of deltas.
             head: ``linear``, or ``conv``: a 3×3 convolution, GELU, and then the linear layer.
             head_width: Channels between the two layers of ``conv``.
@@ -101,7 +101,7 @@ class SegmentationTask(TuningTask):
         return super()._evaluate(batch, split, metrics)
 
     def on_test_epoch_end(self) -> None:
-        """Logs the IoU of each class that occurs in masks or answers."""
+        """Logs the IoU of each class that occurs in masks or predictions."""
         matrix = self.test_confusion.compute()
         hits = matrix.diagonal()
         union = matrix.sum(dim=0) + matrix.sum(dim=1) - hits

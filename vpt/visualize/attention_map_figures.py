@@ -53,8 +53,8 @@ def draw_attention(
         words = _WITHOUT_WITH if only else _UNTUNED_TUNED
         draw_pairs(axes, measured.without, measured.with_prompts, images, label, words)
         _caption_rows(axes, measured, labels, model.class_names)
-        subject = "class token" if model.backbone.layout.has_class_token else "mean patch (no class token)"
-        head(top, f"Where the {subject} looks in the last block")
+        subject = "the class token" if model.backbone.layout.has_class_token else "the mean patch (no class token)"
+        head(top, f"Attention of {subject} in the last block")
         _draw_shares(bottom.subplots(), measured)
     return figure
 
@@ -77,9 +77,9 @@ def _draw_shares(axes: Axes, measured: PromptAttention) -> None:
     heads = 100 * measured.share.mean(axis=1)
     axes.fill_between(layers, np.nanmin(heads, axis=1), np.nanmax(heads, axis=1), color=ACCENT, alpha=0.18, linewidth=0)
     mean, even = np.nanmean(heads, axis=1), 100 * measured.uniform
-    axes.plot(layers, mean, "o-", color=ACCENT, markersize=4, label="mean (band: lowest to highest head)")
-    axes.plot(layers, even, "--", color=NEUTRAL, linewidth=1, label="if all tokens got the same")
-    axes.set_title("Share of its attention that the prompts take", loc="left")
+    axes.plot(layers, mean, "o-", color=ACCENT, markersize=4, label="mean over heads (band: min to max)")
+    axes.plot(layers, even, "--", color=NEUTRAL, linewidth=1, label="uniform attention")
+    axes.set_title("Share of its attention on prompts", loc="left")
     axes.set_xlabel("layer")
     axes.set_ylabel("% of attention")
     axes.set_xticks(layers[:: 1 + len(layers) // 20])
@@ -115,7 +115,7 @@ def subject_figure(
 
 
 def prompts_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = (), layer: int | None = None) -> Figure:
-    """Draws what each of the first ten prompts looks at, by its own query; see `LayerMaps.from_prompts`.
+    """Draws what each of the first ten prompts attends to, by its own query; see `LayerMaps.from_prompts`.
 
     Without a layer it is the one whose patches attend most to prompts, of those whose prompts have queries: not so
     where there are only the keys of prefixes. A ConfigError where no prompt of this layer has a query.
@@ -124,11 +124,11 @@ def prompts_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = 
         layer = max(range(len(tuned.layers)), key=lambda block: _asked_most(tuned.layers[block]))
     looks = tuned.layers[layer].from_prompts
     if not looks.shape[1]:
-        raise ConfigError(f"No prompt asks in layer {layer + 1}, so there is nothing that it looks at.")
+        raise ConfigError(f"No prompt has a query in layer {layer + 1}, so there is no attention of prompts to draw.")
     prompts = range(min(looks.shape[1], _PROMPTS))
-    dead = "Deep prompts: the query is dead, the output does not depend on it." if tuned.dead_queries else ""
+    dead = "Deep prompts: the output does not depend on this query." if tuned.dead_queries else ""
     return _grid(
-        f"What each prompt looks at in layer {layer + 1}, by its own{' (dead)' if dead else ''} query",
+        f"What each prompt attends to in layer {layer + 1}, by its own{' (unused)' if dead else ''} query",
         list(images),
         [[_relative(looks[place, prompt]) for prompt in prompts] for place in range(len(images))],
         [f"prompt {prompt + 1}" for prompt in prompts],
@@ -143,7 +143,7 @@ def mass_figure(images: Tensor, tuned: AttentionMaps, names: Sequence[str] = ())
     layers = chosen(len(tuned.layers), _LAYERS)
     rows = [[100 * tuned.layers[layer].mass[place] for layer in layers] for place in range(len(images))]
     return _grid(
-        "How much of each patch's attention goes to the prompts, mean over heads",
+        "Attention of each patch to the prompts, mean over heads",
         list(images),
         rows,
         [f"layer {layer + 1}" for layer in layers],
@@ -160,7 +160,7 @@ def rollout_figure(
     title = "Attention rollout: which patches the pooled features come from"
     after = np.stack([_relative(own) for own in tuned.rollout.patches])
     sources = [_sources(tuned, place) for place in range(len(images))]
-    label = "part of a patch ÷ mean over patches"
+    label = "rollout of a patch ÷ mean over patches"
     if untuned is None:
         below = [[text] for text in sources]
         return _grid(title, list(images), [[own] for own in after], ["all layers"], label, names, below=below)
@@ -200,7 +200,7 @@ def share_figure(tuned: AttentionMaps) -> Figure:
             axes.set_title(name, loc="left")
             axes.set_xlabel("head")
         grid[0, 0].set_ylabel("layer")
-        label = f"% of attention\n(if all keys got the same: {_uniform(tuned)}%)"
+        label = f"% of attention\n(uniform attention: {_uniform(tuned)}%)"
         colour_bar(image, grid, label, pad=0.02, aspect=18)
     return figure
 
@@ -236,8 +236,8 @@ def nearest_figure(images: Tensor, tuned: AttentionMaps, layer: int | None = Non
     prompts = np.argsort(-maps.to_prompts.mean(axis=(0, 2, 3)), kind="stable")[:_SEARCHED]
     columns = min(_CROPS, len(images))
     size = (max(5.6, 1.15 * columns + 0.6), 1.4 * len(prompts) + 0.8)
-    title = f"The patches that attend most to each prompt in layer {layer + 1}, of {len(images)} images"
-    note = "Below: the part of the framed patch's attention that goes to the prompt, mean over heads."
+    title = f"Patches with the highest attention to each prompt in layer {layer + 1}, of {len(images)} images"
+    note = "Below: attention of the framed patch to the prompt, mean over heads."
     with panels(size, len(prompts), columns, title, note) as (figure, axes):
         for line, prompt in zip(axes, prompts, strict=True):
             line[0].set_ylabel(f"prompt {prompt + 1}", fontweight="bold")

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vpt.argument_types import checked
 from vpt.backbones import AttentionCall, Backbone, class_attention, recording
 from vpt.backbones.attention.recording import summarise
 from vpt.deltas.prompt import Prompt
@@ -118,6 +119,7 @@ class AttentionMaps:
         return int(np.argmax([layer.patch_share.mean() for layer in self.layers]))
 
 
+@checked
 @torch.no_grad()
 def attention_maps(model: TunedModel | Backbone, images: Tensor) -> AttentionMaps:
     """Measures attention in every block, in eval mode; every module's mode is put back, and nothing else is touched.
@@ -125,6 +127,8 @@ def attention_maps(model: TunedModel | Backbone, images: Tensor) -> AttentionMap
     Images are uint8 (B, 3, H, W), B ≥ 1. An UnsupportedBackboneError where the attention cannot be read.
     """
     backbone = model if isinstance(model, Backbone) else model.backbone
+    if not len(images):
+        raise ConfigError("Attention is measured on at least one image, got none.")
     with evaluating(model):
         parts = [_measure(backbone, batch.to(backbone.mean.device)) for batch in torch.split(images, _BATCH)]
     layers = [_join([part[0][block] for part in parts]) for block in range(len(parts[0][0]))]

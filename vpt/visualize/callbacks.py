@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import numpy as np
@@ -13,13 +13,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vpt.argument_types import checked
 from vpt.data import ImageDataModule, ImageDataset, MaskDataModule
 from vpt.data.masks import IGNORED
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, OutputError
 from vpt.models import TunedModel
 from vpt.models.segmenter import DenseModel
 from vpt.reports.style import NEUTRAL, confusion_figure, pixels, save_figure, short
-from vpt.tasks import ClassificationTask, SegmentationTask
+from vpt.run_record import RUN_FILE
+from vpt.tasks import ClassificationTask, RunRecord, SegmentationTask
 from vpt.tasks.callbacks import run_folder
 from vpt.visualize.attention_map_figures import draw_attention
 from vpt.visualize.attention_maps import evaluating, has_prompts, measure_attention
@@ -37,9 +39,12 @@ class FigureLogger(L.Callback):
     """Writes ``figures/attention.png`` after training and ``figures/confusion.png`` after testing.
 
     Of a segmentation it writes ``figures/segmentation.png`` after training instead of both. All also go to TensorBoard
-    where it is the logger. Does nothing in ``fast_dev_run`` and without a logger.
+    where it is the logger. Does nothing in ``fast_dev_run`` and without a logger. The matrix of a test that `RunRecord`
+    keeps apart from ``run.json`` is ``confusion-NAME.png`` as well. A figure that cannot be written is an OutputError
+    when all else is done.
     """
 
+    @checked
     def __init__(self, num_images: int = 4) -> None:
         """Keeps the number; a ConfigError where it is below 1.
 
@@ -49,6 +54,13 @@ class FigureLogger(L.Callback):
         if num_images < 1:
             raise ConfigError(f"FigureLogger takes num_images of at least 1, got {num_images}.")
         self.num_images = num_images
+        self._fault: OutputError | None = None
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Says what could not be written."""
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws what the prompts changed on validation images, if there are any; or the masks of a segmentation."""
@@ -59,9 +71,10 @@ class FigureLogger(L.Callback):
         if isinstance(pl_module, SegmentationTask) and isinstance(data, MaskDataModule):
             split = data.split("val")
             shown = range(min(self.num_images, len(split)))
-            _keep(trainer, folder, "segmentation", draw_segmentation({"Prediction": pl_module.model}, split, shown))
+            figure = draw_segmentation({"Prediction": pl_module.model}, split, shown)
+            self._keep(trainer, folder, "segmentation", figure)
         elif (looked_at := _prompted(trainer, pl_module, self.num_images)) is not None:
-            _keep(trainer, folder, "attention", draw_attention(*looked_at))
+            self._keep(trainer, folder, "attention", draw_attention(*looked_at))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the confusion matrix that the task has counted."""
@@ -70,7 +83,18 @@ class FigureLogger(L.Callback):
         matrix = pl_module.test_confusion.compute().cpu().numpy()  # on every process: it gathers
         folder = _folder(trainer)
         if folder is not None:
-            _keep(trainer, folder, "confusion", confusion_figure(matrix, pl_module.model.class_names))
+            records = [each for each in cast("Any", trainer).callbacks if isinstance(each, RunRecord)]
+            kept = [each.kept for each in records if each.kept is not None]
+            apart = "".join(path.stem.removeprefix("test") for path in kept if path.name != RUN_FILE)
+            figure = confusion_figure(matrix, pl_module.model.class_names)
+            self._keep(trainer, folder, f"confusion{apart}", figure)
+
+    def _keep(self, trainer: L.Trainer, folder: Path, name: str, figure: Figure) -> None:
+        try:
+            save_figure(figure, folder / "figures" / f"{name}.png")
+            _log_image(trainer, f"figures/{name}", figure)
+        except OutputError as error:
+            self._fault = error
 
 
 def _prompted(
@@ -87,11 +111,6 @@ def _log_image(trainer: L.Trainer, name: str, figure: Figure) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, pixels(figure), trainer.global_step, dataformats="HWC")
-
-
-def _keep(trainer: L.Trainer, folder: Path, name: str, figure: Figure) -> None:
-    save_figure(figure, folder / "figures" / f"{name}.png")
-    _log_image(trainer, f"figures/{name}", figure)
 
 
 def _folder(trainer: L.Trainer) -> Path | None:
@@ -114,6 +133,7 @@ class AttentionLogger(L.Callback):
               init_args: {every_n_epochs: 5}
     """
 
+    @checked
     def __init__(self, every_n_epochs: int = 1, num_images: int = 4) -> None:
         """Keeps the numbers; a ConfigError where one is below 1.
 
@@ -146,6 +166,7 @@ class AttentionLogger(L.Callback):
             _log_image(trainer, "attention/figure", draw_attention(model, images, labels, measured))
 
 
+@checked
 def segmentation_figure(
     images: NDArray[np.uint8],
     masks: NDArray[np.uint8],

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vpt.atomic_write import write_text
+from vpt.argument_types import checked
+from vpt.atomic_write import check_writable, write_text
 from vpt.data import ImageDataModule, ImageDataset, Preset
-from vpt.data.images import decode_rgb
+from vpt.data.images import LeftOut, decode_rgb, find_images
 from vpt.errors import ConfigError, DataError, UnknownNameError
 from vpt.models import TunedModel, load_classifier
 from vpt.reports.page import document
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 _CROWD = 64  # images that are searched for patches
 _IN_FOLDER = 6  # images that a folder stands for
 _MOST = 32
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 
 
 class Scene:
@@ -99,6 +99,7 @@ def sample_crowd(dataset: ImageDataset, classes: int = 10, per_class: int = 20, 
     return torch.stack([dataset[int(i)]["image"] for i in chosen]), torch.from_numpy(dataset.labels[chosen])
 
 
+@checked
 def scene_from_files(delta: Path, images: Sequence[Path], weights: str | None = None) -> Scene:
     """Prepares the kinds of figures that need no classes, for image files; raises what `load_classifier` does, too.
 
@@ -110,6 +111,7 @@ def scene_from_files(delta: Path, images: Sequence[Path], weights: str | None = 
     return Scene(model, batch, None, batch, None)
 
 
+@checked
 def scene_from_data(
     delta: Path, data: ImageDataModule, weights: str | None = None, number: int = 4, per_class: int = 20
 ) -> Scene:
@@ -135,9 +137,11 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            left = LeftOut()
+            inside = find_images(path, left)
             if not inside:
-                raise DataError(f"There is no image in the folder {path}.")
+                others = f" (not read: {text})" if (text := left.text(path)) else ""
+                raise DataError(f"There is no image in the folder {path}{others}.")
             files += inside[:_IN_FOLDER]
         else:
             files.append(path)
@@ -195,67 +199,72 @@ def _no_classes(scene: Scene) -> str:
 KINDS: dict[str, Kind] = {
     "compare": Kind(
         "With and without prompts",
-        "The last block, relative to the mean patch, and below the part of the attention that prompts take in each "
-        "layer.",
+        "The last block, relative to the mean over patches, and below the share of attention on prompts in each layer.",
         lambda scene: draw_attention(scene.model, scene.images, scene.labels),
         _no_prompts,
     ),
     "class": Kind(
         "Layer by layer",
-        "What the summary of the image attends to: the class token, or the mean over all patches where there is none. "
-        "On Swin each layer has its own grid, windows stitched back.",
+        "Attention of the class token, or the mean over all patches where there is none. On Swin each layer has its "
+        "own grid, reassembled from its windows.",
         lambda scene: subject_figure(scene.images, scene.tuned, scene.untuned, scene.names),
     ),
     "rollout": Kind(
         "Rollout",
-        "Attention followed through all blocks (Abnar and Zuidema, 2020). Attention that reaches a prompt ends there; "
+        "Attention rollout through all blocks (Abnar and Zuidema, 2020). Attention that reaches a prompt ends there; "
         "what remains of 100 % belongs to class and register tokens, or to the padding of Swin's windows.",
         lambda scene: rollout_figure(scene.images, scene.tuned, scene.untuned, scene.names),
     ),
     "share": Kind(
         "Share of attention on prompts",
-        "Mean over the images. In brackets what the share would be if all keys got the same.",
+        "Mean over the images. In brackets the share under uniform attention.",
         lambda scene: share_figure(scene.tuned),
         _no_keys,
     ),
     "mass": Kind(
         "Attention of patches to prompts",
-        "This is how prompts act: as keys and values that patches and class token listen to.",
+        "This is how prompts act: as keys and values that patches and class token attend to.",
         lambda scene: mass_figure(scene.images, scene.tuned, scene.names),
         _no_keys,
     ),
     "prompts": Kind(
-        "What each prompt looks at",
-        "Each prompt asks with its own query, as in the form that puts prompts into the sequence. With deep prompts "
-        "the answer is thrown away: the maps tell what a prompt resembles, not what it does.",
+        "What each prompt attends to",
+        "By the prompt's own query, as a token of the sequence. The output of a deep prompt is discarded: the maps "
+        "show what a prompt is similar to, not its effect.",
         lambda scene: prompts_figure(scene.images, scene.tuned, scene.names),
         _no_prompts,
     ),
     "patches": Kind(
-        "Patches that listen to a prompt",
-        "Of each image the patch with the largest attention weight to the prompt, mean over heads; best images first.",
+        "Patches that attend to a prompt",
+        "Of each image the patch with the largest attention weight to the prompt, mean over heads; highest first.",
         lambda scene: nearest_figure(*scene.searched),
         _no_keys,
     ),
     "features": Kind(
         "Features",
-        "Only neighbourhoods mean something in a t-SNE, distances and sizes of groups do not. By neighbours: images "
-        "whose five nearest others, in all dimensions, vote for the right class.",
+        "In a t-SNE only neighbourhoods are meaningful, distances and sizes of clusters are not. k-NN: accuracy of the "
+        "five nearest neighbours by cosine similarity, in all dimensions.",
         _features,
         _no_classes,
     ),
 }
 
 
+@checked
 def draw(scene: Scene, kind: str) -> Figure:
     """Draws one of the `KINDS`; an UnknownNameError for others, a ConfigError where the scene lacks what it needs."""
+    _check(scene, kind)
+    return KINDS[kind].draw(scene)
+
+
+def _check(scene: Scene, kind: str) -> None:
     if kind not in KINDS:
         raise UnknownNameError("kind", kind, KINDS)
     if missing := KINDS[kind].missing(scene):
         raise ConfigError(f"The figure {kind!r} cannot be drawn: {missing}.")
-    return KINDS[kind].draw(scene)
 
 
+@checked
 def write_gallery(
     scene: Scene, out: Path, kinds: Sequence[str] = (), suffix: str = "png"
 ) -> tuple[list[Path], list[str]]:
@@ -263,18 +272,19 @@ def write_gallery(
 
     ``KIND.suffix`` and ``index.html`` go to the folder `out`, which is made; `kinds` are keys of `KINDS`, empty for all
     that can be drawn, `suffix` is ``"png"``, ``"svg"`` or ``"pdf"``. Gives the paths, and a sentence for each kind left
-    out. An UnknownNameError where there is no such kind, a ConfigError where one lacks what it needs, or `out` is a
-    file.
+    out. An UnknownNameError where there is no such kind, a ConfigError where one lacks what it needs, an OutputError
+    where `out` cannot be written.
     """
-    if out.is_file():
-        raise ConfigError(f"{out} is a file: several figures are written to a folder.")
-    figures, left_out = {}, []
+    check_writable(out, folder=True)
+    for kind in kinds:
+        _check(scene, kind)
+    figures, left_out, paths = {}, [], []
     for kind in kinds or KINDS:
         if not kinds and (missing := KINDS[kind].missing(scene)):
             left_out.append(f"{kind} is left out: {missing}.")
         else:
             figures[kind] = draw(scene, kind)
-    paths = [save_figure(figure, out / f"{kind}.{suffix}") for kind, figure in figures.items()]
+            paths.append(save_figure(figures[kind], out / f"{kind}.{suffix}"))
     model = scene.model
     specs = ", ".join(spec["name"] for spec in model.delta.specs) if model.delta is not None else "no delta"
     notes = [f"{model.backbone.name}, {specs}, {len(model.class_names)} classes.", *left_out]

@@ -1,4 +1,4 @@
-"""What the figures of this room are made of: a titled grid of panels, bare images, colour bars, pairs of maps."""
+"""What figures of attention are made of: a titled grid of panels, images without axes, colour bars, pairs of maps."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def plane(features: Array) -> Array:
     on, seed 0. From (n, dim) to (n, 2). A ConfigError where there are too few images.
     """
     if len(features) < FEWEST:
-        raise ConfigError(f"Features are laid out for at least {FEWEST} images, got {len(features)}.")
+        raise ConfigError(f"A t-SNE takes at least {FEWEST} images, got {len(features)}.")
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(features) - 1) / 3)
@@ -84,20 +84,20 @@ def features_figure(
     layers = chosen(len(tuned), _COLUMNS)
     rows = [("tuned", tuned)] if untuned is None else [("untuned", untuned), ("tuned", tuned)]
     size = (2.3 * len(layers) + 1.7, 2.35 * len(rows) + 0.6)
-    title = f"Features behind each block, {len(labels)} images (t-SNE)"
+    title = f"Features after each block, {len(labels)} images (t-SNE)"
     with panels(size, len(rows), len(layers), title) as (figure, grid):
         for line, (name, features) in zip(grid, rows, strict=True):
             line[0].set_ylabel(name, fontsize=11, fontweight="bold")
             for axes, layer in zip(line, layers, strict=True):
                 _scatter(axes, plane(features[layer]), labels, class_names)
-                axes.set_title(f"layer {layer + 1}: {neighbour_accuracy(features[layer], labels):.0%} by neighbours")
+                axes.set_title(f"layer {layer + 1}: {neighbour_accuracy(features[layer], labels):.0%} k-NN")
         handles, names = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside right center", frameon=False, markerscale=1.6)
     return figure
 
 
 def neighbour_accuracy(features: Array, labels: NDArray[np.int64]) -> float:
-    """The share of images that their nearest five others by angle classify rightly; a tie goes to the smaller label."""
+    """Accuracy of the five nearest neighbours by cosine similarity, leave-one-out; ties go to the smaller label."""
     unit = _unit(features)
     near = unit @ unit.T
     np.fill_diagonal(near, -np.inf)

@@ -220,7 +220,7 @@ ROWS = [
     Row("rerun nowhere", "no such folder", "nowhere is no run"),
     Row("rerun runs/running", "a run that did not end", "is no finished run"),
     Row("rerun", "no run", "run"),
-    Row("profile --run nowhere", "no such run", "nowhere has no val/acc"),
+    Row("profile --run nowhere", "no such run", "nowhere is no run"),
     Row("transfer nowhere --out o", "no such run", "nowhere is no run"),
     Row("transfer runs/untested --out o", "a run that was not tested", "was not tested"),
     *(
@@ -235,7 +235,7 @@ ROWS = [
     Row("robustness report evaluations/lost", "a record that is not there", "lacks records/clean.parquet"),
     Row("robustness report evaluations/garbage", "a damaged record", "clean.parquet is not a record"),
     Row("robustness compare evaluations/lost", "no α = 0", "no records at α = 0 and 1"),
-    Row("robustness report evaluations/lost evaluations/lost", "a folder twice", "named twice"),
+    Row("robustness report evaluations/lost evaluations/lost", "a folder twice", "twice"),
     *(Row(f"push --delta {key}.safetensors --repo a/b", "odd info", f"info ({key}") for key in _INFOS),
     Row("push --delta pushed/run.json/delta.safetensors --repo a/b", "damaged", "run.json cannot be read"),
     Row("push --delta pushed/config.yaml/delta.safetensors --repo a/b", "damaged", "config.yaml cannot be read"),

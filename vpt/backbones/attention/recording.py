@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from vpt.argument_types import checked
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.windows import Places, window_places
 from vpt.backbones.factory import Backbone
@@ -70,6 +71,7 @@ class AttentionCall:
         return self.attention.shares(queries, keys, bias)
 
 
+@checked
 @contextmanager
 def recording(backbone: Backbone) -> Iterator[list[AttentionCall]]:
     """Keeps every call of the blocks' attention while it is open, in a list that grows by a call a block, in order.
@@ -106,6 +108,7 @@ class LayerAttention:
     keys: int
 
 
+@checked
 @torch.no_grad()
 def class_attention(backbone: Backbone, images: Tensor) -> list[LayerAttention]:
     """Records the attention of every block, first to last, in one forward pass of images as `Backbone` takes them.

@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from vpt.atomic_write import atomic_write, check_unused
+from vpt.atomic_write import atomic_write, check_unused, check_writable
 from vpt.cli.arguments import Parser, config_folder, output_folder
 from vpt.errors import UnknownNameError
 
@@ -30,6 +30,7 @@ def run(args: list[str]) -> None:
         return
     for path in chosen:
         check_unused(options.copy / path)
+        check_writable(options.copy / path)
     for path in chosen:
         with atomic_write(options.copy / path) as partial:
             shutil.copyfile(config_folder() / path, partial)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.arguments import Parser, output_file
+from vpt.cli.arguments import Parser, output_file, output_folder
+from vpt.errors import ConfigError
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from argparse import Namespace
@@ -35,23 +37,29 @@ def _parser() -> Parser:
         made.set_defaults(action=action)
         return made
 
-    listing = add("list", _list, "all datasets: official counts, what is here, licence")
+    listing = add("list", _list, "all datasets: official counts, what is present, licence")
     show = add("show", _show, "the card of a dataset: layout, licence, how to get it, published numbers")
-    verify = add("verify", _verify, "count, decode and compare all images; fails if something is wrong")
-    prepare = add("prepare", _prepare, "turn an original into a task, after fetching it where that is allowed")
-    cache = add("cache", _cache, "how much the decoded images take")
-    gallery = add("corruptions", _corruptions, "draw an image under every corruption")
+    verify = add("verify", _verify, "count, decode and compare all images; fails on any fault")
+    prepare = add("prepare", _prepare, "convert an original to a task, after downloading it where that is allowed")
+    cache = add("cache", _cache, "size of the cache of decoded images")
+    gallery = add("corruptions", _corruptions, "plot an image under every corruption")
     for each in (show, prepare):
         each.add_argument("name", help="of the dataset")
     verify.add_argument("name", help="of the dataset; or a folder or table of your own images")
-    for each in (listing, verify, prepare):
-        each.add_argument("--root", type=Path, help="folder of all datasets (default: $VPT_DATA, or datasets)")
+    for each, place in ((listing, _folder), (verify, _folder), (prepare, output_folder)):
+        each.add_argument("--root", type=place, help="folder of all datasets (default: $VPT_DATA, or datasets)")
     prepare.add_argument("--source", type=Path, help="folder of the unpacked original (default: fetch it)")
     prepare.add_argument("--allow-partial", action="store_true", help="accept an original with too few images")
     cache.add_argument("--clear", action="store_true", help="remove them")
     gallery.add_argument("--out", type=output_file, required=True, help="figure: .png, .svg or .pdf")
     gallery.add_argument("--image", type=Path, help="default: a photograph that scikit-learn ships")
     return parser
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).expanduser().is_dir():
+        raise ArgumentTypeError(f"there is no folder {text!r}")
+    return Path(text)
 
 
 def _root(options: Namespace) -> Path:
@@ -83,9 +91,9 @@ def _list(options: Namespace) -> None:
             heading = group
         table.add_row(*row, entry.card.licence)
     screen.print(table)
-    screen.print("classes: those that are tested", style="dim")
+    screen.print("classes: those that are evaluated", style="dim")
     screen.print("official, here: training with validation + test images, or test images alone", style="dim")
-    screen.print("–: not here", style="dim")
+    screen.print("–: not found", style="dim")
     for entry in entries:
         if entry.fault:
             print(f"{entry.card.name}: {entry.fault}")
@@ -158,9 +166,12 @@ def _bars(report: ListReport) -> str:
 
 
 def _prepare(options: Namespace) -> None:
+    from vpt.atomic_write import check_writable
     from vpt.data.catalog.download import obtain
 
-    folder = obtain(options.name, _root(options), options.source, options.allow_partial)
+    root = _root(options)
+    check_writable(root, folder=True)
+    folder = obtain(options.name, root, options.source, options.allow_partial)
     print(f"{folder} is ready; `vpt data verify {options.name}` looks at every image")
 
 
@@ -168,6 +179,8 @@ def _cache(options: Namespace) -> None:
     from vpt.data.content_hashes import cache_folder
     from vpt.data.image_cache import clear, usage
 
+    if cache_folder().is_file():
+        raise ConfigError(f"VPT_CACHE is {cache_folder()}, a file: set it to a folder.")
     files, size = clear() if options.clear else usage()
     what = f"{files:,} file{'' if files == 1 else 's'}, {size / 1e6:,.1f} MB"
     print(f"{what} {'removed from' if options.clear else 'in'} {cache_folder()}")
@@ -176,7 +189,8 @@ def _cache(options: Namespace) -> None:
 def _corruptions(options: Namespace) -> None:
     from vpt.atomic_write import check_unused
     from vpt.reports.corruption_gallery import corruption_figure, example
-    from vpt.reports.style import save_figure
+    from vpt.reports.style import check_figure, save_figure
 
+    check_figure(options.out)
     check_unused(options.out, [] if options.image is None else [options.image])
     print(f"written to {save_figure(corruption_figure(example(options.image)), options.out)}")

@@ -8,7 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.arguments import Parser, at_least, data_section, output_folder, read_yaml
+from vpt.cli.arguments import (
+    FIT_FLAGS,
+    Parser,
+    at_least,
+    check_different,
+    check_effect,
+    data_section,
+    number,
+    output_folder,
+    read_config,
+    read_yaml,
+)
+from vpt.cli.config_checks import check_end, check_overruled
 from vpt.errors import ConfigError
 from vpt.run_record import CONFIG_FILE
 
@@ -31,20 +43,26 @@ def _parsed(parser: Parser, args: list[str], plan: bool = True) -> tuple[Namespa
     if plan:
         grid = "YAML: what to search, e.g. configs/sweep/vpt.yaml (default: nothing)"
         parser.add_argument("--grid", type=Path, help=grid)
-        seeds = "of the tested runs (default: the grid's; 42 44 82 100 800)"
-        parser.add_argument("--seeds", type=at_least(0), nargs="+", help=seeds)
+        seeds = "of the final runs (default: the grid's; 42 44 82 100 800)"
+        parser.add_argument("--seeds", type=at_least(0, 2**32 - 1), nargs="+", help=seeds)
         halving = "keep the best 1/N of the grid at each rung (default: train all)"
         parser.add_argument("--halving", type=at_least(2), help=halving)
     parser.add_argument("--out", type=output_folder, required=True, help="folder of the experiment")
-    parser.add_argument("--resume", action="store_true", help="go on in --out; what is finished is not repeated")
+    parser.add_argument("--resume", action="store_true", help="resume in --out; finished trials are not repeated")
     parser.add_argument("--serial", action="store_true", help="one trial after another in this process, without Ray")
     parser.add_argument("--workers", type=at_least(1), help="trials at once (default: what machine or cluster holds)")
     parser.add_argument(
         "--cpus-per-trial", type=at_least(1), help="and threads (default: the machine's, shared evenly)"
     )
-    parser.add_argument("--gpus-per-trial", type=float, help="0.25 runs four on one (default: 1 if there are any)")
+    parser.add_argument("--gpus-per-trial", type=number(0), help="0.25 runs four on one (default: 1 if there are any)")
     parser.add_argument("--address", help="of a running Ray cluster, `auto` or HOST:PORT (default: this machine)")
+    if plan:
+        parser.onward = FIT_FLAGS
     options, rest = parser.parse_known_args(args)
+    if plan:
+        check_different("--seeds", options.seeds or ())
+    if options.serial:
+        check_effect(options, "with --serial", "workers", "cpus_per_trial", "gpus_per_trial", "address")
     if not options.resume and options.out.is_dir() and any(options.out.iterdir()):
         raise ConfigError(f"{options.out} is not empty: --resume goes on in it, or name another --out.")
     return options, rest
@@ -62,10 +80,14 @@ def _plan(options: Namespace, rest: list[str]) -> Plan:
     from vpt.experiments.sweep import SEEDS, Plan
 
     if options.grid is not None:
-        return read_plan(options.grid, rest, options.seeds, options.halving)
-    if options.halving is not None:
+        plan = read_plan(options.grid, rest, options.seeds, options.halving)
+    elif options.halving is not None:
         raise ConfigError("--halving N keeps the best of a grid: give --grid FILE, too.")
-    return Plan({}, seeds=tuple(dict.fromkeys(options.seeds or SEEDS)))
+    else:
+        plan = Plan({}, seeds=tuple(options.seeds or SEEDS))
+    both = {key: [plan.choose[key], plan.retrain[key]] for key in plan.choose.keys() & plan.retrain.keys()}
+    check_overruled(rest, plan.grid | both | {"seed_everything": plan.seeds})
+    return plan
 
 
 def read_plan(path: Path, args: list[str], seeds: Sequence[int] | None = None, halving: int | None = None) -> Plan:
@@ -77,9 +99,9 @@ def read_plan(path: Path, args: list[str], seeds: Sequence[int] | None = None, h
     from vpt.cli.commands.lightning_cli import typed
     from vpt.experiments.sweep import SEEDS, Plan
 
-    content = read_yaml(path)
+    content = read_config(path, "give a grid file, such as configs/sweep/rates.yaml")
     known = {"grid", "choose", "retrain", "seeds"}
-    if not isinstance(content, dict) or "grid" not in content or content.keys() - known:
+    if "grid" not in content or content.keys() - known:
         raise ConfigError(f"{path} is no grid file: it has grid, and may have choose, retrain and seeds.")
     parts = [content.get(key) or {} for key in ("grid", "choose", "retrain")]
     if not all(isinstance(part, dict) for part in parts):
@@ -109,6 +131,7 @@ def _config(rest: list[str]) -> dict[str, Any]:
     if any(arg.partition("=")[0] == "--ckpt_path" for arg in rest):
         raise ConfigError("--ckpt_path is of `vpt fit`: --resume goes on in --out.")
     config = resolve(rest)
+    check_end(config["trainer"])
     for key, unused in (("logger", True), ("fast_dev_run", False), ("barebones", False)):
         if config["trainer"].get(key, unused) != unused:
             raise ConfigError(f"trainer.{key} is of `vpt fit`: trials log to TensorBoard in their own folders.")
@@ -129,32 +152,52 @@ def _fewshot(parser: Parser, args: list[str]) -> None:
 
     parser.add_argument("--shots", type=at_least(1), nargs="+", required=True, help="training images of each class")
     options, rest = _parsed(parser, args)
-    _vary(by_shots(_config(rest), options.shots), few_shot_plan(_plan(options, rest)), options)
+    check_different("--shots", options.shots)
+    plan = few_shot_plan(_plan(options, rest))
+    check_overruled(rest, {"data.shots": options.shots, "data.subset_seed": plan.seeds})
+    _vary(by_shots(_config(rest), options.shots), plan, options)
 
 
 def _combine(parser: Parser, args: list[str]) -> None:
+    from vpt.deltas.registry import read_specs
     from vpt.experiments.sweep import combinations
 
     deltas = "names or YAML such as '{name: lora, rank: 4}' (default: the config's)"
     parser.add_argument("--deltas", nargs="+", help=deltas)
     options, rest = _parsed(parser, args)
     config = _config(rest)
+    if options.deltas:
+        check_overruled(rest, {"model.deltas": options.deltas})
     given = options.deltas or config["model"]["init_args"].get("deltas")
     if not given:
         mend = "--deltas, or a config with deltas, e.g. -c configs/method/prompt_lora.yaml"
         raise ConfigError(f"vpt combine needs {mend}.")
     found = [read_yaml(each) if isinstance(each, str) else dict(each) for each in given]
     named = [{"name": each} if isinstance(each, str) else each for each in found]
+    read_specs(named)
     _vary(combinations(config, named), _plan(options, rest), options)
 
 
 def _scale(parser: Parser, args: list[str]) -> None:
+    from vpt.backbones import input_size
     from vpt.experiments.sweep import by_backbone
 
     parser.add_argument("--backbones", nargs="+", required=True, help="timm's names")
     parser.add_argument("--weights-of", nargs="*", default=[], metavar="NAME=FILE", help="weights of single backbones")
     options, rest = _parsed(parser, args)
-    files = dict(pair.partition("=")[::2] for pair in options.weights_of)
+    check_different("--backbones", options.backbones)
+    check_overruled(rest, {"model.backbone": options.backbones})
+    pairs = [pair.partition("=")[::2] for pair in options.weights_of]
+    check_different("--weights-of", [name for name, _ in pairs])
+    for name, file in pairs:
+        if name not in options.backbones or not file:
+            known = ", ".join(f"{each}=FILE" for each in options.backbones)
+            raise ConfigError(f"--weights-of {name}={file} is of none of the --backbones: give any of {known}.")
+        if file != "pretrained" and not file.startswith("random") and not Path(file).is_file():
+            raise ConfigError(f"--weights-of {name}: there is no file {file:.200}.")
+    files = dict(pairs)
+    for name in options.backbones:
+        input_size(name)
     _vary(by_backbone(_config(rest), options.backbones, files), _plan(options, rest), options)
 
 
@@ -189,17 +232,19 @@ def _transfer(parser: Parser, args: list[str]) -> None:
     from vpt.screen import Table, show
 
     parser.add_argument("runs", type=Path, nargs="+", help="a finished run for each task")
-    modes = "init: train from the other task's delta; frozen: a new head on it (default: init)"
+    modes = "init: train from the other task's delta; frozen: fit a head on it (default: init)"
     parser.add_argument("--mode", nargs="+", choices=["init", "frozen"], default=["init"], help=modes)
-    options, rest = _parsed(parser, args, plan=False)
-    if rest:
-        raise ConfigError(f"unrecognized arguments: {rest[0]} (see vpt transfer --help).")
+    options, _ = _parsed(parser, args, plan=False)
+    check_different("transfer", options.runs)
+    check_different("--mode", options.mode)
+    if "init" not in options.mode:
+        check_effect(options, "with --mode frozen", "serial", "workers", "cpus_per_trial", "gpus_per_trial", "address")
     for folder in options.runs:
         tested_record(folder)  # before data are read
     configs = {folder: _config(["-c", str(folder / CONFIG_FILE)]) for folder in options.runs}
     for mode in options.mode:
         matrix = transfer(configs, options.out, _engine(options), mode)
-        table = Table("from \\ to", *matrix, title=f"test top-1 (%), {mode}; diagonal: stored and measured again")
+        table = Table("from \\ to", *matrix, title=f"test top-1 (%), {mode}; diagonal: stored, and reproduced")
         for source, row in matrix.items():
             table.add_row(source, *(f"{100 * value:.1f}" for value in row.values()))
         show(table)
@@ -221,7 +266,7 @@ def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
     if trained < whole:
         print(f"halving trained {trained} of the grid's {whole} epochs: {whole - trained} saved")
     if seconds:
-        print(f"{images:,} images in {seconds:,.0f} s of trials: {images / seconds:.1f} images/s a trial")
+        print(f"{images:,} images in {seconds:,.0f} s of trials: {images / seconds:.1f} images/s per trial")
     for name, found in outcomes.items():
         for row in found.tried:
             if "failed" in row:

@@ -40,13 +40,14 @@ def _export(args: list[str]) -> None:
     options = parser.parse_args(args[1:])
 
     from vpt.atomic_write import check_unused, check_writable
-    from vpt.export import export_onnx, export_peft, export_torch
+    from vpt.export import PEFT_FILES, export_onnx, export_peft, export_torch
     from vpt.models.delta_file import load_classifier
 
     out = options.out or options.delta.parent / _PLACES[options.format]
     check_writable(out, folder=options.format == "peft")
-    if options.out is not None and options.format != "peft":
-        check_unused(out)
+    if options.out is not None:
+        for path in [out / name for name in PEFT_FILES] if options.format == "peft" else [out]:
+            check_unused(path)
     model = load_classifier(options.delta, options.weights).float()  # other runtimes know it best
     if options.format == "peft":
         export_peft(model, out)

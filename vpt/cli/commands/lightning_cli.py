@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 from argparse import ArgumentError
@@ -18,16 +19,18 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import vpt.data
 import vpt.tasks
+from vpt.atomic_write import check_writable, writing
 from vpt.cli import config_checks
-from vpt.cli.arguments import explain, refuse_doubled_keys
+from vpt.cli.arguments import explain, refuse_odd_yaml
 from vpt.cli.warning_filters import hush
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.experiments.trial import merged
-from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, method_name
+from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, RUN_FILE, method_name
 from vpt.tasks import DeltaWriter, RunRecord, TuningTask
 from vpt.tasks.build import FROM_DATA, image_size, settle
-from vpt.tasks.callbacks import EpochLines, last_checkpoint, run_folder
+from vpt.tasks.callbacks import EpochLines, last_checkpoint, run_folder, run_of
+from vpt.tasks.optimizers import check_trainer
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
 
@@ -38,10 +41,11 @@ _LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")  # words that Light
 class VPTCLI(LightningCLI):
     """LightningCLI that fills the model in from the data and refuses what would be settled silently.
 
-    `given` is what files and flags say, section by section, without defaults; `whole` are those of the trainer's values
-    that are whole numbers; `hyperparameters` are the checkpoint's.
+    `args` is the command line, `given` what files and flags say, section by section, without defaults; `whole` are
+    those of the trainer's values that are whole numbers; `hyperparameters` are the checkpoint's.
     """
 
+    args: list[str]
     given: dict[str, Any]
     whole: dict[str, int]
     hyperparameters: dict[str, Any]
@@ -53,26 +57,61 @@ class VPTCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and keeps apart what the user gave; a ConfigError if it lost a value or contradicts a checkpoint."""
-        self.config = parser.parse_args(_sized(parser, args))
+        self.args = args
+        try:
+            self.config = parser.parse_args(_sized(parser, args))
+        except ArgumentError as error:
+            raise explain(str(error), _CLASSES, _options(parser)) from None
         command = self.config.subcommand
         self.given = parser.parse_args(args, defaults=False)[command].as_dict()
         config = self.config[command]
+        if isinstance(config.trainer, list):
+            raise ConfigError("trainer holds a list, where names and their values are wanted.")
         written = config_checks.whole_numbers("trainer", args).items()
         self.whole = {key: number for key, number in written if type(config.trainer.get(key)) in (int, float)}
         for key, number in self.whole.items():
             config.trainer[key] = number
+        config_checks.check_values(config.as_dict())
         for name in ("model", "data"):
             config_checks.check_nothing_lost(name, args, self.given.get(name), config[name].init_args)
         self.hyperparameters = _hyperparameters(command, config.ckpt_path, bool(config.trainer.fast_dev_run))
         config_checks.check_checkpoint(self.given.get("model"), self.hyperparameters, str(config.ckpt_path))
 
     def before_instantiate_classes(self) -> None:
-        """Fills in number of classes, image size and normalisation, so that the saved config is explicit."""
+        """Fills in number of classes, image size and normalisation, so that the saved config is explicit.
+
+        An OutputError, before data are read, where the run could leave nothing.
+        """
+        config_checks.check_run(str(self.subcommand), self.config[self.subcommand].as_dict(), self.args)
+        check_writable(self._home(), folder=True)
         settled = settle(self._left_open(), bool(self.hyperparameters) and self.subcommand != "fit")[0]
         config = self.config[self.subcommand]
         config.data.init_args.image_size = settled["data"]["init_args"]["image_size"]
         for key in (*FROM_DATA, *config_checks.FREE_OF_CHECKPOINT):
             config.model.init_args[key] = settled["model"]["init_args"][key]
+
+    def _home(self) -> Path:
+        """The folder of the run that is evaluated; else the one that runs are made in."""
+        config = self.config[self.subcommand]
+        evaluated = None if self.subcommand == "fit" or config.ckpt_path is None else run_of(config.ckpt_path)
+        return evaluated or Path(config.trainer.default_root_dir or "")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs it, unless a new run would leave nothing, or would replace another."""
+        config, folder = self.config[subcommand], run_folder(self.trainer)
+        if subcommand == "fit" and not config.trainer.fast_dev_run and self.trainer.is_global_zero:
+            if folder is None:
+                raise ConfigError(
+                    "Without a logger a run has no folder, and would leave neither delta nor record: leave "
+                    "trainer.logger and trainer.barebones out, or try with --trainer.fast_dev_run true."
+                )
+            goes_on = config.ckpt_path is not None and run_of(config.ckpt_path) == folder.resolve()
+            if (folder / RUN_FILE).exists() and not goes_on:
+                raise ConfigError(f"{folder} holds a run already: name another folder, or move it.")
+        place = folder or self._home()
+        check_writable(place, folder=True)
+        with writing(place):
+            super()._run_subcommand(subcommand)
 
     def _left_open(self) -> dict[str, Any]:
         """The config without what the user left to backbone and data."""
@@ -101,10 +140,8 @@ class VPTCLI(LightningCLI):
         kwargs |= self.whole  # jsonargparse reads them once more
         if self.subcommand != "fit":
             self.save_config_callback = None  # what is evaluated keeps the config that it was trained with
-        if config.trainer.barebones:
-            return self._trainer(kwargs)
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir), config.ckpt_path)
+            kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir or ""), config.ckpt_path)
         callbacks: list[L.Callback] = [RunRecord(), EpochLines(), DeltaWriter(), PredictionWriter(), FigureLogger()]
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
             callbacks.append(last_checkpoint())
@@ -129,9 +166,12 @@ class VPTCLI(LightningCLI):
 
     def _trainer(self, kwargs: dict[str, Any]) -> L.Trainer:
         try:
-            return super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:  # all that it is given is the user's
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:  # all that it is given is the user's
             raise ConfigError(" ".join(str(error).split())) from error
+        if self.subcommand == "fit":
+            check_trainer(trainer)  # before it makes a folder
+        return trainer
 
     def _logger(self, root: Path, checkpoint: str | None) -> TensorBoardLogger:
         """A new run folder; or, for a checkpoint that is evaluated, the one that it lies in."""
@@ -193,6 +233,20 @@ def _sized(parser: LightningArgumentParser, args: list[str]) -> list[str]:
     return [*args, f"--data.image_size={image_size(given)}"]
 
 
+def _options(parser: LightningArgumentParser) -> list[str]:
+    """The names of all flags of a command, without their dashes."""
+    (command,) = cast("Any", parser)._subcommands_action.choices.values()
+    names = {flag.lstrip("-") for flag in command._option_string_actions}
+    for section, base, package in (("model", TuningTask, vpt.tasks), ("data", ImageDataModule, vpt.data)):
+        classes = (each for each in vars(package).values() if isinstance(each, type) and issubclass(each, base))
+        bases = {
+            parent for each in classes for parent in each.__mro__ if "__init__" in vars(parent) and parent is not object
+        }
+        taken = (parameter for each in bases for parameter in inspect.signature(vars(each)["__init__"]).parameters)
+        names |= {f"{section}.{parameter}" for parameter in taken}
+    return sorted(names)
+
+
 def typed(args: list[str]) -> Callable[[str, Any], Any]:
     """Reads single values as `vpt fit`, of these arguments, would read them as flags.
 
@@ -208,7 +262,8 @@ def typed(args: list[str]) -> Callable[[str, Any], Any]:
             merged({section: {}}, {key: value})  # knows which keys there are
             parsed = parser.parse_args(["fit", *args, f"--{key}={text}"])["fit"].as_dict()[section]
         except ArgumentError as error:
-            raise ConfigError(f"{key}: {explain(str(error), _CLASSES)}") from None
+            raise ConfigError(f"{key}: {explain(str(error), _CLASSES, _options(parser))}") from None
+        config_checks.check_finite(section, parsed)
         return (parsed if section == "trainer" else parsed["init_args"])[name] if name else parsed
 
     return value_of
@@ -221,11 +276,13 @@ def run(args: list[str]) -> None:
 
 def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
     hush()  # again: Lightning adds filters of its own when it is imported
-    refuse_doubled_keys()
+    refuse_odd_yaml()
+    config_checks.check_files(args)
     command = args[0]
     # To build the parsers of all four takes longer than to read the command line with one.
     offered = {"subcommands": staticmethod(lambda: {command: VPTCLI.subcommands()[command]})}
     of_one: type[VPTCLI] = type(cli.__name__, (cli,), offered)
+    parsers = {"exit_on_error": False, "allow_abbrev": False}
     try:
         return of_one(
             TuningTask,
@@ -237,7 +294,7 @@ def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
             save_config_kwargs={"overwrite": True},  # a version folder is new, or the user named it
             # No summary: what trains is said in one line, and hundreds of frozen modules tell nobody anything.
             trainer_defaults={"default_root_dir": "runs", "log_every_n_steps": 10, "enable_model_summary": False},
-            parser_kwargs={"prog": "vpt", "exit_on_error": False, command: {"exit_on_error": False}},
+            parser_kwargs={"prog": "vpt", **parsers, command: parsers},
             args=args,
         )
     except ArgumentError as error:
@@ -260,6 +317,9 @@ def _hyperparameters(command: str, path: str | None, trying: bool) -> dict[str, 
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the bytes lead to
         raise ConfigError(f"{path} is not a checkpoint that torch can load safely ({type(error).__name__}).") from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+    known = checkpoint if isinstance(checkpoint, dict) else {}
+    if not all(isinstance(known.get(key), dict) for key in ("state_dict", "hyper_parameters", "backbone")) or (
+        "pytorch-lightning_version" not in known
+    ):
         raise ConfigError(f"{path} is no checkpoint of a run: a run keeps its last epoch in checkpoints/last.ckpt.")
     return {key: value for key, value in checkpoint["hyper_parameters"].items() if key != "_instantiator"}

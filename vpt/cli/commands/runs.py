@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.arguments import Parser, at_least, output_folder
+from vpt.cli.arguments import FIT_FLAGS, Parser, at_least, check_effect, output_folder
 from vpt.errors import ConfigError, RecordError, VPTError
-from vpt.run_record import CONFIG_FILE, RUN_FILE, find_records, finished_record, images_read, subset_name
+from vpt.run_record import CONFIG_FILE, RUN_FILE, find_records, finished_record, images_read, read_record, subset_name
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.models import TunedModel
@@ -24,8 +24,9 @@ def run(args: list[str]) -> None:
 
 def _rerun(args: list[str]) -> None:
     """Repeats the run, and prints both numbers; one that came out otherwise is an error."""
-    epilog = "Values that are another on this machine: --data.root FOLDER --model.weights FILE"
+    epilog = "Values that differ on this machine: --data.root FOLDER --model.weights FILE"
     parser = Parser(prog="vpt rerun", epilog=epilog)
+    parser.onward = FIT_FLAGS
     parser.add_argument("run", type=Path, help="folder with run.json and config.yaml")
     parser.add_argument("--out", type=output_folder, help="keep the repetition in this folder (default: it is removed)")
     options, rest = parser.parse_known_args(args[1:])
@@ -124,7 +125,7 @@ def _report(args: list[str]) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders, searched for run.json of tested runs")
     mixed = "average across presets, partial data and epoch rules, too"
     parser.add_argument("--mixed", action="store_true", help=mixed)
-    parser.add_argument("--out", type=output_folder, default=Path("report"), help="folder to write (default: report)")
+    parser.add_argument("--out", type=output_folder, default="report", help="folder to write (default: report)")
     options = parser.parse_args(args[1:])
 
     from vpt.reports.run_report import run_report
@@ -132,7 +133,6 @@ def _report(args: list[str]) -> None:
     from vpt.screen import Table, show
 
     made = run_report(report(options.runs, options.mixed))
-    paths = made.write(options.out)
     for table in made.tables[:2]:
         shown = Table(*table.columns, title=table.title, caption=table.note)
         shown.keys = table.words
@@ -140,6 +140,7 @@ def _report(args: list[str]) -> None:
             shown.add_row(*row)
         show(shown)
     print(*made.notes, sep="\n")
+    paths = made.write(options.out)  # last: what has been computed is shown even if a figure cannot be drawn
     print(f"written to {options.out}: {', '.join(path.name for path in paths)}")
     if made.values["damaged"]:
         raise RecordError(f"Not in the report: {' '.join(made.values['damaged'])}")
@@ -149,18 +150,24 @@ def _profile(args: list[str]) -> None:
     """Measures, and prints the ledger."""
     epilog = "All other arguments are those of vpt fit: -c CONFIG, --model.weights random, ..."
     parser = Parser(prog="vpt profile", epilog=epilog)
-    parser.add_argument("--batch", type=at_least(1), default=8, help="images at once (default: 8)")
-    parser.add_argument("--rounds", type=at_least(1), default=5, help="how often time is taken (default: 5)")
-    parser.add_argument("--classes", type=at_least(1), help="measure without the data, with so many classes")
-    parser.add_argument("--run", type=Path, help="a finished run: how many steps it took to 95 %% of its own best")
+    parser.onward = FIT_FLAGS
+    parser.add_argument("--batch", type=at_least(1), help="batch size (default: 8)")
+    parser.add_argument("--rounds", type=at_least(1), help="timing repetitions (default: 5)")
+    parser.add_argument("--classes", type=at_least(1), help="profile without the data, with this number of classes")
+    parser.add_argument("--run", type=Path, help="a finished run: steps until 95 %% of its best validation accuracy")
     parser.add_argument("--json", action="store_true", help="print plain numbers")
     options, rest = parser.parse_known_args(args[1:])
     if options.run is None and not rest:
         raise ConfigError("vpt profile needs a config, e.g. -c configs/demo.yaml, or --run RUN.")
+    if not rest:
+        check_effect(options, "without a config", "batch", "rounds", "classes")
+
+    if options.run is not None:
+        read_record(options.run)
 
     from vpt.experiments.profile import profile, steps_to_share
 
-    values = asdict(profile(_model(rest, options.classes), options.batch, options.rounds)) if rest else {}
+    values = asdict(profile(_model(rest, options.classes), options.batch or 8, options.rounds or 5)) if rest else {}
     if options.run is not None:
         values["steps_to_95"], values["steps"] = steps_to_share(options.run)
     print(json.dumps(values, indent=1) if options.json else _text(values))
@@ -172,10 +179,16 @@ def _model(args: list[str], classes: int | None) -> TunedModel:
     from vpt.cli.commands.lightning_cli import resolve
     from vpt.tasks.build import build, image_size
 
-    if classes is None:
-        return build(resolve(args))[0].model
-    config = resolve(args, data=False)
+    config = resolve(args, data=classes is None)
     section = config["model"]
+    if section["init_args"].get("weights", "pretrained") == "pretrained":
+        section["init_args"]["weights"] = "random"  # they cost the same, and need no hub
+    if classes is None:
+        return build(config)[0].model
+    if section["init_args"].get("num_classes") not in (None, classes):
+        raise ConfigError(f"--classes {classes} contradicts model.num_classes: leave one of them out.")
+    if idle := [arg for arg in args if arg.startswith("--data.") and not arg.startswith("--data.image_size")]:
+        raise ConfigError(f"{idle[0]} has no effect with --classes, which reads no data: leave it out.")
     section["init_args"] |= {"num_classes": classes, "image_size": image_size(config)}
     model: TunedModel = instantiate_class((), section).model
     return model
@@ -187,14 +200,14 @@ def _text(values: dict[str, float]) -> str:
         batch, formula = values["batch"], values["formula"]
         said = "no formula after full fine-tuning" if formula is None else f"formula {formula:,}"
         lines = [
-            f"trained parameters    {values['trainable']:,} of {values['total']:,} ({said})",
+            f"trainable parameters  {values['trainable']:,} of {values['total']:,} ({said})",
             f"delta file            {values['delta_bytes'] / 1024:,.0f} KB",
-            f"forward, an image     {values['forward_flops'] / batch / 1e9:.2f} GFLOP, "
+            f"forward, an image     {values['forward_flops'] / batch / 1e9:.2f} GFLOPs, "
             f"{1000 * values['forward_seconds'] / batch:.1f} ms",
-            f"forward and backward  {values['step_flops'] / batch / 1e9:.2f} GFLOP, "
+            f"forward and backward  {values['step_flops'] / batch / 1e9:.2f} GFLOPs, "
             f"{1000 * values['step_seconds'] / batch:.1f} ms",
-            f"memory of a step      {values['memory'] / 2**20:,.0f} MiB for {batch} images on {values['device']}",
+            f"activation memory     {values['memory'] / 2**20:,.0f} MiB for {batch} images on {values['device']}",
         ]
     if "steps" in values:
-        lines.append(f"95 % of its best val  after {values['steps_to_95']:,} of {values['steps']:,} steps")
+        lines.append(f"95 % of best val/acc  after {values['steps_to_95']:,} of {values['steps']:,} steps")
     return "\n".join(lines)

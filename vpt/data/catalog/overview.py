@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.data.catalog.cards import Card, card_names, find_card, load_card
+from vpt.data.content_hashes import home_path
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.fgvc import FGVCDataModule
 from vpt.data.datasets.folder import FolderDataModule
@@ -67,6 +68,14 @@ def card_of(name: str) -> Card | None:
     """
     whole = load_card(name.partition("-")[0])
     return load_card(name) or (whole if whole is not None and whole.suite == "imagenet" else None)
+
+
+def card_on_disk(name: str, root: Path) -> Card | None:
+    """Looks up a card as `card_of`, but none of a generated task where the user's own data bear its name."""
+    card = card_of(name)
+    if card is None or card.suite != "demo" or not any(place.exists() for place in _places(name, root)):
+        return card
+    return None
 
 
 def overview(root: Path) -> list[Entry]:
@@ -128,10 +137,14 @@ def image_lists(name: str, root: Path) -> dict[str, ImageList]:
 
 def own_data(name: str, root: Path) -> Path:
     """Finds a folder or table that is no published dataset, below the root or anywhere; else an UnknownNameError."""
-    for place in (root / name, Path(name).expanduser()):
-        if place.exists():
+    for place in _places(name, root):
+        if name and place.exists():
             return place
     raise UnknownNameError(f"dataset, folder or table (also in {root})", name, card_names())
+
+
+def _places(name: str, root: Path) -> tuple[Path, Path]:
+    return root / name, home_path(name)
 
 
 def in_vtab_layout(name: str) -> bool:
@@ -141,7 +154,7 @@ def in_vtab_layout(name: str) -> bool:
 
 
 def _modules(name: str, root: Path) -> Iterator[ImageDataModule]:
-    card = card_of(name)
+    card = card_on_disk(name, root)
     if card is not None and card.suite == "demo":
         raise DataError(f"{name} is made by this package: it has no files.")
     home = own_data(name, root) if card is None else root / name

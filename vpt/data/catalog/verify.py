@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from vpt.data.catalog.cards import bare_name
-from vpt.data.catalog.overview import MANY_SETS, card_of, image_lists, in_vtab_layout, own_data, parts
+from vpt.data.catalog.overview import MANY_SETS, card_on_disk, image_lists, in_vtab_layout, own_data, parts
 from vpt.data.content_hashes import in_threads
 from vpt.data.images import ImageList
 from vpt.errors import DataError
@@ -84,7 +84,7 @@ def verify(name: str, root: Path) -> Report:
     there is no such dataset, folder or table, and a DataError where a list is missing or malformed.
     """
     name = bare_name(name)
-    if card_of(name) is None:
+    if card_on_disk(name, root) is None:
         own_data(name, root)
     found = parts(name, root)
     if found == [name]:
@@ -99,7 +99,7 @@ def verify(name: str, root: Path) -> Report:
 
 
 def _verify(name: str, root: Path) -> Report:
-    card = card_of(name)
+    card = card_on_disk(name, root)
     lists = image_lists(name, root)
     sizes = card.sizes if card else {}
     classes = card.num_classes if card else 1 + max(int(images.labels.max()) for images in lists.values())

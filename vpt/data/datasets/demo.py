@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from vpt.argument_types import checked
 from vpt.data.catalog.cards import load_card
 from vpt.data.content_hashes import Hashes, as_hashes, content_hash
 from vpt.data.datamodule import ImageDataModule
@@ -47,6 +48,7 @@ class ShapesDataModule(ImageDataModule):
     an ellipse turned by 180° are the same image, so that no method can exceed (¼ + ½ + 1)/3 = 58 % on orientation.
     """
 
+    @checked
     def __init__(
         self,
         label: str = "x_position",
@@ -155,6 +157,7 @@ class ShapeScenesDataModule(MaskDataModule):
     Colours say nothing of the class, shapes may hide each other; a pixel's shape covers at least half of it.
     """
 
+    @checked
     def __init__(
         self,
         train: str = "train800val200",
@@ -252,6 +255,7 @@ class DigitsDataModule(ImageDataModule):
     The originals have 8×8 pixels and 17 grey levels; the preset enlarges them (``"square"``: PIL's bicubic).
     """
 
+    @checked
     def __init__(
         self,
         train: str = "train800val200",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from vpt.argument_types import checked
 from vpt.data.catalog.cards import Card, find_card
 from vpt.data.datamodule import ImageDataModule
-from vpt.data.datasets.published_files import check_count, find_folder, hold_out, image_list, read_mat, read_text
+from vpt.data.datasets.published_files import check_count, find_folder, hold_out, image_list, read_mat
 from vpt.data.images import ImageList
+from vpt.data.list_files import read_json, read_text
 from vpt.data.splits import chosen_splits, listed_split
 from vpt.data.transforms import get_preset
 from vpt.errors import DataError, UnknownNameError
+
+_FLOWERS = 102  # classes of Oxford Flowers
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def read_birds(folder: Path) -> Official:
 def read_flowers(folder: Path) -> Official:
     """Oxford Flowers-102: jpg/, imagelabels.mat and setid.mat (from 1); classes are ``"flower 1"`` and so on."""
     labels = read_mat(folder / "imagelabels.mat", "labels")[0].ravel().astype(np.int64) - 1
+    if not labels.size or labels.min() < 0 or labels.max() >= _FLOWERS:
+        raise DataError(f"{folder / 'imagelabels.mat'} has labels outside 1..{_FLOWERS}; get the file again.")
     keys = {"train": "trnid", "val": "valid", "test": "tstid"}
     lists = {}
     for (name, key), numbers in zip(keys.items(), read_mat(folder / "setid.mat", *keys.values()), strict=True):
@@ -150,9 +155,9 @@ def _first(*files: Path) -> Path:
 
 def _dense(names: Mapping[int, str], where: Path) -> list[str]:
     """Turns names by label into a list; every label 0..C-1 must have one."""
-    missing = sorted(set(range(max(names) + 1)) - names.keys())
-    if missing or min(names) < 0:
-        raise DataError(f"{where}: no image has label {missing[0] + 1 if missing else min(names) + 1}.")
+    missing = next((label for label in range(len(names)) if label not in names), None)
+    if missing is not None:
+        raise DataError(f"{where}: no image has label {missing + 1}.")
     return [names[label] for label in range(len(names))]
 
 
@@ -169,6 +174,7 @@ class FGVCDataModule(ImageDataModule):
     official training images (``"held out"``).
     """
 
+    @checked
     def __init__(
         self,
         dataset: str,
@@ -263,10 +269,7 @@ def _json_lists(folder: Path, layout: Layout, official: Official) -> dict[str, I
 
 
 def _json(file: Path) -> Mapping[str, int]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} is not JSON ({error}).") from error
+    content = read_json(file, "a map from image paths to whole numbers")
     if not isinstance(content, dict) or not all(type(kind) is int for kind in content.values()):
         raise DataError(f"{file} is not a map from image paths to whole numbers.")
     return content

@@ -4,48 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from vpt.argument_types import checked
+from vpt.data.content_hashes import home_path
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.torchvision_datasets import TorchvisionList, torchvision_lists
-from vpt.data.images import ImageList, first_repeated
+from vpt.data.images import ImageList, LeftOut, find_images, first_repeated, list_folder, shown
+from vpt.data.list_files import SEPARATORS, check_class_names, class_name, read_table, whole_number
 from vpt.data.splits import hold_out, listed_split
 from vpt.data.transforms import get_preset
-from vpt.errors import DataError
+from vpt.errors import ConfigError, DataError
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """How folders and tables may name their splits; ``shift_<name>`` is a further test set."""
 
 _SHIFT = "shift_"
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_SIGNS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-_TREE = """\
-{root}/
-  train/<class>/...          the pictures of a class, in any folders
-  val/<class>/...            optional (also valid or validation): else a part of each class of train is held out
-  test/<class>/...           optional
-  shift_<name>/<class>/...   optional: test sets under shift
-or name a table (.csv, .tsv or .parquet) with the columns path, label and optionally split."""
+_LAYOUT = (
+    "lay the images out as train/<class>/, and if you have them val/<class>/, test/<class>/ and shift_<name>/<class>/, "
+    "or name a table (.csv, .tsv or .parquet) with the columns path, label and optionally split"
+)
 
 
 Lists = tuple[list[str], dict[str, ImageList | TorchvisionList]]
 
 
 class FolderDataModule(ImageDataModule):
-    """Images of your own, in two lines of YAML.
+    """Images of your own, in three lines of YAML.
 
     A folder holds ``train/<class>/``, and optionally ``val/``, ``test/`` and ``shift_<name>/`` with the same classes.
     A table (CSV, TSV or Parquet) has the columns ``path`` (relative to the table's folder), ``label`` (a name or a
-    whole number) and optionally ``split``. Classes are told apart by name, so that a class that is missing from the
-    test images moves no other. Their order: by number if all names are whole numbers (2 before 10), else by name.
+    whole number) and optionally ``split``. Classes are matched by name, so that label indices stay fixed where a class
+    is missing from the test images. Their order: by number if all names are whole numbers (2 before 10), else by name.
     A torchvision dataset keeps its own order.
     """
 
+    @checked
     def __init__(
         self,
         root: str | Path,
@@ -70,14 +67,18 @@ class FolderDataModule(ImageDataModule):
             torchvision_args: Further arguments of the torchvision class, e.g. ``{"split": "letters"}`` of ``"EMNIST"``.
             **options: See :class:`ImageDataModule`.
         """
-        root = Path(root).expanduser()
+        if torchvision_args and torchvision is None:
+            raise ConfigError("torchvision_args are arguments of a torchvision dataset: name it by torchvision.")
+        root = home_path(root)
         chosen = get_preset(preset)
         lists: dict[str, ImageList | TorchvisionList]
         if torchvision is not None:
             name = torchvision.lower()
             class_names, lists = torchvision_lists(torchvision, root, torchvision_args or {})
-        elif root.suffix.lower() in {*_SEPARATORS, ".parquet"} and not root.is_dir():
+        elif root.suffix.lower() in {*SEPARATORS, ".parquet"} and not root.is_dir():
             name, (class_names, lists) = root.stem, _read_table(root)
+        elif root.is_file():
+            raise DataError(f"{root} is no folder, and no table that is read: these are .csv, .tsv and .parquet.")
         else:
             name, (class_names, lists) = root.resolve().name, _read_folders(root)
         sources = {split: f"{name}/{split}" for split in ("train", "val", *lists)}
@@ -103,62 +104,49 @@ class _Rows:
 def _read_folders(root: Path) -> Lists:
     """Lists the images of every split folder."""
     found: dict[str, Path] = {}
-    for folder in _subfolders(root):
+    left = LeftOut()
+    for folder in list_folder(root, LeftOut())[0] if root.is_dir() else ():
         if folder.name in SPLIT_NAMES or folder.name.startswith(_SHIFT):
             split = _split_name(folder.name, str(folder))
             if split in found:
                 raise DataError(f"{found[split]} and {folder} are the same split: keep one of them.")
             found[split] = folder
+        else:
+            left.folders.append((folder, "no split"))
     if "train" not in found:
         missing = root / "train" if root.is_dir() else root
-        raise DataError(f"{missing} does not exist; lay the images out as\n{_TREE.format(root=root)}")
+        others = f" (it has {', '.join(shown(path.name) for path, _ in left.folders[:5])})" if left.folders else ""
+        raise DataError(f"{missing} does not exist{others}: {_LAYOUT}.")
     rows = {split: _Rows(folder) for split, folder in found.items()}
     for split, folder in found.items():
-        for name, path in _class_files(folder):
+        for name, path in _class_files(folder, left):
             rows[split].paths.append(path.relative_to(root).as_posix())
             rows[split].names.append(name)
+    left.warn(root)
     return _label(root, rows)
 
 
-def _class_files(folder: Path) -> Iterator[tuple[str, Path]]:
+def _class_files(folder: Path, left: LeftOut) -> Iterator[tuple[str, Path]]:
     """Yields (class name, image) of one split folder, sorted."""
-    stray = next((path for path in sorted(folder.iterdir()) if _is_image(path, folder)), None)
-    if stray is not None:
-        raise DataError(f"{stray} lies in no class folder: move it into {folder}/<class>/.")
-    for home in _subfolders(folder):
-        files = sorted(path for path in home.rglob("*") if _is_image(path, home))
+    homes, stray = list_folder(folder, left)
+    if stray:
+        raise DataError(f"{shown(stray[0])} lies in no class folder: move it into {folder}/<class>/.")
+    for home in sorted(homes):
+        inside = LeftOut()
+        files = find_images(home, inside)
+        left.add(inside)
         if not files:
-            raise DataError(f"{home} holds no image: add some, or remove the folder.")
-        yield from ((home.name, path) for path in files)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path for path in found if path.is_dir() and not path.name.startswith("."))
-
-
-def _is_image(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in _suffixes() and not hidden and path.is_file()
-
-
-@cache
-def _suffixes() -> frozenset[str]:
-    known = Image.registered_extensions()
-    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN)
+            instead = f" (not read: {text})" if (text := inside.text(home)) else ""
+            raise DataError(f"{shown(home)} holds no image{instead}: add some, or remove the folder.")
+        yield from ((class_name(home.name), path) for path in files)
 
 
 def _read_table(file: Path) -> Lists:
     """Lists the images of a table, split by split."""
-    table, lines = _read_text(file)
-    missing = [column for column in ("path", "label") if column not in table]
-    if missing:
-        raise DataError(
-            f"{file} has no column {missing[0]!r}; it has {', '.join(map(repr, table))}{_separator(file, table)}."
-        )
-    for column in {"path", "label", "split"} & table.keys():
-        if "" in table[column]:
-            raise DataError(f"{file}, line {lines[table[column].index('')]}: the {column} is empty.")
+    table, lines = read_table(file, ["path", "label"])
+    for column in ("path", "label"):
+        if (odd := next((position for position, text in enumerate(table[column]) if "\0" in text), None)) is not None:
+            raise DataError(f"{file}, line {lines[odd]}: the {column} has a NUL; correct it.")
     if (twice := first_repeated(table["path"], file.parent)) is not None:
         first, again = (lines[position] for position in twice)
         raise DataError(
@@ -169,45 +157,26 @@ def _read_table(file: Path) -> Lists:
     for path, name, split, line in zip(table["path"], table["label"], written, lines, strict=True):
         part = rows.setdefault(_split_name(split, f"{file}, line {line}"), _Rows(file))
         part.paths.append(path)
-        part.names.append(name)
+        part.names.append(class_name(name))
         part.lines.append(line)
     if "train" not in rows:
         raise DataError(f"{file} lists no training images: give some rows the split 'train'.")
+    _refuse_measurements(rows["train"])
     return _label(file.parent, rows)
 
 
-def _separator(file: Path, columns: Iterable[str]) -> str:
-    """Names the separator that a text file should have, if its one column looks like several."""
-    expected, (first, *others) = _SEPARATORS.get(file.suffix.lower()), columns
-    found = next((sign for sign in _SIGNS if sign in first), None)
-    if others or expected is None or found in (None, expected):
-        return ""
-    return f": separate the columns by a {_SIGNS[expected]}, not a {_SIGNS[found]}"
-
-
-def _read_text(file: Path) -> tuple[dict[str, list[str]], list[int]]:
-    """Reads a table column by column, without empty rows, and the line of each row: from 1, a header included."""
-    import pandas as pd
-
-    binary = file.suffix.lower() == ".parquet"
+def _refuse_measurements(train: _Rows) -> None:
+    """Refuses a column of numbers that are no classes: decimal ones, and -1, which stands for none."""
     try:
-        if binary:
-            frame = pd.read_parquet(file)
-            if "label" in frame and frame["label"].dtype.kind == "f":
-                raise ValueError("its labels are decimal numbers, or some are missing")
-            frame = frame.astype(object).where(frame.notna(), "").astype(str)
-        else:
-            # As text: 007 is a class name and no number, and a class may be called NA.
-            text = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "encoding": "utf-8-sig"}
-            frame = pd.read_csv(file, sep=_SEPARATORS[file.suffix.lower()], **text).fillna("")
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors are ValueErrors
-        raise DataError(f"{file} is not a readable table ({' '.join(str(error).split())}).") from error
-    kept = (frame != "").any(axis=1)
-    table = {str(column): [value.strip() for value in frame.loc[kept, column]] for column in frame}
-    lines = [int(number) + (1 if binary else 2) for number in kept.to_numpy().nonzero()[0]]
-    if not lines:
-        raise DataError(f"{file} lists no images.")
-    return table, lines
+        values = [float(name) for name in train.names]
+    except ValueError:
+        return
+    for name, value, line in zip(train.names, values, train.lines, strict=True):
+        if value < 0 or "." in name or not value.is_integer():
+            raise DataError(
+                f"{train.file}, line {line}: the label {name} is no whole number from 0 on; where labels are numbers, "
+                "all must be such."
+            )
 
 
 def _label(folder: Path, rows: Mapping[str, _Rows]) -> Lists:
@@ -221,16 +190,20 @@ def _label(folder: Path, rows: Mapping[str, _Rows]) -> Lists:
         if unknown is not None:
             where = f"{part.file}, line {part.lines[unknown]}: " if part.lines else ""
             name = part.names[unknown]
-            raise DataError(f"{where}{part.paths[unknown]} is of class {name!r}, of which there is no training image.")
+            raise DataError(
+                f"{where}{shown(part.paths[unknown])} is of class {name!r}, of which there is no training image."
+            )
         labels = np.array([numbers[name] for name in part.names], dtype=np.int64)
         lists[split] = ImageList(part.file, folder, part.paths, labels, part.lines)
+    check_class_names(class_names, rows["train"].file)
     return class_names, lists
 
 
 def class_order(names: Iterable[str]) -> list[str]:
     """Orders class names, all different: by number if all are whole numbers (2 before 10), else by name."""
     listed = sorted(names)
-    return sorted(listed, key=int) if all(name.isdecimal() for name in listed) else listed
+    numbers = {name: whole_number(name) for name in listed}
+    return listed if None in numbers.values() else sorted(listed, key=lambda name: numbers[name] or 0)
 
 
 def _split_name(written: str, where: str) -> str:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
+from vpt.argument_types import checked
 from vpt.data.catalog.cards import Card, find_card
 from vpt.data.catalog.classes import Groups, ids_sha256, imagenet_names, imagenet_wnids, objectnet_folders, subset_ids
 from vpt.data.corruptions import CORRUPTIONS, SEVERITIES
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.published_files import check_count, find_folder, hold_out, image_list
-from vpt.data.images import ImageList
+from vpt.data.images import ImageList, LeftOut, list_folder
+from vpt.data.list_files import read_table, whole_number
 from vpt.data.splits import Split, listed_split, no_split
 from vpt.data.transforms import Preset, get_preset
 from vpt.errors import ConfigError, DataError, UnknownNameError
@@ -38,7 +39,6 @@ _HOMES = {
     "flickr_in1k_1000": ("flickr_in1k_1000", "labels.csv"),
 }
 VARIANTS = tuple(_HOMES)
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 _HELD_OUT = 50  # one in fifty: 25,624 of 1,281,167
 
 
@@ -53,6 +53,7 @@ class ImageNetDataModule(ImageDataModule):
     ObjectNet's licence forbids it.
     """
 
+    @checked
     def __init__(
         self,
         variant: str = "imagenet_1k",
@@ -273,7 +274,8 @@ def class_images(
     """
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; the expected layout is\n{card.layout.rstrip()}")
-    found = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    left = LeftOut()
+    found = {path.name for path in list_folder(folder, left)[0]}
     unknown = sorted(found - labels.keys())
     if unknown and card.name != "objectnet":  # of whose 313 folders 200 match no class
         raise DataError(
@@ -286,22 +288,14 @@ def class_images(
             f"the expected layout is\n{card.layout.rstrip()}"
         )
     present = sorted((label, name) for name, label in labels.items() if name in found)
-    names = {name: _image_names(folder / name) for _, name in present}
+    names = {name: [path.name for path in sorted(list_folder(folder / name, left)[1])] for _, name in present}
     empty = [name for name in names if not names[name]]
     if empty and not allow_partial:
         raise DataError(f"{folder / empty[0]} is a class folder without images; unpack the archive again.")
+    left.warn(folder)
     paths = [f"{name}/{each}" for name in names for each in names[name]]
     images = image_list(folder, folder, paths, [labels[name] for name in names for _ in names[name]])
     return kind(folder, folder, paths, images.labels, ())
-
-
-def _image_names(folder: Path) -> list[str]:
-    """Returns the sorted names of the image files in a folder, without hidden ones."""
-    return sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
 
 
 def _refuse_repacked_v2(folder: Path) -> None:
@@ -324,11 +318,12 @@ def _refuse_doubled_v2(folder: Path, images: ImageList) -> None:
 
 def _from_csv(folder: Path) -> ImageList:
     """Reads labels.csv with the columns file and in1k_index_0based."""
-    file = folder / "labels.csv"
-    try:
-        table = pd.read_csv(file)
-        images = image_list(file, folder, [str(each) for each in table["file"]], table["in1k_index_0based"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{file} is not a table with file and in1k_index_0based ({error}).") from error
+    file, column = folder / "labels.csv", "in1k_index_0based"
+    table, lines = read_table(file, ["file", column])
+    labels = [whole_number(text) for text in table[column]]
+    if None in labels:
+        odd = labels.index(None)
+        raise DataError(f"{file}, line {lines[odd]}: {table[column][odd]!r} is no whole number; get the file again.")
+    images = image_list(file, folder, table["file"], [label or 0 for label in labels], lines)
     images.check_labels(1000)
     return images

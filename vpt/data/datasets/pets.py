@@ -6,9 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from vpt.argument_types import checked
 from vpt.data.catalog.cards import find_card
-from vpt.data.datasets.published_files import check_count, find_folder, image_list, read_text
+from vpt.data.datasets.published_files import check_count, find_folder, image_list
 from vpt.data.images import ImageList
+from vpt.data.list_files import read_text, whole_number
 from vpt.data.masks import IGNORED, MaskDataModule, MaskList, MaskSplit, decoded_masks
 from vpt.data.splits import hold_out, listed_split
 from vpt.data.transforms import get_preset
@@ -16,6 +18,7 @@ from vpt.errors import DataError, UnknownNameError
 
 _NAME = "oxford_pet_trimaps"
 _CLASSES = ("background", "pet", "border")
+_BREEDS = 37
 _TRIMAP = {2: 0, 1: 1, 3: 2}
 _MEANING = "1 (pet), 2 (background) and 3 (border)"
 _TRAIN, _BORDER = ("train", "trainval"), ("class", "ignore")
@@ -28,6 +31,7 @@ class PetTrimapsDataModule(MaskDataModule):
     its authors could not tell. Here they are the classes 1 (``pet``), 0 (``background``) and 2 (``border``).
     """
 
+    @checked
     def __init__(
         self,
         root: str | Path | None = None,
@@ -90,10 +94,14 @@ def read_list(file: Path, folder: Path) -> ImageList:
         if not content.strip() or content.startswith("#"):
             continue
         name, *numbers = content.split()
-        if len(numbers) != 3 or not numbers[0].isdecimal() or int(numbers[0]) < 1:
-            raise DataError(f"{file}, line {line}: expected 'name class species breed', found {content!r}.")
+        breed = whole_number(numbers[0]) if len(numbers) == 3 else None
+        if breed is None or not 1 <= breed <= _BREEDS:
+            raise DataError(
+                f"{file}, line {line}: expected 'name class species breed' with a class in 1..{_BREEDS}, "
+                f"found {content!r}."
+            )
         paths.append(f"images/{name}.jpg")
-        labels.append(int(numbers[0]) - 1)
+        labels.append(breed - 1)
         lines.append(line)
     return image_list(file, folder, paths, labels, lines)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vpt.data.catalog.cards import Card
+from vpt.data.content_hashes import home_path
 from vpt.data.images import ImageList, first_repeated
 from vpt.data.splits import hold_out_every
 from vpt.errors import DataError
@@ -22,7 +23,7 @@ def default_root() -> Path:
 
 def data_root(root: str | Path | None) -> Path:
     """Returns the folder of all datasets, ``~`` for the home folder; None for :func:`default_root`."""
-    return (Path(root) if root is not None else default_root()).expanduser()
+    return home_path(root if root is not None else default_root())
 
 
 def find_folder(card: Card, root: str | Path | None, official: str, needed: Sequence[str]) -> Path:
@@ -85,14 +86,6 @@ def check_count(what: str, found: int, expected: int, allow_partial: bool, of: s
 def damaged(file: Path, what: str, fault: object) -> DataError:
     """Returns the error for a file that is not what it should be; the fault is an exception or a sentence."""
     return DataError(f"{file} is not {what} ({str(fault).rstrip('.')}); get the file again.")
-
-
-def read_text(file: Path) -> str:
-    """Reads a text file in UTF-8; a DataError where it cannot be read."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise damaged(file, "a readable text file", error) from error
 
 
 def read_mat(file: Path, *names: str) -> list[Any]:

@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vpt.argument_types import checked
 from vpt.data.catalog.cards import Card, load_card
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.published_files import data_root
-from vpt.data.images import ImageList, read_list
+from vpt.data.images import ImageList
+from vpt.data.list_files import check_class_names, class_name, read_json, read_list
 from vpt.data.splits import listed_split
 from vpt.data.transforms import get_preset
-from vpt.errors import DataError
+from vpt.errors import DataError, VPTWarning
 
 _TREE = """\
 {folder}/
@@ -30,6 +34,7 @@ _TREE = """\
 class VTABDataModule(ImageDataModule):
     """One VTAB-1k task, or any folder in that layout."""
 
+    @checked
     def __init__(
         self,
         task: str,
@@ -61,8 +66,10 @@ class VTABDataModule(ImageDataModule):
         _check_tree(folder, files)
         for file in sorted(folder.glob("shift_*.txt")):
             shift = file.stem.removeprefix("shift_")
-            if shift in files:
-                raise DataError(f"{file}: a shift cannot be called {shift!r}, that is a split; rename the list.")
+            if not shift or shift in files:
+                raise DataError(
+                    f"{file}: a shift cannot be called {shift!r}, as a split or not at all; rename the list."
+                )
             files[shift] = file
         lists = {name: read_list(file, folder) for name, file in files.items()}
         card = load_card(task)
@@ -94,17 +101,38 @@ def _check_tree(folder: Path, files: dict[str, Path]) -> None:
 def _class_names(folder: Path, card: Card | None, train: ImageList) -> list[str]:
     """Names from classes.json, else from the card, else the labels that occur in training."""
     file = folder / "classes.json"
-    if not file.is_file():
-        if card is not None:
-            return card.class_names or [str(label) for label in range(card.num_classes)]
-        return [str(label) for label in range(int(train.labels.max()) + 1)]
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        names = [content[str(label)] for label in range(len(content))] if isinstance(content, dict) else content
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{file} is not a list of class names or a map from labels 0..C-1 to names ({error})."
-        ) from error
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{file} is not a list of class names or a map from labels 0..C-1 to names.")
+    if file.is_file():
+        names = _named(file)
+    elif card is not None:
+        return card.class_names or [str(label) for label in range(card.num_classes)]
+    else:
+        names = _numbered(train)
+    check_class_names(names, file if file.is_file() else train.file)
     return names
+
+
+def _named(file: Path) -> list[str]:
+    what = "a list of class names or a map from labels 0..C-1 to names"
+    content = read_json(file, what)
+    if isinstance(content, dict):
+        content = [content.get(str(label)) for label in range(len(content))]
+    if not isinstance(content, list) or not content or not all(isinstance(name, str) for name in content):
+        raise DataError(f"{file} is not {what}.")
+    return [class_name(name) for name in content]
+
+
+def _numbered(train: ImageList) -> list[str]:
+    """One class for each label up to the largest, of which a mistyped one would make millions."""
+    largest = int(train.labels.argmax())
+    number = int(train.labels[largest]) + 1
+    remedy = "number the classes from 0 without a gap, or name them in classes.json"
+    if number > len(train):
+        raise DataError(
+            f"{train.file}, line {train.lines[largest]}: label {number - 1} makes {number:,} classes of {len(train):,} "
+            f"images; {remedy}."
+        )
+    unused = np.setdiff1d(np.arange(number), train.labels).tolist()
+    if unused:
+        text = f"{train.file} has no image of label {unused[0]}, the first of {len(unused):,} such up to {number - 1}"
+        warnings.warn(f"{text}: {remedy}.", VPTWarning, stacklevel=2)
+    return [str(label) for label in range(number)]

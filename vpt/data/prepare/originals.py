@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpt.data.catalog.cards import Card
-from vpt.data.datasets.published_files import read_text
 from vpt.data.images import ImageList
+from vpt.data.list_files import read_text
 from vpt.errors import DataError
 
 Positions = NDArray[np.int64]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vpt.atomic_write import atomic_write, write_text
 from vpt.data.catalog.cards import find_card
-from vpt.data.content_hashes import in_threads
+from vpt.data.content_hashes import home_path, in_threads
 from vpt.data.images import first_repeated
 from vpt.data.prepare import arrays, image_files
 from vpt.data.prepare.originals import Chosen, MissingOriginalError, Part, Picture, Reader, SplitRule, choose
@@ -85,12 +85,12 @@ def prepare(task: str, source: str | Path, root: str | Path, allow_partial: bool
     """
     if task not in TASKS:
         raise UnknownNameError("VTAB task", task, TASKS)
-    folder = Path(root).expanduser() / task
+    folder = home_path(root) / task
     if (folder / LAST).exists():
         raise DataError(f"{folder} is there already, it has {LAST}; remove the folder to prepare it anew.")
     card = find_card(task)
     try:
-        parts = TASKS[task].read(Path(source).expanduser(), card)
+        parts = TASKS[task].read(home_path(source), card)
     except MissingOriginalError as error:
         raise DataError(f"{error}; the original of {task} is laid out as\n{card.layout}\n{card.obtain}") from error
     sizes = {name: len(part.names) for name, part in parts.items()}
@@ -156,8 +156,8 @@ def write_task(folder: Path, parts: Mapping[str, Part], lists: Mapping[str, Chos
             write_text(folder / name, content)
     except OSError as error:
         raise DataError(
-            f"{folder} cannot be written ({error}); the images written so far are kept, run the command again when "
-            "that is mended."
+            f"{folder} cannot be written ({error.__cause__ or error}); the images written so far are kept, run the "
+            "command again when that is mended."
         ) from error
 
 

@@ -44,7 +44,7 @@ class Card:
         group: Within the suite, e.g. ``"natural"``; empty for none.
         class_names: One name a class; empty if only the data's own files have them.
         layout: The folder as its authors publish it, a tree in plain text.
-        obtain: The steps to get it by hand, in plain text.
+        obtain: The steps to get it by hand, in plain text; ``{source}`` in the file stands for the source's address.
         downloads: What `vpt data prepare` may fetch; empty if it must be got by hand.
         restrictions: ``"no-training"`` for images that may only be tested on.
         published: Numbers from papers: method, backbone, accuracy in percent, source, and preset where it is known.
@@ -78,13 +78,14 @@ def card_names() -> list[str]:
 @cache
 def load_card(name: str) -> Card | None:
     """Reads the card of a task; None if there is none of that name, a DataError where the file is no valid card."""
-    file = _FOLDER / f"{name}.yaml"
-    if file.parent != _FOLDER or not file.is_file():
+    if name not in card_names():
         return None
+    file = _FOLDER / f"{name}.yaml"
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values["obtain"] = values.get("obtain", "").replace("{source}", values["source"].partition(" ")[0])
         card = Card(**values | {"downloads": [Download(**entry) for entry in values.get("downloads", [])]})
-    except (TypeError, AttributeError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise DataError(f"{file} is not a valid dataset card ({error}).") from error
     if card.suite not in get_args(Suite):
         raise DataError(f"{file} has suite {card.suite!r}; known are {', '.join(get_args(Suite))}.")
