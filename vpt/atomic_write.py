@@ -130,9 +130,9 @@ def check_unused(path: Path, read: Iterable[Path] | None = None) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text as UTF-8, as `atomic_write` does."""
+    """Writes text as UTF-8, as `atomic_write` does; a file's name that is no text is escaped in it."""
     with atomic_write(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

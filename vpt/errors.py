@@ -24,6 +24,10 @@ class ConfigError(VPTError):
     """A configuration contradicts itself, the data, or a checkpoint."""
 
 
+class RecordError(ConfigError):
+    """What an earlier run or evaluation left is damaged; the message names the file."""
+
+
 class DataError(VPTError):
     """A dataset is missing, incomplete or unreadable."""
 

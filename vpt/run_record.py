@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, RecordError
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
@@ -32,25 +33,136 @@ def file_identity(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Reads the ``run.json`` of a run's folder; a ConfigError where it has none, or a damaged one."""
-    path = folder / RUN_FILE
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads an object from a JSON file of an earlier run; a RecordError that names the file where it holds none."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{folder} is no run: it has no {RUN_FILE}.") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not the record of a run ({error}).") from error
-    if not isinstance(record, dict):
-        raise ConfigError(f"{path} is not the record of a run (it holds a {type(record).__name__}).")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise RecordError(f"{path} cannot be read ({reason}): repair it, or move it away.") from error
+    if not isinstance(content, dict):
+        raise RecordError(f"{path} cannot be read (it holds no object of JSON): repair it, or move it away.")
+    return content
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Reads the ``run.json`` of a run's folder; a ConfigError where it has none, a RecordError where it is damaged."""
+    path = folder / RUN_FILE
+    if not os.path.lexists(path):
+        raise ConfigError(f"{folder} is no run: it has no {RUN_FILE}.")
+    record = read_json(path)
+    if fault := misfit(record):
+        raise RecordError(f"{path} is not the record of a run ({fault}): repair it, or move it away.")
     return record
+
+
+def finished_record(folder: Path) -> dict[str, Any]:
+    """Reads the ``run.json`` of a run that has ended and measured something; a ConfigError where it has not."""
+    record = read_record(folder)
+    if record.get("status") not in ENDED or not record.get("metrics"):
+        raise ConfigError(f"{folder} is no finished run with metrics (status {record.get('status')}).")
+    return record
+
+
+def find_records(folders: Iterable[Path]) -> tuple[dict[Path, dict[str, Any]], list[str]]:
+    """Reads every ``run.json`` in and below some folders.
+
+    Gives the records by their folder, in order, and a sentence for each file or folder that cannot be read.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    left_out: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        left_out.append(f"{error.filename} cannot be read ({error.strerror}).")
+
+    for folder in folders:
+        for home, inside, files in os.walk(folder, onerror=unreadable):
+            if RUN_FILE in (*inside, *files):
+                try:
+                    found[Path(home)] = read_record(Path(home))
+                except ConfigError as error:
+                    left_out.append(str(error))
+    return dict(sorted(found.items())), list(dict.fromkeys(left_out))
+
+
+Form = Mapping[str, Callable[[Any], bool]]
+"""What values fit where in a record, by dotted key; ``*`` is any key. A key may be absent."""
+
+
+def of(*kinds: type | None) -> Callable[[Any], bool]:
+    """Whether a value of JSON is of one of some types, None being null; numbers are finite, and True is none."""
+    types = [type(None) if kind is None else kind for kind in kinds]
+    return lambda value: type(value) in types and (not isinstance(value, int | float) or abs(value) < 2**63)
+
+
+def count(value: Any) -> bool:
+    """Whether a value is a whole number, 0 or above."""
+    return of(int)(value) and value >= 0
+
+
+def share(value: Any) -> bool:
+    """Whether a value is a number in [0, 1]."""
+    return of(int, float)(value) and 0 <= value <= 1
+
+
+_GROUPS = ("metrics", "hyperparameters", "backbone", "parameters", "read", "evaluated", "versions", "machine")
+_OF_DATA = ("counts", "lists", "fingerprints", "shared_with_train")
+_TEXTS = ("task", "status", "epoch_rule", "precision", "data.name", "data.preset", "data.fingerprint", "data.lists.*")
+_COUNTS = ("epochs", "steps", "images", "read.*", "parameters.*", "data.counts.*", "data.shared_with_train.*")
+_FORM: Form = {
+    **dict.fromkeys(_GROUPS, of(dict)),
+    **dict.fromkeys(("data", "data.subset", "evaluated.*", "training", "soup"), of(dict, None)),
+    **dict.fromkeys((f"data.{name}" for name in _OF_DATA), of(dict)),
+    **dict.fromkeys((*_TEXTS, "backbone.name", "backbone.weights_id", "backbone.fingerprint"), of(str)),
+    **dict.fromkeys((*_COUNTS, "data.image_size"), count),
+    **dict.fromkeys(("seed", "data.seed"), of(int, None)),
+    "max_epochs": of(int),
+    **dict.fromkeys(("metrics.*", "seconds"), of(int, float)),
+    **dict.fromkeys(("metrics.val/acc", "metrics.test/acc"), share),
+    "data.complete": of(bool, None),
+}
+
+
+def misfit(record: Mapping[str, Any], form: Form = _FORM) -> str | None:
+    """Says which value no run writes where it stands in a record; None if there is none."""
+    for pattern, fits in form.items():
+        for key, value in _matching(record, pattern):
+            if not fits(value):
+                return f"{key} is {json.dumps(value):.40}"
+    return None
+
+
+def _matching(value: Any, pattern: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values at a dotted key, whose parts may be ``*``, each with its own key; what is not there is left out."""
+    first, _, rest = pattern.partition(".")
+    if isinstance(value, Mapping):
+        for key in value if first == "*" else value.keys() & {first}:
+            if rest:
+                yield from _matching(value[key], rest, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value[key]
+
+
+def lacking(record: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """Those of some dotted keys that a record has not."""
+    return [key for key in keys if not any(True for _ in _matching(record, key))]
 
 
 _NAMES = {"LinearProbe": "linear", "FineTuning": "full"}
 
 
 def method_name(task: str, hyperparameters: Mapping[str, Any]) -> str:
-    """Names the method of a task by class and hyperparameters, e.g. ``vpt_deep``, ``prompt+lora`` or ``full``."""
+    """Names the method of a task by class and hyperparameters, e.g. ``vpt_deep``, ``prompt+lora`` or ``full``.
+
+    A RecordError where these are not those of the class.
+    """
+    try:
+        return _method_name(task, hyperparameters)
+    except (KeyError, TypeError) as error:
+        raise RecordError(f"The hyperparameters are not those of {task}.") from error
+
+
+def _method_name(task: str, hyperparameters: Mapping[str, Any]) -> str:
     if task == "PromptTuning":
         return "vpt_deep" if hyperparameters["deep"] else "vpt_shallow"
     if task == "SegmentationTask":
@@ -121,4 +233,4 @@ def subset_name(subset: Mapping[str, Any] | None) -> str:
     """Names how many images were trained on, None being all; which ones is a matter of seeds."""
     if subset is None:
         return "all images"
-    return f"fraction {subset['fraction']}" if subset["shots"] is None else f"{subset['shots']} shots"
+    return f"fraction {subset.get('fraction')}" if subset.get("shots") is None else f"{subset['shots']} shots"

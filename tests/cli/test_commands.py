@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -194,6 +197,42 @@ def test_runs_shows_no_validation_accuracy_of_images_that_were_trained_on(vpt: V
     lines = vpt("runs", str(tmp_path)).out.splitlines()
     shown = {name: "50.0" in line for line in lines for name in ("honest", "trained_on") if f" {name} " in line}
     assert shown == {"honest": True, "trained_on": False}
+
+
+def test_runs_goes_on_with_the_others_and_names_what_is_not_in_its_table(
+    vpt: Vpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["mk[", "[red]x", "[/x]", ":smile:", "caf\udce9", "cut", "locked"]
+    for name in names:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.json").write_text('{"metrics": {"test/acc": 0.5}}' if name != "cut" else "{")
+    (tmp_path / "runs" / "mk[" / "gone").symlink_to(tmp_path / "nowhere")
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    answer = vpt("runs")
+    for name in [*names[:4], "caf\\udce9"]:
+        assert re.search(rf"│ {re.escape(name)} +│.*│ 50.0 │", answer.out), name
+    assert answer.sentence.startswith("Not in the table: ")
+    assert "runs/cut/run.json cannot be read" in answer.sentence
+    assert "runs/locked cannot be read (Permission denied)." in answer.sentence
+
+
+def test_runs_whose_names_are_long_stay_apart_in_80_columns(
+    vpt: Vpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"own/photos_split/vpt_deep_with_a_long_name/version_{number}" for number in range(2)]
+    for name in names:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.json").write_text('{"metrics": {"test/acc": 0.5}}')
+    lines = [line for line in vpt("runs").out.splitlines() if line.startswith("│")]
+    assert "".join(line.split("│")[1].strip() for line in lines) == "".join(names)
 
 
 def test_runs_of_one_task_under_different_presets_are_called_not_comparable(vpt: Vpt, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,27 @@ def test_the_users_logger_and_flags_win(vpt: Vpt) -> None:
     assert answer.status == 0, answer.err
     assert Path("mine/lightning_logs/version_0/metrics.csv").is_file()
     assert not list(Path().rglob("*.ckpt"))
+
+
+def test_off_a_terminal_every_epoch_says_what_it_gave(vpt: Vpt) -> None:
+    options = ["--data.train=train800", "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=2"]
+    lines = [line for line in vpt("fit", *DEMO, *SMALL, *QUICK, *options).out.splitlines() if line.startswith("epoch ")]
+    assert re.fullmatch(r"epoch 1 of 2: train/loss [\d.]+, [\d,]+ images/s", lines[0])
+    told = r"train/loss [\d.]+, val/loss [\d.]+, val/acc [\d.]+, val/mean_per_class [\d.]+, [\d,]+ images/s"
+    assert re.fullmatch(f"epoch 2 of 2: {told}", lines[1])
+    assert len(lines) == 2
+
+
+def test_a_damaged_record_is_named_before_anything_is_measured(
+    vpt: Vpt, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(trained.folder, run.folder)
+    (run.folder / "run.json").write_text("{")
+    for command, step in (("test", "test_step"), ("validate", "validation_step")):
+        monkeypatch.setattr(f"vpt.tasks.PromptTuning.{step}", lambda *_: pytest.fail("measured"))
+        assert "run/run.json cannot be read" in vpt(command, *run.config, "--ckpt_path", run.checkpoint).sentence
+    assert (run.folder / "run.json").read_text() == "{"
 
 
 def test_the_console_is_free_of_known_noise(vpt: Vpt) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import make_task
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, RecordError
 from vpt.experiments.executors import serially
 from vpt.experiments.pretrain import compare, pretrain
 from vpt.experiments.sweep import Plan
@@ -115,8 +115,16 @@ def test_two_runs_of_one_task_or_an_untested_one_are_refused(two: dict[str, Conf
     run_trial(Trial("untested", two["warm"]), root)
     with pytest.raises(ConfigError, match="was not tested"):
         transfer({first: runs[first], root / "untested": two["warm"]}, root, serially)
-    with pytest.raises(ConfigError, match=r"is no finished run: it has no run\.json"):
+    with pytest.raises(ConfigError, match=r"is no run: it has no run\.json"):
         transfer({first: runs[first], root: two["warm"]}, root, serially)
+
+
+@pytest.mark.parametrize("text", ['{"cells": {"a>b', "[]", '{"cells": []}', '{"cells": {"a>b": "good"}}', "{}"])
+def test_numbers_kept_by_an_earlier_transfer_that_are_damaged_are_named(runs: Runs, root: Path, text: str) -> None:
+    root.mkdir()
+    (root / "transfer-frozen.json").write_text(text)
+    with pytest.raises(RecordError, match=r"transfer-frozen\.json"):
+        transfer(runs, root, serially, "frozen")
 
 
 def test_training_starts_from_another_tasks_delta_but_not_its_head(

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from tests.fakes import make_folder
+from vpt.atomic_write import write_json
 from vpt.errors import ConfigError, DivergedError
-from vpt.experiments.trial import Config, Trial, finished, identity, merged, run_trial
+from vpt.experiments.executors import serially
+from vpt.experiments.trial import Config, Failure, Trial, claim, finished, identity, merged, run_trial
 from vpt.models.delta_file import load_classifier
 from vpt.models.delta_format import read_delta
 from vpt.tasks import ClassificationTask
@@ -36,6 +38,27 @@ def test_another_trial_in_the_same_folder_is_refused(config: Config, root: Path)
     run_trial(Trial("a", config), root)
     with pytest.raises(ConfigError, match="holds a trial that differs in its config: name another --out"):
         run_trial(Trial("a", merged(config, {"model.base_lr": 0.2})), root)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((name, text) for name in ("trial.json", "run.json") for text in ('{"config": {"seed', "[]", "")),
+        ("run.json", '{"metrics": null}'),
+    ],
+)
+def test_a_damaged_record_fails_its_own_trial_and_no_other(config: Config, root: Path, name: str, text: str) -> None:
+    trials = [Trial(each, config) for each in ("damaged", "whole")]
+    for trial in trials:
+        claim(root / trial.name, identity(config))
+        write_json(root / trial.name / "run.json", {"status": "finished", "epochs": 2, "images": 1, "metrics": {}})
+        (root / trial.name / "delta.safetensors").write_text("")
+    (root / "damaged" / name).write_text(text)
+    found = serially(trials, root)
+    assert isinstance(found["whole"], dict)
+    assert isinstance(found["damaged"], Failure)
+    assert f"damaged/{name} " in found["damaged"].reason
+    assert (root / "damaged" / name).read_text() == text
 
 
 def test_every_value_of_a_config_is_part_of_what_a_trial_is(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

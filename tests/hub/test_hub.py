@@ -247,6 +247,18 @@ def test_a_damaged_file_beside_the_delta_is_one_sentence(tmp_path: Path, name: s
         push(delta, REPO)
 
 
+def test_a_card_keeps_odd_names_and_says_what_little_is_known(hub: Hub, tmp_path: Path) -> None:
+    _, delta = a_run(tmp_path / "run")
+    record = {"data": {"name": "a|b <i>", "counts": {"test": 8}}, "metrics": {"test/acc": 0.5, "test/x|y": 0.25}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"parameters": {"trainable": 3}}))
+    push(delta, REPO)
+    card = hub.repos[REPO]["main"]["README.md"].decode()
+    assert "trained on a\\|b \\<i>." in card
+    assert "| test | x\\|y | 0.2500 | 8 |" in card
+    assert "- trained parameters: 3\n" in card
+    assert front_matter(card)["model-index"][0]["results"][0]["dataset"]["name"] == "a|b <i>"
+
+
 def test_a_delta_without_a_run_has_a_card_that_claims_nothing(hub: Hub, tmp_path: Path) -> None:
     delta = save_delta(tmp_path / "delta.safetensors", tuned("vit_nano_patch8_64", "pretrained", []))
     push(delta, REPO)

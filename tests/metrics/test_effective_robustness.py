@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
 from vpt.errors import ConfigError, UnknownNameError
-from vpt.metrics.effective_robustness import BASELINES, effective_robustness, logit
+from vpt.metrics.effective_robustness import BASELINES, effective_robustness
 
 
 def sigmoid(value: float) -> float:
@@ -87,7 +86,3 @@ def test_each_baseline_begins_at_alexnet_on_its_own_classes(shift: str, begins: 
 def test_percentages_are_refused(accuracy: float, reference: float) -> None:
     with pytest.raises(ConfigError, match="share between 0 and 1"):
         effective_robustness("imagenet_v2", accuracy, {"imagenet_val": reference})
-
-
-def test_a_logit_axis_ends_at_half_an_image() -> None:
-    np.testing.assert_allclose(logit([0, 0.5, 1], 100), [-math.log(199), 0, math.log(199)])

@@ -196,7 +196,7 @@ def named(*names: Any) -> Callable[[TunedModel], None]:
         (named("a", "b"), "2 class names"),
         (named("a", "b", "caf\udce9"), "plain JSON values"),
         (lambda model: setattr(model, "info", None), "no valid info"),
-        (lambda model: setattr(model, "info", {"data": "x"}), "no valid info data"),
+        (lambda model: setattr(model, "info", {"data": "x"}), "no valid info \\(data is"),
         (lambda model: setattr(model, "head", nn.Identity()), "its head is not one of 3 classes"),
     ],
 )

@@ -18,12 +18,13 @@ from tests.robustness.fakes import PROMPTS, kept, task, write_delta
 from vpt.cli import main
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DataError
-from vpt.metrics.accuracy import correct, difference
+from vpt.metrics.accuracy import correct, difference, wilson
 from vpt.metrics.calibration import temperature
 from vpt.metrics.effective_robustness import effective_robustness
 from vpt.metrics.summary import summary
 from vpt.models import TunedModel
 from vpt.reports.page import document, p_value
+from vpt.reports.robustness_figures import scatter
 from vpt.reports.robustness_report import tables
 from vpt.reports.robustness_values import effective_rows, model_names, report
 from vpt.robustness import RobustnessResult, Row, logit_records, run
@@ -336,6 +337,41 @@ def test_effective_robustness_compares_with_the_matched_classes(tmp_path: Path) 
     assert renditions["extrapolated"]
     assert not list(effective_rows("clip", replace(result, protocol=protocol | {"logits": "float16"})))
     assert not list(effective_rows("clip", replace(result, protocol=protocol | {"data": {"name": "pets"}})))
+
+
+def _point(model: str, kind: str, alpha: float, hits: int, n: int = 20) -> dict[str, Any]:
+    low, high = wilson(hits, n)
+    own = {"model": model, "set": kind, "kind": kind, "severity": None, "alpha": alpha, "n": n, "top1": hits / n}
+    return own | {"top1_low": low, "top1_high": high}
+
+
+def test_all_and_none_of_a_few_images_lie_at_the_ends_of_the_axes() -> None:
+    rows = [
+        _point("m", kind, alpha, hits) for kind in ("clean", "shift") for alpha, hits in ((0, 0), (0.5, 0), (1, 20))
+    ]
+    figure = scatter({"models": [{"model": "m"}], "rows": rows, "averages": [], "effective": []})
+    assert figure is not None
+    (axes,) = figure.axes
+    named = {label.get_text(): tick for label, tick in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)}
+    low, high = axes.get_ylim()
+    assert (named["0"], named["100"]) == (low, high)
+    assert low < min(tick for name, tick in named.items() if name not in ("0", "100"))
+    points: list[Any] = [line for line in axes.lines if line.get_linestyle() == "None"]
+    places = [(*line.get_xdata(), *line.get_ydata()) for line in points]
+    assert places == [(low, low), (low, low), (high, high)]
+    sizes = [line.get_markersize() for line in points]
+    assert sizes == sorted(set(sizes), reverse=True)  # each is seen behind the next
+    interval: Any = axes.collections[0]
+    (_, bottom), (_, top) = interval.get_segments()[0]
+    assert low < bottom < top == high
+
+
+def test_figures_scroll_on_a_narrow_screen_before_their_letters_are_too_small(written: Path) -> None:
+    text = (written / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"figure \{[^}]*overflow-x: auto", text)
+    sizes = re.findall(r'<img [^>]*width="(\d+)" style="min-width: (\d+)px"', text)
+    assert len(sizes) == 4
+    assert [int(least) / int(width) >= 0.79 for width, least in sizes] == [True] * 4
 
 
 def test_models_are_named_by_what_tells_them_apart() -> None:

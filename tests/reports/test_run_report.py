@@ -3,8 +3,10 @@ from __future__ import annotations
 import copy
 import csv as csvfile
 import functools
+import html
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from vpt.data.catalog.cards import card_names, load_card
 from vpt.errors import ConfigError
 from vpt.experiments.executors import serially
 from vpt.experiments.trial import Config, Trial
-from vpt.reports.page import markdown
+from vpt.reports.page import document, markdown
 from vpt.reports.run_report import TITLE, csv, latex, notes, tables
 from vpt.reports.run_values import GROUPS, report
 from vpt.run_record import cell_protocol, training_protocol
@@ -265,8 +267,51 @@ def test_nothing_tested_and_a_damaged_record_are_refused(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="No tested run below"):
         report([tmp_path])
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(ConfigError, match="is not the record of a run"):
+    with pytest.raises(ConfigError, match=r"run\.json cannot be read"):
         report([tmp_path])
+
+
+def test_what_is_not_in_a_report_is_said_in_it(tmp_path: Path) -> None:
+    run(tmp_path, "a", 0.5)
+    untested = run(tmp_path, "a", 0.5, seed=2, metrics={})
+    damaged = [run(tmp_path, "a", 0.5, seed=3, metrics=None), run(tmp_path, "b", 0.5, backbone={})]
+    values = report([tmp_path])
+    assert values["untested"] == [str(untested)]
+    assert [str(folder) in sentence for folder, sentence in zip(damaged, values["damaged"], strict=True)] == [True] * 2
+    said = notes(values)
+    assert f"Not tested, and not here: {untested}." in said
+    assert [f"Left out: {sentence}" in said for sentence in values["damaged"]] == [True] * 2
+    assert [row["numbers"].keys() for row in values["methods"]] == [{"a"}]
+
+
+def test_answers_that_cannot_be_read_leave_out_the_agreement_alone(tmp_path: Path) -> None:
+    folders = [run(tmp_path, "a", 0.5), run(tmp_path, "a", 0.6, hyperparameters={"deep": False})]
+    for folder in folders:
+        (folder / "test.parquet").write_text("PAR1")
+    values = report([tmp_path])
+    assert values["agreement"] == []
+    assert len(values["methods"]) == 2
+    assert "test.parquet is not a record" in values["damaged"][0]
+
+
+@pytest.mark.parametrize("task", ["mk[", "[red]x", "a|b", "<b>x", "50 % of a_b & $c$", "x~y^z", "back\\slash"])
+def test_a_name_stays_a_name_in_every_form(tmp_path: Path, task: str) -> None:
+    run(tmp_path, task, 0.5)
+    (tmp_path / "other").mkdir()
+    values = report([tmp_path])
+    row = next(line for line in text_of(values).splitlines() if line.startswith("| method"))
+    cells = [cell.strip() for cell in re.split(r"(?<!\\)(?:\\\\)*\|", row)[1:-1]]
+    assert [re.sub(r"\\(.)", r"\1", cell) for cell in cells][-1] == task
+    page = document(TITLE, notes(values), tables(values), {}, {})
+    assert f'<th class="number">{html.escape(task)}</th>' in page
+    assert not re.search(r"^\[|(?<!\\)[&%$#_](?=\w)|(?<![{\\])\[", _body(latex(values)), re.MULTILINE)
+    assert next(csvfile.DictReader(io.StringIO(csv(values))))["task"] == task
+
+
+def _body(text: str) -> str:
+    """Table rows, without what separates cells."""
+    rows = [line for line in text.splitlines() if line.endswith("\\\\")]
+    return "\n".join(line.removesuffix("\\\\").replace(" & ", "   ") for line in rows)
 
 
 def test_published_numbers_stand_beside_with_their_source(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vpt.errors import ConfigError
-from vpt.reports.style import confusion_figure, pixels, style
+from vpt.reports.style import confusion_figure, folded, pixels, style
 
 
 def test_few_classes_show_counts_and_shares_of_the_true_class() -> None:
@@ -48,3 +48,8 @@ def test_the_style_ends_with_its_context() -> None:
     with style():
         assert not mpl.rcParams["axes.spines.top"]
     assert dict(mpl.rcParams) == before
+
+
+def test_a_long_name_is_folded_between_folders() -> None:
+    assert folded("own/photos_split/vpt_deep/version_0") == "own/photos_split/vpt_deep/\nversion_0"
+    assert folded("_hidden") == "hidden"

@@ -229,8 +229,9 @@ def test_every_field_of_a_protocol_is_part_of_what_a_record_is(prompts: Path, tm
         assert identity(changed) != identity(protocol)
         assert resume(path, changed) is None
     content = json.loads((tmp_path / "robustness.json").read_text())
-    for key in content["protocol"]:
-        changed = content | {"protocol": content["protocol"] | {key: "another"}}
+    for key, value in content["protocol"].items():
+        other = value | {"another": 1} if isinstance(value, dict) else "end-to-end" if key == "way" else "another"
+        changed = content | {"protocol": content["protocol"] | {key: other}}
         (tmp_path / "robustness.json").write_text(json.dumps(changed))
         with pytest.raises(ConfigError, match=rf"another evaluation \({key} differ\)"):
             measure(prompts, tmp_path, (1.0,), severities=())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,23 @@ def test_a_damaged_record_is_refused_by_name_and_never_resumed(record: Record, t
     with pytest.raises(DataError, match=r"r\.parquet is not a record"):
         read(path)
     assert resume(path, record.protocol) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"label": np.array([1, 0, 4])}, "Label 4 is none of 4 classes"),
+        ({"logits": np.full((3, 4), np.nan, np.float32)}, "not finite"),
+        ({"index": np.array([0, -3, 7])}, "not a record"),
+        ({"protocol": ["fog"]}, "not a record"),
+    ],
+)
+def test_what_no_model_answers_is_no_record(
+    record: Record, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    write(tmp_path / "r.parquet", replace(record, **changes))
+    with pytest.raises(DataError, match=reason):
+        read(tmp_path / "r.parquet")
 
 
 def test_a_parquet_file_of_somebody_else_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 import vpt
@@ -62,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     reads the output any more, 143 terminated.
     """
     args = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text in the screen's encoding
     try:
         status = _run(args)
         print(end="", flush=True)  # what is left: Python would complain at its end that nobody reads
@@ -103,7 +106,7 @@ def _run(args: list[str]) -> int:
         with _stoppable():
             _dispatch(args)
     except VPTError as error:
-        print(f"vpt: error: {_message(error)}", file=sys.stderr)
+        print(f"vpt: error: {' '.join(_message(error).splitlines())}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, SystemExit) as stop:
         return _status(stop)

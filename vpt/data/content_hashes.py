@@ -17,11 +17,11 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
 
 from vpt.atomic_write import atomic_write
 from vpt.errors import OutputError
+from vpt.screen import console, plain
 
 Hashes = NDArray[np.uint8]
 """uint8 (N, 16), one row an image; of zeros where a file cannot be read."""
@@ -99,8 +99,8 @@ def kept_hashes(title: str, about: str, files: Iterable[Path], count: int, conte
 
 def progress(answers: Iterable[Answer], description: str, count: int) -> Iterable[Answer]:
     """Shows a progress bar on stderr while answers, one an image, are iterated over, unless they are few."""
-    console, few = Console(stderr=True), count < _SHOW_PROGRESS_ABOVE
-    return track(answers, description, total=count, console=console, transient=True, disable=few)
+    few, shown = count < _SHOW_PROGRESS_ABOVE, console(stderr=True)
+    return track(answers, plain(description), total=count, console=shown, transient=True, disable=few)
 
 
 def in_threads(work: Callable[[Item], Answer], items: Sequence[Item], description: str) -> Iterator[Answer]:

@@ -15,15 +15,15 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from vpt.backbones.checkpoints import PATIENCE
-from vpt.errors import ConfigError, VPTError
+from vpt.errors import ConfigError, RecordError, VPTError
 from vpt.experiments.trial import Failure, Record, Trial, finished, run_trial, val_accuracy
 from vpt.models.feature_cache import share
+from vpt.screen import Table, console
 
 SHOWN = 8
 
@@ -32,7 +32,7 @@ class _Board:
     """A live table on a terminal, a line for each trial elsewhere; both on stderr."""
 
     def __init__(self, total: int, found: Mapping[str, Record | Failure]) -> None:
-        self._console = Console(stderr=True)
+        self._console = console(stderr=True)
         self._total, self._before, self._done, self._failed = total, len(found), 0, 0
         self._last: list[tuple[str, Record | Failure]] = []
         self._best = max(((val_accuracy(record), name) for name, record in found.items()), default=(-1.0, ""))
@@ -62,7 +62,7 @@ class _Board:
         if self._live.is_started:
             self._live.update(self._render())
         else:
-            self._console.print(self._line(trial.name, result), highlight=False, soft_wrap=True)
+            self._console.print(self._line(trial.name, result), soft_wrap=True)
 
     def _render(self) -> Group:
         table = Table("trial", "val", "test", "s", title="trials that ended last")
@@ -228,11 +228,18 @@ def _received(ray: Any, reference: Any) -> Record | Failure:
     return result
 
 
+def _finished(trial: Trial, root: Path) -> Record | None:
+    try:
+        return finished(trial, root)
+    except RecordError:  # which the trial then fails of, alone
+        return None
+
+
 def _collect(
     trials: Sequence[Trial], root: Path, run: Callable[[list[Trial]], Iterator[tuple[Trial, Record | Failure]]]
 ) -> dict[str, Record | Failure]:
-    """Reads what is finished, and takes the rest as it comes, on a live table."""
-    kept = {trial.name: finished(trial, root) for trial in trials}
+    """Reads what is finished, and takes the rest as it comes, on a live table; a damaged record fails its own trial."""
+    kept = {trial.name: _finished(trial, root) for trial in trials}
     found: dict[str, Record | Failure] = {name: record for name, record in kept.items() if record is not None}
     with _Board(len(trials), found) as board:
         for trial, result in run([trial for trial in trials if trial.name not in found]):

@@ -179,6 +179,8 @@ def steps_to_share(run: Path, share: float = SHARE, tag: str = "val/acc") -> tup
 
 def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
     """Step and value of a scalar such as ``val/acc`` in a run's TensorBoard events; empty if it was not logged."""
+    if not run.is_dir():
+        return []
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     if tag not in events.Tags()["scalars"]:

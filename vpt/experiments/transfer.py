@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +15,13 @@ from torch.utils.data import DataLoader
 
 from vpt.atomic_write import write_json
 from vpt.data import ImageDataModule
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, RecordError
 from vpt.experiments.executors import Engine
 from vpt.experiments.trial import Config, Failure, Record, Trial, identity, merged
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import load_classifier
 from vpt.models.logistic_regression import choose_l2, fit_logistic
-from vpt.run_record import DELTA_FILE, RUN_FILE, file_identity, images_read, read_record
+from vpt.run_record import DELTA_FILE, file_identity, images_read, lacking, read_json, read_record
 from vpt.run_record import identity as hash_of
 from vpt.tasks.build import build_data
 
@@ -56,14 +55,18 @@ class Source:
 
 
 def read_source(folder: Path, config: Config) -> Source:
-    """Reads a run with ``run.json`` and ``delta.safetensors``; a ConfigError if one is missing, or no test was made."""
-    for name in (RUN_FILE, DELTA_FILE):
-        if not (folder / name).is_file():
-            raise ConfigError(f"{folder} is no finished run: it has no {name}.")
+    """Reads a run with its `tested_record`."""
+    return Source(folder, config, tested_record(folder))
+
+
+def tested_record(folder: Path) -> Record:
+    """Reads the ``run.json`` of a run that was tested and has a delta file; a ConfigError for any other."""
     record = read_record(folder)
-    if "test/acc" not in record.get("metrics", {}):
+    if lacking(record, ["data.name", "metrics.test/acc"]):
         raise ConfigError(f"{folder} was not tested: vpt test -c {folder}/config.yaml --ckpt_path ... first.")
-    return Source(folder, config, record)
+    if not (folder / DELTA_FILE).is_file():
+        raise ConfigError(f"{folder} is no finished run: it has no {DELTA_FILE}.")
+    return record
 
 
 def transfer(
@@ -107,7 +110,10 @@ class _Kept:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.cells: dict[str, float] = json.loads(path.read_text())["cells"] if path.is_file() else {}
+        kept = read_json(path).get("cells") if path.is_file() else {}
+        if not isinstance(kept, dict) or not all(isinstance(each, float) for each in kept.values()):
+            raise RecordError(f"{path} holds no accuracies: repair it, or move it away.")
+        self.cells: dict[str, float] = kept
 
     def get(self, name: str, depends: Any, measure: Callable[[], float]) -> float:
         name = f"{name} {hash_of(depends)[:12]}"

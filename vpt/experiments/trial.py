@@ -22,7 +22,18 @@ from torch import Tensor
 from vpt.atomic_write import write_json, write_text
 from vpt.errors import ConfigError
 from vpt.robustness import logit_records
-from vpt.run_record import CONFIG_FILE, DELTA_FILE, ENDED, LAST_CHECKPOINT, RUN_FILE, file_identity, read_record
+from vpt.run_record import (
+    CONFIG_FILE,
+    DELTA_FILE,
+    ENDED,
+    LAST_CHECKPOINT,
+    RUN_FILE,
+    file_identity,
+    finished_record,
+    lacking,
+    read_json,
+    read_record,
+)
 from vpt.tasks import DeltaWriter, RunRecord
 from vpt.tasks.build import build, build_data
 from vpt.tasks.callbacks import last_checkpoint
@@ -98,19 +109,25 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def claim(folder: Path, found: Mapping[str, Any]) -> None:
-    """Makes a folder that of all that its contents depend on; a ConfigError where it is that of something else."""
+    """Makes a folder that of all that its contents depend on; a ConfigError where it is that of something else.
+
+    A RecordError where it does not say of what it is.
+    """
     path = folder / TRIAL_FILE
     if not path.is_file():
         write_json(path, found)
         return
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = read_json(path)
     if kept != found:
         differ = ", ".join(sorted(key for key in kept.keys() | found.keys() if kept.get(key) != found.get(key)))
         raise ConfigError(f"{folder} holds a trial that differs in its {differ}: name another --out.")
 
 
 def finished(trial: Trial, root: Path) -> Record | None:
-    """The `run.json` of a trial that has nothing left to do, else None; a ConfigError if its folder is of another."""
+    """The `run.json` of a trial that has nothing left to do, else None; a ConfigError if its folder is of another.
+
+    A RecordError where a record is damaged.
+    """
     folder = root / trial.name
     if not (folder / RUN_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
         return None
@@ -119,7 +136,8 @@ def finished(trial: Trial, root: Path) -> Record | None:
     status = record.get("status")
     paused = trial.stop is not None and record.get("epochs", 0) >= trial.stop and status != "running"
     trained = paused or (status in ENDED and (folder / DELTA_FILE).is_file())
-    return record if trained and (not trial.test or "test/acc" in record.get("metrics", {})) else None
+    needed = ["epochs", "images", "metrics", *(["metrics.test/acc"] if trial.test else [])]
+    return record if trained and not lacking(record, needed) else None
 
 
 def run_trial(trial: Trial, root: Path) -> Record:
@@ -262,9 +280,7 @@ def rerun(folder: Path, config: Config, out: Path | None = None) -> Comparison:
 
     A ConfigError if it was not finished, or the two have no number in common; a VPTError if it cannot be repeated here.
     """
-    stored = read_record(folder)
-    if stored.get("status") not in ENDED or not stored.get("metrics"):
-        raise ConfigError(f"{folder} is no finished run with metrics (status {stored.get('status')}).")
+    stored = finished_record(folder)
     trial = Trial("again", config, test="test/acc" in stored["metrics"])
     with tempfile.TemporaryDirectory() as temporary:
         record = run_trial(trial, out or Path(temporary))
@@ -282,8 +298,9 @@ def _differences(stored: Record, record: Record) -> list[str]:
         found += [_said(f"{part} {key}", old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())]
     found.append(_said("seed", stored.get("seed"), record.get("seed")))
     for key in ("fingerprint", "preset", "seed"):
-        found.append(_said(f"data {key}", (stored["data"] or {}).get(key), (record["data"] or {}).get(key)))
-    found.append(_said("weights", stored["backbone"]["fingerprint"], record["backbone"]["fingerprint"]))
+        found.append(_said(f"data {key}", (stored.get("data") or {}).get(key), (record["data"] or {}).get(key)))
+    weights = [(each.get("backbone") or {}).get("fingerprint") for each in (stored, record)]
+    found.append(_said("weights", *weights))
     return [text for text in found if text]
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,13 +14,13 @@ import yaml
 from vpt.argument_types import checked
 from vpt.atomic_write import write_json, write_text
 from vpt.backbones.checkpoints import one_try
-from vpt.errors import ConfigError, HubError
+from vpt.errors import ConfigError, HubError, RecordError
 from vpt.hub.model_card import model_card
 from vpt.models import delta_file
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_format import public_identity, read_delta, without_places, write_delta
+from vpt.models.delta_format import known, public_identity, read_delta, without_places, write_delta
 from vpt.models.segmenter import DenseModel
-from vpt.run_record import CONFIG_FILE, DELTA_FILE, RUN_FILE
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, RUN_FILE, read_record
 
 PREFIX = "hf://"
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
@@ -179,22 +178,29 @@ def _write_public(delta: Path, repo: str, folder: Path) -> None:
     header |= {key: without_places(header[key]) for key in ("specs", "preset", "info")}
     header["backbone"] = public_identity(header["backbone"])
     write_delta(folder / DELTA_FILE, header, tensors)
-    config = _beside(delta, CONFIG_FILE, yaml.safe_load)
-    if config is not None:
-        write_text(folder / CONFIG_FILE, yaml.safe_dump(without_places(config), sort_keys=False, allow_unicode=True))
-    record = without_places(_beside(delta, RUN_FILE, json.loads) or header["info"])
+    if (config := _beside(delta, CONFIG_FILE)) is not None:
+        settings = without_places(_settings(config))
+        write_text(folder / CONFIG_FILE, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    of_run = _beside(delta, RUN_FILE) is not None
+    record = without_places(read_record(delta.parent) if of_run else known(header["info"]))
     write_json(folder / RUN_FILE, record)
     size = sum(tensor.numel() for tensor in tensors.values())
-    write_text(folder / "README.md", model_card(repo, header, record, size))
-
-
-def _beside(delta: Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any] | None:
-    path = delta.with_name(name)
-    if delta.name != DELTA_FILE or not path.is_file():
-        return None
     try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # of JSON and of UTF-8 too
+        card = model_card(repo, header, record, size)
+    except RecordError as error:
+        raise RecordError(f"{delta.with_name(RUN_FILE) if of_run else delta}: {error}") from error
+    write_text(folder / "README.md", card)
+
+
+def _beside(delta: Path, name: str) -> Path | None:
+    path = delta.with_name(name)
+    return path if delta.name == DELTA_FILE and path.is_file() else None
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # of UTF-8, and of dates
         raise ConfigError(f"{path} cannot be read ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no settings: repair it, or move it away from beside the delta.")

@@ -9,6 +9,7 @@ import yaml
 
 from vpt.deltas.registry import DeltaSpec
 from vpt.run_record import epoch_rule, images_read, method_name
+from vpt.screen import markdown
 
 if TYPE_CHECKING:
     from vpt.data.catalog.cards import Card
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 _NAMES = {"acc": "accuracy", "mean_per_class": "mean accuracy over classes"}
 _NOT_SHOWN = ("loss", "n")
+_PARTS = ("trainable", "total")
 _COMPLETE = {True: "yes", False: "no, a part of it", None: "not known"}
 
 _BODY = """# {title}
@@ -68,7 +70,7 @@ def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
     backbone = header["backbone"]
     elsewhere = backbone["weights_id"].startswith("file:")
     weights = f"\n`weights` is the file {backbone['weights']} of the backbone, which is not uploaded.\n"
-    name = card.title if card else data.get("name", "its training data")
+    name = markdown(card.title if card else data.get("name", "its training data"))
     body = _BODY.format(
         title=title,
         what=f"`{_method(header, record)}` on {backbone['weights_id']}, trained on {name}.",
@@ -115,7 +117,8 @@ def _front(
     ]
     if numbers:
         front["metrics"] = sorted({number["type"] for number in numbers})
-        dataset = {"type": data["name"], "name": card.title if card else data["name"], "split": "test"}
+        named = data.get("name", "unknown")
+        dataset = {"type": named, "name": card.title if card else named, "split": "test"}
         result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": numbers}
         front["model-index"] = [{"name": title, "results": [result]}]
     return front
@@ -135,7 +138,10 @@ def _measured(record: Record) -> Iterator[tuple[str, str, float, int]]:
 def _table(measured: list[tuple[str, str, float, int]]) -> str:
     if not measured:
         return "None were recorded: `vpt test` evaluates, and writes into the run that is pushed."
-    lines = [f"| {split} | {_NAMES.get(key, key)} | {value:.4f} | {n:,} |" for split, key, value, n in sorted(measured)]
+    lines = [
+        f"| {split} | {markdown(_NAMES.get(key, key))} | {value:.4f} | {n:,} |"
+        for split, key, value, n in sorted(measured)
+    ]
     return "\n".join(["| split | metric | value | n |", "|---|---|---|---|", *lines])
 
 
@@ -145,11 +151,11 @@ def _facts(header: Record, record: Record, stored: int) -> Iterator[tuple[str, A
     name, weights, seal = backbone["name"], backbone["weights_id"], backbone["fingerprint"][:12]
     yield "backbone", f"{name}, weights {weights}, fingerprint {seal}…"
     if parameters := record.get("parameters"):
-        yield "trainable parameters", f"{parameters['trainable']:,} of {parameters['total']:,}"
+        yield "trainable parameters", " of ".join(f"{parameters[key]:,}" for key in _PARTS if key in parameters)
     yield "values in the delta file", f"{stored:,}"
     if data:
         counts = ", ".join(f"{split} {n:,}" for split, n in data.get("counts", {}).items())
-        yield "data", f"{data['name']}, images: {counts}"
+        yield "data", markdown(f"{data.get('name', 'without a name')}, images: {counts}")
         cut = {split: n for split, n in record.get("read", {}).items() if n != data.get("counts", {}).get(split)}
         yield "read of them", ", ".join(f"{split} {n:,}" for split, n in cut.items()) or None
         yield "complete by its card", _COMPLETE[data.get("complete")]

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 from scipy.special import logit as log_odds
 
@@ -107,11 +106,3 @@ def effective_robustness(shift: str, accuracy: float, references: Mapping[str, f
             stacklevel=2,
         )
     return 100 * (accuracy - baseline.predict(reference))
-
-
-@checked
-def logit(accuracy: ArrayLike, n: int) -> NDArray[np.float64]:
-    """Natural logarithms of the odds of accuracies on n images, kept half an image away from 0 and 1 for figures."""
-    if n < 1:
-        raise ConfigError(f"Accuracies are of at least one image, got {n}.")
-    return np.asarray(log_odds(np.clip(np.asarray(accuracy, dtype=np.float64), 0.5 / n, 1 - 0.5 / n)))

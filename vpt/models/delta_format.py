@@ -24,6 +24,7 @@ from vpt.deltas.registry import DeltaSpec, read_specs
 from vpt.errors import DeltaFileError, VPTError
 from vpt.models.classifier import AdaptedModel, TunedModel
 from vpt.models.segmenter import HEADS, DenseModel
+from vpt.run_record import misfit
 
 FORMAT, DENSE = TunedModel.format, DenseModel.format
 LARGEST_IMAGE = 8192
@@ -46,7 +47,6 @@ _PLACE = re.compile(r"(file://)?(~|\.{1,2}|[A-Za-z]:)?[/\\]")
 _INSIDE = re.compile(r"""(?<=[\s=,:;"'(\[])(?:~|\.{1,2}|[A-Za-z]:)?[/\\][^\s/\\"',;)\]][^\s"',;)\]]*""")
 _DEEPEST = 32  # levels of lists and dicts within a header
 _HOLDS = {FORMAT: "a classifier", DENSE: "a segmentation model"}
-_DICTS_IN_INFO = ("data", "metrics", "hyperparameters", "read", "versions", "parameters", "backbone", "soup")
 _HEADER = {
     "backbone": dict,
     "backbone_tuned": bool,
@@ -213,8 +213,19 @@ def _lacking(header: Mapping[str, Any]) -> list[str]:
         "class_names": bool(header["class_names"]) and all(isinstance(name, str) for name in header["class_names"]),
         "tensors": all(isinstance(name, str) for name in header["tensors"]),
         "head": dense or header["format"] != DENSE,
-    } | {f"info {key}": isinstance(header["info"].get(key), dict | None) for key in _DICTS_IN_INFO}
-    return [key for key, fine in valid.items() if not fine]
+    }
+    odd = misfit(known(header["info"]))
+    return [key for key, fine in valid.items() if not fine] + ([f"info ({odd})"] if odd else [])
+
+
+def known(info: dict[str, Any]) -> dict[str, Any]:
+    """What is told of a run without what is null, which numbers that are not finite became."""
+    told = {key: value for key, value in info.items() if value is not None}
+    metrics = told.get("metrics")
+    known = (
+        {key: value for key, value in metrics.items() if value is not None} if isinstance(metrics, dict) else metrics
+    )
+    return told if metrics is None else told | {"metrics": known}
 
 
 def identity(model: AdaptedModel) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.atomic_write import write_text
 from vpt.reports.style import rendered
+from vpt.screen import markdown as plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,14 +22,16 @@ Values = dict[str, Any]
 Columns = Mapping[str, str | Callable[[Values], str]]
 """Headings of a table, each above a key of its rows' values or what a function says of these."""
 _PIXELS = 100  # that an inch of a figure takes on the page, where it fits
+_LEGIBLE = 0.8  # of these: on a narrower screen the figure scrolls, or its letters were too small
 _LONG = 80  # characters of a cell that would be a column of single words on a narrow screen
 _CSS = """
 :root { color: #1f2937; background: #fff; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 78rem; margin: 0 auto; padding: 1rem; }
+h1, h2, p { overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin: 1rem 0 .5rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem; }
 p { max-width: 46rem; margin: .3rem 0 .7rem; color: #4b5563; }
-figure { margin: .5rem 0 0; }
+figure { margin: .5rem 0 0; overflow-x: auto; }
 img { max-width: 100%; height: auto; display: block; }
 .scroll { overflow-x: auto; border: 1px solid #e5e7eb; border-radius: 4px; }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; width: 100%; }
@@ -82,16 +85,12 @@ def p_value(value: float) -> str:
 
 def markdown(title: str, notes: Sequence[str], tables: Sequence[Table]) -> str:
     """Writes a report as Markdown: a paragraph a note, a section a table."""
-    lines = [f"# {title}", "", *(f"{note}\n" for note in notes)]
+    lines = [f"# {plain(title)}", "", *(f"{plain(note)}\n" for note in notes)]
     for table in tables:
         rule = ["---" if place < table.words else "--:" for place in range(len(table.columns))]
-        lines += [f"## {table.title}", "", table.note, ""]
-        lines += [f"| {' | '.join(map(_escaped, cells))} |" for cells in (table.columns, rule, *table.rows)] + [""]
+        lines += [f"## {plain(table.title)}", "", plain(table.note), ""]
+        lines += [f"| {' | '.join(map(plain, cells))} |" for cells in (table.columns, rule, *table.rows)] + [""]
     return "\n".join(lines)
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,8 @@ def document(
 def _figure(name: str, figure: Figure, caption: str) -> str:
     data = base64.b64encode(rendered(figure, "png", f"The figure {name!r}")).decode()
     width = round(_PIXELS * figure.get_figwidth())
-    image = f'<img alt="{escape(name)}" width="{width}" src="data:image/png;base64,{data}">'
+    least = f"min-width: {round(_LEGIBLE * width)}px"
+    image = f'<img alt="{escape(name)}" width="{width}" style="{least}" src="data:image/png;base64,{data}">'
     return f"<h2>{escape(name)}</h2>\n<p>{escape(caption)}</p>\n<figure>{image}</figure>"
 
 

@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from vpt.data.catalog.cards import load_card
-from vpt.errors import ConfigError
-from vpt.run_record import RUN_FILE, below, cell_protocol, identity, images_read, method_name, read_record, subset_name
+from vpt.errors import ConfigError, RecordError
+from vpt.run_record import (
+    RUN_FILE,
+    below,
+    cell_protocol,
+    find_records,
+    identity,
+    images_read,
+    lacking,
+    method_name,
+    subset_name,
+)
 
 Record = dict[str, Any]
 _SEARCHED = ("base_lr", "weight_decay", "num_tokens", "dropout", "l2")
@@ -26,6 +36,11 @@ _OF_TASK = (
         "starts",
     ),
     *(f"hyperparameters.{name}" for name in _SEARCHED),
+)
+_NEEDED = (
+    *("task", "seed", "epochs", "max_epochs", "hyperparameters", "backbone.weights_id", "parameters.trainable"),
+    *(f"data.{key}" for key in ("name", "preset", "image_size", "complete", "subset", "lists")),
+    *("data.counts.train", "data.counts.test"),
 )
 _FOLLOWS = ("data.counts", "data.official_counts", "data.fingerprints", "data.complete", "read", "data.fingerprint")
 """Differs because something else does."""
@@ -130,17 +145,35 @@ class Row:
         return images / seconds if seconds else None
 
 
-def read_runs(folders: Sequence[Path]) -> list[Row]:
-    """Reads all tested runs below some folders, by folder; a ConfigError if there is none, or a file is damaged."""
-    rows = []
-    for path in sorted({path for folder in folders for path in folder.rglob(RUN_FILE)}):
-        record = read_record(path.parent)
-        if "test/acc" in record.get("metrics", {}):
-            rows.append(Row(path.parent, record))
+@dataclass(frozen=True)
+class Runs:
+    """Tested runs, by folder; folders of runs that were not tested; and a sentence for each record that is damaged."""
+
+    rows: list[Row]
+    untested: list[Path]
+    damaged: list[str]
+
+
+def read_runs(folders: Sequence[Path]) -> Runs:
+    """Reads all runs below some folders; a ConfigError if none of them is a tested one."""
+    records, damaged = find_records(folders)
+    rows, untested = [], []
+    for folder, record in records.items():
+        path = folder / RUN_FILE
+        if lacking(record, ["metrics.test/acc"]):
+            untested.append(folder)
+        elif lacks := lacking(record, _NEEDED):
+            damaged.append(f"{path} is not the record of a tested run: it has no {', '.join(lacks)}.")
+        else:
+            try:
+                method_name(record["task"], record["hyperparameters"])
+                rows.append(Row(folder, record))
+            except RecordError as error:
+                damaged.append(f"{path}: {error}")
     if not rows:
-        names = ", ".join(map(str, folders))
-        raise ConfigError(f"No tested run below {names}: vpt test writes its numbers into the run.json of the run.")
-    return rows
+        reason = damaged[0] if damaged else "vpt test writes its numbers into the run.json of the run."
+        raise ConfigError(f"No tested run below {', '.join(map(str, folders))}: {reason}")
+    return Runs(rows, untested, damaged)
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vpt.data.corruptions import title
-from vpt.metrics.effective_robustness import logit
 from vpt.reports.page import Values
-from vpt.reports.style import NEUTRAL, colour_bar, short, style
+from vpt.reports.style import NEUTRAL, colour_bar, folded, style
 from vpt.robustness.evaluation_result import FIXED_ALPHA
 from vpt.robustness.evaluation_sets import CLEAN, SHIFT, VAL
 
@@ -23,17 +20,19 @@ if TYPE_CHECKING:
 
 CAPTIONS = {
     "Accuracy in and out of distribution": "Logit axes; dashed: equal accuracy with and without shift. Along each line "
-    "α goes from 0 (hollow) over 0.5 (grey) to 1 (filled, with the Wilson interval under shift).",
-    "Accuracy at every α": "Bands: 95 % Wilson intervals. Steps: exact curves where only the head differs. α may be "
-    "chosen on the validation images only.",
+    "α goes from 0 (hollow) over 0.5 (grey) to 1 (filled, with its 95 % Wilson interval under shift; means over "
+    "several sets have none). 0 % and 100 %, whose logits are infinite, lie at the ends of the axes.",
+    "Accuracy at every α": "Bands: 95 % Wilson intervals; means over several sets have none. Steps: exact curves where "
+    "only the head differs. α may be chosen on the validation images only.",
     "Reliability": "Bins of equal width; larger marks hold more images. Below the dashed line: overconfident.",
     "Accuracy under corruption": "Corruptions of the clean set.",
 }
 
-Points = NDArray[np.float64]
+Place = Callable[[float], float]
 COLOURS = ("#c2410c", "#1d4ed8", "#047857", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4b5563")
 MARKERS = "osD^vPX*"
 _TICKS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
+_TICK_GAP = 0.25  # of logits, between a tick and that of 0 or 100 %
 _ACROSS = 3  # panels in a row
 
 
@@ -89,7 +88,7 @@ def scatter(report: Values) -> Figure | None:
     with style():
         figure, panels = _panels(len(lines), 3.3)
         for axes, (name, models) in zip(panels, lines.items(), strict=True):
-            points = []
+            paths = {}
             for model, rows in models.items():
                 own: dict[float, float] = {row["alpha"]: row["top1"] for row in clean[model]}
                 own |= {
@@ -97,44 +96,62 @@ def scatter(report: Values) -> Figure | None:
                     for row in report["effective"]
                     if (row["model"], row["set"]) == (model, name)
                 }
-                xs = [own[row["alpha"]] for row in rows]
-                x, y = logit(xs, clean[model][0]["n"]), logit([row["top1"] for row in rows], rows[0]["n"])
-                points += [x, y]
-                _path(axes, x, y, rows, model, _looks(report)[model])
-            _logit_axes(axes, np.concatenate(points))
-            axes.set_title(textwrap.fill(name, 36), loc="left")
+                paths[model] = [(own[row["alpha"]], row) for row in rows]
+            place = _logit_axes(axes, [share for path in paths.values() for point in path for share in _shares(*point)])
+            for model, path in paths.items():
+                _path(axes, place, path, model, _looks(report)[model])
+            axes.set_title(folded(name, 36), loc="left")
         _axis_names(panels, "top-1 on clean (%)", "top-1 on the shift (%)")
         _legend(figure, panels)
     return figure
 
 
-def _path(axes: Axes, x: Points, y: Points, rows: Sequence[Values], model: str, look: tuple[str, str]) -> None:
+def _shares(clean: float, row: Values) -> list[float]:
+    return [clean, row["top1"], *(row[key] for key in ("top1_low", "top1_high") if key in row)]
+
+
+def _path(axes: Axes, place: Place, path: Sequence[tuple[float, Values]], model: str, look: tuple[str, str]) -> None:
     colour, marker = look
-    axes.plot(x, y, color=colour, linewidth=1, alpha=0.6)
-    for place, row in enumerate(rows):
-        last = place == len(rows) - 1
-        face = {0.0: "white", FIXED_ALPHA: "#d1d5db", 1.0: colour}.get(row["alpha"], colour if last else None)
-        if face is None:
+    points = [(place(clean), place(row["top1"])) for clean, row in path]
+    axes.plot(*zip(*points, strict=True), color=colour, linewidth=1, alpha=0.6, clip_on=False)
+    for (x, y), (_, row) in zip(points, path, strict=True):
+        last = row is path[-1][1]
+        # Smaller towards α = 1, so that of points in one place all are seen.
+        face, size = {0.0: ("white", 9.0), FIXED_ALPHA: ("#d1d5db", 6.5)}.get(row["alpha"], (colour, 4.0))
+        if not last and row["alpha"] not in (0.0, FIXED_ALPHA):
             continue
-        label = short(model, 30) if last else None
-        axes.plot(x[place], y[place], marker, color=colour, mfc=face, ms=5.5, zorder=3, ls="none", label=label)
+        label = folded(model) if last else None
+        style: Any = {"mfc": face, "ms": size, "ls": "none", "zorder": 3, "clip_on": False}
+        axes.plot(x, y, marker, color=colour, label=label, **style)
         if "top1_low" in row and last:
-            low, high = logit([row["top1_low"], row["top1_high"]], row["n"])
-            axes.vlines(x[place], low, high, color=colour, linewidth=1)
+            ends = place(row["top1_low"]), place(row["top1_high"])
+            axes.vlines(x, *ends, color=colour, linewidth=1, clip_on=False)
 
 
-def _logit_axes(axes: Axes, points: Points) -> None:
-    low, high = float(points.min()) - 0.4, float(points.max()) + 0.4
+def _logit_axes(axes: Axes, shares: Sequence[float]) -> Place:
+    """Scales both axes for shares in [0, 1], and says where on them a share lies: 0 and 1 at the ends."""
+    inside = [logit for logit in map(_logit, shares) if math.isfinite(logit)] or [0.0]
+    low, high = min(inside) - 0.4, max(inside) + 0.4
     if high - low < 2:  # a few images apart
         low, high = low - 0.6, high + 0.6
+
+    def place(share: float) -> float:
+        return min(max(_logit(share), low), high)
+
     axes.plot([low, high], [low, high], color=NEUTRAL, linestyle="--", linewidth=0.8, zorder=1)
-    ticks = [tick for tick in _TICKS if low < math.log(tick / (1 - tick)) < high]
-    places = [math.log(tick / (1 - tick)) for tick in ticks]
+    ends = [share for share in (0, 1) if share in shares]
+    away = [_TICK_GAP * (share in ends) for share in (0, 1)]
+    ticks = [tick for tick in _TICKS if low + away[0] < _logit(tick) < high - away[1]]
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(places, [f"{100 * tick:g}" for tick in ticks])
+        axis.set_ticks([place(tick) for tick in (*ticks, *ends)], [f"{100 * tick:g}" for tick in (*ticks, *ends)])
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.set_aspect("equal")
+    return place
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share)) if 0 < share < 1 else math.copysign(math.inf, share - 0.5)
 
 
 def _axis_names(panels: Sequence[Axes], x: str, y: str) -> None:
@@ -157,7 +174,7 @@ def curves(report: Values) -> Figure | None:
         for axes, (name, models) in zip(panels, lines.items(), strict=True):
             for model, rows in models.items():
                 _curve(axes, rows, exact.get((model, name)), model, _looks(report)[model])
-            axes.set_title(textwrap.fill(f"{name} (n = {next(iter(models.values()))[0]['n']:,})"), loc="left")
+            axes.set_title(folded(f"{name} (n = {next(iter(models.values()))[0]['n']:,})", 36), loc="left")
             axes.set_xlim(-0.03, 1.03)
             axes.margins(y=0.08)
         _axis_names(panels, "α", "top-1 (%)")
@@ -177,7 +194,7 @@ def _curve(axes: Axes, rows: Sequence[Values], exact: Values | None, model: str,
     if exact is not None:
         axes.plot(exact["alpha"], 100 * np.array(exact["top1"]), color=colour, linewidth=1, drawstyle="steps-mid")
     joined = "none" if exact is not None else "-"
-    axes.plot(alphas, top1, color=colour, marker=marker, ms=4, ls=joined, lw=1.2, label=short(model, 30))
+    axes.plot(alphas, top1, color=colour, marker=marker, ms=4, ls=joined, lw=1.2, label=folded(model))
 
 
 def reliability(report: Values) -> Figure | None:
@@ -195,7 +212,7 @@ def reliability(report: Values) -> Figure | None:
                 share = np.array(bins["count"]) / sum(bins["count"])
                 axes.plot(x, y, color=colour, linewidth=1, alpha=0.7)
                 axes.scatter(x, y, s=6 + 90 * share, color=colour, marker=marker, alpha=0.85, linewidths=0)
-                axes.plot([], [], color=colour, marker=marker, markersize=4, label=short(bins["model"], 30))
+                axes.plot([], [], color=colour, marker=marker, markersize=4, label=folded(bins["model"]))
             axes.set(xlim=(-3, 103), ylim=(-3, 103))
             axes.set_title(f"clean, α = {alpha:g}", loc="left")
         _axis_names(panels, "confidence (%)", "accuracy (%)")
@@ -229,7 +246,7 @@ def heat_map(report: Values) -> Figure | None:
             axes.set_xticks(range(len(severities)), [str(severity) for severity in severities])
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
-            axes.set_title(f"{short(model, 26)}, α = {alpha:g}", loc="left")
+            axes.set_title(folded(f"{model}, α = {alpha:g}"), loc="left")
             axes.set_xlabel("severity")
         colour_bar(figure, image, panels, "top-1 (%)", shrink=0.8, aspect=16)
     return figure

@@ -50,7 +50,9 @@ def notes(report: Values) -> list[str]:
             said.append(f"The mean of {row['method']} mixes {', '.join(row['mixed'])}.")
     for (backbone, reason), methods in refused.items():
         said.append(f"No mean of {', '.join(methods)} on {backbone}: {reason} (--mixed averages anyway).")
-    return said
+    if untested := report.get("untested"):  # which reports of version 0.1 do not have
+        said.append(f"Not tested, and not here: {', '.join(untested)}.")
+    return said + [f"Left out: {sentence}" for sentence in report.get("damaged", [])]
 
 
 def _backbones(report: Values) -> list[str]:
@@ -163,9 +165,12 @@ def csv(report: Values) -> str:
     return str(pd.DataFrame(rows).to_csv(index=False))
 
 
+_NAMED = ("less", "greater", "bar", "asciitilde", "asciicircum", "backslash")
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
-    | {"±": r"$\pm$", "–": "--", "·": r"$\cdot$", "\\": r"\textbackslash{}"}
+    | {character: f"{{{character}}}" for character in "[]"}  # after a row's end they would be an option
+    | {character: rf"\text{name}{{}}" for character, name in zip("<>|~^\\", _NAMED, strict=True)}
+    | {"±": r"$\pm$", "–": "--", "·": r"$\cdot$", "\n": " "}
 )
 
 
@@ -175,7 +180,8 @@ def latex(report: Values) -> str:
     for table in tables(report)[:2]:
         rows = [[cell.translate(_LATEX) for cell in row] for row in table.rows]
         frame = pd.DataFrame(rows, columns=[column.translate(_LATEX) for column in table.columns])
-        parts.append(f"% {table.title}: {table.note}\n{frame.style.hide(axis='index').to_latex(hrules=True)}")
+        note = " ".join(table.note.split())
+        parts.append(f"% {table.title}: {note}\n{frame.style.hide(axis='index').to_latex(hrules=True)}")
     return "\n".join(parts)
 
 

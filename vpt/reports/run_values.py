@@ -12,6 +12,7 @@ from scipy.special import softmax
 from scipy.stats import rankdata
 
 from vpt.data.catalog.cards import load_card
+from vpt.errors import DataError
 from vpt.experiments.profile import scalars
 from vpt.experiments.trial import ANSWERS_FILE
 from vpt.metrics.accuracy import wilson
@@ -29,10 +30,12 @@ def report(folders: Sequence[Path], mixed: bool = False) -> Values:
     """Reads the tested runs below folders, and averages what may be averaged; plain values for JSON.
 
     They are ``tasks``, ``methods`` (rows with a number for each task, and means), ``published``, ``agreement``,
-    ``curves`` and ``ranks``. With `mixed` tasks are averaged across presets, image sizes, partial data, epoch rules and
-    training sets, too. Raises a ConfigError if there is no tested run, or two are the same.
+    ``curves``, ``ranks``, ``untested`` (folders) and ``damaged`` (a sentence a file). With `mixed` tasks are averaged
+    across presets, image sizes, partial data, epoch rules and training sets, too. Raises a ConfigError if there is no
+    tested run, or two are the same.
     """
-    found = cells(read_runs(folders))
+    read = read_runs(folders)
+    found, damaged = cells(read.rows), [*read.damaged]
     tasks = list(dict.fromkeys(cell.first.task for cell in found))
     by_method: dict[tuple[str, str], list[Cell]] = {}
     for cell in found:
@@ -43,9 +46,11 @@ def report(folders: Sequence[Path], mixed: bool = False) -> Values:
         "published": [
             {"task": name, **row} for name in tasks if (card := load_card(name)) is not None for row in card.published
         ],
-        "agreement": [row for name in tasks for row in _agreement(name, found)],
+        "agreement": [row for name in tasks for row in _agreement(name, found, damaged)],
         "curves": [row for cell in found for row in _curves(cell)],
         "ranks": _ranks(found),
+        "untested": [str(folder) for folder in read.untested],
+        "damaged": list(dict.fromkeys(damaged)),
     }
 
 
@@ -102,10 +107,17 @@ def _means(own: Sequence[Cell]) -> Values:
     return means
 
 
-def _agreement(name: str, found: Sequence[Cell]) -> Iterator[Values]:
-    """How often two methods predict alike, and the accuracy of the mean of their probabilities; of a seed both have."""
+def _agreement(name: str, found: Sequence[Cell], damaged: list[str]) -> Iterator[Values]:
+    """How often two methods predict alike, and the accuracy of the mean of their probabilities; of a seed both have.
+
+    Sentences on answers that cannot be read are appended to `damaged`.
+    """
     for one, other in combinations([cell for cell in found if cell.first.task == name], 2):
-        pair = _same_images(one, other)
+        try:
+            pair = _same_images(one, other)
+        except DataError as error:
+            damaged.append(str(error))
+            continue
         if pair is None:
             continue
         seed, first, second = pair

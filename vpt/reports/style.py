@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,12 +147,21 @@ def colour_bar(figure: Figure, image: AxesImage, axes: Axes | Sequence[Axes], la
 
 
 def short(name: str, limit: int = 20) -> str:
-    """Cuts a name to so many characters, the last an ellipsis if any were cut.
+    """Cuts a name to so many characters, with an ellipsis in its middle, since names often differ at their ends.
 
     It also goes without underscores at its head, with which matplotlib leaves names out of legends.
     """
     name = name.lstrip("_") or name
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+    return name if len(name) <= limit else f"{name[: limit // 2]}…{name[1 - limit + limit // 2 :]}"
+
+
+def folded(name: str, width: int = 30) -> str:
+    """Breaks a name into lines of so many characters, so that names that differ only at their ends stay apart.
+
+    Without underscores at its head, as `short`.
+    """
+    parts = (name.lstrip("_") or name).replace("/", "/ ")  # a path breaks between folders
+    return "\n".join(line.replace("/ ", "/") for line in textwrap.wrap(parts, width))
 
 
 def _write_counts(axes: Axes, matrix: NDArray[np.int64], shares: NDArray[np.float64]) -> None:

@@ -15,11 +15,11 @@ from statistics import fmean
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from rich.table import Table
 
 from vpt.errors import ConfigError, DataError
 from vpt.metrics.logits import Logits, blocks, check_finite, check_labels, check_precision, group_columns
 from vpt.robustness.evaluation_result import RobustnessResult, between, score, shown_alphas
+from vpt.screen import Table
 
 ENSEMBLE = "ensemble"
 METHODS = {"strength": "gate", "end-to-end": "weights", "head": "head"}
@@ -186,7 +186,7 @@ def _drawn(result: RobustnessResult) -> list[object]:
 
 
 def _named(result: RobustnessResult) -> Curve:
-    if result.protocol["start"]:
+    if result.protocol.get("start"):
         return Curve("from start", result)
     way = result.protocol["way"]
     if way not in METHODS:
@@ -202,7 +202,7 @@ def _ensemble(result: RobustnessResult) -> Curve:
 
 
 def table(found: Sequence[Curve]) -> Table:
-    """Top-1 in percent, a line for each set and method, for `rich.print`.
+    """Top-1 in percent, a line for each set and method, for `vpt.screen.show`.
 
     Its last column stands at the α that each method chooses on validation images.
     """

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -37,6 +36,7 @@ from vpt.robustness.logit_records import Record
 from vpt.robustness.wise_ft import Swept, Way, sweep
 from vpt.run_record import file_identity
 from vpt.run_record import identity as identity_of
+from vpt.screen import console, plain
 from vpt.version import versions
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -119,9 +119,9 @@ def run(
     measured = [0.0, 1.0] if way == "head" and not half and wanted != [1.0] else wanted
     pairs = _pairs(data, sets, measured, protocol, out / "records", max_images, seed)
     columns = (TextColumn("Evaluating {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console(stderr=True)) as progress:
         answers = sum(len(pair.index) for pair in pairs)
-        bar = progress.add_task(str(data.name), total=answers, completed=sum(pair.done for pair in pairs))
+        bar = progress.add_task(plain(str(data.name)), total=answers, completed=sum(pair.done for pair in pairs))
         for split in dict.fromkeys(item.split for item in sets):
             group = [pair for pair in pairs if pair.item.split == split]
             with torch.autocast(device, torch.bfloat16, enabled=bf16):

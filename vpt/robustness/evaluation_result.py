@@ -11,20 +11,39 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from vpt.argument_types import checked
 from vpt.atomic_write import write_json
 from vpt.data import ImageDataModule
-from vpt.data.corruptions import BASIC, CORRUPTIONS, GROUPS, PUBLISHED, title
-from vpt.errors import ConfigError, DataError
+from vpt.data.corruptions import BASIC, CORRUPTIONS, GROUPS, PUBLISHED, SEVERITIES, title
+from vpt.errors import ConfigError, DataError, RecordError
 from vpt.metrics import accuracy
 from vpt.robustness import logit_records
 from vpt.robustness.evaluation_sets import SHIFT, VAL
 from vpt.robustness.logit_records import Record
-from vpt.run_record import identity
+from vpt.run_record import Form, count, identity, lacking, misfit, of, read_json, share
+from vpt.screen import Table
 
 RESULT_FILE = "robustness.json"
+_FORM: Form = {
+    **dict.fromkeys(("data", "data.counts", "backbone", "delta"), of(dict)),
+    **dict.fromkeys(("data.name", "data.fingerprint", "data.preset"), of(str)),
+    **dict.fromkeys(("backbone.name", "backbone.weights_id", "backbone.fingerprint"), of(str)),
+    **dict.fromkeys(("head", "logits", "precision"), of(str)),
+    "data.image_size": count,
+    "data.complete": of(bool, None),
+    "delta.specs": of(list),
+    "way": lambda value: value in ("end-to-end", "head", "strength", "none"),
+}
+_OPTIONAL: Form = {"data.fingerprints": of(dict), "start": of(dict, None)}  # version 0.1 has none of the first
+_OF_ROW: Form = {
+    **dict.fromkeys(("set", "kind"), of(str)),
+    **dict.fromkeys(("alpha", "top1", "low", "high", "mean_per_class"), share),
+    "severity": lambda value: value in (None, *SEVERITIES),
+    "n": lambda value: count(value) and value > 0,
+    "record": of(str, None),
+    "ends": lambda value: value is None or (len(value) == 2 and all(isinstance(each, str) for each in value)),
+}
 _OF_SETS = ("max_images", "seed", "corruptions")  # a record has them only where they say something of its set
 FIXED_ALPHA = 0.5
 """What WiSE-FT recommends where nothing is known (Wortsman et al., CVPR 2022, section 4.1)."""
@@ -92,9 +111,12 @@ def why_val_cannot_choose(infos: Sequence[Mapping[str, Any]], data: ImageDataMod
 
 def check_out(out: Path, protocol: Mapping[str, Any]) -> None:
     """Refuses a folder that holds an evaluation of another protocol, with a ConfigError that says in what."""
-    if not (out / RESULT_FILE).is_file():
+    path = out / RESULT_FILE
+    if not path.is_file():
         return
-    earlier, now = RobustnessResult.read(out).protocol, json.loads(json.dumps(protocol))
+    earlier, now = read_json(path).get("protocol"), json.loads(json.dumps(protocol))
+    if not isinstance(earlier, dict):
+        raise RecordError(f"{path} is no evaluation (it has no protocol): repair it, or move it away.")
     if differs := sorted(key for key in earlier.keys() | now.keys() if earlier.get(key) != now.get(key)):
         raise ConfigError(f"{out} holds another evaluation ({', '.join(differs)} differ): name another --out.")
 
@@ -150,15 +172,23 @@ class RobustnessResult:
     @classmethod
     @checked
     def read(cls, out: Path) -> RobustnessResult:
-        """Reads what `write` wrote; a DataError if there is nothing, or another version wrote it."""
+        """Reads what `write` wrote; a DataError if there is nothing, it is damaged, or another version wrote it."""
+        path = out / RESULT_FILE
+        if not path.is_file():
+            raise DataError(f"{out} holds no evaluation: `vpt robustness run --out {out}` makes one.")
+        content = read_json(path)
         try:
-            content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
             rows = [Row(**row | {"ends": row.get("ends") and tuple(row["ends"])}) for row in content["rows"]]
-            return cls(rows, content["protocol"], out, content["alpha"]["why_not"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{out} holds no evaluation of this version: `vpt robustness run --out {out}` makes one."
-            ) from error
+            protocol, why_not = content["protocol"], content["alpha"]["why_not"]
+            faults = [misfit(asdict(row), _OF_ROW) for row in rows]
+            lacks = lacking(protocol, _FORM) or [] if rows else ["rows"]
+            fault = next((each for each in (*faults, misfit(protocol, {**_FORM, **_OPTIONAL})) if each), None)
+        except (AttributeError, KeyError, TypeError) as error:
+            fault, lacks = f"{type(error).__name__}: {error}", []
+        if fault or lacks:
+            reason = fault or f"it has no {', '.join(lacks)}"
+            raise DataError(f"{path} is no evaluation of this version ({reason}): repair it, or move it away.")
+        return cls(rows, protocol, out, why_not)
 
     def record(self, row: Row) -> Record:
         """Reads the logits that a row was computed from, so that only a record or two are in memory.
@@ -192,7 +222,7 @@ class RobustnessResult:
         same &= row.severity is None or protocol.get("corruptions") == self.protocol.get("corruptions")
         named = re.search(r"-([0-9a-f]{12})$", path.stem)  # by the protocol's hash; by α alone in version 0.1.0
         same &= named is None or named[1] == identity(protocol)[:12]
-        if not same or (protocol["set"], protocol["alpha"]) != (row.set, alpha):
+        if not same or (protocol.get("set"), protocol.get("alpha")) != (row.set, alpha):
             raise DataError(f"{path} belongs to another evaluation than robustness.json beside it: run it again.")
         return record
 
@@ -215,8 +245,8 @@ class RobustnessResult:
     def table(self) -> Table:
         """Top-1 in percent: val, clean, each shift, the mean over severities of each corruption, and over all of them.
 
-        For `rich.print`. Beside fixed α stand the one chosen on validation images, and as "oracle" the best α of each
-        line, which is selected on test labels and no result.
+        For `vpt.screen.show`. Beside fixed α stand the one chosen on validation images, and as "oracle" the best α of
+        each line, which is selected on test labels and no result.
         """
         alphas = sorted({row.alpha for row in self.rows})
         shown = shown_alphas(alphas)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vpt.atomic_write import atomic_write
 from vpt.errors import DataError
 from vpt.metrics import accuracy
-from vpt.metrics.logits import Logits, matched, restrict
+from vpt.metrics.logits import Logits, check_table, matched, restrict
 
 FORMAT = "vpt-record/1"
 _KEY = b"vpt"
@@ -93,17 +93,22 @@ def read(path: Path) -> Record:
         table = pq.read_table(path)
         header = json.loads((table.schema.metadata or {})[_KEY])
         if header["format"] != FORMAT:
-            raise DataError(f"{path} has format {header['format']!r}; this version reads {FORMAT!r}.")
+            raise DataError(f"its format is {header['format']!r}, this version reads {FORMAT!r}")
         logits = table["logits"].combine_chunks()
-        return Record(
+        record = Record(
             index=table["index"].to_numpy(),
             label=table["label"].to_numpy(),
             logits=logits.flatten().to_numpy().reshape(len(table), logits.type.list_size),
             protocol=header["protocol"],
             complete=header["complete"],
         )
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{path} is not a record: `vpt robustness run` writes them.") from error
+        if not isinstance(record.protocol, dict) or record.index.dtype != np.int64 or record.index.min(initial=0) < 0:
+            raise ValueError("not what was written")
+        check_table(record.logits, record.label)
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, DataError, pa.ArrowException) as error:
+        reason = f" ({error})" if isinstance(error, DataError) else ": `vpt robustness run` writes them."
+        raise DataError(f"{path} is not a record{reason}") from error
+    return record
 
 
 def resume(path: Path, protocol: Mapping[str, Any]) -> Record | None:

@@ -261,7 +261,10 @@ class TuningTask(L.LightningModule):
         """Logs metrics as they are; every process does so for every batch, or the others would wait for it."""
         mean = cast("MeanMetric", self.losses[split])
         self.log(f"{self._shown[split]}/loss", mean, on_step=False, on_epoch=True)
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val")
+        for name, metric in metrics.items(keep_base=False, copy_state=False):
+            # A bar in 80 columns has no room for the longer names, and would cut them.
+            shown = split == "val" and not name.endswith("mean_per_class")
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=shown)
 
     def _finite_logits(self, logits: Tensor, split: str) -> Tensor:
         """Refuses logits that are not finite: NaN would count as the first class."""

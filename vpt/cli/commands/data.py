@@ -69,15 +69,16 @@ def _root(options: Namespace) -> Path:
 
 
 def _list(options: Namespace) -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from vpt.data.catalog.overview import overview
+    from vpt.screen import console
 
-    root, console = _root(options), Console()
+    root, screen = _root(options), console()
     entries = overview(root)
     rows = [[f"  {e.card.name}", f"{e.classes:,}", _official(e), _here(e)] for e in entries]
-    room = console.width - sum(max(map(len, column)) + 1 for column in zip(_HEADERS, *rows, strict=True))
+    room = screen.width - sum(max(map(len, column)) + 1 for column in zip(_HEADERS, *rows, strict=True))
     table = Table(title=f"Datasets in {root}", title_justify="left", box=None, padding=(0, 1, 0, 0))
     for header in _HEADERS:
         table.add_column(header, justify="left" if header == "name" else "right", no_wrap=True)
@@ -86,16 +87,16 @@ def _list(options: Namespace) -> None:
     for entry, row in zip(entries, rows, strict=True):
         group = f"{entry.card.suite} {entry.card.group}".strip()
         if group != heading:
-            table.add_row(f"[bold]{group}[/bold]")
+            table.add_row(Text(group, style="bold"))
             heading = group
         table.add_row(*row, entry.card.licence)
-    console.print(table)
-    console.print("classes: those that are evaluated", style="dim")
-    console.print("official, here: training with validation + test images, or test images alone", style="dim")
-    console.print("–: not found", style="dim")
+    screen.print(table)
+    screen.print("classes: those that are evaluated", style="dim")
+    screen.print("official, here: training with validation + test images, or test images alone", style="dim")
+    screen.print("–: not found", style="dim")
     for entry in entries:
         if entry.fault:
-            console.print(f"{entry.card.name}: {entry.fault}", highlight=False, markup=False, soft_wrap=True)
+            print(f"{entry.card.name}: {entry.fault}")
 
 
 def _official(entry: Entry) -> str:
@@ -126,22 +127,20 @@ def _show(options: Namespace) -> None:
 
 
 def _verify(options: Namespace) -> None:
-    from rich.console import Console
-
     from vpt.data.catalog.verify import verify
+    from vpt.screen import console, show
 
     report = verify(options.name, _root(options))
-    console = Console()
-    console.print(_report(report))
+    show(_report(report))
     for sign, sentence in [*(("✗", fault) for fault in report.faults), *(("!", note) for note in report.notes)]:
-        print(*wrap(f"{sign} {sentence}", console.width, subsequent_indent="  ", **_WHOLE_PATHS), sep="\n")
+        print(*wrap(f"{sign} {sentence}", console().width, subsequent_indent="  ", **_WHOLE_PATHS), sep="\n")
     report.check()
     disjoint = ", no file is in two splits" if report.compared else ""
-    console.print(f"✓ every image can be decoded{disjoint}", highlight=False)
+    print(f"✓ every image can be decoded{disjoint}")
 
 
 def _report(report: Report) -> Any:
-    from rich.table import Table
+    from vpt.screen import Table
 
     table = Table("list", title=Path(report.name).name, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for header in ("images", "official", "classes", "per class"):

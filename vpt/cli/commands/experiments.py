@@ -228,10 +228,8 @@ def _on_task(rest: list[str], task: Path) -> list[str]:
 
 
 def _transfer(parser: Parser, args: list[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from vpt.experiments.transfer import transfer
+    from vpt.experiments.transfer import tested_record, transfer
+    from vpt.screen import Table, show
 
     parser.add_argument("runs", type=Path, nargs="+", help="a finished run for each task")
     modes = "init: train from the other task's delta; frozen: fit a head on it (default: init)"
@@ -241,19 +239,20 @@ def _transfer(parser: Parser, args: list[str]) -> None:
     check_different("--mode", options.mode)
     if "init" not in options.mode:
         check_effect(options, "with --mode frozen", "serial", "workers", "cpus_per_trial", "gpus_per_trial", "address")
+    for folder in options.runs:
+        tested_record(folder)  # before data are read
     configs = {folder: _config(["-c", str(folder / CONFIG_FILE)]) for folder in options.runs}
     for mode in options.mode:
         matrix = transfer(configs, options.out, _engine(options), mode)
         table = Table("from \\ to", *matrix, title=f"test top-1 (%), {mode}; diagonal: stored, and reproduced")
         for source, row in matrix.items():
             table.add_row(source, *(f"{100 * value:.1f}" for value in row.values()))
-        Console().print(table)
+        show(table)
     print(f"written to {options.out}")
 
 
 def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from vpt.screen import Table, show
 
     table = Table("variant", "chosen", "val", "test", "seeds", title="top-1 (%), mean ± std over seeds, last epoch")
     for name, found in outcomes.items():
@@ -261,8 +260,7 @@ def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
         val = "–" if found.val is None else f"{100 * found.val:.1f}"
         test = f"{100 * found.mean:.1f}" + (f" ± {100 * found.std:.1f}" if len(found.tests) > 1 else "")
         table.add_row(name or out.name, chosen or "–", val, test, str(len(found.tests)))
-    console = Console()
-    console.print(table)
+    show(table)
     trained, whole = (sum(found.epochs[which] for found in outcomes.values()) for which in (0, 1))
     seconds, images = (sum(getattr(found, key) for found in outcomes.values()) for key in ("seconds", "images"))
     if trained < whole:

@@ -29,7 +29,7 @@ from vpt.experiments.trial import merged
 from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, RUN_FILE, method_name
 from vpt.tasks import DeltaWriter, RunRecord, TuningTask
 from vpt.tasks.build import FROM_DATA, image_size, settle
-from vpt.tasks.callbacks import last_checkpoint, run_folder, run_of
+from vpt.tasks.callbacks import EpochLines, last_checkpoint, run_folder, run_of
 from vpt.tasks.optimizers import check_trainer
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
@@ -142,7 +142,7 @@ class VPTCLI(LightningCLI):
             self.save_config_callback = None  # what is evaluated keeps the config that it was trained with
         if config.trainer.logger in (None, True):
             kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir or ""), config.ckpt_path)
-        callbacks: list[L.Callback] = [RunRecord(), DeltaWriter(), PredictionWriter(), FigureLogger()]
+        callbacks: list[L.Callback] = [RunRecord(), EpochLines(), DeltaWriter(), PredictionWriter(), FigureLogger()]
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
             callbacks.append(last_checkpoint())
         self.trainer_defaults["callbacks"] = callbacks

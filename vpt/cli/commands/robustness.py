@@ -33,11 +33,10 @@ def run(args: list[str]) -> None:
 
 
 def _run(options: Namespace, overrides: list[str]) -> None:
-    from rich.console import Console
-
     from vpt.atomic_write import check_writable
     from vpt.data.corruptions import BASIC, CORRUPTIONS
     from vpt.robustness import run as measure
+    from vpt.screen import show
 
     if options.out is not None and len(options.delta) > 1:
         raise ConfigError("--out is for one delta: each of several is written to robustness/ beside it.")
@@ -56,7 +55,7 @@ def _run(options: Namespace, overrides: list[str]) -> None:
     for delta, out in outs.items():
         data = delta_data(delta, options.data, overrides)
         result = measure(**vars(options) | {"delta": delta, "data": data, "out": out})
-        Console().print(result.table())
+        show(result.table())
         print(f"written to {out}")
 
 
@@ -110,12 +109,11 @@ def _say(step: Any) -> None:
 
 
 def _compare(options: Namespace, overrides: list[str]) -> None:
-    from rich.console import Console
-
     from vpt.robustness.alpha_curve import curves, table
+    from vpt.screen import show
 
     check_different("compare", options.folders)
-    Console().print(table(curves(options.folders)))
+    show(table(curves(options.folders)))
 
 
 def _report(options: Namespace, overrides: list[str]) -> None:

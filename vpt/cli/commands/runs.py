@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpt.cli.arguments import FIT_FLAGS, Parser, at_least, check_effect, output_folder
-from vpt.errors import ConfigError, VPTError
-from vpt.run_record import CONFIG_FILE, RUN_FILE, images_read, read_record, subset_name
+from vpt.errors import ConfigError, RecordError, VPTError
+from vpt.run_record import CONFIG_FILE, RUN_FILE, find_records, finished_record, images_read, read_record, subset_name
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.models import TunedModel
@@ -33,6 +33,7 @@ def _rerun(args: list[str]) -> None:
     config = options.run / CONFIG_FILE
     if not config.is_file():
         raise ConfigError(f"{options.run} is no run: it has no {CONFIG_FILE}.")
+    finished_record(options.run)
 
     from vpt.cli.commands.lightning_cli import resolve
     from vpt.experiments.trial import rerun
@@ -52,27 +53,29 @@ def _rerun(args: list[str]) -> None:
 
 def _runs(args: list[str]) -> None:
     """Prints a table and a list."""
-    from rich.console import Console
+    from vpt.screen import show
 
     parser = Parser(prog="vpt runs")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where to look (default: runs)")
     folder = parser.parse_args(args[1:]).folder
-    records = {path.parent: read_record(path.parent) for path in sorted(folder.rglob(RUN_FILE))}
+    records, left_out = find_records([folder])
     if not records:
-        raise ConfigError(f"No run.json below {folder}: `vpt fit` writes one for each run.")
-    console = Console()
-    console.print(_table(folder, records))
-    for warning in check_comparable(record.get("data") or {} for record in records.values()):
-        console.print(warning, highlight=False, soft_wrap=True)
+        reason = f": {left_out[0]}" if left_out else ": `vpt fit` writes one for each run."
+        raise ConfigError(f"No {RUN_FILE} below {folder}{reason}")
+    show(_table(folder, records))
+    for sentence in check_comparable(record.get("data") or {} for record in records.values()):
+        print(sentence)
     for home, record in records.items():
         data = record.get("data") or {}
-        told = f" (preset {data['preset']}, {data['counts']['train']:,} training images)" if "preset" in data else ""
-        console.print(f"\n{home}/{told}", highlight=False, soft_wrap=True)
+        n = data.get("counts", {}).get("train", 0)
+        print(f"\n{home}/" + (f" (preset {data['preset']}, {n:,} training images)" if "preset" in data else ""))
         for path in sorted(home.iterdir()):
             files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-            size = sum(file.stat().st_size for file in files) / 1024
+            size = sum(file.lstat().st_size for file in files) / 1024
             name = f"{path.name}/ ({len(files)} files)" if path.is_dir() else path.name
-            console.print(f"  {name:<48}{size:>8,.0f} KB", highlight=False, soft_wrap=True)
+            print(f"  {name:<48}{size:>8,.0f} KB")
+    if left_out:
+        raise RecordError(f"Not in the table: {' '.join(left_out)}")
 
 
 def check_comparable(data: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -83,7 +86,7 @@ def check_comparable(data: Iterable[Mapping[str, Any]]) -> list[str]:
     """
     used: dict[tuple[str, str], Counter[str]] = {}
     for described in data:
-        if "preset" in described:
+        if "name" in described and "preset" in described:
             values = {"presets": described["preset"], "training subsets": subset_name(described.get("subset"))}
             for what, value in values.items():
                 used.setdefault((described["name"], what), Counter())[value] += 1
@@ -97,7 +100,7 @@ def check_comparable(data: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _table(folder: Path, records: dict[Path, dict[str, Any]]) -> Any:
     """One line a run; no validation accuracy where all validation images were trained on, as version 0.1.0 measured."""
-    from rich.table import Table
+    from vpt.screen import Table
 
     title = f"Top-1 (%) of the runs in {folder}"
     table = Table("run", "trained", "epochs", "seed", "val", "test", "n test", title=title)
@@ -125,23 +128,22 @@ def _report(args: list[str]) -> None:
     parser.add_argument("--out", type=output_folder, default="report", help="folder to write (default: report)")
     options = parser.parse_args(args[1:])
 
-    from rich.console import Console
-    from rich.table import Table
-
     from vpt.reports.run_report import run_report
     from vpt.reports.run_values import report
+    from vpt.screen import Table, show
 
     made = run_report(report(options.runs, options.mixed))
-    console = Console()
     for table in made.tables[:2]:
         shown = Table(*table.columns, title=table.title, caption=table.note)
+        shown.keys = table.words
         for row in table.rows:
             shown.add_row(*row)
-        console.print(shown)
-    for note in made.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        show(shown)
+    print(*made.notes, sep="\n")
     paths = made.write(options.out)  # last: what has been computed is shown even if a figure cannot be drawn
     print(f"written to {options.out}: {', '.join(path.name for path in paths)}")
+    if made.values["damaged"]:
+        raise RecordError(f"Not in the report: {' '.join(made.values['damaged'])}")
 
 
 def _profile(args: list[str]) -> None:

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from vpt.data.catalog.archives import unpack
@@ -27,6 +26,7 @@ from vpt.data.catalog.cards import Card, Download, card_names, find_card
 from vpt.data.catalog.overview import check_images, image_lists, parts
 from vpt.data.prepare import prepare
 from vpt.errors import DataError
+from vpt.screen import console
 from vpt.version import __version__
 
 _CHUNK = 1 << 20
@@ -232,7 +232,7 @@ def _total(headers: Any, start: int) -> int | None:
 
 def _progress() -> Progress:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    return Progress("Fetching {task.description}", *columns, console=Console(stderr=True), transient=True)
+    return Progress("Fetching {task.description}", *columns, console=console(stderr=True), transient=True)
 
 
 DOWNLOADS = "downloads"
@@ -274,7 +274,7 @@ def _fetch(card: Card, root: Path, folder: Path) -> Path:
         file = fetch(download, archives if download.extract else folder)
         if download.extract:
             done.unlink(missing_ok=True)
-            with Console(stderr=True).status(f"Unpacking {download.file}"):
+            with console(stderr=True).status(f"Unpacking {download.file}"):
                 sizes = unpack(file, folder)
             done.write_text(json.dumps(sizes), encoding="utf-8")
     return folder
