@@ -246,7 +246,9 @@ ROWS = [
     Wrong('vpt.DigitsDataModule(preset="x")', "no preset", UnknownNameError, "Unknown preset 'x'"),
     Wrong("vpt.DigitsDataModule(shots=2.5)", "half a shot", ConfigError, "shots of DigitsDataModule must be"),
     Wrong("vpt.ShapesDataModule(3)", "a number", ConfigError, "label of ShapesDataModule must be text"),
-    Wrong("vpt.ShapeScenesDataModule(seed=-1)", "a seed", ConfigError, "seed is -1; it must be at least 0"),
+    Wrong(
+        "vpt.ShapeScenesDataModule(seed=-1)", "a seed", ConfigError, "seed must be a whole number of at least 0, got -1"
+    ),
     Wrong("vpt.FolderDataModule(None)", "no folder", ConfigError, "root of FolderDataModule must be text or"),
     Wrong(r'vpt.FolderDataModule("a\0")', "a NUL", ConfigError, "a path that can exist"),
     Wrong('vpt.FolderDataModule("")', "an empty path", ConfigError, "a path that can exist"),
@@ -308,7 +310,6 @@ ROWS = [
         ConfigError,
         "accuracy of effective_robustness must be a number",
     ),
-    Wrong("effective_robustness.logit(0.5, 0)", "no images", ConfigError, "at least one image, got 0"),
     # robustness, export, visualize
     Wrong("vpt.robustness.run(3, digits, [1.0], here)", "a number", ConfigError, "delta of run must be a path"),
     Wrong("vpt.robustness.run(delta, None, [1.0], here)", "no data", ConfigError, "data of run must be"),
