@@ -29,7 +29,8 @@ from vpt.experiments.trial import merged
 from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, RUN_FILE, method_name
 from vpt.tasks import DeltaWriter, RunRecord, TuningTask
 from vpt.tasks.build import FROM_DATA, image_size, settle
-from vpt.tasks.callbacks import EpochLines, last_checkpoint, run_folder, run_of
+from vpt.tasks.callbacks import last_checkpoint, run_folder, run_of
+from vpt.tasks.epoch_lines import EpochLines
 from vpt.tasks.optimizers import check_trainer
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
