@@ -314,6 +314,7 @@ ROWS = [
     Wrong("vpt.robustness.run(delta, None, [1.0], here)", "no data", ConfigError, "data of run must be"),
     Wrong("vpt.robustness.run(delta, digits, 1.0, here)", "one α", ConfigError, "alphas of run must be a list"),
     Wrong("vpt.robustness.run(delta, digits, [2.0], here)", "α = 2", ConfigError, "alphas are distinct"),
+    Wrong('vpt.robustness.run(delta, digits, [float("nan")], here)', "NaN", ConfigError, "a list (each a number), got"),
     Wrong('vpt.robustness.run(delta, digits, ["x"], here)', "text", ConfigError, "a list (each a number)"),
     Wrong('vpt.robustness.RobustnessResult.read("nowhere")', "no folder", DataError, "holds no evaluation"),
     Wrong("vpt.robustness.RobustnessResult.read(3)", "a number", ConfigError, "out of read must be a path"),

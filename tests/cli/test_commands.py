@@ -158,7 +158,7 @@ def test_several_deltas_are_written_beside_themselves(vpt: Vpt, trained: Run) ->
         (["--delta={delta}", "--data={method}"], "has no data section"),
         (["--delta={delta}", "--data.sise=3"], "'sise' is not"),
         (["--delta={delta}", "--sise=3"], "unrecognized arguments: --sise=3"),
-        (["--delta={delta}", "--alphas", "2"], "between 0"),
+        (["--delta={delta}", "--alphas", "2"], "is not a number from 0 to 1"),
         (["--delta={delta}", "--corruptions", "frosty"], "did you mean 'frost'"),
         (["--delta={delta}", "--anchor={delta}x"], "No delta file"),
     ],

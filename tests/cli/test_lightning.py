@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_a_model_is_tested_on_photos_of_some_of_its_classes(vpt: Vpt, trained: R
     assert "does not know class 'seven' of photos" in answer.sentence
 
 
-def test_two_lines_of_yaml_and_a_flag_train_on_few_shots_of_your_own_images(vpt: Vpt, tmp_path: Path) -> None:
+def test_three_lines_of_yaml_and_a_flag_train_on_few_shots_of_your_own_images(vpt: Vpt, tmp_path: Path) -> None:
     make_folder(tmp_path / "pets", {"train": 5, "test": 2})
     Path("data.yaml").write_text("data:\n  class_path: FolderDataModule\n  init_args: {root: pets}\n")
     answer = vpt("fit", *DEMO, "-c", "data.yaml", *QUICK, "--data.shots=3")
@@ -121,6 +122,9 @@ def test_two_lines_of_yaml_and_a_flag_train_on_few_shots_of_your_own_images(vpt:
     assert read_delta(run.folder / "delta.safetensors")[0]["preset"]["name"] == "square"
     assert "shots is 5, but class 'cat' has 4" in vpt("fit", *DEMO, "-c", "data.yaml", "--data.shots=5").sentence
     assert vpt("test", *run.config, "--ckpt_path", run.checkpoint).status == 0
+    os.rename(b"pets/test/cat/0.jpg", b"pets/test/cat/\xe4.jpg")  # noqa: PTH104  # no text in UTF-8
+    assert vpt("predict", *run.config, "--ckpt_path", run.checkpoint).status == 0
+    assert b",test/cat/\xe4.jpg," in (run.folder / "predictions.csv").read_bytes()
 
 
 def test_predict_writes_a_line_per_image_of_some_apart(vpt: Vpt, trained: Run) -> None:

@@ -105,7 +105,7 @@ def predictions(logits: Logits, labels: NDArray[np.int64], temperature: float = 
     Logits are divided by T > 0 (Guo et al., ICML 2017, equation 9). A DataError where the table cannot be scored.
     """
     check_table(logits, labels)
-    if temperature <= 0:
+    if not temperature > 0:
         raise ConfigError(f"A temperature is above 0, got {temperature}.")
     n = len(labels)
     right = logits.argmax(axis=1) == labels

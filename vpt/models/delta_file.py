@@ -40,6 +40,7 @@ def save_delta(path: str | Path, model: AdaptedModel) -> Path:
 
     Raises:
         DeltaFileError: The model is not all that acts, or its info or preset are no plain values.
+        OutputError: The file cannot be written there.
     """
     own = set() if model.delta is None else {id(part) for part in model.delta.parts}
     if any(id(part) not in own for part in model.backbone.attached):

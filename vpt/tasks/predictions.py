@@ -107,7 +107,8 @@ class PredictionWriter(L.Callback):
 
 def _write_table(path: Path, data: ImageDataModule, rows: Sequence[tuple[int, int, float]]) -> None:
     paths = data.split("test").paths
-    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    other_bytes = "surrogateescape"  # which a file's name may be made of
+    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8", errors=other_bytes) as file:
         writer = csv.writer(file)
         writer.writerow(["index", "path", "predicted", "probability"])
         writer.writerows([i, paths[i], data.class_names[c], f"{p:.6f}"] for i, c, p in rows)

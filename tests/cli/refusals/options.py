@@ -138,7 +138,6 @@ ROWS = [
     Row(f"{_SOUP} --gredy", "an unknown name", "did you mean --greedy?"),
     Row(_SOUP, "no file", "No delta file other.safetensors"),
     Row("robustness soup --deltas {delta} --out s", "one alone", "at least two delta files"),
-    Row("robustness soup --deltas {delta} {delta} --out s", "one twice", "twice: name each once"),
     Row("attention --delta nothere", "no file", "No delta file nothere"),
     Row(f"{_ATTEND} --weights nothere", "no file", "No weights file nothere"),
     Row(f"{_ATTEND} --data list.yaml", "a list", "list.yaml is no config"),

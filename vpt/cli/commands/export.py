@@ -40,7 +40,8 @@ def _export(args: list[str]) -> None:
     options = parser.parse_args(args[1:])
 
     from vpt.atomic_write import check_unused, check_writable
-    from vpt.export import PEFT_FILES, export_onnx, export_peft, export_torch
+    from vpt.export import export_onnx, export_peft, export_torch
+    from vpt.export.peft import PEFT_FILES
     from vpt.models.delta_file import load_classifier
 
     out = options.out or options.delta.parent / _PLACES[options.format]

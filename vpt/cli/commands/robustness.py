@@ -92,7 +92,6 @@ def _head(options: Namespace, overrides: list[str]) -> None:
 def _soup(options: Namespace, overrides: list[str]) -> None:
     from vpt.robustness import model_soups
 
-    check_different("--deltas", options.deltas)
     if not options.greedy:
         check_effect(options, "without --greedy", "data", "batch_size", "weights")
         if overrides:
