@@ -255,7 +255,7 @@ def test_a_card_keeps_odd_names_and_says_what_little_is_known(hub: Hub, tmp_path
     card = hub.repos[REPO]["main"]["README.md"].decode()
     assert "trained on a\\|b \\<i>." in card
     assert "| test | x\\|y | 0.2500 | 8 |" in card
-    assert "- trained parameters: 3\n" in card
+    assert "- trainable parameters: 3\n" in card
     assert front_matter(card)["model-index"][0]["results"][0]["dataset"]["name"] == "a|b <i>"
 
 

@@ -30,7 +30,7 @@ from vpt.run_record import (
     training_protocol,
 )
 from vpt.tasks.base import TuningTask
-from vpt.tasks.run_protocol import protocol
+from vpt.tasks.run_protocol import callbacks_of, protocol
 
 
 def run_folder(trainer: L.Trainer) -> Path | None:
@@ -152,7 +152,7 @@ class RunRecord(L.Callback):
         epochs, steps = trainer.current_epoch, trainer.global_step
         whole = 0 <= (trainer.max_epochs or 0) <= epochs or 0 <= trainer.max_steps <= steps
         done = whole and trainer.state.status != "interrupted"
-        early = any(isinstance(each, callbacks.EarlyStopping) and each.stopped_epoch for each in _callbacks(trainer))
+        early = any(isinstance(each, callbacks.EarlyStopping) and each.stopped_epoch for each in callbacks_of(trainer))
         status = "finished" if done else "stopped early" if early else "stopped"
         news: dict[str, Any] = {"status": status, "epochs": epochs, "steps": steps}
         news |= {"seconds": round(self._seconds(), 1), "images": self._images}
@@ -339,13 +339,9 @@ def _read_of(trainer: L.Trainer, split: str) -> dict[str, int]:
     return {split: int(min(len(cast("Sized", loader.dataset)), batches * loader.batch_size * trainer.world_size))}
 
 
-def _callbacks(trainer: L.Trainer) -> list[L.Callback]:
-    return list(trainer.callbacks)  # type: ignore[attr-defined]
-
-
 def _metrics(trainer: L.Trainer) -> dict[str, float]:
     """What was measured, without a validation of an earlier state than the last (``check_val_every_n_epoch``)."""
-    records = [each for each in _callbacks(trainer) if isinstance(each, RunRecord)]
+    records = [each for each in callbacks_of(trainer) if isinstance(each, RunRecord)]
     stale = trainer.state.fn == "fit" and any(each.validated != trainer.global_step for each in records)
     found = {key: float(value) for key, value in trainer.callback_metrics.items()}
     return {key: value for key, value in found.items() if not (stale and key.startswith("val/"))}

@@ -1,4 +1,4 @@
-"""Everything that a number of a run depends on, read from its trainer, task and data."""
+"""What a number of a run depends on, as plain values for its record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import platform
 from enum import Enum
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -52,6 +52,8 @@ _SHOWING = (
     *(callbacks.LearningRateMonitor, callbacks.DeviceStatsMonitor, SaveConfigCallback),
 )
 """Callbacks of Lightning that change nothing that is trained."""
+
+
 _INDIFFERENT = {
     *("logger", "callbacks", "max_epochs", "max_time", "precision", "devices", "num_nodes", "accelerator", "strategy"),
     *("plugins", "fast_dev_run", "barebones", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
@@ -85,7 +87,7 @@ def _training(trainer: L.Trainer) -> dict[str, Any]:
         value = wired.get(name, getattr(trainer, name, argument.default))
         if name in _ALWAYS or (name not in _INDIFFERENT and value != argument.default):
             told[name] = str(value.value) if isinstance(value, Enum) else value
-    others = [each for each in cast("Any", trainer).callbacks if not isinstance(each, _SHOWING)]
+    others = [each for each in callbacks_of(trainer) if not isinstance(each, _SHOWING)]
     foreign = [each for each in others if not type(each).__module__.startswith("vpt.")]
     return told | {"callbacks": sorted(map(_with_settings, foreign))}
 
@@ -105,3 +107,8 @@ def machine() -> dict[str, Any]:
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     processor = next(named, platform.machine())
     return {"processor": processor, "threads": torch.get_num_threads(), "accelerator": accelerator}
+
+
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
+    """All callbacks of a trainer."""
+    return list(trainer.callbacks)  # type: ignore[attr-defined]
