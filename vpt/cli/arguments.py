@@ -30,6 +30,12 @@ _NOISE = re.compile(
 )
 
 
+_SHORTER = {
+    r"Problem with given class_path '[^']+': ": "",
+    r"Parser key \"([^\"]+)\": ": r"\1: ",
+    r"^(data|model): (\w+): ": r"\1.\2: ",
+    r"\.? Got value: (.*?)\.?$": r", got \1.",
+}
 # What a type is called there, and by people.
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
 
@@ -52,6 +58,8 @@ def explain(message: str, classes: Iterable[str], options: Iterable[str] = ()) -
     text = " ".join(line.removeprefix("- ") for line in lines if not _NOISE.match(line))
     text = re.sub(r"Expected a <class '(\w+)'>", lambda found: f"Expected {_TYPES.get(found[1], found[1])}", text)
     text = re.sub(r"Expected a typing\.Literal\[(.+?)\]", r"Expected one of \1", text)
+    for said, instead in _SHORTER.items():
+        text = re.sub(said, instead, text)
     if unknown := re.search(r"(?:unrecognized arguments: -*|accept option '|Option ')([^\s=']+)", text):
         short = unknown[0].startswith("Option")
         text += nearest(unknown[1], {each.rpartition(".")[2] for each in options} if short else options)

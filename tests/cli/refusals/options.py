@@ -85,7 +85,7 @@ ROWS = [
     Row(f"pretrain {_RUN} --tasks nothere.yaml", "no file", "No config nothere.yaml"),
     Row(f"pretrain {_RUN} --tasks list.yaml", "a list", "list.yaml is no config"),
     Row(f"pretrain {_RUN} --tasks {{configs}}/demo.yaml", "one task", "needs at least two tasks"),
-    Row("transfer nothere --serial --out out", "no run", "There is no config"),
+    Row("transfer nothere --serial --out out", "no run", "nothere is no run: it has no run.json"),
     Row("transfer {run} {run} --serial --out out", "one twice", "twice: name each once"),
     Row("transfer {run} --out out --mode init init", "one twice", "--mode has init twice"),
     Row("transfer {run} --out out --mode some", "an unknown mode", "invalid choice: 'some'"),

@@ -44,7 +44,9 @@ ROWS = [
     *(Row(f"sweep {_SWEEP} --address {each}", "no cluster there", says) for each, says in _ADDRESSES.items()),
     Row("fewshot -c {configs}/demo.yaml --shots 2 --out new --address 127.0.0.1:9", "no cluster there", _DEAD),
     Row("combine -c {configs}/demo.yaml --deltas lora --out new --address 127.0.0.1:9", "no cluster there", _DEAD),
-    Row("transfer {run} --out new --address 127.0.0.1:9", "no cluster there", _DEAD),
+    Row(
+        "transfer {run} --out new --address auto --serial", "no cluster wanted", "--address has no effect with --serial"
+    ),
     *(
         Row(f"{start} {weights}", "weights that are none", says)
         for start in _WITH_WEIGHTS
@@ -69,12 +71,16 @@ ROWS = [
     Row(f"{_HEAD} --backbone vit_nano_patch8_64 --clip x", "one name of two", "--clip: expected 2 arguments"),
     Row("scale -c {configs}/demo.yaml --backbones vit_tinny --out new --serial", "a name misspelt", "did you mean"),
     Row("profile", "no config", "vpt profile needs a config"),
-    Row("profile -c {configs}/demo.yaml --classes 0", "no classes", "0 is too small, the least is 1"),
+    Row("profile -c {configs}/demo.yaml --classes 0", "no classes", "0 is not a whole number of at least 1"),
     Row("profile -c {configs}/demo.yaml --classes x", "a word", "invalid whole number value: 'x'"),
-    Row("profile -c {configs}/demo.yaml --classes 3 --batch 0", "no images", "0 is too small, the least is 1"),
-    Row("profile -c {configs}/demo.yaml --classes 3 --rounds -1", "less than no rounds", "the least is 1"),
+    Row("profile -c {configs}/demo.yaml --classes 3 --batch 0", "no images", "0 is not a whole number of at least 1"),
+    Row(
+        "profile -c {configs}/demo.yaml --classes 3 --rounds -1",
+        "less than no rounds",
+        "-1 is not a whole number of at least 1",
+    ),
     Row("profile -c {configs}/demo.yaml --classes 1", "one class", "a task has at least two classes"),
-    Row("profile --run folder", "no run", "has no val/acc in its TensorBoard events"),
-    Row("profile --run nowhere", "no folder", "There is no run nowhere"),
+    Row("profile --run folder", "no run", "folder is no run: it has no run.json"),
+    Row("profile --run nowhere", "no folder", "nowhere is no run: it has no run.json"),
     Row("profile -c nowhere.yaml --classes 3", "no config", "nowhere.yaml: name a file"),
 ]
