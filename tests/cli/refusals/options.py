@@ -58,7 +58,7 @@ ROWS = [
     Row(f"{_SWEEP} --trainer.barebones true", "no record", "trainer.barebones is of `vpt fit`"),
     Row(f"{_SWEEP} --ckpt_path x", "a checkpoint", "--ckpt_path is of `vpt fit`"),
     Row(f"sweep {_RUN}", "no grid", "needs --grid FILE"),
-    Row(f"sweep {_RUN} --grid nan.yaml", "NaN", "Expected a number. Got value: NaN"),
+    Row(f"sweep {_RUN} --grid nan.yaml", "NaN", "Expected a number, got NaN."),
     Row(f"sweep {_RUN} --grid list.yaml", "a list", "list.yaml is no config: it holds a list"),
     Row(f"sweep {_RUN} --grid latin1.yaml", "Latin-1", "latin1.yaml is not YAML"),
     Row(f"{_ON_RAY} --workers 0", "none", "0 is not a whole number of at least 1"),

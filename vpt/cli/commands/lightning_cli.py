@@ -262,7 +262,8 @@ def typed(args: list[str]) -> Callable[[str, Any], Any]:
             merged({section: {}}, {key: value})  # knows which keys there are
             parsed = parser.parse_args(["fit", *args, f"--{key}={text}"])["fit"].as_dict()[section]
         except ArgumentError as error:
-            raise ConfigError(f"{key}: {explain(str(error), _CLASSES, _options(parser))}") from None
+            said = str(explain(str(error), _CLASSES, _options(parser)))
+            raise ConfigError(f"{key}: {said.removeprefix(f'{key}: ')}") from None
         config_checks.check_finite(section, parsed)
         return (parsed if section == "trainer" else parsed["init_args"])[name] if name else parsed
 
