@@ -235,6 +235,15 @@ def test_runs_whose_names_are_long_stay_apart_in_80_columns(
     assert "".join(line.split("│")[1].strip() for line in lines) == "".join(names)
 
 
+def test_runs_says_where_some_of_the_test_images_were_tested(vpt: Vpt, tmp_path: Path) -> None:
+    for name, read in (("all", 900), ("some", 96)):
+        (tmp_path / name).mkdir()
+        record = {"metrics": {"test/acc": 0.5}, "data": {"counts": {"test": 900}}, "read": {"test": read}}
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+    lines = vpt("runs", str(tmp_path)).out.splitlines()
+    assert [line.split("│")[-2].strip() for line in lines if " 50.0 " in line] == ["900", "96 of 900"]
+
+
 def test_runs_of_one_task_under_different_presets_are_called_not_comparable(vpt: Vpt, tmp_path: Path) -> None:
     def write(folder: str, task: str, preset: str) -> None:
         home = tmp_path / "runs" / folder

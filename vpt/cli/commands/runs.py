@@ -114,9 +114,14 @@ def _table(folder: Path, records: dict[Path, dict[str, Any]]) -> Any:
             str(record.get("epochs", "–")),
             str(record.get("seed", "–")),
             *(f"{100 * metrics[key]:.1f}" if key in metrics else "–" for key in ("val/acc", "test/acc")),
-            str(images_read(record).get("test", "–")),
+            _share(images_read(record).get("test"), data.get("counts", {}).get("test")),
         )
     return table
+
+
+def _share(read: int | None, count: int | None) -> str:
+    """How many images were tested, and of how many where these are not all."""
+    return "–" if read is None else f"{read:,}" if count in (None, read) else f"{read:,} of {count:,}"
 
 
 def _report(args: list[str]) -> None:
