@@ -65,7 +65,7 @@ class UnknownNameError(VPTError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = list(known)
-        close = get_close_matches(name, names, n=1, cutoff=0.4)
+        close = get_close_matches(str(name), names, n=1, cutoff=0.4)
         hints = [f"did you mean {close[0]!r}?"] if close else []
         if len(names) <= 20:
             hints.append(f"Known are {', '.join(names)}.")

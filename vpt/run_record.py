@@ -105,6 +105,14 @@ def share(value: Any) -> bool:
     return of(int, float)(value) and 0 <= value <= 1
 
 
+def global_seed() -> int | None:
+    """The seed of the process, which Lightning keeps in its environment; a ConfigError where it is no whole number."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    if seed is not None and not seed.isdecimal():
+        raise ConfigError(f"PL_GLOBAL_SEED is {seed!r:.40}, where a whole number is wanted: set it anew or remove it.")
+    return None if seed is None else int(seed)
+
+
 _GROUPS = ("metrics", "hyperparameters", "backbone", "parameters", "read", "evaluated", "versions", "machine")
 _OF_DATA = ("counts", "lists", "fingerprints", "shared_with_train")
 _TEXTS = ("task", "status", "epoch_rule", "precision", "data.name", "data.preset", "data.fingerprint", "data.lists.*")
@@ -129,6 +137,10 @@ def misfit(record: Mapping[str, Any], form: Form = _FORM) -> str | None:
         for key, value in _matching(record, pattern):
             if not fits(value):
                 return f"{key} is {json.dumps(value):.40}"
+    counts = (record.get("data") or {}).get("counts") or {}
+    for split, read in (record.get("read") or {}).items():
+        if not 0 < read <= counts.get(split, read):
+            return f"read.{split} is {read} of {counts.get(split, read)} images"
     return None
 
 

@@ -226,7 +226,7 @@ def test_profile_of_a_config_and_of_a_run(vpt: Vpt, trained: Run) -> None:
     assert vpt("fit", *DEMO, *SMALL, *QUICK, "--data.train=train800").status == 0
     answer = vpt("profile", "--run", "runs/digits/vpt_deep/version_0")
     assert answer.status == 0, answer.err
-    assert "95 % of its best val" in answer.out
+    assert "95 % of best val" in answer.out
     assert "needs a config" in vpt("profile").sentence
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -41,7 +42,14 @@ def test_sigterm_says_how_to_go_on_and_what_became_of_the_run(vpt: Vpt, monkeypa
 
 @pytest.fixture
 def copied(trained: Run, tmp_path: Path) -> Run:
-    return Run(shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("figures", "test-*")))
+    """A run of which no test has been made."""
+    run = Run(shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("figures", "test-*")))
+    record = run.record
+    for part in (record["metrics"], record["evaluated"], record["read"]):
+        for key in [key for key in part if key.startswith("test")]:
+            del part[key]
+    (run.folder / "run.json").write_text(json.dumps(record))
+    return run
 
 
 @pytest.mark.parametrize(
@@ -163,5 +171,5 @@ def test_a_run_is_not_replaced_by_another(vpt: Vpt) -> None:
 def test_a_damaged_record_is_told_before_a_test(vpt: Vpt, copied: Run) -> None:
     (copied.folder / "run.json").write_text('{"status"')
     answer = vpt("test", *copied.config, "--ckpt_path", copied.checkpoint, "--trainer.limit_test_batches=1")
-    assert "run.json is not the record of a run" in answer.sentence
+    assert "run.json cannot be read" in answer.sentence
     assert answer.out == ""

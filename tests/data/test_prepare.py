@@ -220,7 +220,7 @@ def test_without_its_last_list_a_task_is_not_finished(tmp_path: Path, monkeypatc
     source = make_original("svhn", tmp_path / "original")
     write_text = Path.write_text
 
-    def full(file: Path, data: str, encoding: str) -> int:
+    def full(file: Path, data: str, encoding: str, errors: str | None = None) -> int:
         if file.name.startswith(".test.txt"):
             raise OSError(28, "No space left on device")
         return write_text(file, data, encoding=encoding)

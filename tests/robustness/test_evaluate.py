@@ -230,7 +230,8 @@ def test_every_field_of_a_protocol_is_part_of_what_a_record_is(prompts: Path, tm
         assert resume(path, changed) is None
     content = json.loads((tmp_path / "robustness.json").read_text())
     for key, value in content["protocol"].items():
-        other = value | {"another": 1} if isinstance(value, dict) else "end-to-end" if key == "way" else "another"
+        other: Any = value | {"another": 1} if isinstance(value, dict) else "end-to-end" if key == "way" else "another"
+        other = {"sha256": "another"} if key == "start" else other
         changed = content | {"protocol": content["protocol"] | {key: other}}
         (tmp_path / "robustness.json").write_text(json.dumps(changed))
         with pytest.raises(ConfigError, match=rf"another evaluation \({key} differ\)"):

@@ -106,7 +106,7 @@ def _run(args: list[str]) -> int:
         with _stoppable():
             _dispatch(args)
     except VPTError as error:
-        print(f"vpt: error: {' '.join(_message(error).splitlines())}", file=sys.stderr)
+        print(f"vpt: error: {_message(error)}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, SystemExit) as stop:
         return _status(stop)

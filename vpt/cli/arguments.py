@@ -51,9 +51,10 @@ def explain(message: str, classes: Iterable[str], options: Iterable[str] = ()) -
         mend = f"{_COPY}." if shipped else "name a file, or see `vpt configs`."
         return ConfigError(f"There is no config {Path(absent[1])}: {mend}")
     if missing := re.search(r"arguments are required: (.+)|Key \"(\S+)\" is required", message):
-        return ConfigError(
-            f"Missing {missing[1] or missing[2]}: give a config file, such as -c configs/demo.yaml ({_COPY})."
-        )
+        name = missing[1] or missing[2]
+        if not re.search(r"\b(data|model|config|backbone)\b", name):
+            return ConfigError(f"Missing {name}: give it a value.")
+        return ConfigError(f"Missing {name}: give a config file, such as -c configs/demo.yaml ({_COPY}).")
     lines = [line.strip() for line in message.splitlines()]
     text = " ".join(line.removeprefix("- ") for line in lines if not _NOISE.match(line))
     text = re.sub(r"Expected a <class '(\w+)'>", lambda found: f"Expected {_TYPES.get(found[1], found[1])}", text)
@@ -132,6 +133,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses a command line; what belongs `onward` comes back as it is."""
+        for place, arg in enumerate(args or ()):
+            if not arg.strip():
+                self.error(f"an empty argument after {args[place - 1] if place else self.prog}")
         options, rest = super().parse_known_args(args, namespace)
         for place, arg in enumerate(rest):
             flag = re.match(r"--?[a-zA-Z]", arg)

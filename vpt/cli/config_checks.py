@@ -95,6 +95,16 @@ def check_run(command: str, config: Mapping[str, Any], args: list[str]) -> None:
     stage = {"fit": "train", "validate": "val"}.get(command, command)
     if trainer.get(f"limit_{stage}_batches") == 0 or (command == "fit" and trainer.get("max_steps") == 0):
         raise ConfigError(f"vpt {command} has nothing to do: the trainer's limits leave no batch.")
+    home = trainer.get("default_root_dir")
+    if home is not None and (not home or "://" in home or home.startswith("~")):
+        raise ConfigError(f"trainer.default_root_dir is {home!r}: name a folder of this machine, written out.")
+    nodes = trainer.get("num_nodes") or 1
+    if nodes > 1 and not {"SLURM_JOB_ID", "MASTER_ADDR", "LSB_JOBID"} & os.environ.keys():
+        raise ConfigError(
+            f"trainer.num_nodes is {nodes}, but nothing says where the others are: start the run by SLURM or torchrun."
+        )
+    if trainer.get("max_time") in ("00:00:00:00", {"seconds": 0}):
+        raise ConfigError(f"vpt {command} has nothing to do: trainer.max_time is over at once.")
     if trainer.get("barebones"):
         raise ConfigError(f"trainer.barebones leaves nothing of vpt {command}, no record and no file: leave it out.")
     sections = {name: init_args(config[name]) for name in ("model", "data")} | {"trainer": trainer}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import Split, few_shot, position_hash
 from vpt.data.transforms import Augmentation, centre_crop, get_preset
 from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning, check_number
+from vpt.run_record import global_seed
 
 Batch = dict[str, Any]
 _STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
@@ -163,15 +163,16 @@ class ImageDataModule(L.LightningDataModule):
         """
         super().__init__()
         if seed is None:  # what Lightning's `seed_everything` was given last, in this process or for it
-            seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        for flag, value, least in (
-            ("image_size", image_size, 1),
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("seed", seed, 0),
-            ("subset_seed", subset_seed, 0),
+            seed = global_seed() or 0
+        for flag, value, least, most in (
+            ("image_size", image_size, 1, 8192),
+            ("batch_size", batch_size, 1, 10**6),
+            ("num_workers", num_workers, 0, 1024),
+            ("seed", seed, 0, 2**63 - 1),
+            ("subset_seed", subset_seed, 0, 2**63 - 1),
         ):
             check_number(flag, value, least, whole=True)
+            check_number(flag, value, least, most, whole=True)
         self.name = name
         self.class_names = list(class_names)
         self.num_classes = len(self.class_names)
@@ -291,7 +292,9 @@ class ImageDataModule(L.LightningDataModule):
             self.setup(stage.value)
 
     def setup(self, stage: str) -> None:
-        """Decodes what a stage needs (Lightning's hook)."""
+        """Decodes what a stage needs (Lightning's hook); an UnknownNameError where there is no such stage."""
+        if stage not in _STAGE_SPLITS:
+            raise UnknownNameError("stage", stage, _STAGE_SPLITS)
         for name in _STAGE_SPLITS[stage]:
             self.split(name)
         if stage == "fit" and self._labelled:

@@ -96,6 +96,8 @@ class PromptBank(nn.Module):
         """
         if not isinstance(tasks, list | tuple) or not all(isinstance(task, str) for task in tasks):
             raise ConfigError(f"tasks is a list with the name of a task for each image, got {tasks!r:.80}.")
+        if not isinstance(images, Tensor):
+            raise ConfigError(f"images is a tensor (B, 3, H, W), got {type(images).__name__}.")
         if len(tasks) != len(images):
             raise ConfigError(f"{len(images)} images were given with {len(tasks)} tasks: name one for each image.")
         with self.assigned(tasks):
@@ -112,7 +114,8 @@ class PromptBank(nn.Module):
         for task in tasks:
             if task not in self.tasks:
                 raise UnknownNameError("task", task, self.tasks)
-        index = torch.tensor([self.tasks.index(task) for task in tasks], device=self.backbone.mean.device)
+        places = [self.tasks.index(task) for task in tasks]
+        index = torch.tensor(places, dtype=torch.long, device=self.backbone.mean.device)
         before = _PRESENT.set({**_PRESENT.get(), self.backbone: index})
         try:
             yield

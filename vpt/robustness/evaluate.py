@@ -25,7 +25,7 @@ from vpt.atomic_write import make_folder, reserve, writing
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, title
 from vpt.deltas import DeltaSpec
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, check_number
 from vpt.models import TunedModel
 from vpt.models.delta_file import unfilled
 from vpt.models.delta_format import identity, read_header
@@ -98,8 +98,8 @@ def run(
     """
     if not alphas or len(set(alphas)) < len(alphas) or not all(0.0 <= alpha <= 1.0 for alpha in alphas):
         raise ConfigError(f"alphas are distinct numbers between 0 (backbone) and 1 (tuned), got {list(alphas)}.")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
+    check_number("batch_size", batch_size, 1, 10**6, whole=True)
+    check_number("seed", seed, 0, 2**63 - 1, whole=True)
     sets = evaluation_sets(data, severities, corruptions)
     model, tensors = unfilled(delta, weights)
     check_data(delta, model, data)
@@ -153,9 +153,12 @@ def check_data(delta: Path, model: TunedModel, data: ImageDataModule) -> None:
             f"set the data's image_size to {model.backbone.image_size}."
         )
     if model.preset != data.preset.to_dict():
+        theirs = data.preset.to_dict()
+        differ = [key for key in {**theirs, **model.preset} if model.preset.get(key) != theirs.get(key)]
+        told = "; ".join(f"{key} {model.preset.get(key)!r} there, {theirs.get(key)!r} here" for key in differ)
         raise ConfigError(
-            f"{delta} was trained with preset {model.preset.get('name', 'unknown')!r}, the data use "
-            f"{data.preset.name!r}: set the data's preset to that of the delta."
+            f"{delta} was trained with another preset than the data use ({told}): set the data's preset to that of the "
+            "delta."
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from vpt.errors import ConfigError
+from vpt.run_record import global_seed
 
 # They change model, batch or rate and tell nobody, so that the files and numbers of a run are not of one model.
 _REFUSED: dict[type[L.Callback], str] = {
@@ -112,6 +112,13 @@ def check_trainer(trainer: L.Trainer) -> None:
                 raise ConfigError(
                     f"{type(callback).__name__} changes what is trained, and no record says so: {remedy}."
                 )
+        watched = getattr(callback, "monitor", None)
+        needs = isinstance(callback, callbacks.EarlyStopping) or watched is not None
+        if needs and not str(watched).startswith(("train/", "val/", "trained/")):
+            raise ConfigError(
+                f"{type(callback).__name__} watches {watched}, which is not measured: its monitor may be val/acc, "
+                "val/loss or train/loss."
+            )
 
 
 def seed_epoch(module: L.LightningModule) -> None:
@@ -119,8 +126,8 @@ def seed_epoch(module: L.LightningModule) -> None:
 
     A resumed run thus draws what an undisturbed one does.
     """
-    if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None:
-        own = np.random.SeedSequence([int(seed), module.current_epoch, module.global_rank])
+    if (seed := global_seed()) is not None:
+        own = np.random.SeedSequence([seed, module.current_epoch, module.global_rank])
         torch.manual_seed(int(own.generate_state(1)[0]))
 
 

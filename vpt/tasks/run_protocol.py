@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import platform
 from enum import Enum
 from pathlib import Path
@@ -15,7 +14,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.cli import SaveConfigCallback
 
 from vpt.models.delta_format import identity
-from vpt.run_record import file_identity
+from vpt.run_record import file_identity, global_seed
 from vpt.tasks.base import TuningTask
 from vpt.version import versions
 
@@ -28,14 +27,13 @@ def protocol(trainer: L.Trainer, task: TuningTask) -> dict[str, Any]:
     """
     data: Any = getattr(trainer, "datamodule", None)
     trainable, total = task.model.parameter_counts()
-    seed = os.environ.get("PL_GLOBAL_SEED")
     starts = {key: task.hparams.get(key) for key in ("init_delta", "init_head")}
     return {
         "task": type(task).__name__,
         # Lightning's command line adds its own, under such names
         "hyperparameters": {key: value for key, value in task.hparams.items() if not key.startswith("_")},
         "starts": {key: file_identity(Path(path)) for key, path in starts.items() if path is not None},
-        "seed": None if seed is None else int(seed),
+        "seed": global_seed(),
         "max_epochs": trainer.max_epochs,
         "precision": str(trainer.precision),
         "training": _training(trainer),

@@ -154,9 +154,11 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
 
 def _read(path: Path, preset: Preset, image_size: int) -> NDArray[np.uint8]:
     if not path.is_file():
-        raise DataError(f"No image {path}.")
+        raise DataError(f"{path} is no file." if path.exists() else f"No image {path}.")
     try:
         return preset(decode_rgb(path), image_size)
+    except DataError:
+        raise
     except Exception as error:  # PIL raises a dozen unrelated types on damaged files.
         raise DataError(f"{path} cannot be decoded as an image ({error}).") from error
 

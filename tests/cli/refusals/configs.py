@@ -71,6 +71,17 @@ def files(here: Path) -> None:
 
 
 _VALUES = {  # flags after those of a run that would be trained
+    "--data.batch_size 99999999999999999999": "batch_size must be a whole number from 1 to 1000000",
+    "--data.num_workers 100000": "num_workers must be a whole number from 0 to 1024",
+    "--model.base_lr 1e300": "base_lr must be a number from 0 to 1000000000",
+    "--trainer.callbacks '[{{class_path: EarlyStopping, init_args: {{monitor: nope}}}}]'": "watches nope, which is not",
+    "--trainer.num_nodes 2": "trainer.num_nodes is 2, but nothing says where the others are",
+    "--trainer.max_time 00:00:00:00": "trainer.max_time is over at once",
+    "--trainer.default_root_dir '~/x'": "name a folder of this machine, written out",
+    "--trainer.default_root_dir s3://bucket/x": "name a folder of this machine, written out",
+    "--trainer.default_root_dir ''": "name a folder of this machine, written out",
+    "--trainer.accelerator tpu": "torch_xla",
+    "--trainer.precision transformer-engine": "transformer_engine",
     "--trainer.max_epochs -1": "trainer.max_epochs must be a whole number of at least 1, got -1",
     "--trainer.max_epochs 0": "trainer.max_epochs must be a whole number of at least 1, got 0",
     "--trainer.max_epochs null": "give trainer.max_epochs or max_steps",

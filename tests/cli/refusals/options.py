@@ -85,6 +85,8 @@ ROWS = [
     Row(f"pretrain {_RUN} --tasks nothere.yaml", "no file", "No config nothere.yaml"),
     Row(f"pretrain {_RUN} --tasks list.yaml", "a list", "list.yaml is no config"),
     Row(f"pretrain {_RUN} --tasks {{configs}}/demo.yaml", "one task", "needs at least two tasks"),
+    Row("attention --delta {delta} --kind share --images ''", "no name", "an empty argument after --images"),
+    Row("attention --delta {delta} --images a.png a.png", "one twice", "twice: name each once"),
     Row("transfer nothere --serial --out out", "no run", "nothere is no run: it has no run.json"),
     Row("transfer {run} {run} --serial --out out", "one twice", "twice: name each once"),
     Row("transfer {run} --out out --mode init init", "one twice", "--mode has init twice"),

@@ -38,6 +38,7 @@ def run(args: list[str]) -> None:
     if options.out is not None and options.out.suffix:
         check_effect(options, f"beside --out {options.out}", "format")
     if options.images:
+        check_different("--images", options.images)
         check_effect(options, "with --images", "data")
         if overrides:
             raise ConfigError(f"{overrides[0]} has no effect with --images: leave it out.")

@@ -26,7 +26,7 @@ from vpt.cli.warning_filters import hush
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.experiments.trial import merged
-from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, RUN_FILE, method_name
+from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, RUN_FILE, global_seed, method_name
 from vpt.tasks import DeltaWriter, RunRecord, TuningTask
 from vpt.tasks.build import FROM_DATA, image_size, settle
 from vpt.tasks.callbacks import EpochLines, last_checkpoint, run_folder, run_of
@@ -167,7 +167,7 @@ class VPTCLI(LightningCLI):
     def _trainer(self, kwargs: dict[str, Any]) -> L.Trainer:
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError, MisconfigurationException) as error:  # all that it is given is the user's
+        except (ValueError, TypeError, ImportError, RuntimeError) as error:  # all that it is given is the user's
             raise ConfigError(" ".join(str(error).split())) from error
         if self.subcommand == "fit":
             check_trainer(trainer)  # before it makes a folder
@@ -279,6 +279,7 @@ def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
     hush()  # again: Lightning adds filters of its own when it is imported
     refuse_odd_yaml()
     config_checks.check_files(args)
+    global_seed()
     command = args[0]
     # To build the parsers of all four takes longer than to read the command line with one.
     offered = {"subcommands": staticmethod(lambda: {command: VPTCLI.subcommands()[command]})}

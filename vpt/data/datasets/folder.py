@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,7 @@ class FolderDataModule(ImageDataModule):
         elif root.is_file():
             raise DataError(f"{root} is no folder, and no table that is read: these are .csv, .tsv and .parquet.")
         else:
-            name, (class_names, lists) = root.resolve().name, _read_folders(root)
+            name, (class_names, lists) = Path(os.path.realpath(root)).name, _read_folders(root)
         sources = {split: f"{name}/{split}" for split in ("train", "val", *lists)}
         if "val" not in lists:
             train = lists["train"]
