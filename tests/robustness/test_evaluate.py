@@ -297,7 +297,7 @@ def test_impossible_strengths_are_refused_in_one_sentence(
         ({"classes": (*CLASSES, "dog")}, "does not know class 'dog' of fake"),
         ({"classes": ("ant", "bee", "cow")}, "does not know class 'cow' of fake"),
         ({"size": 32}, "takes images of 64 px, the data give 32 px"),
-        ({"preset": "timm"}, "trained with preset 'square', the data use 'timm'"),
+        ({"preset": "timm"}, "name 'square' there, 'timm' here"),
     ],
 )
 def test_data_that_the_delta_was_not_trained_for_are_refused(

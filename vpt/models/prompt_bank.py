@@ -97,7 +97,7 @@ class PromptBank(nn.Module):
         if not isinstance(tasks, list | tuple) or not all(isinstance(task, str) for task in tasks):
             raise ConfigError(f"tasks is a list with the name of a task for each image, got {tasks!r:.80}.")
         if not isinstance(images, Tensor):
-            raise ConfigError(f"images is a tensor (B, 3, H, W), got {type(images).__name__}.")
+            raise ConfigError(f"Images are a tensor (B, 3, H, W), got a {type(images).__name__}.")
         if len(tasks) != len(images):
             raise ConfigError(f"{len(images)} images were given with {len(tasks)} tasks: name one for each image.")
         with self.assigned(tasks):

@@ -21,7 +21,12 @@ _FORM = "The address of a Ray cluster is `auto` or HOST:PORT"
 _TAKEN = "No weights file"
 _TINY = "--model.backbone vit_tiny_patch16_224"
 
-_ADDRESSES = {"127.0.0.1:9": _DEAD, "nowhere.invalid:6379": _DEAD, "6379": _FORM, "''": _FORM}
+_ADDRESSES = {
+    "127.0.0.1:9": _DEAD,
+    "nowhere.invalid:6379": _DEAD,
+    "6379": _FORM,
+    "''": "an empty argument after --address",
+}
 _WEIGHTS = {
     "nowhere.safetensors": _TAKEN,
     "folder": "No weights file folder, which is a folder",
@@ -38,7 +43,7 @@ _WITH_WEIGHTS = {
     f"{_HEAD} --backbone vit_nano_patch8_64 --weights": "robustness head",
     "profile -c {configs}/demo.yaml --classes 3 --model.weights": "profile",
 }
-_REPOS = ("ann", "a/b/c", "''", "ann/", "/digits", "'ann/my digits'", "hf://ann/digits")
+_REPOS = ("ann", "a/b/c", "ann/", "/digits", "'ann/my digits'", "hf://ann/digits")
 
 ROWS = [
     *(Row(f"sweep {_SWEEP} --address {each}", "no cluster there", says) for each, says in _ADDRESSES.items()),
@@ -58,7 +63,8 @@ ROWS = [
     ),
     Row("push --delta {delta} --repo ann/digits", "offline", "The hub could not be reached for ann/digits"),
     Row("push --delta {delta} --repo ann/digits --endpoint nope", "no URL", "The hub could not be reached"),
-    Row("push --delta {delta} --repo ann/digits --endpoint ''", "no URL", "The hub could not be reached"),
+    Row("push --delta {delta} --repo ann/digits --endpoint ''", "no URL", "an empty argument after --endpoint"),
+    Row("push --delta {delta} --repo ''", "no name", "an empty argument after --repo"),
     Row("push --delta nowhere.safetensors --repo ann/digits", "no delta", "No delta file nowhere.safetensors"),
     Row("push --delta folder --repo ann/digits", "a folder", "folder is a folder: name the delta.safetensors"),
     Row("push --delta text.safetensors --repo ann/digits", "no delta file", "is not a delta file"),
