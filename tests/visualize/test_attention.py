@@ -103,7 +103,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(delta: Path, pictures: 
     cases: list[tuple[Path, list[Path], Path, type[VPTError], str]] = [
         (linear, [pictures], out, ConfigError, "the model has no prompts"),
         (delta, [tmp_path / "absent.png"], out, DataError, r"No image .*absent\.png"),
-        (delta, [pictures / "notes.txt"], out, DataError, r"notes\.txt cannot be decoded"),
+        (delta, [pictures / "notes.txt"], out, DataError, r"notes\.txt is not an image"),
         (delta, [empty], out, DataError, "no image in the folder"),
         (delta, [], out, DataError, "give image files or a folder"),
         (delta, [pictures / "0.jpg"] * 33, out, ConfigError, "takes 32 at most, got 33"),
