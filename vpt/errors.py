@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral, Real
+from typing import Any
 
 
 class VPTError(Exception):
@@ -80,9 +81,10 @@ def wanted_number(least: float, most: float = math.inf, whole: bool = False) -> 
     return f"a {'whole ' if whole else ''}number {span}"
 
 
-def check_number(name: str, value: object, least: float, most: float = math.inf, whole: bool = False) -> None:
+def check_number(name: str, value: Any, least: float, most: float = math.inf, whole: bool = False) -> None:
     """Refuses, by a ConfigError, what is no finite number from `least` to `most`, or not a `whole` one."""
-    kind = Integral if whole else Real
-    number = isinstance(value, kind) and not isinstance(value, bool)
-    if not number or not least <= float(value) <= most or math.isinf(float(value)):  # type: ignore[arg-type]
-        raise ConfigError(f"{name} must be {wanted_number(least, most, whole)}, got {value!r:.80}.")
+    kind: Any = Integral if whole else Real
+    number = math.nan if isinstance(value, bool) or not isinstance(value, kind) else value
+    if not least <= number <= most or number == math.inf:
+        told = most if number > most else math.inf
+        raise ConfigError(f"{name} must be {wanted_number(least, told, whole)}, got {value!r:.80}.")

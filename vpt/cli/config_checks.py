@@ -103,8 +103,6 @@ def check_run(command: str, config: Mapping[str, Any], args: list[str]) -> None:
         raise ConfigError(
             f"trainer.num_nodes is {nodes}, but nothing says where the others are: start the run by SLURM or torchrun."
         )
-    if trainer.get("max_time") in ("00:00:00:00", {"seconds": 0}):
-        raise ConfigError(f"vpt {command} has nothing to do: trainer.max_time is over at once.")
     if trainer.get("barebones"):
         raise ConfigError(f"trainer.barebones leaves nothing of vpt {command}, no record and no file: leave it out.")
     sections = {name: init_args(config[name]) for name in ("model", "data")} | {"trainer": trainer}

@@ -171,7 +171,6 @@ class ImageDataModule(L.LightningDataModule):
             ("seed", seed, 0, 2**63 - 1),
             ("subset_seed", subset_seed, 0, 2**63 - 1),
         ):
-            check_number(flag, value, least, whole=True)
             check_number(flag, value, least, most, whole=True)
         self.name = name
         self.class_names = list(class_names)

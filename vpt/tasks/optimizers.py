@@ -112,6 +112,8 @@ def check_trainer(trainer: L.Trainer) -> None:
                 raise ConfigError(
                     f"{type(callback).__name__} changes what is trained, and no record says so: {remedy}."
                 )
+        if isinstance(callback, callbacks.Timer) and callback.time_remaining() == 0:
+            raise ConfigError("trainer.max_time is over at once, so that nothing would be trained: give more.")
         watched = getattr(callback, "monitor", None)
         needs = isinstance(callback, callbacks.EarlyStopping) or watched is not None
         if needs and not str(watched).startswith(("train/", "val/", "trained/")):

@@ -45,7 +45,7 @@ _SECTIONS = {  # of YAML that is read, and means nothing
     "model: hello": "Unknown class 'hello'",
     "trainner: {max_epochs: 1}": "does not accept option 'trainner.max_epochs', did you mean trainer.max_epochs?",
     "data: {class_path: DigitsDataModule, init_args: {sise: 3}}": "'sise' is not accepted",
-    "seed_everything: -3": "seed_everything must be a whole number from 0 to 4294967295, got -3",
+    "seed_everything: -3": "seed_everything must be a whole number of at least 0, got -3",
     "model: {init_args: {base_lr: .inf}}": "model.base_lr is inf",
 }
 
@@ -72,8 +72,9 @@ def files(here: Path) -> None:
 
 _VALUES = {  # flags after those of a run that would be trained
     "--data.batch_size 99999999999999999999": "batch_size must be a whole number from 1 to 1000000",
+    f"--data.batch_size 1{'0' * 400}": "batch_size must be a whole number from 1 to 1000000",
     "--data.num_workers 100000": "num_workers must be a whole number from 0 to 1024",
-    "--model.base_lr 1e300": "base_lr must be a number from 0 to 1000000000",
+    "--model.base_lr 1e300": "base_lr must be a number from 0 to 1e+38",
     "--trainer.callbacks '[{{class_path: EarlyStopping, init_args: {{monitor: nope}}}}]'": "watches nope, which is not",
     "--trainer.num_nodes 2": "trainer.num_nodes is 2, but nothing says where the others are",
     "--trainer.max_time 00:00:00:00": "trainer.max_time is over at once",
@@ -112,7 +113,7 @@ _VALUES = {  # flags after those of a run that would be trained
     "--trainer.gradient_clip_val 0": "trainer.gradient_clip_val is 0, which says nothing",
     "--trainer.gradient_clip_val .inf": "trainer.gradient_clip_val is inf",
     "--trainer.gradient_clip_algorithm norm": "no effect without trainer.gradient_clip_val",
-    "--trainer.devices 0": "trainer.devices must be a whole number from 1 to",
+    "--trainer.devices 0": "trainer.devices must be a whole number of at least 1, got 0",
     "--trainer.devices 9999": "trainer.devices must be a whole number from 1 to",
     "--trainer.devices -2 --trainer.accelerator cpu": "should be an int > 0",
     "--trainer.accelerator abacus": "invalid accelerator name",
@@ -122,7 +123,7 @@ _VALUES = {  # flags after those of a run that would be trained
     "--trainer.logger nonsense": "Unknown class 'nonsense'",
     "--trainer.callbacks nonsense": "Unknown class 'nonsense'",
     "--trainer nonsense": "Unable to load config",
-    "--seed_everything -1": "seed_everything must be a whole number from 0 to 4294967295, got -1",
+    "--seed_everything -1": "seed_everything must be a whole number of at least 0, got -1",
     "--seed_everything 4294967296": "seed_everything must be a whole number from 0 to 4294967295",
     "--seed_everything 1.5": "seed_everything: Expected true or false",
     "--model nonsense": "Unknown class 'nonsense'",
