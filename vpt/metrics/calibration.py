@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import softmax
+from scipy.special import betaincinv, softmax
 
 from vpt.argument_types import checked
 from vpt.errors import ConfigError
@@ -20,6 +20,7 @@ from vpt.metrics.logits import Logits, blocks, check_table
 
 BINS = 15
 """As in Guo et al., ICML 2017."""
+_STARTS = (0.99, 0.9, 0.7, 0.4)  # of the chains of `risk_threshold`
 
 
 @dataclass(frozen=True)
@@ -145,3 +146,38 @@ def risk_at(coverage: float, confidence: NDArray[np.float64], correct: NDArray[n
         raise ConfigError(f"Coverage is a share of the images above 0 and at most 1, got {coverage}.")
     answered = math.ceil(round(coverage * len(confidence), 9))  # 0.55 · 100 is a little more than 55
     return float(risks(confidence, correct)[answered - 1])
+
+
+@checked
+def risk_threshold(
+    confidence: NDArray[np.float64], correct: NDArray[np.bool_], max_risk: float, certainty: float = 0.9
+) -> float:
+    """The lowest confidence from which on at most a share of `max_risk` of the answers is wrong.
+
+    Confidences from 0.999 down in steps of 0.001 are tested on N validation images, each by a binomial bound, in four
+    chains that begin at 0.99, 0.9, 0.7 and 0.4, share the doubt that is left by `certainty`, and end where a bound is
+    above `max_risk` (Learn then Test: Angelopoulos et al., 2021, section 2.3, fixed sequences with several starts). Where
+    further images are drawn as these, the promise holds with that certainty. A ConfigError where either share is not
+    in (0, 1), or no threshold keeps the promise.
+    """
+    _check(confidence, correct)
+    for name, value in (("max_risk", max_risk), ("certainty", certainty)):
+        if not 0 < value < 1:
+            raise ConfigError(f"{name} lies between 0 and 1, got {value}.")
+    doubt = (1 - certainty) / len(_STARTS)
+    found = math.inf
+    for start in _STARTS:
+        for threshold in np.arange(round(1000 * start), 0, -1) / 1000:
+            answered = confidence >= threshold
+            n, wrong = int(answered.sum()), int((answered & ~correct).sum())
+            if wrong == n or betaincinv(wrong + 1, n - wrong, 1 - doubt) > max_risk:
+                break
+            found = min(found, float(threshold))
+    if math.isinf(found):
+        least = math.ceil(math.log(doubt) / math.log1p(-max_risk))
+        raise ConfigError(
+            f"No threshold keeps the share of errors below {max_risk:g}: {int((~correct).sum())} of {len(correct)} "
+            f"validation images are wrong, and to promise it takes {least:,} right ones without a wrong one among "
+            "them. Allow more, or give more validation images."
+        )
+    return found

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vpt.argument_types import checked
 from vpt.backbones.factory import Backbone
+from vpt.data.inference import is_single
 from vpt.deltas.base import READOUT, DeltaPart, checked_strength
 from vpt.deltas.composition import Delta
 from vpt.deltas.registry import Specs
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, DataError
+from vpt.metrics import conformal
+from vpt.models.calibration import Calibration
+from vpt.models.prediction import Prediction, Rule, answers, predictions
 
 
 class AdaptedModel(nn.Module):
@@ -55,6 +61,7 @@ class AdaptedModel(nn.Module):
             self.delta.attach()  # last: what is refused leaves the backbone as it was
         self.preset = dict(preset or {})
         self.info: dict[str, Any] = {}
+        self.calibration: Calibration | None = None
         self._strength = 1.0
         self.train()
 
@@ -184,6 +191,73 @@ class TunedModel(AdaptedModel):
         if cut == 0:
             return None
         return partial(self.backbone.before_block, block=cut), lambda tokens: self.backbone.from_block(tokens, cut)
+
+    @checked
+    def predict(
+        self,
+        images: Any,
+        top: int = 1,
+        max_risk: float | None = None,
+        coverage: float | None = None,
+        set_rule: conformal.Rule = "lac",
+        false_alarms: float | None = None,
+        batch_size: int = 64,
+    ) -> Prediction | list[Prediction]:
+        """Classifies images, prepared as those were that the model was trained on.
+
+        Args:
+            images: A path, an image of Pillow, an array uint8 (H, W), (H, W, 3) or (H, W, 4) or a tensor uint8
+                (3, H, W); or several: a folder, a batch (with one dimension more), or anything that yields images.
+            top: How many of the most probable classes are told.
+            max_risk: Answers of which more than this share would be wrong are declined as ``unsure``; in (0, 1).
+            coverage: Gives each image the classes that hold the right one this often; in (0, 1).
+            set_rule: How these are chosen: ``lac`` or ``aps`` (`vpt.metrics.conformal.nonconformity`).
+            false_alarms: Images that are farther from the training images than all but this share of known ones are
+                declined as ``unknown``; in (0, 1).
+            batch_size: Images in a forward pass; only so many are in memory at a time.
+
+        Returns:
+            A prediction for one image, else a list in the order of the images, in which a damaged file has a `fault`.
+
+        Raises:
+            ConfigError: An image is none, a value is out of range, or a rate is asked for of a model that is not
+                calibrated or by too few images.
+            DataError: One single image cannot be read, or a folder has none.
+        """
+        found = list(self.predictions(images, top, max_risk, coverage, set_rule, false_alarms, batch_size))
+        if not is_single(images):
+            return found
+        if found[0].fault:
+            raise DataError(f"{found[0].fault}.")
+        return found[0]
+
+    def predictions(
+        self,
+        images: Any,
+        top: int = 1,
+        max_risk: float | None = None,
+        coverage: float | None = None,
+        set_rule: conformal.Rule = "lac",
+        false_alarms: float | None = None,
+        batch_size: int = 64,
+    ) -> Iterator[Prediction]:
+        """Does what `predict` does, one prediction after the other, for any number of images in constant memory."""
+        calibration = self.calibration if self.strength == 1.0 else None  # it is of the tuned model
+        rule = Rule.of(calibration, max_risk, coverage, set_rule, false_alarms)
+        return predictions(self, images, rule, top, batch_size)
+
+    @checked
+    def embed(self, images: Any, batch_size: int = 64) -> NDArray[np.float32]:
+        """The features that the head reads, (N, num_features), of images as `predict` takes them.
+
+        A DataError where one cannot be read; for the rest see `predict`.
+        """
+        parts = []
+        for group, _, features in answers(self, images, batch_size):
+            if faults := [photo.fault for photo in group if photo.fault]:
+                raise DataError(f"{faults[0]}.")
+            parts.append(features)
+        return np.concatenate(parts) if parts else np.empty((0, self.backbone.num_features), np.float32)
 
     @checked
     def set_anchor(self, head: nn.Linear) -> None:

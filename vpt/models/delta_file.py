@@ -21,7 +21,17 @@ from vpt.backbones.checkpoints import fingerprint
 from vpt.backbones.factory import Backbone, create_backbone
 from vpt.errors import ConfigError, DeltaFileError, VPTError, WeightsError
 from vpt.models.classifier import AdaptedModel, TunedModel
-from vpt.models.delta_format import DENSE, DTYPES, FORMAT, IDENTITY, check_readable, identity, read_delta, write_delta
+from vpt.models.delta_format import (
+    DENSE,
+    DTYPES,
+    FORMAT,
+    IDENTITY,
+    check_readable,
+    identity,
+    read_calibration,
+    read_delta,
+    write_delta,
+)
 from vpt.models.segmenter import DenseModel
 
 _KINDS: dict[str, type[TunedModel] | type[DenseModel]] = {FORMAT: TunedModel, DENSE: DenseModel}
@@ -76,7 +86,7 @@ def save_delta(path: str | Path, model: AdaptedModel) -> Path:
         **model.file_header(),
     }
     check_readable(path, header, kept)
-    return write_delta(path, header, kept)
+    return write_delta(path, header, kept, model.calibration if isinstance(model, TunedModel) else None)
 
 
 def load_model(path: str | Path, weights: str | Path | None = None) -> TunedModel | DenseModel:
@@ -125,6 +135,8 @@ def _loaded(path: str | Path, weights: str | Path | None, formats: tuple[str, ..
     if header["backbone_tuned"]:
         for key in IDENTITY:
             setattr(backbone, key, recorded[key])
+    if isinstance(model, TunedModel):
+        model.calibration = read_calibration(path)
     return model.eval()
 
 

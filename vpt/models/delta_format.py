@@ -5,6 +5,7 @@ Files are read here and nowhere else, and checked whole: they may come from anyb
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from vpt.atomic_write import atomic_write
 from vpt.backbones.factory import STATISTICS, input_size
 from vpt.deltas.registry import DeltaSpec, read_specs
 from vpt.errors import DeltaFileError, VPTError
+from vpt.models.calibration import Calibration, check_calibration
 from vpt.models.classifier import AdaptedModel, TunedModel
 from vpt.models.segmenter import HEADS, DenseModel
 from vpt.run_record import misfit
@@ -42,6 +44,9 @@ IDENTITY = {
     "normalization": str,
 }
 """What makes a backbone the one that a delta was trained on, and the types of the values."""
+
+CALIBRATION = "calibration"
+"""Of a header, and of the names of the tensors that belong to it."""
 
 _PLACE = re.compile(r"(file://)?(~|\.{1,2}|[A-Za-z]:)?[/\\]")
 _INSIDE = re.compile(r"""(?<=[\s=,:;"'(\[])(?:~|\.{1,2}|[A-Za-z]:)?[/\\][^\s/\\"',;)\]][^\s"',;)\]]*""")
@@ -72,24 +77,61 @@ def read_header(path: str | Path, formats: Collection[str] = (FORMAT,)) -> dict[
 
 
 def read_delta(path: str | Path, formats: Collection[str] = (FORMAT,)) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads what `read_header` does, and the tensors by name."""
+    """Reads what `read_header` does, and the tensors of the model by name."""
     with _opened(path, formats) as (header, file):
         return header, {key: file.get_tensor(key) for key in header["tensors"]}
 
 
-def write_delta(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
-    """Writes a delta file from its two halves, whole or not at all; the inverse of `read_delta`.
+def read_calibration(path: str | Path) -> Calibration | None:
+    """Reads what a delta file knows of held-out images; None where it knows nothing.
 
-    Numbers in the header that are not finite become null. A DeltaFileError where it holds other than plain values.
+    A DeltaFileError where it is damaged, or of another model than the file's.
+    """
+    with _opened(path, (FORMAT, DENSE)) as (header, file):
+        about = header.get(CALIBRATION)
+        if about is None:
+            return None
+        tensors = {key: file.get_tensor(key) for key in header["tensors"]}
+        kept = {key: file.get_tensor(f"{CALIBRATION}.{key}") for key in about["tensors"]}
+    told = {key: value for key, value in about.items() if key != "tensors"}
+    check_calibration(str(path), told, kept, model_digest(header, tensors))
+    return Calibration(told, kept)
+
+
+def model_digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of what a model's answers depend on: backbone, classes, preprocessing, deltas and all of its tensors."""
+    backbone = {key: value for key, value in header["backbone"].items() if key != "weights"}  # a place
+    told = {key: header[key] for key in ("specs", "class_names", "preset", "dtype")} | {"backbone": backbone}
+    digest = hashlib.sha256(json.dumps(without_places(told), sort_keys=True).encode())
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_delta(
+    path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor], calibration: Calibration | None = None
+) -> Path:
+    """Writes a delta file from its halves, whole or not at all; the inverse of `read_delta` and `read_calibration`.
+
+    Numbers in the header that are not finite become null. A DeltaFileError where it holds other than plain values, or
+    the calibration is of another model.
     """
     path = Path(path)
+    header = {**header, "tensors": sorted(tensors)}
+    if calibration is None:
+        header.pop(CALIBRATION, None)
+    else:
+        check_calibration(str(path), calibration.about, calibration.tensors, model_digest(header, tensors))
+        header[CALIBRATION] = {**calibration.about, "tensors": sorted(calibration.tensors)}
+        tensors = {**tensors, **{f"{CALIBRATION}.{key}": tensor for key, tensor in calibration.tensors.items()}}
     kept, places = dict[str, Tensor](), set[int]()
     for key, tensor in tensors.items():
         whole = tensor.detach().cpu().contiguous()
         kept[key] = whole.clone() if whole.data_ptr() in places else whole  # tied ones are written once for each name
         places.add(whole.data_ptr())
     try:
-        text = json.dumps(_finite({**header, "tensors": sorted(kept)}), sort_keys=True, allow_nan=False)
+        text = json.dumps(_finite(header), sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise DeltaFileError(f"A delta file keeps plain JSON values in info and preset: {error}.") from error
     with atomic_write(path) as partial:
@@ -177,8 +219,10 @@ def _checked(
     header = defaults | header
     if lacking := _lacking(header):
         raise DeltaFileError(f"{path} is incomplete: its header has no valid {', '.join(lacking)}.")
-    if absent := sorted(set(header["tensors"]) - tensors.keys()):
+    calibration = {f"{CALIBRATION}.{key}" for key in header.get(CALIBRATION, {}).get("tensors", ())}
+    if absent := sorted({*header["tensors"], *calibration} - tensors.keys()):
         raise DeltaFileError(f"{path} is incomplete: {', '.join(absent)} missing.")
+    tensors = {key: shape for key, shape in tensors.items() if key not in calibration}
     rooms = ("delta.", "head.", "backbone.") if header["backbone_tuned"] else ("delta.", "head.")
     for key in tensors:
         if key not in header["tensors"] or not key.startswith(rooms):
@@ -213,9 +257,15 @@ def _lacking(header: Mapping[str, Any]) -> list[str]:
         "class_names": bool(header["class_names"]) and all(isinstance(name, str) for name in header["class_names"]),
         "tensors": all(isinstance(name, str) for name in header["tensors"]),
         "head": dense or header["format"] != DENSE,
+        CALIBRATION: _names_tensors(header.get(CALIBRATION, {"tensors": []})),
     }
     odd = misfit(known(header["info"]))
     return [key for key, fine in valid.items() if not fine] + ([f"info ({odd})"] if odd else [])
+
+
+def _names_tensors(calibration: Any) -> bool:
+    names = calibration.get("tensors") if isinstance(calibration, dict) else None
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def known(info: dict[str, Any]) -> dict[str, Any]:
@@ -270,4 +320,11 @@ def about(model: TunedModel) -> dict[str, Any]:
         "backbone": told,
         "specs": without_places(specs),
         "provenance": without_places(model.info),
+        **({} if model.calibration is None else {CALIBRATION: _told(model.calibration)}),
     }
+
+
+def _told(calibration: Calibration) -> dict[str, Any]:
+    """What a program that has nothing but logits can do with a calibration."""
+    data = without_places(calibration.about.get("data"))
+    return {"temperature": calibration.temperature, "thresholds": calibration.thresholds(), "data": data}

@@ -238,7 +238,8 @@ def _options(parser: LightningArgumentParser) -> list[str]:
     (command,) = cast("Any", parser)._subcommands_action.choices.values()
     names = {flag.lstrip("-") for flag in command._option_string_actions}
     for section, base, package in (("model", TuningTask, vpt.tasks), ("data", ImageDataModule, vpt.data)):
-        classes = (each for each in vars(package).values() if isinstance(each, type) and issubclass(each, base))
+        offered = (getattr(package, name) for name in package.__all__)
+        classes = (each for each in offered if isinstance(each, type) and issubclass(each, base))
         bases = {
             parent for each in classes for parent in each.__mro__ if "__init__" in vars(parent) and parent is not object
         }

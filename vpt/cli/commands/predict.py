@@ -1,0 +1,248 @@
+"""``vpt predict``, ``vpt embed`` and ``vpt calibrate``: a trained model in use, on images that have no labels."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpt.cli.arguments import (
+    DATA_FLAGS,
+    DATA_HELP,
+    DATA_OVERRIDES,
+    WEIGHTS_HELP,
+    Parser,
+    at_least,
+    check_different,
+    check_effect,
+    delta_data,
+    number,
+    output_file,
+    output_folder,
+)
+from vpt.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from vpt.models import TunedModel
+    from vpt.models.calibration import UnknownScore
+
+_DELTA = "delta.safetensors of a run, or hf://user/name"
+_IMAGES = "image files, folders, or tables (.csv, .tsv, .parquet) with a column path"
+_OUT = "the table to write: .csv, .parquet or .jsonl"
+_UNKNOWN = "score of unknown images (default: mahalanobis)"
+_TABLES = (".csv", ".tsv", ".parquet")
+_share = number(0, 1)
+
+
+def run(args: list[str]) -> None:
+    """Runs one of the commands; ``vpt predict`` without ``--delta`` is that of a run's test images."""
+    if args[0] == "predict" and not any(re.match(r"--(delta|images|out|page|top)(=|$)", arg) for arg in args):
+        from vpt.cli.commands import lightning_cli
+
+        lightning_cli.run(args)
+    else:
+        {"predict": _predict, "embed": _embed, "calibrate": _calibrate}[args[0]](args)
+
+
+def _parser(command: str) -> Parser:
+    parser = Parser(prog=f"vpt {command}")
+    parser.add_argument("--delta", required=True, help=_DELTA)
+    parser.add_argument("--images", type=Path, nargs="+", required=True, help=_IMAGES)
+    parser.add_argument("--out", type=output_file, required=True, help=_OUT)
+    parser.add_argument("--weights", help=WEIGHTS_HELP)
+    parser.add_argument("--batch-size", type=at_least(1, 10**6), default=64, help="images in a forward pass (64)")
+    return parser
+
+
+def _predict(args: list[str]) -> None:
+    """Parses the command line and classifies images."""
+    parser = _parser("predict")
+    parser.add_argument("--top", type=at_least(1, 1000), default=1, help="how many classes are told (default: 1)")
+    parser.add_argument("--max-risk", type=_share, help="decline as unsure, so that at most this share is wrong")
+    parser.add_argument("--coverage", type=_share, help="tell the classes that hold the right one this often")
+    parser.add_argument("--set-rule", choices=("lac", "aps"), help="how these are chosen (default: lac)")
+    parser.add_argument("--false-alarms", type=_share, help="decline as unknown, and so many known images at most")
+    parser.add_argument("--page", type=output_folder, help="folder for a page of the surest and least sure images")
+    options = parser.parse_args(args[1:])
+    if options.coverage is None:
+        check_effect(options, "without --coverage", "set_rule")
+
+    from vpt.data.row_files import row_writer
+    from vpt.models.prediction import Prediction
+
+    model, images, count = _model_and_images(options)
+    found = model.predictions(
+        images,
+        options.top,
+        options.max_risk,
+        options.coverage,
+        options.set_rule or "lac",
+        options.false_alarms,
+        options.batch_size,
+    )
+    declines = options.max_risk is not None or options.false_alarms is not None
+    counts = {"read": 0, "declined": 0, "faults": 0}
+
+    def row(each: Prediction) -> dict[str, Any]:
+        counts["faults" if each.fault else "declined" if each.declined else "read"] += 1
+        told: dict[str, Any] = {"path": each.path, "class": each.label, "probability": _rounded(each)}
+        for place in range(1, options.top):
+            name, share = each.top[place] if place < len(each.top) else ("", None)
+            told |= {f"class_{place + 1}": name, f"probability_{place + 1}": None if share is None else round(share, 6)}
+        if options.coverage is not None:
+            told["set"] = "|".join(each.classes or ())
+        if model.calibration is not None:
+            told["distance"] = each.distance
+        return told | ({"declined": each.declined} if declines else {}) | {"error": each.fault}
+
+    sheet = None
+    if options.page is not None:
+        from vpt.reports.contact_sheet import ContactSheet
+
+        sheet = ContactSheet(model.class_names)
+    with row_writer(options.out) as write:
+        for each in _with_progress(found, count, "Predicting"):
+            write(row(each))
+            if sheet is not None:
+                sheet.add(each)
+    print(f"written to {options.out}")
+    if sheet is not None:
+        print(f"written to {sheet.write(options.page)}")
+    if declines:
+        print(f"{counts['read']:,} answered, {counts['declined']:,} declined")
+    elif model.calibration is None:
+        print("not calibrated: `vpt calibrate` makes probabilities honest, and lets the model decline")
+    _end(counts["faults"], sum(counts.values()), options.out)
+
+
+def _rounded(each: Any) -> float | None:
+    return None if each.fault else round(each.probability, 6)
+
+
+def _embed(args: list[str]) -> None:
+    """Parses the command line and writes features."""
+    options = _parser("embed").parse_args(args[1:])
+
+    from vpt.data.row_files import row_writer
+    from vpt.models.prediction import answers
+
+    model, images, count = _model_and_images(options)
+    width, faults, total = model.backbone.num_features, 0, 0
+    columns = [f"feature_{place}" for place in range(width)]
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for group, _, features in answers(model, images, options.batch_size):
+            found = iter(features.tolist())
+            for photo in group:
+                values = [None] * width if photo.fault else next(found)
+                yield {"path": photo.name, **dict(zip(columns, values, strict=True)), "error": photo.fault}
+
+    with row_writer(options.out) as write:
+        for row in _with_progress(rows(), count, "Reading"):
+            total, faults = total + 1, faults + bool(row["error"])
+            write(row)
+    print(f"written to {options.out}")
+    _end(faults, total, options.out)
+
+
+def _model_and_images(options: argparse.Namespace) -> tuple[TunedModel, list[Path], int]:
+    """The model, and all paths, of which there are so many."""
+    check_different("--images", options.images)
+    from vpt.atomic_write import check_unused
+    from vpt.data.inference import each_image
+    from vpt.data.list_files import read_table
+    from vpt.data.row_files import check_suffix
+    from vpt.hub.client import local
+    from vpt.models.delta_file import load_classifier
+
+    check_suffix(options.out)
+    check_unused(options.out, options.images)
+    paths: list[Path] = []
+    for place in options.images:
+        if place.suffix.lower() in _TABLES and place.is_file():
+            paths += [place.parent / path for path in read_table(place, ["path"])[0]["path"]]
+        elif place.is_dir():
+            paths += each_image(place)
+        elif place.is_file():
+            paths.append(place)
+        else:
+            raise DataError(f"{place!s:.200} does not exist: name image files, folders or tables.")
+    model = load_classifier(local(options.delta), options.weights)
+    import torch
+
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), paths, len(paths)
+
+
+def _with_progress(items: Iterator[Any], count: int, what: str) -> Iterator[Any]:
+    from rich.progress import track
+
+    from vpt.screen import console
+
+    return iter(track(items, what, total=count, console=console(stderr=True)))
+
+
+def _end(faults: int, count: int, out: Path) -> None:
+    if faults:
+        raise DataError(f"{faults:,} of {count:,} images could not be read: the column error of {out} says why.")
+
+
+def _calibrate(args: list[str]) -> None:
+    """Parses the command line and writes the calibrated file."""
+    parser = Parser(prog="vpt calibrate", epilog=DATA_OVERRIDES)
+    parser.onward = DATA_FLAGS
+    parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
+    parser.add_argument("--data", type=Path, help=DATA_HELP)
+    parser.add_argument("--weights", help=WEIGHTS_HELP)
+    parser.add_argument("--unknown", choices=("mahalanobis", "knn"), help=_UNKNOWN)
+    parser.add_argument("--test", action="store_true", help="measure on the test images what is promised")
+    parser.add_argument("--batch-size", type=at_least(1, 10**6), default=64, help="images in a forward pass (64)")
+    parser.add_argument("--out", type=Path, help="file to write (default: calibrated.safetensors beside the delta)")
+    options, overrides = parser.parse_known_args(args[1:])
+
+    from vpt.atomic_write import check_unused
+    from vpt.robustness.calibrate import calibrate
+
+    out = options.out or options.delta.parent / "calibrated.safetensors"
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out {out} is no name of a delta file: let it end in .safetensors.")
+    check_unused(out, [options.delta])
+    data = delta_data(options.delta, options.data, overrides)
+    unknown: UnknownScore = options.unknown or "mahalanobis"
+    told = calibrate(options.delta, data, out, unknown, options.batch_size, options.weights, options.test)
+    _tell(told)
+    print(f"written to {out}")
+    print(f"use it:    vpt predict --delta {out} --false-alarms 0.05 --images FOLDER --out predictions.csv")
+
+
+def _tell(told: dict[str, Any]) -> None:
+    before, after = (100 * told["calibration_error"][when] for when in ("before", "after"))
+    scale = "none (every image is right)" if told["temperature"] is None else f"{told['temperature']:.3f}"
+    print(f"temperature {scale} by {told['data']['images']:,} validation images, calibration error there ", end="")
+    print(f"{before:.1f} % before, {after:.1f} % after")
+    if "test" not in told:
+        return
+    from vpt.screen import Table, show
+
+    table = Table("asked for", "measured on test images (95 % interval)", title="What is promised, and what holds")
+
+    def interval(found: list[float], scale: float = 100, unit: str = " %") -> str:
+        value, low, high = (scale * each for each in found)
+        return f"{value:.1f}{unit} ({low:.1f} to {high:.1f})"
+
+    for kind, rates in told["test"].items():
+        name, _, rule = kind.partition("_") if kind.startswith("coverage") else (kind.replace("_", " "), "", "")
+        for rate, found in rates.items():
+            asked = f"{name} {100 * float(rate):g} %" + (f" ({rule.upper()})" if rule else "")
+            if found is None:
+                said = "too few validation images, or too many errors"
+            elif kind == "max_risk":
+                wrong = interval(found["wrong"]) if found["wrong"] else "none"
+                said = f"{interval(found['answered'])} answered, wrong {wrong}"
+            elif kind == "false_alarms":
+                said = f"{interval(found['unknown'])} count as unknown"
+            else:
+                said = f"{interval(found['covered'])} hold the truth, {interval(found['size'], 1, ' classes')}"
+            table.add_row(asked, said)
+    show(table)

@@ -1,0 +1,75 @@
+"""Tables that are written row by row, of any length: CSV, Parquet, JSON lines; whole or not there."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from vpt.atomic_write import atomic_write
+from vpt.errors import OutputError
+
+Row = dict[str, Any]
+_SUFFIXES = (".csv", ".parquet", ".jsonl")
+_ROWS = 1024  # of Parquet that are written at once
+
+
+def check_suffix(path: Path) -> None:
+    """Refuses, by an OutputError, a file of another kind."""
+    if path.suffix.lower() not in _SUFFIXES:
+        raise OutputError(f"{path} is no table that can be written: name a .csv, .parquet or .jsonl.")
+
+
+@contextmanager
+def row_writer(path: Path) -> Iterator[Callable[[Row], None]]:
+    """Opens a table for rows that all have the columns of the first; each value is text, a number or None."""
+    check_suffix(path)
+    with atomic_write(path) as partial, ExitStack() as stack:
+        if path.suffix.lower() == ".parquet":
+            yield stack.enter_context(_parquet(partial))
+            return
+        file = stack.enter_context(partial.open("w", newline="", encoding="utf-8", errors="surrogateescape"))
+        if path.suffix.lower() == ".jsonl":
+            yield lambda row: print(json.dumps(row, ensure_ascii=False), file=file)
+            return
+        writer: list[csv.DictWriter[str]] = []
+
+        def write(row: Row) -> None:
+            if not writer:
+                writer.append(csv.DictWriter(file, list(row)))
+                writer[0].writeheader()
+            writer[0].writerow(row)
+
+        yield write
+
+
+@contextmanager
+def _parquet(partial: Path) -> Iterator[Callable[[Row], None]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    waiting: list[Row] = []
+    writer: list[Any] = []
+
+    def flush() -> None:
+        if not waiting:
+            return
+        if not writer:
+            numbers = (key for key in waiting[0] if any(isinstance(row[key], float) for row in waiting))
+            kinds = dict.fromkeys(waiting[0], pa.string()) | dict.fromkeys(numbers, pa.float64())
+            writer.append(pq.ParquetWriter(partial, pa.schema(list(kinds.items()))))
+        writer[0].write_table(pa.Table.from_pylist(waiting, schema=writer[0].schema))
+        waiting.clear()
+
+    def write(row: Row) -> None:
+        waiting.append(row)
+        if len(waiting) >= _ROWS:
+            flush()
+
+    yield write
+    flush()
+    if writer:
+        writer[0].close()

@@ -1,0 +1,172 @@
+"""What a classifier says about images: classes with probabilities, sets of classes, and whether it would rather not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import softmax
+from torch import Tensor
+
+from vpt.data.inference import Photo, in_batches, read_photos
+from vpt.data.transforms import Preset
+from vpt.errors import ConfigError, WeightsError, check_number
+from vpt.metrics import conformal
+from vpt.models.calibration import Calibration
+
+Declined = Literal["", "unsure", "unknown"]
+
+
+class Classifier(Protocol):
+    """What is needed of a model: see `vpt.models.classifier.TunedModel`."""
+
+    class_names: list[str]
+    preset: dict[str, Any]
+    calibration: Calibration | None
+    backbone: Any
+    training: bool
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features, (B, d)."""
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits, (B, C)."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one image.
+
+    Attributes:
+        path: As it was given, or the image's position where it has no path.
+        label: Name of the most probable class; empty where the image could not be read.
+        probability: Of that class, in [0, 1]; at the calibration's temperature where there is one.
+        top: The most probable classes with their probabilities, as many as were asked for.
+        classes: The classes that together hold the right one as often as was asked for by `coverage`, the most probable
+            first; None where it was not.
+        distance: From the training images' features, high where the image is of none of the classes; None without a
+            calibration.
+        declined: ``unknown`` above the distance that was asked for by `false_alarms`, ``unsure`` below the probability
+            that was asked for by `max_risk`, else empty.
+        fault: Why the image could not be read; empty if it could.
+    """
+
+    path: str
+    label: str = ""
+    probability: float = 0.0
+    top: Sequence[tuple[str, float]] = ()
+    classes: Sequence[str] | None = None
+    distance: float | None = None
+    declined: Declined = ""
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a model declines, and which sets it gives; `asked` says whether it can decline at all."""
+
+    calibration: Calibration | None
+    least_probability: float | None
+    largest_distance: float | None
+    set_rule: conformal.Rule
+    set_threshold: float | None
+
+    @classmethod
+    def of(
+        cls,
+        calibration: Calibration | None,
+        max_risk: float | None,
+        coverage: float | None,
+        set_rule: conformal.Rule,
+        false_alarms: float | None,
+    ) -> Rule:
+        """Finds the thresholds; a ConfigError where there is no calibration, or it does not suffice for a rate."""
+        for name, rate in (("max_risk", max_risk), ("coverage", coverage), ("false_alarms", false_alarms)):
+            if rate is None:
+                continue
+            check_number(name, rate, 0, 1)
+            if calibration is None:
+                raise ConfigError(f"{name} needs a calibrated model: `vpt calibrate --delta FILE` writes one.")
+        known = calibration
+        return cls(
+            calibration,
+            None if known is None or max_risk is None else known.confidence_for(max_risk),
+            None if known is None or false_alarms is None else known.distance_for(false_alarms),
+            set_rule,
+            None if known is None or coverage is None else known.set_threshold(coverage, set_rule),
+        )
+
+    def apply(
+        self, names: Sequence[str], paths: Sequence[str], logits: NDArray[Any], features: NDArray[Any], top: int
+    ) -> Iterator[Prediction]:
+        """Turns logits (B, C) and features (B, d) into predictions."""
+        known = self.calibration
+        probabilities = softmax(logits.astype(np.float64) / (1.0 if known is None else known.temperature), axis=1)
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        distances = [None] * len(logits) if known is None else known.distances(features).tolist()
+        held = None
+        if self.set_threshold is not None:
+            held = conformal.sets(probabilities, self.set_rule, self.set_threshold)
+        for row, path in enumerate(paths):
+            ranked = order[row]
+            best, distance = float(probabilities[row, ranked[0]]), distances[row]
+            yield Prediction(
+                path,
+                names[ranked[0]],
+                best,
+                [(names[place], float(probabilities[row, place])) for place in ranked[:top]],
+                None if held is None else [names[place] for place in ranked if held[row, place]],
+                distance,
+                self._declined(best, distance),
+            )
+
+    def _declined(self, probability: float, distance: float | None) -> Declined:
+        if self.largest_distance is not None and distance is not None and distance > self.largest_distance:
+            return "unknown"
+        return "unsure" if self.least_probability is not None and probability < self.least_probability else ""
+
+
+def answers(
+    model: Classifier, images: Any, batch_size: int
+) -> Iterator[tuple[list[Photo], NDArray[np.float32], NDArray[np.float32]]]:
+    """Yields photos in batches, with logits (B, C) and features (B, d) of those that could be read.
+
+    The model's own preprocessing is applied. A ConfigError where the model does not say which it is, or an image is
+    none.
+    """
+    check_number("batch_size", batch_size, 1, 10**6, whole=True)
+    if model.training:
+        raise ConfigError("The model is in training mode, in which its answers are random: call model.eval() first.")
+    if not model.preset:
+        raise ConfigError(
+            "The model does not say how images are to be prepared: save it with a preset, such as "
+            "vpt.data.PRESETS['square'].to_dict()."
+        )
+    size, mean = model.backbone.image_size, model.backbone.mean
+    photos = read_photos(images, Preset.from_dict(model.preset), size, ahead=2 * batch_size)
+    for group, pixels in in_batches(photos, batch_size):
+        if not len(pixels):
+            empty = np.empty((0, len(model.class_names)), np.float32), np.empty((0, 0), np.float32)
+            yield group, *empty
+            continue
+        with torch.inference_mode():
+            features = model.encode(pixels.to(mean.device))
+            logits = model.classify(features)
+        if not bool(logits.isfinite().all()):
+            raise WeightsError("The model gives logits that are not finite: its weights are damaged.")
+        yield group, logits.float().cpu().numpy(), features.float().cpu().numpy()
+
+
+def predictions(model: Classifier, images: Any, rule: Rule, top: int, batch_size: int) -> Iterator[Prediction]:
+    """Yields what a model says about each image, in order; a damaged one keeps its place with a fault."""
+    check_number("top", top, 1, 10**6, whole=True)
+    for group, logits, features in answers(model, images, batch_size):
+        read = [photo.name for photo in group if not photo.fault]
+        said: Iterable[Prediction] = rule.apply(model.class_names, read, logits, features, top) if read else ()
+        by_order = iter(said)
+        for photo in group:
+            yield Prediction(photo.name, fault=photo.fault) if photo.fault else next(by_order)
