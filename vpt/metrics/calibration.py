@@ -156,7 +156,7 @@ def risk_threshold(
 
     Confidences from 0.999 down in steps of 0.001 are tested on N validation images, each by a binomial bound, in four
     chains that begin at 0.99, 0.9, 0.7 and 0.4, share the doubt that is left by `certainty`, and end where a bound is
-    above `max_risk` (Learn then Test: Angelopoulos et al., 2021, section 2.3, fixed sequences with several starts). Where
+    above `max_risk` (Learn then Test: Angelopoulos et al., 2021, fixed sequences with several starts). Where
     further images are drawn as these, the promise holds with that certainty. A ConfigError where either share is not
     in (0, 1), or no threshold keeps the promise.
     """

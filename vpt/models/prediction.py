@@ -105,7 +105,7 @@ class Rule:
     ) -> Iterator[Prediction]:
         """Turns logits (B, C) and features (B, d) into predictions."""
         known = self.calibration
-        probabilities = softmax(logits.astype(np.float64) / (1.0 if known is None else known.temperature), axis=1)
+        probabilities = softmax(logits / (1.0 if known is None else known.temperature), axis=1)
         order = np.argsort(-probabilities, axis=1, kind="stable")
         distances = [None] * len(logits) if known is None else known.distances(features).tolist()
         held = None
@@ -132,7 +132,7 @@ class Rule:
 
 def answers(
     model: Classifier, images: Any, batch_size: int
-) -> Iterator[tuple[list[Photo], NDArray[np.float32], NDArray[np.float32]]]:
+) -> Iterator[tuple[list[Photo], NDArray[np.float64], NDArray[np.float32]]]:
     """Yields photos in batches, with logits (B, C) and features (B, d) of those that could be read.
 
     The model's own preprocessing is applied. A ConfigError where the model does not say which it is, or an image is
@@ -150,7 +150,7 @@ def answers(
     photos = read_photos(images, Preset.from_dict(model.preset), size, ahead=2 * batch_size)
     for group, pixels in in_batches(photos, batch_size):
         if not len(pixels):
-            empty = np.empty((0, len(model.class_names)), np.float32), np.empty((0, 0), np.float32)
+            empty = np.empty((0, len(model.class_names))), np.empty((0, 0), np.float32)
             yield group, *empty
             continue
         with torch.inference_mode():
@@ -158,7 +158,7 @@ def answers(
             logits = model.classify(features)
         if not bool(logits.isfinite().all()):
             raise WeightsError("The model gives logits that are not finite: its weights are damaged.")
-        yield group, logits.float().cpu().numpy(), features.float().cpu().numpy()
+        yield group, logits.double().cpu().numpy(), features.float().cpu().numpy()
 
 
 def predictions(model: Classifier, images: Any, rule: Rule, top: int, batch_size: int) -> Iterator[Prediction]:

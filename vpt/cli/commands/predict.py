@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from vpt.cli.arguments import (
     DATA_FLAGS,
     DATA_HELP,
     DATA_OVERRIDES,
+    FIT_FLAGS,
     WEIGHTS_HELP,
     Parser,
     at_least,
@@ -33,12 +33,14 @@ _IMAGES = "image files, folders, or tables (.csv, .tsv, .parquet) with a column 
 _OUT = "the table to write: .csv, .parquet or .jsonl"
 _UNKNOWN = "score of unknown images (default: mahalanobis)"
 _TABLES = (".csv", ".tsv", ".parquet")
+_TEST_IMAGES = "The test images of a run: vpt predict -c RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt"
 _share = number(0, 1)
 
 
 def run(args: list[str]) -> None:
-    """Runs one of the commands; ``vpt predict`` without ``--delta`` is that of a run's test images."""
-    if args[0] == "predict" and not any(re.match(r"--(delta|images|out|page|top)(=|$)", arg) for arg in args):
+    """Runs one of the commands; ``vpt predict`` with the flags of ``vpt fit`` is of a run's test images."""
+    own = {"--delta", "--images"} & {arg.partition("=")[0] for arg in args}
+    if args[0] == "predict" and not own and any(FIT_FLAGS.match(arg) for arg in args):
         from vpt.cli.commands import lightning_cli
 
         lightning_cli.run(args)
@@ -46,8 +48,8 @@ def run(args: list[str]) -> None:
         {"predict": _predict, "embed": _embed, "calibrate": _calibrate}[args[0]](args)
 
 
-def _parser(command: str) -> Parser:
-    parser = Parser(prog=f"vpt {command}")
+def _parser(command: str, epilog: str | None = None) -> Parser:
+    parser = Parser(prog=f"vpt {command}", epilog=epilog)
     parser.add_argument("--delta", required=True, help=_DELTA)
     parser.add_argument("--images", type=Path, nargs="+", required=True, help=_IMAGES)
     parser.add_argument("--out", type=output_file, required=True, help=_OUT)
@@ -58,7 +60,7 @@ def _parser(command: str) -> Parser:
 
 def _predict(args: list[str]) -> None:
     """Parses the command line and classifies images."""
-    parser = _parser("predict")
+    parser = _parser("predict", _TEST_IMAGES)
     parser.add_argument("--top", type=at_least(1, 1000), default=1, help="how many classes are told (default: 1)")
     parser.add_argument("--max-risk", type=_share, help="decline as unsure, so that at most this share is wrong")
     parser.add_argument("--coverage", type=_share, help="tell the classes that hold the right one this often")
@@ -69,6 +71,10 @@ def _predict(args: list[str]) -> None:
     if options.coverage is None:
         check_effect(options, "without --coverage", "set_rule")
 
+    from vpt.atomic_write import check_unused
+
+    if options.page is not None:
+        check_unused(options.page / "index.html")
     from vpt.data.row_files import row_writer
     from vpt.models.prediction import Prediction
 
@@ -158,7 +164,7 @@ def _model_and_images(options: argparse.Namespace) -> tuple[TunedModel, list[Pat
     from vpt.models.delta_file import load_classifier
 
     check_suffix(options.out)
-    check_unused(options.out, options.images)
+    check_unused(options.out)
     paths: list[Path] = []
     for place in options.images:
         if place.suffix.lower() in _TABLES and place.is_file():
@@ -207,7 +213,7 @@ def _calibrate(args: list[str]) -> None:
     out = options.out or options.delta.parent / "calibrated.safetensors"
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out} is no name of a delta file: let it end in .safetensors.")
-    check_unused(out, [options.delta])
+    check_unused(out)
     data = delta_data(options.delta, options.data, overrides)
     unknown: UnknownScore = options.unknown or "mahalanobis"
     told = calibrate(options.delta, data, out, unknown, options.batch_size, options.weights, options.test)
