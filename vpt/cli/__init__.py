@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("lightning_cli", "evaluate a checkpoint on the validation split"),
     "test": ("lightning_cli", "evaluate a checkpoint on the test split"),
     "predict": ("predict", "classify images: those of a folder by --delta, or a run's test images"),
+    "tune": ("tune", "find and train the method for a folder of photos, within a time"),
     "embed": ("predict", "write the features of images"),
     "calibrate": ("predict", "let a model know by its validation images when it does not know"),
     "robustness": ("robustness", "evaluate a delta in and out of distribution, at strengths 0 to 1; model soups"),

@@ -72,3 +72,24 @@ def choose_l2(
         return int(((val[0] @ weight.T + bias).argmax(dim=1) == val[1]).sum())
 
     return max(sorted(candidates, reverse=True), key=right)
+
+
+@checked
+def out_of_fold(features: Tensor, labels: Tensor, num_classes: int, l2: float, folds: int = 5, seed: int = 0) -> Tensor:
+    """Logits (N, num_classes) of each image by a head that was fitted to the other folds.
+
+    Images of each class are dealt to the folds in an order that `seed` draws. For the rest see `fit_logistic`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[torch.argsort(labels.cpu()[order], stable=True)]
+    fold = torch.empty_like(order)
+    fold[order] = torch.arange(len(order)) % folds
+    logits = torch.empty(len(labels), num_classes, dtype=features.dtype)
+    for each in range(folds):
+        held = fold == each
+        if not bool(held.any()) or bool(held.all()):
+            continue
+        weight, bias = fit_logistic(features[~held], labels[~held], num_classes, l2)
+        logits[held] = features[held] @ weight.T + bias
+    return logits

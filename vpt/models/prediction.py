@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,7 @@ from vpt.metrics import conformal
 from vpt.models.calibration import Calibration
 
 Declined = Literal["", "unsure", "unknown"]
+Bar = Callable[[Iterable[int]], Iterable[int]]
 
 
 class Classifier(Protocol):
@@ -159,6 +160,21 @@ def answers(
         if not bool(logits.isfinite().all()):
             raise WeightsError("The model gives logits that are not finite: its weights are damaged.")
         yield group, logits.double().cpu().numpy(), features.float().cpu().numpy()
+
+
+def batch_answers(
+    model: Classifier, split: Any, rows: Sequence[int] | None = None, size: int = 64, bar: Bar = iter
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits (N, C) and features (N, d) of images of a split, at positions `rows` or all; `bar` shows how far it is."""
+    rows = range(len(split)) if rows is None else rows
+    logits, features, device = [], [], model.backbone.mean.device
+    for start in bar(range(0, len(rows), size)):
+        batch = split.batch([int(row) for row in rows[start : start + size]])
+        with torch.inference_mode():
+            found = model.encode(batch["image"].to(device))
+            logits.append(model.classify(found).float().cpu().numpy())
+        features.append(found.float().cpu().numpy())
+    return np.concatenate(logits), np.concatenate(features)
 
 
 def predictions(model: Classifier, images: Any, rule: Rule, top: int, batch_size: int) -> Iterator[Prediction]:

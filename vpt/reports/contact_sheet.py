@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import heapq
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 
-from PIL import ImageOps
+from PIL.Image import Image
 
 from vpt.atomic_write import write_text
 from vpt.data.images import decode_rgb
 from vpt.errors import DataError
 from vpt.models.prediction import Prediction
-from vpt.reports.page import Table, document
+from vpt.reports.page import Table, document, pictures
 
 SHOWN = 6
 """Images of each class that are surest, and as many that are least sure; of those declined four times as many."""
-_SIDE = 128  # pixels of an image on the page
 _Kept = list[tuple[float, int, Prediction]]
 
 
@@ -81,8 +79,7 @@ class ContactSheet:
             items = "".join(f"<li>{escape(each.path)}: {escape(each.fault)}</li>" for each in self._faults)
             parts.append(f"<h2>Not read</h2><ul>{items}</ul>")
         notes = [note, *(["Of the images declined the clearest cases are shown."] if declined else [])]
-        page = document("Predictions", notes, [table], {}, {})
-        write_text(folder / "index.html", page.replace("</body>", "\n".join(parts) + "\n</body>"))
+        write_text(folder / "index.html", document("Predictions", notes, [table], {}, {}, "\n".join(parts)))
         return folder / "index.html"
 
 
@@ -91,17 +88,10 @@ def _ordered(kept: _Kept) -> list[Prediction]:
 
 
 def _row(found: Iterable[Prediction]) -> str:
-    cells = []
+    return pictures(_opened(found))
+
+
+def _opened(found: Iterable[Prediction]) -> Iterator[tuple[Image, str, str]]:
     for each in found:
-        try:
-            image = ImageOps.contain(decode_rgb(Path(each.path)), (_SIDE, _SIDE))
-        except DataError:  # it was there a moment ago
-            continue
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=80)
-        data = base64.b64encode(file.getvalue()).decode()
-        text = f"{each.label} {100 * each.probability:.1f} %"
-        picture = f'<img alt="{escape(text)}" width="{image.width}" src="data:image/jpeg;base64,{data}">'
-        caption = f'<figcaption title="{escape(each.path)}">{escape(text)}</figcaption>'
-        cells.append(f'<figure style="width: {_SIDE}px; font-size: .75rem">{picture}{caption}</figure>')
-    return f'<div style="display: flex; flex-wrap: wrap; gap: .6rem; align-items: end">{"".join(cells)}</div>'
+        with suppress(DataError):  # it was there a moment ago
+            yield decode_rgb(Path(each.path)), f"{each.label} {100 * each.probability:.1f} %", each.path

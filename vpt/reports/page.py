@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import ImageOps
+from PIL.Image import Image
 
 from vpt.atomic_write import write_text
 from vpt.reports.style import rendered
@@ -132,17 +136,34 @@ def document(
     tables: Sequence[Table],
     figures: Mapping[str, Figure],
     captions: Mapping[str, str],
+    rest: str = "",
 ) -> str:
-    """Writes a page that refers to nothing else: the first table, the captioned figures, the other tables; HTML."""
+    """Writes a page that refers to nothing else: the first table, the captioned figures, the other tables; HTML.
+
+    What is HTML already, the `rest`, stands at its end.
+    """
     parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(note)}</p>" for note in notes), *map(_table, tables[:1])]
     parts += [_figure(name, figure, captions[name]) for name, figure in figures.items()]
-    parts += [_table(table) for table in tables[1:]]
+    parts += [*(_table(table) for table in tables[1:]), rest]
     head = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
     )
     return head + "\n".join(parts) + "\n</body>\n</html>\n"
+
+
+def pictures(shown: Iterable[tuple[Image, str, str]], side: int = 128) -> str:
+    """Lays small copies of images in a row, of at most so many pixels, each with a caption and a hidden title; HTML."""
+    cells = []
+    for image, caption, title in shown:
+        small, file = ImageOps.contain(image, (side, side)), io.BytesIO()
+        small.save(file, "JPEG", quality=80)
+        data = base64.b64encode(file.getvalue()).decode()
+        picture = f'<img alt="{escape(caption)}" width="{small.width}" src="data:image/jpeg;base64,{data}">'
+        text = f'<figcaption title="{escape(title)}">{escape(caption)}</figcaption>'
+        cells.append(f'<figure style="width: {side}px; font-size: .75rem">{picture}{text}</figure>')
+    return f'<div style="display: flex; flex-wrap: wrap; gap: .6rem; align-items: end">{"".join(cells)}</div>'
 
 
 def _figure(name: str, figure: Figure, caption: str) -> str:

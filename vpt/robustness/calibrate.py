@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from vpt.models import TunedModel
 from vpt.models.calibration import Calibration, UnknownScore
 from vpt.models.delta_file import load_classifier
 from vpt.models.delta_format import model_digest, read_delta, write_delta
+from vpt.models.prediction import batch_answers
 from vpt.robustness.evaluate import check_data
 from vpt.robustness.evaluation_result import why_val_cannot_choose
 from vpt.robustness.evaluation_sets import subset
@@ -122,15 +124,8 @@ def calibrate(
 
 def _answers(model: TunedModel, split: ImageDataset, rows: NDArray[np.int64], size: int, what: str) -> Answers:
     """What the model says of some images of a split."""
-    logits, features, device = [], [], model.backbone.mean.device
-    starts = range(0, len(rows), size)
-    for start in track(starts, f"Reading {what} images", console=console(stderr=True)):
-        batch = split.batch([int(row) for row in rows[start : start + size]])
-        with torch.inference_mode():
-            found = model.encode(batch["image"].to(device))
-            logits.append(model.classify(found).float().cpu().numpy())
-        features.append(found.float().cpu().numpy())
-    answers = Answers(np.concatenate(logits), np.concatenate(features), np.asarray(split.labels)[rows])
+    bar = partial(track, description=f"Reading {what} images", console=console(stderr=True))
+    answers = Answers(*batch_answers(model, split, rows.tolist(), size, bar), np.asarray(split.labels)[rows])
     check_table(answers.logits, answers.labels)
     return answers
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -53,6 +53,7 @@ class FolderDataModule(ImageDataModule):
         preset: str = "square",
         image_size: int = 224,
         torchvision_args: dict[str, Any] | None = None,
+        train: Literal["train", "train+val"] = "train",
         **options: Any,
     ) -> None:
         """Lists the images; decodes none.
@@ -66,6 +67,7 @@ class FolderDataModule(ImageDataModule):
             preset: Name of the preprocessing.
             image_size: Side of the square images in pixels.
             torchvision_args: Further arguments of the torchvision class, e.g. ``{"split": "letters"}`` of ``"EMNIST"``.
+            train: What is trained on: ``"train+val"`` for the validation images as well.
             **options: See :class:`ImageDataModule`.
         """
         if torchvision_args and torchvision is None:
@@ -84,12 +86,24 @@ class FolderDataModule(ImageDataModule):
             name, (class_names, lists) = Path(os.path.realpath(root)).name, _read_folders(root)
         sources = {split: f"{name}/{split}" for split in ("train", "val", *lists)}
         if "val" not in lists:
-            train = lists["train"]
-            rest, held = hold_out(train.paths, train.labels, val_fraction, split_seed)
-            lists = {**lists, "train": train.take(rest), "val": train.take(held)}
+            every = lists["train"]
+            rest, held = hold_out(every.paths, every.labels, val_fraction, split_seed)
+            lists = {**lists, "train": every.take(rest), "val": every.take(held)}
             sources["val"] = f"{name}/train (held out)"
+            if train == "train+val":
+                lists["train"] = every
+        elif train == "train+val":
+            lists = {**lists, "train": _joined(lists["train"], lists["val"])}
+        sources["train"] = f"{name}/{train}"
         splits = {split: listed_split(sources[split], lists[split], chosen, image_size) for split in sources}
         super().__init__(name, class_names, splits, preset, image_size, card=None, **options)
+
+
+def _joined(train: ImageList | TorchvisionList, val: ImageList | TorchvisionList) -> ImageList:
+    if not isinstance(train, ImageList) or not isinstance(val, ImageList):
+        raise ConfigError("train+val is not known of a torchvision dataset with validation images: leave train out.")
+    labels = np.concatenate([train.labels, val.labels])
+    return replace(train, paths=[*train.paths, *val.paths], labels=labels, lines=[*train.lines, *val.lines])
 
 
 @dataclass

@@ -1,0 +1,82 @@
+"""``vpt tune``: from a folder of labelled photos to a model, within a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpt.cli.arguments import Parser, at_least, number, output_folder
+from vpt.errors import ConfigError, VPTError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from vpt.experiments.tune import Tuned
+    from vpt.robustness import RobustnessResult
+
+_FOLDER = "folders of classes, or a table (docs/data.md)"
+
+
+def run(args: list[str]) -> None:
+    """Parses the command line, tunes, and writes model and page."""
+    parser = Parser(prog="vpt tune")
+    parser.add_argument("folder", type=Path, help=_FOLDER)
+    parser.add_argument("--minutes", type=number(0.1, 100_000), default=30, help="for everything (default: 30)")
+    parser.add_argument("--backbone", default="vit_tiny_patch16_224", help="timm's name (vit_tiny_patch16_224)")
+    parser.add_argument("--weights", default="pretrained", help="a file of them (default: the timm hub's)")
+    parser.add_argument("--seed", type=at_least(0, 2**32 - 1), default=0, help="of everything (default: 0)")
+    calibrate = "leave validation images out of the final training, to calibrate the model"
+    parser.add_argument("--calibrate", action="store_true", help=calibrate)
+    parser.add_argument("--out", type=output_folder, required=True, help="folder of model, page and runs")
+    parser.add_argument("--resume", action="store_true", help="go on in --out with what was interrupted")
+    options = parser.parse_args(args[1:])
+    if not options.resume and options.out.is_dir() and any(options.out.iterdir()):
+        raise ConfigError(f"{options.out} is not empty: --resume goes on in it, or name another --out.")
+
+    from vpt.cli.warning_filters import hush
+    from vpt.experiments.tune import MODEL_FILE, base_config, tune
+
+    hush()  # again: Lightning adds filters of its own when it is imported
+    data = {"root": str(options.folder), "split_seed": options.seed}
+    config = base_config(data, options.backbone, options.weights, options.seed)
+    tuned = tune(config, options.minutes, options.out, options.calibrate, lambda line: print(line, flush=True))
+    model = options.out / MODEL_FILE
+    repeat = f"vpt rerun {tuned.final}"
+    if options.calibrate:
+        _calibrate(tuned, model, options.weights)
+    print(f"written to {model}")
+    from vpt.reports.tune_report import tune_report
+
+    robustness = _corrupted(tuned, model, options.out, options.weights)
+    figures = _attention(tuned, model, options.weights)
+    for line in tune_report(tuned, options.weights, options.out, repeat, robustness, figures):
+        print(line)
+    print(f"written to {options.out / 'report.html'}")
+    print(f"repeat it: {repeat}")
+    print(f"use it:    vpt predict --delta {model} --images FOLDER --out predictions.csv")
+
+
+def _calibrate(tuned: Tuned, model: Path, weights: str) -> None:
+    from vpt.robustness.calibrate import calibrate
+
+    calibrate(model, tuned.data, model, weights=weights, test=len(tuned.data.split("test")) > 0)
+
+
+def _corrupted(tuned: Tuned, model: Path, out: Path, weights: str) -> RobustnessResult | None:
+    from vpt.robustness import run as evaluate
+
+    if not len(tuned.data.split("test")):
+        return None
+    return evaluate(model, tuned.data, [1.0], out / "robustness", max_images=200, severities=(3,), weights=weights)
+
+
+def _attention(tuned: Tuned, model: Path, weights: str) -> dict[str, Figure]:
+    from vpt.visualize import scene_from_data
+    from vpt.visualize.figure_kinds import KINDS, draw
+
+    try:
+        scene: Any = scene_from_data(model, tuned.data, weights)
+        kind = next((kind for kind in ("compare", "class") if not KINDS[kind].missing(scene)), None)
+        return {} if kind is None else {"attention": draw(scene, kind)}
+    except VPTError:  # a backbone whose attention cannot be shown
+        return {}

@@ -1,0 +1,291 @@
+"""`tune`: the method for these images, within a time: an exact probe, then successive halving of a few recipes.
+
+Recipes and rates are those that docs/protocol.md measured. Validation images decide, and only a gain beyond chance
+makes a method worth its cost; the winner is then trained on all labelled images, and the test split is read once.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vpt.atomic_write import write_json
+from vpt.backbones import create_backbone
+from vpt.data import ImageDataModule
+from vpt.errors import ConfigError, VPTError
+from vpt.experiments.trial import Config, Record, Trial, finished, merged, run_trial, val_accuracy
+from vpt.metrics.accuracy import Difference, difference
+from vpt.models import load_classifier
+from vpt.models.feature_cache import share
+from vpt.models.prediction import batch_answers
+from vpt.run_record import DELTA_FILE, ENDED, read_json
+from vpt.tasks.build import build_data
+
+TUNE_FILE = "tune.json"
+MODEL_FILE = "model.safetensors"
+PROBE = "linear"
+BATCH = 10
+_RATE = 256 / BATCH
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    PROBE: ("LinearProbe", {"solver": "lbfgs", "l2": [0.001, 0.003, 0.01, 0.03, 0.1]}),
+    "bias": ("DeltaTuning", {"deltas": [{"name": "bias"}], "base_lr": 0.003 * _RATE}),
+    "ssf": ("DeltaTuning", {"deltas": [{"name": "ssf"}], "base_lr": 0.003 * _RATE}),
+    "lora": ("DeltaTuning", {"deltas": [{"name": "lora", "rank": 8, "targets": ["q", "v"]}], "base_lr": 0.002 * _RATE}),
+    "vpt_deep": ("PromptTuning", {"num_tokens": 10, "deep": True, "base_lr": 0.004 * _RATE}),
+    "full": ("FineTuning", {"base_lr": 3e-5 * _RATE}),
+}
+"""Task and hyperparameters by name; all others are the tasks' own."""
+STEP = 5.0
+"""What an image costs in training, in forward passes of the bare backbone, at most."""
+WORTH = 0.7
+"""bfloat16 is taken where it needs at most this share of single precision's time."""
+RESERVE = 0.85
+"""Share of the time that is planned for."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What is tried: all `recipes` for one epoch, the better two for `search` epochs; the winner trains for `final`."""
+
+    recipes: tuple[str, ...]
+    search: int
+    final: int
+
+    def passes(self, train: int, every: int) -> float:
+        """Training passes of single images that search and final training take; `every` labelled image in the end."""
+        more = min(2, len(self.recipes)) * (self.search - 1)
+        return train * (len(self.recipes) + more) + every * self.final
+
+
+SCHEMES = (
+    Scheme(("bias", "ssf", "lora", "vpt_deep", "full"), 3, 30),
+    Scheme(("ssf", "lora", "vpt_deep"), 2, 20),
+    Scheme(("lora",), 2, 12),
+    Scheme((), 0, 0),
+)
+"""The first that the time suffices for is taken; the search is less than a quarter of each."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was found.
+
+    Attributes:
+        winner: Name of the recipe that the model is of.
+        final: Folder of its run.
+        probe: Folder of a probe that was trained on the same images.
+        searched: Folder of the runs that the validation images chose among, each under its recipe's name.
+        tried: For each recipe ``name``, ``val`` accuracy in [0, 1], ``epochs``, ``seconds``; or ``failed`` and why.
+        gain: Validation accuracy of the best recipe over the probe's; None where only the probe was tried.
+        best: Name of that recipe.
+        seconds: Of all, and of what was discarded.
+        data: The data module.
+    """
+
+    winner: str
+    final: Path
+    probe: Path
+    searched: Path
+    tried: list[dict[str, Any]]
+    gain: Difference | None
+    best: str
+    seconds: dict[str, float]
+    data: ImageDataModule
+
+
+def base_config(data: Mapping[str, Any], backbone: str, weights: str, seed: int) -> Config:
+    """The config that all recipes share; `data` are arguments of `vpt.data.FolderDataModule`."""
+    return {
+        "seed_everything": seed,
+        "trainer": {"max_epochs": 1},
+        "model": {"class_path": "vpt.tasks.LinearProbe", "init_args": {"backbone": backbone, "weights": weights}},
+        "data": {"class_path": "vpt.data.FolderDataModule", "init_args": {"batch_size": BATCH, **data}},
+    }
+
+
+def recipe_config(config: Config, name: str, epochs: int) -> Config:
+    """The shared config with a recipe in it."""
+    task, args = RECIPES[name]
+    model = {"class_path": f"vpt.tasks.{task}", "init_args": {**config["model"]["init_args"], **args}}
+    return merged({**config, "model": model}, {"trainer.max_epochs": 1 if name == PROBE else epochs})
+
+
+def tune(
+    config: Config, minutes: float, out: Path, calibrate: bool = False, say: Callable[[str], None] = print
+) -> Tuned:
+    """Finds and trains the model in about `minutes`, or goes on with what was begun in `out`.
+
+    Args:
+        config: As `base_config` makes it.
+        minutes: For everything; the best model so far is taken where they end.
+        out: Folder of the experiment: the runs, ``tune.json`` and ``model.safetensors``.
+        calibrate: Leave the validation images out of the final training, so that they can calibrate the model.
+        say: Is told what happens, in lines.
+
+    Raises:
+        ConfigError: The folder holds an experiment of other images, backbone, seed or time.
+        DataError: The images cannot be read.
+        VPTError: Not even the probe could be trained.
+    """
+    search = _Search(config, minutes, out, calibrate, say)
+    share()  # the probes' features
+    return search.run()
+
+
+class _Search:
+    """The experiment: its plan and what it has spent lie in ``tune.json``, its runs beside it."""
+
+    def __init__(self, config: Config, minutes: float, out: Path, calibrate: bool, say: Callable[[str], None]) -> None:
+        self.config, self.out, self.say, self.calibrate = config, out, say, calibrate
+        self.data = build_data(config)
+        self.train, self.val = (len(self.data.split(split)) for split in ("train", "val"))
+        self.tests = len(self.data.split("test")) if "test" in self.data.describe()["counts"] else 0
+        told = {"config": config, "minutes": minutes, "calibrate": calibrate}
+        self.kept: dict[str, Any] = told | {"data": self.data.describe()["fingerprint"], "spent": 0.0}
+        if (out / TUNE_FILE).is_file():
+            found = read_json(out / TUNE_FILE)
+            if differ := [key for key in (*told, "data") if found.get(key) != self.kept[key]]:
+                raise ConfigError(f"{out} holds another experiment ({', '.join(differ)} differ): name another --out.")
+            self.kept = found
+        self.before, self.began = float(self.kept["spent"]), time.monotonic()
+        self.limit = 60 * minutes
+        self.tried: dict[str, Any] = {}
+
+    @property
+    def spent(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def keep(self, **news: Any) -> None:
+        self.kept |= news | {"spent": self.spent}
+        write_json(self.out / TUNE_FILE, self.kept)
+
+    def run(self) -> Tuned:
+        if "precision" not in self.kept:
+            precision, forward = self.timed()
+            self.keep(precision=precision, forward=forward)
+        self.config = merged(self.config, {"trainer.precision": self.kept["precision"]})
+        probe = self.trial(PROBE, 1)
+        if probe is None:
+            raise VPTError(f"Not even the probe could be trained: {self.tried[PROBE]['failed']}")
+        if "scheme" not in self.kept:
+            self.keep(scheme=asdict(self.scheme()))
+        scheme = Scheme(**{**self.kept["scheme"], "recipes": tuple(self.kept["scheme"]["recipes"])})
+        self.say(f"probe: val {100 * val_accuracy(probe):.1f} % after {self.spent:.0f} s")
+        if not scheme.recipes and self.kept["minutes"]:
+            self.say("the time suffices for the probe alone")
+        best, gain = self.search(scheme)
+        winner = best if gain is not None and gain.low > 0 else PROBE
+        self.keep(searched={"best": best, "winner": winner})
+        final, probe_folder = self.finish(winner, scheme)
+        shutil.copyfile(final / DELTA_FILE, self.out / MODEL_FILE)
+        total = self.spent
+        discarded = sum(row.get("seconds", 0.0) for row in self.tried.values())
+        if final == self.folder(winner):
+            discarded -= self.tried[winner]["seconds"]
+        self.keep(final=final.name)
+        seconds = {"all": total, "discarded": discarded}
+        rows = [{"name": name, **row} for name, row in self.tried.items()]
+        return Tuned(winner, final, probe_folder, self.out / "search", rows, gain, best, seconds, self.data)
+
+    def scheme(self) -> Scheme:
+        """The largest that the time suffices for, by what a forward pass takes."""
+        every = self.train if self.calibrate else self.train + self.val
+        forward = self.kept["forward"]
+        looks = forward * (self.tests + 3 * self.val + every + 1000)  # tests, validations, and the page
+        room = RESERVE * self.limit - self.spent - looks
+        costs = {scheme: STEP * forward * scheme.passes(self.train, every) for scheme in SCHEMES}
+        return next(scheme for scheme, cost in costs.items() if not scheme.recipes or cost < room)
+
+    def timed(self) -> tuple[str, float]:
+        """The faster precision of both, and the seconds that an image takes in a forward pass."""
+        args = self.config["model"]["init_args"]
+        backbone = create_backbone(args["backbone"], args["weights"], self.data.image_size)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        images = self.data.split("train").batch(range(min(BATCH, self.train)))["image"].to(device)
+        backbone.to(device)
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        for half in (False, True) * 4:
+            start = time.perf_counter()
+            with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=half):
+                float(backbone(images).float().sum())  # waits for the device
+            seconds[half].append((time.perf_counter() - start) / len(images))
+        single, half_precision = min(seconds[False]), min(seconds[True])
+        return ("bf16-mixed", half_precision) if half_precision < WORTH * single else ("32-true", single)
+
+    def folder(self, name: str) -> Path:
+        return self.out / "search" / name
+
+    def trial(self, name: str, epochs: int, stop: int | None = None) -> Record | None:
+        """Trains a recipe; None where that failed."""
+        trial = Trial(f"search/{name}", recipe_config(self.config, name, epochs), stop=stop)
+        try:
+            record = finished(trial, self.out) or run_trial(trial, self.out)
+        except VPTError as error:
+            self.tried[name] = {"failed": str(error)}
+            return None
+        finally:
+            self.keep()
+        self.tried[name] = {"val": val_accuracy(record), "epochs": record["epochs"], "seconds": record["seconds"]}
+        return record
+
+    def search(self, scheme: Scheme) -> tuple[str, Difference | None]:
+        """The best recipe but the probe, and what it gains over that on the validation images."""
+        alive = list(scheme.recipes)
+        for stop in dict.fromkeys((1, scheme.search) if alive else ()):
+            for name in alive:
+                if self.spent > self.limit * RESERVE and stop > 1:
+                    break
+                self.trial(name, scheme.search, None if stop == scheme.search else stop)
+                told = self.tried[name]
+                result = told.get("failed") or f"val {100 * told['val']:.1f} %"
+                self.say(f"{name}: {result} after {stop} of {scheme.search} epochs, {self.spent:.0f} s")
+            alive = sorted((each for each in alive if "val" in self.tried[each]), key=lambda n: -self.tried[n]["val"])[
+                :2
+            ]
+        whole = [name for name in alive if self.tried[name]["epochs"] == scheme.search]
+        if not whole:
+            return PROBE, None
+        best = max(whole, key=lambda name: self.tried[name]["val"])
+        return best, difference(self.right(best), self.right(PROBE))
+
+    def right(self, name: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which validation images a recipe has right."""
+        model = load_classifier(self.folder(name) / DELTA_FILE, self.config["model"]["init_args"]["weights"])
+        logits, _ = batch_answers(model, self.data.split("val"))
+        return np.asarray(logits.argmax(axis=1) == np.asarray(self.data.split("val").labels))
+
+    def finish(self, winner: str, scheme: Scheme) -> tuple[Path, Path]:
+        """Trains winner and probe for good and tests them; the folders of their runs, those of the search in need."""
+        epochs = self.kept.get("epochs") or self.affordable(winner, scheme)
+        left = self.kept.get("left") or max(5, round(self.limit - self.spent))
+        self.keep(epochs=epochs, left=left)
+        values: dict[str, Any] = {} if self.calibrate else {"data.train": "train+val", "trainer.limit_val_batches": 0}
+        self.say(f"{winner}: training on {'the training' if self.calibrate else 'all'} images, {epochs} epochs")
+        probe = Trial("probe", merged(recipe_config(self.config, PROBE, 1), values), test=self.tests > 0)
+        run_trial(probe, self.out)
+        if winner == PROBE:
+            return self.out / probe.name, self.out / probe.name
+        config = merged(recipe_config(self.config, winner, epochs), values | {"trainer.max_time": {"seconds": left}})
+        record = run_trial(Trial("final", config, test=self.tests > 0), self.out)
+        if record["status"] in ENDED:
+            return self.out / "final", self.out / probe.name
+        self.say("the time ended: the model of the search is taken")
+        searched = recipe_config(self.config, winner, scheme.search)
+        run_trial(Trial(f"search/{winner}", searched, test=self.tests > 0), self.out)
+        return self.folder(winner), self.folder(PROBE)
+
+    def affordable(self, winner: str, scheme: Scheme) -> int:
+        if winner == PROBE:
+            return 1
+        told = self.tried[winner]
+        share = 1.0 if self.calibrate else (self.train + self.val) / self.train
+        each = float(told["seconds"]) / int(told["epochs"]) * share
+        return max(1, min(scheme.final, math.floor((RESERVE * self.limit - self.spent) / each)))
