@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from vpt.errors import ConfigError, DivergedError
-from vpt.models.logistic_regression import fit_logistic
+from vpt.models.logistic_regression import fit_logistic, out_of_fold
 
 
 def problem(rows: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,3 +42,24 @@ def test_no_penalty_and_no_minimum_are_refused() -> None:
         fit_logistic(features, labels, 4, 0.0)
     with pytest.raises(DivergedError, match="L-BFGS stopped"):
         fit_logistic(features * float("nan"), labels, 4, 0.1)
+
+
+def test_answers_out_of_fold_are_of_heads_that_have_not_seen_the_image() -> None:
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(24) % 3
+    features = torch.randn(24, 4, generator=random, dtype=torch.float64) + 2 * torch.eye(4, dtype=torch.float64)[labels]
+    found = out_of_fold(features, labels, 3, 0.1, folds=4)
+    seen = 0
+    for row in range(24):
+        others = [each for each in range(24) if each != row]
+        changed = features.clone()
+        changed[row] += 5
+        moved = out_of_fold(changed, labels, 3, 0.1, folds=4)
+        mates = [each for each in others if torch.allclose(moved[each], found[each], atol=1e-9)]
+        assert len(mates) == 5  # those of its own fold, whose heads have not seen it
+        assert sorted(labels[[row, *mates]].tolist()) == [0, 0, 1, 1, 2, 2]
+        kept = [each for each in others if each not in mates]
+        weight, bias = fit_logistic(features[kept], labels[kept], 3, 0.1)
+        torch.testing.assert_close(found[row], features[row] @ weight.T + bias, rtol=1e-9, atol=1e-9)
+        seen += 1
+    assert seen == 24

@@ -49,29 +49,52 @@ WORTH = 0.7
 """bfloat16 is taken where it needs at most this share of single precision's time."""
 RESERVE = 0.85
 """Share of the time that is planned for."""
+QUARTER = 0.25
+"""Share of it for the search, all of whose runs are discarded."""
+
+
+SHORTLISTS = (("bias", "ssf", "lora", "vpt_deep", "full"), ("ssf", "lora", "vpt_deep"), ("lora",), ())
+"""What is tried beside the probe, the longest list first that the time suffices for."""
+EPOCHS = (25, 18, 12, 8, 5, 3, 2)
+"""Of a run of the search."""
+STEPS = 100
+"""Batches that a recipe needs at least to show what it can do."""
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """What is tried: all `recipes` for one epoch, the better two for `search` epochs; the winner trains for `final`."""
+    """What is tried: all `recipes` for a third of the `search` epochs, the better two for all of them.
 
-    recipes: tuple[str, ...]
-    search: int
-    final: int
+    The winner trains for twice as many on every labelled image.
+    """
 
-    def passes(self, train: int, every: int) -> float:
-        """Training passes of single images that search and final training take; `every` labelled image in the end."""
-        more = min(2, len(self.recipes)) * (self.search - 1)
-        return train * (len(self.recipes) + more) + every * self.final
+    recipes: tuple[str, ...] = ()
+    search: int = 0
+
+    @property
+    def rung(self) -> int:
+        """Epochs after which the better two go on."""
+        return math.ceil(self.search / 3) if len(self.recipes) > 2 else self.search
+
+    @property
+    def epochs(self) -> int:
+        """Of the search, by all recipes together."""
+        return len(self.recipes) * self.rung + min(2, len(self.recipes)) * (self.search - self.rung)
 
 
-SCHEMES = (
-    Scheme(("bias", "ssf", "lora", "vpt_deep", "full"), 3, 30),
-    Scheme(("ssf", "lora", "vpt_deep"), 2, 20),
-    Scheme(("lora",), 2, 12),
-    Scheme((), 0, 0),
-)
-"""The first that the time suffices for is taken; the search is less than a quarter of each."""
+def choose_scheme(affordable: float, train: int, every: int) -> Scheme:
+    """The largest scheme within so many training passes of single images, a quarter of them for the search.
+
+    There are `train` training images, and `every` image is trained on in the end.
+    """
+    for recipes in SHORTLISTS:
+        for epochs in EPOCHS:
+            scheme = Scheme(recipes, epochs)
+            searched = scheme.epochs * train
+            enough = epochs * train >= STEPS * BATCH
+            if recipes and enough and searched <= QUARTER * affordable and searched + epochs * every <= affordable:
+                return scheme
+    return Scheme()
 
 
 @dataclass(frozen=True)
@@ -149,13 +172,14 @@ class _Search:
         self.train, self.val = (len(self.data.split(split)) for split in ("train", "val"))
         self.tests = len(self.data.split("test")) if "test" in self.data.describe()["counts"] else 0
         told = {"config": config, "minutes": minutes, "calibrate": calibrate}
-        self.kept: dict[str, Any] = told | {"data": self.data.describe()["fingerprint"], "spent": 0.0}
+        self.kept: dict[str, Any] = {**told, "data": self.data.describe()["fingerprint"], "spent": 0.0}
         if (out / TUNE_FILE).is_file():
             found = read_json(out / TUNE_FILE)
             if differ := [key for key in (*told, "data") if found.get(key) != self.kept[key]]:
                 raise ConfigError(f"{out} holds another experiment ({', '.join(differ)} differ): name another --out.")
             self.kept = found
-        self.before, self.began = float(self.kept["spent"]), time.monotonic()
+        self.before: float = self.kept["spent"]
+        self.began = time.monotonic()
         self.limit = 60 * minutes
         self.tried: dict[str, Any] = {}
 
@@ -177,9 +201,9 @@ class _Search:
             raise VPTError(f"Not even the probe could be trained: {self.tried[PROBE]['failed']}")
         if "scheme" not in self.kept:
             self.keep(scheme=asdict(self.scheme()))
-        scheme = Scheme(**{**self.kept["scheme"], "recipes": tuple(self.kept["scheme"]["recipes"])})
+        scheme = Scheme(tuple(self.kept["scheme"]["recipes"]), self.kept["scheme"]["search"])
         self.say(f"probe: val {100 * val_accuracy(probe):.1f} % after {self.spent:.0f} s")
-        if not scheme.recipes and self.kept["minutes"]:
+        if not scheme.recipes:
             self.say("the time suffices for the probe alone")
         best, gain = self.search(scheme)
         winner = best if gain is not None and gain.low > 0 else PROBE
@@ -200,9 +224,7 @@ class _Search:
         every = self.train if self.calibrate else self.train + self.val
         forward = self.kept["forward"]
         looks = forward * (self.tests + 3 * self.val + every + 1000)  # tests, validations, and the page
-        room = RESERVE * self.limit - self.spent - looks
-        costs = {scheme: STEP * forward * scheme.passes(self.train, every) for scheme in SCHEMES}
-        return next(scheme for scheme, cost in costs.items() if not scheme.recipes or cost < room)
+        return choose_scheme((RESERVE * self.limit - self.spent - looks) / (STEP * forward), self.train, every)
 
     def timed(self) -> tuple[str, float]:
         """The faster precision of both, and the seconds that an image takes in a forward pass."""
@@ -239,9 +261,9 @@ class _Search:
     def search(self, scheme: Scheme) -> tuple[str, Difference | None]:
         """The best recipe but the probe, and what it gains over that on the validation images."""
         alive = list(scheme.recipes)
-        for stop in dict.fromkeys((1, scheme.search) if alive else ()):
+        for stop in dict.fromkeys((scheme.rung, scheme.search) if alive else ()):
             for name in alive:
-                if self.spent > self.limit * RESERVE and stop > 1:
+                if self.spent > self.limit * RESERVE:
                     break
                 self.trial(name, scheme.search, None if stop == scheme.search else stop)
                 told = self.tried[name]
@@ -288,4 +310,4 @@ class _Search:
         told = self.tried[winner]
         share = 1.0 if self.calibrate else (self.train + self.val) / self.train
         each = float(told["seconds"]) / int(told["epochs"]) * share
-        return max(1, min(scheme.final, math.floor((RESERVE * self.limit - self.spent) / each)))
+        return max(1, min(2 * scheme.search, math.floor((RESERVE * self.limit - self.spent) / each)))
