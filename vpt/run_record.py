@@ -206,7 +206,15 @@ def epoch_rule(record: Mapping[str, Any]) -> str:
 _RESULTS = ("status", "metrics", "epochs", "steps", "seconds", "images", "evaluated", "epoch_rule", "read.val")
 _ENVIRONMENT = ("machine", "versions", "parameters")
 _PLACES = ("hyperparameters.weights", "hyperparameters.init_", "hyperparameters._", "backbone.weights")
-_EXACT = ("hyperparameters.micro_batch",)  # changes no number but by rounding
+_EXACT = ("hyperparameters.micro_batch", "hyperparameters.metrics")  # change no other number but by rounding
+# Options at what they do nothing by, as in runs from before they were there.
+_IDLE = {
+    "hyperparameters.loss": "cross_entropy",
+    "hyperparameters.focal_gamma": 2.0,
+    **dict.fromkeys((f"hyperparameters.{name}" for name in ("label_smoothing", "mixup", "cutmix")), 0.0),
+    **dict.fromkeys((f"hyperparameters.{name}" for name in ("head_lr_scale", "layer_decay")), 1.0),
+    "hyperparameters.class_weights": None,
+}
 _SEEDS = ("seed", "data.seed", "data.subset.seed", "data.subset.sha256", "data.shared_with_train")
 _LENGTH = ("max_epochs", "training.max_steps", "training.callbacks", "read")
 
@@ -232,7 +240,7 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _flat(f"{prefix}.{key}" if prefix else str(key), item)
-    else:
+    elif prefix not in _IDLE or value != _IDLE[prefix]:
         yield prefix, value
 
 

@@ -14,7 +14,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from vpt.backbones.factory import layer_numbers
 from vpt.errors import ConfigError
+from vpt.models.classifier import AdaptedModel
 from vpt.run_record import global_seed
 
 # They change model, batch or rate and tell nobody, so that the files and numbers of a run are not of one model.
@@ -30,7 +32,10 @@ _REFUSED: dict[type[L.Callback], str] = {
 
 
 def scheduled_optimizer(
-    parameters: Sequence[nn.Parameter], options: Mapping[str, Any], trainer: L.Trainer
+    parameters: Sequence[nn.Parameter],
+    options: Mapping[str, Any],
+    trainer: L.Trainer,
+    scales: Mapping[nn.Parameter, float] | None = None,
 ) -> OptimizerLRScheduler:
     """Builds an optimiser that decays tensors of two or more dimensions only, and its schedule per step.
 
@@ -38,9 +43,11 @@ def scheduled_optimizer(
         parameters: What is trained.
         options: ``optimizer``, ``base_lr``, ``weight_decay``, ``momentum`` and ``warmup``, as of a `TuningTask`.
         trainer: Says how many steps there are, and the `global_batch`: the learning rate is base_lr · images / 256.
+        scales: Multiples of the learning rate, by parameter; 1 for those that it lacks.
 
     Returns:
-        What Lightning expects; the optimiser has two groups: decayed (prompts and weights) and not (biases, norms).
+        What Lightning expects; the optimiser has two groups of each rate: decayed (prompts and weights) and not
+        (biases, norms).
 
     Raises:
         ConfigError: Nothing says how many steps there are.
@@ -52,11 +59,14 @@ def scheduled_optimizer(
             "(trainer.max_time may stop it earlier)."
         )
     steps = max(1, int(steps))
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options["weight_decay"]},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
     rate = options["base_lr"] * batch / 256
+    found: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    for each in parameters:
+        found.setdefault((each.ndim >= 2, (scales or {}).get(each, 1.0)), []).append(each)
+    groups = [
+        {"params": own, "weight_decay": options["weight_decay"] if decayed else 0.0, "lr": scale * rate}
+        for (decayed, scale), own in found.items()
+    ]
     optimizer: torch.optim.Optimizer
     if options["optimizer"] == "sgd":
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=options["momentum"])
@@ -64,6 +74,27 @@ def scheduled_optimizer(
         optimizer = torch.optim.AdamW(groups, lr=rate)
     schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, options["warmup"]))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def rate_scales(model: AdaptedModel, options: Mapping[str, Any]) -> dict[nn.Parameter, float]:
+    """Multiples of the learning rate by parameter, where they are not 1; ``head_lr_scale`` and ``layer_decay`` say so.
+
+    A ConfigError where one of them has no effect: `base_lr` is the rate of a head alone, a frozen backbone has none.
+    """
+    head, decay, backbone = options["head_lr_scale"], options["layer_decay"], model.backbone
+    own = set(model.head.parameters())
+    if head != 1 and not any(each.requires_grad for each in model.parameters() if each not in own):
+        raise ConfigError(f"head_lr_scale is {head}, but nothing trains besides the head: set base_lr.")
+    if decay == 1:
+        return dict.fromkeys(own, head) if head != 1 else {}
+    if not backbone.tuned:
+        raise ConfigError(
+            f"layer_decay is {decay}, but the layers of the backbone are not fine-tuned: it goes with FineTuning, and "
+            "with SegmentationTask where `full` is true."
+        )
+    numbers, last = layer_numbers(backbone)
+    scales = {each: decay ** (last - numbers[name]) for name, each in backbone.model.named_parameters()}
+    return scales | dict.fromkeys(own, head)
 
 
 def global_batch(trainer: L.Trainer) -> int:

@@ -88,7 +88,8 @@ class VPTCLI(LightningCLI):
         config = self.config[self.subcommand]
         config.data.init_args.image_size = settled["data"]["init_args"]["image_size"]
         for key in (*FROM_DATA, *config_checks.FREE_OF_CHECKPOINT):
-            config.model.init_args[key] = settled["model"]["init_args"][key]
+            if key in config.model.init_args:  # a segmentation has no metrics to name
+                config.model.init_args[key] = settled["model"]["init_args"][key]
 
     def _home(self) -> Path:
         """The folder of the run that is evaluated; else the one that runs are made in."""
@@ -108,6 +109,8 @@ class VPTCLI(LightningCLI):
             goes_on = config.ckpt_path is not None and run_of(config.ckpt_path) == folder.resolve()
             if (folder / RUN_FILE).exists() and not goes_on:
                 raise ConfigError(f"{folder} holds a run already: name another folder, or move it.")
+        if subcommand == "fit":
+            self.model.check_fit(self.datamodule)
         place = folder or self._home()
         check_writable(place, folder=True)
         with writing(place):
