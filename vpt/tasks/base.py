@@ -35,7 +35,8 @@ class TuningTask(L.LightningModule):
         target: Name of what logits are compared with in a batch.
         ignored: Value of a target that does not count; None for no such value.
         model: What is trained.
-        test_confusion: (classes, classes) confusion matrix of the test set, rows are true classes; kept after the test.
+        confusion: (classes, classes) confusion matrix of the last test, or validation that was a run of its own; rows
+            are true classes.
     """
 
     target: str
@@ -122,7 +123,7 @@ class TuningTask(L.LightningModule):
         metrics = MetricCollection(self._metrics(num_classes), compute_groups=False)
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
-        self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=self.ignored)
+        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=self.ignored)
         self._shown = {"val": "val", "test": "test"}
         self._left_out: Tensor | None = None
         self._trained_val: str | None = None
@@ -275,6 +276,8 @@ class TuningTask(L.LightningModule):
         counted = len(target) if self.ignored is None else (target != self.ignored).sum()
         mean.update(self.loss(logits, batch), weight=counted)
         metrics.update(logits, target.long())
+        if self.trainer.state.fn != "fit":
+            self.confusion.update(logits, target.long())
         self._log(split, metrics)
         return logits
 
@@ -311,14 +314,23 @@ class TuningTask(L.LightningModule):
             self._log("val", self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Updates the test metrics and the confusion matrix; returns logits, (B, num_classes, ...), for callbacks."""
-        logits = self._evaluate(batch, "test", self.test_metrics)
-        self.test_confusion.update(logits, batch[self.target].long())
-        return logits
+        """Updates the test metrics; returns logits, (B, num_classes, ...), for callbacks."""
+        return self._evaluate(batch, "test", self.test_metrics)
 
     def on_test_epoch_start(self) -> None:
-        """Starts a new confusion matrix; it is kept after the test for figures."""
-        self.test_confusion.reset()
+        """Starts a new confusion matrix; it is kept for figures and tables."""
+        self.confusion.reset()
+
+    on_validation_epoch_start = on_test_epoch_start
+
+    def on_test_epoch_end(self) -> None:
+        """Completes it on every process: it gathers."""
+        self.confusion.compute()
+
+    def on_validation_epoch_end(self) -> None:
+        """As that of a test."""
+        if self.trainer.state.fn == "validate":
+            self.confusion.compute()
 
     def on_train_epoch_end(self) -> None:
         """Stops before a checkpoint of a diverged model is written."""

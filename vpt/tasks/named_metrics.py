@@ -79,8 +79,8 @@ def _built(name: str, options: dict[str, Any], num_classes: int) -> Metric:
         raise ConfigError(f"metrics: {name} refuses its arguments ({' '.join(str(error).split()):.200}).") from error
     if not isinstance(value, Tensor) or value.ndim:
         raise ConfigError(
-            f"metrics: {name} gives more than one number, as {options or 'it is'}; where it takes an average, give "
-            "macro, micro or weighted (`vpt test` prints the accuracy of each class)."
+            f"metrics: {name} gives more than one number: where it takes an average, give macro, micro or weighted; "
+            "`vpt test` prints the accuracy of each class."
         )
     metric.reset()
     return metric

@@ -26,16 +26,28 @@ from vpt.cli.warning_filters import hush
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.experiments.trial import merged
-from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, RUN_FILE, global_seed, method_name
-from vpt.tasks import DeltaWriter, RunRecord, TuningTask
+from vpt.reports.evaluation import class_tables, iou_table, score_lines
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE, global_seed, method_name
+from vpt.screen import show
+from vpt.tasks import DeltaWriter, RunRecord, SegmentationTask, TuningTask
 from vpt.tasks.build import FROM_DATA, image_size, settle
-from vpt.tasks.callbacks import EpochLines, last_checkpoint, run_folder, run_of
+from vpt.tasks.callbacks import EpochLines, best_checkpoints, last_checkpoint, run_folder, run_of
 from vpt.tasks.optimizers import check_trainer
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
 
 _CLASSES = [*vpt.tasks.__all__, *vpt.data.__all__]
 _LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")  # words that Lightning resolves itself
+
+
+class _Closing(L.Callback):
+    """Tells what was measured when all is done, even where a figure cannot be written."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.tell(stage)
 
 
 class VPTCLI(LightningCLI):
@@ -145,7 +157,14 @@ class VPTCLI(LightningCLI):
             self.save_config_callback = None  # what is evaluated keeps the config that it was trained with
         if config.trainer.logger in (None, True):
             kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir or ""), config.ckpt_path)
-        callbacks: list[L.Callback] = [RunRecord(), EpochLines(), DeltaWriter(), PredictionWriter(), FigureLogger()]
+        callbacks: list[L.Callback] = [
+            RunRecord(),
+            _Closing(self._show),
+            EpochLines(),
+            DeltaWriter(),
+            PredictionWriter(),
+            FigureLogger(),
+        ]
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
             callbacks.append(last_checkpoint())
         self.trainer_defaults["callbacks"] = callbacks
@@ -160,6 +179,32 @@ class VPTCLI(LightningCLI):
         print(f"written to {folder}")
         if (folder / LAST_CHECKPOINT).is_file() and (folder / CONFIG_FILE).is_file():
             print(f"test it:   vpt test -c {folder / CONFIG_FILE} --ckpt_path {folder / LAST_CHECKPOINT}")
+            for monitor, path in best_checkpoints(self.trainer).items():
+                print(f"or its best epoch by {monitor}:   vpt test -c {folder / CONFIG_FILE} --ckpt_path {path}")
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning's own, without its table of numbers: `_show` prints them."""
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs | ({"verbose": False} if "verbose" in kwargs else {})
+
+    def _show(self, stage: str) -> None:
+        """Prints what a validation or a test has measured, where it stands, and what else can be done."""
+        if stage not in ("validate", "test") or not self.config[stage].verbose or not self.trainer.is_global_zero:
+            return
+        split = ("test/",) if stage == "test" else ("val/", "trained/")
+        metrics = {key: float(value) for key, value in self.trainer.callback_metrics.items() if key.startswith(split)}
+        matrix, segments = self.model.confusion.compute().cpu().numpy(), isinstance(self.model, SegmentationTask)
+        print(*score_lines(metrics, matrix), sep="\n")
+        for table in iou_table(metrics) if segments else class_tables(matrix, self.model.model.class_names):
+            show(table)
+        for callback in cast("Any", self.trainer).callbacks:
+            if not isinstance(callback, RunRecord) or (kept := callback.kept) is None:
+                continue
+            print(f"written to {kept}")
+            delta = kept.parent / DELTA_FILE
+            if stage == "test" and kept.name == RUN_FILE and delta.is_file() and not segments:
+                print(f"beside other runs:          vpt report {kept.parent}")
+                print(f"under distribution shift:   vpt robustness run --delta {delta}")
 
     def after_predict(self) -> None:
         """Says where the predictions lie."""
