@@ -17,6 +17,8 @@ SQUARE = 10
 """Classes up to which the whole confusion matrix is shown."""
 LISTED = 10
 """Of the classes, or confusions, that are listed where there are more."""
+_SHORT = 4
+"""Characters of names up to which they head the columns of the matrix; longer ones are numbered."""
 _SHARES = ("acc", "mean_per_class", "miou", "pixel_acc")
 _IOU = "/iou/"
 
@@ -51,8 +53,11 @@ def class_tables(matrix: NDArray[np.int64], class_names: Sequence[str]) -> Itera
         table.add_row(class_names[position], f"{images[position]:,}", right, f"{100 * share:.1f} %")
     yield table
     if len(class_names) <= SQUARE:
-        names = [f"{number} {name}" for number, name in enumerate(class_names, 1)]
-        square = Table("class", *_numbers(*map(str, range(1, len(names) + 1))), title="Images of a class, as predicted")
+        names, heads = list(class_names), list(class_names)
+        if max(map(len, names)) > _SHORT:
+            heads = [str(number) for number in range(1, len(names) + 1)]
+            names = [f"{number} {name}" for number, name in zip(heads, names, strict=True)]
+        square = Table("class", *_numbers(*heads), title="Images of a class, as predicted")
         for name, row in zip(names, matrix, strict=True):
             square.add_row(name, *(f"{count:,}" if count else "·" for count in row))
         yield square

@@ -157,14 +157,8 @@ class VPTCLI(LightningCLI):
             self.save_config_callback = None  # what is evaluated keeps the config that it was trained with
         if config.trainer.logger in (None, True):
             kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir or ""), config.ckpt_path)
-        callbacks: list[L.Callback] = [
-            RunRecord(),
-            _Closing(self._show),
-            EpochLines(),
-            DeltaWriter(),
-            PredictionWriter(),
-            FigureLogger(),
-        ]
+        callbacks: list[L.Callback] = [RunRecord(), _Closing(self._show), EpochLines(), DeltaWriter()]
+        callbacks += [PredictionWriter(), FigureLogger()]
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
             callbacks.append(last_checkpoint())
         self.trainer_defaults["callbacks"] = callbacks
@@ -201,9 +195,11 @@ class VPTCLI(LightningCLI):
             if not isinstance(callback, RunRecord) or (kept := callback.kept) is None:
                 continue
             print(f"written to {kept}")
+            if stage != "test" or kept.name != RUN_FILE or segments:
+                continue
+            print(f"beside other runs:          vpt report {kept.parent}")
             delta = kept.parent / DELTA_FILE
-            if stage == "test" and kept.name == RUN_FILE and delta.is_file() and not segments:
-                print(f"beside other runs:          vpt report {kept.parent}")
+            if delta.is_file() and Path(self.trainer.ckpt_path or "").name == LAST_CHECKPOINT.name:  # of that epoch
                 print(f"under distribution shift:   vpt robustness run --delta {delta}")
 
     def after_predict(self) -> None:
