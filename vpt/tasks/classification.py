@@ -124,7 +124,7 @@ class ClassificationTask(TuningTask):
     def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The loss of the hyperparameters, with ``target`` (B, num_classes) where images are mixed."""
         options = self.hparams
-        if not self._reshaped():
+        if not self.reshaped():
             return self.loss(logits, batch)
         gamma = options["focal_gamma"] if options["loss"] == "focal" else 0.0
         target = batch.get("target", batch["label"])
@@ -213,7 +213,7 @@ class LinearProbe(ClassificationTask):
             check_number("l2", each, 0)
         if not self._candidates or min(self._candidates) <= 0.0:
             raise ConfigError(f"l2 must be positive, got {l2}.")
-        if solver == "lbfgs" and (others := self._reshaped()):
+        if solver == "lbfgs" and (others := self.reshaped()):
             raise ConfigError(
                 f"{others[0]} has no effect with solver lbfgs, which minimises the plain cross-entropy of whole "
                 "images: leave it out, or train with solver gradient."
