@@ -130,7 +130,7 @@ class ClassificationTask(TuningTask):
         target = batch.get("target", batch["label"])
         return weighted_loss(logits, target, self._class_weight, options["label_smoothing"], gamma)
 
-    def _reshaped(self) -> list[str]:
+    def reshaped(self) -> list[str]:
         """The options that make the training loss another than the plain cross-entropy."""
         return [name for name, plain in PLAIN.items() if self.hparams[name] != plain]
 
