@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from scipy.special import log_softmax
 from timm.data import Mixup
 from timm.optim import param_groups_layer_decay
@@ -21,7 +22,7 @@ from vpt.backbones import create_backbone
 from vpt.backbones.factory import layer_numbers
 from vpt.backbones.mixup import mix
 from vpt.errors import ConfigError, UnknownNameError
-from vpt.run_record import cell_protocol
+from vpt.run_record import cell_protocol, epoch_rule
 from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning, RunRecord, SegmentationTask
 from vpt.tasks.classification import ClassificationTask
 from vpt.tasks.losses import class_weights, weighted_loss
@@ -268,6 +269,22 @@ def test_named_metrics_are_those_of_torchmetrics_and_stand_in_the_record(tmp_pat
     )
     assert {"val/f1_score", "val/cohen_kappa", "val/auroc"} <= record["metrics"].keys()
     assert not [key for key in cell_protocol(record) if "metrics" in key or "mixup" in key]
+
+
+def test_the_best_epoch_is_stamped_as_such(tmp_path: Path) -> None:
+    """The best by the largest loss is the first epoch, where training lowers it."""
+    L.seed_everything(0)
+    keep = ModelCheckpoint(monitor="train/loss", mode="max", save_top_k=1)
+    stop = EarlyStopping("val/loss", patience=5)
+    task, run = LinearProbe(**BASE), trainer(tmp_path, epochs=3, batches=10, callbacks=[RunRecord(), keep, stop])
+    run.fit(task, datamodule=data())
+    folder, last = tmp_path / "run" / "0", task.model.head.weight.detach().clone()
+    run.test(task, datamodule=data(), ckpt_path="best", weights_only=True, verbose=False)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["best"] == {"train/loss": Path(keep.best_model_path).name}
+    assert (epoch_rule(record), record["evaluated"]["test"]["epochs"]) == ("best train/loss", 1)
+    assert not torch.equal(task.model.head.weight, last)
+    assert cell_protocol(record) | {"epoch rule": "last"} == cell_protocol({**record, "evaluated": {}, "best": {}})
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
