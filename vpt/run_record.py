@@ -215,7 +215,7 @@ _EXACT = ("hyperparameters.micro_batch", "hyperparameters.metrics")  # change no
 _IDLE = {
     "hyperparameters.loss": "cross_entropy",
     "hyperparameters.focal_gamma": 2.0,
-    **dict.fromkeys((f"hyperparameters.{name}" for name in ("label_smoothing", "mixup", "cutmix")), 0.0),
+    **dict.fromkeys((f"hyperparameters.{name}" for name in ("label_smoothing", "mixup", "cutmix", "ema_decay")), 0.0),
     **dict.fromkeys((f"hyperparameters.{name}" for name in ("head_lr_scale", "layer_decay")), 1.0),
     "hyperparameters.class_weights": None,
 }

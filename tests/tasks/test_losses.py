@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from numpy.typing import NDArray
 from scipy.special import log_softmax
 from timm.data import Mixup
 from timm.optim import param_groups_layer_decay
@@ -22,8 +23,9 @@ from vpt.backbones import create_backbone
 from vpt.backbones.factory import layer_numbers
 from vpt.backbones.mixup import mix
 from vpt.errors import ConfigError, UnknownNameError
+from vpt.models import load_classifier
 from vpt.run_record import cell_protocol, epoch_rule
-from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning, RunRecord, SegmentationTask
+from vpt.tasks import DeltaTuning, DeltaWriter, FineTuning, LinearProbe, PromptTuning, RunRecord, SegmentationTask
 from vpt.tasks.classification import ClassificationTask
 from vpt.tasks.losses import class_weights, weighted_loss
 from vpt.tasks.named_metrics import KNOWN, named_metrics
@@ -285,6 +287,62 @@ def test_the_best_epoch_is_stamped_as_such(tmp_path: Path) -> None:
     assert (epoch_rule(record), record["evaluated"]["test"]["epochs"]) == ("best train/loss", 1)
     assert not torch.equal(task.model.head.weight, last)
     assert cell_protocol(record) | {"epoch rule": "last"} == cell_protocol({**record, "evaluated": {}, "best": {}})
+
+
+class Keep(L.Callback):
+    """The head's bias after each step, before it is averaged."""
+
+    def __init__(self) -> None:
+        self.biases: list[NDArray[np.float64]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        self.biases.append(pl_module.model.head.bias.detach().double().numpy().copy())
+
+
+@pytest.mark.parametrize("decay", [0.15, 0.9])
+def test_the_average_of_weights_is_its_formula_and_what_is_validated_and_kept(decay: float, tmp_path: Path) -> None:
+    L.seed_everything(0)
+    task, keep = DeltaTuning([{"name": "bias"}], **BASE, ema_decay=decay), Keep()
+    run = trainer(tmp_path, epochs=2, callbacks=[keep, RunRecord(), DeltaWriter()])
+    run.fit(task, datamodule=data())
+    average = np.zeros(10)  # where a head begins
+    for step, bias in enumerate(keep.biases, start=1):
+        share = min(decay, (1 + step) / (10 + step))
+        average = share * average + (1 - share) * bias
+    np.testing.assert_allclose(task.model.head.bias.detach().numpy(), average, rtol=1e-4, atol=1e-7)
+    assert not np.allclose(average, keep.biases[-1], rtol=1e-3)
+    kept = load_classifier(tmp_path / "run" / "0" / "delta.safetensors")
+    assert all(torch.equal(tensor, task.model.owned()[name]) for name, tensor in kept.owned().items())
+    batch = data().split("val").batch(range(32))
+    expected = nn.functional.cross_entropy(task.eval()(batch["image"]), batch["label"])
+    assert float(run.callback_metrics["val/loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_training_with_an_average_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    options: dict[str, Any] = BASE | {"ema_decay": 0.5}
+
+    def leg(epochs: int, stop: int, checkpoint: Path | None = None) -> PromptTuning:
+        L.seed_everything(0)
+        task = PromptTuning(**options)
+        keep = ModelCheckpoint(dirpath=tmp_path / str(stop), save_last=True)
+        run = trainer(epochs=epochs, callbacks=[keep, _Stop(stop)])
+        run.fit(task, datamodule=data(), ckpt_path=checkpoint, weights_only=True)
+        return task
+
+    whole, first = leg(3, 3), leg(3, 1)
+    stored = torch.load(tmp_path / "1" / "last.ckpt", weights_only=True)["state_dict"]["model.head.weight"]
+    assert torch.equal(stored, first.model.head.weight)
+    resumed = leg(3, 3, tmp_path / "1" / "last.ckpt")
+    for key, tensor in whole.model.owned().items():
+        assert torch.equal(resumed.model.owned()[key], tensor), key
+
+
+class _Stop(L.Callback):
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))

@@ -21,7 +21,14 @@ from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill, start_from
 from vpt.models.delta_format import IDENTITY, identity
 from vpt.models.feature_cache import FeatureCache
-from vpt.tasks.optimizers import check_trainer, check_whole_epoch, rate_scales, scheduled_optimizer, seed_epoch
+from vpt.tasks.optimizers import (
+    WeightAverage,
+    check_trainer,
+    check_whole_epoch,
+    rate_scales,
+    scheduled_optimizer,
+    seed_epoch,
+)
 
 Batch = dict[str, Tensor]
 
@@ -61,6 +68,7 @@ class TuningTask(L.LightningModule):
         pool: str | None = None,
         head_lr_scale: float = 1.0,
         layer_decay: float = 1.0,
+        ema_decay: float = 0.0,
     ) -> None:
         """Builds backbone, delta and head. Only plain values, so that checkpoints load with ``weights_only=True``.
 
@@ -85,6 +93,8 @@ class TuningTask(L.LightningModule):
             layer_decay: Of full fine-tuning, in (0, 1]: the learning rate of layer l of a backbone of depth L is
                 multiplied by layer_decay^(L + 1 - l), where 0 are the embeddings and L + 1 is the head (BEiT, Bao et
                 al., ICLR 2022), in the groups of timm.
+            ema_decay: Of an exponential moving average of what is trained, in (0, 1), which is then what is validated,
+                kept and tested (`WeightAverage`); 0 for none.
 
         Raises:
             ConfigError: A value is of another type or out of range, or num_classes is missing or below 2.
@@ -105,9 +115,11 @@ class TuningTask(L.LightningModule):
         if micro_batch is not None:
             check_number("micro_batch", micro_batch, 1, whole=True)
         rates = {"base_lr": base_lr, "weight_decay": weight_decay, "momentum": momentum, "warmup": warmup}
-        rates |= {"head_lr_scale": head_lr_scale, "layer_decay": layer_decay}
+        rates |= {"head_lr_scale": head_lr_scale, "layer_decay": layer_decay, "ema_decay": ema_decay}
         for name, value in rates.items():
             check_number(name, value, 0, 1e38)  # of single precision
+        if not ema_decay < 1:
+            raise ConfigError(f"ema_decay lies in [0, 1), got {ema_decay}.")
         if not warmup < 1 or not momentum < 1 or not base_lr > 0:
             raise ConfigError(
                 f"warmup and momentum lie in [0, 1) and base_lr is positive, got {warmup}, {momentum} and {base_lr}."
@@ -157,11 +169,11 @@ class TuningTask(L.LightningModule):
         rate_scales(self.model, self.hparams)
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Adds none, but refuses, before any of them does something, what `check_trainer` refuses."""
+        """Adds what keeps the average of weights; refuses, before any does something, what `check_trainer` refuses."""
         if self.trainer.state.fn == "fit":
             check_trainer(self.trainer)
             self.check_fit(getattr(self.trainer, "datamodule", None))
-        return []
+        return [WeightAverage(self.hparams["ema_decay"])] if self.hparams["ema_decay"] else []
 
     def setup(self, stage: str) -> None:
         """Takes class names and preprocessing from the data module and checks that both sides agree.

@@ -213,10 +213,10 @@ class LinearProbe(ClassificationTask):
             check_number("l2", each, 0)
         if not self._candidates or min(self._candidates) <= 0.0:
             raise ConfigError(f"l2 must be positive, got {l2}.")
-        if solver == "lbfgs" and (others := self.reshaped()):
+        if solver == "lbfgs" and (others := [*self.reshaped(), *(["ema_decay"] if self.hparams["ema_decay"] else [])]):
             raise ConfigError(
-                f"{others[0]} has no effect with solver lbfgs, which minimises the plain cross-entropy of whole "
-                "images: leave it out, or train with solver gradient."
+                f"{others[0]} has no effect with solver lbfgs, which finds the minimum of the plain cross-entropy of "
+                "whole images: leave it out, or train with solver gradient."
             )
         self.automatic_optimization = solver == "gradient"
         self._epoch: list[tuple[Tensor, Tensor, Tensor]] = []

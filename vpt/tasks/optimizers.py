@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import lightning as L
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import callbacks
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from vpt.backbones.factory import layer_numbers
@@ -21,6 +21,7 @@ from vpt.run_record import global_seed
 
 # They change model, batch or rate and tell nobody, so that the files and numbers of a run are not of one model.
 _REFUSED: dict[type[L.Callback], str] = {
+    callbacks.EMAWeightAveraging: "set model.ema_decay",
     callbacks.WeightAveraging: "average delta files instead (`vpt robustness soup`)",
     callbacks.StochasticWeightAveraging: "average delta files instead (`vpt robustness soup`)",
     callbacks.BatchSizeFinder: "set data.batch_size, and model.micro_batch where memory is short",
@@ -95,6 +96,51 @@ def rate_scales(model: AdaptedModel, options: Mapping[str, Any]) -> dict[nn.Para
     numbers, last = layer_numbers(backbone)
     scales = {each: decay ** (last - numbers[name]) for name, each in backbone.model.named_parameters()}
     return scales | dict.fromkeys(own, head)
+
+
+class WeightAverage(L.Callback):
+    """Keeps an exponential moving average of what is trained, and has it in the model outside the training steps.
+
+    So validation, checkpoints, delta file and all other callbacks see the average; its own state are the weights that
+    the optimiser moves. After step n the average is a · average + (1 - a) · weights with a = min(decay, (1 + n) / (10 +
+    n)), as TensorFlow's ExponentialMovingAverage: a short training is not an average of its start.
+    """
+
+    def __init__(self, decay: float) -> None:
+        """Starts with the weights that the model has; decay in (0, 1)."""
+        self.decay = decay
+        self._weights: dict[str, Tensor] = {}
+        self._average: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights that the optimiser moves."""
+        return {"weights": self._weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from them."""
+        self._weights = state_dict["weights"]
+
+    @torch.no_grad()
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Puts the weights in place of the average."""
+        for name, tensor in _averaged(pl_module):
+            self._average[name] = tensor.clone()
+            tensor.copy_(self._weights.setdefault(name, self._average[name]))
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Moves the average, and puts it in place of the weights."""
+        decay = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
+        for name, tensor in _averaged(pl_module):
+            self._weights[name] = tensor.clone()
+            tensor.copy_(self._average[name].lerp(tensor, 1 - decay))
+
+
+def _averaged(task: Any) -> Iterator[tuple[str, Tensor]]:
+    """What trains, and the statistics of batch norms that train."""
+    for name, tensor in task.model.owned().items():
+        if tensor.is_floating_point() and (tensor.requires_grad or not isinstance(tensor, nn.Parameter)):
+            yield name, tensor
 
 
 def global_batch(trainer: L.Trainer) -> int:
