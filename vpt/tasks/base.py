@@ -23,6 +23,7 @@ from vpt.models.delta_format import IDENTITY, identity
 from vpt.models.feature_cache import FeatureCache
 from vpt.tasks.optimizers import (
     WeightAverage,
+    check_rates,
     check_trainer,
     check_whole_epoch,
     rate_scales,
@@ -114,20 +115,7 @@ class TuningTask(L.LightningModule):
             raise UnknownNameError("optimizer", optimizer, ("sgd", "adamw"))
         if micro_batch is not None:
             check_number("micro_batch", micro_batch, 1, whole=True)
-        rates = {"base_lr": base_lr, "weight_decay": weight_decay, "momentum": momentum, "warmup": warmup}
-        rates |= {"head_lr_scale": head_lr_scale, "layer_decay": layer_decay, "ema_decay": ema_decay}
-        for name, value in rates.items():
-            check_number(name, value, 0, 1e38)  # of single precision
-        if not ema_decay < 1:
-            raise ConfigError(f"ema_decay lies in [0, 1), got {ema_decay}.")
-        if not warmup < 1 or not momentum < 1 or not base_lr > 0:
-            raise ConfigError(
-                f"warmup and momentum lie in [0, 1) and base_lr is positive, got {warmup}, {momentum} and {base_lr}."
-            )
-        if not head_lr_scale > 0 or not 0 < layer_decay <= 1:
-            raise ConfigError(
-                f"head_lr_scale is positive and layer_decay lies in (0, 1], got {head_lr_scale} and {layer_decay}."
-            )
+        check_rates(self.hparams)
         encoder = create_backbone(backbone, weights, image_size, normalization or "weights", pool)
         self.model = self._build(encoder, num_classes)
         # Lightning's own mean over processes with unequal shares of the images is not that over the images.

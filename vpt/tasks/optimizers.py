@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from vpt.backbones.factory import layer_numbers
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, check_number
 from vpt.models.classifier import AdaptedModel
 from vpt.run_record import global_seed
 
@@ -30,6 +30,26 @@ _REFUSED: dict[type[L.Callback], str] = {
     callbacks.BaseFinetuning: "say what trains by the method (`--model` and configs/method)",
     callbacks.ModelPruning: "leave it out",
 }
+
+
+_RATES = ("base_lr", "weight_decay", "momentum", "warmup", "head_lr_scale", "layer_decay", "ema_decay")
+
+
+def check_rates(options: Mapping[str, Any]) -> None:
+    """Refuses, by a ConfigError, rates of a `TuningTask` that are out of range."""
+    for name in _RATES:
+        check_number(name, options[name], 0, 1e38)  # of single precision
+    base, warmup, momentum = (options[name] for name in ("base_lr", "warmup", "momentum"))
+    if not warmup < 1 or not momentum < 1 or not base > 0:
+        raise ConfigError(
+            f"warmup and momentum lie in [0, 1) and base_lr is positive, got {warmup}, {momentum} and {base}."
+        )
+    head, decay, ema = (options[name] for name in ("head_lr_scale", "layer_decay", "ema_decay"))
+    if not head > 0 or not 0 < decay <= 1 or not ema < 1:
+        raise ConfigError(
+            "head_lr_scale is positive, layer_decay lies in (0, 1] and ema_decay in [0, 1), got "
+            f"{head}, {decay} and {ema}."
+        )
 
 
 def scheduled_optimizer(

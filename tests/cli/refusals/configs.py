@@ -166,7 +166,7 @@ _VALUES = {  # flags after those of a run that would be trained
     "--model.metrics [MulticlassF1Score,MulticlassF1Score]": "metrics has MulticlassF1Score twice",
     "--model.head_lr_scale 0": "head_lr_scale is positive",
     "-c {configs}/method/linear.yaml --model.head_lr_scale 2": "nothing trains besides the head: set base_lr",
-    "--model.ema_decay 1": "ema_decay lies in [0, 1), got 1.0",
+    "--model.ema_decay 1": "ema_decay in [0, 1), got 1.0, 1.0 and 1.0",
     "--model.ema_decay -1": "ema_decay must be a number of at least 0",
     "-c {configs}/method/linear_lbfgs.yaml --model.ema_decay 0.9": "ema_decay has no effect with solver lbfgs",
     "--model.layer_decay 0.5": "the layers of the backbone are not fine-tuned",
