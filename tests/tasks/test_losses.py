@@ -24,11 +24,12 @@ from vpt.backbones.factory import layer_numbers
 from vpt.backbones.mixup import mix
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.models import load_classifier
-from vpt.run_record import cell_protocol, epoch_rule
+from vpt.run_record import cell_protocol, epoch_rule, training_protocol
 from vpt.tasks import DeltaTuning, DeltaWriter, FineTuning, LinearProbe, PromptTuning, RunRecord, SegmentationTask
 from vpt.tasks.classification import ClassificationTask
 from vpt.tasks.losses import class_weights, weighted_loss
 from vpt.tasks.named_metrics import KNOWN, named_metrics
+from vpt.tasks.run_protocol import protocol
 
 _OF_SEVERAL = {
     *(
@@ -287,6 +288,18 @@ def test_the_best_epoch_is_stamped_as_such(tmp_path: Path) -> None:
     assert (epoch_rule(record), record["evaluated"]["test"]["epochs"]) == ("best train/loss", 1)
     assert not torch.equal(task.model.head.weight, last)
     assert cell_protocol(record) | {"epoch rule": "last"} == cell_protocol({**record, "evaluated": {}, "best": {}})
+
+
+def test_resuming_compares_with_checkpoints_from_before_these_options() -> None:
+    record = protocol(trainer(), PromptTuning(**BASE))
+    new = {"loss", "focal_gamma", "label_smoothing", "class_weights", "mixup", "cutmix", "metrics"}
+    new |= {"head_lr_scale", "layer_decay", "ema_decay"}
+    old = {**record, "hyperparameters": {k: v for k, v in record["hyperparameters"].items() if k not in new}}
+    assert training_protocol(old) == training_protocol(record)
+    assert cell_protocol(old) == cell_protocol(record)
+    for name, value in {"mixup": 0.1, "loss": "focal", "class_weights": {"3": 2.0}, "ema_decay": 0.9}.items():
+        changed = {**record, "hyperparameters": record["hyperparameters"] | {name: value}}
+        assert training_protocol(changed) != training_protocol(record)
 
 
 class Keep(L.Callback):
