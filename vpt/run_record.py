@@ -113,13 +113,14 @@ def global_seed() -> int | None:
     return None if seed is None else int(seed)
 
 
-_GROUPS = ("metrics", "hyperparameters", "backbone", "parameters", "read", "evaluated", "versions", "machine")
+_GROUPS = ("best", "metrics", "hyperparameters", "backbone", "parameters", "read", "evaluated", "versions", "machine")
 _OF_DATA = ("counts", "lists", "fingerprints", "shared_with_train")
 _TEXTS = ("task", "status", "epoch_rule", "precision", "data.name", "data.preset", "data.fingerprint", "data.lists.*")
 _COUNTS = ("epochs", "steps", "images", "read.*", "parameters.*", "data.counts.*", "data.shared_with_train.*")
 _FORM: Form = {
     **dict.fromkeys(_GROUPS, of(dict)),
     **dict.fromkeys(("data", "data.subset", "evaluated.*", "training", "soup"), of(dict, None)),
+    **dict.fromkeys(("best.*", "evaluated.*.chosen_by"), of(str)),
     **dict.fromkeys((f"data.{name}" for name in _OF_DATA), of(dict)),
     **dict.fromkeys((*_TEXTS, "backbone.name", "backbone.weights_id", "backbone.fingerprint"), of(str)),
     **dict.fromkeys((*_COUNTS, "data.image_size"), count),
@@ -195,18 +196,29 @@ def images_read(record: Mapping[str, Any]) -> dict[str, int]:
 def epoch_rule(record: Mapping[str, Any]) -> str:
     """Says which state of the training was tested.
 
-    ``last``, or e.g. ``epoch 5 of 6`` of a run that ended early, or was tested from an earlier checkpoint.
+    ``last``; ``best val/acc`` where that chose it, whichever it is; or e.g. ``epoch 5 of 6`` of a run that ended early,
+    or was tested from an earlier checkpoint.
     """
     tested = (record.get("evaluated") or {}).get("test") or {}
+    if "chosen_by" in tested:
+        return f"best {tested['chosen_by']}"
     if record.get("status", "finished") == "finished" and tested.get("steps") in (None, record.get("steps")):
         return str(record.get("epoch_rule", "last"))
     return f"epoch {tested.get('epochs', record.get('epochs'))} of {record.get('max_epochs')}"
 
 
-_RESULTS = ("status", "metrics", "epochs", "steps", "seconds", "images", "evaluated", "epoch_rule", "read.val")
+_RESULTS = ("status", "metrics", "epochs", "steps", "seconds", "images", "evaluated", "epoch_rule", "read.val", "best")
 _ENVIRONMENT = ("machine", "versions", "parameters")
 _PLACES = ("hyperparameters.weights", "hyperparameters.init_", "hyperparameters._", "backbone.weights")
-_EXACT = ("hyperparameters.micro_batch",)  # changes no number but by rounding
+_EXACT = ("hyperparameters.micro_batch", "hyperparameters.metrics")  # change no other number but by rounding
+# Options at what they do nothing by, as in runs from before they were there.
+_IDLE = {
+    "hyperparameters.loss": "cross_entropy",
+    "hyperparameters.focal_gamma": 2.0,
+    **dict.fromkeys((f"hyperparameters.{name}" for name in ("label_smoothing", "mixup", "cutmix", "ema_decay")), 0.0),
+    **dict.fromkeys((f"hyperparameters.{name}" for name in ("head_lr_scale", "layer_decay")), 1.0),
+    "hyperparameters.class_weights": None,
+}
 _SEEDS = ("seed", "data.seed", "data.subset.seed", "data.subset.sha256", "data.shared_with_train")
 _LENGTH = ("max_epochs", "training.max_steps", "training.callbacks", "read")
 
@@ -232,7 +244,7 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _flat(f"{prefix}.{key}" if prefix else str(key), item)
-    else:
+    elif prefix not in _IDLE or value != _IDLE[prefix]:
         yield prefix, value
 
 

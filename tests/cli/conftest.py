@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -105,3 +106,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
         patch.setenv("PL_GLOBAL_SEED", "0")
         assert main(["fit", *DEMO, *SMALL, *QUICK, "--trainer.default_root_dir", str(root)]) == 0
     return Run(root / "digits" / "vpt_deep" / "version_0")
+
+
+@pytest.fixture
+def copied(trained: Run, tmp_path: Path) -> Run:
+    """A run of which no test has been made."""
+    run = Run(shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("figures", "test-*")))
+    record = run.record
+    for part in (record["metrics"], record["evaluated"], record["read"]):
+        for key in [key for key in part if key.startswith("test")]:
+            del part[key]
+    (run.folder / "run.json").write_text(json.dumps(record))
+    return run

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import resource
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,18 +36,6 @@ def test_sigterm_says_how_to_go_on_and_what_became_of_the_run(vpt: Vpt, monkeypa
     assert f"To go on: vpt fit -c {run.config[1]} --ckpt_path {run.checkpoint}" in answer.err
     assert answer.err.endswith("vpt: error: terminated\n")
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-@pytest.fixture
-def copied(trained: Run, tmp_path: Path) -> Run:
-    """A run of which no test has been made."""
-    run = Run(shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("figures", "test-*")))
-    record = run.record
-    for part in (record["metrics"], record["evaluated"], record["read"]):
-        for key in [key for key in part if key.startswith("test")]:
-            del part[key]
-    (run.folder / "run.json").write_text(json.dumps(record))
-    return run
 
 
 @pytest.mark.parametrize(

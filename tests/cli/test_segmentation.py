@@ -31,6 +31,9 @@ def test_every_method_goes_from_fit_to_test_and_records_its_miou(vpt: Vpt, overl
     answer = vpt("test", *run.config, "--ckpt_path", run.checkpoint, *SMALL)
     assert answer.status == 0, answer.err
     metrics = run.record["metrics"]
+    assert f"test/miou       {100 * metrics['test/miou']:.1f} %" in answer.out
+    assert "IoU by class" in answer.out
+    assert f"written to {run.folder}/run.json" in answer.out
     assert (metrics["val/n"], metrics["test/n"]) == (16, 16)
     assert all(0 <= metrics[f"{split}/{key}"] <= 1 for split in ("val", "test") for key in ("miou", "pixel_acc"))
     assert "test/iou/background" in metrics

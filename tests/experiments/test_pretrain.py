@@ -167,6 +167,16 @@ def test_the_trainer_of_the_tasks_trains_what_they_share(two: dict[str, Config],
     assert not torch.equal(free["delta.parts.0.tokens"], clipped["delta.parts.0.tokens"])
 
 
+@pytest.mark.parametrize(
+    "values", [{"model.mixup": 0.5}, {"model.head_lr_scale": 2.0}, {"model.ema_decay": 0.9}], ids=str
+)
+def test_what_shared_training_would_ignore_is_refused(
+    values: dict[str, Any], two: dict[str, Config], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=rf"plain cross-entropy and one rate: leave {next(iter(values))[6:]} out"):
+        pretrain({name: merged(config, values) for name, config in two.items()}, tmp_path)
+
+
 def test_a_delta_without_parameters_is_nothing_to_share(two: dict[str, Config], root: Path) -> None:
     with pytest.raises(ConfigError, match="needs a delta that the tasks share"):
         pretrain(with_deltas(two, [{"name": "linear"}]), root)

@@ -210,7 +210,8 @@ def test_everything_in_a_protocol_but_the_seed_sets_a_cell_apart(tested: dict[st
         "data.shared_with_train.val",
         "data.shared_with_train.test",
     }
-    assert same == results | environment | places | seeds | {"hyperparameters.micro_batch"}
+    own = {"hyperparameters.micro_batch", "hyperparameters.metrics"}  # what else is measured changes nothing
+    assert same == results | environment | places | seeds | own
 
 
 def test_training_goes_on_where_all_but_its_length_is_as_it_was(tested: dict[str, Any]) -> None:
@@ -227,7 +228,7 @@ def test_training_goes_on_where_all_but_its_length_is_as_it_was(tested: dict[str
         "training.callbacks",
     }
     places = {"hyperparameters.weights", "hyperparameters.init_delta", "hyperparameters.init_head", "backbone.weights"}
-    assert same == length | places | {"hyperparameters.micro_batch"}
+    assert same == length | places | {"hyperparameters.micro_batch", "hyperparameters.metrics"}
 
 
 def paths(record: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -118,7 +118,7 @@ def test_weight_decay_and_learning_rate_reach_the_optimiser() -> None:
 @pytest.mark.parametrize(
     ("callback", "remedy"),
     [
-        (callbacks.EMAWeightAveraging(), "vpt robustness soup"),
+        (callbacks.EMAWeightAveraging(), "set model.ema_decay"),
         (callbacks.WeightAveraging(), "vpt robustness soup"),
         (callbacks.StochasticWeightAveraging(1e-2), "vpt robustness soup"),
         (callbacks.BatchSizeFinder(), "model.micro_batch"),

@@ -6,10 +6,12 @@ import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from vpt.argument_types import checked, shown
@@ -301,6 +303,21 @@ def map_size(backbone: Backbone) -> tuple[int, int]:
         raise UnsupportedBackboneError(
             f"{backbone.name} has no known map of patches: segmentation takes timm's vision transformers and Swins."
         ) from error
+
+
+def layer_numbers(backbone: Backbone) -> tuple[dict[str, int], int]:
+    """Numbers the layers of a backbone as timm groups them, from 0 for the embeddings: by parameter, and of the head.
+
+    Parameters are named as in `model.named_parameters()`; what the pool adds to them has the number of the head. On a
+    vision transformer blocks have 1 to depth, and the head depth + 1. An UnsupportedBackboneError where timm has no
+    groups for the model.
+    """
+    if (groups := getattr(backbone.model, "group_matcher", None)) is None:
+        raise UnsupportedBackboneError(f"timm does not say what the layers of {backbone.name} are.")
+    named = [*backbone.model.named_parameters(), ("of the head", None)]  # in no group, and so behind all
+    whole = SimpleNamespace(named_parameters=lambda: named)
+    numbers: dict[str, int] = group_parameters(whole, groups(coarse=False), reverse=True)
+    return numbers, numbers["of the head"]
 
 
 def feature_map(backbone: Backbone, images: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ _SHORTER = {
     r"Problem with given class_path '[^']+': ": "",
     r"Parser key \"([^\"]+)\": ": r"\1: ",
     r"^(data|model): (\w+): ": r"\1.\2: ",
+    r"(?<=\S) Expected dict": " or a mapping",
     r"\.? Got value: (.*?)\.?$": r", got \1.",
 }
 # What a type is called there, and by people.

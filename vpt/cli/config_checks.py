@@ -40,13 +40,15 @@ _IDLE: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
     "model.momentum": ("model.optimizer sgd", lambda args: args.get("optimizer") == "sgd"),
     "model.l2": ("model.solver lbfgs", lambda args: args.get("solver") == "lbfgs"),
     "model.head_width": ("model.head conv", lambda args: args.get("head") == "conv"),
+    "model.focal_gamma": ("model.loss focal", lambda args: args.get("loss") == "focal"),
     "model.dropout_mode": ("model.dropout", lambda args: bool(args.get("dropout"))),
     "data.subset_seed": ("data.shots or data.fraction", lambda args: bool(args.keys() & {"shots", "fraction"})),
     "trainer.gradient_clip_algorithm": ("trainer.gradient_clip_val", lambda args: bool(args["gradient_clip_val"])),
 }
 
-# The file may lie elsewhere on this machine; the fingerprint in the checkpoint guards what is in it.
-FREE_OF_CHECKPOINT = {"weights"}
+# Weights may lie elsewhere on this machine, and the fingerprint in the checkpoint guards what is in them; metrics are
+# of the evaluation.
+FREE_OF_CHECKPOINT = {"weights", "metrics"}
 
 
 def init_args(section: Section | None) -> dict[str, Any]:

@@ -216,6 +216,11 @@ class ImageDataModule(L.LightningDataModule):
             self._datasets[name] = self._dataset_class(self._splits[name], augmentation)
         return self._datasets[name]
 
+    def class_counts(self) -> NDArray[np.int64]:
+        """How many images of each class are trained on, (num_classes,)."""
+        labels = self._splits["train"].labels if "train" in self._splits else np.zeros(0, np.int64)
+        return np.bincount(labels, minlength=self.num_classes)
+
     def number_classes_as(self, names: Sequence[str]) -> None:
         """Numbers the classes as a model does, by name; all classes of the model are then those of the data.
 

@@ -48,6 +48,9 @@ class MultiTask(L.LightningModule):
             raise ConfigError(f"Shared training needs at least two tasks, got {', '.join(classes)}.")
         if task.model.delta is None or not list(task.model.delta.parameters()):
             raise ConfigError("Shared training needs a delta that the tasks share, such as PromptTuning's.")
+        others = {"head_lr_scale": 1, "ema_decay": 0}
+        if idle := [*task.reshaped(), *(name for name, none in others.items() if task.hparams[name] != none)]:
+            raise ConfigError(f"Shared training is by the plain cross-entropy and one rate: leave {idle[0]} out.")
         self.backbone, self.delta = task.model.backbone, task.model.delta
         self.names = list(classes)
         self._options = dict(task.hparams)

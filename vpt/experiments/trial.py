@@ -28,6 +28,7 @@ from vpt.run_record import (
     ENDED,
     LAST_CHECKPOINT,
     RUN_FILE,
+    epoch_rule,
     file_identity,
     finished_record,
     lacking,
@@ -301,6 +302,7 @@ def _differences(stored: Record, record: Record) -> list[str]:
         found.append(_said(f"data {key}", (stored.get("data") or {}).get(key), (record["data"] or {}).get(key)))
     weights = [(each.get("backbone") or {}).get("fingerprint") for each in (stored, record)]
     found.append(_said("weights", *weights))
+    found.append(_said("epoch rule", epoch_rule(stored), epoch_rule(record)))  # a repetition is tested at its last
     return [text for text in found if text]
 
 

@@ -21,7 +21,15 @@ from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill, start_from
 from vpt.models.delta_format import IDENTITY, identity
 from vpt.models.feature_cache import FeatureCache
-from vpt.tasks.optimizers import check_trainer, check_whole_epoch, scheduled_optimizer, seed_epoch
+from vpt.tasks.optimizers import (
+    WeightAverage,
+    check_rates,
+    check_trainer,
+    check_whole_epoch,
+    rate_scales,
+    scheduled_optimizer,
+    seed_epoch,
+)
 
 Batch = dict[str, Tensor]
 
@@ -35,7 +43,8 @@ class TuningTask(L.LightningModule):
         target: Name of what logits are compared with in a batch.
         ignored: Value of a target that does not count; None for no such value.
         model: What is trained.
-        test_confusion: (classes, classes) confusion matrix of the test set, rows are true classes; kept after the test.
+        confusion: (classes, classes) confusion matrix of the last test, or validation that was a run of its own; rows
+            are true classes.
     """
 
     target: str
@@ -58,6 +67,9 @@ class TuningTask(L.LightningModule):
         init_delta: str | None = None,
         micro_batch: int | None = None,
         pool: str | None = None,
+        head_lr_scale: float = 1.0,
+        layer_decay: float = 1.0,
+        ema_decay: float = 0.0,
     ) -> None:
         """Builds backbone, delta and head. Only plain values, so that checkpoints load with ``weights_only=True``.
 
@@ -78,6 +90,12 @@ class TuningTask(L.LightningModule):
                 of the whole batch (except batch norms, which see micro-batches). None for no split.
             pool: Pooling of the final tokens, by timm's name: ``token`` (the class token), ``avg`` and others that the
                 backbone has; None for timm's default.
+            head_lr_scale: The learning rate of the head as a multiple of that of all else, positive.
+            layer_decay: Of full fine-tuning, in (0, 1]: the learning rate of layer l of a backbone of depth L is
+                multiplied by layer_decay^(L + 1 - l), where 0 are the embeddings and L + 1 is the head (BEiT, Bao et
+                al., ICLR 2022), in the groups of timm.
+            ema_decay: Of an exponential moving average of what is trained, in (0, 1), which is then what is validated,
+                kept and tested (`WeightAverage`); 0 for none.
 
         Raises:
             ConfigError: A value is of another type or out of range, or num_classes is missing or below 2.
@@ -97,13 +115,7 @@ class TuningTask(L.LightningModule):
             raise UnknownNameError("optimizer", optimizer, ("sgd", "adamw"))
         if micro_batch is not None:
             check_number("micro_batch", micro_batch, 1, whole=True)
-        rates = {"base_lr": base_lr, "weight_decay": weight_decay, "momentum": momentum, "warmup": warmup}
-        for name, value in rates.items():
-            check_number(name, value, 0, 1e38)  # of single precision
-        if not warmup < 1 or not momentum < 1 or not base_lr > 0:
-            raise ConfigError(
-                f"warmup and momentum lie in [0, 1) and base_lr is positive, got {warmup}, {momentum} and {base_lr}."
-            )
+        check_rates(self.hparams)
         encoder = create_backbone(backbone, weights, image_size, normalization or "weights", pool)
         self.model = self._build(encoder, num_classes)
         # Lightning's own mean over processes with unequal shares of the images is not that over the images.
@@ -111,7 +123,7 @@ class TuningTask(L.LightningModule):
         metrics = MetricCollection(self._metrics(num_classes), compute_groups=False)
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
-        self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=self.ignored)
+        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=self.ignored)
         self._shown = {"val": "val", "test": "test"}
         self._left_out: Tensor | None = None
         self._trained_val: str | None = None
@@ -133,14 +145,23 @@ class TuningTask(L.LightningModule):
         raise NotImplementedError
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """What training makes smaller: the mean loss, a scalar, of logits (B, num_classes, ...) of a batch."""
+        """The mean loss, a scalar, of logits (B, num_classes, ...) of a batch, as validation and test measure it."""
         raise NotImplementedError
 
+    def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """What training makes smaller, a scalar; `loss` unless a subclass says otherwise."""
+        return self.loss(logits, batch)
+
+    def check_fit(self, data: Any) -> None:
+        """Refuses, by a ConfigError and before anything is written, options without effect; `data` is the module."""
+        rate_scales(self.model, self.hparams)
+
     def configure_callbacks(self) -> list[L.Callback]:
-        """Adds none, but refuses, before any of them does something, what `check_trainer` refuses."""
+        """Adds what keeps the average of weights; refuses, before any does something, what `check_trainer` refuses."""
         if self.trainer.state.fn == "fit":
             check_trainer(self.trainer)
-        return []
+            self.check_fit(getattr(self.trainer, "datamodule", None))
+        return [WeightAverage(self.hparams["ema_decay"])] if self.hparams["ema_decay"] else []
 
     def setup(self, stage: str) -> None:
         """Takes class names and preprocessing from the data module and checks that both sides agree.
@@ -206,7 +227,8 @@ class TuningTask(L.LightningModule):
         """
         data = getattr(self.trainer, "datamodule", None)
         halves = self.model.constant_part()
-        if halves is None or split == "test" or data is None or getattr(data, "augmented", True):
+        augmented = getattr(data, "augmented", True) or "target" in batch  # mixed with others
+        if halves is None or split == "test" or data is None or augmented:
             return self.model.encode(batch["image"])
         backbone, cut = self.model.backbone, self.model.constant_blocks()
         place = (self.model.format, cut, backbone.trim, str(self.trainer.precision), str(self.device))
@@ -228,7 +250,7 @@ class TuningTask(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The mean loss of a batch, a scalar; a DivergedError if this or an earlier one is not finite."""
-        loss = self.loss(self._in_parts(batch), batch)
+        loss = self.training_loss(self._in_parts(batch), batch)
         parallel = self.trainer.world_size > 1
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["index"]), sync_dist=parallel)
         finite = loss.detach().isfinite()
@@ -254,6 +276,8 @@ class TuningTask(L.LightningModule):
         counted = len(target) if self.ignored is None else (target != self.ignored).sum()
         mean.update(self.loss(logits, batch), weight=counted)
         metrics.update(logits, target.long())
+        if self.trainer.state.fn != "fit":
+            self.confusion.update(logits, target.long())
         self._log(split, metrics)
         return logits
 
@@ -263,7 +287,7 @@ class TuningTask(L.LightningModule):
         self.log(f"{self._shown[split]}/loss", mean, on_step=False, on_epoch=True)
         for name, metric in metrics.items(keep_base=False, copy_state=False):
             # A bar in 80 columns has no room for the longer names, and would cut them.
-            shown = split == "val" and not name.endswith("mean_per_class")
+            shown = split == "val" and name.rpartition("/")[2] in ("acc", "miou", "pixel_acc")
             self.log(name, metric, on_step=False, on_epoch=True, prog_bar=shown)
 
     def _finite_logits(self, logits: Tensor, split: str) -> Tensor:
@@ -290,14 +314,23 @@ class TuningTask(L.LightningModule):
             self._log("val", self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Updates the test metrics and the confusion matrix; returns logits, (B, num_classes, ...), for callbacks."""
-        logits = self._evaluate(batch, "test", self.test_metrics)
-        self.test_confusion.update(logits, batch[self.target].long())
-        return logits
+        """Updates the test metrics; returns logits, (B, num_classes, ...), for callbacks."""
+        return self._evaluate(batch, "test", self.test_metrics)
 
     def on_test_epoch_start(self) -> None:
-        """Starts a new confusion matrix; it is kept after the test for figures."""
-        self.test_confusion.reset()
+        """Starts a new confusion matrix; it is kept for figures and tables."""
+        self.confusion.reset()
+
+    on_validation_epoch_start = on_test_epoch_start
+
+    def on_test_epoch_end(self) -> None:
+        """Completes it on every process: it gathers."""
+        self.confusion.compute()
+
+    def on_validation_epoch_end(self) -> None:
+        """As that of a test."""
+        if self.trainer.state.fn == "validate":
+            self.confusion.compute()
 
     def on_train_epoch_end(self) -> None:
         """Stops before a checkpoint of a diverged model is written."""
@@ -313,7 +346,7 @@ class TuningTask(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser and the schedule per step."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        return scheduled_optimizer(trained, self.hparams, self.trainer)
+        return scheduled_optimizer(trained, self.hparams, self.trainer, rate_scales(self.model, self.hparams))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what belongs to the model, and the identity of the backbone that it belongs to."""

@@ -6,6 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Sized
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,6 +87,12 @@ class _WholeCheckpoints(TorchCheckpointIO):
             partial.write_bytes(content.getbuffer())
 
 
+def best_checkpoints(trainer: L.Trainer) -> dict[str, Path]:
+    """The checkpoint that each `ModelCheckpoint` with a monitor has found best, by what it watches."""
+    found = (each for each in callbacks_of(trainer) if isinstance(each, callbacks.ModelCheckpoint))
+    return {str(each.monitor): Path(each.best_model_path) for each in found if each.monitor and each.best_model_path}
+
+
 def _written(trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[Path, TuningTask] | None:
     """The folder that this process writes a task's files to, and the task; None for nothing to write."""
     folder = run_folder(trainer)
@@ -161,6 +168,8 @@ class RunRecord(L.Callback):
         if any(key.startswith("val/") for key in metrics) and isinstance(pl_module, TuningTask):
             state = {"epochs": epochs, "steps": steps}
             news["evaluated"] = {"val": _told(protocol(trainer, pl_module), state, read.get("val"))}
+        if best := best_checkpoints(trainer):
+            news["best"] = {monitor: path.name for monitor, path in best.items()}
         self._update(trainer, pl_module, news | {"metrics": metrics, "read": read})
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -232,6 +241,9 @@ class RunRecord(L.Callback):
         state = self._loaded or {"epochs": trainer.current_epoch, "steps": trainer.global_step}
         read = _read_of(trainer, split)
         told = _told(now, state, read.get(split))
+        loaded = Path(trainer.ckpt_path or "").name
+        if chosen := [monitor for monitor, name in record.get("best", {}).items() if name == loaded]:
+            told["chosen_by"] = chosen[0]
         own = told["data"]
         news = {"metrics": _metrics(trainer), "read": read, "evaluated": {split: told}}
         rival = record.get("evaluated", {}).get(split)
@@ -268,9 +280,9 @@ def _apart(folder: Path, split: str, told: dict[str, Any]) -> Path:
 
 
 def _rank(told: dict[str, Any], record: dict[str, Any], split: str) -> tuple[bool, bool]:
-    """Whether an evaluation is of the last state of a run, and of all images."""
+    """Whether an evaluation is of the last state of a run, not because it was the best, and of all images."""
     count = (record.get("data") or {}).get("counts", {}).get(split)
-    return told["steps"] == record.get("steps"), told["read"] == count
+    return "chosen_by" not in told and told["steps"] == record.get("steps"), told["read"] == count
 
 
 class EpochLines(L.Callback):
@@ -344,4 +356,5 @@ def _metrics(trainer: L.Trainer) -> dict[str, float]:
     records = [each for each in callbacks_of(trainer) if isinstance(each, RunRecord)]
     stale = trainer.state.fn == "fit" and any(each.validated != trainer.global_step for each in records)
     found = {key: float(value) for key, value in trainer.callback_metrics.items()}
-    return {key: value for key, value in found.items() if not (stale and key.startswith("val/"))}
+    # JSON has no NaN, which a score of torchmetrics may be, as kappa where there is one class
+    return {key: value for key, value in found.items() if isfinite(value) and not (stale and key.startswith("val/"))}

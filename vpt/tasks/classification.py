@@ -11,13 +11,17 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from vpt.backbones import Backbone
+from vpt.backbones.mixup import mix
 from vpt.data import MaskDataModule
 from vpt.errors import ConfigError, UnknownNameError, check_number
 from vpt.metrics.logits import restrict
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import read_head
 from vpt.models.logistic_regression import choose_l2, fit_logistic
+from vpt.run_record import global_seed
 from vpt.tasks.base import Batch, TuningTask
+from vpt.tasks.losses import PLAIN, check_loss, class_weights, weighted_loss
+from vpt.tasks.named_metrics import named_metrics
 
 
 class MeanPerClass(MulticlassConfusionMatrix):
@@ -31,31 +35,69 @@ class MeanPerClass(MulticlassConfusionMatrix):
 
 
 class ClassificationTask(TuningTask):
-    """A frozen or trained backbone with a linear head, trained with cross-entropy.
+    """A frozen or trained backbone with a linear head, trained with cross-entropy or a variant of it.
 
-    Metrics are logged as ``train/loss``, ``{val,test}/loss``, ``{val,test}/acc`` (top-1) and
-    ``{val,test}/mean_per_class``; where all validation images are trained on, ``trained`` stands for ``val``. A batch
-    is a dict of ``image`` uint8 (B, 3, H, W), ``label`` int64 (B,) and ``index`` int64 (B,).
+    Metrics are logged as ``train/loss``, ``{val,test}/loss`` (the plain cross-entropy, whatever is trained with),
+    ``{val,test}/acc`` (top-1), ``{val,test}/mean_per_class`` and what `metrics` names; where all validation images are
+    trained on, ``trained`` stands for ``val``. A batch is a dict of ``image`` uint8 (B, 3, H, W), ``label`` int64 (B,)
+    and ``index`` int64 (B,).
     """
 
     target = "label"
     model: TunedModel
 
-    def __init__(self, init_head: str | None = None, **task: Any) -> None:
+    def __init__(
+        self,
+        init_head: str | None = None,
+        loss: Literal["cross_entropy", "focal"] = "cross_entropy",
+        focal_gamma: float = 2.0,
+        label_smoothing: float = 0.0,
+        class_weights: Literal["balanced", "inv", "inv_sqrt"] | dict[str, float] | None = None,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        metrics: list[str | dict[str, Any]] | None = None,
+        **task: Any,
+    ) -> None:
         """Builds the task.
 
         Args:
             init_head: Delta file of a linear probe on the same backbone and data, whose head initialises the head; with
                 `FineTuning` that is LP-FT (Kumar et al., ICLR 2022). None for a small random head.
+            loss: Of training: ``cross_entropy``, or ``focal`` (Lin et al., ICCV 2017).
+            focal_gamma: γ of the focal loss, from 0, which makes it the cross-entropy, to 100.
+            label_smoothing: Share of each target that is given to all classes alike, in [0, 1); not with ``focal``.
+            class_weights: Of the training loss, whose mean over a batch is then weighted: ``balanced``, ``inv`` or
+                ``inv_sqrt``, of how often classes are trained on (`vpt.tasks.losses.class_weights`), or weights by
+                class name, 1 for classes without.
+            mixup: α of mixup of training images, from 0.001 to 1000; 0 for none.
+            cutmix: α of CutMix, likewise; with both, a batch gets either with probability ½ (`vpt.backbones.mixup`).
+            metrics: More to measure of validation and test: names of ``Multiclass*`` classes of
+                `torchmetrics.classification`, or dicts of a ``name`` and arguments, that give a number each.
             **task: See `TuningTask`.
+
+        Raises:
+            ConfigError: A number is out of range, or torchmetrics refuses an argument.
+            UnknownNameError: A loss, rule of weights or metric does not exist.
         """
         super().__init__(**task)
+        check_loss(self.hparams)
+        self._class_weight: Tensor | None = None
 
     def _build(self, backbone: Backbone, num_classes: int) -> TunedModel:
         return TunedModel(backbone, num_classes, self.specs())
 
     def _metrics(self, num_classes: int) -> dict[str, Metric | MetricCollection]:
-        return {"acc": MulticlassAccuracy(num_classes, average="micro"), "mean_per_class": MeanPerClass(num_classes)}
+        acc = MulticlassAccuracy(num_classes, average="micro")
+        more = named_metrics(self.hparams["metrics"] or [], num_classes)
+        return {"acc": acc, "mean_per_class": MeanPerClass(num_classes), **more}
+
+    def check_fit(self, data: Any) -> None:
+        """Also refuses class weights that the training data have no use for."""
+        super().check_fit(data)
+        if (rule := self.hparams["class_weights"]) is not None:
+            if not hasattr(data, "class_counts"):
+                raise ConfigError("class_weights need a data module, whose training labels are counted.")
+            self._class_weight = class_weights(rule, data.class_names, data.class_counts())
 
     def setup(self, stage: str) -> None:
         """Also takes the head that training starts from.
@@ -78,6 +120,30 @@ class ClassificationTask(TuningTask):
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Mean cross-entropy, a scalar, of logits (B, num_classes) with ``label`` int64 (B,)."""
         return nn.functional.cross_entropy(logits, batch["label"])
+
+    def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The loss of the hyperparameters, with ``target`` (B, num_classes) where images are mixed."""
+        options = self.hparams
+        if not self.reshaped():
+            return self.loss(logits, batch)
+        gamma = options["focal_gamma"] if options["loss"] == "focal" else 0.0
+        target = batch.get("target", batch["label"])
+        return weighted_loss(logits, target, self._class_weight, options["label_smoothing"], gamma)
+
+    def reshaped(self) -> list[str]:
+        """The options that make the training loss another than the plain cross-entropy."""
+        return [name for name, plain in PLAIN.items() if self.hparams[name] != plain]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Mixes the images where that is asked for; the draws follow from seed, process, epoch and step."""
+        mixup, cutmix = self.hparams["mixup"], self.hparams["cutmix"]
+        if mixup or cutmix:
+            seed = global_seed()
+            place = None if seed is None else [seed, self.current_epoch, self.global_rank, batch_idx]
+            classes = len(self.model.class_names)
+            image, target = mix(batch["image"], batch["label"], classes, mixup, cutmix, place)
+            batch = batch | {"image": image, "target": target}
+        return super().training_step(batch, batch_idx)
 
     def _to_compare(self, logits: Tensor, split: str) -> Tensor:
         """Leaves the logits of the classes of a split, where the data say that not all are (ImageNet-R, ObjectNet)."""
@@ -147,6 +213,11 @@ class LinearProbe(ClassificationTask):
             check_number("l2", each, 0)
         if not self._candidates or min(self._candidates) <= 0.0:
             raise ConfigError(f"l2 must be positive, got {l2}.")
+        if solver == "lbfgs" and (others := [*self.reshaped(), *(["ema_decay"] if self.hparams["ema_decay"] else [])]):
+            raise ConfigError(
+                f"{others[0]} has no effect with solver lbfgs, which finds the minimum of the plain cross-entropy of "
+                "whole images: leave it out, or train with solver gradient."
+            )
         self.automatic_optimization = solver == "gradient"
         self._epoch: list[tuple[Tensor, Tensor, Tensor]] = []
 

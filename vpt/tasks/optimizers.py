@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import lightning as L
@@ -11,14 +11,17 @@ import numpy as np
 import torch
 from lightning.pytorch import callbacks
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from vpt.errors import ConfigError
+from vpt.backbones.factory import layer_numbers
+from vpt.errors import ConfigError, check_number
+from vpt.models.classifier import AdaptedModel
 from vpt.run_record import global_seed
 
 # They change model, batch or rate and tell nobody, so that the files and numbers of a run are not of one model.
 _REFUSED: dict[type[L.Callback], str] = {
+    callbacks.EMAWeightAveraging: "set model.ema_decay",
     callbacks.WeightAveraging: "average delta files instead (`vpt robustness soup`)",
     callbacks.StochasticWeightAveraging: "average delta files instead (`vpt robustness soup`)",
     callbacks.BatchSizeFinder: "set data.batch_size, and model.micro_batch where memory is short",
@@ -29,8 +32,31 @@ _REFUSED: dict[type[L.Callback], str] = {
 }
 
 
+_RATES = ("base_lr", "weight_decay", "momentum", "warmup", "head_lr_scale", "layer_decay", "ema_decay")
+
+
+def check_rates(options: Mapping[str, Any]) -> None:
+    """Refuses, by a ConfigError, rates of a `TuningTask` that are out of range."""
+    for name in _RATES:
+        check_number(name, options[name], 0, 1e38)  # of single precision
+    base, warmup, momentum = (options[name] for name in ("base_lr", "warmup", "momentum"))
+    if not warmup < 1 or not momentum < 1 or not base > 0:
+        raise ConfigError(
+            f"warmup and momentum lie in [0, 1) and base_lr is positive, got {warmup}, {momentum} and {base}."
+        )
+    head, decay, ema = (options[name] for name in ("head_lr_scale", "layer_decay", "ema_decay"))
+    if not head > 0 or not 0 < decay <= 1 or not ema < 1:
+        raise ConfigError(
+            "head_lr_scale is positive, layer_decay lies in (0, 1] and ema_decay in [0, 1), got "
+            f"{head}, {decay} and {ema}."
+        )
+
+
 def scheduled_optimizer(
-    parameters: Sequence[nn.Parameter], options: Mapping[str, Any], trainer: L.Trainer
+    parameters: Sequence[nn.Parameter],
+    options: Mapping[str, Any],
+    trainer: L.Trainer,
+    scales: Mapping[nn.Parameter, float] | None = None,
 ) -> OptimizerLRScheduler:
     """Builds an optimiser that decays tensors of two or more dimensions only, and its schedule per step.
 
@@ -38,9 +64,11 @@ def scheduled_optimizer(
         parameters: What is trained.
         options: ``optimizer``, ``base_lr``, ``weight_decay``, ``momentum`` and ``warmup``, as of a `TuningTask`.
         trainer: Says how many steps there are, and the `global_batch`: the learning rate is base_lr · images / 256.
+        scales: Multiples of the learning rate, by parameter; 1 for those that it lacks.
 
     Returns:
-        What Lightning expects; the optimiser has two groups: decayed (prompts and weights) and not (biases, norms).
+        What Lightning expects; the optimiser has two groups of each rate: decayed (prompts and weights) and not
+        (biases, norms).
 
     Raises:
         ConfigError: Nothing says how many steps there are.
@@ -52,11 +80,14 @@ def scheduled_optimizer(
             "(trainer.max_time may stop it earlier)."
         )
     steps = max(1, int(steps))
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options["weight_decay"]},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
     rate = options["base_lr"] * batch / 256
+    found: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    for each in parameters:
+        found.setdefault((each.ndim >= 2, (scales or {}).get(each, 1.0)), []).append(each)
+    groups = [
+        {"params": own, "weight_decay": options["weight_decay"] if decayed else 0.0, "lr": scale * rate}
+        for (decayed, scale), own in found.items()
+    ]
     optimizer: torch.optim.Optimizer
     if options["optimizer"] == "sgd":
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=options["momentum"])
@@ -64,6 +95,72 @@ def scheduled_optimizer(
         optimizer = torch.optim.AdamW(groups, lr=rate)
     schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, options["warmup"]))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def rate_scales(model: AdaptedModel, options: Mapping[str, Any]) -> dict[nn.Parameter, float]:
+    """Multiples of the learning rate by parameter, where they are not 1; ``head_lr_scale`` and ``layer_decay`` say so.
+
+    A ConfigError where one of them has no effect: `base_lr` is the rate of a head alone, a frozen backbone has none.
+    """
+    head, decay, backbone = options["head_lr_scale"], options["layer_decay"], model.backbone
+    own = set(model.head.parameters())
+    if head != 1 and not any(each.requires_grad for each in model.parameters() if each not in own):
+        raise ConfigError(f"head_lr_scale is {head}, but nothing trains besides the head: set base_lr.")
+    if decay == 1:
+        return dict.fromkeys(own, head) if head != 1 else {}
+    if not backbone.tuned:
+        raise ConfigError(
+            f"layer_decay is {decay}, but the layers of the backbone are not fine-tuned: it goes with FineTuning, and "
+            "with SegmentationTask where `full` is true."
+        )
+    numbers, last = layer_numbers(backbone)
+    scales = {each: decay ** (last - numbers[name]) for name, each in backbone.model.named_parameters()}
+    return scales | dict.fromkeys(own, head)
+
+
+class WeightAverage(L.Callback):
+    """Keeps an exponential moving average of what is trained, and has it in the model outside the training steps.
+
+    So validation, checkpoints, delta file and all other callbacks see the average; its own state are the weights that
+    the optimiser moves. After step n the average is a · average + (1 - a) · weights with a = min(decay, (1 + n) / (10 +
+    n)), as TensorFlow's ExponentialMovingAverage: a short training is not an average of its start.
+    """
+
+    def __init__(self, decay: float) -> None:
+        """Starts with the weights that the model has; decay in (0, 1)."""
+        self.decay = decay
+        self._weights: dict[str, Tensor] = {}
+        self._average: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights that the optimiser moves."""
+        return {"weights": self._weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from them."""
+        self._weights = state_dict["weights"]
+
+    @torch.no_grad()
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Puts the weights in place of the average."""
+        for name, tensor in _averaged(pl_module):
+            self._average[name] = tensor.clone()
+            tensor.copy_(self._weights.setdefault(name, self._average[name]))
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Moves the average, and puts it in place of the weights."""
+        decay = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
+        for name, tensor in _averaged(pl_module):
+            self._weights[name] = tensor.clone()
+            tensor.copy_(self._average[name].lerp(tensor, 1 - decay))
+
+
+def _averaged(task: Any) -> Iterator[tuple[str, Tensor]]:
+    """What trains, and the statistics of batch norms that train."""
+    for name, tensor in task.model.owned().items():
+        if tensor.is_floating_point() and (tensor.requires_grad or not isinstance(tensor, nn.Parameter)):
+            yield name, tensor
 
 
 def global_batch(trainer: L.Trainer) -> int:

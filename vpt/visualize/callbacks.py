@@ -80,7 +80,7 @@ class FigureLogger(L.Callback):
         """Draws the confusion matrix that the task has counted."""
         if not isinstance(pl_module, ClassificationTask):
             return
-        matrix = pl_module.test_confusion.compute().cpu().numpy()  # on every process: it gathers
+        matrix = pl_module.confusion.compute().cpu().numpy()  # on every process: it gathers
         folder = _folder(trainer)
         if folder is not None:
             records = [each for each in cast("Any", trainer).callbacks if isinstance(each, RunRecord)]

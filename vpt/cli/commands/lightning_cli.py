@@ -26,16 +26,28 @@ from vpt.cli.warning_filters import hush
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.experiments.trial import merged
-from vpt.run_record import CONFIG_FILE, LAST_CHECKPOINT, RUN_FILE, global_seed, method_name
-from vpt.tasks import DeltaWriter, RunRecord, TuningTask
+from vpt.reports.evaluation import class_tables, iou_table, score_lines
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE, global_seed, method_name
+from vpt.screen import show
+from vpt.tasks import DeltaWriter, RunRecord, SegmentationTask, TuningTask
 from vpt.tasks.build import FROM_DATA, image_size, settle
-from vpt.tasks.callbacks import EpochLines, last_checkpoint, run_folder, run_of
+from vpt.tasks.callbacks import EpochLines, best_checkpoints, last_checkpoint, run_folder, run_of
 from vpt.tasks.optimizers import check_trainer
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
 
 _CLASSES = [*vpt.tasks.__all__, *vpt.data.__all__]
 _LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")  # words that Lightning resolves itself
+
+
+class _Closing(L.Callback):
+    """Tells what was measured when all is done, even where a figure cannot be written."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.tell(stage)
 
 
 class VPTCLI(LightningCLI):
@@ -88,7 +100,8 @@ class VPTCLI(LightningCLI):
         config = self.config[self.subcommand]
         config.data.init_args.image_size = settled["data"]["init_args"]["image_size"]
         for key in (*FROM_DATA, *config_checks.FREE_OF_CHECKPOINT):
-            config.model.init_args[key] = settled["model"]["init_args"][key]
+            if key in config.model.init_args:  # a segmentation has no metrics to name
+                config.model.init_args[key] = settled["model"]["init_args"][key]
 
     def _home(self) -> Path:
         """The folder of the run that is evaluated; else the one that runs are made in."""
@@ -108,6 +121,8 @@ class VPTCLI(LightningCLI):
             goes_on = config.ckpt_path is not None and run_of(config.ckpt_path) == folder.resolve()
             if (folder / RUN_FILE).exists() and not goes_on:
                 raise ConfigError(f"{folder} holds a run already: name another folder, or move it.")
+        if subcommand == "fit":
+            self.model.check_fit(self.datamodule)
         place = folder or self._home()
         check_writable(place, folder=True)
         with writing(place):
@@ -142,7 +157,8 @@ class VPTCLI(LightningCLI):
             self.save_config_callback = None  # what is evaluated keeps the config that it was trained with
         if config.trainer.logger in (None, True):
             kwargs["logger"] = self._logger(Path(config.trainer.default_root_dir or ""), config.ckpt_path)
-        callbacks: list[L.Callback] = [RunRecord(), EpochLines(), DeltaWriter(), PredictionWriter(), FigureLogger()]
+        callbacks: list[L.Callback] = [RunRecord(), _Closing(self._show), EpochLines(), DeltaWriter()]
+        callbacks += [PredictionWriter(), FigureLogger()]
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
             callbacks.append(last_checkpoint())
         self.trainer_defaults["callbacks"] = callbacks
@@ -157,6 +173,34 @@ class VPTCLI(LightningCLI):
         print(f"written to {folder}")
         if (folder / LAST_CHECKPOINT).is_file() and (folder / CONFIG_FILE).is_file():
             print(f"test it:   vpt test -c {folder / CONFIG_FILE} --ckpt_path {folder / LAST_CHECKPOINT}")
+            for monitor, path in best_checkpoints(self.trainer).items():
+                print(f"or its best epoch by {monitor}:   vpt test -c {folder / CONFIG_FILE} --ckpt_path {path}")
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning's own, without its table of numbers: `_show` prints them."""
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs | ({"verbose": False} if "verbose" in kwargs else {})
+
+    def _show(self, stage: str) -> None:
+        """Prints what a validation or a test has measured, where it stands, and what else can be done."""
+        if stage not in ("validate", "test") or not self.config[stage].verbose or not self.trainer.is_global_zero:
+            return
+        split = ("test/",) if stage == "test" else ("val/", "trained/")
+        metrics = {key: float(value) for key, value in self.trainer.callback_metrics.items() if key.startswith(split)}
+        matrix, segments = self.model.confusion.compute().cpu().numpy(), isinstance(self.model, SegmentationTask)
+        print(*score_lines(metrics, matrix), sep="\n")
+        for table in iou_table(metrics) if segments else class_tables(matrix, self.model.model.class_names):
+            show(table)
+        for callback in cast("Any", self.trainer).callbacks:
+            if not isinstance(callback, RunRecord) or (kept := callback.kept) is None:
+                continue
+            print(f"written to {kept}")
+            if stage != "test" or kept.name != RUN_FILE or segments:
+                continue
+            print(f"beside other runs:          vpt report {kept.parent}")
+            delta = kept.parent / DELTA_FILE
+            if delta.is_file() and Path(self.trainer.ckpt_path or "").name == LAST_CHECKPOINT.name:  # of that epoch
+                print(f"under distribution shift:   vpt robustness run --delta {delta}")
 
     def after_predict(self) -> None:
         """Says where the predictions lie."""
