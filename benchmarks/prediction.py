@@ -51,7 +51,7 @@ def measure(root: Path, photos: int, rounds: int) -> Row:
             if number:
                 spent[name].append(1000 * (time.perf_counter() - start) / len(paths))
     medians = {name: statistics.median(each) for name, each in spent.items()}
-    return {"photos": len(paths), "ms": medians, "threads": torch.get_num_threads(), "machine": machine()}
+    return {"photos": len(paths), "ms": medians, "threads": torch.get_num_threads(), "machine": machine("cpu")}
 
 
 def _kept(out: Path) -> Records:
