@@ -214,7 +214,7 @@ def test_folders_that_are_no_task_are_answered_by_what_is_missing(root: Path, tm
     for folder in (tmp_path / "none", root, tmp_path / "bare"):
         with pytest.raises(DataError) as caught:
             data(folder)
-        found = " (it has test, val)" if folder == root else ""
+        found = " (it has test, val; test, val named as a split)" if folder == root else ""
         missing = folder / "train" if folder.exists() else folder
         assert str(caught.value).startswith(f"{missing} does not exist{found}: lay the images out as train/<class>/,")
 

@@ -55,6 +55,13 @@ def test_classes_without_splits_are_divided_by_the_split_seed_alone(tmp_path: Pa
     assert data(root, val_fraction=0.5).split("test").paths == module.split("test").paths
 
 
+def test_a_split_that_is_a_link_to_nowhere_is_not_taken_for_none(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "pets", {"": 5})
+    (root / "train").symlink_to("unmounted")
+    with pytest.raises(DataError, match="pets/train is a link that leads nowhere: mend it, or remove it"):
+        data(root)
+
+
 def test_the_share_of_test_images_may_be_chosen(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "pets", {"": 10})
     assert data(root, test_fraction=0.5).describe()["counts"] == {"train": 12, "val": 3, "test": 15}
@@ -86,16 +93,10 @@ def test_a_class_with_one_image_is_trained_on_and_pointed_out(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "names",
-    [
-        ("Train", "Val", "Test"),
-        ("training", "validation", "testing"),
-        ("TRAIN", "dev", "eval"),
-        ("train", "Valid", "Evaluation"),
-    ],
+    "names", ["Train Val Test", "training validation testing", "TRAIN dev eval", "train Valid Evaluation"]
 )
-def test_splits_have_the_names_that_people_give_them(tmp_path: Path, names: tuple[str, str, str]) -> None:
-    root = make_folder(tmp_path / "pets", dict(zip(names, (4, 2, 3), strict=True)) | {"Shift_Night": 1})
+def test_splits_have_the_names_that_people_give_them(tmp_path: Path, names: str) -> None:
+    root = make_folder(tmp_path / "pets", dict(zip(names.split(), (4, 2, 3), strict=True)) | {"Shift_Night": 1})
     module = data(root)
     assert module.describe()["counts"] == {"train": 12, "val": 6, "test": 9, "Night": 3}
     rows = "".join(
@@ -181,7 +182,7 @@ def test_tables_that_cannot_be_read_as_asked(root: Path, text: str, options: dic
 def test_options_of_tables_are_refused_elsewhere(root: Path) -> None:
     for options in ({"path_column": "image"}, {"columns": ["path", "label"]}, {"images_root": "x"}):
         with pytest.raises(ConfigError, match="images_root are of tables only"):
-            data(root, **options)  # type: ignore[arg-type]
+            data(root, **options)
     with pytest.raises(ConfigError, match="columns has no 'path': name all columns of"):
         data(table(root, "rows.csv", written(ROWS, "")), columns=["image", "label"])
     file = table(root, "rows.parquet", written(ROWS))
@@ -198,7 +199,7 @@ def test_emnist_is_upright_and_a_class_without_images_has_no_shots(tmp_path: Pat
         file = raw / f"emnist-letters-{name}-labels-idx1-ubyte"
         content = file.read_bytes()
         file.write_bytes(content[:8] + bytes(value + 1 for value in content[8:]))
-    made = {"torchvision": "EMNIST", "torchvision_args": {"split": "letters"}, "image_size": 28}
+    made: dict[str, Any] = {"torchvision": "EMNIST", "torchvision_args": {"split": "letters"}, "image_size": 28}
     module = FolderDataModule(tmp_path, shots=2, **made)
     stored = np.frombuffer((raw / "emnist-letters-test-images-idx3-ubyte").read_bytes()[16:], np.uint8).reshape(
         -1, 28, 28

@@ -188,7 +188,11 @@ def _find_splits(root: Path) -> tuple[dict[str, Path], LeftOut]:
             raise DataError(f"{found[split]} and {folder} are the same split: keep one of them.")
         else:
             found[split] = folder
-    has = f" (it has {', '.join(shown(path.name) for path in folders[:5])})" if folders else ""
+    for entry in root.iterdir() if folders else ():
+        if entry.name.casefold() in SPLIT_NAMES and entry.is_symlink() and not entry.exists():
+            raise DataError(f"{entry} is a link that leads nowhere: mend it, or remove it.")
+    named = f"; {', '.join(path.name for path in found.values())} named as a split" if found else ""
+    has = f" (it has {', '.join(shown(path.name) for path in folders[:5])}{named})" if folders else ""
     if not folders or (found and "train" not in found):
         missing = f"{root / 'train'} does not exist{has}" if root.is_dir() else f"{root} does not exist"
         raise DataError(f"{missing}: {_LAYOUT}.")
