@@ -232,7 +232,8 @@ def find_images(folder: Path, left: LeftOut) -> list[Path]:
 
 def is_image_name(name: str) -> bool:
     """Says whether a file's name ends in a suffix of a kind that Pillow reads."""
-    return Path(name).suffix.lower() in _suffixes()
+    _, dot, suffix = name.rpartition(".")
+    return f"{dot}{suffix}".lower() in _suffixes()
 
 
 @cache

@@ -142,7 +142,11 @@ ROWS = [
     _verify("photos/headless.csv", "no header", "has no column 'path'; it has 'train/cat/0.jpg', 'cat', and is asked"),
     _verify("photos/same.csv", "a row twice", "line 3: ./a.jpg is listed on line 2 already; remove one line"),
     _verify("photos/titles.csv", "a header in the middle", "titles.csv, line 6 names the columns: leave it out"),
-    Row(f"{_OWN} photos/stems.csv", "an ambiguous path", "line 2: train/cat/0 may be 0.jpg or 0.png; write the one"),
+    Row(
+        f"{_OWN} photos/stems.csv",
+        "an ambiguous path",
+        "train/cat/0 may be 0.jpg or 0.png; write the one meant",
+    ),
     Row(f"{_OWN} photos/headless.csv --data.columns [path]", "no label", "columns has no 'label': name all columns of"),
     Row(f"{_OWN} photos/same.csv --data.columns [path,label]", "a header", "line 1 names the columns: leave columns"),
     Row(f"{_OWN} photos/headless.csv --data.columns [path,label,x]", "too many", "2 fields and columns names 3"),

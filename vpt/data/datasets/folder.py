@@ -277,21 +277,20 @@ def _read_table(file: Path, table: _Columns) -> Lists:
 
 def _find_files(file: Path, folder: Path, paths: Iterable[str], lines: Iterable[int]) -> list[str]:
     """Paths as they are here: with slashes, and of a name without a suffix the one image that has it."""
-    found, stems = [], dict[Path, dict[str, list[str]]]()
+    found, stems = [], dict[str, dict[str, list[str]]]()
     for path, line in zip(paths, lines, strict=True):
         here = path if "\\" not in path or os.path.lexists(folder / path) else path.replace("\\", "/")
-        if not is_image_name(here) and not os.path.lexists(folder / here):
-            home, stem = os.path.split(here)
-            if (place := folder / home) not in stems:
-                stems[place] = {}
-                for image in list_folder(place, LeftOut())[1]:
-                    stems[place].setdefault(image.stem, []).append(image.name)
-            names = stems[place].get(stem, [])
-            if len(names) > 1:
-                raise DataError(
-                    f"{file}, line {line}: {path} may be {' or '.join(names)}; write the one that is meant."
-                )
-            here = os.path.join(home, names[0]) if names else here  # noqa: PTH118
+        if not is_image_name(here):
+            home, _, stem = here.rpartition("/")
+            if home not in stems:
+                stems[home] = {}
+                for image in list_folder(folder / home, LeftOut())[1]:
+                    stems[home].setdefault(image.stem, []).append(image.name)
+            names = stems[home].get(stem, [])
+            if names and not os.path.lexists(folder / here):
+                if len(names) > 1:
+                    raise DataError(f"{file}, line {line}: {path} may be {' or '.join(names)}; write the one meant.")
+                here = f"{home}/{names[0]}" if home else names[0]
         found.append(here)
     return found
 
