@@ -171,6 +171,7 @@ def test_paths_of_windows_without_suffix_and_below_another_root(root: Path, tmp_
             "line 2: the label 0.5 is no whole",
         ),
         (written([*ROWS, ("train/owl/0.jpg", " ")]), {}, "line 8: the label is empty"),
+        (written([*ROWS, ("train/owl/0.jpg", "NaN")]), {}, "line 8: the label is NaN: give one, or remove the line"),
     ],
 )
 def test_tables_that_cannot_be_read_as_asked(root: Path, text: str, options: dict[str, Any], fault: str) -> None:

@@ -160,7 +160,7 @@ def _parquet_rows(
     try:
         frame = pd.read_parquet(regular_file(file))
         if odd := [name for name in filled if name in frame and frame[name].dtype.kind == "f"]:
-            raise ValueError(f"its {odd[0]}s are decimal numbers, or some are missing")
+            raise ValueError(f"its column {odd[0]!r} holds decimal numbers, or lacks some")
         for column in [name for name in columns if name in frame]:
             if any(np.iterable(field) and not isinstance(field, str) for field in frame[column]):
                 raise ValueError(f"its column {column!r} holds neither text nor numbers")

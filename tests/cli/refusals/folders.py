@@ -102,6 +102,7 @@ def files(here: Path) -> None:
     _folder(here / "once", "train/a/0", "train/b/0")
     (photos / "train/cat/0.png").write_bytes(b"P6 2 2 255\n" + bytes([99] * 12))
     _folder(here / "pairs", "cat/0", "cat/1", "dog/0", "dog/1")
+    _folder(here / "level", "0", "1")
     _folder(here / "outer", "pets/train/cat/0", "pets/train/dog/0")
     _folder(here / "tset", "train/cat/0", "train/dog/0", "tset/cat/0")
     _folder(here / "eval", "eval/0", "dog/0")
@@ -178,6 +179,7 @@ ROWS = [
     Row(f"{_OWN} nowhere", "a folder that is not there", "nowhere does not exist: lay the images out as"),
     Row(f"{_OWN} pairs", "two images a class", "No class has three images, so none can be tested on: give more"),
     Row(f"{_OWN} photos/train/cat", "a class", "photos/train/cat/train does not exist: lay the images out as"),
+    Row(f"{_OWN} level", "images in no folder", "level/0.jpg lies in no class folder: lay the images out as"),
     Row(f"{_OWN} outer", "a folder above", "outer/pets holds splits itself (train): name that folder as root"),
     Row(f"{_OWN} tset", "a split misspelt", "tset/tset lies beside splits, holds images (1) and is none: rename it to"),
     Row(f"{_OWN} eval", "no training images", "eval/train does not exist (it has dog, eval; eval named as a"),

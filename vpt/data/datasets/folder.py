@@ -195,6 +195,7 @@ def _find_splits(root: Path) -> tuple[dict[str, Path], LeftOut]:
     has = f" (it has {', '.join(shown(path.name) for path in folders[:5])}{named})" if folders else ""
     if not folders or (found and "train" not in found):
         missing = f"{root / 'train'} does not exist{has}" if root.is_dir() else f"{root} does not exist"
+        missing = f"{shown(stray[0])} lies in no class folder" if stray and not folders else missing
         raise DataError(f"{missing}: {_LAYOUT}.")
     for folder in others if found else ():
         if images := find_images(folder, LeftOut()):
@@ -296,10 +297,14 @@ def _find_files(file: Path, folder: Path, paths: Iterable[str], lines: Iterable[
 
 
 def _refuse_measurements(train: _Rows) -> None:
-    """Refuses a column of numbers that are no classes: decimal ones, and -1, which stands for none."""
+    """Refuses what stands for no class, NaN and -1, and a column of decimal numbers."""
     try:
         values = [float(name) for name in train.names]
     except ValueError:
+        if (
+            line := next((n for name, n in zip(train.names, train.lines, strict=True) if name.lower() == "nan"), 0)
+        ) > 0:
+            raise DataError(f"{train.file}, line {line}: the label is NaN: give one, or remove the line.") from None
         return
     for name, value, line in zip(train.names, values, train.lines, strict=True):
         if value < 0 or "." in name or not value.is_integer():
