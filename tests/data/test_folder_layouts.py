@@ -84,8 +84,8 @@ def test_a_class_with_one_image_is_trained_on_and_pointed_out(tmp_path: Path) ->
     with pytest.warns(VPTWarning) as caught:
         module = data(root)
     assert [str(each.message) for each in caught] == [
-        "pets has too few images of 'bee', 'yak' to hold one out for test: all of them are trained on.",
-        "pets has too few images of 'yak' to hold one out for val: all of them are trained on.",
+        "pets has too few images of 'bee', 'yak' to hold one out for test: add some.",
+        "pets has too few images of 'yak' to hold one out for val: add some.",
     ]
     assert {*labelled(module, "train").values()} == {"bee", "cat", "dog", "owl", "yak"}
     with pytest.raises(ConfigError, match="No class has three images, so none can be tested on: give more, or set"):

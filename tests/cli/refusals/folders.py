@@ -178,7 +178,7 @@ ROWS = [
     Row(f"{_OWN} photos/none.csv", "a table that is not there", "none.csv is not a readable table (No such file"),
     Row(f"{_OWN} nowhere", "a folder that is not there", "nowhere does not exist: lay the images out as"),
     Row(f"{_OWN} pairs", "two images a class", "No class has three images, so none can be tested on: give more"),
-    Row(f"{_OWN} photos/train/cat", "a class", "photos/train/cat/train does not exist: lay the images out as"),
+    Row(f"{_OWN} photos/train/cat", "a class", "photos/train/cat/0.jpg lies in no class folder: lay the"),
     Row(f"{_OWN} level", "images in no folder", "level/0.jpg lies in no class folder: lay the images out as"),
     Row(f"{_OWN} outer", "a folder above", "outer/pets holds splits itself (train): name that folder as root"),
     Row(f"{_OWN} tset", "a split misspelt", "tset/tset lies beside splits, holds images (1) and is none: rename it to"),

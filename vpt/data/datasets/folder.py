@@ -159,8 +159,8 @@ def _hold_out(
         lacking = [class_names[label] for label in sorted({*whole.labels.tolist()} - {*lists[split].labels.tolist()})]
         if lacking:
             few = ", ".join(map(repr, lacking[:3])) + (f" and {len(lacking) - 3:,} more" if lacking[3:] else "")
-            text = f"{name} has too few images of {few} to hold one out for {split}"
-            warnings.warn(f"{text}: all of them are trained on.", VPTWarning, stacklevel=3)
+            text = f"{name} has too few images of {few} to hold one out for {split}: add some."
+            warnings.warn(text, VPTWarning, stacklevel=3)
     return lists
 
 
@@ -301,10 +301,9 @@ def _refuse_measurements(train: _Rows) -> None:
     try:
         values = [float(name) for name in train.names]
     except ValueError:
-        if (
-            line := next((n for name, n in zip(train.names, train.lines, strict=True) if name.lower() == "nan"), 0)
-        ) > 0:
-            raise DataError(f"{train.file}, line {line}: the label is NaN: give one, or remove the line.") from None
+        for name, line in zip(train.names, train.lines, strict=True):
+            if name.lower() == "nan":
+                raise DataError(f"{train.file}, line {line}: the label is NaN: give one, or remove the line.") from None
         return
     for name, value, line in zip(train.names, values, train.lines, strict=True):
         if value < 0 or "." in name or not value.is_integer():
