@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import struct
 from collections.abc import Sequence
@@ -138,10 +139,13 @@ def test_files_of_other_kinds_and_links_that_lead_nowhere_are_counted(root: Path
 
 
 def test_folders_of_systems_are_no_classes_and_unknown_ones_no_splits(root: Path) -> None:
-    for name in ("train/@eaDir", "train/__MACOSX", "train/.c", "tset"):
+    for name in ("train/@eaDir", "train/__MACOSX", "train/.c", "@eaDir"):
         make_folder(root / name, {"": 1}, ["0"])
-    hidden = r"train/\.c \(hidden\), train/@eaDir \(hidden\), train/__MACOSX \(hidden\)"
-    with pytest.warns(VPTWarning, match=rf"Not read of .*: the folders tset \(no split\), {hidden}\.$"):
+    (root / "notes").mkdir()
+    shutil.copy(root / "train/cat/0.jpg", root / "overview.jpg")
+    files, hidden = "1 of 31 files (1 beside the splits)", "train/.c (hidden), train/@eaDir (hidden), train/__MACOSX (h"
+    said = re.escape(f"{files} and the folders notes (no split), {hidden}")
+    with pytest.warns(VPTWarning, match=f"Not read of .*: {said}"):
         assert data(root).class_names == ["cat", "dog", "owl"]
 
 
@@ -175,15 +179,15 @@ def test_a_folder_that_cannot_be_read_is_said(root: Path, monkeypatch: pytest.Mo
 def test_a_class_in_two_forms_of_unicode_is_one(root: Path) -> None:
     (root / "train/cat").rename(root / "train/caf\u00e9")
     (root / "train/dog").rename(root / "train/cafe\u0301")
-    (root / "test/cat").rename(root / "test/cafe\u0301")
-    shutil.rmtree(root / "test/dog")
-    shutil.rmtree(root / "val")
+    for split in ("val", "test"):
+        (root / split / "cat").rename(root / split / "cafe\u0301")
+        shutil.rmtree(root / split / "dog")
     module = data(root)
     assert module.class_names == ["caf\u00e9", "owl"]
-    assert np.bincount(module.split("train").labels).tolist() == [8, 4]
+    assert np.bincount(module.split("train").labels).tolist() == [10, 5]
     assert set(module.split("test").labels.tolist()) == {0, 1}
     rows = "path,label\n" + "".join(
-        f"test/owl/{i}.jpg,{name}\n" for i, name in enumerate(["cafe\u0301", "caf\u00e9", "a"])
+        f"train/owl/{i}.jpg,{name}\n" for i, name in enumerate(["cafe\u0301", "caf\u00e9", "a", "a"])
     )
     assert data(table(root, "rows.csv", rows)).class_names == ["a", "caf\u00e9"]
 
@@ -205,10 +209,13 @@ def test_names_of_files_that_are_no_text_are_read(root: Path) -> None:
 
 
 def test_folders_that_are_no_task_are_answered_by_what_is_missing(root: Path, tmp_path: Path) -> None:
-    for folder, missing in ((tmp_path / "none", tmp_path / "none"), (root / "train", root / "train" / "train")):
+    shutil.rmtree(root / "train")
+    (tmp_path / "bare").mkdir()
+    for folder in (tmp_path / "none", root, tmp_path / "bare"):
         with pytest.raises(DataError) as caught:
             data(folder)
-        found = " (it has cat, dog, owl)" if folder.exists() else ""
+        found = " (it has test, val; test, val named as a split)" if folder == root else ""
+        missing = folder / "train" if folder.exists() else folder
         assert str(caught.value).startswith(f"{missing} does not exist{found}: lay the images out as train/<class>/,")
 
 
@@ -228,6 +235,16 @@ def two_validations(root: Path) -> None:
     make_folder(root, {"valid": 1})
 
 
+def no_split(root: Path) -> None:
+    make_folder(root, {"tset": 1})
+
+
+def one_below(root: Path) -> None:
+    home = root.rename(root.with_name("inner"))
+    root.mkdir()
+    home.rename(root / "pets")
+
+
 def shift_with_a_name_of_a_split(root: Path) -> None:
     make_folder(root, {"shift_test": 1})
 
@@ -240,6 +257,11 @@ def shift_with_a_name_of_a_split(root: Path) -> None:
         (unknown_class, "test/owls/0.jpg is of class 'owls', of which there is no training image."),
         (two_validations, "val and .*valid are the same split: keep one of them."),
         (shift_with_a_name_of_a_split, "shift_test: unknown split 'shift_test'; use train, .* or shift_<name>."),
+        (
+            no_split,
+            r"tset lies beside splits, holds images \(3\) and is none: rename it to train, .* away",
+        ),
+        (one_below, r"pets/pets holds splits itself \(train\): name that folder as root\."),
     ],
 )
 def test_a_wrong_layout_is_one_sentence(root: Path, spoil: Any, fault: str) -> None:
@@ -310,20 +332,23 @@ def test_labels_may_be_whole_numbers_or_any_text(root: Path) -> None:
 def test_paths_in_any_script_with_commas_and_blank_lines(root: Path) -> None:
     name = 'Köpfe, хвосты "猫".jpg'
     (root / "train/cat/0.jpg").rename(root / name)
+    shutil.copy(root / name, root / f"2 {name}")
     quoted = name.replace('"', '""')
-    text = f'\ufeffpath,label\n"{quoted}",Katze 猫\n\ntrain/dog/0.jpg,dog\ntrain/dog/1.jpg,dog\n\n'
+    text = f'\ufeffpath,label\n"{quoted}",Katze 猫\n\n"2 {quoted}",Katze 猫\ntrain/dog/0.jpg,d\ntrain/dog/1.jpg,d\n\n'
     module = data(table(root, "列表.csv", text))
-    assert labelled(module, "train")[name] == "Katze 猫"
+    assert {**labelled(module, "train"), **labelled(module, "val")}[name] == "Katze 猫"
 
 
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("file,label\na.jpg,cat\n", "has no column 'path'; it has 'file', 'label'"),
+        (
+            "file,label\na.jpg,cat\n",
+            "no column 'path'; it has 'file', 'label', and is asked for 'path', 'label'",
+        ),
         ("path,class\na.jpg,cat\n", "has no column 'label'; it has 'path', 'class'"),
-        ("path;label\na.jpg;cat\n", "it has 'path;label': separate the columns by a comma, not a semicolon\\.$"),
-        ("path\tlabel\na.jpg\tcat\n", "separate the columns by a comma, not a tab\\.$"),
-        ("file\na.jpg\n", "has no column 'path'; it has 'file'\\.$"),
+        ("file;label\na.jpg;cat\n", "has no column 'path'; it has 'file', 'label', and is"),
+        ("file\na.jpg\n", "has no column 'path'; it has 'file', and is"),
         ("path,label\n", "lists no images"),
         ("", r"is empty: a table needs the columns path and label\.$"),
         ("path,label\na.jpg,cat\n'b.jpg',cat\n\"c.jpg,cat\nd.jpg,dog\n", "line 4: a quotation mark is not closed"),
@@ -337,8 +362,13 @@ def test_paths_in_any_script_with_commas_and_blank_lines(root: Path) -> None:
         ('path,label\na.jpg,cat\nb.jpg,"d\no\ng"\n', "has a class 'd.no.ng', which cannot be printed: rename it"),
         ("path,label\na.jpg,cat\n\nb.jpg,\n", "line 4: the label is empty"),
         ("path,label\n,cat\n", "line 2: the path is empty"),
-        ("path,label\na.jpg,cat\nb.jpg,cat\na.jpg,dog\n", "line 4: a.jpg is listed on line 2 already; remove one line"),
-        ("path,label,split\na.jpg,cat,training\n", "line 2: unknown split 'training'; use train, val, valid"),
+        (
+            "path,label\na.jpg,cat\nb.jpg,cat\na.jpg,dog\n",
+            "line 4: a.jpg is .* line 2 already, as 'cat' and here",
+        ),
+        ("path,label\na.jpg,cat\n./a.jpg,cat\n", "line 3: ./a.jpg is listed on line 2 already; remove one line"),
+        ("path,label\na.jpg,cat\npath,label\nb.jpg,dog\n", "line 3 names the columns: leave it out"),
+        ("path,label,split\na.jpg,cat,tranning\n", "line 2: unknown split 'tranning'; use train, training, val, valid"),
         ("path,label,split\na.jpg,cat,shift_val\n", "line 2: unknown split 'shift_val'"),
         ("path,label,split\na.jpg,cat,test\n", "lists no training images"),
         ("path,label,split\na.jpg,cat,train\nb.jpg,eel,test\n", "line 3: b.jpg is of class 'eel'"),
@@ -358,13 +388,16 @@ def test_a_wrong_table_is_one_sentence(root: Path, text: str, fault: str) -> Non
 def test_a_table_may_have_a_column_called_line(root: Path) -> None:
     module = data(
         table(
-            root, "rows.csv", "line,path,label\nred,train/cat/0.jpg,cat\n,train/cat/1.jpg,cat\n,train/dog/1.jpg,dog\n"
+            root,
+            "rows.csv",
+            "line,path,label\nred,train/cat/0.jpg,cat\n,train/cat/1.jpg,cat\n,train/dog/1.jpg,dog\n"
+            ",train/dog/2.jpg,dog\n",
         )
     )
     assert set(labelled(module, "train").values()) == {"cat", "dog"}
     with pytest.raises(DataError, match=r"line 3: the label is empty"):
         data(table(root, "rows.csv", "line,path,label\nred,train/cat/0.jpg,cat\n9,train/cat/1.jpg,\n"))
-    with pytest.raises(DataError, match=r"it has 'path', 'class'\.$"):
+    with pytest.raises(DataError, match=r"it has 'path', 'class', and"):
         data(table(root, "rows.csv", "path,class\na.jpg,cat\n"))
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms as T  # type: ignore[import-untyped]
 
-from vpt.data.transforms import PRESETS, Augmentation, Preset, get_preset, resize_bilinear_legacy
+from vpt.data.augmentation import Augmentation
+from vpt.data.transforms import PRESETS, Preset, get_preset, resize_bilinear_legacy
 from vpt.errors import ConfigError, UnknownNameError
 
 

@@ -102,6 +102,8 @@ def test_fewer_tasks_have_no_mean_of_vtab(tmp_path: Path) -> None:
         ({"data": {"lists": {"train": "b/train800.txt", "test": "test"}}}, "train list"),
         ({"data": {"batch_size": 8}}, "batch size"),
         ({"data": {"augment": "flip"}}, "augment"),
+        ({"data": {"augment": "photos", "transforms": [{"name": "D4"}]}}, "augment"),
+        ({"data": {"transforms": [{"name": "D4"}]}}, "transforms"),
         ({"data": {"subset": {"shots": 8, "fraction": None, "seed": 1, "sha256": "a"}}}, "shots"),
         ({"precision": "bf16-mixed"}, "precision"),
         ({"training": {"accumulate_grad_batches": 2}}, "training accumulate grad batches"),

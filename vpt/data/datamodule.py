@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vpt.argument_types import checked
+from vpt.data.augmentation import Augmentation
 from vpt.data.catalog.cards import Card
 from vpt.data.content_hashes import as_hashes
 from vpt.data.image_cache import end_with_parent
 from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import Split, few_shot, position_hash
-from vpt.data.transforms import Augmentation, centre_crop, get_preset
+from vpt.data.transforms import centre_crop, get_preset
 from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning, check_number
 from vpt.run_record import global_seed
 
@@ -133,7 +134,7 @@ class ImageDataModule(L.LightningDataModule):
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int | None = None,
-        augment: str = "none",
+        augment: str | list[dict[str, Any]] = "none",
         card: Card | None = None,
         shots: int | None = None,
         fraction: float | None = None,
@@ -151,15 +152,18 @@ class ImageDataModule(L.LightningDataModule):
             num_workers: Loader processes; 0 loads in the main process, which is fastest without augmentation.
             seed: Seed of shuffling and augmentation of training images, ≥ 0; None for the run's (`seed_everything`), or
                 0 where no run has set one.
-            augment: Name of the training augmentation: ``"none"``, ``"flip"``, ``"crop_flip"`` or ``"fgvc"``.
+            augment: Training augmentation: ``"none"``, ``"flip"``, ``"crop_flip"``, ``"fgvc"``, a recipe (``"photos"``,
+                ``"documents"``, ``"satellite"``, ``"trivial"``), or a list of albumentations' transforms, each a
+                mapping of ``name`` and arguments (:mod:`vpt.data.augmentation`).
             card: The dataset's card, where one exists.
             shots: Train on this number of images per class only (:mod:`vpt.data.splits`).
             fraction: Train on this fraction of each class only, in (0, 1].
             subset_seed: Seed of that sample, ≥ 0; nested: 8 shots are among the 16 shots of the same seed.
 
         Raises:
-            ConfigError: A number is out of range, a class has too few images, or augmentation and preset contradict.
-            UnknownNameError: Preset or augmentation is unknown.
+            ConfigError: A number is out of range, a class has too few images, augmentation and preset contradict, or a
+                transform cannot be applied.
+            UnknownNameError: Preset, augmentation, transform or an argument of a transform is unknown.
         """
         super().__init__()
         if seed is None:  # what Lightning's `seed_everything` was given last, in this process or for it
@@ -184,7 +188,7 @@ class ImageDataModule(L.LightningDataModule):
         self.augmentation = Augmentation(augment, seed, image_size)
         if self.augmentation.before_crop and self.preset.resize != "shorter_crop":
             raise ConfigError(f"Augmentation {augment!r} needs a preset that crops, such as 'fgvc', not {preset!r}.")
-        self.augmented = augment != "none"
+        self.augmented = self.augmentation.name != "none"
         self.card = card
         self._splits = dict(splits)
         self._listed = dict(splits)
@@ -260,8 +264,9 @@ class ImageDataModule(L.LightningDataModule):
         ``fingerprints`` are those of the whole lists: of the images' contents, labels and names; ``fingerprint`` is of
         all of them and the class names. ``complete`` is True if every list has the official number of images, False if
         one has not, None if no card states the numbers; ``partial`` is there where it is not None. ``preset_papers`` is
-        what the preset's papers read and split. ``shared_with_train`` counts the images of a split that are trained on
-        (:meth:`shared`). ``subset`` is None if all training images are; its ``sha256`` is that of their positions.
+        what the preset's papers read and split. ``transforms`` is the whole list where ``augment`` is a recipe or
+        ``"custom"``. ``shared_with_train`` counts the images of a split that are trained on (:meth:`shared`).
+        ``subset`` is None if all training images are; its ``sha256`` is that of their positions.
         """
         counts = {name: len(split.labels) for name, split in self._splits.items()}
         sizes = self.card.sizes if self.card else {}
@@ -269,7 +274,7 @@ class ImageDataModule(L.LightningDataModule):
         wrong = [name for name, size in official.items() if len(self._listed[name].labels) != size]
         fingerprints = {name: split.fingerprint for name, split in self._listed.items()}
         content = [self.class_names, fingerprints, self._subset and self._subset["sha256"]]
-        described = {
+        described: dict[str, Any] = {
             "name": self.name,
             "preset": self.preset.name,
             "preset_papers": {"source": self.preset.source, "splits": self.preset.splits},
@@ -287,6 +292,8 @@ class ImageDataModule(L.LightningDataModule):
             "fingerprints": fingerprints,
             "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         }
+        if self.augmentation.transforms:
+            described["transforms"] = self.augmentation.transforms
         return described if self.partial is None else described | {"partial": self.partial}
 
     def prepare_data(self) -> None:

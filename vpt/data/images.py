@@ -208,9 +208,8 @@ def _unread(entry: os.DirEntry[str]) -> str:
     """Says why a file is not read; nothing if it is."""
     if entry.name.startswith("."):
         return "hidden"
-    suffix = Path(entry.name).suffix.lower()
-    if suffix not in _suffixes():
-        return suffix or "without a suffix"
+    if not is_image_name(entry.name):
+        return Path(entry.name).suffix.lower() or "without a suffix"
     if entry.is_symlink():
         return "" if Path(entry.path).is_file() else "dangling"
     return "" if entry.is_file() else "of a device"
@@ -229,6 +228,12 @@ def find_images(folder: Path, left: LeftOut) -> list[Path]:
         images += found
         waiting += reversed(folders)
     return sorted(images)
+
+
+def is_image_name(name: str) -> bool:
+    """Says whether a file's name ends in a suffix of a kind that Pillow reads."""
+    _, dot, suffix = name.rpartition(".")
+    return f"{dot}{suffix}".lower() in _suffixes()
 
 
 @cache

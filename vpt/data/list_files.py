@@ -61,19 +61,28 @@ def _repeated(names: Iterable[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
-def read_table(file: Path, filled: Sequence[str], others: Sequence[str] = ()) -> tuple[Table, list[int]]:
+def read_table(
+    file: Path,
+    filled: Sequence[str],
+    others: Sequence[str] = (),
+    header: Sequence[str] | None = None,
+    remedy: str = "",
+) -> tuple[Table, list[int]]:
     """Reads a table, .csv, .tsv or .parquet, column by column without empty rows, all fields as text.
 
-    Returns the columns by name, and the line of each row: from 1, a header included. A DataError where it cannot be
-    read, a row has another number of fields than the header, a column is there twice, or one that is asked for is
-    missing; `filled` ones also where a field is empty.
+    A text file may separate its columns by a comma, a semicolon, a tab or a bar; `header` names the columns of one that
+    has no header. Returns the columns by name, and the line of each row: from 1, a header included. A DataError where
+    it cannot be read, a row has another number of fields than the header, a column is there twice, or one that is asked
+    for is missing (`remedy` ends that sentence); `filled` ones also where a field is empty.
     """
     columns = [*filled, *others]
     if file.suffix.lower() == ".parquet":
-        names, rows, lines = _parquet_rows(file, columns)
+        if header is not None:
+            raise DataError(f"{file} names its columns itself: leave columns out.")
+        names, rows, lines = _parquet_rows(file, columns, filled)
     else:
-        names, rows, lines = _text_rows(file, columns)
-    _check_header(file, names, columns)
+        names, rows, lines = _text_rows(file, columns, header, remedy)
+    _check_header(file, names, columns, remedy)
     if not rows:
         raise DataError(f"{file} lists no images: it needs a row for each, below the names of the columns.")
     table = {name: [row[position] for row in rows] for position, name in enumerate(names)}
@@ -83,30 +92,37 @@ def read_table(file: Path, filled: Sequence[str], others: Sequence[str] = ()) ->
     return table, lines
 
 
-def _check_header(file: Path, names: Sequence[str], columns: Sequence[str]) -> None:
+def _check_header(file: Path, names: Sequence[str], columns: Sequence[str], remedy: str) -> None:
     if (twice := _repeated(filter(None, names))) is not None:
         raise DataError(f"{file} has the column {twice!r} twice: remove or rename one.")
     missing = next((column for column in columns if column not in names), None)
     if missing is not None:
-        found = ", ".join(map(repr, names))
-        raise DataError(f"{file} has no column {missing!r}; it has {found}{_separator(file, names)}.")
+        found, wanted = ", ".join(map(repr, names)), ", ".join(map(repr, columns))
+        raise DataError(f"{file} has no column {missing!r}; it has {found}, and is asked for {wanted}{remedy}.")
 
 
-def _separator(file: Path, names: Sequence[str]) -> str:
-    """Names the separator that a text file should have, if its one column looks like several."""
-    expected = SEPARATORS.get(file.suffix.lower())
-    found = next((sign for sign in _SIGNS if sign in names[0]), None)
-    if len(names) > 1 or expected is None or found in (None, expected):
-        return ""
-    return f": separate the columns by a {_SIGNS[expected]}, not a {_SIGNS[found]}"
+def _sign(file: Path, text: str, columns: Sequence[str], header: Sequence[str] | None) -> str:
+    """The sign between columns: by which the first line has those that are asked for, else the most."""
+    line = next(filter(str.strip, text.splitlines()), "")
+
+    def fit(sign: str) -> tuple[bool, int]:
+        fields = [field.strip() for field in next(csv.reader([line], delimiter=sign), [])]
+        whole = set(columns) <= set(fields) if header is None else len(fields) == len(header)
+        return whole, len(fields)
+
+    own = SEPARATORS[file.suffix.lower()]
+    return max([own, *_SIGNS], key=fit)  # the first of several
 
 
-def _text_rows(file: Path, columns: Sequence[str]) -> tuple[list[str], list[list[str]], list[int]]:
+def _text_rows(
+    file: Path, columns: Sequence[str], header: Sequence[str] | None, remedy: str
+) -> tuple[list[str], list[list[str]], list[int]]:
     """Names of the columns, rows and lines of a text file. As text: 007 is a class name, and a class may be NA."""
-    sign = SEPARATORS[file.suffix.lower()]
-    names: list[str] = []
+    text = read_text(file, "a readable table")
+    sign = _sign(file, text, columns, header)
+    names = list(header or ())
     rows, lines, ended = [], [], 0
-    reader = csv.reader(io.StringIO(read_text(file, "a readable table"), newline=""), delimiter=sign, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
     try:
         for fields in ([field.strip() for field in row] for row in reader):
             line, ended = ended + 1, reader.line_num
@@ -114,11 +130,14 @@ def _text_rows(file: Path, columns: Sequence[str]) -> tuple[list[str], list[list
                 continue
             if not names:
                 names = fields
-                _check_header(file, names, columns)
+                _check_header(file, names, columns, remedy)
+            elif fields == names:
+                raise DataError(f"{file}, line {line} names the columns: leave {'columns' if header else 'it'} out.")
             elif len(fields) != len(names):
                 raise DataError(
-                    f"{file}, line {line} has {len(fields)} field{'s'[: len(fields) - 1]} and the header {len(names)}: "
-                    f"correct it; a field with a {_SIGNS[sign]} in it stands in quotes."
+                    f"{file}, line {line} has {len(fields)} field{'s'[: len(fields) - 1]} and "
+                    f"{'the header' if header is None else 'columns names'} {len(names)}: correct it; a field with a "
+                    f"{_SIGNS[sign]} in it stands in quotes."
                 )
             else:
                 rows.append(fields)
@@ -128,18 +147,20 @@ def _text_rows(file: Path, columns: Sequence[str]) -> tuple[list[str], list[list
             f"{file}, line {ended + 1}: a quotation mark is not closed, or stands within a field ({error}); write it "
             "twice there."
         ) from error
-    if not names:
+    if not lines and (header or not names):
         raise DataError(f"{file} is empty: a table needs the columns {' and '.join(columns)}.")
     return names, rows, lines
 
 
-def _parquet_rows(file: Path, columns: Sequence[str]) -> tuple[list[str], list[list[str]], list[int]]:
+def _parquet_rows(
+    file: Path, columns: Sequence[str], filled: Sequence[str]
+) -> tuple[list[str], list[list[str]], list[int]]:
     import pandas as pd
 
     try:
         frame = pd.read_parquet(regular_file(file))
-        if "label" in frame and frame["label"].dtype.kind == "f":
-            raise ValueError("its labels are decimal numbers, or some are missing")
+        if odd := [name for name in filled if name in frame and frame[name].dtype.kind == "f"]:
+            raise ValueError(f"its column {odd[0]!r} holds decimal numbers, or lacks some")
         for column in [name for name in columns if name in frame]:
             if any(np.iterable(field) and not isinstance(field, str) for field in frame[column]):
                 raise ValueError(f"its column {column!r} holds neither text nor numbers")

@@ -155,7 +155,8 @@ def few_shot(
         seed: Chooses which, ≥ 0.
 
     Raises:
-        ConfigError: Both or neither are given, one is out of range, there is no image, or a class has fewer than shots.
+        ConfigError: Both or neither are given, one is out of range, there is no image, or a class has fewer than shots;
+            of a class without any image none are chosen.
     """
     if (shots is None) == (fraction is None):
         raise ConfigError("Give either shots or fraction, not both.")
@@ -167,7 +168,7 @@ def few_shot(
     if not len(labels):
         raise ConfigError("shots and fraction choose among training images, and these data have none.")
     sizes = np.bincount(labels, minlength=len(class_names))
-    smallest = int(sizes.argmin())
+    smallest = min((label for label in range(len(sizes)) if sizes[label]), key=lambda label: int(sizes[label]))
     if shots is not None and shots > sizes[smallest]:
         raise ConfigError(
             f"shots is {shots}, but class {class_names[smallest]!r} has {sizes[smallest]} training images: "
@@ -178,20 +179,26 @@ def few_shot(
 
 
 def hold_out(
-    names: Sequence[str], labels: NDArray[np.int64], fraction: float, seed: int
+    names: Sequence[str], labels: NDArray[np.int64], fraction: float, seed: int, what: str = "val"
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Splits a list into ascending positions to train on and to validate on, int64, together 0..N-1.
+    """Splits a list into ascending positions to train on and to hold out, int64, together 0..N-1.
 
-    `fraction` is the share of each class to validate on, in (0, 1). A class of two or more images keeps one on each
-    side; the only image of a class is trained on. A ConfigError where the fraction is out of range, or no class has
-    two.
+    `fraction` is the share of each class to hold out, in (0, 1), rounded to the nearest number of images and at least
+    one. A class of two or more images keeps one to train on; two where `what` is ``"test"``, so that one of them can be
+    validated on. The only image of a class is trained on. A ConfigError where the fraction is out of range, or no class
+    has enough images.
     """
     if not 0 < fraction < 1:
-        raise ConfigError(f"val_fraction is {fraction}; it must lie in (0, 1).")
-    wanted = [min(max(1, _round(fraction * size)), int(size) - 1) if size else 0 for size in np.bincount(labels)]
+        raise ConfigError(f"{what}_fraction is {fraction}; it must lie in (0, 1).")
+    keep = 2 if what == "test" else 1
+    wanted = [max(0, min(max(1, _round(fraction * size)), int(size) - keep)) for size in np.bincount(labels)]
     held = _first(names, labels, wanted, seed)
     if not len(held):
-        raise ConfigError("No class has two training images, so none can be validated on: give validation images.")
+        raise ConfigError(
+            "No class has three images, so none can be tested on: give more, or set test_fraction to 0."
+            if what == "test"
+            else "No class has two training images, so none can be validated on: give validation images."
+        )
     return np.setdiff1d(np.arange(len(labels), dtype=np.int64), held), held
 
 

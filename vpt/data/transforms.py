@@ -1,4 +1,4 @@
-"""Named preprocessing, and training augmentation that depends on nothing but (seed, epoch, index).
+"""Named preprocessing: from an image of any size to a square of pixels.
 
 The field uses incompatible pipelines under one name, and accuracy moves by up to 15 points between them: a preset is
 therefore part of every number and travels in the delta file. What comes out is always uint8; mean and standard
@@ -8,7 +8,6 @@ deviation are applied by the backbone, which reads :attr:`Preset.normalization`.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,7 +18,6 @@ from PIL import Image
 
 from vpt.errors import ConfigError, UnknownNameError
 
-AUGMENTATIONS = ("none", "flip", "crop_flip", "fgvc")
 RESIZE_RULES = ("square", "shorter_crop")
 INTERPOLATIONS = ("bilinear_legacy", "bilinear", "bicubic", "nearest")
 NORMALIZATIONS = ("imagenet", "inception", "weights", "none")
@@ -169,53 +167,3 @@ def _resize(image: Image.Image, width: int, height: int, interpolation: str) -> 
         # The reference keeps the fractions; uint8 costs at most half a grey level and a quarter of the memory.
         return np.rint(resize_bilinear_legacy(np.asarray(image), height, width)).astype(np.uint8)
     return np.asarray(image.resize((width, height), Image.Resampling[interpolation.upper()]))
-
-
-class Augmentation:
-    """A random change of a training image that is a pure function of the image and (seed, epoch, index).
-
-    Any number of workers and any order of loading therefore give equal pixels. It acts on the resized image, so that
-    this can be cached: ``"crop_flip"`` cuts from ``image_size`` pixels and enlarges, which costs detail. Where
-    `before_crop` is True it takes what :meth:`Preset.scale` gives, and not what the preset has cut out of that.
-    """
-
-    def __init__(self, name: str, seed: int, image_size: int) -> None:
-        """Names the change, for a seed ≥ 0 of the run and the side of the result in pixels.
-
-        ``"none"``, ``"flip"`` (mirrored with probability ½), ``"crop_flip"`` (a crop of 8-100 % of the area at aspect
-        ratios ¾ to 4/3, then ``"flip"``), or ``"fgvc"`` (a crop of the final size anywhere in the scaled image, then
-        ``"flip"``: what VPT does on FGVC); an UnknownNameError for all else.
-        """
-        if name not in AUGMENTATIONS:
-            raise UnknownNameError("augmentation", name, AUGMENTATIONS)
-        self.name = name
-        self.seed = seed
-        self.image_size = image_size
-        self.before_crop = name == "fgvc"
-
-    def __call__(self, image: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
-        """Changes image number `index` of its list in an epoch, counted from 0, to uint8 (image_size, image_size, 3).
-
-        It has both sides image_size, or at least that with ``before_crop``.
-        """
-        if self.name == "none":
-            return image
-        # albumentations gives every transform of a Compose the same random numbers: whether an image is mirrored would
-        # follow from where it was cut. Each step here has numbers of its own.
-        random = np.random.default_rng([self.seed, epoch, index])
-        if self.name == "crop_flip":
-            image = self._resized_crop(image, int(random.integers(2**32)))
-        elif self.name == "fgvc":
-            top, left = (random.integers(side - self.image_size + 1) for side in image.shape[:2])
-            image = image[top : top + self.image_size, left : left + self.image_size]
-        return image[:, ::-1] if random.random() < 0.5 else image
-
-    def _resized_crop(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for newer versions
-        import albumentations as A  # late: it takes a second or more
-
-        size = (self.image_size, self.image_size)
-        crop = A.RandomResizedCrop(size=size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
-        # A Compose gives other pixels on its second call, so each image gets its own.
-        changed: NDArray[np.uint8] = A.Compose([crop], seed=seed)(image=image)["image"]
-        return changed

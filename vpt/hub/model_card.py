@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +162,7 @@ def _facts(header: Record, record: Record, stored: int) -> Iterator[tuple[str, A
         yield "complete by its card", _COMPLETE[data.get("complete")]
         yield "preset", data.get("preset")
         yield "augmentation", data.get("augment")
+        yield "transforms", markdown(json.dumps(data["transforms"])) if data.get("transforms") else None
     yield "seed", record.get("seed")
     yield "epochs", record.get("epochs", record.get("max_epochs"))
     yield "epoch rule", epoch_rule(record) if record else None

@@ -32,6 +32,7 @@ _OF_TASK = (
         "data.fingerprints",
         "data.partial",
         "data.crop_border",
+        "data.held_out",
         "hyperparameters.num_classes",
         "starts",
     ),
@@ -42,7 +43,10 @@ _NEEDED = (
     *(f"data.{key}" for key in ("name", "preset", "image_size", "complete", "subset", "lists")),
     *("data.counts.train", "data.counts.test"),
 )
-_FOLLOWS = ("data.counts", "data.official_counts", "data.fingerprints", "data.complete", "read", "data.fingerprint")
+_FOLLOWS = (
+    *("data.counts", "data.official_counts", "data.fingerprints", "data.complete", "read", "data.fingerprint"),
+    "data.transforms",  # from data.augment and data.image_size, but for lists of one's own
+)
 """Differs because something else does."""
 
 

@@ -17,8 +17,11 @@ _TABLES = {
     "nul.csv": f"path,label\n{_TABLE}a\0.jpg,cat\n".encode(),
     "latin.csv": f"path,label\n{_TABLE}ä.jpg,cat\n".encode("latin-1"),
     "utf16.csv": f"path,label\n{_TABLE}".encode("utf-16"),
-    "semicolons.csv": f"path;label\n{_TABLE.replace(',', ';')}".encode(),
-    "commas.tsv": f"path,label\n{_TABLE}".encode(),
+    "semicolons.csv": f"file;class\n{_TABLE.replace(',', ';')}".encode(),
+    "headless.csv": _TABLE.encode(),
+    "stems.csv": b"path,label\ntrain/cat/0,cat\ntrain/dog/0,dog\n",
+    "same.csv": b"path,label\na.jpg,cat\n./a.jpg,cat\n",
+    "titles.csv": f"path,label\n{_TABLE}path,label\n".encode(),
     "open.csv": f'path,label\n{_TABLE}"a.jpg,cat\n'.encode(),
     "inside.csv": f'path,label\n{_TABLE}"a".jpg,cat\n'.encode(),
     "nopath.csv": b"file,label\na.jpg,cat\n",
@@ -29,7 +32,7 @@ _TABLES = {
     "huge.csv": b"path,label\na.jpg,1\nb.jpg,1e999\n",
     "one.csv": b"path,label\na.jpg,cat\nb.jpg,cat\n",
     "again.csv": b"path,label\na.jpg,cat\n./a.jpg,dog\n",
-    "split.csv": b"path,label,split\na.jpg,cat,Train\n",
+    "split.csv": b"path,label,split\na.jpg,cat,Trian\n",
     "nosplit.csv": b"path,label,split\na.jpg,cat,\n",
     "test.csv": b"path,label,split\na.jpg,cat,test\n",
     "lines.csv": b'path,label\na.jpg,"a\nb"\nb.jpg,c\n',
@@ -97,6 +100,12 @@ def files(here: Path) -> None:
     _folder(here / "single", "train/cat/0", "train/cat/1")
     _folder(here / "broken", "train/a\nb/0", "train/a\nb/1", "train/c/0")
     _folder(here / "once", "train/a/0", "train/b/0")
+    (photos / "train/cat/0.png").write_bytes(b"P6 2 2 255\n" + bytes([99] * 12))
+    _folder(here / "pairs", "cat/0", "cat/1", "dog/0", "dog/1")
+    _folder(here / "level", "0", "1")
+    _folder(here / "outer", "pets/train/cat/0", "pets/train/dog/0")
+    _folder(here / "tset", "train/cat/0", "train/dog/0", "tset/cat/0")
+    _folder(here / "eval", "eval/0", "dog/0")
     (_folder(here / "flat", "cat/0", "dog/0") / "train").symlink_to("train")
 
 
@@ -130,8 +139,23 @@ ROWS = [
     _verify("photos/nul.csv", "a NUL", "line 6 has a NUL"),
     _verify("photos/latin.csv", "Latin-1", "line 6 is not UTF-8"),
     _verify("photos/utf16.csv", "UTF-16", "line 1 is not UTF-8"),
-    _verify("photos/semicolons.csv", "semicolons", "separate the columns by a comma, not a semicolon"),
-    _verify("photos/commas.tsv", "commas", "separate the columns by a tab, not a comma"),
+    _verify("photos/semicolons.csv", "other columns", "it has 'file', 'class', and is asked for 'path', 'label': give"),
+    _verify("photos/headless.csv", "no header", "has no column 'path'; it has 'train/cat/0.jpg', 'cat', and is asked"),
+    _verify("photos/same.csv", "a row twice", "line 3: ./a.jpg is listed on line 2 already; remove one line"),
+    _verify("photos/titles.csv", "a header in the middle", "titles.csv, line 6 names the columns: leave it out"),
+    Row(
+        f"{_OWN} photos/stems.csv",
+        "an ambiguous path",
+        "train/cat/0 may be 0.jpg or 0.png; write the one meant",
+    ),
+    Row(f"{_OWN} photos/headless.csv --data.columns [path]", "no label", "columns has no 'label': name all columns of"),
+    Row(f"{_OWN} photos/same.csv --data.columns [path,label]", "a header", "line 1 names the columns: leave columns"),
+    Row(f"{_OWN} photos/headless.csv --data.columns [path,label,x]", "too many", "2 fields and columns names 3"),
+    Row(f"{_OWN} photos/test.csv --data.split_column part", "no column", "has no column 'part'; it has 'path'"),
+    Row(f"{_OWN} photos/same.csv --data.path_column ''", "no name", "has no column ''; it has 'path', 'label'"),
+    Row(f"{_OWN} photos/same.csv --data.label_column x", "no column", "has no column 'x'; it has 'path', 'label'"),
+    Row(f"{_OWN} photos/same.csv --data.images_root none", "not there", "images_root is none, which is no folder"),
+    Row(f"{_OWN} photos --data.images_root photos", "of tables", "columns and images_root are of tables only"),
     _verify("photos/open.csv", "a quotation mark", "open.csv, line 6: a quotation mark is not closed"),
     _verify("photos/inside.csv", "text after a quotation mark", "line 6: a quotation mark is not closed, or stands"),
     _verify("photos/nopath.csv", "no path", "has no column 'path'; it has 'file', 'label'"),
@@ -141,8 +165,8 @@ ROWS = [
     _verify("photos/decimal.csv", "measurements", "line 2: the label 0.25 is no whole number"),
     _verify("photos/huge.csv", "an infinite label", "line 3: the label 1e999 is no whole number"),
     _verify("photos/one.csv", "one class", "has only one class, 'cat': a classifier tells two or more apart"),
-    _verify("photos/again.csv", "an image twice", "line 3: ./a.jpg is listed on line 2 already"),
-    _verify("photos/split.csv", "an unknown split", "line 2: unknown split 'Train'; use train, val"),
+    _verify("photos/again.csv", "an image of two classes", "is listed on line 2 already, as 'cat' and here as 'dog'"),
+    _verify("photos/split.csv", "an unknown split", "line 2: unknown split 'Trian'; use train, training, val"),
     _verify("photos/nosplit.csv", "an empty split", "line 2: unknown split ''"),
     _verify("photos/test.csv", "no training images", "lists no training images"),
     _verify("photos/lines.csv", "a class of two lines", r"has a class 'a\nb', which cannot be printed"),
@@ -153,7 +177,12 @@ ROWS = [
     _verify("photos/none.csv", "a table that is not there", "Unknown dataset, folder or table"),
     Row(f"{_OWN} photos/none.csv", "a table that is not there", "none.csv is not a readable table (No such file"),
     Row(f"{_OWN} nowhere", "a folder that is not there", "nowhere does not exist: lay the images out as"),
-    Row(f"{_OWN} photos/train", "a split", "photos/train/train does not exist (it has cat, dog)"),
+    Row(f"{_OWN} pairs", "two images a class", "No class has three images, so none can be tested on: give more"),
+    Row(f"{_OWN} photos/train/cat", "a class", "photos/train/cat/0.jpg lies in no class folder: lay the"),
+    Row(f"{_OWN} level", "images in no folder", "level/0.jpg lies in no class folder: lay the images out as"),
+    Row(f"{_OWN} outer", "a folder above", "outer/pets holds splits itself (train): name that folder as root"),
+    Row(f"{_OWN} tset", "a split misspelt", "tset/tset lies beside splits, holds images (1) and is none: rename it to"),
+    Row(f"{_OWN} eval", "no training images", "eval/train does not exist (it has dog, eval; eval named as a"),
     Row(f"{_OWN} ~nobody.at.all/photos", "no such user", "~nobody.at.all/photos does not exist"),
     Row(f"{_OWN} /dev/null", "a device", "/dev/null does not exist"),
     _verify("zero", "an empty image", "zero/train/cat/0.jpg is not an image"),
@@ -168,8 +197,10 @@ ROWS = [
     Row(f"{_OWN} single", "one class", "has only one class, 'cat': a classifier tells two or more apart; add"),
     Row(f"{_OWN} broken", "a class of two lines", r"has a class 'a\nb', which cannot be printed"),
     Row(f"{_OWN} once", "an image a class", "No class has two training images"),
-    Row(f"{_OWN} flat", "a link to itself", "flat/train does not exist (it has cat, dog)"),
+    Row(f"{_OWN} flat", "a link to itself", "flat/train is a link that leads nowhere: mend it"),
     Row(f"{_OWN} photos --data.val_fraction 1", "too large", "val_fraction"),
+    Row(f"{_OWN} photos --data.test_fraction 0.2", "of no effect", "test_fraction has no effect: photos has test"),
+    Row(f"{_OWN} once --data.test_fraction 2", "too large", "test_fraction is 2.0; it must lie in (0, 1)"),
     Row(f"{_OWN} photos --data.split_seed one", "no number", "data.split_seed: Expected a whole number, got one"),
     Row(f"{_OWN} photos --data.preset x", "unknown", "Unknown preset 'x'"),
     Row(f"{_OWN} photos --data.augment x", "unknown", "Unknown augmentation 'x'"),

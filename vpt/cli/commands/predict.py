@@ -27,6 +27,7 @@ from vpt.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from vpt.models import TunedModel
     from vpt.models.calibration import UnknownScore
+    from vpt.models.prediction import Prediction
 
 _DELTA = "delta.safetensors of a run, or hf://user/name"
 _IMAGES = "image files, folders, or tables (.csv, .tsv, .parquet) with a column path"
@@ -76,7 +77,6 @@ def _predict(args: list[str]) -> None:
     if options.page is not None:
         check_unused(options.page / "index.html")
     from vpt.data.row_files import row_writer
-    from vpt.models.prediction import Prediction
 
     model, images, count = _model_and_images(options)
     found = model.predictions(
@@ -89,20 +89,7 @@ def _predict(args: list[str]) -> None:
         options.batch_size,
     )
     declines = options.max_risk is not None or options.false_alarms is not None
-    counts = {"read": 0, "declined": 0, "faults": 0}
-
-    def row(each: Prediction) -> dict[str, Any]:
-        counts["faults" if each.fault else "declined" if each.declined else "read"] += 1
-        told: dict[str, Any] = {"path": each.path, "class": each.label, "probability": _rounded(each)}
-        for place in range(1, options.top):
-            name, share = each.top[place] if place < len(each.top) else ("", None)
-            told |= {f"class_{place + 1}": name, f"probability_{place + 1}": None if share is None else round(share, 6)}
-        if options.coverage is not None:
-            told["set"] = "|".join(each.classes or ())
-        if model.calibration is not None:
-            told["distance"] = each.distance
-        return told | ({"declined": each.declined} if declines else {}) | {"error": each.fault}
-
+    counts = {"answered": 0, "declined": 0, "faults": 0}
     sheet = None
     if options.page is not None:
         from vpt.reports.contact_sheet import ContactSheet
@@ -110,20 +97,34 @@ def _predict(args: list[str]) -> None:
         sheet = ContactSheet(model.class_names)
     with row_writer(options.out) as write:
         for each in _with_progress(found, count, "Predicting"):
-            write(row(each))
+            counts["faults" if each.fault else "declined" if each.declined else "answered"] += 1
+            write(_row(each, options, model.calibration is not None, declines))
             if sheet is not None:
                 sheet.add(each)
     print(f"written to {options.out}")
     if sheet is not None:
         print(f"written to {sheet.write(options.page)}")
     if declines:
-        print(f"{counts['read']:,} answered, {counts['declined']:,} declined")
+        print(f"{counts['answered']:,} answered, {counts['declined']:,} declined")
     elif model.calibration is None:
         print("not calibrated: `vpt calibrate` makes probabilities honest, and lets the model decline")
     _end(counts["faults"], sum(counts.values()), options.out)
 
 
-def _rounded(each: Any) -> float | None:
+def _row(each: Prediction, options: argparse.Namespace, calibrated: bool, declines: bool) -> dict[str, Any]:
+    """What is written of an image."""
+    told: dict[str, Any] = {"path": each.path, "class": each.label, "probability": _rounded(each)}
+    for place in range(1, options.top):
+        name, share = each.top[place] if place < len(each.top) else ("", None)
+        told |= {f"class_{place + 1}": name, f"probability_{place + 1}": None if share is None else round(share, 6)}
+    if options.coverage is not None:
+        told["set"] = "|".join(each.classes or ())
+    if calibrated:
+        told["distance"] = each.distance
+    return told | ({"declined": each.declined} if declines else {}) | {"error": each.fault}
+
+
+def _rounded(each: Prediction) -> float | None:
     return None if each.fault else round(each.probability, 6)
 
 

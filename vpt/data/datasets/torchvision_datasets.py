@@ -44,6 +44,7 @@ SUPPORTED: dict[str, dict[str, Choice]] = {
 
 Of these only CIFAR's files are unpickled, by torchvision and after it has compared their md5 with its own.
 """
+_TRANSPOSED = "EMNIST upright"  # the published arrays have rows and columns exchanged, and torchvision leaves them so
 _FOLDERS = ("raw_folder", "_base_folder", "base_folder")  # where torchvision's classes name their own part of the root
 
 
@@ -77,7 +78,8 @@ class TorchvisionList:
         """Decodes one image to RGB; a DataError where it is damaged, or the dataset gives something else."""
         number = int(self.positions[position])
         try:
-            return to_rgb(self.dataset[number][0])
+            image = to_rgb(self.dataset[number][0])
+            return image.transpose(Image.Transpose.TRANSPOSE) if self.made_of.startswith(_TRANSPOSED) else image
         except Exception as error:  # PIL raises a dozen unrelated types on damaged files.
             raise DataError(f"Image {number} of {self.title} cannot be decoded ({error}).") from error
 
@@ -148,7 +150,7 @@ def _read(kind: Any, root: Path, title: str, arguments: Choice) -> TorchvisionLi
         return TorchvisionList(
             dataset,
             title,
-            f"{kind.__name__} {sorted(arguments.items())}",
+            f"{_TRANSPOSED if kind.__name__ == 'EMNIST' else kind.__name__} {sorted(arguments.items())}",
             np.arange(len(labels), dtype=np.int64),
             labels,
         )
