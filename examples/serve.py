@@ -43,7 +43,7 @@ def answer(session: Any, photo: bytes, max_risk: str = "0.05", coverage: str = "
     if limits := known.get("thresholds"):
         least, most = limits["max_risk"].get(max_risk), limits["coverage_lac"].get(coverage)
         held = [name for share, name in ranked if 1 - share <= (most or 0)] or [ranked[0][1]]
-        found |= {"declined": None if least is None else ranked[0][0] < least, "set": most and held}
+        found |= {"declined": None if least is None else ranked[0][0] < least, "set": None if most is None else held}
     return found
 
 
@@ -54,7 +54,7 @@ def app() -> Any:
 
     session, service = InferenceSession(os.environ["MODEL"]), FastAPI()
 
-    async def read(request: Request) -> dict[str, Any]:
+    async def read(request: Request) -> Any:
         try:
             return await run_in_threadpool(answer, session, await request.body())
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
