@@ -268,6 +268,9 @@ def test_rates_need_a_calibration_that_suffices(tmp_path: Path, photos: list[Pat
         tuned.predict(photos, max_risk=-0.1)
     with pytest.raises(ConfigError, match=r"from 0 to 1, got 1\.5"):
         tuned.predict(photos, coverage=1.5)
+    for rates, says in (({"false_alarms": 0.0}, "got 0"), ({"coverage": 1.0}, "got 1"), ({"max_risk": 0.0}, "got 0")):
+        with pytest.raises(ConfigError, match=f"{next(iter(rates))} lies between 0 and 1, {says}"):
+            tuned.predict(photos, **rates)  # type: ignore[arg-type]
 
 
 def test_below_full_strength_a_calibration_says_nothing(tmp_path: Path, photos: list[Path]) -> None:
