@@ -24,11 +24,24 @@ from benchmarks import (
     robustness_tables,
     speed,
     sweep,
+    unknown_images,
 )
 from benchmarks.records import RESULTS, Records, markdown
 
 ROOT = Path(__file__).parents[1]
-SOURCES = (real_protocol, real_costs, robustness_tables, speed, delta_steps, attention, data, sweep, log_bias, examples)
+SOURCES = (
+    real_protocol,
+    real_costs,
+    robustness_tables,
+    speed,
+    delta_steps,
+    attention,
+    data,
+    sweep,
+    log_bias,
+    examples,
+    unknown_images,
+)
 ROWS = {
     "linear": (),
     "bias": ("bias", "prompt_bias"),

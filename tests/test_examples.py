@@ -1,17 +1,41 @@
-"""The example is what a newcomer copies: short, public names only, and it learns."""
+"""Examples are what a newcomer copies: short, public names only, and they do what they say."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import io
+import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import vpt
+from tests.models.test_prediction import calibrated, model
+from vpt.data import PRESETS
+from vpt.export import export_onnx
+from vpt.models import TunedModel, load_classifier
+from vpt.models.prediction import Prediction
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "minimal.py"
+SERVE = EXAMPLE.with_name("serve.py")
+
+
+def loaded(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_example_is_short_and_uses_public_names_alone() -> None:
@@ -31,9 +55,106 @@ def test_the_example_is_short_and_uses_public_names_alone() -> None:
 
 def test_the_example_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vpt, "DigitsDataModule", partial(vpt.DigitsDataModule, test="val200"))
-    spec = importlib.util.spec_from_file_location("minimal", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.main(epochs=1) > 0.3  # chance is 0.1
+    assert loaded(EXAMPLE).main(epochs=1) > 0.3  # chance is 0.1
+
+
+@pytest.fixture(scope="module", params=["square", "timm"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TunedModel, Path]:
+    """A calibrated model and what was exported of it."""
+    for library in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(library, reason=f"the optional library {library} is not installed")
+    folder = tmp_path_factory.mktemp("served")
+    tuned = model().float()
+    with torch.no_grad():
+        tuned.head.weight.mul_(0.07)  # so that it is unsure of some
+    tuned.preset = PRESETS[request.param].to_dict()
+    tuned = load_classifier(calibrated(folder / "delta.safetensors", tuned))
+    export_onnx(tuned, folder / "model.onnx")
+    return tuned, folder / "model.onnx"
+
+
+def photos() -> dict[str, bytes]:
+    """Files of several shapes and modes, by what is odd about each."""
+    random = np.random.default_rng(1)
+    coarse = Image.fromarray(random.integers(0, 256, (9, 12, 4), dtype=np.uint8), "RGBA")
+    sideways = Image.Exif()
+    sideways[0x0112] = 6  # orientation
+    kinds: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "wide": (coarse.convert("RGB").resize((203, 90)), {"format": "JPEG"}),
+        "high": (coarse.convert("RGB").resize((71, 130)), {"format": "PNG"}),
+        "sideways": (coarse.convert("RGB").resize((120, 70)), {"format": "JPEG", "exif": sideways}),
+        "transparent": (coarse.resize((80, 64)), {"format": "PNG"}),
+        "grey": (coarse.convert("L").resize((64, 64)), {"format": "PNG"}),
+        "palette": (coarse.convert("RGB").quantize(16).resize((99, 65)), {"format": "PNG", "transparency": 3}),
+        "four inks": (coarse.convert("CMYK").resize((99, 65)), {"format": "JPEG"}),
+    }
+    found = {}
+    for name, (image, options) in kinds.items():
+        file = io.BytesIO()
+        image.save(file, **options)
+        found[name] = file.getvalue()
+    return found
+
+
+def test_the_service_says_what_the_model_says(served: tuple[TunedModel, Path], tmp_path: Path) -> None:
+    tuned, file = served
+    serve = loaded(SERVE)
+    session, said = serve.InferenceSession(file), []
+    for kind, photo in photos().items():
+        (tmp_path / kind).write_bytes(photo)
+        for max_risk, coverage in ((0.1, 0.8), (0.05, 0.99)):
+            expected = tuned.predict(tmp_path / kind, max_risk=max_risk, coverage=coverage)
+            assert isinstance(expected, Prediction)
+            found = serve.answer(session, photo, str(max_risk), str(coverage))
+            assert found["class"] == expected.label, kind
+            assert found["probability"] == pytest.approx(expected.probability, abs=1e-4), kind
+            assert found["declined"] == (expected.declined == "unsure"), kind
+            assert found["set"] == expected.classes, kind
+            said.append((found["declined"], len(found["set"])))
+        assert serve.answer(session, photo, "0.5", "0.5") == found | {"declined": None, "set": None}
+    assert {declined for declined, _ in said} == {False, True}
+    assert len({size for _, size in said}) > 1
+
+
+def test_the_service_needs_neither_vpt_nor_torch(served: tuple[TunedModel, Path], tmp_path: Path) -> None:
+    (tmp_path / "photo").write_bytes(photos()["wide"])
+    code = (
+        "import json, sys; import serve; from pathlib import Path; session = serve.InferenceSession(sys.argv[1])\n"
+        "found = serve.answer(session, Path(sys.argv[2]).read_bytes())\n"
+        "print(json.dumps([found, sorted({'vpt', 'torch', 'timm'} & sys.modules.keys())]))"
+    )
+    command = [sys.executable, "-c", code, str(served[1]), str(tmp_path / "photo")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(SERVE.parent)})
+    found, libraries = json.loads(done.stdout)
+    expected = served[0].predict(tmp_path / "photo")
+    assert isinstance(expected, Prediction)
+    assert libraries == []
+    assert found["probability"] == pytest.approx(expected.probability, abs=1e-4)
+
+
+def test_the_service_refuses_what_it_would_read_differently(served: tuple[TunedModel, Path]) -> None:
+    serve = loaded(SERVE)
+    deep = io.BytesIO()
+    Image.fromarray(np.full((70, 70), 40_000, np.uint16)).save(deep, "PNG")
+    long = io.BytesIO()
+    Image.new("RGB", (1700, 100)).save(long, "PNG")
+    for photo in (deep, long):
+        with pytest.raises(ValueError, match="take vpt itself"):
+            serve.answer(serve.InferenceSession(served[1]), photo.getvalue())
+
+
+def test_a_photo_is_posted_and_its_answer_comes_back(
+    served: tuple[TunedModel, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for library in ("fastapi", "httpx"):
+        pytest.importorskip(library, reason=f"the web service needs {library}, which vpt does not")
+    from fastapi.testclient import TestClient
+
+    monkeypatch.setenv("MODEL", str(served[1]))
+    module = loaded(SERVE)
+    client = TestClient(module.app())
+    session = module.InferenceSession(served[1])
+    assert client.post("/", content=photos()["wide"]).json() == module.answer(session, photos()["wide"])
+    refused = client.post("/", content=b"no photo")
+    assert refused.status_code == 422
+    assert "not a photo" in refused.json()["detail"]

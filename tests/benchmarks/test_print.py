@@ -18,10 +18,23 @@ from benchmarks import (
     robustness_tables,
     speed,
     sweep,
+    unknown_images,
 )
 from benchmarks.docs import SOURCES
 
-ALL = (attention, data, delta_steps, examples, log_bias, real_costs, real_protocol, robustness_tables, speed, sweep)
+ALL = (
+    attention,
+    data,
+    delta_steps,
+    examples,
+    log_bias,
+    real_costs,
+    real_protocol,
+    robustness_tables,
+    speed,
+    sweep,
+    unknown_images,
+)
 
 
 def test_every_benchmark_with_tables_is_a_source_of_the_documentation() -> None:

@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from tests.export.models import small, tuned
+from tests.models.test_prediction import calibrated
 from vpt.cli import main
 from vpt.errors import ExportError, OutputError
 from vpt.export import export_onnx, export_torch
 from vpt.export import onnx_torch as checking
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import load_classifier, save_delta
+from vpt.models.delta_format import read_calibration
 from vpt.tasks import FineTuning
 
 VIT, SWIN = "vit_nano_patch8_64", "swin_nano_patch4_window8_64"
@@ -107,6 +109,22 @@ def test_it_runs_without_this_package_and_says_what_it_is(file: str, tmp_path: P
     assert told["provenance"] == {"seed": 3, "hyperparameters": {"weights": "vit.safetensors"}}
     assert b"/home/ann" not in (tmp_path / file).read_bytes()
     assert str(Path(__file__).parents[2]).encode() not in (tmp_path / file).read_bytes()
+
+
+@pytest.mark.parametrize("file", WRITERS)
+def test_a_calibrated_models_file_tells_temperature_and_thresholds(file: str, tmp_path: Path) -> None:
+    needs_onnx(file)
+    model = small(VIT, [])
+    model.calibration = kept = read_calibration(calibrated(tmp_path / "delta.safetensors", model))
+    assert kept is not None
+    WRITERS[file](model, tmp_path / file)
+    told = run_alone(tmp_path, file, tmp_path)[1]["calibration"]
+    told = json.loads(told) if file == "model.onnx" else told
+    assert told == {"temperature": 2.0, "thresholds": kept.thresholds(), "data": None}
+    limits = told["thresholds"]
+    assert limits["max_risk"]["0.05"] == kept.confidence_for(0.05)
+    assert limits["coverage_aps"]["0.9"] == kept.set_threshold(0.9, "aps")
+    assert list(limits["max_risk"]) == ["0.05", "0.1"]  # 123 right ones are too few to promise 2 %
 
 
 @cache

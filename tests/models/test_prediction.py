@@ -18,7 +18,7 @@ from vpt.errors import ConfigError, DataError, DeltaFileError
 from vpt.metrics import conformal, ood_detection
 from vpt.models import TunedModel, load_classifier, save_delta
 from vpt.models.calibration import Calibration
-from vpt.models.delta_format import model_digest, read_calibration, read_delta, write_delta
+from vpt.models.delta_format import about, model_digest, read_calibration, read_delta, write_delta
 from vpt.models.prediction import Prediction
 
 NAMES = ["cat", "dog", "fish"]
@@ -242,15 +242,15 @@ def test_a_damaged_calibration_is_refused(tmp_path: Path, change: dict[str, torc
 
 
 @pytest.mark.parametrize(
-    "about", [{"temperature": -1.0}, {"temperature": "warm"}, {"unknown": "nose"}, {"model": "0"}, {"unknown": None}]
+    "odd", [{"temperature": -1.0}, {"temperature": "warm"}, {"unknown": "nose"}, {"model": "0"}, {"unknown": None}]
 )
-def test_a_calibration_that_says_odd_things_is_refused(tmp_path: Path, about: dict[str, object]) -> None:
+def test_a_calibration_that_says_odd_things_is_refused(tmp_path: Path, odd: dict[str, object]) -> None:
     path = calibrated(tmp_path / "delta.safetensors", model())
     header, tensors = read_delta(path)
     kept = read_calibration(path)
     assert kept is not None
     with pytest.raises(DeltaFileError, match="calibration that"):
-        write_delta(path, header, tensors, Calibration({**kept.about, **about}, kept.tensors))
+        write_delta(path, header, tensors, Calibration({**kept.about, **odd}, kept.tensors))
 
 
 def test_rates_need_a_calibration_that_suffices(tmp_path: Path, photos: list[Path]) -> None:
@@ -268,11 +268,16 @@ def test_rates_need_a_calibration_that_suffices(tmp_path: Path, photos: list[Pat
         tuned.predict(photos, max_risk=-0.1)
     with pytest.raises(ConfigError, match=r"from 0 to 1, got 1\.5"):
         tuned.predict(photos, coverage=1.5)
+    for rates, says in (({"false_alarms": 0.0}, "got 0"), ({"coverage": 1.0}, "got 1"), ({"max_risk": 0.0}, "got 0")):
+        with pytest.raises(ConfigError, match=f"{next(iter(rates))} lies between 0 and 1, {says}"):
+            tuned.predict(photos, **rates)  # type: ignore[arg-type]
 
 
 def test_below_full_strength_a_calibration_says_nothing(tmp_path: Path, photos: list[Path]) -> None:
     tuned = load_classifier(calibrated(tmp_path / "delta.safetensors", model()))
+    assert "calibration" in about(tuned)
     tuned.set_strength(0.5)
+    assert "calibration" not in about(tuned)  # nor in what is exported
     assert {each.distance for each in several(tuned.predict(photos))} == {None}
     with pytest.raises(ConfigError, match="needs a calibrated model"):
         tuned.predict(photos, coverage=0.9)

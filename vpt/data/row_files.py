@@ -25,7 +25,7 @@ def check_suffix(path: Path) -> None:
 
 @contextmanager
 def row_writer(path: Path) -> Iterator[Callable[[Row], None]]:
-    """Opens a table for rows that all have the columns of the first; each value is text, a number or None."""
+    """Opens a table for rows that all have the columns of the first: of text, or of numbers and None."""
     check_suffix(path)
     with atomic_write(path) as partial, ExitStack() as stack:
         if path.suffix.lower() == ".parquet":
@@ -58,8 +58,8 @@ def _parquet(partial: Path) -> Iterator[Callable[[Row], None]]:
         if not waiting:
             return
         if not writer:
-            numbers = (key for key in waiting[0] if any(isinstance(row[key], float) for row in waiting))
-            kinds = dict.fromkeys(waiting[0], pa.string()) | dict.fromkeys(numbers, pa.float64())
+            texts = (key for key in waiting[0] if any(isinstance(row[key], str) for row in waiting))
+            kinds = dict.fromkeys(waiting[0], pa.float64()) | dict.fromkeys(texts, pa.string())
             writer.append(pq.ParquetWriter(partial, pa.schema(list(kinds.items()))))
         writer[0].write_table(pa.Table.from_pylist(waiting, schema=writer[0].schema))
         waiting.clear()

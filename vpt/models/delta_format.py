@@ -313,6 +313,7 @@ def about(model: TunedModel) -> dict[str, Any]:
     specs = [] if model.delta is None else [DeltaSpec.read(spec).brief() for spec in model.delta.specs]
     size = told.pop("image_size")
     del told["weights"]
+    calibration = model.calibration if model.strength == 1.0 else None  # it is of the tuned model
     return {
         "class_names": model.class_names,
         "image_size": size,
@@ -320,7 +321,7 @@ def about(model: TunedModel) -> dict[str, Any]:
         "backbone": told,
         "specs": without_places(specs),
         "provenance": without_places(model.info),
-        **({} if model.calibration is None else {CALIBRATION: _told(model.calibration)}),
+        **({} if calibration is None else {CALIBRATION: _told(calibration)}),
     }
 
 

@@ -90,6 +90,8 @@ class Rule:
             if rate is None:
                 continue
             check_number(name, rate, 0, 1)
+            if rate in (0, 1):
+                raise ConfigError(f"{name} lies between 0 and 1, got {rate:g}.")
             if calibration is None:
                 raise ConfigError(f"{name} needs a calibrated model: `vpt calibrate --delta FILE` writes one.")
         known = calibration

@@ -71,7 +71,6 @@ def _predict(args: list[str]) -> None:
     options = parser.parse_args(args[1:])
     if options.coverage is None:
         check_effect(options, "without --coverage", "set_rule")
-
     from vpt.atomic_write import check_unused
 
     if options.page is not None:

@@ -1,0 +1,64 @@
+"""A photo in, an answer out: a web service of what `vpt export --format onnx` wrote, without vpt and torch.
+
+    MODEL=RUN/model.onnx uvicorn --factory --app-dir examples serve:app
+    curl --data-binary @photo.jpg localhost:8000
+
+It takes `pip install fastapi uvicorn onnxruntime pillow`.
+"""
+
+import io
+import json
+import os
+from typing import Any
+
+import numpy as np
+from onnxruntime import InferenceSession
+from PIL import Image, ImageOps
+
+
+def prepare(photo: bytes, preset: dict[str, Any], size: int) -> Any:
+    """Decodes a photo of 8 bits: upright, on white, resized as the preset says; uint8 (1, 3, size, size)."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(photo)))
+    if image.mode[0] in "FI" or max(image.size) > 16 * min(image.size) or preset["interpolation"] == "bilinear_legacy":
+        raise ValueError("more than 8 bits, sides of more than 16 to 1, and TensorFlow's resize take vpt itself")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    wide = high = size  # of "square", which ignores the aspect ratio
+    if preset["resize"] == "shorter_crop":
+        wide, high = (int(int(size / preset["crop_fraction"]) * side / min(image.size)) for side in image.size)
+    image = image.resize((wide, high), Image.Resampling[preset["interpolation"].upper()])
+    left, top = round((wide - size) / 2), round((high - size) / 2)
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
+    return pixels.transpose(2, 0, 1)[None]  # normalisation is in the file
+
+
+def answer(session: Any, photo: bytes, max_risk: str = "0.05", coverage: str = "0.9") -> dict[str, Any]:
+    """Class and probability; of a calibrated model also `declined` and `set`, None where its images did not suffice."""
+    told = session.get_modelmeta().custom_metadata_map
+    names, preset, size = (json.loads(told[key]) for key in ("class_names", "preset", "image_size"))
+    known = json.loads(told.get("calibration", '{"temperature": 1}'))
+    logits = session.run(["logits"], {"images": prepare(photo, preset, size)})[0][0].astype(np.float64)
+    shares = np.exp((logits - logits.max()) / known["temperature"])
+    ranked = sorted(zip((shares / shares.sum()).tolist(), names, strict=True), key=lambda pair: -pair[0])
+    found = {"class": ranked[0][1], "probability": ranked[0][0]}
+    if limits := known.get("thresholds"):
+        least, most = limits["max_risk"].get(max_risk), limits["coverage_lac"].get(coverage)
+        held = [name for share, name in ranked if 1 - share <= (most or 0)] or [ranked[0][1]]
+        found |= {"declined": None if least is None else ranked[0][0] < least, "set": None if most is None else held}
+    return found
+
+
+def app() -> Any:
+    """The service: the bytes of a photo are posted to ``/``."""
+    from fastapi import FastAPI, HTTPException, Request
+    from fastapi.concurrency import run_in_threadpool
+
+    session, service = InferenceSession(os.environ["MODEL"]), FastAPI()
+
+    async def read(request: Request) -> Any:
+        try:
+            return await run_in_threadpool(answer, session, await request.body())
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise HTTPException(422, f"not a photo that can be read: {error}") from error
+
+    service.post("/")(read)
+    return service
