@@ -42,11 +42,11 @@ def nonconformity(probabilities: Floats, rule: Rule) -> NDArray[np.float64]:
 
 
 @checked
-def quantile(scores: Floats, share: float) -> float:
+def quantile(scores: Floats, share: float, asked: str | None = None) -> float:
     """The smallest threshold that a further score stays at or below with a probability of at least `share`.
 
     It is the ⌈(N + 1) · share⌉-th smallest of N scores (N,), exact where these and the further one are exchangeable. A
-    ConfigError where the share is not in (0, 1), or N is too small for it.
+    ConfigError where the share is not in (0, 1), or N is too small for it, which it calls as it was `asked` for.
     """
     if not 0 < share < 1:
         raise ConfigError(f"A share of images lies between 0 and 1, got {share}.")
@@ -54,7 +54,8 @@ def quantile(scores: Floats, share: float) -> float:
     if rank > len(scores):
         least = math.ceil(round(share / (1 - share), 9))
         raise ConfigError(
-            f"{len(scores)} validation images do not suffice for a share of {share:g}: it takes {least:,} at least."
+            f"{len(scores)} validation images do not suffice for {asked or f'a share of {share:g}'}: it takes "
+            f"{least:,} at least."
         )
     return float(np.sort(scores)[rank - 1])
 

@@ -61,11 +61,11 @@ class Calibration:
 
     def set_threshold(self, coverage: float, rule: conformal.Rule) -> float:
         """The nonconformity up to which a class belongs to a set that holds the truth with this `coverage`."""
-        return conformal.quantile(self.values(rule), coverage)
+        return conformal.quantile(self.values(rule), coverage, f"a coverage of {coverage:g}")
 
     def distance_for(self, false_alarms: float) -> float:
         """The distance above which an image counts as unknown, for this share of known images that do so too."""
-        return conformal.quantile(self.values("distance"), 1 - false_alarms)
+        return conformal.quantile(self.values("distance"), 1 - false_alarms, f"false alarms of {false_alarms:g}")
 
     def thresholds(self) -> dict[str, dict[str, float]]:
         """Those for common rates, as far as the held-out images suffice: what an exported file tells."""

@@ -34,7 +34,7 @@ from vpt.screen import console
 
 FITTED = 20_000
 """Training images, at most, whose features say what is known; drawn by class."""
-NEIGHBOURS, K = 2_000, 5
+NEIGHBOURS, K = 2_000, 1
 """How many features the nearest neighbours are looked for among, and which of them counts."""
 RATES: Mapping[str, Sequence[float]] = {
     "max_risk": (0.02, 0.05, 0.1),

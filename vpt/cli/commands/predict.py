@@ -224,7 +224,11 @@ def _calibrate(args: list[str]) -> None:
 
 def _tell(told: dict[str, Any]) -> None:
     before, after = (100 * told["calibration_error"][when] for when in ("before", "after"))
-    scale = "none (every image is right)" if told["temperature"] is None else f"{told['temperature']:.3f}"
+    scale = (
+        "none (every image is right, or the answers say nothing)"
+        if told["temperature"] is None
+        else f"{told['temperature']:.3f}"
+    )
     print(f"temperature {scale} by {told['data']['images']:,} validation images, calibration error there ", end="")
     print(f"{before:.1f} % before, {after:.1f} % after")
     if "test" not in told:
