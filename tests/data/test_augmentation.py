@@ -79,7 +79,7 @@ def test_the_whole_list_is_part_of_what_the_data_are() -> None:
         ([{"name": "ColorJitter", "brightness": "x"}], ConfigError, "'ColorJitter' is refused: brightness: Input"),
         ([{"name": "D4", "p": 2}], ConfigError, "'D4' is refused: p: Input should be less than or equal to 1"),
         ([{"name": "D4", "p": [1]}, {"name": "D4"}], ConfigError, "'D4' is refused: p: Input should be a valid number"),
-        ([{"name": "Rotate", "limit": object()}], ConfigError, "must be a list of plain values"),
+        ([{"name": "Rotate", "limit": {5}}], ConfigError, "must be a list of plain values"),
         ([{"name": "ShiftScaleRotate"}], ConfigError, "Please use Affine transform instead"),
         ([{"name": "TextImage"}], ConfigError, "Transform 'TextImage' needs font_path"),
         ([{"name": "RandomCrop", "height": 8, "width": 8}], ConfigError, r"make uint8 \(8, 8, 3\) of an image, where"),

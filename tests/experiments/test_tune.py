@@ -37,6 +37,7 @@ def config(photos: Path, seed: int = 0) -> dict[str, Any]:
 @pytest.fixture
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "choose_scheme", lambda *_: Scheme(("bias", "lora", "vpt_deep"), 2))
+    monkeypatch.setattr(module, "FINAL", 4)
 
 
 @given(st.floats(0, 1e7), st.integers(1, 5000), st.integers(0, 2000))
@@ -107,6 +108,17 @@ def test_what_was_interrupted_goes_on_to_the_same_model(photos: Path, tmp_path: 
     assert again.winner == whole.winner
     first, second = (load_classifier(tmp_path / name / MODEL_FILE).owned() for name in ("whole", "part"))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.usefixtures("_small")
+def test_the_search_ends_with_its_quarter_of_the_time(photos: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "QUARTER", 1e-9)
+        found = tune(config(photos), 60, tmp_path / "out", say=said.append)
+    assert (found.winner, found.gain) == ("linear", None)
+    assert sum("left out" in line for line in said) == 3
+    assert 0 < found.seconds["discarded"] < found.seconds["all"] < found.seconds["given"] == 3600  # the first probe
 
 
 def test_little_time_is_for_the_probe_alone(photos: Path, tmp_path: Path) -> None:

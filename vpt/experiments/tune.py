@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,6 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 """Task and hyperparameters by name; all others are the tasks' own."""
 STEP = 5.0
 """What an image costs in training, in forward passes of the bare backbone, at most."""
-WORTH = 0.7
-"""bfloat16 is taken where it needs at most this share of single precision's time."""
 RESERVE = 0.85
 """Share of the time that is planned for."""
 QUARTER = 0.25
@@ -57,6 +55,8 @@ SHORTLISTS = (("bias", "ssf", "lora", "vpt_deep", "full"), ("ssf", "lora", "vpt_
 """What is tried beside the probe, the longest list first that the time suffices for."""
 EPOCHS = (25, 18, 12, 8, 5, 3, 2)
 """Of a run of the search."""
+FINAL = 50
+"""Epochs of the final training, where the time suffices."""
 STEPS = 100
 """Batches that a recipe needs at least to show what it can do."""
 
@@ -65,7 +65,7 @@ STEPS = 100
 class Scheme:
     """What is tried: all `recipes` for a third of the `search` epochs, the better two for all of them.
 
-    The winner trains for twice as many on every labelled image.
+    The winner trains on every labelled image for as long as the time suffices.
     """
 
     recipes: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ class Tuned:
         tried: For each recipe ``name``, ``val`` accuracy in [0, 1], ``epochs``, ``seconds``; or ``failed`` and why.
         gain: Validation accuracy of the best recipe over the probe's; None where only the probe was tried.
         best: Name of that recipe.
-        seconds: Of all, and of what was discarded.
+        seconds: Of ``all``, of what was ``discarded``, and what was ``given``.
         data: The data module.
     """
 
@@ -163,6 +163,16 @@ def tune(
     return search.run()
 
 
+def precision() -> str:
+    """bfloat16 where the device computes with it, of which a search is twice as fast; else single."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    known: dict[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # of later versions than the oldest that is allowed
+    return "bf16-mixed" if known.get("amx_bf16") or known.get("avx512_bf16") else "32-true"
+
+
 class _Search:
     """The experiment: its plan and what it has spent lie in ``tune.json``, its runs beside it."""
 
@@ -193,8 +203,7 @@ class _Search:
 
     def run(self) -> Tuned:
         if "precision" not in self.kept:
-            precision, forward = self.timed()
-            self.keep(precision=precision, forward=forward)
+            self.keep(precision=precision(), forward=self.timed())
         self.config = merged(self.config, {"trainer.precision": self.kept["precision"]})
         probe = self.trial(PROBE, 1)
         if probe is None:
@@ -211,11 +220,9 @@ class _Search:
         final, probe_folder = self.finish(winner, scheme)
         shutil.copyfile(final / DELTA_FILE, self.out / MODEL_FILE)
         total = self.spent
-        discarded = sum(row.get("seconds", 0.0) for row in self.tried.values())
-        if final == self.folder(winner):
-            discarded -= self.tried[winner]["seconds"]
+        kept = self.tried[winner]["seconds"] if final == self.folder(winner) else 0.0
         self.keep(final=final.name)
-        seconds = {"all": total, "discarded": discarded}
+        seconds = {"all": total, "discarded": self.discarded - kept, "given": self.limit}
         rows = [{"name": name, **row} for name, row in self.tried.items()]
         return Tuned(winner, final, probe_folder, self.out / "search", rows, gain, best, seconds, self.data)
 
@@ -226,21 +233,20 @@ class _Search:
         looks = forward * (self.tests + 3 * self.val + every + 1000)  # tests, validations, and the page
         return choose_scheme((RESERVE * self.limit - self.spent - looks) / (STEP * forward), self.train, every)
 
-    def timed(self) -> tuple[str, float]:
-        """The faster precision of both, and the seconds that an image takes in a forward pass."""
+    def timed(self) -> float:
+        """The seconds that an image takes in a forward pass of the backbone."""
         args = self.config["model"]["init_args"]
         backbone = create_backbone(args["backbone"], args["weights"], self.data.image_size)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         images = self.data.split("train").batch(range(min(BATCH, self.train)))["image"].to(device)
         backbone.to(device)
-        seconds: dict[bool, list[float]] = {False: [], True: []}
-        for half in (False, True) * 4:
+        seconds = []
+        for _ in range(4):  # the first warms up
             start = time.perf_counter()
-            with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=half):
+            with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=precision() != "32-true"):
                 float(backbone(images).float().sum())  # waits for the device
-            seconds[half].append((time.perf_counter() - start) / len(images))
-        single, half_precision = min(seconds[False]), min(seconds[True])
-        return ("bf16-mixed", half_precision) if half_precision < WORTH * single else ("32-true", single)
+            seconds.append((time.perf_counter() - start) / len(images))
+        return min(seconds)
 
     def folder(self, name: str) -> Path:
         return self.out / "search" / name
@@ -263,20 +269,35 @@ class _Search:
         alive = list(scheme.recipes)
         for stop in dict.fromkeys((scheme.rung, scheme.search) if alive else ()):
             for name in alive:
-                if self.spent > self.limit * RESERVE:
-                    break
+                if self.discarded + self.expected(name, stop) > QUARTER * self.limit:
+                    self.say(f"{name}: left out, since the search has had its quarter of the time")
+                    continue
                 self.trial(name, scheme.search, None if stop == scheme.search else stop)
                 told = self.tried[name]
                 result = told.get("failed") or f"val {100 * told['val']:.1f} %"
                 self.say(f"{name}: {result} after {stop} of {scheme.search} epochs, {self.spent:.0f} s")
-            alive = sorted((each for each in alive if "val" in self.tried[each]), key=lambda n: -self.tried[n]["val"])[
-                :2
-            ]
-        whole = [name for name in alive if self.tried[name]["epochs"] == scheme.search]
-        if not whole:
+            measured = [name for name in alive if "val" in self.tried.get(name, {})]
+            alive = self._ranked(measured)[:2]
+        if not alive:
             return PROBE, None
-        best = max(whole, key=lambda name: self.tried[name]["val"])
+        longest = max(self.tried[name]["epochs"] for name in alive)
+        best = next(name for name in self._ranked(alive) if self.tried[name]["epochs"] == longest)
         return best, difference(self.right(best), self.right(PROBE))
+
+    def _ranked(self, names: Sequence[str]) -> list[str]:
+        return sorted(names, key=lambda name: -self.tried[name]["val"])
+
+    @property
+    def discarded(self) -> float:
+        """Seconds of all runs of the search, as their records have them, so that a resumed one decides the same."""
+        return float(sum(row.get("seconds", 0.0) for row in self.tried.values()))
+
+    def expected(self, name: str, stop: int) -> float:
+        """Seconds that a recipe would take to an epoch from where it is."""
+        told = self.tried.get(name, {})
+        if "seconds" not in told:
+            return STEP * float(self.kept["forward"]) * self.train * stop
+        return float(told["seconds"]) / int(told["epochs"]) * (stop - int(told["epochs"]))
 
     def right(self, name: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which validation images a recipe has right."""
@@ -310,4 +331,4 @@ class _Search:
         told = self.tried[winner]
         share = 1.0 if self.calibrate else (self.train + self.val) / self.train
         each = float(told["seconds"]) / int(told["epochs"]) * share
-        return max(1, min(2 * scheme.search, math.floor((RESERVE * self.limit - self.spent) / each)))
+        return max(1, min(FINAL, math.floor((RESERVE * self.limit - self.spent) / each)))

@@ -71,8 +71,9 @@ def tune_report(
         notes.append(f"The linear probe: {_share(before)}.")
     if not tested:
         notes.append("There are no test images: these validation images chose the method, which flatters its accuracy.")
-    discarded = tuned.seconds["discarded"] / max(tuned.seconds["all"], 1e-9)
-    notes.append(f"{tuned.seconds['all']:,.0f} s in all, {100 * discarded:.0f} % of it on what was discarded.")
+    spent, discarded, given = (tuned.seconds[key] for key in ("all", "discarded", "given"))
+    share = f"{100 * discarded / given:.0f} % of the {given:,.0f} s that were given"
+    notes.append(f"{spent:,.0f} s in all; what was discarded took {discarded:,.0f} s, {share}.")
     notes += [*advice, f"To repeat the training: {repeat}"]
     tables = [_tried(tuned), *([] if robustness is None else [_corrupted(robustness)])]
     matrix = np.zeros((data.num_classes, data.num_classes), dtype=np.int64)
