@@ -36,7 +36,6 @@ _SHORTER = {
     r"^(data|model): (\w+): ": r"\1.\2: ",
     r"(?<=\S) Expected dict": " or a mapping",
     r"\.? Got value: (.*?)\.?$": r", got \1.",
-    r"(?<=\w) Expected dict\b": " or a list of mappings",
     r"(?<=\w) Expected ": " or ",
 }
 # What a type is called there, and by people.

@@ -310,7 +310,7 @@ class _Search:
         epochs = self.kept.get("epochs") or self.affordable(winner, scheme)
         left = self.kept.get("left") or max(5, round(self.limit - self.spent))
         self.keep(epochs=epochs, left=left)
-        values: dict[str, Any] = {} if self.calibrate else {"data.train": "train+val", "trainer.limit_val_batches": 0}
+        values: dict[str, Any] = {} if self.calibrate else {"data.train_on_val": True, "trainer.limit_val_batches": 0}
         self.say(f"{winner}: training on {'the training' if self.calibrate else 'all'} images, {epochs} epochs")
         probe = Trial("probe", merged(recipe_config(self.config, PROBE, 1), values), test=self.tests > 0)
         run_trial(probe, self.out)

@@ -189,7 +189,7 @@ _VALUES = {  # flags after those of a run that would be trained
     "--data.preset nothing": "Unknown preset 'nothing'",
     "--data.augment nothing": "Unknown augmentation 'nothing'",
     "--data.augment []": "got an empty list",
-    "--data.augment [3]": "data.augment: Expected text or a list of mappings, got 3",
+    "--data.augment [3]": "data.augment: Expected text or a mapping, got 3",
     "--data.augment '[{{p: 1}}]'": "augment is a name, or a list of transforms, e.g. [{name: D4}]",
     "--data.augment '[{{name: HorizontalFlp}}]'": "Unknown transform 'HorizontalFlp': did you mean 'HorizontalFlip'?",
     "--data.augment '[{{name: D4, q: 1}}]'": "Unknown argument of transform 'D4' 'q'",

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class FolderDataModule(ImageDataModule):
         split_column: str | None = None,
         columns: list[str] | None = None,
         images_root: str | Path | None = None,
-        train: Literal["train", "train+val"] = "train",
+        train_on_val: bool = False,
         **options: Any,
     ) -> None:
         """Lists the images; decodes none.
@@ -104,7 +104,7 @@ class FolderDataModule(ImageDataModule):
             split_column: Name of its column of splits; None for ``"split"`` where there is one.
             columns: The names of all columns of a text file without a header.
             images_root: Folder that its paths are relative to; None for that of the table.
-            train: What is trained on: ``"train+val"`` for the validation images as well.
+            train_on_val: Train on the validation images as well.
             **options: See :class:`ImageDataModule`.
         """
         if torchvision_args and torchvision is None:
@@ -136,8 +136,8 @@ class FolderDataModule(ImageDataModule):
         sources = {split: f"{name}/{split}" for split in ("train", "val", *lists)}
         lists = _hold_out(name, class_names, lists, held, split_seed)
         sources |= {split: f"{name}/{'test' if split == 'test' else 'train'} (held out)" for split in held}
-        if train == "train+val":
-            lists, sources["train"] = {**lists, "train": _joined(lists["train"], lists["val"])}, f"{name}/{train}"
+        if train_on_val:
+            lists, sources["train"] = {**lists, "train": _joined(lists["train"], lists["val"])}, f"{name}/train+val"
         splits = {split: listed_split(sources[split], lists[split], chosen, image_size) for split in sources}
         self._held_out = {**held, "split_seed": split_seed} if "test" in held else None
         super().__init__(name, class_names, splits, preset, image_size, card=None, **options)
@@ -174,7 +174,7 @@ def _joined(train: ImageList | TorchvisionList, val: ImageList | TorchvisionList
         return replace(train, paths=[*train.paths, *val.paths], labels=labels, lines=[*train.lines, *val.lines])
     if isinstance(train, TorchvisionList) and isinstance(val, TorchvisionList) and train.dataset is val.dataset:
         return replace(train, positions=np.concatenate([train.positions, val.positions]), labels=labels)
-    raise ConfigError("train+val is not known of a torchvision dataset with validation images: leave train out.")
+    raise ConfigError("train_on_val is not known of a torchvision dataset that has validation images: leave it out.")
 
 
 @dataclass
