@@ -19,6 +19,7 @@ from benchmarks import (
     delta_steps,
     examples,
     log_bias,
+    prediction,
     real_costs,
     real_protocol,
     robustness_tables,
@@ -41,6 +42,7 @@ SOURCES = (
     log_bias,
     examples,
     unknown_images,
+    prediction,
 )
 ROWS = {
     "linear": (),

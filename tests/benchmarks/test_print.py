@@ -13,6 +13,7 @@ from benchmarks import (
     delta_steps,
     examples,
     log_bias,
+    prediction,
     real_costs,
     real_protocol,
     robustness_tables,
@@ -34,6 +35,7 @@ ALL = (
     speed,
     sweep,
     unknown_images,
+    prediction,
 )
 
 

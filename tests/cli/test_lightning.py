@@ -209,6 +209,7 @@ def test_what_is_no_checkpoint_is_refused(
 
 def test_resuming_continues_where_the_checkpoint_stopped(vpt: Vpt, trained: Run) -> None:
     answer = vpt("fit", *DEMO, *SMALL, *QUICK, "--trainer.max_epochs=2", "--ckpt_path", trained.checkpoint)
+    assert f"goes on from {trained.checkpoint} as a new run in runs/digits/vpt_deep/version_0" in answer.out
     assert answer.status == 0, answer.err
     run = Run(Path("runs/digits/vpt_deep/version_0"))
     assert torch.load(run.checkpoint, weights_only=True)["global_step"] == 4

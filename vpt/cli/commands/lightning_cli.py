@@ -121,6 +121,8 @@ class VPTCLI(LightningCLI):
             goes_on = config.ckpt_path is not None and run_of(config.ckpt_path) == folder.resolve()
             if (folder / RUN_FILE).exists() and not goes_on:
                 raise ConfigError(f"{folder} holds a run already: name another folder, or move it.")
+            if config.ckpt_path is not None and not goes_on:
+                print(f"goes on from {config.ckpt_path} as a new run in {folder}", flush=True)
         if subcommand == "fit":
             self.model.check_fit(self.datamodule)
         place = folder or self._home()
