@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -188,22 +188,29 @@ def config_data(config: Path, size: int, overrides: Sequence[str] = ()) -> Image
 
     Otherwise as `delta_data`.
     """
-    import jsonargparse
     from lightning.pytorch.cli import instantiate_class
-
-    import vpt.data
 
     section = data_section(config)
     if (section.get("init_args") or {}).get("image_size") is None:
         overrides = ["--data.image_size", str(size), *overrides]
+    data: ImageDataModule = instantiate_class((), typed_section(section, overrides))
+    return data
+
+
+def typed_section(section: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A data section with flags ``--data.KEY VALUE`` over it, and every argument in its type; else a ConfigError."""
+    import jsonargparse
+
+    import vpt.data
+
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(vpt.data.ImageDataModule, "data", required=True)
     try:
         parsed = parser.parse_args(["--data", json.dumps(section), *overrides])
     except argparse.ArgumentError as error:
         raise explain(str(error), vpt.data.__all__) from None
-    data: ImageDataModule = instantiate_class((), parsed.data.as_dict())
-    return data
+    found: dict[str, Any] = parsed.data.as_dict()
+    return found
 
 
 def read_yaml(source: Path | str) -> Any:

@@ -125,12 +125,12 @@ class Tuned:
 
 
 def base_config(data: Mapping[str, Any], backbone: str, weights: str, seed: int) -> Config:
-    """The config that all recipes share; `data` are arguments of `vpt.data.FolderDataModule`."""
+    """The config that all recipes share; `data` are arguments of `vpt.data.FolderDataModule`, its batch size none."""
     return {
         "seed_everything": seed,
         "trainer": {"max_epochs": 1},
         "model": {"class_path": "vpt.tasks.LinearProbe", "init_args": {"backbone": backbone, "weights": weights}},
-        "data": {"class_path": "vpt.data.FolderDataModule", "init_args": {"batch_size": BATCH, **data}},
+        "data": {"class_path": "vpt.data.FolderDataModule", "init_args": {**data, "batch_size": BATCH}},
     }
 
 

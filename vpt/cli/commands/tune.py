@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.arguments import Parser, at_least, number, output_folder
+from vpt.cli.arguments import DATA_FLAGS, DATA_OVERRIDES, Parser, at_least, number, output_folder, typed_section
+from vpt.cli.config_checks import check_overruled
 from vpt.errors import ConfigError, VPTError
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ _FOLDER = "folders of classes, or a table (docs/data.md)"
 
 def run(args: list[str]) -> None:
     """Parses the command line, tunes, and writes model and page."""
-    parser = Parser(prog="vpt tune")
+    parser = Parser(prog="vpt tune", epilog=DATA_OVERRIDES)
+    parser.onward = DATA_FLAGS
     parser.add_argument("folder", type=Path, help=_FOLDER)
     parser.add_argument("--minutes", type=number(0.1, 100_000), default=30, help="for everything (default: 30)")
     parser.add_argument("--backbone", default="vit_tiny_patch16_224", help="timm's name (vit_tiny_patch16_224)")
@@ -29,7 +31,7 @@ def run(args: list[str]) -> None:
     parser.add_argument("--calibrate", action="store_true", help=calibrate)
     parser.add_argument("--out", type=output_folder, required=True, help="folder of model, page and runs")
     parser.add_argument("--resume", action="store_true", help="go on in --out with what was interrupted")
-    options = parser.parse_args(args[1:])
+    options, overrides = parser.parse_known_args(args[1:])
     if not options.resume and options.out.is_dir() and any(options.out.iterdir()):
         raise ConfigError(f"{options.out} is not empty: --resume goes on in it, or name another --out.")
 
@@ -37,8 +39,9 @@ def run(args: list[str]) -> None:
     from vpt.experiments.tune import MODEL_FILE, base_config, tune
 
     hush()  # again: Lightning adds filters of its own when it is imported
-    data = {"root": str(options.folder), "split_seed": options.seed}
-    config = base_config(data, options.backbone, options.weights, options.seed)
+    config = base_config(
+        _data(options.folder, options.seed, overrides), options.backbone, options.weights, options.seed
+    )
     tuned = tune(config, options.minutes, options.out, options.calibrate, lambda line: print(line, flush=True))
     model = options.out / MODEL_FILE
     repeat = f"vpt rerun {tuned.final}"
@@ -54,6 +57,18 @@ def run(args: list[str]) -> None:
     print(f"written to {options.out / 'report.html'}")
     print(f"repeat it: {repeat}")
     print(f"use it:    vpt predict --delta {model} --images FOLDER --out predictions.csv")
+
+
+def _data(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """What is said of the images; what the command decides is refused."""
+    from vpt.experiments.tune import BATCH
+
+    decided: dict[str, list[Any]] = {"root": [folder], "batch_size": [BATCH], "train_on_val": ["what --calibrate says"]}
+    check_overruled(overrides, {f"data.{key}": values for key, values in decided.items()})
+    section = {"class_path": "FolderDataModule", "init_args": {"root": str(folder), "split_seed": seed}}
+    given = {arg.partition("=")[0].removeprefix("--data.") for arg in overrides if arg.startswith("--data.")}
+    found = typed_section(section, overrides)["init_args"]
+    return {key: value for key, value in found.items() if key in {*section["init_args"], *given}}
 
 
 def _calibrate(tuned: Tuned, model: Path, weights: str) -> None:
