@@ -12,6 +12,7 @@ from typing import Any
 from vpt.errors import ConfigError, RecordError
 
 RUN_FILE = "run.json"
+TRIAL_FILE = "trial.json"  # of a run that an experiment started, and goes on with
 CONFIG_FILE = "config.yaml"
 DELTA_FILE = "delta.safetensors"
 INIT_FILE = "init.safetensors"

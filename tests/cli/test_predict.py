@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import vpt as package
+from tests.fakes import make_folder
 from vpt.cli import main
 from vpt.models import TunedModel
 from vpt.models.prediction import Prediction
@@ -118,6 +119,24 @@ def test_features_are_those_of_python(vpt: Vpt, run: Run, photos: Path, tmp_path
     model = package.load(delta)
     assert isinstance(model, TunedModel)
     np.testing.assert_array_equal(found.filter(like="feature_").to_numpy(), model.embed(photos))
+
+
+@pytest.mark.parametrize("flags", [[], ["--calibrate"]], ids=["all", "calibrated"])
+@pytest.mark.parametrize("counts", [{"train": 8}, {"train": 8, "test": 4}], ids=["untested", "tested"])
+def test_a_folder_becomes_a_model_and_a_page(
+    vpt: Vpt, tmp_path: Path, flags: list[str], counts: dict[str, int]
+) -> None:
+    make_folder(tmp_path / "pets", counts)
+    command = ["tune", "pets", "--minutes", "0.5", "--backbone", "vit_nano_patch8_64", "--out", "tuned", *flags]
+    answer = vpt(*command)
+    assert answer.status == 0, answer.err
+    assert {"model.safetensors", "report.html", "config.yaml"} <= {path.name for path in (tmp_path / "tuned").iterdir()}
+    model = package.load("tuned/model.safetensors")
+    assert isinstance(model, TunedModel)
+    assert (model.calibration is None) == (not flags)
+    assert "repeat it: vpt rerun tuned/" in answer.out
+    assert vpt(*command).sentence.startswith("tuned is not empty: --resume")
+    assert vpt(*command, "--resume").status == 0
 
 
 def test_what_was_trained_on_calibrates_nothing(vpt: Vpt, trained: Run) -> None:

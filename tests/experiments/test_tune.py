@@ -170,3 +170,35 @@ def test_half_of_the_images_is_not_lost_where_validation_is_given(tmp_path: Path
     found = tune(config(photos), 0.001, tmp_path / "out", say=lambda _: None)
     assert read_record(found.final)["data"]["counts"] == {"train": 18, "val": 6, "test": 6}
     assert np.asarray(found.data.split("train").labels).tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+@pytest.mark.usefixtures("_small")
+def test_where_the_time_ends_in_the_final_training_the_model_of_the_search_is_taken(
+    photos: Path, tmp_path: Path
+) -> None:
+    run = run_trial
+    said: list[str] = []
+
+    def cut(trial: Any, root: Path) -> Any:
+        record = run(trial, root)
+        return record | {"status": "stopped", "seconds": 7.0} if trial.name == "final" else record
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "difference", lambda *_: Difference(3, 0.5, 0.1, 0.9, 0.01))
+        patch.setattr(module, "run_trial", cut)
+        found = tune(config(photos), 60, tmp_path / "out", say=said.append)
+    assert said[-1] == "the time ended: the model of the search is taken"
+    assert found.final == tmp_path / "out" / "search" / found.winner
+    assert found.probe == tmp_path / "out" / "search" / "linear"
+    spent = {row["name"]: row["seconds"] for row in found.tried}
+    assert found.seconds["discarded"] == pytest.approx(7 + sum(spent.values()) - spent[found.winner])
+    assert (tmp_path / "out" / MODEL_FILE).read_bytes() == (found.final / "delta.safetensors").read_bytes()
+    tune_report(found, "pretrained", tmp_path / "out", "again")
+
+
+def test_without_test_images_the_page_is_of_those_that_chose(tmp_path: Path) -> None:
+    photos = make_folder(tmp_path / "photos", {"train": 6})
+    found = tune(config(photos), 0.001, tmp_path / "out", calibrate=True, say=lambda _: None)
+    assert found.tests == 0
+    tune_report(found, "pretrained", tmp_path / "out", "again")
+    assert "There are no test images" in (tmp_path / "out" / "report.md").read_text()

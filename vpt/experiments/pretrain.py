@@ -20,8 +20,9 @@ from vpt.deltas.composition import Delta
 from vpt.errors import ConfigError, DivergedError
 from vpt.experiments.executors import Engine
 from vpt.experiments.sweep import Outcome, Plan, sweep_variants
-from vpt.experiments.trial import TRIAL_FILE, Config, claim, identity, merged, trainer_options
+from vpt.experiments.trial import Config, claim, identity, merged, trainer_options
 from vpt.models.delta_file import save_delta
+from vpt.run_record import TRIAL_FILE
 from vpt.tasks.base import Batch
 from vpt.tasks.build import build, build_data
 from vpt.tasks.callbacks import last_checkpoint

@@ -28,6 +28,7 @@ from vpt.run_record import (
     ENDED,
     LAST_CHECKPOINT,
     RUN_FILE,
+    TRIAL_FILE,
     epoch_rule,
     file_identity,
     finished_record,
@@ -42,7 +43,6 @@ from vpt.tasks.callbacks import last_checkpoint
 Config = dict[str, Any]
 Record = dict[str, Any]
 
-TRIAL_FILE = "trial.json"
 ANSWERS_FILE = "test.parquet"
 _OURS = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary")
 _FILES = ("weights", "init_delta", "init_head")

@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from vpt.metrics.accuracy import Difference, difference
 from vpt.models import load_classifier
 from vpt.models.feature_cache import share
 from vpt.models.prediction import batch_answers
-from vpt.run_record import DELTA_FILE, ENDED, read_json
+from vpt.run_record import CONFIG_FILE, DELTA_FILE, ENDED, read_json
 from vpt.tasks.build import build_data
 
 TUNE_FILE = "tune.json"
@@ -111,6 +111,8 @@ class Tuned:
         best: Name of that recipe.
         seconds: Of ``all``, of what was ``discarded``, and what was ``given``.
         data: The data module.
+        precision: Lightning's name of that of all training and evaluation.
+        tests: How many test images there are.
     """
 
     winner: str
@@ -122,6 +124,8 @@ class Tuned:
     best: str
     seconds: dict[str, float]
     data: ImageDataModule
+    precision: str = "32-true"
+    tests: int = 0
 
 
 def base_config(data: Mapping[str, Any], backbone: str, weights: str, seed: int) -> Config:
@@ -173,6 +177,11 @@ def precision() -> str:
     return "bf16-mixed" if known.get("amx_bf16") or known.get("avx512_bf16") else "32-true"
 
 
+def computing(precision: str) -> torch.autocast:
+    """Computes within it as the trainer does at a precision, on the CPU, where models are evaluated."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true")
+
+
 class _Search:
     """The experiment: its plan and what it has spent lie in ``tune.json``, its runs beside it."""
 
@@ -180,7 +189,7 @@ class _Search:
         self.config, self.out, self.say, self.calibrate = config, out, say, calibrate
         self.data = build_data(config)
         self.train, self.val = (len(self.data.split(split)) for split in ("train", "val"))
-        self.tests = len(self.data.split("test")) if "test" in self.data.describe()["counts"] else 0
+        self.tests = self.data.describe()["counts"].get("test", 0)
         told = {"config": config, "minutes": minutes, "calibrate": calibrate}
         self.kept: dict[str, Any] = {**told, "data": self.data.describe()["fingerprint"], "spent": 0.0}
         if (out / TUNE_FILE).is_file():
@@ -217,14 +226,17 @@ class _Search:
         best, gain = self.search(scheme)
         winner = best if gain is not None and gain.low > 0 else PROBE
         self.keep(searched={"best": best, "winner": winner})
-        final, probe_folder = self.finish(winner, scheme)
-        shutil.copyfile(final / DELTA_FILE, self.out / MODEL_FILE)
-        total = self.spent
+        try:
+            final, probe_folder, lost = self.finish(winner, scheme)
+        finally:
+            self.keep()
+        for file, name in ((DELTA_FILE, MODEL_FILE), (CONFIG_FILE, CONFIG_FILE)):
+            shutil.copyfile(final / file, self.out / name)
         kept = self.tried[winner]["seconds"] if final == self.folder(winner) else 0.0
-        self.keep(final=final.name)
-        seconds = {"all": total, "discarded": self.discarded - kept, "given": self.limit}
+        seconds = {"all": self.spent, "discarded": self.discarded - kept + lost, "given": self.limit}
         rows = [{"name": name, **row} for name, row in self.tried.items()]
-        return Tuned(winner, final, probe_folder, self.out / "search", rows, gain, best, seconds, self.data)
+        found = Tuned(winner, final, probe_folder, self.out / "search", rows, gain, best, seconds, self.data)
+        return replace(found, precision=self.kept["precision"], tests=self.tests)
 
     def scheme(self) -> Scheme:
         """The largest that the time suffices for, by what a forward pass takes."""
@@ -302,11 +314,16 @@ class _Search:
     def right(self, name: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which validation images a recipe has right."""
         model = load_classifier(self.folder(name) / DELTA_FILE, self.config["model"]["init_args"]["weights"])
-        logits, _ = batch_answers(model, self.data.split("val"))
+        with computing(self.kept["precision"]):
+            logits, _ = batch_answers(model, self.data.split("val"))
         return np.asarray(logits.argmax(axis=1) == np.asarray(self.data.split("val").labels))
 
-    def finish(self, winner: str, scheme: Scheme) -> tuple[Path, Path]:
-        """Trains winner and probe for good and tests them; the folders of their runs, those of the search in need."""
+    def finish(self, winner: str, scheme: Scheme) -> tuple[Path, Path, float]:
+        """Trains winner and probe for good and tests them.
+
+        Gives the folders of their runs, or where the time ends before that those of the search, and the seconds that
+        were then lost.
+        """
         epochs = self.kept.get("epochs") or self.affordable(winner, scheme)
         left = self.kept.get("left") or max(5, round(self.limit - self.spent))
         self.keep(epochs=epochs, left=left)
@@ -315,15 +332,13 @@ class _Search:
         probe = Trial("probe", merged(recipe_config(self.config, PROBE, 1), values), test=self.tests > 0)
         run_trial(probe, self.out)
         if winner == PROBE:
-            return self.out / probe.name, self.out / probe.name
+            return self.out / probe.name, self.out / probe.name, 0.0
         config = merged(recipe_config(self.config, winner, epochs), values | {"trainer.max_time": {"seconds": left}})
         record = run_trial(Trial("final", config, test=self.tests > 0), self.out)
         if record["status"] in ENDED:
-            return self.out / "final", self.out / probe.name
+            return self.out / "final", self.out / probe.name, 0.0
         self.say("the time ended: the model of the search is taken")
-        searched = recipe_config(self.config, winner, scheme.search)
-        run_trial(Trial(f"search/{winner}", searched, test=self.tests > 0), self.out)
-        return self.folder(winner), self.folder(PROBE)
+        return self.folder(winner), self.folder(PROBE), float(record["seconds"])
 
     def affordable(self, winner: str, scheme: Scheme) -> int:
         if winner == PROBE:

@@ -15,7 +15,7 @@ from scipy.special import softmax
 
 from vpt.atomic_write import write_json, write_text
 from vpt.data import ImageDataset
-from vpt.experiments.tune import PROBE, Tuned
+from vpt.experiments.tune import PROBE, Tuned, computing
 from vpt.metrics.accuracy import Difference, difference, wilson
 from vpt.metrics.calibration import equal_mass
 from vpt.metrics.label_errors import suspicious
@@ -56,11 +56,12 @@ def tune_report(
     Figures are added to those of confusions and calibration. Without test images the page is of validation images,
     which have chosen the method: it says so.
     """
-    data, tested = tuned.data, len(tuned.data.split("test")) > 0
+    data, tested = tuned.data, tuned.tests > 0
     split = data.split("test" if tested else "val")
     labels = np.asarray(split.labels)
     runs = (tuned.final, tuned.probe) if tested else (tuned.searched / tuned.winner, tuned.searched / PROBE)
-    own, probe = (batch_answers(load_classifier(run / DELTA_FILE, weights), split)[0] for run in runs)
+    with computing(tuned.precision):
+        own, probe = (batch_answers(load_classifier(run / DELTA_FILE, weights), split)[0] for run in runs)
     right, before = own.argmax(axis=1) == labels, probe.argmax(axis=1) == labels
     gain = None if tuned.winner == PROBE else difference(right, before)
     suspects = _suspects(tuned, weights)
@@ -73,7 +74,9 @@ def tune_report(
         notes.append("There are no test images: these validation images chose the method, which flatters its accuracy.")
     spent, discarded, given = (tuned.seconds[key] for key in ("all", "discarded", "given"))
     share = f"{100 * discarded / given:.0f} % of the {given:,.0f} s that were given"
-    notes.append(f"{spent:,.0f} s in all; what was discarded took {discarded:,.0f} s, {share}.")
+    notes.append(f"Search and training took {spent:,.0f} s; what was discarded took {discarded:,.0f} s, {share}.")
+    if tuned.precision != "32-true":
+        notes.append("All of it was computed in bfloat16 (autocast).")
     notes += [*advice, f"To repeat the training: {repeat}"]
     tables = [_tried(tuned), *([] if robustness is None else [_corrupted(robustness)])]
     matrix = np.zeros((data.num_classes, data.num_classes), dtype=np.int64)

@@ -102,7 +102,7 @@ def why_val_cannot_choose(infos: Sequence[Mapping[str, Any]], data: ImageDataMod
     shared = max(each.get("shared_with_train", {}).get(VAL, 0) for each in [described, *told])
     same = all(each.get("fingerprint") == described["fingerprint"] for each in told)
     if shared and (shared == n or not same):
-        return f"{shared} of its {n} images were trained on; train on train800 to keep them apart."
+        return f"{shared} of its {n} images were trained on; keep some out of it (train800, vpt tune --calibrate)."
     lists = [each["fingerprints"].get(VAL) for each in told if "fingerprints" in each]  # version 0.1 has none
     if any(each != described["fingerprints"][VAL] for each in lists):
         return "a model was trained beside other validation images; whether it has seen these is not known."

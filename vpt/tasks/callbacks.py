@@ -26,6 +26,7 @@ from vpt.run_record import (
     INIT_FILE,
     LAST_CHECKPOINT,
     RUN_FILE,
+    TRIAL_FILE,
     identity,
     read_record,
     training_protocol,
@@ -179,7 +180,9 @@ class RunRecord(L.Callback):
             news = {"status": status, "epochs": trainer.current_epoch, "steps": trainer.global_step}
             self._update(trainer, pl_module, news)
             folder = run_folder(trainer)
-            if status == "interrupted" and folder is not None and (folder / LAST_CHECKPOINT).is_file():
+            if folder is None or (folder / TRIAL_FILE).is_file():
+                return
+            if status == "interrupted" and (folder / LAST_CHECKPOINT).is_file():
                 rank_zero_info(f"To go on: vpt fit -c {folder / CONFIG_FILE} --ckpt_path {folder / LAST_CHECKPOINT}")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ def files(here: Path) -> None:
     (here / "none.csv").write_text("path\n")
     (here / "there.csv").write_text("mine\n")
     (here / "file").write_text("")
+    (here / "notes.json").write_text("{}")
     (here / "page").mkdir()
     (here / "page" / "index.html").write_text("mine")
 
@@ -80,9 +81,11 @@ ROWS = [
     Row("tune texts --out out --data.train_on_val true", "decided", "sets it to what --calibrate says"),
     Row("tune texts --out out --data.sise 3", "no option", "'sise' is not accepted"),
     Row("tune texts --out out --data.val_fraction x", "no number", "val_fraction: Expected a number, got x"),
+    Row("tune texts --out texts/out", "among the images", "lies among the images"),
     Row("tune texts --out out --model.base_lr 1", "of fit", "unrecognized arguments: --model.base_lr"),
     Row("calibrate --delta nothere", "no file", "nothere"),
     Row("calibrate --delta {delta} --out x.csv", "no delta file", "let it end in .safetensors"),
+    Row("calibrate --delta {delta} --out notes.safetensors", "a file beside", "notes.json exists already"),
     Row("calibrate --delta {delta} --unknown nose", "no score", "invalid choice: 'nose'"),
     Row("calibrate --delta {delta} --batch-size 0", "no batch", "0 is not a whole number from 1"),
     Row("calibrate --delta {delta} --weights nothere", "no weights", "nothere"),

@@ -117,7 +117,7 @@ def _row(each: Prediction, options: argparse.Namespace, calibrated: bool, declin
         name, share = each.top[place] if place < len(each.top) else ("", None)
         told |= {f"class_{place + 1}": name, f"probability_{place + 1}": None if share is None else round(share, 6)}
     if options.coverage is not None:
-        told["set"] = "|".join(each.classes or ())
+        told["set"] = list(each.classes or ())
     if calibrated:
         told["distance"] = each.distance
     return told | ({"declined": each.declined} if declines else {}) | {"error": each.fault}
@@ -214,6 +214,7 @@ def _calibrate(args: list[str]) -> None:
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out} is no name of a delta file: let it end in .safetensors.")
     check_unused(out)
+    check_unused(out.with_suffix(".json"))
     data = delta_data(options.delta, options.data, overrides)
     unknown: UnknownScore = options.unknown or "mahalanobis"
     told = calibrate(options.delta, data, out, unknown, options.batch_size, options.weights, options.test)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ def run(args: list[str]) -> None:
     options, overrides = parser.parse_known_args(args[1:])
     if not options.resume and options.out.is_dir() and any(options.out.iterdir()):
         raise ConfigError(f"{options.out} is not empty: --resume goes on in it, or name another --out.")
+    if options.out.resolve().is_relative_to(options.folder.resolve()):
+        raise ConfigError(f"--out {options.out} lies among the images, which it would be taken for: name another.")
 
     from vpt.cli.warning_filters import hush
     from vpt.experiments.tune import MODEL_FILE, base_config, tune
@@ -42,7 +45,11 @@ def run(args: list[str]) -> None:
     config = base_config(
         _data(options.folder, options.seed, overrides), options.backbone, options.weights, options.seed
     )
-    tuned = tune(config, options.minutes, options.out, options.calibrate, lambda line: print(line, flush=True))
+    try:
+        tuned = tune(config, options.minutes, options.out, options.calibrate, lambda line: print(line, flush=True))
+    except (KeyboardInterrupt, SystemExit):
+        print("To go on: the same command with --resume", file=sys.stderr)
+        raise
     model = options.out / MODEL_FILE
     repeat = f"vpt rerun {tuned.final}"
     if options.calibrate:
@@ -50,8 +57,9 @@ def run(args: list[str]) -> None:
     print(f"written to {model}")
     from vpt.reports.tune_report import tune_report
 
-    robustness = _corrupted(tuned, model, options.out, options.weights)
-    figures = _attention(tuned, model, options.weights)
+    late = tuned.seconds["all"] > tuned.seconds["given"]
+    robustness = None if late else _corrupted(tuned, model, options.out, options.weights)
+    figures = {} if late else _attention(tuned, model, options.weights)
     for line in tune_report(tuned, options.weights, options.out, repeat, robustness, figures):
         print(line)
     print(f"written to {options.out / 'report.html'}")
@@ -74,15 +82,16 @@ def _data(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
 def _calibrate(tuned: Tuned, model: Path, weights: str) -> None:
     from vpt.robustness.calibrate import calibrate
 
-    calibrate(model, tuned.data, model, weights=weights, test=len(tuned.data.split("test")) > 0)
+    calibrate(model, tuned.data, model, weights=weights, test=tuned.tests > 0)
 
 
 def _corrupted(tuned: Tuned, model: Path, out: Path, weights: str) -> RobustnessResult | None:
     from vpt.robustness import run as evaluate
 
-    if not len(tuned.data.split("test")):
+    if not tuned.tests:
         return None
-    return evaluate(model, tuned.data, [1.0], out / "robustness", max_images=200, severities=(3,), weights=weights)
+    place, half = out / "robustness", tuned.precision != "32-true"
+    return evaluate(model, tuned.data, [1.0], place, max_images=200, severities=(3,), weights=weights, bf16=half)
 
 
 def _attention(tuned: Tuned, model: Path, weights: str) -> dict[str, Figure]:
