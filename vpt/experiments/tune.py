@@ -43,7 +43,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("FineTuning", {"base_lr": 3e-5 * _RATE}),
 }
 """Task and hyperparameters by name; all others are the tasks' own."""
-STEP = 5.0
+STEP = 4.0
 """What an image costs in training, in forward passes of the bare backbone, at most."""
 RESERVE = 0.85
 """Share of the time that is planned for."""

@@ -125,7 +125,7 @@ def _advice(tuned: Tuned, gain: Difference | None, right: NDArray[np.bool_], tes
     if len(right) < 100:
         found.append(f"{len(right)} images are few to measure on: the interval is wide, label more.")
     if suspects:
-        found.append(f"{suspects} training labels are probably wrong: look at them below, and correct them first.")
+        found.append(f"{suspects} labels may be wrong, or their classes look alike: look at them below.")
     return found
 
 
@@ -224,7 +224,7 @@ def _suspects(tuned: Tuned, weights: str) -> list[Suspect]:
 def _suspect_rows(tuned: Tuned, suspects: Sequence[Suspect]) -> Iterator[str]:
     if not suspects:
         return
-    yield "<h2>Labels that are probably wrong</h2>"
+    yield "<h2>Labels that may be wrong</h2>"
     yield f"<p>Confident learning on answers of a probe that had not seen them; {len(suspects):,} in all.</p>"
     yield pictures(
         (_picture(tuned.data.split(name), row), f"{label} → {likely}?", path)
