@@ -22,25 +22,25 @@ from vpt.errors import UnknownNameError, VPTError
 # name -> (module of vpt.cli.commands, one line of help); `run(args)` of the module takes the command line from the
 # command's name on, and raises a VPTError where the user's input is wrong
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("lightning_cli", "train a prompt or another delta from a config; writes a run folder"),
+    "fit": ("lightning_cli", "train a prompt or another delta from a config"),
     "validate": ("lightning_cli", "evaluate a checkpoint on the validation split"),
     "test": ("lightning_cli", "evaluate a checkpoint on the test split"),
-    "predict": ("predict", "classify images: those of a folder by --delta, or a run's test images"),
+    "predict": ("predict", "classify photos by --delta FILE, or a run's test images"),
     "tune": ("tune", "find and train the method for a folder of photos, within a time"),
     "embed": ("predict", "write the features of images"),
-    "calibrate": ("predict", "let a model know by its validation images when it does not know"),
-    "robustness": ("robustness", "evaluate a delta in and out of distribution, at strengths 0 to 1; model soups"),
-    "attention": ("attention", "plot attention maps without and with prompts; rollout, t-SNE of features"),
-    "data": ("data", "list, show, verify and prepare datasets; the image cache; all corruptions"),
-    "export": ("export", "write a trained model as one file: onnx, torch; or for peft"),
+    "calibrate": ("predict", "keep temperature and thresholds in a delta file"),
+    "robustness": ("robustness", "evaluate a delta in and out of distribution; model soups"),
+    "attention": ("attention", "plot attention maps without and with prompts; t-SNE"),
+    "data": ("data", "list, verify and prepare datasets; image cache; corruptions"),
+    "export": ("export", "write a trained model as one file: onnx, torch, peft"),
     "push": ("export", "upload a run to the Hugging Face Hub, with a model card"),
-    "sweep": ("experiments", "grid search on validation images, retrain with several seeds, test once"),
+    "sweep": ("experiments", "search on validation images, retrain with seeds, test once"),
     "fewshot": ("experiments", "the same for several numbers of training images per class"),
     "combine": ("experiments", "the same for all on/off combinations of deltas"),
     "scale": ("experiments", "the same recipe on several backbones"),
-    "pretrain": ("experiments", "train one delta on several tasks, then each task from it and from scratch"),
+    "pretrain": ("experiments", "train one delta on several tasks, then each from it"),
     "transfer": ("experiments", "transfer the delta of each task to every other task"),
-    "report": ("runs", "tables and figures of tested runs: Markdown, LaTeX, CSV, JSON, one page"),
+    "report": ("runs", "tables and figures of tested runs, and a page of them"),
     "profile": ("runs", "the cost of a method: parameters, file size, FLOPs, memory, time"),
     "rerun": ("runs", "repeat a run, and check that its metrics are reproduced"),
     "configs": ("configs", "list the configs that come with the package, or copy them"),
@@ -56,7 +56,7 @@ _HELP = """usage: vpt COMMAND [options]
   vpt COMMAND --help     options of one command
   vpt --version          version of this package
 
-example: vpt fit -c configs/demo.yaml -c configs/method/vpt_deep.yaml --trainer.max_epochs 5"""
+example: vpt fit -c configs/demo.yaml -c configs/method/vpt_deep.yaml"""
 
 
 def main(argv: list[str] | None = None) -> int:
