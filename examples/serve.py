@@ -32,11 +32,20 @@ def prepare(photo: bytes, preset: dict[str, Any], size: int) -> Any:
 
 
 def answer(session: Any, photo: bytes, max_risk: str = "0.05", coverage: str = "0.9") -> dict[str, Any]:
-    """Class and probability; of a calibrated model also `declined` and `set`, None where its images did not suffice."""
+    """Class and probability; of a calibrated model also `declined` and `set`, None where its images did not suffice.
+
+    Of a model of several labels an image those that it sees, with all probabilities; of one of numbers these.
+    """
     told = session.get_modelmeta().custom_metadata_map
     names, preset, size = (json.loads(told[key]) for key in ("class_names", "preset", "image_size"))
     known = json.loads(told.get("calibration", '{"temperature": 1}'))
     logits = session.run(["logits"], {"images": prepare(photo, preset, size)})[0][0].astype(np.float64)
+    if told.get("targets") == "regression":
+        return dict(zip(names, logits.tolist(), strict=True))
+    if told.get("targets") == "multilabel":
+        chances = dict(zip(names, (1 / (1 + np.exp(-logits))).tolist(), strict=True))
+        limits = dict(zip(names, known.get("label_thresholds", [0.5] * len(names)), strict=True))
+        return {"labels": [name for name in names if chances[name] >= limits[name]], "probabilities": chances}
     shares = np.exp((logits - logits.max()) / known["temperature"])
     ranked = sorted(zip((shares / shares.sum()).tolist(), names, strict=True), key=lambda pair: -pair[0])
     found = {"class": ranked[0][1], "probability": ranked[0][0]}

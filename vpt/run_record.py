@@ -106,6 +106,22 @@ def share(value: Any) -> bool:
     return of(int, float)(value) and 0 <= value <= 1
 
 
+SCORES = {"acc": "top-1", "mean_ap": "mean AP", "r2": "R²"}
+"""What runs are compared by, of one class, of several, and of numbers an image; and what it is called in tables."""
+
+
+def score(record: Mapping[str, Any], split: str) -> float | None:
+    """The one of `SCORES` that a run has of ``val`` or ``test``; None where it has none."""
+    metrics = record.get("metrics", {})
+    return next((float(metrics[key]) for name in SCORES if (key := f"{split}/{name}") in metrics), None)
+
+
+def score_names(records: Iterable[Mapping[str, Any]]) -> str:
+    """What the scores of some runs are called, such as ``top-1``, in a title."""
+    measured = {key.partition("/")[2] for record in records for key in record.get("metrics", {})}
+    return " or ".join(title for name, title in SCORES.items() if name in measured) or SCORES["acc"]
+
+
 def global_seed() -> int | None:
     """The seed of the process, which Lightning keeps in its environment; a ConfigError where it is no whole number."""
     seed = os.environ.get("PL_GLOBAL_SEED")
@@ -128,7 +144,7 @@ _FORM: Form = {
     **dict.fromkeys(("seed", "data.seed"), of(int, None)),
     "max_epochs": of(int),
     **dict.fromkeys(("metrics.*", "seconds"), of(int, float)),
-    **dict.fromkeys(("metrics.val/acc", "metrics.test/acc"), share),
+    **dict.fromkeys([f"metrics.{split}/{name}" for split in ("val", "test") for name in ("acc", "mean_ap")], share),
     "data.complete": of(bool, None),
 }
 
@@ -219,6 +235,7 @@ _IDLE = {
     **dict.fromkeys((f"hyperparameters.{name}" for name in ("label_smoothing", "mixup", "cutmix", "ema_decay")), 0.0),
     **dict.fromkeys((f"hyperparameters.{name}" for name in ("head_lr_scale", "layer_decay")), 1.0),
     "hyperparameters.class_weights": None,
+    "hyperparameters.targets": None,
 }
 _SEEDS = ("seed", "data.seed", "data.subset.seed", "data.subset.sha256", "data.shared_with_train")
 _LENGTH = ("max_epochs", "training.max_steps", "training.callbacks", "read")

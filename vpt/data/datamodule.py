@@ -22,6 +22,7 @@ from vpt.data.content_hashes import as_hashes
 from vpt.data.image_cache import end_with_parent
 from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import Split, few_shot, position_hash
+from vpt.data.targets import Targets, check_multiclass, positives, renumbered
 from vpt.data.transforms import centre_crop, get_preset
 from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning, check_number
 from vpt.run_record import global_seed
@@ -116,6 +117,7 @@ class ImageDataModule(L.LightningDataModule):
     Attributes:
         normalization: What the backbone has to apply (``preset.normalization``).
         augmented: False if the training images are a constant of their index.
+        targets: What images are labelled with; ``label`` is int64 (B,) only where that is one class each, else (B, C).
         partial: True if a list has not its official number of images; None where no such number is asked for.
     """
 
@@ -139,6 +141,7 @@ class ImageDataModule(L.LightningDataModule):
         shots: int | None = None,
         fraction: float | None = None,
         subset_seed: int = 0,
+        targets: Targets = "multiclass",
     ) -> None:
         """Keeps the description; reads no image.
 
@@ -159,6 +162,7 @@ class ImageDataModule(L.LightningDataModule):
             shots: Train on this number of images per class only (:mod:`vpt.data.splits`).
             fraction: Train on this fraction of each class only, in (0, 1].
             subset_seed: Seed of that sample, ≥ 0; nested: 8 shots are among the 16 shots of the same seed.
+            targets: What the labels of the splits are: see :data:`vpt.data.targets.Targets`.
 
         Raises:
             ConfigError: A number is out of range, a class has too few images, augmentation and preset contradict, or a
@@ -177,6 +181,7 @@ class ImageDataModule(L.LightningDataModule):
         ):
             check_number(flag, value, least, most, whole=True)
         self.name = name
+        self.targets = targets
         self.class_names = list(class_names)
         self.num_classes = len(self.class_names)
         self.image_size = image_size
@@ -196,6 +201,7 @@ class ImageDataModule(L.LightningDataModule):
         self._found: dict[tuple[str, str], NDArray[np.bool_]] = {}
         self._subset: dict[str, Any] | None = None
         if shots is not None or fraction is not None:
+            check_multiclass(targets, "shots and fraction are")
             train = splits["train"]
             chosen = few_shot(train.paths, train.labels, self.class_names, shots, fraction, subset_seed)
             self._splits["train"] = train.take(chosen)
@@ -223,7 +229,12 @@ class ImageDataModule(L.LightningDataModule):
     def class_counts(self) -> NDArray[np.int64]:
         """How many images of each class are trained on, (num_classes,)."""
         labels = self._splits["train"].labels if "train" in self._splits else np.zeros(0, np.int64)
-        return np.bincount(labels, minlength=self.num_classes)
+        return positives(labels, self.num_classes)
+
+    def value_scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The mean and the standard deviation, above 0, of each number that the training images are labelled with."""
+        labels = self._splits["train"].labels.astype(np.float64)
+        return labels.mean(axis=0).astype(np.float32), labels.std(axis=0).astype(np.float32)
 
     def number_classes_as(self, names: Sequence[str]) -> None:
         """Numbers the classes as a model does, by name; all classes of the model are then those of the data.
@@ -233,16 +244,20 @@ class ImageDataModule(L.LightningDataModule):
         if list(names) == self.class_names:
             return
         unknown = [name for name in self.class_names if name not in names]
-        if unknown or len(set(names)) < len(names) or hasattr(self, "groups") or not self._labelled:
+        fixed = hasattr(self, "groups") or not self._labelled
+        fixed |= self.targets != "multiclass" and len(names) != len(self.class_names)  # what is not told may be there
+        if unknown or len(set(names)) < len(names) or fixed:
             what = f"class {unknown[0]!r} of" if unknown else "the order of classes of"
             raise ConfigError(
                 f"The model does not know {what} {self.name}: give data with the classes it was trained on."
             )
-        numbers = np.array([list(names).index(name) for name in self.class_names], dtype=np.int64)
         for splits in (self._splits, self._listed):
-            splits |= {name: replace(split, labels=numbers[split.labels]) for name, split in splits.items()}
+            splits |= {
+                name: replace(split, labels=renumbered(split.labels, self.class_names, names))
+                for name, split in splits.items()
+            }
         for dataset in self._datasets.values():
-            dataset.labels = numbers[dataset.labels]
+            dataset.labels = renumbered(dataset.labels, self.class_names, names)
         self.class_names, self.num_classes = list(names), len(names)
 
     def fingerprint(self, name: str) -> str:
@@ -292,6 +307,8 @@ class ImageDataModule(L.LightningDataModule):
             "fingerprints": fingerprints,
             "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         }
+        if self.targets != "multiclass":
+            described["targets"] = self.targets
         if self.augmentation.transforms:
             described["transforms"] = self.augmentation.transforms
         return described if self.partial is None else described | {"partial": self.partial}
@@ -314,9 +331,14 @@ class ImageDataModule(L.LightningDataModule):
     def _warn_of_contradictions(self) -> None:
         train = self._splits["train"]
         if found := train.contradictions():
-            one, two = (f"{train.paths[i]} of class {self.class_names[train.labels[i]]!r}" for i in found[0])
+            one, two = (f"{train.paths[i]} {self._labelled_as(train.labels[i])}" for i in found[0])
             text = f"{len(found):,} training images are others of another class again, for instance {one} and {two}"
             warnings.warn(f"{text}: correct the labels, or remove one of them.", VPTWarning, stacklevel=2)
+
+    def _labelled_as(self, label: Any) -> str:
+        if self.targets == "multiclass":
+            return f"of class {self.class_names[label]!r}"
+        return f"labelled {np.asarray(label).tolist()}"
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training images, shuffled by (seed, epoch); the last batch may be smaller."""

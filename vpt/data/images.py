@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +39,8 @@ class ImageSource(Protocol):
         """N names."""
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """int64 (N,)."""
+    def labels(self) -> NDArray[Any]:
+        """int64 (N,), or those of several classes or numbers, (N, C)."""
 
     def __len__(self) -> int: ...
 
@@ -62,14 +62,14 @@ class ImageList:
         file: The list file, or the folder that was listed.
         folder: What the paths are relative to.
         paths: N paths as written.
-        labels: int64 (N,).
+        labels: int64 (N,), or those of several classes or numbers, (N, C).
         lines: Line number of each image, counted from 1; empty where there are no lines.
     """
 
     file: Path
     folder: Path
     paths: Sequence[str]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     lines: Sequence[int]
 
     @property

@@ -209,13 +209,13 @@ def class_name(written: str) -> str:
     return unicodedata.normalize("NFC", written)
 
 
-def check_class_names(names: Sequence[str], source: Path) -> None:
+def check_class_names(names: Sequence[str], source: Path, least: int = 2) -> None:
     """Checks the names of a task's classes, which `source` gives.
 
-    A DataError where there are fewer than two, two are equal, or one is empty or no text; a warning where two differ
-    in case, blanks or leading zeros only.
+    A DataError where there are fewer than `least`, two are equal, or one is empty or no text; a warning where two
+    differ in case, blanks or leading zeros only.
     """
-    if len(names) < 2:
+    if len(names) < least:
         raise DataError(
             f"{source} has only one class, {names[0]!r}: a classifier tells two or more apart; add images of another, "
             "for instance of what it is not."

@@ -34,7 +34,7 @@ class Split:
     Attributes:
         source: Where it comes from, relative to the root, e.g. ``"caltech101/test.txt"``.
         paths: Name of each image.
-        labels: int64 (N,).
+        labels: int64 (N,); or uint8 or float32 (N, C), as :data:`vpt.data.targets.Targets` says.
         pixels: Returns the images, uint8 (3, image_size, image_size) each. Called with ``positions``, an int64 array,
             for some of them only, and with ``cropped=False`` for what is there before the preset's centre crop.
         contents: Returns the hash of each image, uint8 (N, 16); None for that of its pixels.
@@ -42,7 +42,7 @@ class Split:
 
     source: str
     paths: Sequence[str]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     pixels: Callable[..., Images]
     contents: Callable[[], Hashes] | None = None
 
@@ -68,7 +68,7 @@ class Split:
         """Returns the positions of each image that is an earlier one again with another label, and of that one."""
         seen: dict[bytes, int] = {}
         pairs = [(seen.setdefault(row.tobytes(), i), i) for i, row in enumerate(self.hashes) if row.any()]
-        return [(first, again) for first, again in pairs if self.labels[first] != self.labels[again]]
+        return [(first, again) for first, again in pairs if np.any(self.labels[first] != self.labels[again])]
 
     def _hashed(self) -> list[bytes]:
         names = (path.encode("utf-8", "surrogateescape") for path in self.paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -21,8 +22,9 @@ from rich.text import Text
 
 from vpt.backbones.checkpoints import PATIENCE
 from vpt.errors import ConfigError, RecordError, VPTError
-from vpt.experiments.trial import Failure, Record, Trial, finished, run_trial, val_accuracy
+from vpt.experiments.trial import Failure, Record, Trial, finished, run_trial, val_score
 from vpt.models.feature_cache import share
+from vpt.run_record import score
 from vpt.screen import Table, console
 
 SHOWN = 8
@@ -35,7 +37,7 @@ class _Board:
         self._console = console(stderr=True)
         self._total, self._before, self._done, self._failed = total, len(found), 0, 0
         self._last: list[tuple[str, Record | Failure]] = []
-        self._best = max(((val_accuracy(record), name) for name, record in found.items()), default=(-1.0, ""))
+        self._best = max(((val_score(record), name) for name, record in found.items()), default=(-math.inf, ""))
         self._start = time.monotonic()
         self._live = Live(self._render(), console=self._console, refresh_per_second=1, transient=False)
 
@@ -58,7 +60,7 @@ class _Board:
         self._done += 1
         self._failed += not isinstance(result, dict)
         self._last = [*self._last, (trial.name, result)][-SHOWN:]
-        self._best = max(self._best, (val_accuracy(result), trial.name))
+        self._best = max(self._best, (val_score(result), trial.name))
         if self._live.is_started:
             self._live.update(self._render())
         else:
@@ -77,7 +79,7 @@ class _Board:
         text = f"{finished} of {self._total} trials, {self._failed} failed"
         if left and pace:
             text += f", about {left * pace / 60:.0f} min to go"
-        return f"{text}; best val {100 * self._best[0]:.1f} ({self._best[1]})" if self._best[0] >= 0 else text
+        return f"{text}; best val {100 * self._best[0]:.1f} ({self._best[1]})" if self._best[1] else text
 
     def _line(self, name: str, result: Record | Failure) -> str:
         return f"{self._before + self._done}/{self._total} " + "  ".join(cell for cell in _cells(name, result) if cell)
@@ -86,8 +88,8 @@ class _Board:
 def _cells(name: str, result: Record | Failure) -> tuple[str, str, str, str]:
     if not isinstance(result, dict):
         return name, "failed", result.reason, ""
-    metrics = result.get("metrics", {})
-    val, test = (f"{100 * metrics[key]:.1f}" if key in metrics else "" for key in ("val/acc", "test/acc"))
+    found = (score(result, split) for split in ("val", "test"))
+    val, test = ("" if each is None else f"{100 * each:.1f}" for each in found)
     return name, val and f"val {val}", test and f"test {test}", f"{result.get('seconds', 0):.0f} s"
 
 

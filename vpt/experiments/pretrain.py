@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vpt.data import ImageDataModule
+from vpt.data.targets import check_multiclass
 from vpt.deltas.composition import Delta
 from vpt.errors import ConfigError, DivergedError
 from vpt.experiments.executors import Engine
@@ -135,6 +136,8 @@ def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
     L.seed_everything(first.get("seed_everything", 0), verbose=False)
     task, data = build(first)
     others = [build_data(config) for config in list(configs.values())[1:]]
+    for each in (data, *others):
+        check_multiclass(each.targets, "vpt pretrain is")
     parts = dict(zip(configs, [data, *others], strict=True))
     together = MultiTask(task, {name: part.num_classes for name, part in parts.items()})
     started = checkpoint if (checkpoint := folder / "last.ckpt").is_file() else None

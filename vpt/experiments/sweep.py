@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, cast
 
 from vpt.atomic_write import write_json
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.executors import Engine
-from vpt.experiments.trial import Config, Failure, Record, Trial, merged, val_accuracy
-from vpt.run_record import ENDED, identity
+from vpt.experiments.trial import Config, Failure, Record, Trial, merged, val_score
+from vpt.run_record import ENDED, identity, score, score_names
 
 SEEDS = (42, 44, 82, 100, 800)
 """Those of the reference's script."""
@@ -80,18 +80,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search found; accuracies lie in [0, 1].
+    """What a search found, by a score of `vpt.run_record.SCORES`; accuracies lie in [0, 1].
 
     Attributes:
         chosen: The values of the best point.
-        val: Its validation accuracy; None if there was nothing to choose.
-        tests: Test accuracy by seed.
+        val: Its validation score; None if there was nothing to choose.
+        tests: Test score by seed.
         runs: Folder below that of the experiment by seed.
         tried: A row for each point: its values and ``val``, or ``failed`` and why.
         failed: Seeds that gave no result, and why.
         epochs: Trained while choosing, and how many the whole grid would have taken.
         seconds: Of all trials together.
         images: Passed forward and backward in all trials.
+        score: What is measured, as in tables.
     """
 
     chosen: dict[str, Any]
@@ -103,10 +104,11 @@ class Outcome:
     epochs: tuple[int, int]
     seconds: float
     images: int
+    score: str
 
     @property
     def mean(self) -> float:
-        """Mean test accuracy over seeds."""
+        """Mean test score over seeds."""
         return mean(self.tests.values())
 
     @property
@@ -177,8 +179,8 @@ def _epochs(config: Config) -> int:
 
 
 def _survivors(group: list[Trial], found: Mapping[str, Record | Failure], halving: int) -> list[Trial]:
-    measured = [trial for trial in group if val_accuracy(found[trial.name]) >= 0]
-    ranked = sorted(measured, key=lambda trial: -val_accuracy(found[trial.name]))
+    measured = [trial for trial in group if val_score(found[trial.name]) > -math.inf]
+    ranked = sorted(measured, key=lambda trial: -val_score(found[trial.name]))
     return ranked[: max(1, math.ceil(len(group) / halving))]
 
 
@@ -194,15 +196,15 @@ def rungs(epochs: int, points: int, halving: int) -> list[int]:
 
 
 def _best(points: Sequence[Trial], found: Mapping[str, Record | Failure]) -> tuple[Trial, float]:
-    """The best validation accuracy of those that were trained to their end; ties go to the smallest learning rate."""
+    """The best validation score of those that were trained to their end; ties go to the smallest learning rate."""
     good = [(trial, record) for trial in points if isinstance(record := found.get(trial.name), dict)]
-    good = [(trial, record) for trial, record in good if val_accuracy(record) >= 0]
+    good = [(trial, record) for trial, record in good if val_score(record) > -math.inf]
     if not good:
         reasons = [result.reason for result in found.values() if isinstance(result, Failure)]
-        raise VPTError(f"No trial gave a validation accuracy: {reasons[0] if reasons else 'there are no val images'}")
+        raise VPTError(f"No trial gave a validation score: {reasons[0] if reasons else 'there are no val images'}")
     whole = [(trial, record) for trial, record in good if record.get("status") in ENDED] or good
-    trial, record = max(whole, key=lambda pair: val_accuracy(pair[1]))
-    return trial, val_accuracy(record)
+    trial, record = max(whole, key=lambda pair: val_score(pair[1]))
+    return trial, val_score(record)
 
 
 def _outcome(
@@ -222,20 +224,21 @@ def _outcome(
     return Outcome(
         chosen=best[0].values,
         val=best[1],
-        tests={seed: r["metrics"]["test/acc"] for seed, r in by_seed.items() if isinstance(r, dict)},
+        tests={seed: cast("float", score(r, "test")) for seed, r in by_seed.items() if isinstance(r, dict)},
         runs=dict(zip(plan.seeds, tested, strict=True)),
         tried=tried,
         failed=failed,
         epochs=(trained, trained if plan.halving is None else len(tried) * _epochs(best[0].config)),
         seconds=sum(record.get("seconds", 0.0) for record in records),
         images=sum(record["images"] for record in records),
+        score=score_names(records),
     )
 
 
 def _row(result: Record | Failure) -> dict[str, Any]:
     if isinstance(result, Failure):
         return {"failed": result.reason}
-    return {"val": val_accuracy(result), "epochs": result["epochs"]}
+    return {"val": score(result, "val"), "epochs": result["epochs"]}
 
 
 def _name(prefix: str, stage: str, shown: Mapping[str, Any], values: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from vpt.atomic_write import write_json
 from vpt.data import ImageDataModule
+from vpt.data.targets import check_multiclass
 from vpt.errors import ConfigError, RecordError
 from vpt.experiments.executors import Engine
 from vpt.experiments.trial import Config, Failure, Record, Trial, identity, merged
@@ -148,6 +149,7 @@ def _probe(kept: _Kept, sources: Sequence[Source]) -> dict[str, float]:
     cells = {}
     for target in sources:
         data, own = build_data(target.config), identity(target.config)["data"]
+        check_multiclass(data.targets, "vpt transfer is")
         for source in sources:
             if source is not target:
                 cell = f"{source.name}>{target.name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from vpt.run_record import (
     lacking,
     read_json,
     read_record,
+    score,
 )
 from vpt.tasks import DeltaWriter, RunRecord
 from vpt.tasks.build import build, build_data
@@ -74,9 +76,10 @@ class Failure:
     reason: str
 
 
-def val_accuracy(result: Record | Failure) -> float:
-    """Top-1 on validation images, in [0, 1]; -1, worse than any, where none was measured."""
-    return float(result["metrics"].get("val/acc", -1.0)) if isinstance(result, dict) else -1.0
+def val_score(result: Record | Failure) -> float:
+    """What trials are chosen by on validation images (`run_record.SCORES`); -∞ where it was not measured."""
+    found = score(result, "val") if isinstance(result, dict) else None
+    return -math.inf if found is None else found
 
 
 def merged(config: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
@@ -137,8 +140,8 @@ def finished(trial: Trial, root: Path) -> Record | None:
     status = record.get("status")
     paused = trial.stop is not None and record.get("epochs", 0) >= trial.stop and status != "running"
     trained = paused or (status in ENDED and (folder / DELTA_FILE).is_file())
-    needed = ["epochs", "images", "metrics", *(["metrics.test/acc"] if trial.test else [])]
-    return record if trained and not lacking(record, needed) else None
+    lacks_test = trial.test and score(record, "test") is None
+    return record if trained and not lacks_test and not lacking(record, ["epochs", "images", "metrics"]) else None
 
 
 def run_trial(trial: Trial, root: Path) -> Record:
@@ -176,7 +179,7 @@ def _run(trial: Trial, config: Config, folder: Path) -> None:
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
     if trainer.state.status == "interrupted":  # Lightning swallows Ctrl+C
         raise KeyboardInterrupt
-    if trainer.limit_val_batches and "val/acc" not in read_record(folder)["metrics"]:
+    if trainer.limit_val_batches and score(read_record(folder), "val") is None:
         trainer.validate(task, datamodule=data, verbose=False)  # its last epoch had none, or its record
     if trial.test:
         trainer.test(task, datamodule=data, verbose=False)
@@ -221,7 +224,7 @@ class AnswerWriter(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         """Keeps the logits of a batch, (B, classes), with its ``index`` and ``label``."""
-        if trainer.world_size == 1:
+        if trainer.world_size == 1 and batch["label"].ndim == 1:
             self._rows.append((batch["index"].cpu(), batch["label"].cpu(), outputs.float().cpu()))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -282,7 +285,7 @@ def rerun(folder: Path, config: Config, out: Path | None = None) -> Comparison:
     A ConfigError if it was not finished, or the two have no number in common; a VPTError if it cannot be repeated here.
     """
     stored = finished_record(folder)
-    trial = Trial("again", config, test="test/acc" in stored["metrics"])
+    trial = Trial("again", config, test=score(stored, "test") is not None)
     with tempfile.TemporaryDirectory() as temporary:
         record = run_trial(trial, out or Path(temporary))
     old, new = stored["metrics"], record["metrics"]

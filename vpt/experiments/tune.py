@@ -20,8 +20,9 @@ import torch
 from vpt.atomic_write import write_json
 from vpt.backbones import create_backbone
 from vpt.data import ImageDataModule
+from vpt.data.targets import check_multiclass
 from vpt.errors import ConfigError, VPTError
-from vpt.experiments.trial import Config, Record, Trial, finished, merged, run_trial, val_accuracy
+from vpt.experiments.trial import Config, Record, Trial, finished, merged, run_trial, val_score
 from vpt.metrics.accuracy import Difference, difference
 from vpt.models import load_classifier
 from vpt.models.feature_cache import share
@@ -188,6 +189,7 @@ class _Search:
     def __init__(self, config: Config, minutes: float, out: Path, calibrate: bool, say: Callable[[str], None]) -> None:
         self.config, self.out, self.say, self.calibrate = config, out, say, calibrate
         self.data = build_data(config)
+        check_multiclass(self.data.targets, "vpt tune is")
         self.train, self.val = (len(self.data.split(split)) for split in ("train", "val"))
         self.tests = self.data.describe()["counts"].get("test", 0)
         told = {"config": config, "minutes": minutes, "calibrate": calibrate}
@@ -220,7 +222,7 @@ class _Search:
         if "scheme" not in self.kept:
             self.keep(scheme=asdict(self.scheme()))
         scheme = Scheme(tuple(self.kept["scheme"]["recipes"]), self.kept["scheme"]["search"])
-        self.say(f"probe: val {100 * val_accuracy(probe):.1f} % after {self.spent:.0f} s")
+        self.say(f"probe: val {100 * val_score(probe):.1f} % after {self.spent:.0f} s")
         if not scheme.recipes:
             self.say("the time suffices for the probe alone")
         best, gain = self.search(scheme)
@@ -273,7 +275,7 @@ class _Search:
             return None
         finally:
             self.keep()
-        self.tried[name] = {"val": val_accuracy(record), "epochs": record["epochs"], "seconds": record["seconds"]}
+        self.tried[name] = {"val": val_score(record), "epochs": record["epochs"], "seconds": record["seconds"]}
         return record
 
     def search(self, scheme: Scheme) -> tuple[str, Difference | None]:

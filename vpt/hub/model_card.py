@@ -16,7 +16,19 @@ if TYPE_CHECKING:
     from vpt.data.catalog.cards import Card
 
 Record = Mapping[str, Any]
-_NAMES = {"acc": "accuracy", "mean_per_class": "mean accuracy over classes"}
+_NAMES = {
+    "acc": "accuracy",
+    "mean_per_class": "mean accuracy over classes",
+    "mean_ap": "mean average precision",
+    "f1": "mean F1 score at a probability of 0.5",
+    "mae": "mean absolute error",
+    "r2": "R²",
+}
+_PURPOSES = {
+    "multiclass": "telling the {classes} classes of {data} apart",
+    "multilabel": "finding which of the {classes} classes of {data} an image shows",
+    "regression": "estimating the numbers of {data} ({names})",
+}
 _NOT_SHOWN = ("loss", "n")
 _PARTS = ("trainable", "total")
 _COMPLETE = {True: "yes", False: "no, a part of it", None: "not known"}
@@ -30,7 +42,7 @@ _BODY = """# {title}
 ```python
 import vpt
 
-model = vpt.load({call})  # uint8 images (B, 3, {size}, {size}) to logits (B, {classes})
+model = vpt.load({call})  # uint8 images (B, 3, {size}, {size}) to {outputs} (B, {classes})
 ```
 {weights}
 Images are prepared by the preset `{preset}`; normalisation is inside the model. The delta file is safetensors and refuses other backbone weights than those it was trained on.
@@ -45,7 +57,7 @@ Images are prepared by the preset `{preset}`; normalisation is inside the model.
 
 ## Intended use and limits
 
-Meant for telling the {classes} classes of {data} apart on images like those it was trained on, and for research on prompt tuning and other small deltas. The numbers above hold for the test images and the preprocessing named, for one seed, and say nothing on images from elsewhere: measure those with `vpt robustness` before you rely on it. What the backbone learned in pretraining, its biases included, is still there. Do not decide about people with it.
+Meant for {purpose} on images like those it was trained on, and for research on prompt tuning and other small deltas. The numbers above hold for the test images and the preprocessing named, for one seed, and say nothing on images from elsewhere: measure those with `vpt robustness` before you rely on it. What the backbone learned in pretraining, its biases included, is still there. Do not decide about people with it.
 
 ## Licences
 
@@ -80,6 +92,10 @@ def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
         weights=weights if elsewhere else "",
         size=backbone["image_size"],
         classes=len(header["class_names"]),
+        outputs="numbers" if header.get("targets") == "regression" else "logits",
+        purpose=_PURPOSES[header.get("targets", "multiclass")].format(
+            classes=len(header["class_names"]), data=name, names=", ".join(map(markdown, header["class_names"]))
+        ),
         preset=data.get("preset") or header["preset"].get("name", "of the data"),
         data=name,
         facts="\n".join(f"- {what}: {value}" for what, value in _facts(header, record, stored) if value is not None),

@@ -5,6 +5,7 @@ Logits are (N, classes) and labels (N,), with N ≥ 1; shares lie in [0, 1].
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,8 @@ from vpt.argument_types import checked
 from vpt.errors import ConfigError
 from vpt.metrics.logits import check_table
 
-RESAMPLES = 10_000
-"""Of the paired bootstrap."""
+RESAMPLES, SCORED = 10_000, 1_000
+"""Of the paired bootstrap, and of that of any score."""
 
 
 @checked
@@ -90,3 +91,17 @@ def difference(first: NDArray[np.bool_], second: NDArray[np.bool_], seed: int = 
     low, high = np.quantile((draws[:, 0] - draws[:, 1]) / n, (0.025, 0.975))
     p_value = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
     return Difference(n, (wins - losses) / n, float(low), float(high), p_value)
+
+
+def bootstrap(score: Callable[[NDArray[np.float64]], float], count: int, seed: int = 0) -> tuple[float, float, float]:
+    """A score of N images and the ends of its 95 % bootstrap interval over them (percentiles, `SCORED` resamples).
+
+    `score` takes the weights of the images, float64 (N,): how often each was drawn. Resamples in which it is NaN do not
+    count. A ConfigError where there are no images.
+    """
+    if count < 1:
+        raise ConfigError("An interval needs at least one image.")
+    generator = np.random.default_rng(seed)
+    draws = [score(generator.multinomial(count, np.full(count, 1 / count)).astype(np.float64)) for _ in range(SCORED)]
+    low, high = np.nanquantile(draws, (0.025, 0.975))
+    return score(np.ones(count)), float(low), float(high)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vpt.data.targets import Targets
 from vpt.errors import ConfigError, DeltaFileError
 from vpt.metrics import conformal, ood_detection
 from vpt.metrics.calibration import risk_threshold
@@ -22,11 +23,77 @@ from vpt.metrics.calibration import risk_threshold
 UnknownScore = Literal["mahalanobis", "knn"]
 SCORES = ("confidence", "correct", "lac", "aps", "distance")
 """What is kept of each held-out image: its largest probability, whether it was right, and three scores."""
+COVERAGES = (0.8, 0.9, 0.95, 0.99)
+"""That an exported file tells thresholds for."""
 _FITTED: dict[Any, tuple[str, ...]] = {"mahalanobis": ("means", "whitening"), "knn": ("neighbours",)}
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
+class HeldOut:
+    """What is kept of held-out images: plain values and tensors.
+
+    Attributes:
+        about: ``data`` (which images), ``model`` (`model_digest` of what was measured), and what a subclass names.
+        tensors: By name, float32.
+    """
+
+    about: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    def values(self, name: str) -> NDArray[np.float64]:
+        """One of the kept tensors as an array."""
+        return self.tensors[name].double().numpy()
+
+    def told(self) -> dict[str, Any]:
+        """What a program that has nothing but a model's outputs can do with it, in plain values."""
+        raise NotImplementedError
+
+    def faults(self, num_classes: int) -> str:
+        """Says what is wrong with it; nothing where it is whole."""
+        raise NotImplementedError
+
+
+class LabelThresholds(HeldOut):
+    """Of a model of several labels an image: ``thresholds`` (C,), from which probability on a class counts as seen."""
+
+    def told(self) -> dict[str, Any]:
+        """``label_thresholds``, by class."""
+        return {"label_thresholds": self.values("thresholds").tolist()}
+
+    def faults(self, num_classes: int) -> str:
+        """See `HeldOut.faults`."""
+        shares = self.tensors.get("thresholds", torch.full((1,), torch.nan))
+        fine = set(self.tensors) == {"thresholds"} and shares.shape == (num_classes,)
+        return "" if fine and bool(((shares >= 0) & (shares <= 1)).all()) else "cannot be read"
+
+
+class Residuals(HeldOut):
+    """Of a model of numbers: ``residuals`` (N, K), by how much those of N held-out images were missed, without sign."""
+
+    def margins(self, coverage: float) -> NDArray[np.float64]:
+        """How far each number may lie from its truth, (K,), in a share `coverage` of images (split conformal)."""
+        columns = self.values("residuals").T
+        return np.array([conformal.quantile(column, coverage, f"a coverage of {coverage:g}") for column in columns])
+
+    def told(self) -> dict[str, Any]:
+        """``margins``, by coverage as far as the held-out images suffice."""
+        found = {}
+        for coverage in COVERAGES:
+            try:
+                found[str(coverage)] = self.margins(coverage).tolist()
+            except ConfigError:
+                continue
+        return {"margins": found}
+
+    def faults(self, num_classes: int) -> str:
+        """See `HeldOut.faults`."""
+        missed = self.tensors.get("residuals", torch.full((0, 0), torch.nan))
+        fine = set(self.tensors) == {"residuals"} and missed.ndim == 2 and missed.shape[1] == num_classes
+        return "" if fine and len(missed) and bool((missed >= 0).all()) else "cannot be read"
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration(HeldOut):
     """Scores of N held-out images under the model that a file holds, and what tells known from unknown images.
 
     Attributes:
@@ -37,17 +104,10 @@ class Calibration:
             ``neighbours`` (M, d).
     """
 
-    about: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-
     @property
     def temperature(self) -> float:
         """What logits are divided by; 1 where none was found."""
         return float(self.about["temperature"] or 1.0)
-
-    def values(self, name: str) -> NDArray[np.float64]:
-        """One of the kept tensors as an array."""
-        return self.tensors[name].double().numpy()
 
     def distances(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """How far features (M, d) lie from those of the training images, (M,): high for unknown images."""
@@ -71,8 +131,8 @@ class Calibration:
         """Those for common rates, as far as the held-out images suffice: what an exported file tells."""
         asked = {
             "max_risk": ((0.01, 0.02, 0.05, 0.1), self.confidence_for),
-            "coverage_lac": ((0.8, 0.9, 0.95, 0.99), lambda share: self.set_threshold(share, "lac")),
-            "coverage_aps": ((0.8, 0.9, 0.95, 0.99), lambda share: self.set_threshold(share, "aps")),
+            "coverage_lac": (COVERAGES, lambda share: self.set_threshold(share, "lac")),
+            "coverage_aps": (COVERAGES, lambda share: self.set_threshold(share, "aps")),
         }
         found: dict[str, dict[str, float]] = {name: {} for name in asked}
         for name, (rates, threshold) in asked.items():
@@ -83,30 +143,46 @@ class Calibration:
                     continue
         return found
 
+    def told(self) -> dict[str, Any]:
+        """``temperature`` and ``thresholds``."""
+        return {"temperature": self.temperature, "thresholds": self.thresholds()}
 
-def check_calibration(what: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor], digest: str) -> None:
+    def faults(self, num_classes: int) -> str:
+        """See `HeldOut.faults`."""
+        about, tensors = self.about, self.tensors
+        unknown, temperature, k = about.get("unknown"), about.get("temperature"), about.get("k")
+        if unknown not in get_args(UnknownScore) or set(tensors) != {*SCORES, *_FITTED[unknown]}:
+            return "cannot be read"
+        if not (temperature is None or (type(temperature) in (int, float) and temperature > 0)):
+            return "has no valid temperature"
+        count, fitted = tensors["confidence"].shape, [tensors[name].shape for name in _FITTED[unknown]]
+        shaped = len(count) == 1 and count[0] > 0 and all(tensors[name].shape == count for name in SCORES)
+        if not shaped or any(len(shape) != 2 or shape[1] != fitted[0][1] for shape in fitted):
+            return "contradicts itself"
+        if unknown == "mahalanobis" and fitted[1][0] != fitted[1][1]:
+            return "contradicts itself"
+        if unknown == "knn" and not (type(k) is int and 1 <= k <= fitted[0][0]):
+            return "contradicts itself"
+        shares = [tensors[name] for name in ("confidence", "correct", "lac", "aps")]
+        if any(bool(((each < 0) | (each > 1)).any()) for each in shares) or bool((tensors["confidence"] <= 0).any()):
+            return "holds a share outside 0 to 1"
+        return ""
+
+
+KINDS: Mapping[Targets, type[HeldOut]] = {
+    "multiclass": Calibration,
+    "multilabel": LabelThresholds,
+    "regression": Residuals,
+}
+"""What is kept for a model of each kind of targets."""
+
+
+def check_calibration(what: str, kept: HeldOut, num_classes: int, digest: str) -> None:
     """Refuses, by a DeltaFileError, what is no calibration of a model of such a digest; `what` names the file."""
-
-    def refuse(fault: str) -> None:
+    finite = all(each.dtype == torch.float32 and bool(each.isfinite().all()) for each in kept.tensors.values())
+    fault = "" if finite else "holds what is no finite number"
+    fault = fault or kept.faults(num_classes)
+    if not fault and kept.about.get("model") != digest:
+        fault = "is of other weights, classes or preprocessing"
+    if fault:
         raise DeltaFileError(f"{what} has a calibration that {fault}: calibrate the model anew.")
-
-    unknown, temperature, k = about.get("unknown"), about.get("temperature"), about.get("k")
-    if unknown not in get_args(UnknownScore) or set(tensors) != {*SCORES, *_FITTED[unknown]}:
-        refuse("cannot be read")
-    if not (temperature is None or (type(temperature) in (int, float) and temperature > 0)):
-        refuse("has no valid temperature")
-    if any(tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        refuse("holds what is no finite number")
-    count, fitted = tensors["confidence"].shape, [tensors[name].shape for name in _FITTED[unknown]]
-    shaped = len(count) == 1 and count[0] > 0 and all(tensors[name].shape == count for name in SCORES)
-    if not shaped or any(len(shape) != 2 or shape[1] != fitted[0][1] for shape in fitted):
-        refuse("contradicts itself")
-    if unknown == "mahalanobis" and fitted[1][0] != fitted[1][1]:
-        refuse("contradicts itself")
-    if unknown == "knn" and not (type(k) is int and 1 <= k <= fitted[0][0]):
-        refuse("contradicts itself")
-    shares = [tensors[name] for name in ("confidence", "correct", "lac", "aps")]
-    if any(bool(((each < 0) | (each > 1)).any()) for each in shares) or bool((tensors["confidence"] <= 0).any()):
-        refuse("holds a share outside 0 to 1")
-    if about.get("model") != digest:
-        refuse("is of other weights, classes or preprocessing")

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from vpt.argument_types import checked
 from vpt.backbones.factory import Backbone
 from vpt.data.inference import is_single
+from vpt.data.targets import Targets, check_multiclass
 from vpt.deltas.base import READOUT, DeltaPart, checked_strength
 from vpt.deltas.composition import Delta
 from vpt.deltas.registry import Specs
 from vpt.errors import ConfigError, DataError
 from vpt.metrics import conformal
-from vpt.models.calibration import Calibration
-from vpt.models.prediction import Prediction, Rule, answers, predictions
+from vpt.models.calibration import HeldOut
+from vpt.models.prediction import Prediction, answers, predictions, rule_of
 
 
 class AdaptedModel(nn.Module):
@@ -61,7 +62,7 @@ class AdaptedModel(nn.Module):
             self.delta.attach()  # last: what is refused leaves the backbone as it was
         self.preset = dict(preset or {})
         self.info: dict[str, Any] = {}
-        self.calibration: Calibration | None = None
+        self.calibration: HeldOut | None = None
         self._strength = 1.0
         self.train()
 
@@ -149,23 +150,64 @@ class AdaptedModel(nn.Module):
         return trainable, sum(p.numel() for p in self.parameters()) - replaced
 
 
+class ValueHead(nn.Linear):
+    """A linear head that gives numbers in their own units: offset + scale · (W x + b), of the training labels."""
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, in_features: int, out_features: int, **kind: Any) -> None:
+        super().__init__(in_features, out_features, **kind)
+        self.register_buffer("offset", torch.zeros(out_features, **kind))
+        self.register_buffer("scale", torch.ones(out_features, **kind))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Numbers, (B, out_features), of features (B, in_features)."""
+        return torch.addcmul(self.offset, self.scale, super().forward(features))
+
+
 class TunedModel(AdaptedModel):
-    """A classifier made of a frozen backbone, an optional delta and a linear head on its pooled features."""
+    """A classifier made of a frozen backbone, an optional delta and a linear head on its pooled features.
+
+    Attributes:
+        targets: What its outputs are: ``multiclass``, logits of classes of which an image has one; ``multilabel``,
+            logits of classes of which it has any; ``regression``, numbers in their own units, named by `class_names`.
+    """
 
     format = "vpt-delta/1"
     head: nn.Linear
+    targets: Targets
     anchor_weight: Tensor | None
     anchor_bias: Tensor | None
+
+    @checked
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        specs: Specs = (),
+        class_names: Sequence[str] | None = None,
+        preset: dict[str, Any] | None = None,
+        targets: Targets = "multiclass",
+    ) -> None:
+        """Makes the model as `AdaptedModel` does, for its `targets`."""
+        self.targets = targets  # before the head is drawn
+        super().__init__(backbone, num_classes, specs, class_names, preset)
 
     def _draw_head(self, num_classes: int) -> nn.Linear:
         """Small random weights, zero bias."""
         for name in ("anchor_weight", "anchor_bias"):  # they move with the model, and belong in no file
             self.register_buffer(name, None, persistent=False)
         like = self.backbone.mean
-        head = nn.Linear(self.backbone.num_features, num_classes, dtype=like.dtype, device=like.device)
+        kind = ValueHead if self.targets == "regression" else nn.Linear
+        head = kind(self.backbone.num_features, num_classes, dtype=like.dtype, device=like.device)
         nn.init.trunc_normal_(head.weight, std=0.01)
         nn.init.zeros_(head.bias)
         return head
+
+    def file_header(self) -> dict[str, Any]:
+        """``targets``, where an image has other than one class."""
+        return {} if self.targets == "multiclass" else {"targets": self.targets}
 
     def encode(self, images: Tensor) -> Tensor:
         """Pooled features, (B, num_features)."""
@@ -243,7 +285,7 @@ class TunedModel(AdaptedModel):
     ) -> Iterator[Prediction]:
         """Does what `predict` does, one prediction after the other, for any number of images in constant memory."""
         calibration = self.calibration if self.strength == 1.0 else None  # it is of the tuned model
-        rule = Rule.of(calibration, max_risk, coverage, set_rule, false_alarms)
+        rule = rule_of(self, calibration, max_risk, coverage, set_rule, false_alarms)
         return predictions(self, images, rule, top, batch_size)
 
     @checked
@@ -262,6 +304,7 @@ class TunedModel(AdaptedModel):
     @checked
     def set_anchor(self, head: nn.Linear) -> None:
         """Sets the frozen backbone's head, e.g. a probe, so strength moves both; a ConfigError for another shape."""
+        check_multiclass(self.targets, "Heads are interpolated for models")
         if head.weight.shape != self.head.weight.shape:
             raise ConfigError(
                 f"The anchor head is {tuple(head.weight.shape)}, the tuned head {tuple(self.head.weight.shape)}: "

@@ -30,6 +30,7 @@ from vpt.models.delta_format import (
     identity,
     read_calibration,
     read_delta,
+    targets_of,
     write_delta,
 )
 from vpt.models.segmenter import DenseModel
@@ -148,7 +149,8 @@ def rebuild(what: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor],
     """
 
     def build(backbone: Backbone) -> AdaptedModel:
-        names, options = header["class_names"], header["head"] if header["format"] == DENSE else {}
+        names = header["class_names"]
+        options = header["head"] if header["format"] == DENSE else {"targets": targets_of(header)}
         return _KINDS[header["format"]](backbone, len(names), header["specs"], names, header["preset"], **options)
 
     try:
@@ -301,11 +303,12 @@ def start_from(path: str | Path, model: AdaptedModel) -> None:
 def read_head(path: str | Path, model: TunedModel, role: str) -> nn.Linear:
     """Reads a head that belongs to the frozen backbone of a model from a file that holds nothing else.
 
-    (classes, features), on the CPU; messages name its role, e.g. ``"anchor"``. A DeltaFileError where it is not a delta
-    file, a ConfigError where it holds more, or is of another backbone, preprocessing or other classes.
+    It is one as the model's own, (classes, features); messages name its role, e.g. ``"anchor"``. A DeltaFileError where
+    it is not a delta file, a ConfigError where it holds more, or is of another backbone, preprocessing or other
+    classes.
     """
     header, tensors = read_delta(path)
-    if set(tensors) != {"head.weight", "head.bias"}:
+    if any(not key.startswith("head.") for key in tensors):
         raise ConfigError(f"The {role} {path} is not a linear probe: it holds more than a head.")
     backbone = model.backbone
     for what, theirs, ours in (
@@ -314,6 +317,7 @@ def read_head(path: str | Path, model: TunedModel, role: str) -> nn.Linear:
         ("normalization", header["backbone"]["normalization"], backbone.normalization),
         ("preset", header["preset"], model.preset),
         ("classes", header["class_names"], model.class_names),
+        ("targets", targets_of(header), model.targets),
     ):
         if theirs != ours:
             raise ConfigError(
@@ -321,7 +325,6 @@ def read_head(path: str | Path, model: TunedModel, role: str) -> nn.Linear:
                 "task and backbone."
             )
     check_tensors(str(path), {f"head.{key}": tensor for key, tensor in model.head.state_dict().items()}, tensors)
-    weight = tensors["head.weight"]
-    head = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
-    head.load_state_dict({"weight": weight, "bias": tensors["head.bias"]})
+    head = copy.deepcopy(model.head)
+    head.load_state_dict({key.removeprefix("head."): tensor for key, tensor in tensors.items()})
     return head.requires_grad_(False)

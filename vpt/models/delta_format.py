@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from vpt.atomic_write import atomic_write
 from vpt.backbones.factory import STATISTICS, input_size
+from vpt.data.targets import Targets
 from vpt.deltas.registry import DeltaSpec, read_specs
 from vpt.errors import DeltaFileError, VPTError
-from vpt.models.calibration import Calibration, check_calibration
+from vpt.models.calibration import KINDS, HeldOut, check_calibration
 from vpt.models.classifier import AdaptedModel, TunedModel
 from vpt.models.segmenter import HEADS, DenseModel
 from vpt.run_record import misfit
@@ -82,7 +83,7 @@ def read_delta(path: str | Path, formats: Collection[str] = (FORMAT,)) -> tuple[
         return header, {key: file.get_tensor(key) for key in header["tensors"]}
 
 
-def read_calibration(path: str | Path) -> Calibration | None:
+def read_calibration(path: str | Path) -> HeldOut | None:
     """Reads what a delta file knows of held-out images; None where it knows nothing.
 
     A DeltaFileError where it is damaged, or of another model than the file's.
@@ -94,14 +95,22 @@ def read_calibration(path: str | Path) -> Calibration | None:
         tensors = {key: file.get_tensor(key) for key in header["tensors"]}
         kept = {key: file.get_tensor(f"{CALIBRATION}.{key}") for key in about["tensors"]}
     told = {key: value for key, value in about.items() if key != "tensors"}
-    check_calibration(str(path), told, kept, model_digest(header, tensors))
-    return Calibration(told, kept)
+    found = KINDS[targets_of(header)](told, kept)
+    check_calibration(str(path), found, len(header["class_names"]), model_digest(header, tensors))
+    return found
+
+
+def targets_of(header: Mapping[str, Any]) -> Targets:
+    """What the outputs of the model of a file are."""
+    found: Targets = header.get("targets", "multiclass")
+    return found
 
 
 def model_digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """sha256 of what a model's answers depend on: backbone, classes, preprocessing, deltas and all of its tensors."""
     backbone = {key: value for key, value in header["backbone"].items() if key != "weights"}  # a place
-    told = {key: header[key] for key in ("specs", "class_names", "preset", "dtype")} | {"backbone": backbone}
+    told = {key: header[key] for key in ("specs", "class_names", "preset", "dtype", "targets") if key in header}
+    told |= {"backbone": backbone}
     digest = hashlib.sha256(json.dumps(without_places(told), sort_keys=True).encode())
     for key, tensor in sorted(tensors.items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -110,7 +119,7 @@ def model_digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> st
 
 
 def write_delta(
-    path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor], calibration: Calibration | None = None
+    path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor], calibration: HeldOut | None = None
 ) -> Path:
     """Writes a delta file from its halves, whole or not at all; the inverse of `read_delta` and `read_calibration`.
 
@@ -122,7 +131,7 @@ def write_delta(
     if calibration is None:
         header.pop(CALIBRATION, None)
     else:
-        check_calibration(str(path), calibration.about, calibration.tensors, model_digest(header, tensors))
+        check_calibration(str(path), calibration, len(header["class_names"]), model_digest(header, tensors))
         header[CALIBRATION] = {**calibration.about, "tensors": sorted(calibration.tensors)}
         tensors = {**tensors, **{f"{CALIBRATION}.{key}": tensor for key, tensor in calibration.tensors.items()}}
     kept, places = dict[str, Tensor](), set[int]()
@@ -257,6 +266,7 @@ def _lacking(header: Mapping[str, Any]) -> list[str]:
         "class_names": bool(header["class_names"]) and all(isinstance(name, str) for name in header["class_names"]),
         "tensors": all(isinstance(name, str) for name in header["tensors"]),
         "head": dense or header["format"] != DENSE,
+        "targets": targets_of(header) in (get_args(Targets) if header["format"] == FORMAT else ("multiclass",)),
         CALIBRATION: _names_tensors(header.get(CALIBRATION, {"tensors": []})),
     }
     odd = misfit(known(header["info"]))
@@ -316,6 +326,7 @@ def about(model: TunedModel) -> dict[str, Any]:
     calibration = model.calibration if model.strength == 1.0 else None  # it is of the tuned model
     return {
         "class_names": model.class_names,
+        **model.file_header(),
         "image_size": size,
         "preset": without_places(model.preset),
         "backbone": told,
@@ -325,7 +336,6 @@ def about(model: TunedModel) -> dict[str, Any]:
     }
 
 
-def _told(calibration: Calibration) -> dict[str, Any]:
-    """What a program that has nothing but logits can do with a calibration."""
-    data = without_places(calibration.about.get("data"))
-    return {"temperature": calibration.temperature, "thresholds": calibration.thresholds(), "data": data}
+def _told(calibration: HeldOut) -> dict[str, Any]:
+    """What a program that has nothing but a model's outputs can do with a calibration."""
+    return calibration.told() | {"data": without_places(calibration.about.get("data"))}

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from torch import Tensor
 
 from vpt.data.inference import Photo, in_batches, read_photos
+from vpt.data.targets import Targets
 from vpt.data.transforms import Preset
 from vpt.errors import ConfigError, WeightsError, check_number
 from vpt.metrics import conformal
-from vpt.models.calibration import Calibration
+from vpt.models.calibration import Calibration, HeldOut, LabelThresholds, Residuals
 
 Declined = Literal["", "unsure", "unknown"]
 Bar = Callable[[Iterable[int]], Iterable[int]]
@@ -26,8 +27,9 @@ class Classifier(Protocol):
     """What is needed of a model: see `vpt.models.classifier.TunedModel`."""
 
     class_names: list[str]
+    targets: Targets
     preset: dict[str, Any]
-    calibration: Calibration | None
+    calibration: HeldOut | None
     backbone: Any
     training: bool
 
@@ -51,6 +53,10 @@ class Prediction:
             first; None where it was not.
         distance: From the training images' features, high where the image is of none of the classes; None without a
             calibration.
+        labels: The classes that the image is of, by a model of several labels an image: those whose probability reaches
+            the threshold of the calibration, or 0.5; None of other models, whose probabilities sum to 1.
+        values: By name the numbers that a model of numbers gives; None of other models.
+        margins: How far each may lie from the truth as often as was asked for by `coverage`; None where it was not.
         declined: ``unknown`` above the distance that was asked for by `false_alarms`, ``unsure`` below the probability
             that was asked for by `max_risk`, else empty.
         fault: Why the image could not be read; empty if it could.
@@ -62,13 +68,93 @@ class Prediction:
     top: Sequence[tuple[str, float]] = ()
     classes: Sequence[str] | None = None
     distance: float | None = None
+    labels: Sequence[str] | None = None
+    values: Mapping[str, float] | None = None
+    margins: Mapping[str, float] | None = None
     declined: Declined = ""
     fault: str = ""
 
 
+class Rule(Protocol):
+    """How outputs become predictions."""
+
+    def apply(
+        self, names: Sequence[str], paths: Sequence[str], outputs: NDArray[Any], features: NDArray[Any], top: int
+    ) -> Iterator[Prediction]:
+        """Turns outputs (B, C) and features (B, d) into predictions."""
+
+
+def rule_of(
+    model: Classifier,
+    calibration: HeldOut | None,
+    max_risk: float | None,
+    coverage: float | None,
+    set_rule: conformal.Rule,
+    false_alarms: float | None,
+) -> Rule:
+    """Finds the thresholds; a ConfigError where there is no calibration, or none for a rate."""
+    for name, rate in (("max_risk", max_risk), ("coverage", coverage), ("false_alarms", false_alarms)):
+        if rate is None:
+            continue
+        check_number(name, rate, 0, 1)
+        if rate in (0, 1):
+            raise ConfigError(f"{name} lies between 0 and 1, got {rate:g}.")
+        if model.targets != "multiclass" and not (model.targets == "regression" and name == "coverage"):
+            raise ConfigError(f"{name} is not known of a model of {model.targets} targets: leave it out.")
+        if calibration is None:
+            raise ConfigError(f"{name} needs a calibrated model: `vpt calibrate --delta FILE` writes one.")
+    if model.targets == "multilabel":
+        known = calibration.values("thresholds") if isinstance(calibration, LabelThresholds) else None
+        return LabelRule(np.full(len(model.class_names), 0.5) if known is None else known)
+    if model.targets == "regression":
+        fitted = isinstance(calibration, Residuals) and coverage is not None
+        return ValueRule(cast("Residuals", calibration).margins(cast("float", coverage)) if fitted else None)
+    own = calibration if isinstance(calibration, Calibration) else None
+    return ClassRule(
+        own,
+        None if own is None or max_risk is None else own.confidence_for(max_risk),
+        None if own is None or false_alarms is None else own.distance_for(false_alarms),
+        set_rule,
+        None if own is None or coverage is None else own.set_threshold(coverage, set_rule),
+    )
+
+
 @dataclass(frozen=True)
-class Rule:
-    """When a model declines, and which sets it gives; `asked` says whether it can decline at all."""
+class LabelRule:
+    """Of several labels an image: a class counts as seen from its threshold on, (C,)."""
+
+    thresholds: NDArray[np.float64]
+
+    def apply(
+        self, names: Sequence[str], paths: Sequence[str], outputs: NDArray[Any], features: NDArray[Any], top: int
+    ) -> Iterator[Prediction]:
+        """See `Rule`."""
+        probabilities = expit(outputs)
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        for path, shares, ranked in zip(paths, probabilities, order, strict=True):
+            told = [(names[place], float(shares[place])) for place in ranked]
+            seen = [names[place] for place in ranked if shares[place] >= self.thresholds[place]]
+            yield Prediction(path, *told[0], told[:top], labels=seen)
+
+
+@dataclass(frozen=True)
+class ValueRule:
+    """Of numbers, each with a margin, (K,), if one was asked for."""
+
+    margins: NDArray[np.float64] | None
+
+    def apply(
+        self, names: Sequence[str], paths: Sequence[str], outputs: NDArray[Any], features: NDArray[Any], top: int
+    ) -> Iterator[Prediction]:
+        """See `Rule`."""
+        margins = None if self.margins is None else dict(zip(names, self.margins.tolist(), strict=True))
+        for path, values in zip(paths, outputs.tolist(), strict=True):
+            yield Prediction(path, values=dict(zip(names, values, strict=True)), margins=margins)
+
+
+@dataclass(frozen=True)
+class ClassRule:
+    """Of one class an image: when the model declines, and which sets of classes it gives."""
 
     calibration: Calibration | None
     least_probability: float | None
@@ -76,41 +162,14 @@ class Rule:
     set_rule: conformal.Rule
     set_threshold: float | None
 
-    @classmethod
-    def of(
-        cls,
-        calibration: Calibration | None,
-        max_risk: float | None,
-        coverage: float | None,
-        set_rule: conformal.Rule,
-        false_alarms: float | None,
-    ) -> Rule:
-        """Finds the thresholds; a ConfigError where there is no calibration, or it does not suffice for a rate."""
-        for name, rate in (("max_risk", max_risk), ("coverage", coverage), ("false_alarms", false_alarms)):
-            if rate is None:
-                continue
-            check_number(name, rate, 0, 1)
-            if rate in (0, 1):
-                raise ConfigError(f"{name} lies between 0 and 1, got {rate:g}.")
-            if calibration is None:
-                raise ConfigError(f"{name} needs a calibrated model: `vpt calibrate --delta FILE` writes one.")
-        known = calibration
-        return cls(
-            calibration,
-            None if known is None or max_risk is None else known.confidence_for(max_risk),
-            None if known is None or false_alarms is None else known.distance_for(false_alarms),
-            set_rule,
-            None if known is None or coverage is None else known.set_threshold(coverage, set_rule),
-        )
-
     def apply(
-        self, names: Sequence[str], paths: Sequence[str], logits: NDArray[Any], features: NDArray[Any], top: int
+        self, names: Sequence[str], paths: Sequence[str], outputs: NDArray[Any], features: NDArray[Any], top: int
     ) -> Iterator[Prediction]:
-        """Turns logits (B, C) and features (B, d) into predictions."""
+        """See `Rule`."""
         known = self.calibration
-        probabilities = softmax(logits / (1.0 if known is None else known.temperature), axis=1)
+        probabilities = softmax(outputs / (1.0 if known is None else known.temperature), axis=1)
         order = np.argsort(-probabilities, axis=1, kind="stable")
-        distances = [None] * len(logits) if known is None else known.distances(features).tolist()
+        distances = [None] * len(outputs) if known is None else known.distances(features).tolist()
         held = None
         if self.set_threshold is not None:
             held = conformal.sets(probabilities, self.set_rule, self.set_threshold)
@@ -124,7 +183,7 @@ class Rule:
                 [(names[place], float(probabilities[row, place])) for place in ranked[:top]],
                 None if held is None else [names[place] for place in ranked if held[row, place]],
                 distance,
-                self._declined(best, distance),
+                declined=self._declined(best, distance),
             )
 
     def _declined(self, probability: float, distance: float | None) -> Declined:

@@ -164,7 +164,9 @@ def read_runs(folders: Sequence[Path]) -> Runs:
     rows, untested = [], []
     for folder, record in records.items():
         path = folder / RUN_FILE
-        if lacking(record, ["metrics.test/acc"]):
+        if kind := (record.get("data") or {}).get("targets"):
+            damaged.append(f"{path} is of {kind} targets; reports are of images with one class each.")
+        elif lacking(record, ["metrics.test/acc"]):
             untested.append(folder)
         elif lacks := lacking(record, _NEEDED):
             damaged.append(f"{path} is not the record of a tested run: it has no {', '.join(lacks)}.")

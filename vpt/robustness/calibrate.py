@@ -12,18 +12,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from vpt.argument_types import checked
 from vpt.atomic_write import check_writable, write_json
 from vpt.data import ImageDataModule, ImageDataset
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, WeightsError
 from vpt.metrics import conformal, ood_detection
 from vpt.metrics.accuracy import wilson
 from vpt.metrics.calibration import equal_width, temperature
 from vpt.metrics.logits import check_table, predictions
+from vpt.metrics.multilabel import f1, f1_thresholds
 from vpt.models import TunedModel
-from vpt.models.calibration import Calibration, UnknownScore
+from vpt.models.calibration import Calibration, HeldOut, LabelThresholds, Residuals, UnknownScore
 from vpt.models.delta_file import load_classifier
 from vpt.models.delta_format import model_digest, read_delta, write_delta
 from vpt.models.prediction import batch_answers
@@ -47,11 +48,11 @@ RATES: Mapping[str, Sequence[float]] = {
 
 @dataclass(frozen=True)
 class Answers:
-    """Logits (N, C), features (N, d) and labels (N,) of the images of a split."""
+    """Outputs (N, C), features (N, d) and labels of the images of a split."""
 
     logits: NDArray[np.float32]
     features: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
 
 
 @checked
@@ -59,7 +60,7 @@ def calibrate(
     delta: Path,
     data: ImageDataModule,
     out: Path,
-    unknown: UnknownScore = "mahalanobis",
+    unknown: UnknownScore | None = None,
     batch_size: int = 64,
     weights: str | None = None,
     test: bool = False,
@@ -70,40 +71,51 @@ def calibrate(
         delta: A delta file.
         data: The task that it was trained on: its training images say what is known.
         out: The delta file to write, the same model with a calibration; beside it, ``.json``, what is returned.
-        unknown: The score of unknown images: ``mahalanobis``, of features of length 1 and one covariance, or ``knn``.
+        unknown: The score of unknown images: ``mahalanobis``, of features of length 1 and one covariance, which None
+            stands for, or ``knn``.
         batch_size: Images in a forward pass.
         weights: Where the backbone's weights are; None for where they were at training time.
         test: Measure on the test images what the calibration promises.
 
     Returns:
-        ``temperature``, ``images``, ``unknown``, ``calibration_error`` on the validation images before and after; and
-        ``test``, for each kind of promise and each of its `RATES` what was measured.
+        ``temperature``, ``data``, ``unknown``, ``calibration_error`` on the validation images before and after; and
+        ``test``, for each kind of promise and each of its `RATES` what was measured. Of a model of several labels an
+        image ``label_thresholds``, and ``f1``, the mean over classes with 0.5 and with these; of one of numbers
+        ``margins`` by coverage. Neither has an unknown score, and both measure no promise on test images.
 
     Raises:
-        ConfigError: There are no such validation images, or delta and data do not belong together.
+        ConfigError: There are no such validation images, delta and data do not belong together, or an option is of
+            other targets.
         DeltaFileError: The file is not a delta file of a classifier.
         DataError: An image cannot be read.
     """
     check_writable(out)
     header, tensors = read_delta(delta)
     model = load_classifier(delta, weights)
+    if unknown is not None and model.targets != "multiclass":
+        raise ConfigError(f"A model of {model.targets} targets has no score of unknown images: leave --unknown out.")
+    unknown = unknown or "mahalanobis"
     check_data(delta, model, data)
     if (reason := why_val_cannot_choose([header["info"]], data)) is not None:
         raise ConfigError(f"{delta} cannot be calibrated on these validation images: {reason}")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     held_out = np.flatnonzero(~data.shared("val"))
     val = _answers(model, data.split("val"), held_out, batch_size, "validation")
+    described = data.describe()
+    of = {"name": data.name, "images": len(held_out), "fingerprint": described["fingerprints"]["val"]}
+    if model.targets != "multiclass":
+        told = _other_targets(model, val, {"data": of, "model": model_digest(header, tensors)}, test)
+        write_delta(out, header, tensors, told[0])
+        write_json(out.with_suffix(".json"), told[1])
+        return told[1]
     labels = data.split("train").labels
     train = _answers(model, data.split("train"), subset(labels, FITTED, 0), batch_size, "training")
-    described = data.describe()
     about = {
         "temperature": temperature(val.logits, val.labels),
         "unknown": unknown,
         **({"k": min(K, len(train.labels))} if unknown == "knn" else {}),
         "data": {
-            "name": data.name,
-            "images": len(held_out),
-            "fingerprint": described["fingerprints"]["val"],
+            **of,
             "training_images": len(train.labels),
             "training_fingerprint": described["fingerprints"]["train"],
         },
@@ -111,22 +123,42 @@ def calibrate(
     }
     fitted = _fitted(train, unknown)
     kept = Calibration(about, fitted | _scores(val, Calibration(about, fitted)))
-    told = {key: about[key] for key in ("temperature", "unknown", "data")} | {
+    found = {key: about[key] for key in ("temperature", "unknown", "data")} | {
         "calibration_error": {"before": _error(val, 1.0), "after": _error(val, kept.temperature)}
     }
     if test:
         every = np.arange(len(data.split("test").labels))
-        told["test"] = measured(kept, _answers(model, data.split("test"), every, batch_size, "test"))
+        found["test"] = measured(kept, _answers(model, data.split("test"), every, batch_size, "test"))
     write_delta(out, header, tensors, kept)
-    write_json(out.with_suffix(".json"), told)
-    return told
+    write_json(out.with_suffix(".json"), found)
+    return found
+
+
+def _other_targets(
+    model: TunedModel, val: Answers, about: dict[str, Any], test: bool
+) -> tuple[HeldOut, dict[str, Any]]:
+    """What is kept for a model of several labels an image or of numbers, and what is told of it."""
+    if test:
+        raise ConfigError(f"What is promised is not tested of a model of {model.targets} targets: leave --test out.")
+    kept: HeldOut
+    if model.targets == "regression":
+        kept = Residuals(about, {"residuals": _kept(np.abs(val.logits - val.labels))})
+        return kept, {"data": about["data"], **kept.told()}
+    probabilities = expit(val.logits.astype(np.float64))
+    kept = LabelThresholds(about, {"thresholds": _kept(f1_thresholds(probabilities, val.labels))})
+    scores = {"before": 0.5, "after": kept.values("thresholds")}
+    told = {when: float(f1(probabilities >= limit, val.labels).mean()) for when, limit in scores.items()}
+    return kept, {"data": about["data"], **kept.told(), "f1": told}
 
 
 def _answers(model: TunedModel, split: ImageDataset, rows: NDArray[np.int64], size: int, what: str) -> Answers:
     """What the model says of some images of a split."""
     bar = partial(track, description=f"Reading {what} images", console=console(stderr=True))
     answers = Answers(*batch_answers(model, split, rows.tolist(), size, bar), np.asarray(split.labels)[rows])
-    check_table(answers.logits, answers.labels)
+    if model.targets == "multiclass":
+        check_table(answers.logits, answers.labels)
+    elif not np.isfinite(answers.logits).all():
+        raise WeightsError("The model gives outputs that are not finite: its weights are damaged.")
     return answers
 
 

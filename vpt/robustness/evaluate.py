@@ -24,6 +24,7 @@ from vpt.argument_types import checked
 from vpt.atomic_write import make_folder, reserve, writing
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, title
+from vpt.data.targets import check_multiclass
 from vpt.deltas import DeltaSpec
 from vpt.errors import ConfigError, check_number
 from vpt.models import TunedModel
@@ -103,6 +104,7 @@ def run(
     sets = evaluation_sets(data, severities, corruptions)
     model, tensors = unfilled(delta, weights)
     check_data(delta, model, data)
+    check_multiclass(model.targets, "vpt robustness is")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     swept = sweep(delta, model.to(device), tensors, alphas, anchor, start)
     way = swept.way
@@ -146,6 +148,8 @@ def _rows(pairs: Sequence[Pair], alphas: Sequence[float]) -> list[Row]:
 
 def check_data(delta: Path, model: TunedModel, data: ImageDataModule) -> None:
     """Refuses data that a delta was not trained for: a ConfigError if classes, image size or preset differ."""
+    if model.targets != data.targets:
+        raise ConfigError(f"{delta} is of {model.targets} targets, the data are of {data.targets}: they must agree.")
     data.number_classes_as(model.class_names)
     if model.backbone.image_size != data.image_size:
         raise ConfigError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vpt.atomic_write import check_unused
 from vpt.data import ImageDataModule, ImageDataset
+from vpt.data.targets import check_multiclass
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import fill, unfilled
@@ -76,6 +77,7 @@ def greedy(
         raise ConfigError(f"A greedy soup is chosen on validation images: {reason}")
     model, _ = unfilled(deltas[0], weights)
     check_data(deltas[0], model, data)
+    check_multiclass(model.targets, "vpt robustness is")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     held_out = data.split(VAL)
     total = len(held_out)

@@ -43,8 +43,8 @@ class TuningTask(L.LightningModule):
         target: Name of what logits are compared with in a batch.
         ignored: Value of a target that does not count; None for no such value.
         model: What is trained.
-        confusion: (classes, classes) confusion matrix of the last test, or validation that was a run of its own; rows
-            are true classes.
+        tally: What the last test, or validation that was a run of its own, keeps for tables and figures: the confusion
+            matrix, (classes, classes), rows are true classes; or outputs and labels (`vpt.tasks.objectives`).
     """
 
     target: str
@@ -98,7 +98,7 @@ class TuningTask(L.LightningModule):
                 kept and tested (`WeightAverage`); 0 for none.
 
         Raises:
-            ConfigError: A value is of another type or out of range, or num_classes is missing or below 2.
+            ConfigError: A value is of another type or out of range, or num_classes is missing or too small.
             UnknownNameError: A name does not exist.
             UnsupportedBackboneError: The backbone has no such pool.
             WeightsError: The weights cannot be found.
@@ -109,8 +109,8 @@ class TuningTask(L.LightningModule):
         if num_classes is None:
             raise ConfigError("num_classes is not known: give it, or run `vpt` with a data module that has classes.")
         check_number("num_classes", num_classes, 0, 10**6, whole=True)
-        if num_classes < 2:
-            raise ConfigError(f"num_classes is {num_classes}: a task has at least two classes to tell apart.")
+        if num_classes < (least := self._least_classes()):
+            raise ConfigError(f"num_classes is {num_classes}: this task has {least} at least.")
         if optimizer not in ("sgd", "adamw"):
             raise UnknownNameError("optimizer", optimizer, ("sgd", "adamw"))
         if micro_batch is not None:
@@ -123,7 +123,7 @@ class TuningTask(L.LightningModule):
         metrics = MetricCollection(self._metrics(num_classes), compute_groups=False)
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
-        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=self.ignored)
+        self.tally = self._tally(num_classes)
         self._shown = {"val": "val", "test": "test"}
         self._left_out: Tensor | None = None
         self._trained_val: str | None = None
@@ -139,6 +139,14 @@ class TuningTask(L.LightningModule):
     def _build(self, backbone: Backbone, num_classes: int) -> AdaptedModel:
         """The model, with `specs` on its backbone."""
         raise NotImplementedError
+
+    def _least_classes(self) -> int:
+        """How few classes such a task may have."""
+        return 2
+
+    def _tally(self, num_classes: int) -> Metric:
+        """What a test keeps for tables and figures."""
+        return MulticlassConfusionMatrix(num_classes, ignore_index=self.ignored)
 
     def _metrics(self, num_classes: int) -> dict[str, Metric | MetricCollection]:
         """What is measured of logits and targets besides the loss, by its name behind the split."""
@@ -275,9 +283,10 @@ class TuningTask(L.LightningModule):
         mean = cast("MeanMetric", self.losses[split])
         counted = len(target) if self.ignored is None else (target != self.ignored).sum()
         mean.update(self.loss(logits, batch), weight=counted)
-        metrics.update(logits, target.long())
+        target = target if target.is_floating_point() else target.long()
+        metrics.update(logits, target)
         if self.trainer.state.fn != "fit":
-            self.confusion.update(logits, target.long())
+            self.tally.update(logits, target)
         self._log(split, metrics)
         return logits
 
@@ -318,19 +327,19 @@ class TuningTask(L.LightningModule):
         return self._evaluate(batch, "test", self.test_metrics)
 
     def on_test_epoch_start(self) -> None:
-        """Starts a new confusion matrix; it is kept for figures and tables."""
-        self.confusion.reset()
+        """Starts anew what is kept for tables and figures."""
+        self.tally.reset()
 
     on_validation_epoch_start = on_test_epoch_start
 
     def on_test_epoch_end(self) -> None:
         """Completes it on every process: it gathers."""
-        self.confusion.compute()
+        self.tally.compute()
 
     def on_validation_epoch_end(self) -> None:
         """As that of a test."""
         if self.trainer.state.fn == "validate":
-            self.confusion.compute()
+            self.tally.compute()
 
     def on_train_epoch_end(self) -> None:
         """Stops before a checkpoint of a diverged model is written."""

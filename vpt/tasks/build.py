@@ -13,7 +13,7 @@ from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.tasks.classification import ClassificationTask
 
-FROM_DATA = ("num_classes", "image_size", "normalization")
+FROM_DATA = ("num_classes", "image_size", "normalization", "targets")
 """What the data say about a model."""
 
 
@@ -56,7 +56,10 @@ def settle(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, 
                 f"model.{key} is {args[key]!r}, but the data {data.name!r} has {truth!r}: leave model.{key} out, "
                 "it comes from the data."
             )
-        args[key] = truth
+        if truth != "multiclass":  # which a model is of by itself
+            args[key] = truth
+        elif key in args:
+            args[key] = None
     return settled, data
 
 

@@ -8,30 +8,20 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from vpt.backbones import Backbone
 from vpt.backbones.mixup import mix
 from vpt.data import MaskDataModule
+from vpt.data.targets import Targets
 from vpt.errors import ConfigError, UnknownNameError, check_number
 from vpt.metrics.logits import restrict
-from vpt.models.classifier import TunedModel
+from vpt.models.classifier import TunedModel, ValueHead
 from vpt.models.delta_file import read_head
 from vpt.models.logistic_regression import choose_l2, fit_logistic
 from vpt.run_record import global_seed
 from vpt.tasks.base import Batch, TuningTask
 from vpt.tasks.losses import PLAIN, check_loss, class_weights, weighted_loss
-from vpt.tasks.named_metrics import named_metrics
-
-
-class MeanPerClass(MulticlassConfusionMatrix):
-    """Mean accuracy over the classes in the labels; torchmetrics' also counts, as 0, one that is only predicted."""
-
-    def compute(self) -> Tensor:
-        """The mean of the diagonal over the row sums, in [0, 1]."""
-        matrix = super().compute()
-        total = matrix.sum(dim=1)
-        return (matrix.diagonal() / total)[total > 0].mean()
+from vpt.tasks.objectives import OBJECTIVES, Objective
 
 
 class ClassificationTask(TuningTask):
@@ -41,6 +31,11 @@ class ClassificationTask(TuningTask):
     ``{val,test}/acc`` (top-1), ``{val,test}/mean_per_class`` and what `metrics` names; where all validation images are
     trained on, ``trained`` stands for ``val``. A batch is a dict of ``image`` uint8 (B, 3, H, W), ``label`` int64 (B,)
     and ``index`` int64 (B,).
+
+    The data say whether an image has one class, several or numbers (`vpt.data.targets.Targets`). With several labels,
+    uint8 (B, C), the loss is the binary cross-entropy, and the scores are ``mean_ap`` and ``f1``; with numbers, float32
+    (B, K), they are the squared error in units of the training labels' variance, ``mae`` and ``r2``
+    (`vpt.tasks.objectives`).
     """
 
     target = "label"
@@ -56,6 +51,7 @@ class ClassificationTask(TuningTask):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         metrics: list[str | dict[str, Any]] | None = None,
+        targets: Targets | None = None,
         **task: Any,
     ) -> None:
         """Builds the task.
@@ -72,24 +68,46 @@ class ClassificationTask(TuningTask):
             mixup: α of mixup of training images, from 0.001 to 1000; 0 for none.
             cutmix: α of CutMix, likewise; with both, a batch gets either with probability ½ (`vpt.backbones.mixup`).
             metrics: More to measure of validation and test: names of ``Multiclass*`` classes of
-                `torchmetrics.classification`, or dicts of a ``name`` and arguments, that give a number each.
+                `torchmetrics.classification`, or dicts of a ``name`` and arguments, that give a number each; of
+                ``Multilabel*`` for several labels an image, of `torchmetrics.regression` for numbers.
+            targets: What images are labelled with; from the data when left out, ``multiclass`` without.
             **task: See `TuningTask`.
 
         Raises:
-            ConfigError: A number is out of range, or torchmetrics refuses an argument.
+            ConfigError: A number is out of range, torchmetrics refuses an argument, or an option is of other targets.
             UnknownNameError: A loss, rule of weights or metric does not exist.
         """
         super().__init__(**task)
         check_loss(self.hparams)
         self._class_weight: Tensor | None = None
+        mixed = [name for name in ("mixup", "cutmix") if self.hparams[name]]
+        if self.targets != "multiclass" and (others := [*self.reshaped(), *mixed]):
+            raise ConfigError(
+                f"{others[0]} is of images with one class each, and the targets are {self.targets}: leave it out."
+            )
+
+    @property
+    def targets(self) -> Targets:
+        """What images are labelled with."""
+        found: Targets = self.hparams["targets"] or "multiclass"
+        return found
+
+    @property
+    def objective(self) -> Objective:
+        """Loss and scores of such targets."""
+        return OBJECTIVES[self.targets]
+
+    def _least_classes(self) -> int:
+        return self.objective.least
 
     def _build(self, backbone: Backbone, num_classes: int) -> TunedModel:
-        return TunedModel(backbone, num_classes, self.specs())
+        return TunedModel(backbone, num_classes, self.specs(), targets=self.targets)
 
     def _metrics(self, num_classes: int) -> dict[str, Metric | MetricCollection]:
-        acc = MulticlassAccuracy(num_classes, average="micro")
-        more = named_metrics(self.hparams["metrics"] or [], num_classes)
-        return {"acc": acc, "mean_per_class": MeanPerClass(num_classes), **more}
+        return self.objective.metrics(num_classes, self.hparams["metrics"] or [])
+
+    def _tally(self, num_classes: int) -> Metric:
+        return self.objective.tally(num_classes)
 
     def check_fit(self, data: Any) -> None:
         """Also refuses class weights that the training data have no use for."""
@@ -108,7 +126,11 @@ class ClassificationTask(TuningTask):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, MaskDataModule):
             raise ConfigError(f"The data {data.name!r} have masks and no labels: use SegmentationTask.")
+        if (theirs := getattr(data, "targets", self.targets)) != self.targets:
+            raise ConfigError(f"The data have {theirs} targets, the model {self.targets}: they must agree.")
         super().setup(stage)
+        if stage == "fit" and isinstance(self.model.head, ValueHead) and hasattr(data, "value_scale"):
+            self._take_units(self.model.head, data)
         probe = self.hparams["init_head"]
         if stage != "fit" or probe is None:
             return
@@ -117,9 +139,17 @@ class ClassificationTask(TuningTask):
         # a checkpoint that is resumed overwrites it
         self.model.head.load_state_dict(read_head(probe, self.model, "init_head").state_dict())
 
+    def _take_units(self, head: ValueHead, data: Any) -> None:
+        offset, scale = map(torch.from_numpy, data.value_scale())
+        if not bool((scale > 0).all()):
+            name = data.class_names[int(scale.argmin())]
+            raise ConfigError(f"The {name} of all training images is the same: there is nothing to learn.")
+        head.offset.copy_(offset)  # a checkpoint that is resumed overwrites them
+        head.scale.copy_(scale)
+
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy, a scalar, of logits (B, num_classes) with ``label`` int64 (B,)."""
-        return nn.functional.cross_entropy(logits, batch["label"])
+        """Mean loss, a scalar, of logits (B, num_classes) with ``label``: plain cross-entropy, or as of `objective`."""
+        return self.objective.loss(self.model, logits, batch["label"])
 
     def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The loss of the hyperparameters, with ``target`` (B, num_classes) where images are mixed."""
@@ -218,6 +248,8 @@ class LinearProbe(ClassificationTask):
                 f"{others[0]} has no effect with solver lbfgs, which finds the minimum of the plain cross-entropy of "
                 "whole images: leave it out, or train with solver gradient."
             )
+        if solver == "lbfgs" and self.targets != "multiclass":
+            raise ConfigError(f"solver lbfgs is of images with one class each, not of {self.targets} targets.")
         self.automatic_optimization = solver == "gradient"
         self._epoch: list[tuple[Tensor, Tensor, Tensor]] = []
 

@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import lightning as L
 from PIL import Image
-from torch import distributed
+from torch import Tensor, distributed
 
 from vpt.atomic_write import atomic_write, write_text
 from vpt.backbones.checkpoints import fingerprint
 from vpt.data import ImageDataModule
+from vpt.data.targets import Targets
 from vpt.errors import ConfigError
 from vpt.tasks.base import TuningTask
 from vpt.tasks.callbacks import run_folder
@@ -24,9 +25,10 @@ from vpt.tasks.callbacks import run_folder
 class PredictionWriter(L.Callback):
     """Writes `predictions.csv` when all images are predicted: index, path, predicted class and its probability.
 
-    Of a segmentation it is the folder `predictions` of masks, `INDEX.png`, 8-bit class numbers. Of some of the images
-    only, the name is `predictions-partial`. `predictions.json` says of which model and data they are; those of another
-    are not replaced. Several processes write one file, whose `place` is None as long as none is written.
+    Of several labels an image it has the probability of each class, of numbers these. Of a segmentation it is the
+    folder `predictions` of masks, `INDEX.png`, 8-bit class numbers. Of some of the images only, the name is
+    `predictions-partial`. `predictions.json` says of which model and data they are; those of another are not replaced.
+    Several processes write one file, whose `place` is None as long as none is written.
     """
 
     place: Path | None = None
@@ -77,8 +79,8 @@ class PredictionWriter(L.Callback):
                 with atomic_write(_unfinished(self._target) / f"{position:06d}.png") as partial:
                     Image.fromarray(mask).save(partial, "PNG")
             return
-        confidence, label = outputs["logits"].float().softmax(dim=-1).max(dim=-1)
-        self._rows += zip(index, label.tolist(), confidence.tolist(), strict=True)
+        targets = cast("Any", trainer).datamodule.targets
+        self._rows += zip(index, _columns(outputs["logits"].float(), targets), strict=True)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts together what all processes have predicted."""
@@ -105,13 +107,25 @@ class PredictionWriter(L.Callback):
             shutil.rmtree(_unfinished(self._target), ignore_errors=True)
 
 
-def _write_table(path: Path, data: ImageDataModule, rows: Sequence[tuple[int, int, float]]) -> None:
-    paths = data.split("test").paths
+def _columns(outputs: Tensor, targets: Targets) -> list[tuple[float, ...]]:
+    """Of each image the class and its probability, those of all classes, or the numbers."""
+    if targets == "multiclass":
+        confidence, label = outputs.softmax(dim=-1).max(dim=-1)
+        return list(zip(label.tolist(), confidence.tolist(), strict=True))
+    return list(map(tuple, (outputs.sigmoid() if targets == "multilabel" else outputs).tolist()))
+
+
+def _write_table(path: Path, data: ImageDataModule, rows: Sequence[tuple[int, tuple[float, ...]]]) -> None:
+    paths, names, single = data.split("test").paths, data.class_names, data.targets == "multiclass"
     other_bytes = "surrogateescape"  # which a file's name may be made of
     with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8", errors=other_bytes) as file:
         writer = csv.writer(file)
-        writer.writerow(["index", "path", "predicted", "probability"])
-        writer.writerows([i, paths[i], data.class_names[c], f"{p:.6f}"] for i, c, p in rows)
+        what = "probability" if data.targets == "multilabel" else "value"
+        columns = ["predicted", "probability"] if single else [f"{what}_{name}" for name in names]
+        writer.writerow(["index", "path", *columns])
+        for index, values in rows:
+            fields = [names[int(values[0])], f"{values[1]:.6f}"] if single else [f"{value:.7g}" for value in values]
+            writer.writerow([index, paths[index], *fields])
 
 
 def _unfinished(target: Path) -> Path:

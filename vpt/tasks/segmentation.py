@@ -102,7 +102,7 @@ class SegmentationTask(TuningTask):
 
     def on_test_epoch_end(self) -> None:
         """Logs the IoU of each class that occurs in masks or predictions."""
-        matrix = self.confusion.compute()
+        matrix = self.tally.compute()
         hits = matrix.diagonal()
         union = matrix.sum(dim=0) + matrix.sum(dim=1) - hits
         for name, hit, size in zip(self.model.class_names, hits, union, strict=True):

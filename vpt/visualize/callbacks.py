@@ -78,9 +78,9 @@ class FigureLogger(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the confusion matrix that the task has counted."""
-        if not isinstance(pl_module, ClassificationTask):
+        if not isinstance(pl_module, ClassificationTask) or pl_module.targets != "multiclass":
             return
-        matrix = pl_module.confusion.compute().cpu().numpy()  # on every process: it gathers
+        matrix = pl_module.tally.compute().cpu().numpy()  # on every process: it gathers
         folder = _folder(trainer)
         if folder is not None:
             records = [each for each in cast("Any", trainer).callbacks if isinstance(each, RunRecord)]
@@ -99,7 +99,7 @@ class FigureLogger(L.Callback):
 
 def _prompted(
     trainer: L.Trainer, pl_module: L.LightningModule, number: int
-) -> tuple[TunedModel, Tensor, Tensor] | None:
+) -> tuple[TunedModel, Tensor, Tensor | None] | None:
     """A classifier with prompts, and a few validation images with their labels; None where there are none."""
     data = getattr(trainer, "datamodule", None)
     if not isinstance(pl_module, ClassificationTask) or not isinstance(data, ImageDataModule):

@@ -17,6 +17,7 @@ from vpt.argument_types import checked
 from vpt.atomic_write import check_writable, write_text
 from vpt.data import ImageDataModule, ImageDataset, Preset
 from vpt.data.images import LeftOut, decode_rgb, find_images
+from vpt.data.targets import check_multiclass
 from vpt.errors import ConfigError, DataError, UnknownNameError
 from vpt.models import TunedModel, load_classifier
 from vpt.reports.page import document
@@ -80,10 +81,15 @@ class Scene:
         return images, attention_maps(self.model, images)
 
 
-def sample_images(dataset: ImageDataset, number: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Draws an image and label for each of a number of classes, at most all; a ConfigError for less than 1."""
+def sample_images(dataset: ImageDataset, number: int = 4, seed: int = 0) -> tuple[Tensor, Tensor | None]:
+    """Draws an image and label for each of a number of classes, at most all; a ConfigError for less than 1.
+
+    Where an image has other than one class, the first images, without labels.
+    """
     if number < 1:
         raise ConfigError(f"The number of images must be at least 1, got {number}.")
+    if dataset.labels.ndim > 1:
+        return torch.stack([dataset[i]["image"] for i in range(min(number, len(dataset)))]), None
     generator = np.random.default_rng(seed)
     classes = generator.permutation(np.unique(dataset.labels))[:number]
     index = [int(generator.choice(np.flatnonzero(dataset.labels == label))) for label in classes]
@@ -122,6 +128,7 @@ def scene_from_data(
     """
     model = load_classifier(delta, weights).float()  # figures are drawn in single precision
     check_data(delta, model, data)
+    check_multiclass(model.targets, "Figures of test images are")
     split = data.split("test")
     return Scene(model, *sample_images(split, number), *sample_crowd(split, per_class=per_class))
 

@@ -254,7 +254,9 @@ def _transfer(parser: Parser, args: list[str]) -> None:
 def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
     from vpt.screen import Table, show
 
-    table = Table("variant", "chosen", "val", "test", "seeds", title="top-1 (%), mean ± std over seeds, last epoch")
+    scores = " or ".join(dict.fromkeys(found.score for found in outcomes.values()))
+    title = f"{scores} (%), mean ± std over seeds, last epoch"
+    table = Table("variant", "chosen", "val", "test", "seeds", title=title)
     for name, found in outcomes.items():
         chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in found.chosen.items())
         val = "–" if found.val is None else f"{100 * found.val:.1f}"

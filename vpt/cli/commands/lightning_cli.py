@@ -26,7 +26,7 @@ from vpt.cli.warning_filters import hush
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.experiments.trial import merged
-from vpt.reports.evaluation import class_tables, iou_table, score_lines
+from vpt.reports.evaluation import answer_table, class_tables, iou_table, score_lines
 from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE, global_seed, method_name
 from vpt.screen import show
 from vpt.tasks import DeltaWriter, RunRecord, SegmentationTask, TuningTask
@@ -189,18 +189,23 @@ class VPTCLI(LightningCLI):
             return
         split = ("test/",) if stage == "test" else ("val/", "trained/")
         metrics = {key: float(value) for key, value in self.trainer.callback_metrics.items() if key.startswith(split)}
-        matrix, segments = self.model.confusion.compute().cpu().numpy(), isinstance(self.model, SegmentationTask)
-        print(*score_lines(metrics, matrix), sep="\n")
-        for table in iou_table(metrics) if segments else class_tables(matrix, self.model.model.class_names):
-            show(table)
+        kept, names = self.model.tally.compute(), self.model.model.class_names
+        counted: Any = tuple(each.cpu().numpy() for each in kept) if isinstance(kept, tuple) else kept.cpu().numpy()
+        print(*score_lines(metrics, counted), sep="\n")
+        segments = isinstance(self.model, SegmentationTask)
+        if isinstance(counted, tuple):
+            show(answer_table(counted, names, self.model.targets))
+        else:
+            for table in iou_table(metrics) if segments else class_tables(counted, names):
+                show(table)
         for callback in cast("Any", self.trainer).callbacks:
-            if not isinstance(callback, RunRecord) or (kept := callback.kept) is None:
+            if not isinstance(callback, RunRecord) or (place := callback.kept) is None:
                 continue
-            print(f"written to {kept}")
-            if stage != "test" or kept.name != RUN_FILE or segments:
+            print(f"written to {place}")
+            if stage != "test" or place.name != RUN_FILE or segments or isinstance(counted, tuple):
                 continue
-            print(f"beside other runs:          vpt report {kept.parent}")
-            delta = kept.parent / DELTA_FILE
+            print(f"beside other runs:          vpt report {place.parent}")
+            delta = place.parent / DELTA_FILE
             if delta.is_file() and Path(self.trainer.ckpt_path or "").name == LAST_CHECKPOINT.name:  # of that epoch
                 print(f"under distribution shift:   vpt robustness run --delta {delta}")
 

@@ -26,7 +26,6 @@ from vpt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from vpt.models import TunedModel
-    from vpt.models.calibration import UnknownScore
     from vpt.models.prediction import Prediction
 
 _DELTA = "delta.safetensors of a run, or hf://user/name"
@@ -35,6 +34,11 @@ _OUT = "the table to write: .csv, .parquet or .jsonl"
 _UNKNOWN = "score of unknown images (default: mahalanobis)"
 _TABLES = (".csv", ".tsv", ".parquet")
 _TEST_IMAGES = "The test images of a run: vpt predict -c RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt"
+_UNCALIBRATED: dict[str, str] = {
+    "multiclass": "not calibrated: `vpt calibrate` makes probabilities honest, and lets the model decline",
+    "multilabel": "labels from a probability of 0.5: `vpt calibrate` finds a threshold for each class",
+    "regression": "not calibrated: `vpt calibrate` lets --coverage tell how far the numbers may be off",
+}
 _share = number(0, 1)
 
 
@@ -62,7 +66,7 @@ def _parser(command: str, epilog: str | None = None) -> Parser:
 def _predict(args: list[str]) -> None:
     """Parses the command line and classifies images."""
     parser = _parser("predict", _TEST_IMAGES)
-    parser.add_argument("--top", type=at_least(1, 1000), default=1, help="how many classes are told (default: 1)")
+    parser.add_argument("--top", type=at_least(1, 1000), help="how many classes are told (default: 1)")
     parser.add_argument("--max-risk", type=_share, help="decline as unsure, so that at most this share is wrong")
     parser.add_argument("--coverage", type=_share, help="tell the classes that hold the right one this often")
     parser.add_argument("--set-rule", choices=("lac", "aps"), help="how these are chosen (default: lac)")
@@ -78,9 +82,11 @@ def _predict(args: list[str]) -> None:
     from vpt.data.row_files import row_writer
 
     model, images, count = _model_and_images(options)
+    if model.targets != "multiclass":
+        check_effect(options, f"with a model of {model.targets} targets", "top", "set_rule")
     found = model.predictions(
         images,
-        options.top,
+        len(model.class_names) if model.targets == "multilabel" else options.top or 1,
         options.max_risk,
         options.coverage,
         options.set_rule or "lac",
@@ -88,6 +94,8 @@ def _predict(args: list[str]) -> None:
         options.batch_size,
     )
     declines = options.max_risk is not None or options.false_alarms is not None
+    if model.targets == "regression" and options.page is not None:
+        raise ConfigError("--page shows images by class, of which a model of numbers has none: leave it out.")
     counts = {"answered": 0, "declined": 0, "faults": 0}
     sheet = None
     if options.page is not None:
@@ -97,7 +105,7 @@ def _predict(args: list[str]) -> None:
     with row_writer(options.out) as write:
         for each in _with_progress(found, count, "Predicting"):
             counts["faults" if each.fault else "declined" if each.declined else "answered"] += 1
-            write(_row(each, options, model.calibration is not None, declines))
+            write(_row(each, options, model, declines))
             if sheet is not None:
                 sheet.add(each)
     print(f"written to {options.out}")
@@ -106,19 +114,32 @@ def _predict(args: list[str]) -> None:
     if declines:
         print(f"{counts['answered']:,} answered, {counts['declined']:,} declined")
     elif model.calibration is None:
-        print("not calibrated: `vpt calibrate` makes probabilities honest, and lets the model decline")
+        print(_UNCALIBRATED[model.targets])
     _end(counts["faults"], sum(counts.values()), options.out)
 
 
-def _row(each: Prediction, options: argparse.Namespace, calibrated: bool, declines: bool) -> dict[str, Any]:
+def _row(each: Prediction, options: argparse.Namespace, model: TunedModel, declines: bool) -> dict[str, Any]:
     """What is written of an image."""
+    if model.targets == "regression":
+        values: dict[str, Any] = {"path": each.path}
+        for name in model.class_names:
+            values[f"value_{name}"] = None if each.values is None else each.values[name]
+            if options.coverage is not None:
+                values[f"margin_{name}"] = None if each.margins is None else each.margins[name]
+        return values | {"error": each.fault}
+    if model.targets == "multilabel":
+        shares = dict(each.top)
+        chances = {
+            f"probability_{name}": round(shares[name], 6) if name in shares else None for name in model.class_names
+        }
+        return {"path": each.path, "labels": list(each.labels or ()), **chances, "error": each.fault}
     told: dict[str, Any] = {"path": each.path, "class": each.label, "probability": _rounded(each)}
-    for place in range(1, options.top):
+    for place in range(1, options.top or 1):
         name, share = each.top[place] if place < len(each.top) else ("", None)
         told |= {f"class_{place + 1}": name, f"probability_{place + 1}": None if share is None else round(share, 6)}
     if options.coverage is not None:
         told["set"] = list(each.classes or ())
-    if calibrated:
+    if model.calibration is not None:
         told["distance"] = each.distance
     return told | ({"declined": each.declined} if declines else {}) | {"error": each.fault}
 
@@ -216,14 +237,22 @@ def _calibrate(args: list[str]) -> None:
     check_unused(out)
     check_unused(out.with_suffix(".json"))
     data = delta_data(options.delta, options.data, overrides)
-    unknown: UnknownScore = options.unknown or "mahalanobis"
-    told = calibrate(options.delta, data, out, unknown, options.batch_size, options.weights, options.test)
+    told = calibrate(options.delta, data, out, options.unknown, options.batch_size, options.weights, options.test)
     _tell(told)
     print(f"written to {out}")
-    print(f"use it:    vpt predict --delta {out} --false-alarms 0.05 --images FOLDER --out predictions.csv")
+    rates = "" if "label_thresholds" in told else " --coverage 0.9" if "margins" in told else " --false-alarms 0.05"
+    print(f"use it:    vpt predict --delta {out}{rates} --images FOLDER --out predictions.csv")
 
 
 def _tell(told: dict[str, Any]) -> None:
+    images = f"{told['data']['images']:,} validation images"
+    if "label_thresholds" in told:
+        print(f"a threshold for each of {len(told['label_thresholds'])} classes by {images}: mean F1 there ", end="")
+        print(f"{100 * told['f1']['before']:.1f} % before, {100 * told['f1']['after']:.1f} % after")
+        return
+    if "margins" in told:
+        print(f"margins by {images}")
+        return
     before, after = (100 * told["calibration_error"][when] for when in ("before", "after"))
     scale = (
         "none (every image is right, or the answers say nothing)"

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.cli.arguments import FIT_FLAGS, Parser, at_least, check_effect, output_folder
 from vpt.errors import ConfigError, RecordError, VPTError
-from vpt.run_record import CONFIG_FILE, RUN_FILE, find_records, finished_record, images_read, read_record, subset_name
+from vpt.run_record import (
+    CONFIG_FILE,
+    RUN_FILE,
+    find_records,
+    finished_record,
+    images_read,
+    read_record,
+    score,
+    score_names,
+    subset_name,
+)
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.models import TunedModel
@@ -102,18 +112,20 @@ def _table(folder: Path, records: dict[Path, dict[str, Any]]) -> Any:
     """One line a run; no validation accuracy where all validation images were trained on, as version 0.1.0 measured."""
     from vpt.screen import Table
 
-    title = f"Top-1 (%) of the runs in {folder}"
+    names = score_names(records.values())
+    title = f"{names[0].upper()}{names[1:]} (%) of the runs in {folder}"
     table = Table("run", "trained", "epochs", "seed", "val", "test", "n test", title=title)
     for home, record in records.items():
         metrics, data = record.get("metrics", {}), record.get("data") or {}
         if data.get("shared_with_train", {}).get("val", 0) >= data.get("counts", {}).get("val", 1):
-            metrics = {key: value for key, value in metrics.items() if key != "val/acc"}
+            metrics = {key: value for key, value in metrics.items() if not key.startswith("val/")}
+        scores = [score({"metrics": metrics}, split) for split in ("val", "test")]
         table.add_row(
             str(home.relative_to(folder)),
             f"{record.get('parameters', {}).get('trainable', 0):,}",
             str(record.get("epochs", "–")),
             str(record.get("seed", "–")),
-            *(f"{100 * metrics[key]:.1f}" if key in metrics else "–" for key in ("val/acc", "test/acc")),
+            *("–" if found is None else f"{100 * found:.1f}" for found in scores),
             _share(images_read(record).get("test"), data.get("counts", {}).get("test")),
         )
     return table

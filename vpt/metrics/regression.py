@@ -1,0 +1,25 @@
+"""Errors of numbers, (N, K), against true ones; the N images may have weights, (N,), as in a bootstrap."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vpt.metrics.accuracy import bootstrap
+
+Floats = NDArray[np.floating]
+
+
+def mean_absolute_error(values: Floats, truth: Floats) -> tuple[float, float, float]:
+    """The mean over images and numbers of |value − truth|, and its 95 % interval over images."""
+    missed = np.abs(np.asarray(values, dtype=np.float64) - truth).mean(axis=1)
+    return bootstrap(lambda weights: float(weights @ missed / len(missed)), len(missed))
+
+
+def r2(values: Floats, truth: Floats, weights: Floats | None = None) -> NDArray[np.float64]:
+    """The coefficient of determination of each of K numbers, (K,), of values (N, K); NaN where all truths are equal."""
+    own = np.ones(len(truth)) if weights is None else np.asarray(weights, dtype=np.float64)
+    right = np.asarray(truth, dtype=np.float64)
+    left = own @ (right - values) ** 2
+    spread = own @ (right - own @ right / own.sum()) ** 2
+    return np.asarray(1 - np.divide(left, spread, out=np.full_like(left, np.nan), where=spread > 0))
