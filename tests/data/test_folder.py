@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.fakes import make_folder
 from vpt.data import FolderDataModule
-from vpt.data.datasets.folder import class_order
+from vpt.data.datasets.table import class_order
 from vpt.data.datasets.torchvision_datasets import SUPPORTED
 from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning
 

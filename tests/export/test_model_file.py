@@ -20,6 +20,7 @@ from vpt.cli import main
 from vpt.errors import ExportError, OutputError
 from vpt.export import export_onnx, export_torch
 from vpt.export import onnx_torch as checking
+from vpt.models.calibration import Calibration
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import load_classifier, save_delta
 from vpt.models.delta_format import read_calibration
@@ -116,7 +117,7 @@ def test_a_calibrated_models_file_tells_temperature_and_thresholds(file: str, tm
     needs_onnx(file)
     model = small(VIT, [])
     model.calibration = kept = read_calibration(calibrated(tmp_path / "delta.safetensors", model))
-    assert kept is not None
+    assert isinstance(kept, Calibration)
     WRITERS[file](model, tmp_path / file)
     told = run_alone(tmp_path, file, tmp_path)[1]["calibration"]
     told = json.loads(told) if file == "model.onnx" else told

@@ -187,7 +187,7 @@ def test_a_calibration_comes_back_and_its_thresholds_act(tmp_path: Path, photos:
     tuned = vpt.load(path)
     assert isinstance(tuned, TunedModel)
     kept = tuned.calibration
-    assert kept is not None
+    assert isinstance(kept, Calibration)
     probabilities = np.exp(logits_of(tuned, photos) / 2)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     distances = kept.distances(tuned.embed(photos))
@@ -236,7 +236,7 @@ def test_a_damaged_calibration_is_refused(tmp_path: Path, change: dict[str, torc
     path = calibrated(tmp_path / "delta.safetensors", model())
     header, tensors = read_delta(path)
     kept = read_calibration(path)
-    assert kept is not None
+    assert isinstance(kept, Calibration)
     with pytest.raises(DeltaFileError, match=says):
         write_delta(path, header, tensors, Calibration(kept.about, {**kept.tensors, **change}))
 
@@ -248,7 +248,7 @@ def test_a_calibration_that_says_odd_things_is_refused(tmp_path: Path, odd: dict
     path = calibrated(tmp_path / "delta.safetensors", model())
     header, tensors = read_delta(path)
     kept = read_calibration(path)
-    assert kept is not None
+    assert isinstance(kept, Calibration)
     with pytest.raises(DeltaFileError, match="calibration that"):
         write_delta(path, header, tensors, Calibration({**kept.about, **odd}, kept.tensors))
 

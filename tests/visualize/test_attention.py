@@ -88,6 +88,7 @@ def test_a_figure_of_the_task_knows_the_classes(delta: Path, tmp_path: Path) -> 
 def test_samples_are_of_different_classes_and_depend_on_the_seed() -> None:
     split = task(n=9).split("test")
     batch, labels = sample_images(split, 3)
+    assert labels is not None
     assert sorted(labels.tolist()) == [0, 1, 2]
     for image, label in zip(batch, labels, strict=True):
         assert any(torch.equal(image, split[int(i)]["image"]) for i in np.flatnonzero(split.labels == int(label)))

@@ -37,15 +37,22 @@ def number(text: str, where: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(np.float32(value)):
+    if not abs(value) <= float(np.finfo(np.float32).max):
         raise DataError(f"{where} is {text!r}, where a finite number is wanted: give one, or remove the line.")
     return value
 
 
-def positives(labels: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
-    """How many of N images are of each class, (num_classes,), by labels of one or several classes each."""
+def num_classes(labels: NDArray[Any]) -> int:
+    """How many classes, or numbers, there are at least."""
+    return 1 + int(labels.max()) if labels.ndim == 1 else labels.shape[1]
+
+
+def positives(labels: NDArray[Any], classes: int) -> NDArray[np.int64]:
+    """How many of N images are of each class, (classes,), by labels of one or several classes each; all, of numbers."""
     if labels.ndim == 1:
-        return np.bincount(labels, minlength=num_classes).astype(np.int64)
+        return np.bincount(labels, minlength=classes).astype(np.int64)
+    if labels.dtype.kind == "f":
+        return np.full(classes, len(labels), dtype=np.int64)
     return cast("NDArray[np.int64]", labels.sum(axis=0, dtype=np.int64))
 
 

@@ -261,8 +261,7 @@ class TuningTask(L.LightningModule):
         loss = self.training_loss(self._in_parts(batch), batch)
         parallel = self.trainer.world_size > 1
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["index"]), sync_dist=parallel)
-        finite = loss.detach().isfinite()
-        self._finite = finite if self._finite is None else self._finite & finite
+        self._finite = loss.detach().isfinite() & (True if self._finite is None else self._finite)
         if loss.device.type == "cpu" or batch_idx % 50 == 0:  # elsewhere looking at a number stops the device
             self._check_finite()
         return loss
@@ -284,9 +283,8 @@ class TuningTask(L.LightningModule):
         counted = len(target) if self.ignored is None else (target != self.ignored).sum()
         mean.update(self.loss(logits, batch), weight=counted)
         target = target if target.is_floating_point() else target.long()
-        metrics.update(logits, target)
-        if self.trainer.state.fn != "fit":
-            self.tally.update(logits, target)
+        for each in (metrics, *([self.tally] if self.trainer.state.fn != "fit" else [])):
+            each.update(logits, target)
         self._log(split, metrics)
         return logits
 

@@ -94,7 +94,9 @@ class ClassificationTask(TuningTask):
 
     @property
     def objective(self) -> Objective:
-        """Loss and scores of such targets."""
+        """Loss and scores of such targets; an UnknownNameError where there are none of the name."""
+        if self.targets not in OBJECTIVES:
+            raise UnknownNameError("targets", self.targets, OBJECTIVES)
         return OBJECTIVES[self.targets]
 
     def _least_classes(self) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.arguments import Parser, output_file, output_folder
+from vpt.cli.arguments import DATA_FLAGS, Parser, output_file, output_folder, typed_section
+from vpt.cli.config_checks import check_overruled
 from vpt.errors import ConfigError
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
@@ -24,16 +25,20 @@ _HEADERS = ("name", "classes", "official", "here")
 
 def run(args: list[str]) -> None:
     """Parses the command line and does what it says."""
-    options = _parser().parse_args(args[1:])
+    options, options.overrides = _parser().parse_known_args(args[1:])
+    if options.action is not _verify and options.overrides:
+        raise ConfigError(f"{options.overrides[0]} is of vpt data verify: leave it out.")
     options.action(options)
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="vpt data")
+    parser = Parser(prog="vpt data", epilog="vpt data verify FILE --data.KEY VALUE: how a table of your own is read.")
+    parser.onward = DATA_FLAGS
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
     def add(name: str, action: Any, text: str) -> Parser:
         made: Parser = actions.add_parser(name, help=text, description=text)
+        made.onward = DATA_FLAGS
         made.set_defaults(action=action)
         return made
 
@@ -130,7 +135,16 @@ def _verify(options: Namespace) -> None:
     from vpt.data.catalog.verify import verify
     from vpt.screen import console, show
 
-    report = verify(options.name, _root(options))
+    given: dict[str, Any] = {}
+    if options.overrides:
+        check_overruled(options.overrides, {"data.root": [options.name]})
+        named = {
+            arg.partition("=")[0].removeprefix("--data.") for arg in options.overrides if arg.startswith("--data.")
+        }
+        section = {"class_path": "FolderDataModule", "init_args": {"root": options.name}}
+        found = typed_section(section, options.overrides)["init_args"]
+        given = {key: value for key, value in found.items() if key in named - {"root"}}
+    report = verify(options.name, _root(options), given)
     show(_report(report))
     for sign, sentence in [*(("✗", fault) for fault in report.faults), *(("!", note) for note in report.notes)]:
         print(*wrap(f"{sign} {sentence}", console().width, subsequent_indent="  ", **_WHOLE_PATHS), sep="\n")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vpt.data.catalog.cards import Card, card_names, find_card, load_card
@@ -20,7 +21,7 @@ from vpt.data.datasets.pets import PetTrimapsDataModule
 from vpt.data.datasets.shape_texture import ShapeTextureDataModule
 from vpt.data.datasets.vtab import VTABDataModule
 from vpt.data.images import ImageList
-from vpt.errors import DataError, UnknownNameError, VPTError
+from vpt.errors import ConfigError, DataError, UnknownNameError, VPTError
 
 _VTAB_LISTS = ("train800val200", "train800")
 # Name or suite -> data module, and the argument that takes the name; all others lie in VTAB's layout.
@@ -116,15 +117,16 @@ def check_images(lists: Mapping[str, ImageList]) -> None:
             raise DataError(f"{first} does not exist, though {images.file} lists it: copy the images as well.")
 
 
-def image_lists(name: str, root: Path) -> dict[str, ImageList]:
+def image_lists(name: str, root: Path, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, ImageList]:
     """Reads the lists of a dataset as its data module does, and refuses what that refuses, save a wrong count.
 
     The name is that of a card, or a folder in VTAB's layout or what `FolderDataModule` takes, below the root or
     anywhere. Lists are named as in the card's sizes, e.g. ``"test"``; ImageNet-1k's training images are listed where
-    they are here. A DataError where a file is missing or malformed, or this package makes the images.
+    they are here. `options` are those of `FolderDataModule`, a ConfigError where it does not read the data. A DataError
+    where a file is missing or malformed, or this package makes the images.
     """
     lists: dict[str, ImageList] = {}
-    for module in _modules(name, root):
+    for module in _modules(name, root, options):
         for split in module._splits.values():
             if len(split.labels) == 0:  # a test set has no training images
                 continue
@@ -153,14 +155,16 @@ def in_vtab_layout(name: str) -> bool:
     return name not in _MODULES and (card is None or card.suite not in _MODULES)
 
 
-def _modules(name: str, root: Path) -> Iterator[ImageDataModule]:
+def _modules(name: str, root: Path, options: Mapping[str, Any]) -> Iterator[ImageDataModule]:
     card = card_on_disk(name, root)
     if card is not None and card.suite == "demo":
         raise DataError(f"{name} is made by this package: it has no files.")
     home = own_data(name, root) if card is None else root / name
     if card is None and not any((home / f"{stem}.txt").exists() for stem in (*_VTAB_LISTS, "val200", "test")):
-        yield FolderDataModule(home)
+        yield FolderDataModule(home, **options)
         return
+    if options:
+        raise ConfigError(f"{next(iter(options))} is of folders of classes and tables of your own: leave it out.")
     if card is None or in_vtab_layout(name):
         for train in _VTAB_LISTS:
             if train == _VTAB_LISTS[0] or (home / f"{train}.txt").exists():

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from vpt.data.catalog.cards import bare_name
 from vpt.data.catalog.overview import MANY_SETS, card_on_disk, image_lists, in_vtab_layout, own_data, parts
 from vpt.data.content_hashes import in_threads
 from vpt.data.images import ImageList
+from vpt.data.targets import num_classes, positives
 from vpt.errors import DataError
 
 NEAR = 4
@@ -33,20 +36,16 @@ _DISJOINT = (
 
 @dataclass(frozen=True)
 class ListReport:
-    """What one list holds: a histogram, int64 (classes,), of its images.
+    """What one list holds: `found` images, and a histogram, int64 (classes,), of how many are of each class.
 
     `official` is the number that the card states, or None; `classes` how many classes of the histogram count.
     """
 
     name: str
     official: int | None
+    found: int
     histogram: NDArray[np.int64]
     classes: int
-
-    @property
-    def found(self) -> int:
-        """Number of images."""
-        return int(self.histogram.sum())
 
 
 @dataclass(frozen=True)
@@ -74,22 +73,23 @@ class Report:
             raise DataError(f"{self.name} is not as it should be: {self.faults[0].rstrip('.')}{more}.")
 
 
-def verify(name: str, root: Path) -> Report:
+def verify(name: str, root: Path, options: Mapping[str, Any] = MappingProxyType({})) -> Report:
     """Reads every list and decodes every image of a dataset: one with a card, or what `image_lists` takes besides.
 
     A test image must be no training or validation image, a validation image no training image: neither the same file
     nor one of the same decoded pixels; and an image has one label. The pixels are but noted where a published dataset
     is complete, some of which repeat an image (dSprites has each shape at 0° and at 360°). What is equal within a
     split, or `NEAR`, is noted. Of ``"imagenet_c"`` all sets that are here, one list each. An UnknownNameError where
-    there is no such dataset, folder or table, and a DataError where a list is missing or malformed.
+    there is no such dataset, folder or table, and a DataError where a list is missing or malformed. `options` are those
+    of `FolderDataModule` that say how a table is read.
     """
     name = bare_name(name)
     if card_on_disk(name, root) is None:
         own_data(name, root)
     found = parts(name, root)
     if found == [name]:
-        return _verify(name, root)
-    reports = [_verify(part, root) for part in found]
+        return _verify(name, root, options)
+    reports = [_verify(part, root, options) for part in found]
     return Report(
         name,
         [replace(each, name=report.name) for report in reports for each in report.lists],
@@ -98,14 +98,14 @@ def verify(name: str, root: Path) -> Report:
     )
 
 
-def _verify(name: str, root: Path) -> Report:
+def _verify(name: str, root: Path, options: Mapping[str, Any]) -> Report:
     card = card_on_disk(name, root)
-    lists = image_lists(name, root)
+    lists = image_lists(name, root, options)
     sizes = card.sizes if card else {}
-    classes = card.num_classes if card else 1 + max(int(images.labels.max()) for images in lists.values())
+    classes = card.num_classes if card else max(num_classes(images.labels) for images in lists.values())
     counting = (card.tested_classes if card else 0) or classes
     reports = [
-        ListReport(stem, sizes.get(stem), np.bincount(images.labels, minlength=classes).astype(np.int64), counting)
+        ListReport(stem, sizes.get(stem), len(images), positives(images.labels, classes), counting)
         for stem, images in lists.items()
     ]
     # The modules of other suites read only what was asked for, such as test images without training images.
@@ -125,12 +125,12 @@ def _image_faults(lists: Mapping[str, ImageList]) -> tuple[list[str], list[str],
     """Says which files are unreadable or in two parts; which pixels are so under two names; what else is alike."""
     where: dict[Path, tuple[ImageList, int]] = {}
     kinds: dict[Path, set[str]] = defaultdict(set)
-    labels: dict[Path, set[int]] = defaultdict(set)
+    labels: dict[Path, set[bytes]] = defaultdict(set)
     for stem, images in lists.items():
         for position, path in enumerate(images.paths):
             where.setdefault(images.folder / path, (images, position))
             kinds[images.folder / path].add(_kind(stem))
-            labels[images.folder / path].add(int(images.labels[position]))
+            labels[images.folder / path].add(images.labels[position].tobytes())
     faults, same, hashes = [], defaultdict(list), {}
     for file, answer in zip(where, _looks(list(where.values())), strict=True):
         if isinstance(answer, DataError):
@@ -142,7 +142,7 @@ def _image_faults(lists: Mapping[str, ImageList]) -> tuple[list[str], list[str],
         faults[_NAMED:] = [f"{len(faults) - _NAMED:,} further images cannot be decoded"]
     groups = list(same.values())
     leaks = _leaks([files for files in groups if len(files) > 1], kinds)
-    torn = [files for files in groups if len(set[int]().union(*(labels[file] for file in files))) > 1]
+    torn = [files for files in groups if len(set[bytes]().union(*(labels[file] for file in files))) > 1]
     if torn:
         leaks.append(_told(len(torn), "an image has several labels", torn[0][0], torn[0][-1]))
     near = _near(groups, np.array([hashes[digest] for digest in same], dtype=np.uint64), kinds)

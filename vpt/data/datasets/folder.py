@@ -148,8 +148,6 @@ def _hold_out(
         train = lists["train"]
         rest, held = hold_out(train.paths, strata(train.labels), share, seed, split)
         lists = {**lists, "train": train.take(rest), split: train.take(held)}
-        if whole.labels.dtype.kind == "f":
-            continue
         known, there = (positives(each.labels, len(class_names)) > 0 for each in (whole, lists[split]))
         lacking = [name for name, is_lacking in zip(class_names, known & ~there, strict=True) if is_lacking]
         if lacking:
