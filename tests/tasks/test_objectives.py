@@ -186,7 +186,7 @@ def test_thresholds_and_margins_are_kept_in_the_file_and_used(tmp_path: Path) ->
         ({"class_weights": "balanced"}, "class_weights is of images with one class each"),
         ({"loss": "focal"}, "loss is of images with one class each"),
         ({"solver": "lbfgs"}, "solver lbfgs is of images with one class each"),
-        ({"num_classes": 0}, "this task has 1 at least"),
+        ({"num_classes": 0}, "a task has at least one class"),
     ],
 )
 def test_options_of_one_class_an_image_are_refused(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:

@@ -49,6 +49,7 @@ class TuningTask(L.LightningModule):
 
     target: str
     ignored: int | None = None
+    _least_classes = 2
     model: AdaptedModel
     _specs: Sequence[dict[str, Any]] = ()
 
@@ -109,8 +110,9 @@ class TuningTask(L.LightningModule):
         if num_classes is None:
             raise ConfigError("num_classes is not known: give it, or run `vpt` with a data module that has classes.")
         check_number("num_classes", num_classes, 0, 10**6, whole=True)
-        if num_classes < (least := self._least_classes()):
-            raise ConfigError(f"num_classes is {num_classes}: this task has {least} at least.")
+        if num_classes < (least := self._least_classes):
+            words = {1: "one class", 2: "two classes"}[least]
+            raise ConfigError(f"num_classes is {num_classes}: a task has at least {words}.")
         if optimizer not in ("sgd", "adamw"):
             raise UnknownNameError("optimizer", optimizer, ("sgd", "adamw"))
         if micro_batch is not None:
@@ -139,10 +141,6 @@ class TuningTask(L.LightningModule):
     def _build(self, backbone: Backbone, num_classes: int) -> AdaptedModel:
         """The model, with `specs` on its backbone."""
         raise NotImplementedError
-
-    def _least_classes(self) -> int:
-        """How few classes such a task may have."""
-        return 2
 
     def _tally(self, num_classes: int) -> Metric:
         """What a test keeps for tables and figures."""
@@ -283,8 +281,9 @@ class TuningTask(L.LightningModule):
         counted = len(target) if self.ignored is None else (target != self.ignored).sum()
         mean.update(self.loss(logits, batch), weight=counted)
         target = target if target.is_floating_point() else target.long()
-        for each in (metrics, *([self.tally] if self.trainer.state.fn != "fit" else [])):
-            each.update(logits, target)
+        metrics.update(logits, target)
+        if self.trainer.state.fn != "fit":
+            self.tally.update(logits, target)
         self._log(split, metrics)
         return logits
 

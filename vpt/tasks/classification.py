@@ -93,14 +93,15 @@ class ClassificationTask(TuningTask):
         return found
 
     @property
+    def _least_classes(self) -> int:  # type: ignore[override]
+        return self.objective.least
+
+    @property
     def objective(self) -> Objective:
         """Loss and scores of such targets; an UnknownNameError where there are none of the name."""
         if self.targets not in OBJECTIVES:
             raise UnknownNameError("targets", self.targets, OBJECTIVES)
         return OBJECTIVES[self.targets]
-
-    def _least_classes(self) -> int:
-        return self.objective.least
 
     def _build(self, backbone: Backbone, num_classes: int) -> TunedModel:
         return TunedModel(backbone, num_classes, self.specs(), targets=self.targets)
