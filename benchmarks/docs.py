@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks import (
     attention,
     data,
+    decoding,
     delta_steps,
     examples,
     log_bias,
@@ -42,6 +43,7 @@ SOURCES = (
     log_bias,
     examples,
     unknown_images,
+    decoding,
     prediction,
 )
 ROWS = {

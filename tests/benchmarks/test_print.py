@@ -10,6 +10,7 @@ import pytest
 from benchmarks import (
     attention,
     data,
+    decoding,
     delta_steps,
     examples,
     log_bias,
@@ -35,6 +36,7 @@ ALL = (
     speed,
     sweep,
     unknown_images,
+    decoding,
     prediction,
 )
 

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vpt.data import images
 from vpt.data.images import decode_rgb, to_rgb
 from vpt.data.list_files import read_list
 from vpt.errors import DataError
+from vpt.version import versions
 
 
 def write(file: Path, text: str) -> Path:
@@ -192,3 +196,40 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     Image.fromarray(upright).save(tmp_path / "x.png", exif=exif)
     np.testing.assert_array_equal(np.asarray(decode_rgb(tmp_path / "x.png"))[..., 0], shown)
+
+
+@pytest.mark.skipif(find_spec("simplejpeg") is None, reason="vpt[jpeg] is not installed")
+@pytest.mark.parametrize(
+    "options", [{}, {"quality": 30}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}]
+)
+def test_a_plain_jpeg_has_the_same_pixels_by_simplejpeg(tmp_path: Path, options: dict[str, Any]) -> None:
+    random = np.random.default_rng(0)
+    for number, shape in enumerate([(40, 31, 3), (17, 64, 3), (33, 33), (1, 9, 3)]):
+        path = tmp_path / f"{number}.jpg"
+        coarse = Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8))
+        coarse.resize((4 * shape[1] + 1, 3 * shape[0] + 2), Image.Resampling.BICUBIC).save(path, **options)
+        with path.open("rb") as file:
+            fast = images._decoded_jpeg(file)
+        assert fast is not None
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(fast, np.asarray(to_rgb(image)))
+        np.testing.assert_array_equal(fast, np.asarray(decode_rgb(path)))
+
+
+def test_what_simplejpeg_would_read_differently_is_left_to_pillow(tmp_path: Path) -> None:
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels.save(tmp_path / "turned.jpg", exif=exif)
+    pixels.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    pixels.save(tmp_path / "xmp.jpg", xmp=b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"></x:xmpmeta>')
+    pixels.save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-400])
+    for name in ("turned", "cmyk", "xmp", "cut"):
+        with (tmp_path / f"{name}.jpg").open("rb") as file:
+            assert images._decoded_jpeg(file) is None, name
+    assert decode_rgb(tmp_path / "turned.jpg").size == decode_rgb(tmp_path / "xmp.jpg").size == (24, 16)
+
+
+def test_the_version_of_simplejpeg_is_stamped_where_it_is_there() -> None:
+    assert ("simplejpeg" in versions()) == (find_spec("simplejpeg") is not None)

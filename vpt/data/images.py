@@ -10,8 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -287,9 +290,47 @@ def _fault(path: Path, error: Exception) -> str:
 
 
 def _decode(path: Path) -> Image.Image:
-    with Image.open(regular_file(path)) as image:
+    with regular_file(path).open("rb") as file:
+        if file.read(2) == b"\xff\xd8" and (pixels := _decoded_jpeg(file)) is not None:
+            return Image.fromarray(pixels)
+    with Image.open(path) as image:
         image.load()
         return to_rgb(image)
+
+
+def _decoded_jpeg(file: BinaryIO) -> NDArray[np.uint8] | None:
+    """Decodes a plain JPEG by simplejpeg, which takes a third less time; None where Pillow might give other pixels, or an error.
+
+    That is where simplejpeg is missing, for other colours than grey and YCbCr, for files that may say how they are
+    turned, for those that Pillow finds too large, and for damaged ones.
+    """
+    if (jpeg := _simplejpeg()) is None:
+        return None
+    file.seek(0)
+    content = file.read()
+    if any(mark in content for mark in (b"Exif\0", b"http://ns.adobe.com/xap/")):
+        return None
+    try:
+        height, width, colours, _ = jpeg.decode_jpeg_header(content)
+        if colours not in ("YCbCr", "Gray") or height * width > (Image.MAX_IMAGE_PIXELS or height * width):
+            return None
+        return cast("NDArray[np.uint8]", jpeg.decode_jpeg(content, colorspace="RGB"))
+    except ValueError:
+        return None
+
+
+@cache
+def _simplejpeg() -> Any:
+    """The module, None where it is not installed, or is built on another decoder than Pillow."""
+    if find_spec("simplejpeg") is None:
+        return None
+    module: Any = import_module("simplejpeg")
+    pattern = np.arange(33 * 29 * 3, dtype=np.uint32).reshape(33, 29, 3) * 2654435761 >> 9
+    file = BytesIO()
+    Image.fromarray((pattern % 256).astype(np.uint8)).save(file, "JPEG", quality=80)  # 4:2:0, odd sides
+    with Image.open(file) as image:
+        same = np.array_equal(module.decode_jpeg(file.getvalue(), colorspace="RGB"), np.asarray(image.convert("RGB")))
+    return module if same else None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
