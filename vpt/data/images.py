@@ -329,8 +329,8 @@ def _simplejpeg() -> Any:
     file = BytesIO()
     Image.fromarray((pattern % 256).astype(np.uint8)).save(file, "JPEG", quality=80)  # 4:2:0, odd sides
     with Image.open(file) as image:
-        same = np.array_equal(module.decode_jpeg(file.getvalue(), colorspace="RGB"), np.asarray(image.convert("RGB")))
-    return module if same else None
+        expected = np.asarray(image.convert("RGB"))
+    return module if np.array_equal(module.decode_jpeg(file.getvalue(), colorspace="RGB"), expected) else None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
