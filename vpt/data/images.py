@@ -299,7 +299,7 @@ def _decode(path: Path) -> Image.Image:
 
 
 def _decoded_jpeg(file: BinaryIO) -> NDArray[np.uint8] | None:
-    """Decodes a plain JPEG by simplejpeg, which takes a third less time; None where Pillow might give other pixels, or an error.
+    """Decodes a plain JPEG by simplejpeg, in a third less time; None where Pillow might give other pixels, or an error.
 
     That is where simplejpeg is missing, for other colours than grey and YCbCr, for files that may say how they are
     turned, for those that Pillow finds too large, and for damaged ones.

@@ -43,6 +43,8 @@ def export_peft(model: TunedModel, folder: str | Path) -> Path:
         ConfigError: The model has another delta, another strength than 1, or a backbone with several classifiers.
         OutputError: The folder cannot be written.
     """
+    if model.targets == "regression":
+        raise ConfigError("peft export knows no head that gives numbers in their own units: export to onnx or torch.")
     lora = _only_lora(model)
     classifier = cast("Any", model.backbone.model).pretrained_cfg.get("classifier")
     if not isinstance(classifier, str):
