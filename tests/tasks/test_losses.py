@@ -279,7 +279,8 @@ def test_the_best_epoch_is_stamped_as_such(tmp_path: Path) -> None:
     L.seed_everything(0)
     keep = ModelCheckpoint(monitor="train/loss", mode="max", save_top_k=1)
     stop = EarlyStopping("val/loss", patience=5)
-    task, run = LinearProbe(**BASE), trainer(tmp_path, epochs=3, batches=10, callbacks=[RunRecord(), keep, stop])
+    writers = [RunRecord(), DeltaWriter(), keep, stop]
+    task, run = LinearProbe(**BASE), trainer(tmp_path, epochs=3, batches=10, callbacks=writers)
     run.fit(task, datamodule=data())
     folder, last = tmp_path / "run" / "0", task.model.head.weight.detach().clone()
     run.test(task, datamodule=data(), ckpt_path="best", weights_only=True, verbose=False)
@@ -287,6 +288,12 @@ def test_the_best_epoch_is_stamped_as_such(tmp_path: Path) -> None:
     assert record["best"] == {"train/loss": Path(keep.best_model_path).name}
     assert (epoch_rule(record), record["evaluated"]["test"]["epochs"]) == ("best train/loss", 1)
     assert not torch.equal(task.model.head.weight, last)
+    files = {name: load_classifier(folder / f"{name}.safetensors") for name in ("delta", "delta-best-train_loss")}
+    assert torch.equal(files["delta"].head.weight, last)
+    best = files["delta-best-train_loss"]
+    assert torch.equal(best.head.weight, task.model.head.weight)
+    assert (best.info["epoch_rule"], best.info["epochs"]) == ("best train/loss", 1)
+    assert "metrics" not in best.info
     assert cell_protocol(record) | {"epoch rule": "last"} == cell_protocol({**record, "evaluated": {}, "best": {}})
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from vpt.atomic_write import atomic_write, check_writable, write_json
 from vpt.errors import ConfigError
-from vpt.models.delta_file import save_delta
+from vpt.models.delta_file import fill, save_delta
 from vpt.run_record import (
     CONFIG_FILE,
     DELTA_FILE,
@@ -320,14 +320,44 @@ class EpochLines(L.Callback):
 
 
 class DeltaWriter(L.Callback):
-    """Writes `delta.safetensors` when training ends: the last epoch, never a chosen one."""
+    """Writes `delta.safetensors` when training ends: the last epoch, never a chosen one.
+
+    Beside it `delta-best-MONITOR.safetensors` of each `ModelCheckpoint` with a monitor: the epoch that this has chosen,
+    with its ``epoch_rule``.
+    """
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the file."""
-        if (found := _written(trainer, pl_module)) is not None:
-            folder, task = found
-            task.model.info = protocol(trainer, task) | {"metrics": _metrics(trainer)}
-            save_delta(folder / DELTA_FILE, task.model)
+        """Writes the files."""
+        if (found := _written(trainer, pl_module)) is None:
+            return
+        folder, task = found
+        told = protocol(trainer, task)
+        task.model.info = told | {"metrics": _metrics(trainer)}
+        save_delta(folder / DELTA_FILE, task.model)
+        for monitor, checkpoint in best_checkpoints(trainer).items():
+            if checkpoint.is_file():
+                _save_checkpoint(
+                    folder / best_delta(monitor), task, checkpoint, told | {"epoch_rule": f"best {monitor}"}
+                )
+
+
+def best_delta(monitor: str) -> str:
+    """The name of the delta file of the best epoch by a metric, e.g. ``val/acc``."""
+    return f"delta-best-{monitor.replace('/', '_')}.safetensors"
+
+
+def _save_checkpoint(path: Path, task: TuningTask, checkpoint: Path, told: dict[str, Any]) -> None:
+    """Writes the delta file of a checkpoint of this task; the task is afterwards as it was."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model, info = task.model, task.model.info
+    kept = {key: tensor.detach().clone() for key, tensor in model.owned().items()}
+    fill(model, {key.removeprefix("model."): tensor for key, tensor in content["state_dict"].items()}, str(checkpoint))
+    try:
+        model.info = told | {"epochs": content["epoch"] + 1, "steps": content["global_step"]}
+        save_delta(path, model)
+    finally:
+        fill(model, kept, "the model")
+        model.info = info
 
 
 class InitWriter(L.Callback):

@@ -31,7 +31,7 @@ from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE, g
 from vpt.screen import show
 from vpt.tasks import DeltaWriter, RunRecord, SegmentationTask, TuningTask
 from vpt.tasks.build import FROM_DATA, image_size, settle
-from vpt.tasks.callbacks import EpochLines, best_checkpoints, last_checkpoint, run_folder, run_of
+from vpt.tasks.callbacks import EpochLines, best_checkpoints, best_delta, last_checkpoint, run_folder, run_of
 from vpt.tasks.optimizers import check_trainer
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
@@ -177,6 +177,7 @@ class VPTCLI(LightningCLI):
             print(f"test it:   vpt test -c {folder / CONFIG_FILE} --ckpt_path {folder / LAST_CHECKPOINT}")
             for monitor, path in best_checkpoints(self.trainer).items():
                 print(f"or its best epoch by {monitor}:   vpt test -c {folder / CONFIG_FILE} --ckpt_path {path}")
+                print(f"which is the file         {folder / best_delta(monitor)}")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Lightning's own, without its table of numbers: `_show` prints them."""
