@@ -106,6 +106,8 @@ def share(value: Any) -> bool:
     return of(int, float)(value) and 0 <= value <= 1
 
 
+PROBE = "probe"
+"""Of ``init_head``: no file, but a probe that is fitted before training."""
 SCORES = {"acc": "top-1", "mean_ap": "mean AP", "r2": "R²"}
 """What runs are compared by, of one class, of several, and of numbers an image; and what it is called in tables."""
 

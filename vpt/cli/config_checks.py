@@ -15,6 +15,7 @@ from typing import Any
 
 from vpt.cli.arguments import read_config, read_yaml
 from vpt.errors import ConfigError, check_number
+from vpt.run_record import PROBE
 
 Section = Mapping[str, Any]
 
@@ -116,7 +117,9 @@ def check_run(command: str, config: Mapping[str, Any], args: list[str]) -> None:
     if command == "fit":
         check_end(trainer)
         for key in ("init_delta", "init_head"):
-            if (path := sections["model"].get(key)) is not None and not os.path.isfile(path):  # noqa: PTH113
+            if (path := sections["model"].get(key)) in (None, PROBE if key == "init_head" else None):
+                continue
+            if not os.path.isfile(path):  # noqa: PTH113
                 raise ConfigError(f"model.{key}: there is no file {path:.200}.")
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from vpt.argument_types import checked
 from vpt.errors import ConfigError, DivergedError
 
+STEP, WIDEST = 10**0.5, (1e-6, 100.0)
+"""By what a penalty is multiplied or divided beyond those that are given, and where that ends."""
 TOLERANCE = 1e-7
 """Largest entry of the gradient at which the head counts as the minimum."""
 
@@ -60,18 +62,30 @@ def fit_logistic(features: Tensor, labels: Tensor, num_classes: int, l2: float) 
 
 
 def choose_l2(
-    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], num_classes: int, candidates: Sequence[float]
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    num_classes: int,
+    candidates: Sequence[float],
+    widen: bool = False,
 ) -> float:
     """Picks the penalty whose head classifies validation images best; ties go to the stronger one.
 
-    `train` and `val` are features and labels as for `fit_logistic`, whose errors may be raised.
+    `train` and `val` are features and labels as for `fit_logistic`, whose errors may be raised. With `widen` the
+    candidates go on beyond an end that is the best, by factors of √10, as long as it is, and within `WIDEST`.
     """
 
     def right(l2: float) -> int:
         weight, bias = fit_logistic(*train, num_classes, l2)
         return int(((val[0] @ weight.T + bias).argmax(dim=1) == val[1]).sum())
 
-    return max(sorted(candidates, reverse=True), key=right)
+    scores = {l2: right(l2) for l2 in candidates}
+    while True:
+        ordered = sorted(scores, reverse=True)
+        best = max(ordered, key=scores.__getitem__)
+        further = best * STEP if best == ordered[0] else best / STEP
+        if not widen or best not in (ordered[0], ordered[-1]) or not WIDEST[0] <= further <= WIDEST[1]:
+            return best
+        scores[further] = right(further)
 
 
 @checked

@@ -363,8 +363,8 @@ def _save_checkpoint(path: Path, task: TuningTask, checkpoint: Path, told: dict[
 class InitWriter(L.Callback):
     """Writes `init.safetensors`, the delta before the first step, for interpolation from there; add it where wanted."""
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the file, unless training is resumed."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the file, unless training is resumed; a head that is fitted first is fitted by now."""
         if (found := _written(trainer, pl_module)) is not None and trainer.ckpt_path is None:
             folder, task = found
             task.model.info = {"random_head": task.hparams.get("init_head") is None}

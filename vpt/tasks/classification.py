@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
@@ -18,10 +19,11 @@ from vpt.metrics.logits import restrict
 from vpt.models.classifier import TunedModel, ValueHead
 from vpt.models.delta_file import read_head
 from vpt.models.logistic_regression import choose_l2, fit_logistic
-from vpt.run_record import global_seed
+from vpt.run_record import PROBE, global_seed
 from vpt.tasks.base import Batch, TuningTask
 from vpt.tasks.losses import PLAIN, check_loss, class_weights, weighted_loss
 from vpt.tasks.objectives import OBJECTIVES, Objective
+from vpt.tasks.probe import start_at_probe
 
 
 class ClassificationTask(TuningTask):
@@ -58,7 +60,9 @@ class ClassificationTask(TuningTask):
 
         Args:
             init_head: Delta file of a linear probe on the same backbone and data, whose head initialises the head; with
-                `FineTuning` that is LP-FT (Kumar et al., ICLR 2022). None for a small random head.
+                `FineTuning` that is LP-FT (Kumar et al., ICLR 2022). ``probe``: that probe is fitted exactly before
+                training (`vpt.tasks.probe`), to the frozen backbone, or to what `init_delta` makes of it. None for a
+                small random head.
             loss: Of training: ``cross_entropy``, or ``focal`` (Lin et al., ICCV 2017).
             focal_gamma: γ of the focal loss, from 0, which makes it the cross-entropy, to 100.
             label_smoothing: Share of each target that is given to all classes alike, in [0, 1); not with ``focal``.
@@ -81,6 +85,7 @@ class ClassificationTask(TuningTask):
         check_loss(self.hparams)
         self._class_weight: Tensor | None = None
         mixed = [name for name in ("mixup", "cutmix") if self.hparams[name]]
+        mixed += ["init_head probe"] if init_head == PROBE else []
         if self.targets != "multiclass" and (others := [*self.reshaped(), *mixed]):
             raise ConfigError(
                 f"{others[0]} is of images with one class each, and the targets are {self.targets}: leave it out."
@@ -139,8 +144,18 @@ class ClassificationTask(TuningTask):
             return
         if not hasattr(data, "class_names"):
             raise ConfigError("init_head needs a data module, whose classes and preprocessing must be the probe's.")
-        # a checkpoint that is resumed overwrites it
-        self.model.head.load_state_dict(read_head(probe, self.model, "init_head").state_dict())
+        if probe != PROBE:  # a checkpoint that is resumed overwrites it
+            self.model.head.load_state_dict(read_head(probe, self.model, "init_head").state_dict())
+
+    def on_fit_start(self) -> None:
+        """Fits the head where training is to start at the probe, unless it is resumed."""
+        if self.hparams["init_head"] != PROBE or self.trainer.ckpt_path is not None:
+            return
+        frozen = self.model.delta is not None and self.hparams["init_delta"] is None
+        strength, data = 0.0 if frozen else self.model.strength, cast("Any", self.trainer).datamodule
+        with self.trainer.precision_plugin.forward_context():
+            penalty = start_at_probe(self.model, data, strength, not self.trainer.is_global_zero)
+        rank_zero_info(f"The head starts at the exact probe, of l2 {penalty:.3g}.")
 
     def _take_units(self, head: ValueHead, data: Any) -> None:
         offset, scale = map(torch.from_numpy, data.value_scale())
@@ -246,7 +261,7 @@ class LinearProbe(ClassificationTask):
             check_number("l2", each, 0)
         if not self._candidates or min(self._candidates) <= 0.0:
             raise ConfigError(f"l2 must be positive, got {l2}.")
-        if solver == "lbfgs" and (others := [*self.reshaped(), *(["ema_decay"] if self.hparams["ema_decay"] else [])]):
+        if solver == "lbfgs" and (others := [*self.reshaped(), *filter(self.hparams.get, ("ema_decay", "init_head"))]):
             raise ConfigError(
                 f"{others[0]} has no effect with solver lbfgs, which finds the minimum of the plain cross-entropy of "
                 "whole images: leave it out, or train with solver gradient."

@@ -14,7 +14,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.cli import SaveConfigCallback
 
 from vpt.models.delta_format import identity
-from vpt.run_record import file_identity, global_seed
+from vpt.run_record import PROBE, file_identity, global_seed
 from vpt.tasks.base import TuningTask
 from vpt.version import versions
 
@@ -32,7 +32,11 @@ def protocol(trainer: L.Trainer, task: TuningTask) -> dict[str, Any]:
         "task": type(task).__name__,
         # Lightning's command line adds its own, under such names
         "hyperparameters": {key: value for key, value in task.hparams.items() if not key.startswith("_")},
-        "starts": {key: file_identity(Path(path)) for key, path in starts.items() if path is not None},
+        "starts": {
+            key: PROBE if (key, path) == ("init_head", PROBE) else file_identity(Path(path))
+            for key, path in starts.items()
+            if path is not None
+        },
         "seed": global_seed(),
         "max_epochs": trainer.max_epochs,
         "precision": str(trainer.precision),

@@ -1,0 +1,67 @@
+"""A training that starts at the exact linear probe of the images that it trains on."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from rich.progress import track
+
+from vpt.data import ImageDataModule
+from vpt.errors import ConfigError
+from vpt.models.logistic_regression import choose_l2, fit_logistic
+from vpt.models.prediction import Bar, batch_answers
+from vpt.screen import console
+
+if TYPE_CHECKING:
+    from vpt.models.classifier import TunedModel
+
+PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)
+"""Of the head's weights, among which one is chosen; more on the side of the best one, where that is at an end."""
+
+
+def start_at_probe(model: TunedModel, data: ImageDataModule, strength: float, quiet: bool = False) -> float:
+    """Sets a head to the exact minimum of its regularised cross-entropy over all training images.
+
+    They are not augmented, and the delta has the `strength`: 0 for the frozen backbone. The penalty is the one of
+    `PENALTIES` with the best accuracy on the validation images, by a head that is fitted to the training images that
+    are none of these, as `LinearProbe` has it. All else of the model stays as it was. A bar shows how far it is unless
+    it is `quiet`.
+
+    Returns:
+        The penalty.
+
+    Raises:
+        ConfigError: There are no validation images, or all training images are such.
+    """
+    training, alpha = model.training, model.strength
+    model.eval()
+    if alpha != strength:
+        model.set_strength(strength)
+    found = {}
+    for name in ("train", "val"):
+        split = data.split(name)
+        features = torch.from_numpy(
+            batch_answers(model, split, size=data.batch_size, bar=iter if quiet else _bar(name))[1]
+        )
+        found[name] = features, torch.as_tensor(split.labels)
+    apart = torch.from_numpy(~data.shared("train", "val"))
+    if not bool(apart.any()) or not len(found["val"][1]):
+        raise ConfigError("init_head probe needs training images besides the validation images, and some of these.")
+    classes = model.head.out_features
+    rest = found["train"][0][apart], found["train"][1][apart]
+    penalty = choose_l2(rest, found["val"], classes, PENALTIES, widen=True)
+    weight, bias = fit_logistic(*found["train"], classes, penalty)
+    with torch.no_grad():
+        model.head.weight.copy_(weight)
+        model.head.bias.copy_(bias)
+    if alpha != strength:
+        model.set_strength(alpha)
+    model.train(training)
+    return penalty
+
+
+def _bar(name: str) -> Bar:
+    words = {"train": "training", "val": "validation"}[name]
+    return partial(track, description=f"Features of {words} images", console=console(stderr=True))
