@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,21 @@ def test_what_cannot_be_meant_is_refused(
 def test_folders_have_one_class_an_image(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="are of tables only"):
         FolderDataModule(tmp_path, targets="multilabel")
+
+
+def test_a_label_of_which_all_images_would_be_held_out_is_refused(tmp_path: Path) -> None:
+    names = {"a": "A|B", "b": "A|C", "c": "B", "d": "C"} | dict.fromkeys("efghij", "D")
+    rows = "".join(f"{name}.png,{tags}\n" for name, tags in names.items())
+    file = table(tmp_path, f"path,label\n{rows}")
+    told = set()
+    for seed in range(20):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", VPTWarning)  # of labels that are in no validation image
+                module = data(file, label_separator="|", targets="multilabel", split_seed=seed)
+        except DataError as error:
+            told.add(str(error))
+        else:
+            assert module.class_counts().all()
+    assert all("all were held out" in text for text in told)
+    assert told

@@ -56,15 +56,15 @@ def test_f1_is_that_of_scikit_learn() -> None:
 @given(st.data())
 def test_no_threshold_has_a_larger_f1_than_the_one_that_is_found(draw: st.DataObject) -> None:
     count = draw.draw(st.integers(1, 12))
-    tenths = st.lists(st.integers(0, 10), min_size=count, max_size=count)
-    shares = np.array(draw.draw(tenths), dtype=np.float64)[:, None] / 10
+    whole = st.lists(st.integers(-5, 5), min_size=count, max_size=count)
+    logits = np.array(draw.draw(whole), dtype=np.float64)[:, None]
     labels = np.array(draw.draw(st.lists(st.integers(0, 1), min_size=count, max_size=count)))[:, None]
-    (found,) = multilabel.f1_thresholds(shares, labels)
+    (found,) = multilabel.f1_thresholds(logits, labels)
     if not labels.any():
-        assert found == 0.5
+        assert found == 0
         return
-    every = [multilabel.f1(shares >= limit, labels)[0] for limit in np.linspace(0, 1, 201)]
-    assert multilabel.f1(shares >= found, labels)[0] == pytest.approx(max(every), rel=1e-12)
+    every = [multilabel.f1(logits >= limit, labels)[0] for limit in np.linspace(-6, 6, 241)]
+    assert multilabel.f1(logits >= found, labels)[0] == pytest.approx(max(every), rel=1e-12)
 
 
 def test_errors_of_numbers_are_those_of_scikit_learn() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, r2_score
+from torchmetrics import Metric
 
 from tests.fakes_targets import COLOURS, colour_table
 from tests.tasks.test_tasks import trainer
@@ -22,9 +23,12 @@ from vpt.models import load_classifier, save_delta
 from vpt.models.calibration import LabelThresholds, Residuals
 from vpt.models.classifier import ValueHead
 from vpt.models.delta_format import about, model_digest, read_calibration, read_delta, read_header, write_delta
+from vpt.reports.evaluation import score_lines
+from vpt.robustness.model_soups import uniform
 from vpt.run_record import cell_protocol
 from vpt.tasks import DeltaTuning, DeltaWriter, FineTuning, LinearProbe, PromptTuning, RunRecord
 from vpt.tasks.classification import ClassificationTask
+from vpt.tasks.objectives import OBJECTIVES
 from vpt.tasks.run_protocol import protocol
 
 TAGS: dict[str, Any] = {"label_column": list(COLOURS), "targets": "multilabel"}
@@ -108,10 +112,13 @@ def test_other_units_train_the_same_head(tmp_path: Path) -> None:
         file = colour_table(tmp_path / name, scale=scale, offset=offset)
         module = FolderDataModule(file, image_size=64, batch_size=8, label_column="light", targets="regression")
         own = task(module)
-        trainer(epochs=2, batches=4).fit(own, datamodule=module)
-        found.append((own.model.head.weight.detach(), own.eval()(module.split("test").batch([0, 1])["image"]).detach()))
+        running = trainer(epochs=2, batches=4)
+        running.fit(own, datamodule=module)
+        outputs = own.eval()(module.split("test").batch([0, 1])["image"]).detach()
+        found.append((own.model.head.weight.detach(), outputs, float(running.callback_metrics["val/r2"])))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=2e-3)
     torch.testing.assert_close(65536 + 4096 * found[0][1], found[1][1], rtol=0, atol=20)
+    assert found[0][2] == pytest.approx(found[1][2], abs=0.01)
 
 
 def test_a_run_and_its_file_say_what_an_image_is_labelled_with(tmp_path: Path) -> None:
@@ -159,15 +166,15 @@ def test_thresholds_and_margins_are_kept_in_the_file_and_used(tmp_path: Path) ->
     path = Path(str(running.log_dir)) / "delta.safetensors"
     header, tensors = read_delta(path)
     said = {"model": model_digest(header, tensors), "data": {}}
-    write_delta(path, header, tensors, LabelThresholds(said, {"thresholds": torch.tensor([0.0, 1.0, 0.5])}))
+    limits = torch.tensor([-100.0, 100.0, 0.0])
+    write_delta(path, header, tensors, LabelThresholds(said, {"thresholds": limits}))
     loaded = load_classifier(path)
     images = module.split("test").batch([0, 1])["image"]
     for each in loaded.predictions(images):
         assert "red" in (each.labels or ())
         assert "green" not in (each.labels or ())
-    assert about(loaded)["calibration"]["label_thresholds"] == [0.0, 1.0, 0.5]
-    fewer, larger = torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5, 2.0])
-    for odd in ({"thresholds": fewer}, {"thresholds": larger}, {"residuals": torch.ones(3, 3)}):
+    assert about(loaded)["calibration"]["label_thresholds"] == pytest.approx([0.0, 1.0, 0.5])
+    for odd in ({"thresholds": torch.tensor([0.5, 0.5])}, {"residuals": torch.ones(3, 3)}):
         with pytest.raises(DeltaFileError, match="cannot be read"):
             write_delta(path, header, tensors, LabelThresholds(said, odd))
     assert isinstance(read_calibration(path), LabelThresholds)
@@ -232,5 +239,70 @@ def test_the_determination_of_one_image_is_not_recorded(tmp_path: Path) -> None:
 
 
 def test_a_threshold_of_the_validation_images_is_between_two_of_them() -> None:
-    shares = np.array([[0.9], [0.6], [0.4], [0.1]])
-    assert f1_thresholds(shares, np.array([[1], [1], [0], [0]])).tolist() == [pytest.approx(0.5)]
+    logits = np.array([[20.0], [18.0], [16.5], [5.0]], dtype=np.float32)  # probabilities of 1 in single precision
+    assert f1_thresholds(logits, np.array([[1], [1], [0], [0]])).tolist() == [17.25]
+
+
+def test_a_class_without_images_does_not_count_and_half_precision_ranks_as_single() -> None:
+    scores = OBJECTIVES["multilabel"].metrics(3, [])
+    logits, labels = torch.randn(50, 3) * 8, torch.randint(0, 2, (50, 3))
+    labels[:, 1] = 0
+    for metric in scores.values():
+        assert isinstance(metric, Metric)
+        metric.update(logits.bfloat16()[:30], labels[:30])
+        metric.update(logits.bfloat16()[30:], labels[30:])
+    rounded, there = logits.bfloat16().double().numpy()[:, [0, 2]], labels.numpy()[:, [0, 2]]
+    found = {name: float(metric.compute()) for name, metric in scores.items() if isinstance(metric, Metric)}
+    assert found["mean_ap"] == pytest.approx(average_precision_score(there, rounded, average="macro"), abs=1e-6)
+    assert found["f1"] == pytest.approx(f1_score(there, rounded >= 0, average="macro"), abs=1e-6)
+    (line,) = score_lines({"test/mean_ap": found["mean_ap"]}, (logits.bfloat16().float().numpy(), labels.numpy()))
+    low, high = (float(each) for each in line.partition("95 %: ")[2].rstrip(")").split(" to "))
+    assert low <= 100 * found["mean_ap"] <= high
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1e-3, 0.0), (1.0, 1e5), (1e6, 1.7e9)])
+def test_the_determination_does_not_depend_on_units(scale: float, offset: float) -> None:
+    metric = OBJECTIVES["regression"].metrics(1, [])["r2"]
+    assert isinstance(metric, Metric)
+    truth = torch.randn(200, 1)
+    guess = truth + 0.6 * torch.randn(200, 1)
+    as_given = [(scale * each.double() + offset).float() for each in (guess, truth)]
+    metric.update(*as_given)
+    assert float(metric.compute()) == pytest.approx(r2_score(*(each.double() for each in reversed(as_given))), abs=1e-6)
+
+
+def test_one_label_alone_is_learned(tmp_path: Path) -> None:
+    own, module, running = trained(tmp_path, {"label_column": ["red"], "targets": "multilabel"})
+    running.test(own, datamodule=module, verbose=False)
+    assert float(running.callback_metrics["test/mean_ap"]) > 0.5
+
+
+def test_a_checkpoint_of_other_targets_is_refused(tmp_path: Path) -> None:
+    own, _, running = trained(tmp_path, TAGS)
+    running.save_checkpoint(tmp_path / "tags.ckpt")
+    other = LinearProbe(backbone="vit_nano_patch8_64", num_classes=3)
+    with pytest.raises(ConfigError, match="The checkpoint is of multilabel targets, the model of multiclass"):
+        other.on_load_checkpoint(torch.load(tmp_path / "tags.ckpt", weights_only=True))
+    assert own.targets == "multilabel"
+
+
+def test_labels_that_are_none_of_the_targets_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"The labels of digits/.* are not multilabel"):
+        DigitsDataModule(targets="multilabel")
+
+
+def test_units_are_not_rounded(tmp_path: Path) -> None:
+    own, _, _ = trained(tmp_path, LIGHT)
+    for call in (own.model.half, own.model.bfloat16):
+        with pytest.raises(ConfigError, match="has single precision at least"):
+            call()
+    assert own.model.double().head.weight.dtype == torch.float64
+
+
+def test_soups_are_of_one_kind_of_targets(tmp_path: Path) -> None:
+    own, _, _ = trained(tmp_path, TAGS)
+    one = save_delta(tmp_path / "a.safetensors", own.model)
+    header, tensors = read_delta(one)
+    two = write_delta(tmp_path / "b.safetensors", {k: v for k, v in header.items() if k != "targets"}, tensors)
+    with pytest.raises(ConfigError, match="differ in their targets"):
+        uniform([one, two], tmp_path / "out.safetensors")

@@ -22,7 +22,7 @@ from vpt.data.content_hashes import as_hashes
 from vpt.data.image_cache import end_with_parent
 from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import Split, few_shot, position_hash
-from vpt.data.targets import Targets, check_multiclass, positives, renumbered
+from vpt.data.targets import Targets, check_multiclass, fits, positives, renumbered
 from vpt.data.transforms import centre_crop, get_preset
 from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning, check_number
 from vpt.run_record import global_seed
@@ -180,6 +180,9 @@ class ImageDataModule(L.LightningDataModule):
             ("subset_seed", subset_seed, 0, 2**63 - 1),
         ):
             check_number(flag, value, least, most, whole=True)
+        for split in splits.values():
+            if not fits(split.labels, targets):
+                raise ConfigError(f"The labels of {split.source} are not {targets}: leave targets out, or give others.")
         self.name = name
         self.targets = targets
         self.class_names = list(class_names)
@@ -232,7 +235,7 @@ class ImageDataModule(L.LightningDataModule):
         return positives(labels, self.num_classes)
 
     def value_scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The mean and the standard deviation, above 0, of each number that the training images are labelled with."""
+        """The mean and the standard deviation of each number that the training images are labelled with, (K,)."""
         labels = self._splits["train"].labels.astype(np.float64)
         return labels.mean(axis=0).astype(np.float32), labels.std(axis=0).astype(np.float32)
 

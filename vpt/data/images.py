@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -299,7 +298,7 @@ def _decode(path: Path) -> Image.Image:
 
 
 def _decoded_jpeg(file: BinaryIO) -> NDArray[np.uint8] | None:
-    """Decodes a plain JPEG by simplejpeg, in a third less time; None where Pillow might give other pixels, or an error.
+    """Decodes a plain JPEG by simplejpeg, in less time; None where Pillow might give other pixels, or an error.
 
     That is where simplejpeg is missing, for other colours than grey and YCbCr, for files that may say how they are
     turned, for those that Pillow finds too large, and for damaged ones.
@@ -322,9 +321,10 @@ def _decoded_jpeg(file: BinaryIO) -> NDArray[np.uint8] | None:
 @cache
 def _simplejpeg() -> Any:
     """The module, None where it is not installed, or is built on another decoder than Pillow."""
-    if find_spec("simplejpeg") is None:
+    try:
+        module: Any = import_module("simplejpeg")
+    except ImportError:  # or it does not fit this NumPy
         return None
-    module: Any = import_module("simplejpeg")
     pattern = np.arange(33 * 29 * 3, dtype=np.uint32).reshape(33, 29, 3) * 2654435761 >> 9
     file = BytesIO()
     Image.fromarray((pattern % 256).astype(np.uint8)).save(file, "JPEG", quality=80)  # 4:2:0, odd sides

@@ -18,6 +18,12 @@ or K numbers, labels float32 (N, K), whose columns are then the "classes"."""
 _TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
 
 
+def fits(labels: NDArray[Any], targets: Targets) -> bool:
+    """Whether labels have the form of such targets; those of no image may have any."""
+    ndim, kinds = {"multiclass": (1, "iu"), "multilabel": (2, "iu"), "regression": (2, "f")}[targets]
+    return not len(labels) or (labels.ndim == ndim and labels.dtype.kind in kinds)
+
+
 def check_multiclass(targets: Targets, what: str) -> None:
     """Refuses, by a ConfigError, targets that `what` cannot deal with."""
     if targets != "multiclass":

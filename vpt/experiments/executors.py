@@ -79,7 +79,7 @@ class _Board:
         text = f"{finished} of {self._total} trials, {self._failed} failed"
         if left and pace:
             text += f", about {left * pace / 60:.0f} min to go"
-        return f"{text}; best val {100 * self._best[0]:.1f} ({self._best[1]})" if self._best[1] else text
+        return f"{text}; best val {100 * self._best[0]:.1f} ({self._best[1]})" if self._best[0] > -math.inf else text
 
     def _line(self, name: str, result: Record | Failure) -> str:
         return f"{self._before + self._done}/{self._total} " + "  ".join(cell for cell in _cells(name, result) if cell)

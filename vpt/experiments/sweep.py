@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, cast
+from typing import Any
 
 from vpt.atomic_write import write_json
 from vpt.errors import ConfigError, VPTError
@@ -218,13 +218,15 @@ def _outcome(
     records = [record for record in {**found, **tested}.values() if isinstance(record, dict)]
     by_seed = dict(zip(plan.seeds, tested.values(), strict=True))
     trained = sum(row.get("epochs", 0) for row in tried)
+    scores = {seed: score(r, "test") for seed, r in by_seed.items() if isinstance(r, dict)}
     failed = {seed: result.reason for seed, result in by_seed.items() if isinstance(result, Failure)}
+    failed |= {seed: "its test gave no score" for seed, found in scores.items() if found is None}
     if len(failed) == len(by_seed):
         raise VPTError(f"No seed gave a result: {next(iter(failed.values()))}")
     return Outcome(
         chosen=best[0].values,
         val=best[1],
-        tests={seed: cast("float", score(r, "test")) for seed, r in by_seed.items() if isinstance(r, dict)},
+        tests={seed: found for seed, found in scores.items() if found is not None},
         runs=dict(zip(plan.seeds, tested, strict=True)),
         tried=tried,
         failed=failed,

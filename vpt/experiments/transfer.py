@@ -63,6 +63,7 @@ def read_source(folder: Path, config: Config) -> Source:
 def tested_record(folder: Path) -> Record:
     """Reads the ``run.json`` of a run that was tested and has a delta file; a ConfigError for any other."""
     record = read_record(folder)
+    check_multiclass((record.get("data") or {}).get("targets", "multiclass"), "vpt transfer is")
     if lacking(record, ["data.name", "metrics.test/acc"]):
         raise ConfigError(f"{folder} was not tested: vpt test -c {folder}/config.yaml --ckpt_path ... first.")
     if not (folder / DELTA_FILE).is_file():
@@ -149,7 +150,6 @@ def _probe(kept: _Kept, sources: Sequence[Source]) -> dict[str, float]:
     cells = {}
     for target in sources:
         data, own = build_data(target.config), identity(target.config)["data"]
-        check_multiclass(data.targets, "vpt transfer is")
         for source in sources:
             if source is not target:
                 cell = f"{source.name}>{target.name}"

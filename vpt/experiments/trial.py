@@ -140,7 +140,7 @@ def finished(trial: Trial, root: Path) -> Record | None:
     status = record.get("status")
     paused = trial.stop is not None and record.get("epochs", 0) >= trial.stop and status != "running"
     trained = paused or (status in ENDED and (folder / DELTA_FILE).is_file())
-    lacks_test = trial.test and score(record, "test") is None
+    lacks_test = trial.test and "test/loss" not in record.get("metrics", {})
     return record if trained and not lacks_test and not lacking(record, ["epochs", "images", "metrics"]) else None
 
 

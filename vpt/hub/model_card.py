@@ -119,7 +119,7 @@ def _front(
     weights_id, data = header["backbone"]["weights_id"], record.get("data") or {}
     front: dict[str, Any] = {
         "library_name": "vpt",
-        "pipeline_tag": "image-classification",
+        **({} if header.get("targets") == "regression" else {"pipeline_tag": "image-classification"}),
         "tags": ["visual-prompt-tuning", "parameter-efficient-fine-tuning", _method(header, record)],
     }
     if weights_id.startswith("timm/"):
@@ -136,7 +136,8 @@ def _front(
         front["metrics"] = sorted({number["type"] for number in numbers})
         named = data.get("name", "unknown")
         dataset = {"type": named, "name": card.title if card else named, "split": "test"}
-        result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": numbers}
+        task = "image-regression" if header.get("targets") == "regression" else "image-classification"
+        result = {"task": {"type": task}, "dataset": dataset, "metrics": numbers}
         front["model-index"] = [{"name": title, "results": [result]}]
     return front
 

@@ -93,15 +93,33 @@ def difference(first: NDArray[np.bool_], second: NDArray[np.bool_], seed: int = 
     return Difference(n, (wins - losses) / n, float(low), float(high), p_value)
 
 
-def bootstrap(score: Callable[[NDArray[np.float64]], float], count: int, seed: int = 0) -> tuple[float, float, float]:
-    """A score of N images and the ends of its 95 % bootstrap interval over them (percentiles, `SCORED` resamples).
+def bootstrap(
+    score: Callable[[NDArray[np.float64]], float], count: int, width: int = 1, seed: int = 0
+) -> tuple[float, float, float]:
+    """A score of N images and the ends of its 95 % bootstrap interval over them, by percentiles.
 
-    `score` takes the weights of the images, float64 (N,): how often each was drawn. Resamples in which it is NaN do not
-    count. A ConfigError where there are no images.
+    There are `SCORED` resamples, or fewer, at least 100, of more than a million answers: N images of `width` each.
+
+    Args:
+        score: Takes the weights of the images, float64 (N,): how often each was drawn. Resamples in which it is NaN do
+            not count.
+        count: N.
+        width: How many answers an image has.
+        seed: Of the resamples.
+
+    Raises:
+        ConfigError: There are no images.
     """
     if count < 1:
         raise ConfigError("An interval needs at least one image.")
     generator = np.random.default_rng(seed)
-    draws = [score(generator.multinomial(count, np.full(count, 1 / count)).astype(np.float64)) for _ in range(SCORED)]
+    rounds = max(100, min(SCORED, SCORED * 1_000_000 // (count * width)))
+    draws = [
+        score(np.bincount(generator.integers(count, size=count), minlength=count).astype(np.float64))
+        for _ in range(rounds)
+    ]
+    whole = score(np.ones(count))
+    if np.isnan(draws).all():
+        return whole, float("nan"), float("nan")
     low, high = np.nanquantile(draws, (0.025, 0.975))
-    return score(np.ones(count)), float(low), float(high)
+    return whole, float(low), float(high)

@@ -23,3 +23,9 @@ def r2(values: Floats, truth: Floats, weights: Floats | None = None) -> NDArray[
     left = own @ (right - values) ** 2
     spread = own @ (right - own @ right / own.sum()) ** 2
     return np.asarray(1 - np.divide(left, spread, out=np.full_like(left, np.nan), where=spread > 0))
+
+
+def mean_r2(values: Floats, truth: Floats) -> float:
+    """The mean of `r2` over the numbers whose truths are not all equal; NaN where all are."""
+    found = r2(values, truth)
+    return float(np.nanmean(found)) if not np.isnan(found).all() else float("nan")

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from torch import Tensor
 
 from vpt.data.targets import Targets
@@ -54,17 +55,16 @@ class HeldOut:
 
 
 class LabelThresholds(HeldOut):
-    """Of a model of several labels an image: ``thresholds`` (C,), from which probability on a class counts as seen."""
+    """Of a model of several labels an image: ``thresholds`` (C,), from which logit on a class counts as seen."""
 
     def told(self) -> dict[str, Any]:
-        """``label_thresholds``, by class."""
-        return {"label_thresholds": self.values("thresholds").tolist()}
+        """``label_thresholds``, probabilities by class."""
+        return {"label_thresholds": expit(self.values("thresholds")).tolist()}
 
     def faults(self, num_classes: int) -> str:
         """See `HeldOut.faults`."""
-        shares = self.tensors.get("thresholds", torch.full((1,), torch.nan))
-        fine = set(self.tensors) == {"thresholds"} and shares.shape == (num_classes,)
-        return "" if fine and bool(((shares >= 0) & (shares <= 1)).all()) else "cannot be read"
+        fine = set(self.tensors) == {"thresholds"} and self.tensors["thresholds"].shape == (num_classes,)
+        return "" if fine else "cannot be read"
 
 
 class Residuals(HeldOut):

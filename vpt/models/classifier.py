@@ -161,6 +161,11 @@ class ValueHead(nn.Linear):
         self.register_buffer("offset", torch.zeros(out_features, **kind))
         self.register_buffer("scale", torch.ones(out_features, **kind))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        if fn(torch.zeros((), dtype=self.offset.dtype)).dtype in (torch.float16, torch.bfloat16):
+            raise ConfigError("A model of numbers has single precision at least, or its units would be rounded.")
+        return cast("nn.Module", super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
+
     def forward(self, features: Tensor) -> Tensor:
         """Numbers, (B, out_features), of features (B, in_features)."""
         return torch.addcmul(self.offset, self.scale, super().forward(features))

@@ -46,7 +46,7 @@ class Prediction:
 
     Attributes:
         path: As it was given, or the image's position where it has no path.
-        label: Name of the most probable class; empty where the image could not be read.
+        label: Name of the most probable class; empty where the image could not be read, and of models of numbers.
         probability: Of that class, in [0, 1]; at the calibration's temperature where there is one.
         top: The most probable classes with their probabilities, as many as were asked for.
         classes: The classes that together hold the right one as often as was asked for by `coverage`, the most probable
@@ -105,7 +105,7 @@ def rule_of(
             raise ConfigError(f"{name} needs a calibrated model: `vpt calibrate --delta FILE` writes one.")
     if model.targets == "multilabel":
         known = calibration.values("thresholds") if isinstance(calibration, LabelThresholds) else None
-        return LabelRule(np.full(len(model.class_names), 0.5) if known is None else known)
+        return LabelRule(np.zeros(len(model.class_names)) if known is None else known)
     if model.targets == "regression":
         fitted = isinstance(calibration, Residuals) and coverage is not None
         return ValueRule(cast("Residuals", calibration).margins(cast("float", coverage)) if fitted else None)
@@ -121,7 +121,7 @@ def rule_of(
 
 @dataclass(frozen=True)
 class LabelRule:
-    """Of several labels an image: a class counts as seen from its threshold on, (C,)."""
+    """Of several labels an image: a class counts as seen from its threshold of the logits on, (C,)."""
 
     thresholds: NDArray[np.float64]
 
@@ -131,9 +131,10 @@ class LabelRule:
         """See `Rule`."""
         probabilities = expit(outputs)
         order = np.argsort(-probabilities, axis=1, kind="stable")
-        for path, shares, ranked in zip(paths, probabilities, order, strict=True):
+        held = outputs.astype(np.float32) >= self.thresholds.astype(np.float32)
+        for path, shares, ranked, seen_at in zip(paths, probabilities, order, held, strict=True):
             told = [(names[place], float(shares[place])) for place in ranked]
-            seen = [names[place] for place in ranked if shares[place] >= self.thresholds[place]]
+            seen = [names[place] for place in ranked if seen_at[place]]
             yield Prediction(path, *told[0], told[:top], labels=seen)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
-from scipy.special import expit, softmax
+from scipy.special import softmax
 
 from vpt.argument_types import checked
 from vpt.atomic_write import check_writable, write_json
@@ -22,7 +22,7 @@ from vpt.metrics import conformal, ood_detection
 from vpt.metrics.accuracy import wilson
 from vpt.metrics.calibration import equal_width, temperature
 from vpt.metrics.logits import check_table, predictions
-from vpt.metrics.multilabel import f1, f1_thresholds
+from vpt.metrics.multilabel import f1_thresholds, mean_f1
 from vpt.models import TunedModel
 from vpt.models.calibration import Calibration, HeldOut, LabelThresholds, Residuals, UnknownScore
 from vpt.models.delta_file import load_classifier
@@ -92,8 +92,11 @@ def calibrate(
     check_writable(out)
     header, tensors = read_delta(delta)
     model = load_classifier(delta, weights)
-    if unknown is not None and model.targets != "multiclass":
-        raise ConfigError(f"A model of {model.targets} targets has no score of unknown images: leave --unknown out.")
+    if model.targets != "multiclass" and (unknown is not None or test):
+        option = "--unknown" if unknown is not None else "--test"
+        raise ConfigError(
+            f"A model of {model.targets} targets knows no unknown images, and no promise to test: leave {option} out."
+        )
     unknown = unknown or "mahalanobis"
     check_data(delta, model, data)
     if (reason := why_val_cannot_choose([header["info"]], data)) is not None:
@@ -104,7 +107,7 @@ def calibrate(
     described = data.describe()
     of = {"name": data.name, "images": len(held_out), "fingerprint": described["fingerprints"]["val"]}
     if model.targets != "multiclass":
-        told = _other_targets(model, val, {"data": of, "model": model_digest(header, tensors)}, test)
+        told = _other_targets(model, val, {"data": of, "model": model_digest(header, tensors)})
         write_delta(out, header, tensors, told[0])
         write_json(out.with_suffix(".json"), told[1])
         return told[1]
@@ -134,20 +137,15 @@ def calibrate(
     return found
 
 
-def _other_targets(
-    model: TunedModel, val: Answers, about: dict[str, Any], test: bool
-) -> tuple[HeldOut, dict[str, Any]]:
+def _other_targets(model: TunedModel, val: Answers, about: dict[str, Any]) -> tuple[HeldOut, dict[str, Any]]:
     """What is kept for a model of several labels an image or of numbers, and what is told of it."""
-    if test:
-        raise ConfigError(f"What is promised is not tested of a model of {model.targets} targets: leave --test out.")
     kept: HeldOut
     if model.targets == "regression":
         kept = Residuals(about, {"residuals": _kept(np.abs(val.logits - val.labels))})
         return kept, {"data": about["data"], **kept.told()}
-    probabilities = expit(val.logits.astype(np.float64))
-    kept = LabelThresholds(about, {"thresholds": _kept(f1_thresholds(probabilities, val.labels))})
-    scores = {"before": 0.5, "after": kept.values("thresholds")}
-    told = {when: float(f1(probabilities >= limit, val.labels).mean()) for when, limit in scores.items()}
+    kept = LabelThresholds(about, {"thresholds": _kept(f1_thresholds(val.logits, val.labels))})
+    limits = kept.values("thresholds").astype(np.float32)
+    told = {"before": mean_f1(val.logits >= 0, val.labels), "after": mean_f1(val.logits >= limits, val.labels)}
     return kept, {"data": about["data"], **kept.told(), "f1": told}
 
 

@@ -143,8 +143,8 @@ def _read(deltas: Sequence[Path]) -> tuple[list[dict[str, Any]], list[dict[str, 
         for what in ("fingerprint", "image_size", "normalization"):
             if header["backbone"][what] != headers[0]["backbone"][what]:
                 raise ConfigError(f"{path} and {deltas[0]} differ in the backbone's {what}: a soup needs one backbone.")
-        for key, what in (("specs", "delta"), ("class_names", "classes"), ("preset", "preset")):
-            if header[key] != headers[0][key]:
+        for key, what in (("specs", "delta"), ("class_names", "classes"), ("preset", "preset"), ("targets", "targets")):
+            if header.get(key) != headers[0].get(key):
                 raise ConfigError(f"{path} and {deltas[0]} differ in their {what}: a soup needs one configuration.")
         try:
             check_alike(ingredients[0], tensors)

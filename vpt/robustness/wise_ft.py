@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import check_fingerprint, fill, read_head
-from vpt.models.delta_format import read_delta
+from vpt.models.delta_format import read_delta, targets_of
 
 Way = Literal["end-to-end", "strength", "head", "none"]
 """What α moves: all tensors, the strength of a delta, the head alone, or nothing."""
@@ -162,6 +162,7 @@ def _read_start(path: Path, model: TunedModel, head: nn.Linear | None) -> dict[s
         ("another delta", header["specs"], specs),
         ("other classes", header["class_names"], model.class_names),
         ("another preset", header["preset"], model.preset),
+        ("other targets", targets_of(header), model.targets),
     ):
         if theirs != ours:
             raise ConfigError(f"The start {path} has {what}: give a delta file of the same configuration.")

@@ -199,6 +199,17 @@ class ClassificationTask(TuningTask):
         groups = data.groups(split) if hasattr(data, "groups") else None
         return logits if groups is None else restrict(logits, groups)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also keeps what images are labelled with."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["targets"] = self.targets
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also refuses, by a ConfigError, a checkpoint of other targets; what the base refuses besides."""
+        if (theirs := checkpoint.get("targets", "multiclass")) != self.targets:
+            raise ConfigError(f"The checkpoint is of {theirs} targets, the model of {self.targets}: they must agree.")
+        super().on_load_checkpoint(checkpoint)
+
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Predicts a batch, which needs no labels: ``index`` (B,) and ``logits`` (B, num_classes)."""
         logits = self._finite_logits(self(batch["image"]), "test")

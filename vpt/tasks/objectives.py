@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-import torch
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MultilabelAveragePrecision,
-    MultilabelF1Score,
-)
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from vpt.data.targets import Targets
+from vpt.metrics.multilabel import mean_ap, mean_f1
+from vpt.metrics.regression import mean_r2
 from vpt.models.classifier import TunedModel, ValueHead
-from vpt.tasks.scores import AnswerTable, Determination, MeanPerClass, OfProbabilities, named_metrics
+from vpt.tasks.scores import AnswerScore, AnswerTable, MeanPerClass, named_metrics
 
 Metrics = dict[str, Metric | MetricCollection]
 Named = Sequence[str | Mapping[str, Any]]
@@ -59,7 +55,10 @@ class Multiclass:
 
 
 class Multilabel:
-    """Binary cross-entropy, the mean over images and classes; mean average precision, and F1 at probability ½."""
+    """Binary cross-entropy, the mean over images and classes; mean average precision, and F1 from probability ½ on.
+
+    Classes without images do not count in either.
+    """
 
     least = 1
 
@@ -70,14 +69,14 @@ class Multilabel:
     def metrics(self, count: int, named: Named) -> Metrics:
         """See `Objective`."""
         scores: Metrics = {
-            "mean_ap": OfProbabilities(MultilabelAveragePrecision(count), torch.sigmoid),
-            "f1": OfProbabilities(MultilabelF1Score(count), torch.sigmoid),
+            "mean_ap": AnswerScore(count, mean_ap),
+            "f1": AnswerScore(count, lambda logits, labels: mean_f1(logits >= 0, labels)),
         }
         return {**scores, **named_metrics(named, count, "multilabel")}
 
     def tally(self, count: int) -> Metric:
         """See `Objective`."""
-        return AnswerTable()
+        return AnswerTable(count)
 
 
 class Regression:
@@ -87,18 +86,16 @@ class Regression:
 
     def loss(self, model: TunedModel, outputs: Tensor, labels: Tensor) -> Tensor:
         """See `Objective`."""
-        missed = outputs.float() - labels
-        scale = model.head.scale if isinstance(model.head, ValueHead) else torch.ones_like(missed)
-        return (missed / scale).square().mean()
+        return ((outputs.float() - labels) / cast("ValueHead", model.head).scale).square().mean()
 
     def metrics(self, count: int, named: Named) -> Metrics:
         """See `Objective`."""
-        scores: Metrics = {"mae": MeanAbsoluteError(), "r2": Determination(multioutput="uniform_average")}
+        scores: Metrics = {"mae": MeanAbsoluteError(), "r2": AnswerScore(count, mean_r2)}
         return {**scores, **named_metrics(named, count, "regression")}
 
     def tally(self, count: int) -> Metric:
         """See `Objective`."""
-        return AnswerTable()
+        return AnswerTable(count)
 
 
 OBJECTIVES: Mapping[Targets, Objective] = {

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torchmetrics import Metric, classification, regression
 from torchmetrics.classification import MulticlassConfusionMatrix
-from torchmetrics.regression import R2Score
 from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.wrappers.abstract import WrapperMetric
 
@@ -30,7 +31,7 @@ KNOWN: Mapping[Targets, Mapping[str, type[Metric]]] = {
 _ACTIVATIONS: Mapping[Targets, Callable[[Tensor], Tensor]] = {
     "multiclass": partial(torch.softmax, dim=1),
     "multilabel": torch.sigmoid,
-    "regression": Tensor.contiguous,
+    "regression": nn.Identity(),
 }
 _COUNTS: Mapping[Targets, str] = {"multiclass": "num_classes", "multilabel": "num_labels", "regression": "num_outputs"}
 
@@ -45,22 +46,20 @@ class MeanPerClass(MulticlassConfusionMatrix):
         return (matrix.diagonal() / total)[total > 0].mean()
 
 
-class OfProbabilities(WrapperMetric):
-    """A metric of probabilities: torchmetrics takes logits that happen to lie in [0, 1] for such."""
+class Activated(WrapperMetric):
+    """A metric of what an activation makes of outputs: torchmetrics takes logits in [0, 1] for probabilities."""
 
     def __init__(self, metric: Metric, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.metric, self.activation = metric, activation
 
     def update(self, outputs: Tensor, target: Tensor) -> None:
-        """Adds a batch."""
-        self.metric.update(self.activation(outputs), target)
+        """Adds a batch; in single precision, in which fewer logits are as good as certain than in half."""
+        self.metric.update(self.activation(outputs.float()), target)
 
     def compute(self) -> Any:
         """The score."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about classes without images, which do not count
-            return self.metric.compute()
+        return self.metric.compute()
 
     def reset(self) -> None:
         """Forgets all batches."""
@@ -68,33 +67,46 @@ class OfProbabilities(WrapperMetric):
         super().reset()
 
 
-class Determination(R2Score):
-    """R², which is not a number of fewer than two images; torchmetrics' then fails."""
-
-    def compute(self) -> Tensor:
-        """The mean over the numbers of an image."""
-        return super().compute() if self.total > 1 else self.residual.new_tensor(torch.nan)
-
-
 class AnswerTable(Metric):
-    """Keeps the outputs (N, C) and labels (N, C) of all images."""
+    """Keeps the outputs and the labels of all images, float32 (N, C) each."""
 
     outputs: list[Tensor]
     labels: list[Tensor]
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
+        """Of C = `count` classes or numbers."""
         super().__init__()
+        self.count = count
         for name in ("outputs", "labels"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all batches; what is left is of no image, so that processes without images can be joined."""
+        super().reset()
+        self.outputs, self.labels = ([torch.empty(0, self.count, device=self.device)] for _ in range(2))
 
     def update(self, outputs: Tensor, labels: Tensor) -> None:
         """Adds a batch."""
         self.outputs.append(outputs.detach().float())
-        self.labels.append(labels)
+        self.labels.append(labels.float())
 
-    def compute(self) -> tuple[Tensor, Tensor]:
+    def compute(self) -> Any:
         """Both, in the order of the batches."""
         return dim_zero_cat(self.outputs), dim_zero_cat(self.labels)
+
+
+class AnswerScore(AnswerTable):
+    """A score of all answers, computed in double precision from arrays (N, C) of outputs and labels."""
+
+    def __init__(self, count: int, score: Callable[[NDArray[np.float64], NDArray[np.float64]], float]) -> None:
+        super().__init__(count)
+        self.score = score
+
+    def compute(self) -> Tensor:
+        """The score, a scalar; NaN where there is none."""
+        outputs, labels = (each.cpu().double().numpy() for each in super().compute())
+        return torch.tensor(self.score(outputs, labels) if len(outputs) else np.nan, device=self.device)
 
 
 def named_metrics(
@@ -143,7 +155,7 @@ def _built(name: str, options: dict[str, Any], count: int, targets: Targets) -> 
             options = {"num_outputs": count} | options
         answers = truth = torch.tensor([1.0, 2.0])[:, None].expand(2, count)
     try:
-        metric = OfProbabilities(kind(**options), _ACTIVATIONS[targets])
+        metric = Activated(kind(**options), _ACTIVATIONS[targets])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about classes without images
             metric.update(answers, truth)
@@ -151,9 +163,10 @@ def _built(name: str, options: dict[str, Any], count: int, targets: Targets) -> 
     except Exception as error:  # whatever torchmetrics raises for arguments that it does not take
         raise ConfigError(f"metrics: {name} refuses its arguments ({' '.join(str(error).split()):.200}).") from error
     if not isinstance(value, Tensor) or value.numel() != 1:
+        average = "name one of a single number" if targets == "regression" else "give macro, micro or weighted"
         raise ConfigError(
-            f"metrics: {name} gives more than one number: where it takes an average, give macro, micro or weighted; "
-            "`vpt test` prints the scores of each class, and of each number."
+            f"metrics: {name} gives more than one number: where it takes an average, {average}; `vpt test` prints the "
+            "scores of each class, and of each number."
         )
     metric.reset()
     return metric

@@ -163,7 +163,7 @@ def _report(report: Report) -> Any:
     for each in report.lists:
         official = "–" if each.official is None else f"{each.official:,}"
         occurring = each.histogram[each.histogram > 0]
-        spread = f"{occurring.min():,}–{occurring.max():,}"
+        spread = f"{occurring.min():,}–{occurring.max():,}" if len(occurring) else "–"
         classes = f"{len(occurring):,} of {each.classes:,}"
         table.add_row(each.name, f"{each.found:,}", official, classes, spread, _bars(each))
     return table
@@ -175,7 +175,7 @@ def _bars(report: ListReport) -> str:
 
     parts = np.array_split(report.histogram, min(_BINS, len(report.histogram)))
     means = np.array([part.mean() for part in parts])
-    levels = np.ceil(means / means.max() * len(_BARS)).astype(int)
+    levels = np.ceil(means / max(means.max(), 1e-9) * len(_BARS)).astype(int)
     return "".join(_BARS[level - 1] if level else " " for level in levels)
 
 

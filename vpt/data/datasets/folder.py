@@ -154,6 +154,12 @@ def _hold_out(
             few = ", ".join(map(repr, lacking[:3])) + (f" and {len(lacking) - 3:,} more" if lacking[3:] else "")
             text = f"{name} has too few images of {few} to hold one out for {split}: add some."
             warnings.warn(text, VPTWarning, stacklevel=3)
+    before, left = (positives(each.labels, len(class_names)) > 0 for each in (whole, lists["train"]))
+    if gone := [each for each, is_gone in zip(class_names, before & ~left, strict=True) if is_gone]:
+        raise DataError(
+            f"{name} has too few images of {gone[0]!r}: all were held out, with others of their labels. Add some, or "
+            "say by a column of splits which images are trained on."
+        )
     return lists
 
 

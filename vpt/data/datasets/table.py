@@ -120,8 +120,9 @@ def _label_columns(table: Columns) -> list[str]:
             raise ConfigError("label_separator is empty: give the sign between the classes of an image, such as '|'.")
     elif table.targets == "multilabel" and isinstance(table.label_column, str):
         raise ConfigError(
-            "targets are multilabel: give label_separator, the sign between the classes in the column "
-            f"{given[0]!r}, or name a column of 0 and 1 for each class by label_column."
+            f"targets are multilabel: give label_separator, the sign between the classes in the column {given[0]!r} "
+            "(twice in quotes where YAML reads it otherwise, as '#' and '~'), or name a column of 0 and 1 for each "
+            "class by label_column."
         )
     return given
 
@@ -200,7 +201,10 @@ def label_rows(
     for split in sorted(rows, key=["train", "val", "test", *rows].index):
         part = rows[split]
         lists[split] = ImageList(part.file, folder, part.paths, _numbered(part, class_names, targets), part.lines)
-    _check_targets(lists["train"].labels, class_names, targets, file)
+    if targets == "regression":
+        _check_numbers(np.array(rows["train"].names, dtype=np.float64), class_names, file)
+    else:
+        _check_classes(lists["train"].labels, class_names, targets, file)
     return class_names, lists
 
 
@@ -224,13 +228,20 @@ def _numbered(part: Rows, class_names: Sequence[str], targets: Targets) -> NDArr
     return labels
 
 
-def _check_targets(labels: NDArray[Any], class_names: list[str], targets: Targets, file: Path) -> None:
-    """Refuses, by a DataError, training targets that nothing can be learned from."""
-    if targets == "regression":
-        for name, column in zip(class_names, labels.T, strict=True):
-            if column.min() == column.max():
-                raise DataError(f"{file}: the {name} of all training images is {column[0]:g}: there is none to learn.")
-        return
+def _check_numbers(values: NDArray[np.float64], names: list[str], file: Path) -> None:
+    """Refuses, by a DataError, training numbers (N, K) that do not vary, or by too little for single precision."""
+    for name, column in zip(names, values.T, strict=True):
+        if column.min() == column.max():
+            raise DataError(f"{file}: the {name} of all training images is {column[0]:g}: there is none to learn.")
+        if np.abs(column.astype(np.float32) - column).max() > 1e-3 * column.std():
+            raise DataError(
+                f"{file}: the {name} varies by {column.std():.3g} around {column.mean():.9g}, which single precision "
+                "rounds: subtract a constant."
+            )
+
+
+def _check_classes(labels: NDArray[Any], class_names: list[str], targets: Targets, file: Path) -> None:
+    """Refuses, by a DataError, training labels that nothing can be learned from."""
     if not class_names:
         raise DataError(f"{file} has no training image of any class: name some in its labels.")
     check_class_names(class_names, file, least=1 if targets == "multilabel" else 2)
