@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -93,7 +94,11 @@ Form = Mapping[str, Callable[[Any], bool]]
 def of(*kinds: type | None) -> Callable[[Any], bool]:
     """Whether a value of JSON is of one of some types, None being null; numbers are finite, and True is none."""
     types = [type(None) if kind is None else kind for kind in kinds]
-    return lambda value: type(value) in types and (not isinstance(value, int | float) or abs(value) < 2**63)
+    return lambda value: (
+        type(value) in types
+        and (not isinstance(value, int) or abs(value) < 2**63)
+        and (not isinstance(value, float) or math.isfinite(value))
+    )
 
 
 def count(value: Any) -> bool:

@@ -175,3 +175,28 @@ def test_a_table_is_verified_as_it_is_read(vpt: Vpt, tmp_path: Path) -> None:
     assert "has no column 'label'" in vpt("data", "verify", table).sentence
     assert "is of vpt data verify" in vpt("data", "list", *TAGS).sentence
     assert "data.root" in vpt("data", "verify", table, "--data.root", "elsewhere").sentence
+
+
+def test_one_test_image_is_tested_and_a_sweep_says_that_it_gives_no_score(vpt: Vpt, tmp_path: Path) -> None:
+    table = colour_table(tmp_path / "photos", images=40)
+    lines = table.read_text().splitlines()
+    seen = [line for line in lines if not line.endswith("test")]
+    table.write_text("\n".join([*seen, *(line for line in lines if line.endswith("test"))][: len(seen) + 1]) + "\n")
+    light = ["--data.label_column=light", "--data.targets=regression", "--data.root", str(table)]
+    assert vpt("fit", *BASE, *SMALL, *light, "--trainer.default_root_dir", str(tmp_path)).status == 0
+    out, metrics = evaluated(vpt, next((tmp_path / "table").glob("*/version_0")))
+    assert "test/r2" not in metrics
+    assert "test/r2    – (these images say nothing of it)" in out
+    assert "(of 1 images" in out
+    (tmp_path / "rates.yaml").write_text("grid: {model.base_lr: [0.3]}\n")
+    grid = ["--grid", str(tmp_path / "rates.yaml"), "--seeds", "0", "1", "--serial", "--out", str(tmp_path / "out")]
+    answer = vpt("sweep", *BASE, *SMALL, *light, *grid)
+    assert "its test gave no score" in answer.sentence
+
+
+def test_huge_numbers_are_recorded(vpt: Vpt, tmp_path: Path) -> None:
+    table = colour_table(tmp_path / "photos", scale=1e25)
+    light = ["--data.label_column=light", "--data.targets=regression", "--data.root", str(table)]
+    answer = vpt("fit", *BASE, *SMALL, *light, "--trainer.default_root_dir", str(tmp_path))
+    assert answer.status == 0, answer.err
+    assert evaluated(vpt, next((tmp_path / "table").glob("*/version_0")))[1]["test/mae"] > 1e22

@@ -233,3 +233,22 @@ def test_what_simplejpeg_would_read_differently_is_left_to_pillow(tmp_path: Path
 
 def test_the_version_of_simplejpeg_is_stamped_where_it_is_there() -> None:
     assert ("simplejpeg" in versions()) == (find_spec("simplejpeg") is not None)
+
+
+def test_a_sampling_that_simplejpeg_does_not_know_is_left_to_pillow(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path, subsampling=0)
+    content = bytearray(path.read_bytes())
+    frame = content.index(b"\xff\xc0")
+    content[frame + 11] = 0x14  # 4:4:1, as of a turned 4:1:1
+    path.write_bytes(bytes(content))
+    with Image.open(path) as image:
+        try:
+            expected = np.asarray(to_rgb(image))
+        except OSError:
+            expected = None
+    if expected is None:
+        with pytest.raises(DataError):
+            decode_rgb(path)
+    else:
+        np.testing.assert_array_equal(np.asarray(decode_rgb(path)), expected)

@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, r2_score
 from torchmetrics import Metric
@@ -193,7 +194,7 @@ def test_thresholds_and_margins_are_kept_in_the_file_and_used(tmp_path: Path) ->
         ({"class_weights": "balanced"}, "class_weights is of images with one class each"),
         ({"loss": "focal"}, "loss is of images with one class each"),
         ({"solver": "lbfgs"}, "solver lbfgs is of images with one class each"),
-        ({"num_classes": 0}, "a task has at least one class"),
+        ({"num_classes": 0}, "it must be at least 1 for this task"),
     ],
 )
 def test_options_of_one_class_an_image_are_refused(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
@@ -301,8 +302,38 @@ def test_units_are_not_rounded(tmp_path: Path) -> None:
 
 def test_soups_are_of_one_kind_of_targets(tmp_path: Path) -> None:
     own, _, _ = trained(tmp_path, TAGS)
+    own.model.info = {}
     one = save_delta(tmp_path / "a.safetensors", own.model)
     header, tensors = read_delta(one)
     two = write_delta(tmp_path / "b.safetensors", {k: v for k, v in header.items() if k != "targets"}, tensors)
     with pytest.raises(ConfigError, match="differ in their targets"):
         uniform([one, two], tmp_path / "out.safetensors")
+
+
+def test_what_is_watched_must_be_measured(tmp_path: Path) -> None:
+    module = data(tmp_path, **LIGHT)
+    for watching in (EarlyStopping("val/acc"), ModelCheckpoint(monitor="val/acc", dirpath=tmp_path)):
+        with pytest.raises(UnknownNameError, match=r"watches 'val/acc'.*val/mae"):
+            trainer(callbacks=[watching]).fit(task(module), datamodule=module)
+
+
+def test_a_file_that_contradicts_its_run_is_refused(tmp_path: Path) -> None:
+    _, _, running = trained(tmp_path, TAGS)
+    path = Path(str(running.log_dir)) / "delta.safetensors"
+    header, tensors = read_delta(path)
+    write_delta(path, {key: value for key, value in header.items() if key != "targets"}, tensors)
+    with pytest.raises(DeltaFileError, match="no valid targets"):
+        load_classifier(path)
+    _, _, running = trained(tmp_path / "n", LIGHT)
+    path = Path(str(running.log_dir)) / "delta.safetensors"
+    header, tensors = read_delta(path)
+    write_delta(path, header, tensors | {"head.scale": torch.tensor([1.0, 0.0])})
+    with pytest.raises(DeltaFileError, match="units that are not positive"):
+        load_classifier(path)
+
+
+def test_metrics_of_several_numbers_are_means_over_them(tmp_path: Path) -> None:
+    _, module, running = trained(tmp_path, LIGHT, metrics=["MeanSquaredError"])
+    assert float(running.callback_metrics["val/mean_squared_error"]) > 0
+    with pytest.raises(ConfigError, match="PearsonCorrCoef"):
+        task(module, metrics=["PearsonCorrCoef"])

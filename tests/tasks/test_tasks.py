@@ -585,7 +585,7 @@ def test_a_record_says_how_many_images_were_read(tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"num_classes": None}, ConfigError, "num_classes is not known"),
-        ({"num_classes": 1}, ConfigError, "num_classes is 1: a task has at least two classes"),
+        ({"num_classes": 1}, ConfigError, "num_classes is 1: it must be at least 2"),
         ({"optimizer": "adam"}, UnknownNameError, "did you mean 'adamw'"),
         ({"base_lr": 0.0}, ConfigError, "base_lr is positive"),
         ({"warmup": 1.0}, ConfigError, "warmup and momentum lie in"),

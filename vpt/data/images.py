@@ -314,7 +314,7 @@ def _decoded_jpeg(file: BinaryIO) -> NDArray[np.uint8] | None:
         if colours not in ("YCbCr", "Gray") or height * width > (Image.MAX_IMAGE_PIXELS or height * width):
             return None
         return cast("NDArray[np.uint8]", jpeg.decode_jpeg(content, colorspace="RGB"))
-    except ValueError:
+    except Exception:  # KeyError of a sampling that it does not know, among others: Pillow decides
         return None
 
 

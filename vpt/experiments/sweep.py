@@ -201,7 +201,9 @@ def _best(points: Sequence[Trial], found: Mapping[str, Record | Failure]) -> tup
     good = [(trial, record) for trial, record in good if val_score(record) > -math.inf]
     if not good:
         reasons = [result.reason for result in found.values() if isinstance(result, Failure)]
-        raise VPTError(f"No trial gave a validation score: {reasons[0] if reasons else 'there are no val images'}")
+        raise VPTError(
+            f"No trial gave a validation score: {reasons[0] if reasons else 'there are no val images, or too few'}"
+        )
     whole = [(trial, record) for trial, record in good if record.get("status") in ENDED] or good
     trial, record = max(whole, key=lambda pair: val_score(pair[1]))
     return trial, val_score(record)

@@ -57,7 +57,7 @@ Images are prepared by the preset `{preset}`; normalisation is inside the model.
 
 ## Intended use and limits
 
-Meant for {purpose} on images like those it was trained on, and for research on prompt tuning and other small deltas. The numbers above hold for the test images and the preprocessing named, for one seed, and say nothing on images from elsewhere: measure those with `vpt robustness` before you rely on it. What the backbone learned in pretraining, its biases included, is still there. Do not decide about people with it.
+Meant for {purpose} on images like those it was trained on, and for research on prompt tuning and other small deltas. The numbers above hold for the test images and the preprocessing named, for one seed, and say nothing on images from elsewhere: {elsewhere} before you rely on it. What the backbone learned in pretraining, its biases included, is still there. Do not decide about people with it.
 
 ## Licences
 
@@ -93,6 +93,7 @@ def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
         size=backbone["image_size"],
         classes=len(header["class_names"]),
         outputs="numbers" if header.get("targets") == "regression" else "logits",
+        elsewhere="measure those" + ("" if "targets" in header else " with `vpt robustness`"),
         purpose=_PURPOSES[header.get("targets", "multiclass")].format(
             classes=len(header["class_names"]), data=name, names=", ".join(map(markdown, header["class_names"]))
         ),

@@ -20,7 +20,7 @@ from vpt.argument_types import checked
 from vpt.backbones.checkpoints import fingerprint
 from vpt.backbones.factory import Backbone, create_backbone
 from vpt.errors import ConfigError, DeltaFileError, VPTError, WeightsError
-from vpt.models.classifier import AdaptedModel, TunedModel
+from vpt.models.classifier import AdaptedModel, TunedModel, ValueHead
 from vpt.models.delta_format import (
     DENSE,
     DTYPES,
@@ -133,6 +133,8 @@ def _loaded(path: str | Path, weights: str | Path | None, formats: tuple[str, ..
             backbone = recorded_backbone(str(path), recorded, weights)
         model = rebuild(str(path), header, tensors, backbone.to(DTYPES[header["dtype"]]))
         fill(model, tensors, str(path))
+    if isinstance(model.head, ValueHead) and not bool((model.head.scale > 0).all()):
+        raise DeltaFileError(f"{path} gives numbers in units that are not positive: its head.scale is damaged.")
     if header["backbone_tuned"]:
         for key in IDENTITY:
             setattr(backbone, key, recorded[key])

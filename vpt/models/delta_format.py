@@ -266,11 +266,18 @@ def _lacking(header: Mapping[str, Any]) -> list[str]:
         "class_names": bool(header["class_names"]) and all(isinstance(name, str) for name in header["class_names"]),
         "tensors": all(isinstance(name, str) for name in header["tensors"]),
         "head": dense or header["format"] != DENSE,
-        "targets": targets_of(header) in (get_args(Targets) if header["format"] == FORMAT else ("multiclass",)),
+        "targets": targets_of(header) in (get_args(Targets) if header["format"] == FORMAT else ("multiclass",))
+        and targets_of(header) == _trained_on(header["info"], targets_of(header)),
         CALIBRATION: _names_tensors(header.get(CALIBRATION, {"tensors": []})),
     }
     odd = misfit(known(header["info"]))
     return [key for key, fine in valid.items() if not fine] + ([f"info ({odd})"] if odd else [])
+
+
+def _trained_on(info: Mapping[str, Any], unknown: str) -> Any:
+    """The targets that a run says it was trained on; what is not of a run says nothing."""
+    data = info.get("data")
+    return data.get("targets", "multiclass") if "hyperparameters" in info and isinstance(data, dict) else unknown
 
 
 def _names_tensors(calibration: Any) -> bool:

@@ -41,6 +41,9 @@ def score_lines(metrics: Mapping[str, float], kept: NDArray[np.int64] | Answers)
     width = max(map(len, single), default=0)
     for key, value in single.items():
         name, text = key.partition("/")[2], f"{value:.4g}"
+        if np.isnan(value):
+            yield f"{key:<{width}}  – (these images say nothing of it)"
+            continue
         if name in _SHARES:
             text = f"{100 * value:.1f} %"
         if not isinstance(kept, tuple):

@@ -23,6 +23,7 @@ from vpt.models.delta_format import IDENTITY, identity
 from vpt.models.feature_cache import FeatureCache
 from vpt.tasks.optimizers import (
     WeightAverage,
+    check_monitors,
     check_rates,
     check_trainer,
     check_whole_epoch,
@@ -111,8 +112,7 @@ class TuningTask(L.LightningModule):
             raise ConfigError("num_classes is not known: give it, or run `vpt` with a data module that has classes.")
         check_number("num_classes", num_classes, 0, 10**6, whole=True)
         if num_classes < (least := self._least_classes):
-            words = {1: "one class", 2: "two classes"}[least]
-            raise ConfigError(f"num_classes is {num_classes}: a task has at least {words}.")
+            raise ConfigError(f"num_classes is {num_classes}: it must be at least {least} for this task.")
         if optimizer not in ("sgd", "adamw"):
             raise UnknownNameError("optimizer", optimizer, ("sgd", "adamw"))
         if micro_batch is not None:
@@ -166,6 +166,7 @@ class TuningTask(L.LightningModule):
         """Adds what keeps the average of weights; refuses, before any does something, what `check_trainer` refuses."""
         if self.trainer.state.fn == "fit":
             check_trainer(self.trainer)
+            check_monitors(self.trainer, ["val/loss", *map(str, self.val_metrics.keys())])  # with their prefix
             self.check_fit(getattr(self.trainer, "datamodule", None))
         return [WeightAverage(self.hparams["ema_decay"])] if self.hparams["ema_decay"] else []
 

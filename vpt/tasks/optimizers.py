@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import lightning as L
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from vpt.backbones.factory import layer_numbers
-from vpt.errors import ConfigError, check_number
+from vpt.errors import ConfigError, UnknownNameError, check_number
 from vpt.models.classifier import AdaptedModel
 from vpt.run_record import global_seed
 
@@ -218,6 +218,14 @@ def check_trainer(trainer: L.Trainer) -> None:
                 f"{type(callback).__name__} watches {watched}, which is not measured: its monitor may be val/acc, "
                 "val/loss or train/loss."
             )
+
+
+def check_monitors(trainer: L.Trainer, measured: Collection[str]) -> None:
+    """Refuses, by an UnknownNameError, a callback that watches what is not `measured` on validation images."""
+    for callback in cast("Any", trainer).callbacks:
+        watched = str(getattr(callback, "monitor", None))
+        if watched.startswith("val/") and watched not in measured:
+            raise UnknownNameError(f"metric that {type(callback).__name__} watches", watched, measured)
 
 
 def seed_epoch(module: L.LightningModule) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,7 @@ _ACTIVATIONS: Mapping[Targets, Callable[[Tensor], Tensor]] = {
     "multilabel": torch.sigmoid,
     "regression": nn.Identity(),
 }
-_COUNTS: Mapping[Targets, str] = {"multiclass": "num_classes", "multilabel": "num_labels", "regression": "num_outputs"}
+_COUNTS: Mapping[Targets, str] = {"multiclass": "num_classes", "multilabel": "num_labels"}
 
 
 class MeanPerClass(MulticlassConfusionMatrix):
@@ -151,9 +150,7 @@ def _built(name: str, options: dict[str, Any], count: int, targets: Targets) -> 
         answers = torch.nn.functional.one_hot(torch.tensor([0, count - 1]), count).float()
         truth = answers.argmax(dim=1) if targets == "multiclass" else answers.long()
     else:
-        if count > 1 and "num_outputs" in inspect.signature(kind).parameters:
-            options = {"num_outputs": count} | options
-        answers = truth = torch.tensor([1.0, 2.0])[:, None].expand(2, count)
+        answers = truth = torch.tensor([1.0, 2.0])[:, None].repeat(1, count)
     try:
         metric = Activated(kind(**options), _ACTIVATIONS[targets])
         with warnings.catch_warnings():

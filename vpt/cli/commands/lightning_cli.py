@@ -191,7 +191,9 @@ class VPTCLI(LightningCLI):
         split = ("test/",) if stage == "test" else ("val/", "trained/")
         metrics = {key: float(value) for key, value in self.trainer.callback_metrics.items() if key.startswith(split)}
         kept, names = self.model.tally.compute(), self.model.model.class_names
-        counted: Any = tuple(each.cpu().numpy() for each in kept) if isinstance(kept, tuple) else kept.cpu().numpy()
+        counted: Any = kept.cpu().numpy() if not isinstance(kept, tuple) else None
+        if counted is None:  # torchmetrics gives an answer of one number without its dimensions
+            counted = tuple(each.reshape(-1, len(names)).cpu().numpy() for each in kept)
         print(*score_lines(metrics, counted), sep="\n")
         segments = isinstance(self.model, SegmentationTask)
         if isinstance(counted, tuple):
