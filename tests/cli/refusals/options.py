@@ -158,7 +158,7 @@ ROWS = [
     Row("profile --run {run} --classes 3", "nothing to measure", "--classes has no effect without a config"),
     Row(f"profile {_DEMO} --classes 3 --model.num_classes 9", "two numbers", "contradicts model.num_classes"),
     Row(f"profile {_DEMO} --classes 3 --data.train x", "no data", "--data.train has no effect with --classes"),
-    Row(f"profile {_DEMO} --classes 1", "one class", "at least two classes"),
+    Row(f"profile {_DEMO} --classes 1", "one class", "num_classes is 1"),
     Row(f"profile {_DEMO} --batch 0", "none", "0 is not a whole number of at least 1"),
     Row(f"profile {_DEMO} --rounds nan", "NaN", "invalid whole number value: 'nan'"),
     Row(f"profile {_DEMO} --bacth 3", "an unknown name", "did you mean --batch?"),

@@ -85,7 +85,7 @@ ROWS = [
         "less than no rounds",
         "-1 is not a whole number of at least 1",
     ),
-    Row("profile -c {configs}/demo.yaml --classes 1", "one class", "a task has at least two classes"),
+    Row("profile -c {configs}/demo.yaml --classes 1", "one class", "num_classes is 1"),
     Row("profile --run folder", "no run", "folder is no run: it has no run.json"),
     Row("profile --run nowhere", "no folder", "nowhere is no run: it has no run.json"),
     Row("profile -c nowhere.yaml --classes 3", "no config", "nowhere.yaml: name a file"),
