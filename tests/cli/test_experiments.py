@@ -144,7 +144,7 @@ def test_a_wrong_config_is_refused_before_anything_runs(vpt: Vpt) -> None:
     assert "--grid FILE" in vpt("sweep", *TINY, *FLAGS).sentence
     grid = str(CONFIGS / "sweep" / "rates.yaml")
     sentence = vpt("sweep", *TINY, "--model.warmup", "2", "--grid", grid, "--serial", "--out", "bad").sentence
-    assert sentence.startswith("No trial gave a validation accuracy: warmup and momentum lie in [0, 1)")
+    assert sentence.startswith("No trial gave a validation score: warmup and momentum lie in [0, 1)")
     assert not Path("out").exists()
 
 
