@@ -84,7 +84,7 @@ def test_a_trial_that_fails_is_reported_and_sinks_nothing(config: Config, root: 
 
 
 def test_a_search_without_any_result_says_why(config: Config, root: Path) -> None:
-    with pytest.raises(VPTError, match="No trial gave a validation accuracy: out of luck"):
+    with pytest.raises(VPTError, match="No trial gave a validation score: out of luck"):
         sweep(config, PLAN, root, Pretend(lambda args, epochs: 0.5, fail=("choose",)))
     with pytest.raises(VPTError, match="No seed gave a result: out of luck"):
         sweep(config, PLAN, root, Pretend(lambda args, epochs: 0.5, fail=("test",)))
