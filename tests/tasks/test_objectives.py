@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, r2_score
+from torch import distributed, multiprocessing
 from torchmetrics import Metric
 
 from tests.fakes_targets import COLOURS, colour_table
@@ -337,3 +338,31 @@ def test_metrics_of_several_numbers_are_means_over_them(tmp_path: Path) -> None:
     assert float(running.callback_metrics["val/mean_squared_error"]) > 0
     with pytest.raises(ConfigError, match="PearsonCorrCoef"):
         task(module, metrics=["PearsonCorrCoef"])
+
+
+def scores_of_two(rank: int, folder: str) -> None:
+    """Answers in shares of 4 and 2, then all of them in the first process, by each of two."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    found = {}
+    for kind in ("multilabel", "regression"):
+        generator = torch.Generator().manual_seed(0)
+        outputs = torch.randn(6, 2, generator=generator)
+        labels = torch.randn(6, 2, generator=generator)
+        labels = (labels > 0).long() if kind == "multilabel" else labels
+        for name, metric in OBJECTIVES[kind].metrics(2, []).items():
+            for way, shares in {"both": (slice(4), slice(4, 6)), "one": (slice(6), None)}.items():
+                assert isinstance(metric, Metric)
+                metric.reset()
+                if (own := shares[rank]) is not None:
+                    metric.update(outputs[own], labels[own])
+                found[f"{kind} {name} {way}"] = float(metric.compute())
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    distributed.destroy_process_group()
+
+
+def test_processes_agree_also_where_one_has_no_images(tmp_path: Path) -> None:
+    multiprocessing.spawn(scores_of_two, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    for name, value in first.items():
+        assert value == first[name.replace("one", "both")]
