@@ -20,9 +20,14 @@ from PIL import Image
 
 import vpt
 from tests.models.test_prediction import calibrated, model
+from vpt.backbones import create_backbone
 from vpt.data import PRESETS
+from vpt.data.targets import Targets
 from vpt.export import export_onnx
-from vpt.models import TunedModel, load_classifier
+from vpt.models import TunedModel, load_classifier, save_delta
+from vpt.models.calibration import LabelThresholds
+from vpt.models.classifier import ValueHead
+from vpt.models.delta_format import model_digest, read_delta, write_delta
 from vpt.models.prediction import Prediction
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "minimal.py"
@@ -114,6 +119,36 @@ def test_the_service_says_what_the_model_says(served: tuple[TunedModel, Path], t
         assert serve.answer(session, photo, "0.5", "0.5") == found | {"declined": None, "set": None}
     assert {declined for declined, _ in said} == {False, True}
     assert len({size for _, size in said}) > 1
+
+
+@pytest.mark.parametrize("targets", ["multilabel", "regression"])
+def test_the_service_tells_several_labels_and_numbers(targets: Targets, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    names, preset = ["cat", "dog", "fish"], PRESETS["square"].to_dict()
+    tuned = TunedModel(create_backbone("vit_nano_patch8_64"), 3, (), names, preset, targets)
+    torch.nn.init.normal_(tuned.head.weight, std=0.3)
+    if isinstance(tuned.head, ValueHead):
+        tuned.head.offset.copy_(torch.tensor([2000.0, -5.0, 0.0]))
+        tuned.head.scale.copy_(torch.tensor([3.0, 0.1, 1.0]))
+    path = save_delta(tmp_path / "delta.safetensors", tuned)
+    header, tensors = read_delta(path)
+    if targets == "multilabel":
+        about = {"model": model_digest(header, tensors), "data": {}}
+        write_delta(path, header, tensors, LabelThresholds(about, {"thresholds": torch.tensor([-9.0, 0.0, 9.0])}))
+    tuned = load_classifier(path)
+    export_onnx(tuned, tmp_path / "model.onnx")
+    serve = loaded(SERVE)
+    session = serve.InferenceSession(tmp_path / "model.onnx")
+    for kind, photo in photos().items():
+        (tmp_path / kind).write_bytes(photo)
+        expected = tuned.predict(tmp_path / kind, top=3)
+        assert isinstance(expected, Prediction)
+        found = serve.answer(session, photo)
+        if targets == "regression":
+            assert found == pytest.approx(dict(expected.values or {}), rel=1e-4), kind
+        else:
+            assert found["probabilities"] == pytest.approx(dict(expected.top), abs=1e-4), kind
+            assert found["labels"] == sorted(expected.labels or ()), kind
 
 
 def test_the_service_needs_neither_vpt_nor_torch(served: tuple[TunedModel, Path], tmp_path: Path) -> None:

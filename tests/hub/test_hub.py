@@ -270,6 +270,24 @@ def test_a_delta_without_a_run_has_a_card_that_claims_nothing(hub: Hub, tmp_path
     assert "Written by vpt.\n" in card
 
 
+@pytest.mark.parametrize(
+    ("targets", "purpose", "pipeline"),
+    [
+        ("multilabel", "Meant for finding which of the 2 classes of its training data an image shows", "image-classification"),
+        ("regression", "Meant for estimating the numbers of its training data (age, height)", None),
+    ],
+)
+def test_a_card_says_what_several_labels_and_numbers_are_for(
+    hub: Hub, tmp_path: Path, targets: Targets, purpose: str, pipeline: str | None
+) -> None:
+    model = TunedModel(create_backbone("vit_nano_patch8_64"), 2, (), ["age", "height"], targets=targets)
+    push(save_delta(tmp_path / "delta.safetensors", model), REPO)
+    card = hub.repos[REPO]["main"]["README.md"].decode()
+    assert purpose in card
+    assert "vpt robustness" not in card
+    assert front_matter(card).get("pipeline_tag") == pipeline
+
+
 def test_weights_of_the_hub_are_the_base_model(hub: Hub, tmp_path: Path) -> None:
     model, delta = a_run(tmp_path / "run")
     model.backbone.weights_id = "timm/vit_base_patch16_224.orig_in21k"

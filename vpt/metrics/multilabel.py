@@ -1,6 +1,6 @@
 """Scores of images with several labels each, and the thresholds that decide.
 
-Scores and labels are (N, C), labels 0 or 1; the N images may have weights, (N,), as in a bootstrap.
+Scores and labels are (N, C), labels 0 or 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def average_precision(scores: Floats, labels: NDArray[Any], weights: Floats | No
     """The average precision of each class, (C,), in [0, 1]; NaN of a class without images.
 
     AP = Σ (R_k − R_(k−1)) · P_k over the distinct scores, from the largest (scikit-learn's and torchmetrics' sum, no
-    interpolation).
+    interpolation). The images may have weights, (N,), as in a bootstrap.
     """
     return _average_precision(_ranked(scores, labels), np.ones(len(scores)) if weights is None else weights)
 
@@ -49,12 +49,11 @@ def _average_precision(
     return found
 
 
-def f1(decided: NDArray[np.bool_], labels: NDArray[Any], weights: Floats | None = None) -> NDArray[np.float64]:
+def f1(decided: NDArray[np.bool_], labels: NDArray[Any]) -> NDArray[np.float64]:
     """The F1 score of each class, 2 TP / (2 TP + FP + FN), (C,); 0 where there is nothing of it."""
-    own = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
     truth = labels > 0
-    hits = own @ (decided & truth)
-    both = own @ decided.astype(np.float64) + own @ truth.astype(np.float64)
+    hits = (decided & truth).sum(axis=0, dtype=np.float64)
+    both = decided.sum(axis=0) + truth.sum(axis=0)
     return np.asarray(np.divide(2 * hits, both, out=np.zeros_like(hits), where=both > 0))
 
 

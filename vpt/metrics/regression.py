@@ -1,4 +1,4 @@
-"""Errors of numbers, (N, K), against true ones; the N images may have weights, (N,), as in a bootstrap."""
+"""Errors of numbers, (N, K), against true ones."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ def mean_absolute_error(values: Floats, truth: Floats) -> tuple[float, float, fl
     return bootstrap(lambda weights: float(weights @ missed / len(missed)), len(missed))
 
 
-def r2(values: Floats, truth: Floats, weights: Floats | None = None) -> NDArray[np.float64]:
+def r2(values: Floats, truth: Floats) -> NDArray[np.float64]:
     """The coefficient of determination of each of K numbers, (K,), of values (N, K); NaN where all truths are equal."""
-    own = np.ones(len(truth)) if weights is None else np.asarray(weights, dtype=np.float64)
     right = np.asarray(truth, dtype=np.float64)
-    left = own @ (right - values) ** 2
-    spread = own @ (right - own @ right / own.sum()) ** 2
+    left = np.square(right - values).sum(axis=0)
+    spread = np.square(right - right.mean(axis=0)).sum(axis=0)
     return np.asarray(1 - np.divide(left, spread, out=np.full_like(left, np.nan), where=spread > 0))
 
 
