@@ -17,6 +17,7 @@ from tests.export.models import tuned
 from tests.hub.fake import Hub, serving
 from vpt.backbones import create_backbone
 from vpt.cli import main
+from vpt.data.targets import Targets
 from vpt.errors import ConfigError, HubError, WeightsError
 from vpt.hub.client import fetch, push
 from vpt.models.classifier import TunedModel
@@ -273,8 +274,12 @@ def test_a_delta_without_a_run_has_a_card_that_claims_nothing(hub: Hub, tmp_path
 @pytest.mark.parametrize(
     ("targets", "purpose", "pipeline"),
     [
-        ("multilabel", "Meant for finding which of the 2 classes of its training data an image shows", "image-classification"),
-        ("regression", "Meant for estimating the numbers of its training data (age, height)", None),
+        (
+            "multilabel",
+            "finding which of the 2 classes of its training data an image shows",
+            "image-classification",
+        ),
+        ("regression", "estimating the numbers of its training data (age, height)", None),
     ],
 )
 def test_a_card_says_what_several_labels_and_numbers_are_for(
@@ -283,7 +288,7 @@ def test_a_card_says_what_several_labels_and_numbers_are_for(
     model = TunedModel(create_backbone("vit_nano_patch8_64"), 2, (), ["age", "height"], targets=targets)
     push(save_delta(tmp_path / "delta.safetensors", model), REPO)
     card = hub.repos[REPO]["main"]["README.md"].decode()
-    assert purpose in card
+    assert f"Meant for {purpose}" in card
     assert "vpt robustness" not in card
     assert front_matter(card).get("pipeline_tag") == pipeline
 
