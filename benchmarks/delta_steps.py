@@ -61,7 +61,7 @@ class ReprojectedPrompt(Prompt):
 
     def _weaken_tokens(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         before, number = self.layout.num_prefix, self.prompts(0).shape[0]
-        return keys, values, self.key_bias(keys, number, before, keys.shape[2] - before - number)
+        return keys, values, self.key_bias(layer, keys, number, before, keys.shape[2] - before - number)
 
 
 CASES: dict[str, tuple[type[DeltaPart], type[DeltaPart], dict[str, Any], str]] = {

@@ -6,16 +6,18 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, UnknownNameError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Group = TypeVar("Group", bound="Options")
 
 _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
     int: ((Integral,), "a whole number"),
@@ -83,13 +85,42 @@ def argument(of: str, name: str, value: object, hint: Any) -> Any:
         raise ConfigError(f"{name} of {of} must be {in_words(hint)}, got {shown(value)}.") from misfit
 
 
+@dataclass(frozen=True)
+class Options:
+    """Arguments that belong together, which a configuration writes as a mapping: fields of a subclass."""
+
+    @classmethod
+    def of(cls: type[Group], given: Group | Mapping[str, Any]) -> Group:
+        """Takes them, or makes them from a mapping; a ConfigError or an UnknownNameError where it does not fit."""
+        if isinstance(given, cls):
+            return given
+        return cls(**argument(cls.__name__.lower(), "options", given, cls))
+
+
+def _options(value: Any, hint: type[Options]) -> dict[str, Any]:
+    """A mapping with every field of some options written out."""
+    known, hints = {each.name: each.default for each in fields(hint)}, get_type_hints(hint)
+    given = {name: getattr(value, name) for name in known} if isinstance(value, hint) else value
+    if not isinstance(given, Mapping):
+        raise MisfitError
+    for name in given:
+        if name not in known:
+            raise UnknownNameError(f"option of {hint.__name__.lower()}", str(name), known)
+    return {
+        name: argument(hint.__name__.lower(), name, given.get(name, default), hints[name])
+        for name, default in known.items()
+    }
+
+
 def canonical(value: Any, hint: Any) -> Any:
     """A value in the form of a type: plain ones as Python's own, their sequences as lists, all others as they are.
 
-    A literal's names are checked where they are used. A `MisfitError` where the value has not that type; numbers are
-    finite, and text is no sequence.
+    `Options` become a mapping with every field. A literal's names are checked where they are used. A `MisfitError`
+    where the value has not that type; numbers are finite, and text is no sequence.
     """
     origin, args = get_origin(hint), get_args(hint)
+    if isinstance(hint, type) and issubclass(hint, Options):
+        return _options(value, hint)
     if (hint is Path or Path in args) and isinstance(value, str | Path) and not _can_exist(str(value)):
         raise MisfitError
     if origin in (Union, UnionType):
@@ -136,6 +167,8 @@ def is_plain(hint: Any) -> bool:
     """Whether a configuration can hold values of a type: plain ones, their lists, unions of these, and literals."""
     if get_origin(hint) is Literal:
         return True
+    if isinstance(hint, type) and issubclass(hint, Options):
+        return True
     return all(is_plain(option) for option in get_args(hint)) if get_args(hint) else hint in _PLAIN
 
 
@@ -150,6 +183,8 @@ def in_words(hint: Any, none: str = "None") -> str:
         return none if hint is NoneType else _PLAIN[hint][1]
     if _within(origin, Sequence):
         return f"a list (each {in_words(args[0], none)})"
+    if isinstance(hint, type) and issubclass(hint, Options):
+        return f"a mapping of {', '.join(each.name for each in fields(hint))}"
     if _within(origin, Mapping):
         return f"a mapping from {in_words(args[0], none)} to {in_words(args[1], none)}"
     name = getattr(origin or hint, "__name__", str(hint))

@@ -213,6 +213,9 @@ def test_a_header_is_read_without_its_tensors(good: Path, monkeypatch: pytest.Mo
         "project": None,
         "log_bias": False,
         "reference_pooling": False,
+        "gate": None,
+        "fourier": 0.0,
+        "init": "uniform",
     }
     assert (header["backbone_tuned"], header["dtype"]) == (False, "float32")
 

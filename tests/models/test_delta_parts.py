@@ -37,7 +37,9 @@ WIDE = [
     {"name": "prompt", "num_tokens": 2, "project": 30},
     {"name": "prompt", "num_tokens": 1, "project": 4, "deep": False},
     {"name": "prompt", "num_tokens": [1, 2, 3, 1, 2, 3], "project": 5},
+    {"name": "prompt", "num_tokens": 3, "project": 2, "gate": {"init": -1.0}, "fourier": 0.5},
     {"name": "prefix", "num_tokens": 6, "hidden": 2},
+    {"name": "prefix", "num_tokens": 6, "hidden": 2, "gate": {"per": "block"}},
     {"name": "prefix", "num_tokens": 2, "hidden": 9},
 ]
 

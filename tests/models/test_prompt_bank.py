@@ -20,6 +20,7 @@ TASKS: dict[str, tuple[int, list[dict[str, Any]]]] = {
     "digits": (10, [{"name": "prompt", "num_tokens": 4}]),
     "pets": (3, [{"name": "prompt", "num_tokens": 7, "log_bias": True}]),
     "late": (5, [{"name": "prefix", "num_tokens": 2, "layers": [3, 6]}]),
+    "gated": (4, [{"name": "prompt", "num_tokens": 3, "gate": {"init": -1.0}}, {"name": "prefix", "num_tokens": 2}]),
     "both": (2, [{"name": "prompt", "num_tokens": 1}, {"name": "prefix", "num_tokens": 3, "hidden": 4}]),
 }
 
@@ -38,7 +39,7 @@ def test_a_mixed_batch_equals_the_models_one_by_one(tmp_path: Path, backbone: st
     bank = vpt.PromptBank(files)
     size = bank.backbone.image_size
     images = torch.rand(6, 3, size, size)
-    tasks = ["digits", "both", "pets", "digits", "late", "both"]
+    tasks = ["digits", "both", "pets", "gated", "late", "both"]
     mixed = bank(images, tasks)
     alone = {name: vpt.load(file) for name, file in files.items()}
     for image, task, logits in zip(images, tasks, mixed, strict=True):

@@ -11,6 +11,7 @@ from itertools import groupby
 from numbers import Real
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -102,6 +103,30 @@ class DeltaPart(nn.Module, ABC):
     def joining(self, block: int, images: int) -> Tensor | None:
         """See `vpt.backbones.block_forward.Attached`: none, unless a delta says otherwise."""
         return None
+
+    def rate_scales(self) -> dict[nn.Parameter, float]:
+        """Multiples of the learning rate, by parameter; 1 for those that it lacks."""
+        return {}
+
+    @property
+    def starts_from_images(self) -> bool:
+        """Whether it has yet to take initial values from training images."""
+        return False
+
+    def start_from_images(
+        self, number: int, images: Callable[[Sequence[int]], Tensor], rng: np.random.Generator
+    ) -> None:
+        """Takes initial values where it `starts_from_images`; the backbone is without a delta meanwhile.
+
+        Args:
+            number: How many images there are.
+            images: Those at some positions, as the backbone takes them.
+            rng: All that is random follows from it.
+        """
+
+    def curves(self) -> dict[str, Tensor]:
+        """Scalars that are worth a curve while it trains, by name."""
+        return {}
 
     @abstractmethod
     def expected_parameters(self) -> int:

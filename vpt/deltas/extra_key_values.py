@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import pad
 
+from vpt.argument_types import Options
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import DeltaPart, Handle
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.errors import ConfigError, UnknownNameError, check_number
 
 DropoutMode = Literal["sample", "shared", "key_value", "prompt"]
 Edited = tuple[Tensor, Tensor, Tensor | None]
@@ -47,13 +48,48 @@ class KeyEdit:
             self.finish(self.layer, attention, keys, values, bias)
 
 
+@dataclass(frozen=True)
+class Gate(Options):
+    """A learned strength: g is added to the attention logits of a block's keys, whose odds become exp(g) fold.
+
+    At a g well below 0 training starts near the backbone without them.
+
+    Attributes:
+        init: g before training, from -30 to 30.
+        per: One g for each ``head`` of each block, or one for each ``block``.
+        lr_scale: Their learning rate as a multiple of that of all else, positive.
+    """
+
+    init: float = -5.0
+    per: Literal["head", "block"] = "head"
+    lr_scale: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuses what is out of range."""
+        check_number("init of gate", self.init, -30, 30)
+        check_number("lr_scale of gate", self.lr_scale, 0, 1e6)
+        if self.per not in ("head", "block"):
+            raise UnknownNameError("per of gate", self.per, ("head", "block"))
+        if self.lr_scale == 0:
+            raise ConfigError("lr_scale of gate must be positive: 0 would never open it.")
+
+
 class ExtraKeys(DeltaPart):
-    """Keys and values of its own in chosen `blocks`. Its strength α adds log α to the logits of its keys."""
+    """Keys and values of its own in chosen `blocks`. Its strength α adds log α to the logits of its keys.
+
+    `gate` are the learned g of a `Gate`, block by block and head by head, (Σ heads,) or (blocks,); None without one.
+    """
 
     modes: tuple[str, ...] = ("key_value", "prompt")
 
     def __init__(
-        self, backbone: Backbone, blocks: list[int], dropout: float, dropout_mode: DropoutMode, log_bias: bool
+        self,
+        backbone: Backbone,
+        blocks: list[int],
+        dropout: float,
+        dropout_mode: DropoutMode,
+        log_bias: bool,
+        gate: Gate | None,
     ) -> None:
         """Checks what is common; `log_bias` adds −log n to the logits of n keys, so that they begin as one token."""
         super().__init__(backbone)
@@ -65,6 +101,35 @@ class ExtraKeys(DeltaPart):
         self.layout = backbone.layout
         self.dropout, self.dropout_mode, self.log_bias = dropout, dropout_mode, log_bias
         self.blocks = blocks
+        self._gate = None if gate is None else Gate.of(gate)
+        self.gate: nn.Parameter | None = None
+        if self._gate is not None:  # one dimension, so that it does not decay
+            like = backbone.mean.new_full((sum(self._gates()),), self._gate.init)
+            self.gate = nn.Parameter(like)
+
+    def _gates(self) -> list[int]:
+        """How many numbers the gate has in each of its blocks."""
+        alone = self._gate is None or self._gate.per == "block"
+        return [1 if alone else int(self.layout.attentions[block].num_heads) for block in self.blocks]
+
+    def opening(self, layer: int) -> Tensor | None:
+        """The g of a layer, (heads,) or (1,); None without a gate."""
+        return None if self.gate is None else torch.split(self.gate, self._gates())[layer]
+
+    def kept_gate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The gate's own among tensors by name."""
+        return {name: tensor for name, tensor in tensors.items() if name == "gate"}
+
+    def rate_scales(self) -> dict[nn.Parameter, float]:
+        """See `DeltaPart`: that of the gate."""
+        return {} if self.gate is None or self._gate is None else {self.gate: self._gate.lr_scale}
+
+    def curves(self) -> dict[str, Tensor]:
+        """See `DeltaPart`: exp(g), the learned strength, of each block, as the mean of its heads."""
+        if self.gate is None:
+            return {}
+        parts = torch.split(self.gate.detach().exp(), self._gates())
+        return {f"gate/block_{block:02d}": part.mean() for block, part in zip(self.blocks, parts, strict=True)}
 
     @abstractmethod
     def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
@@ -81,12 +146,12 @@ class ExtraKeys(DeltaPart):
     def constants(self) -> dict[int, Edited]:
         """What it adds to each of its blocks where it is `constant`, at a strength above 0, for one image.
 
-        By block: keys and values, (1, heads, n, head_dim), and the bias on their logits, (1, 1, 1, n) or None.
+        By block: keys and values, (1, heads, n, head_dim), and the bias on their logits, (1, heads or 1, 1, n) or None.
         """
         found: dict[int, Edited] = {}
         for layer, block in enumerate(self.blocks):
             keys, values = self.keys_values(layer, self.layout.attentions[block], 1)
-            found[block] = keys, values, self.key_bias(keys, keys.shape[2], 0)
+            found[block] = keys, values, self.key_bias(layer, keys, keys.shape[2], 0)
         return found
 
     def hooks(self) -> Iterable[Handle]:
@@ -105,7 +170,7 @@ class ExtraKeys(DeltaPart):
                 drop(own.expand(images, -1, -1, -1), self.dropout) for own in (own_keys, own_values)
             )
         own_keys, own_values = (per_row(own, rows, attention.windows) for own in (own_keys, own_values))
-        bias = self.key_bias(keys, number, before)
+        bias = self.key_bias(layer, keys, number, before)
         if self._dropping("prompt"):
             mask = per_row(pad(self._whole(keys, images, number), (before, 0)), rows, attention.windows)
             bias = mask if bias is None else mask + bias
@@ -114,15 +179,19 @@ class ExtraKeys(DeltaPart):
     def _dropping(self, mode: str) -> bool:
         return self.training and self.dropout > 0.0 and self.dropout_mode == mode
 
-    def key_bias(self, keys: Tensor, number: int, before: int, after: int = 0) -> Tensor | None:
-        """The bias on the logits: log α (less log n) on the own n columns, 0 on those before and behind them.
+    def key_bias(self, layer: int, keys: Tensor, number: int, before: int, after: int = 0) -> Tensor | None:
+        """The bias on the logits: log α + g (less log n) on the own n columns, 0 on those before and behind them.
 
-        (1, 1, 1, before + n + after), or None where all is 0; `keys` gives dtype and device.
+        (1, heads or 1, 1, before + n + after), or None where all is 0; `keys` gives dtype and device.
         """
-        if self._strength == 1.0 and not self.log_bias:
+        opening = self.opening(layer)
+        if self._strength == 1.0 and not self.log_bias and opening is None:
             return None
         odds = self._strength / number if self.log_bias else self._strength
-        return pad(keys.new_full((1, 1, 1, number), math.log(odds)), (before, after))
+        own = keys.new_full((1, 1, 1, number), math.log(odds))
+        if opening is not None:
+            own = own + opening.to(keys).view(1, -1, 1, 1)
+        return pad(own, (before, after))
 
     def _whole(self, keys: Tensor, images: int, number: int) -> Tensor:
         """−∞ for each key of each image with probability `dropout`: (B, 1, 1, n)."""
@@ -133,7 +202,7 @@ class ExtraKeys(DeltaPart):
 class FixedKeys(nn.Module):
     """Keys and values as constants, (sets, heads, n, head_dim): an `AttentionEdit` that projects nothing.
 
-    `bias`, (sets, 1, 1, n), is added to the logits of these keys; None where it is 0 for all.
+    `bias`, (sets, heads or 1, 1, n), is added to the logits of these keys; None where it is 0 for all.
     """
 
     keys: Tensor

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import chosen_blocks, named_stack, numbers_by_layer, pick, stack
-from vpt.deltas.extra_key_values import DropoutMode, ExtraKeys, affine_factors, unstacked
+from vpt.deltas.extra_key_values import DropoutMode, ExtraKeys, Gate, affine_factors, unstacked
 from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError, check_number
 
@@ -24,7 +24,10 @@ _STEEP = 0.75  # |tanh| up to which the rows of an unfolded network lie
 
 @register_delta("prefix")
 class Prefix(ExtraKeys):
-    """Learned `keys` and `values`, (layers, n, heads · head_dim) as `stack` lays them out; none with `hidden`."""
+    """Learned `keys` and `values`, (layers, n, heads · head_dim) as `stack` lays them out; none with `hidden`.
+
+    Where they are shared there are only `keys`.
+    """
 
     def __init__(
         self,
@@ -36,6 +39,8 @@ class Prefix(ExtraKeys):
         dropout_mode: DropoutMode = "key_value",
         log_bias: bool = False,
         std: float = 0.02,
+        gate: Gate | None = None,
+        shared: bool = False,
     ) -> None:
         """Draws keys and values from N(0, std²).
 
@@ -50,18 +55,24 @@ class Prefix(ExtraKeys):
                 whole keys per image.
             log_bias: Adds −log n to the attention logits of n keys.
             std: Standard deviation.
+            gate: Learns the strength of each block's keys (`Gate`); None for no gate.
+            shared: Keys and values are the same numbers (E²VPT; Han et al., ICCV 2023, section 3.2); not with `hidden`.
         """
         blocks = chosen_blocks(len(backbone.layout.blocks), layers)
-        super().__init__(backbone, blocks, dropout, dropout_mode, log_bias)
+        super().__init__(backbone, blocks, dropout, dropout_mode, log_bias, gate)
         check_number("std", std, 0)
         numbers = numbers_by_layer(num_tokens, len(blocks))
         widths = [heads * size for heads, size in (self.layout.attentions[block].key_shape() for block in blocks)]
         self._shapes = list(zip(numbers, widths, strict=True))
-        self.hidden = hidden
+        self.hidden, self.shared = hidden, shared
         like = backbone.mean
         if hidden is None:
-            self.keys, self.values = (stack(self._shapes, like, lambda t: t.normal_(std=std)) for _ in range(2))
+            self.keys = stack(self._shapes, like, lambda t: t.normal_(std=std))
+            if not shared:
+                self.values = stack(self._shapes, like, lambda t: t.normal_(std=std))
             return
+        if shared:
+            raise ConfigError("A prefix is shared or comes from a hidden network: leave out one of them.")
         if hidden < 1 or len(set(numbers)) > 1:
             raise ConfigError(f"hidden needs to be at least 1 and one num_tokens for all layers, got {hidden}.")
         place: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
@@ -72,7 +83,7 @@ class Prefix(ExtraKeys):
     def pair(self, layer: int) -> tuple[Tensor, Tensor]:
         """The keys and values of a layer, heads side by side: each (n, heads · head_dim)."""
         if self.hidden is None:
-            return pick(self.keys, layer), pick(self.values, layer)
+            return pick(self.keys, layer), pick(self.keys if self.shared else self.values, layer)
         keys, values = self.outer[layer](self.inner(self.embedding).tanh()).chunk(2, dim=-1)
         return keys, values
 
@@ -83,12 +94,13 @@ class Prefix(ExtraKeys):
         return keys, values
 
     def expected_parameters(self) -> int:
-        """Σ 2 · n · width over the layers; those of the network where there is one."""
+        """Σ 2 · n · width over the layers, half if shared; those of the network where there is one; a gate's."""
+        gates = 0 if self._gate is None else sum(self._gates())
         if self.hidden is None:
-            return sum(2 * number * width for number, width in self._shapes)
+            return gates + (1 if self.shared else 2) * sum(number * width for number, width in self._shapes)
         hidden, number = self.hidden, self._shapes[0][0]
         inner = number * hidden + hidden * hidden + hidden
-        return inner + sum(2 * width * (hidden + 1) for _, width in self._shapes)
+        return gates + inner + sum(2 * width * (hidden + 1) for _, width in self._shapes)
 
     def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Keys and values as plain tensors, without the network that computed them."""
@@ -96,7 +108,8 @@ class Prefix(ExtraKeys):
             return super().folded()
         pairs = [self.pair(layer) for layer in range(len(self._shapes))]
         keys, values = ([part.detach() for part in parts] for parts in zip(*pairs, strict=True))
-        return {"hidden": None}, named_stack("keys", keys) | named_stack("values", values)
+        found = named_stack("keys", keys) | named_stack("values", values)
+        return {"hidden": None}, found | self.kept_gate(self.state_dict(keep_vars=True))
 
     @torch.no_grad()
     def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -123,4 +136,4 @@ class Prefix(ExtraKeys):
         for name, wide in (("weight", weight.T), ("bias", bias)):
             parts = cast("Any", wide.to(like)).split(widths)
             found |= {f"outer.{index}.{name}": part for index, part in enumerate(parts)}
-        return found
+        return found | self.kept_gate(tensors)

@@ -8,9 +8,11 @@ per step for the whole batch. Shallow prompts are tokens that travel through all
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
@@ -19,9 +21,20 @@ from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.windows import BESIDE, Beside, window_answers
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import Handle, chosen_blocks, named_stack, numbers_by_layer, pick, stack
-from vpt.deltas.extra_key_values import DropoutMode, Edited, ExtraKeys, KeyEdit, affine_factors, per_row, unstacked
+from vpt.deltas.extra_key_values import (
+    DropoutMode,
+    Edited,
+    ExtraKeys,
+    Gate,
+    KeyEdit,
+    affine_factors,
+    per_row,
+    unstacked,
+)
 from vpt.deltas.registry import register_delta
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, UnknownNameError, check_number
+
+INITS = ("uniform", "token", "mean", "max")
 
 
 @register_delta("prompt")
@@ -46,6 +59,9 @@ class Prompt(ExtraKeys):
         project: int | None = None,
         log_bias: bool = False,
         reference_pooling: bool = False,
+        gate: Gate | None = None,
+        fourier: float = 0.0,
+        init: Literal["uniform", "token", "mean", "max"] = "uniform",
     ) -> None:
         """Draws prompts from U(-v, v) with v = √(6 / (3·p² + dim)), the paper's Xavier bound for patches of p pixels.
 
@@ -66,11 +82,24 @@ class Prompt(ExtraKeys):
                 token instead of n/(n + N) of it.
             reference_pooling: On Swin, the final average includes what the prompts of the last block have become behind
                 it, as in the reference implementation.
+            gate: With deep prompts, learns the strength of each block's (`Gate`); None for no gate.
+            fourier: Share in [0, 1] of each layer's prompts, rounded down and the first ones, that act as the real part
+                of their Fourier transform over tokens and channels (VFPT; Zeng et al., NeurIPS 2024, section 3.2).
+            init: ``uniform``, or, with deep prompts, tokens that enter the block for training images of the frozen
+                backbone (SPT; Wang et al., ICML 2024, section 3.3): ``token`` for tokens as they are, ``mean`` and
+                ``max`` over n chunks of an image's tokens, n of them drawn from all images. Training takes them at its
+                start (`start_from_images`); until then, and in a delta file, prompts are as if ``uniform``.
         """
         blocks = chosen_blocks(len(backbone.layout.blocks), layers) if deep else [0]
-        super().__init__(backbone, blocks, dropout, dropout_mode, log_bias)
+        super().__init__(backbone, blocks, dropout, dropout_mode, log_bias, gate)
         if not deep:
-            self._check_shallow(layers is not None or shared or not isinstance(num_tokens, int))
+            self._check_shallow(layers is not None or shared or not isinstance(num_tokens, int) or gate is not None)
+        check_number("fourier", fourier, 0, 1)
+        if init not in INITS:
+            raise UnknownNameError("init of prompts", init, INITS)
+        if init != "uniform" and (not deep or shared or project is not None):
+            raise ConfigError(f"init {init} needs deep prompts of each layer's own: leave out shared and project.")
+        self.fourier, self.init = fourier, init
         last = len(self.layout.blocks) - 1
         if reference_pooling and not (self.layout.windowed and (not deep or last in blocks)):
             raise ConfigError("reference_pooling needs prompts in the last block of a Swin: no other pool reads them.")
@@ -101,7 +130,7 @@ class Prompt(ExtraKeys):
                 f"dropout_mode {self.dropout_mode!r} needs deep prompts; shallow ones take 'sample' or 'shared'."
             )
         if by_layer:
-            raise ConfigError("layers, shared and a list of num_tokens need deep prompts.")
+            raise ConfigError("layers, shared, gate and a list of num_tokens need deep prompts.")
 
     def _projection(self, width: int, like: Tensor) -> nn.Linear:
         """As the reference draws it: Kaiming normal over the outputs."""
@@ -120,18 +149,73 @@ class Prompt(ExtraKeys):
         return own if self.projection is None else cast("Tensor", self.projection(own))
 
     def expected_parameters(self) -> int:
-        """Σ n · dim over the layers (one if shallow or shared); projected from width d: Σ n · d + (d + 1) · dim."""
+        """Σ n · dim over the layers (one if shallow or shared); projected from width d: Σ n · d + (d + 1) · dim.
+
+        A gate has one more for each head, or block.
+        """
+        gates = 0 if self._gate is None else sum(self._gates())
         if self.projection is None:
-            return sum(number * dim for number, dim in self._shapes)
+            return gates + sum(number * dim for number, dim in self._shapes)
         width, dim = self.projection.in_features, self.projection.out_features
-        return sum(number for number, _ in self._shapes) * width + (width + 1) * dim
+        return gates + sum(number for number, _ in self._shapes) * width + (width + 1) * dim
+
+    @property
+    def starts_from_images(self) -> bool:
+        """See `DeltaPart`."""
+        return self.init != "uniform"
+
+    @torch.no_grad()
+    def start_from_images(
+        self, number: int, images: Callable[[Sequence[int]], Tensor], rng: np.random.Generator
+    ) -> None:
+        """See `DeltaPart`; a ConfigError where a block has fewer tokens than prompts."""
+        if not self.starts_from_images:
+            return
+        lengths = [found.shape[1] for found in self._entering(images([0]))]
+        drawn: dict[int, list[tuple[int, int, int]]] = {}  # by image: layer, prompt, token or chunk
+        for layer, ((wanted, _), length) in enumerate(zip(self._shapes, lengths, strict=True)):
+            if wanted > length:
+                raise ConfigError(
+                    f"init {self.init} needs as many tokens as prompts: {length} enter block {self.blocks[layer]}, for "
+                    f"{wanted} prompts."
+                )
+            chunks = length if self.init == "token" else wanted
+            for prompt, row in enumerate(rng.choice(number * chunks, wanted, replace=False).tolist()):
+                drawn.setdefault(row // chunks, []).append((layer, prompt, row % chunks))
+        for image, places in sorted(drawn.items()):
+            entering = self._entering(images([image]))
+            for layer, prompt, row in places:
+                own = pick(self.tokens, layer)
+                own[prompt] = self._start(entering[layer][0], row, len(own)).to(own)
+
+    def _start(self, tokens: Tensor, row: int, chunks: int) -> Tensor:
+        """One token (dim,) of those of an image, (N, dim), or what `init` makes of one of their chunks."""
+        if self.init == "token":
+            return tokens[row]
+        chunk = tokens.tensor_split(chunks)[row]
+        return chunk.mean(dim=0) if self.init == "mean" else chunk.amax(dim=0)
+
+    def _entering(self, images: Tensor) -> list[Tensor]:
+        """The tokens that enter each block that has prompts, (B, N, dim)."""
+        found: dict[int, Tensor] = {}
+
+        def keep(block: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            found[block] = args[0].flatten(1, -2)
+
+        handles = [self.layout.blocks[block].register_forward_pre_hook(partial(keep, block)) for block in self.blocks]
+        try:
+            self.backbone(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [found[block] for block in self.blocks]
 
     def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Prompts behind their projection."""
+        """Prompts behind their projection, wherever they began."""
         if self.projection is None:
-            return super().folded()
+            return {"init": "uniform"}, self.state_dict(keep_vars=True)
         mapped = [self.prompts(layer).detach() for layer in range(len(self._shapes))]
-        return {"project": None}, named_stack("tokens", mapped)
+        return {"project": None}, named_stack("tokens", mapped) | self.kept_gate(self.state_dict(keep_vars=True))
 
     @torch.no_grad()
     def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,12 +232,12 @@ class Prompt(ExtraKeys):
         weight = torch.where(even > 0, weight / even, like.T).T
         tokens = cast("Any", (narrow * even.T).to(like)).split([len(matrix) for matrix in mapped])
         projection = {"projection.weight": weight.to(like), "projection.bias": bias.to(like)}
-        return named_stack("tokens", tokens) | projection
+        return named_stack("tokens", tokens) | projection | self.kept_gate(tensors)
 
     def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the prompts, projected by the block's LayerNorm and weights."""
         norm = self.layout.norms[self.blocks[layer]]
-        _, keys, values = attention.project(norm(self.dropped(self.prompts(layer), images)))
+        _, keys, values = attention.project(norm(self.entering(layer, images)))
         return keys, values
 
     @property
@@ -173,7 +257,7 @@ class Prompt(ExtraKeys):
         tokens = (
             self._tokens_beside()
             if block in self._blocks_beside
-            else self.prompts(self.blocks.index(block)).unsqueeze(0)
+            else self._mapped(self.prompts(self.blocks.index(block)).unsqueeze(0))
         )
         return self.layout.attentions[block].project(self.layout.norms[block](tokens))[0]
 
@@ -187,7 +271,7 @@ class Prompt(ExtraKeys):
         if self._strength == 0.0 or block not in self._blocks_beside[:1]:
             return None
         layer = self.blocks.index(block)
-        return self.dropped(self.prompts(layer), images).expand(images, -1, -1)
+        return self.entering(layer, images).expand(images, -1, -1)
 
     def hooks(self) -> Iterator[Handle]:
         """Keys and values in every chosen block (deep), or tokens before the first block (shallow)."""
@@ -219,7 +303,11 @@ class Prompt(ExtraKeys):
             for theirs, own in ((keys, own_keys), (values, own_values))
         )
         cast("Beside", BESIDE.get()).asking[self] = entering, queries
-        return keys, values, self.key_bias(keys, number, keys.shape[2] - number)
+        return (
+            keys,
+            values,
+            self.key_bias(self.blocks.index(block) if self.deep else 0, keys, number, keys.shape[2] - number),
+        )
 
     def _gather(self, block: int, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
         """What they gather from all keys, those of other deltas too."""
@@ -233,17 +321,27 @@ class Prompt(ExtraKeys):
         yield self.layout.blocks[0].register_forward_pre_hook(self._insert_tokens)
         yield self.layout.blocks[-1].register_forward_hook(self._remove_tokens, with_kwargs=True)
 
-    def dropped(self, prompts: Tensor, images: int) -> Tensor:
-        """Prompts (n, dim) after dropout on their channels: (B, n, dim) with a mask per image, else (1, n, dim)."""
-        prompts = prompts.unsqueeze(0)
+    def entering(self, layer: int, images: int) -> Tensor:
+        """The prompts of a layer as they come to its norm: (B, n, dim) with a mask per image, else (1, n, dim)."""
+        prompts = self.prompts(layer).unsqueeze(0)
         if self._dropping("sample"):
-            return drop(prompts.expand(images, -1, -1), self.dropout)
-        return drop(prompts, self.dropout) if self._dropping("shared") else prompts
+            prompts = drop(prompts.expand(images, -1, -1), self.dropout)
+        elif self._dropping("shared"):
+            prompts = drop(prompts, self.dropout)
+        return self._mapped(prompts)
+
+    def _mapped(self, prompts: Tensor) -> Tensor:
+        """Prompts (B, n, dim) of which the Fourier share is transformed."""
+        share = math.floor(self.fourier * prompts.shape[1])
+        if share == 0:
+            return prompts
+        exact = prompts[:, :share] if prompts.dtype == torch.float64 else prompts[:, :share].float()
+        return torch.cat([torch.fft.fft2(exact).real.to(prompts.dtype), prompts[:, share:]], dim=1)
 
     def _weaken_tokens(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """The edit of a shallow prompt: its bias on the prompts' columns, which follow the prefix tokens."""
         before, number = self.layout.num_prefix + self._inserted_before(), self._shapes[0][0]
-        return keys, values, self.key_bias(keys, number, before, keys.shape[2] - before - number)
+        return keys, values, self.key_bias(layer, keys, number, before, keys.shape[2] - before - number)
 
     def _inserted_before(self) -> int:
         """Tokens between the prefix and these prompts: those of shallow prompts that were attached later."""
@@ -260,7 +358,7 @@ class Prompt(ExtraKeys):
         if self._strength == 0.0:
             return None
         x, prefix = args[0], self.layout.num_prefix
-        prompts = self.dropped(self.prompts(0), x.shape[0]).expand(x.shape[0], -1, -1)
+        prompts = self.entering(0, x.shape[0]).expand(x.shape[0], -1, -1)
         return (torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1), *args[1:])
 
     def _remove_tokens(self, block: nn.Module, args: Any, kwargs: dict[str, Any], x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -53,6 +53,8 @@ class MultiTask(L.LightningModule):
         others = {"head_lr_scale": 1, "ema_decay": 0}
         if idle := [*task.reshaped(), *(name for name, none in others.items() if task.hparams[name] != none)]:
             raise ConfigError(f"Shared training is by the plain cross-entropy and one rate: leave {idle[0]} out.")
+        if any(part.starts_from_images for part in task.model.parts()):
+            raise ConfigError("Shared training has images of several data sets: leave out a delta's init from images.")
         self.backbone, self.delta = task.model.backbone, task.model.delta
         self.names = list(classes)
         self._options = dict(task.hparams)
@@ -86,7 +88,9 @@ class MultiTask(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser and schedule of the task; the loss is a mean over tasks: more of them make no larger batch."""
-        return scheduled_optimizer([p for p in self.parameters() if p.requires_grad], self._options, self.trainer)
+        scales = {each: scale for part in cast("Any", self.delta.parts) for each, scale in part.rate_scales().items()}
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return scheduled_optimizer(trained, self._options, self.trainer, scales)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps delta and heads, which no other file holds."""

@@ -167,7 +167,7 @@ def _alone(what: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor], 
 
 @torch.no_grad()
 def _extras(task: str, model: TunedModel) -> dict[int, Edited]:
-    """The keys, values and logit bias of a task by block, (1, heads, n, head_dim) and (1, 1, 1, n)."""
+    """The keys, values and logit bias of a task by block, (1, heads, n, head_dim) and (1, heads or 1, 1, n)."""
     found: dict[int, Edited] = {}
     for part in () if model.delta is None else model.delta.parts:
         if not isinstance(part, ExtraKeys) or not part.constant:
@@ -179,12 +179,19 @@ def _extras(task: str, model: TunedModel) -> dict[int, Edited]:
 
 def _joined(before: Edited, after: Edited) -> Edited:
     keys, values = torch.cat([before[0], after[0]], dim=2), torch.cat([before[1], after[1]], dim=2)
-    return keys, values, torch.cat([_filled(before), _filled(after)], dim=-1)
+    heads = _bias_heads(before, after)
+    return keys, values, torch.cat([_filled(before, heads), _filled(after, heads)], dim=-1)
 
 
-def _filled(layer: Edited) -> Tensor:
-    """The bias of a layer, zeros where it has none: (1, 1, 1, n)."""
-    return layer[0].new_zeros(1, 1, 1, layer[0].shape[2]) if layer[2] is None else layer[2]
+def _bias_heads(*layers: Edited) -> int:
+    """How many heads have a bias of their own in some layer; 1 where none has."""
+    return max(1 if bias is None else bias.shape[1] for _, _, bias in layers)
+
+
+def _filled(layer: Edited, heads: int) -> Tensor:
+    """The bias of a layer, zeros where it has none: (1, heads, 1, n)."""
+    keys, _, bias = layer
+    return keys.new_zeros(1, heads, 1, keys.shape[2]) if bias is None else bias.expand(-1, heads, -1, -1)
 
 
 def _padded(attention: OpenAttention, layers: Sequence[Edited | None], like: Tensor) -> Edited:
@@ -195,5 +202,6 @@ def _padded(attention: OpenAttention, layers: Sequence[Edited | None], like: Ten
     most = max(layer[0].shape[2] for layer in whole)
     keys = torch.cat([pad(layer[0], (0, 0, 0, most - layer[0].shape[2])) for layer in whole])
     values = torch.cat([pad(layer[1], (0, 0, 0, most - layer[1].shape[2])) for layer in whole])
-    bias = torch.cat([pad(_filled(layer), (0, most - layer[0].shape[2]), value=-math.inf) for layer in whole])
+    biases = _bias_heads(*whole)
+    bias = torch.cat([pad(_filled(layer, biases), (0, most - layer[0].shape[2]), value=-math.inf) for layer in whole])
     return keys, values, bias if bool((bias != 0).any()) else None

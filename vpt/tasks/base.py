@@ -21,12 +21,14 @@ from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill, start_from
 from vpt.models.delta_format import IDENTITY, identity
 from vpt.models.feature_cache import FeatureCache
+from vpt.tasks.checkpoints import check_classes, check_whole_epoch
+from vpt.tasks.initialization import check_start, start_deltas
 from vpt.tasks.optimizers import (
+    TrainingCurves,
     WeightAverage,
     check_monitors,
     check_rates,
     check_trainer,
-    check_whole_epoch,
     rate_scales,
     scheduled_optimizer,
     seed_epoch,
@@ -161,14 +163,16 @@ class TuningTask(L.LightningModule):
     def check_fit(self, data: Any) -> None:
         """Refuses, by a ConfigError and before anything is written, options without effect; `data` is the module."""
         rate_scales(self.model, self.hparams)
+        check_start(self.model, self.hparams["init_delta"], data)
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Adds what keeps the average of weights; refuses, before any does something, what `check_trainer` refuses."""
+        """Adds curves and what keeps the average of weights; refuses first what `check_trainer` refuses."""
         if self.trainer.state.fn == "fit":
             check_trainer(self.trainer)
             check_monitors(self.trainer, ["val/loss", *map(str, self.val_metrics.keys())])  # with their prefix
             self.check_fit(getattr(self.trainer, "datamodule", None))
-        return [WeightAverage(self.hparams["ema_decay"])] if self.hparams["ema_decay"] else []
+        decay = self.hparams["ema_decay"]
+        return [TrainingCurves(), *([WeightAverage(decay)] if decay else [])]
 
     def setup(self, stage: str) -> None:
         """Takes class names and preprocessing from the data module and checks that both sides agree.
@@ -249,6 +253,11 @@ class TuningTask(L.LightningModule):
     def logits(self, batch: Batch, split: str) -> Tensor:
         """Logits, (B, num_classes, ...), of a batch of ``train``, ``val`` or ``test``."""
         return self.model.classify(self.features(batch, split))
+
+    def on_fit_start(self) -> None:
+        """Takes from training images what deltas start from, unless training is resumed."""
+        if self.trainer.ckpt_path is None:
+            start_deltas(self.model, cast("Any", self.trainer).datamodule)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seeds what an epoch draws, such as dropout."""
@@ -379,20 +388,9 @@ class TuningTask(L.LightningModule):
         check_fingerprint("The checkpoint", recorded, self.model.backbone)
         tensors = {key.removeprefix("model."): tensor for key, tensor in checkpoint["state_dict"].items()}
         data = getattr(self._trainer, "datamodule", None)
-        if (names := checkpoint.get("class_names")) is not None:  # version 0.1.0 did not keep them
-            if data is not None and self.trainer.state.fn == "fit" and names != data.class_names:
-                raise ConfigError(
-                    f"The checkpoint was trained on other classes than those of {data.name}, or on these in another "
-                    "order: training goes on with the data that it began with."
-                )
-            if data is not None:
-                data.number_classes_as(names)
+        training = data is not None and self.trainer.state.fn == "fit"
+        if (names := check_classes(checkpoint, data, len(self.model.class_names), training)) is not None:
             self.model.class_names, self._knows_classes = list(names), True
-        elif data is not None and data.num_classes != len(self.model.class_names):
-            raise ConfigError(
-                f"The checkpoint has {len(self.model.class_names)} classes without names (version 0.1.0), {data.name} "
-                f"has {data.num_classes}: give the data that it was trained on."
-            )
         self._trained_val = checkpoint.get("trained_val")
         if self._trained_val is not None and data is not None and self.trainer.state.fn == "validate":
             self._leave_out_trained(data, "validate")  # whatever these data are trained on now

@@ -21,9 +21,9 @@ from vpt.models.delta_file import read_head
 from vpt.models.logistic_regression import choose_l2, fit_logistic
 from vpt.run_record import PROBE, global_seed
 from vpt.tasks.base import Batch, TuningTask
+from vpt.tasks.initialization import start_at_probe
 from vpt.tasks.losses import PLAIN, check_loss, class_weights, weighted_loss
 from vpt.tasks.objectives import OBJECTIVES, Objective
-from vpt.tasks.probe import start_at_probe
 
 
 class ClassificationTask(TuningTask):
@@ -61,8 +61,8 @@ class ClassificationTask(TuningTask):
         Args:
             init_head: Delta file of a linear probe on the same backbone and data, whose head initialises the head; with
                 `FineTuning` that is LP-FT (Kumar et al., ICLR 2022). ``probe``: that probe is fitted exactly before
-                training (`vpt.tasks.probe`), to the frozen backbone, or to what `init_delta` makes of it. None for a
-                small random head.
+                training (`vpt.tasks.initialization`), to the frozen backbone, or to what `init_delta` makes of it. None
+                for a small random head.
             loss: Of training: ``cross_entropy``, or ``focal`` (Lin et al., ICCV 2017).
             focal_gamma: γ of the focal loss, from 0, which makes it the cross-entropy, to 100.
             label_smoothing: Share of each target that is given to all classes alike, in [0, 1); not with ``focal``.
@@ -148,7 +148,8 @@ class ClassificationTask(TuningTask):
             self.model.head.load_state_dict(read_head(probe, self.model, "init_head").state_dict())
 
     def on_fit_start(self) -> None:
-        """Fits the head where training is to start at the probe, unless it is resumed."""
+        """Fits the head, too, where training is to start at the probe, unless it is resumed."""
+        super().on_fit_start()
         if self.hparams["init_head"] != PROBE or self.trainer.ckpt_path is not None:
             return
         frozen = self.model.delta is not None and self.hparams["init_delta"] is None

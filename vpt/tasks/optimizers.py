@@ -98,23 +98,26 @@ def scheduled_optimizer(
 
 
 def rate_scales(model: AdaptedModel, options: Mapping[str, Any]) -> dict[nn.Parameter, float]:
-    """Multiples of the learning rate by parameter, where they are not 1; ``head_lr_scale`` and ``layer_decay`` say so.
+    """Multiples of the learning rate by parameter, where they are not 1.
+
+    ``head_lr_scale``, ``layer_decay`` and the deltas (`DeltaPart.rate_scales`) say so.
 
     A ConfigError where one of them has no effect: `base_lr` is the rate of a head alone, a frozen backbone has none.
     """
     head, decay, backbone = options["head_lr_scale"], options["layer_decay"], model.backbone
     own = set(model.head.parameters())
+    scales = {each: scale for part in model.parts() for each, scale in part.rate_scales().items()}
     if head != 1 and not any(each.requires_grad for each in model.parameters() if each not in own):
         raise ConfigError(f"head_lr_scale is {head}, but nothing trains besides the head: set base_lr.")
     if decay == 1:
-        return dict.fromkeys(own, head) if head != 1 else {}
+        return scales | (dict.fromkeys(own, head) if head != 1 else {})
     if not backbone.tuned:
         raise ConfigError(
             f"layer_decay is {decay}, but the layers of the backbone are not fine-tuned: it goes with FineTuning, and "
             "with SegmentationTask where `full` is true."
         )
     numbers, last = layer_numbers(backbone)
-    scales = {each: decay ** (last - numbers[name]) for name, each in backbone.model.named_parameters()}
+    scales |= {each: decay ** (last - numbers[name]) for name, each in backbone.model.named_parameters()}
     return scales | dict.fromkeys(own, head)
 
 
@@ -154,6 +157,32 @@ class WeightAverage(L.Callback):
         for name, tensor in _averaged(pl_module):
             self._weights[name] = tensor.clone()
             tensor.copy_(self._average[name].lerp(tensor, 1 - decay))
+
+
+class TrainingCurves(L.Callback):
+    """Logs, as often as the loss, the norm of the gradient and the curves of the deltas (`DeltaPart.curves`).
+
+    ``gradient/delta``, ``gradient/head`` and ``gradient/backbone`` are norms over all that trains of each, before it is
+    clipped. Loggers get them alone: they are no metrics of a run.
+    """
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Logs them where the loss of this step is logged."""
+        if (trainer.global_step + 1) % max(1, cast("Any", trainer).log_every_n_steps) or not trainer.loggers:
+            return
+        model = cast("AdaptedModel", cast("Any", pl_module).model)
+        gradients: dict[str, list[Tensor]] = {}
+        for name, each in model.named_parameters():
+            if each.grad is not None:
+                gradients.setdefault(name.partition(".")[0], []).append(each.grad)
+        curves = {f"gradient/{room}": nn.utils.get_total_norm(found) for room, found in gradients.items()}
+        for index, part in enumerate(model.parts()):
+            several = f"{index}/" if len(model.parts()) > 1 else ""
+            curves |= {f"{several}{name}": value for name, value in part.curves().items()}
+        values = {name: float(value) for name, value in curves.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
 
 
 def _averaged(task: Any) -> Iterator[tuple[str, Tensor]]:
@@ -236,18 +265,3 @@ def seed_epoch(module: L.LightningModule) -> None:
     if (seed := global_seed()) is not None:
         own = np.random.SeedSequence([seed, module.current_epoch, module.global_rank])
         torch.manual_seed(int(own.generate_state(1)[0]))
-
-
-def check_whole_epoch(checkpoint: dict[str, Any], max_steps: int) -> None:
-    """Refuses, by a ConfigError, Lightning's checkpoint of the middle of an epoch: loaders do not go on.
-
-    Other images would follow than the run would have seen.
-    """
-    if "fit_loop" not in checkpoint.get("loops", {}):
-        raise ConfigError("The checkpoint holds weights alone, from which training cannot go on: give last.ckpt.")
-    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    if not batches["is_last_batch"] and not 0 <= max_steps <= checkpoint["global_step"]:
-        raise ConfigError(
-            "The checkpoint ends in the middle of an epoch, from where training cannot go on exactly: give one of a "
-            "whole epoch, such as last.ckpt, which is written after each."
-        )

@@ -1,10 +1,11 @@
-"""A training that starts at the exact linear probe of the images that it trains on."""
+"""What training takes from its images before the first step: prompts from their tokens, a head from the exact probe."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from rich.progress import track
 
@@ -12,13 +13,41 @@ from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.models.logistic_regression import choose_l2, fit_logistic
 from vpt.models.prediction import Bar, batch_answers
+from vpt.run_record import global_seed
 from vpt.screen import console
 
 if TYPE_CHECKING:
-    from vpt.models.classifier import TunedModel
+    from vpt.models.classifier import AdaptedModel, TunedModel
 
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)
 """Of the head's weights, among which one is chosen; more on the side of the best one, where that is at an end."""
+
+
+def check_start(model: AdaptedModel, init_delta: str | None, data: Any) -> None:
+    """Refuses, by a ConfigError, deltas that start from training images where there are none, or from a file too."""
+    if not any(part.starts_from_images for part in model.parts()):
+        return
+    if init_delta is not None:
+        raise ConfigError("A delta starts from training images or from init_delta: leave one of them out.")
+    if not hasattr(data, "split"):
+        raise ConfigError("A delta that starts from training images needs a data module that has them.")
+
+
+def start_deltas(model: AdaptedModel, data: ImageDataModule) -> None:
+    """Gives the deltas that start from training images (`DeltaPart.start_from_images`) what they ask for.
+
+    The images are not augmented. All that is random follows from the run's seed.
+    """
+    if not any(part.starts_from_images for part in model.parts()):
+        return
+    training, alpha, split = model.training, model.strength, data.split("train")
+    rng = np.random.default_rng(global_seed())
+    model.eval()
+    model.set_strength(0.0)
+    for part in model.parts():
+        part.start_from_images(len(split), lambda rows: split.batch(rows)["image"].to(model.backbone.mean.device), rng)
+    model.set_strength(alpha)
+    model.train(training)
 
 
 def start_at_probe(model: TunedModel, data: ImageDataModule, strength: float, quiet: bool = False) -> float:

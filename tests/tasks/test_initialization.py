@@ -19,7 +19,7 @@ from vpt.models import logistic_regression
 from vpt.models.logistic_regression import choose_l2
 from vpt.run_record import cell_protocol
 from vpt.tasks import ClassificationTask, DeltaTuning, FineTuning, LinearProbe, PromptTuning, classification
-from vpt.tasks.probe import start_at_probe
+from vpt.tasks.initialization import start_at_probe
 from vpt.tasks.run_protocol import protocol
 
 
