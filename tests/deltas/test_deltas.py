@@ -24,6 +24,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "prompt-shallow": {"name": "prompt", "num_tokens": 5, "deep": False},
     "prompt-projected": {"name": "prompt", "num_tokens": 5, "project": 7, "layers": [0, 2]},
     "prompt-gated": {"name": "prompt", "num_tokens": 5, "gate": {"init": -1.0}, "fourier": 0.4},
+    "prompt-adaptive": {"name": "prompt", "num_tokens": 4, "adaptive": {"hidden": 3}, "gate": {}},
     "prompt-add": {"name": "prompt_add"},
     "prompt-add-deep": {"name": "prompt_add", "deep": True},
     "prompt-pad": {"name": "prompt_pad", "width": 3},

@@ -20,6 +20,7 @@ from tests.tasks.test_tasks import BASE, data, trainer
 from vpt.deltas import attach
 from vpt.deltas.prefix import Prefix
 from vpt.deltas.prompt import Prompt
+from vpt.deltas.prompt_adaptive import Adaptive, ImagePrompts
 from vpt.errors import ConfigError, UnknownNameError, VPTError
 from vpt.models import load_classifier
 from vpt.models.delta_format import read_header
@@ -187,6 +188,60 @@ def test_a_run_starts_from_its_seed_and_a_resumed_one_goes_on(tmp_path: Path) ->
     assert torch.equal(load_classifier(file).state_dict()["delta.parts.0.tokens"], trained)
 
 
+def adapted_features(twin: Any, pixels: Tensor, part: Prompt) -> Tensor:
+    """VAPT on a plain ViT as the paper writes it, image by image and position by position."""
+    own = cast("Any", part.adaptive)
+    x = twin.norm_pre(twin._pos_embed(twin.patch_embed(pixels)))
+    for layer, block in enumerate(twin.blocks):
+        prompts = []
+        for tokens in x:
+            if layer == 0:
+                prompts.append(part.prompts(0))
+                continue
+            norm, kernel, pool = own.norms[layer - 1], own.kernels[layer - 1], own.pools[layer - 1]
+            patches = tokens[1:]
+            centred = patches - patches.mean(dim=1, keepdim=True)
+            normed = centred / (patches.var(dim=1, correction=0, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+            field = normed.reshape(4, 4, -1)
+            places = [(row, column) for row in range(3) for column in range(3)]
+            found = [
+                sum(kernel[i, j] * field[row + i, column + j] for i in range(2) for j in range(2))
+                for row, column in places
+            ]
+            pooled = pool.weight @ torch.stack(cast("list[Tensor]", found)) + pool.bias.unsqueeze(1)
+            prompts.append(pooled + (pooled @ own.down.weight.T).clamp(min=0) @ own.up.weight.T)
+        number = len(prompts[0])
+        x = block(torch.cat([torch.stack(prompts), x], dim=1))[:, number:]
+    pooled_features: Tensor = twin.forward_head(twin.norm(x), pre_logits=True)
+    return pooled_features
+
+
+def test_adaptive_prompts_are_the_concatenation_of_functions_of_each_image() -> None:
+    backbone, twin, delta, part = prompt_on("vit", adaptive={"hidden": 3})
+    bare = backbone.model(images())
+    assert part.expected_parameters() == sum(each.numel() for each in part.parameters())
+    with torch.no_grad():
+        for each in part.parameters():
+            each.normal_()
+    delta.eval()
+    ours, theirs = backbone(images()), adapted_features(twin, images(), part)
+    assert relative(ours, theirs) <= 1e-10
+    assert relative(ours, bare) > 1e-3
+    parameters = list(part.parameters())
+    grads = torch.autograd.grad(ours.square().sum(), parameters)
+    expected = torch.autograd.grad(theirs.square().sum(), parameters)
+    assert all(relative(a, b) <= 1e-9 for a, b in zip(grads, expected, strict=True))
+    alone = torch.cat([backbone(image[None]) for image in images()])
+    assert relative(alone, ours) <= 1e-10, "no image sees another's prompts"
+
+
+def test_adaptive_prompts_count_as_in_the_paper() -> None:
+    # ViT-B/16, four tokens: 2·768 + 4 + 4·170 for 11 blocks, a shared projector of 2·768·8, and four first prompts
+    grid, like = (14, 14), torch.zeros(1)
+    made = ImagePrompts([(4, 768)] * 11, grid, Adaptive(), like)
+    assert made.expected_parameters() == sum(each.numel() for each in made.parameters()) == 11 * 2220 + 12288
+
+
 def test_a_shared_prefix_has_its_keys_as_values() -> None:
     backbone, _ = make("vit")
     shared = attach(backbone, [{"name": "prefix", "num_tokens": 3, "shared": True}])
@@ -215,6 +270,10 @@ def test_a_shared_prefix_has_its_keys_as_values() -> None:
         ({"fourier": 1.5}, ConfigError, "from 0 to 1"),
         ({"init": "kmeans"}, UnknownNameError, "uniform, token, mean, max"),
         ({"init": "mean", "deep": False}, ConfigError, "deep prompts of each layer's own"),
+        ({"adaptive": {}, "shared": True}, ConfigError, "each layer's own"),
+        ({"adaptive": {}, "deep": False}, ConfigError, "need deep prompts"),
+        ({"adaptive": {"kernel": 5}}, ConfigError, "a map of 4 by 4 patches"),
+        ({"adaptive": {"dropout": 1}}, ConfigError, "drops everything"),
         ({"init": "mean", "project": 3}, ConfigError, "leave out shared and project"),
     ],
 )

@@ -8,8 +8,9 @@ per step for the whole batch. Shallow prompts are tokens that travel through all
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -31,10 +32,10 @@ from vpt.deltas.extra_key_values import (
     per_row,
     unstacked,
 )
+from vpt.deltas.prompt_adaptive import Adaptive, ImagePrompts
+from vpt.deltas.prompt_init import INITS, Images, tokens_of_images
 from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError, UnknownNameError, check_number
-
-INITS = ("uniform", "token", "mean", "max")
 
 
 @register_delta("prompt")
@@ -62,6 +63,7 @@ class Prompt(ExtraKeys):
         gate: Gate | None = None,
         fourier: float = 0.0,
         init: Literal["uniform", "token", "mean", "max"] = "uniform",
+        adaptive: Adaptive | None = None,
     ) -> None:
         """Draws prompts from U(-v, v) with v = √(6 / (3·p² + dim)), the paper's Xavier bound for patches of p pixels.
 
@@ -89,16 +91,26 @@ class Prompt(ExtraKeys):
                 backbone (SPT; Wang et al., ICML 2024, section 3.3): ``token`` for tokens as they are, ``mean`` and
                 ``max`` over n chunks of an image's tokens, n of them drawn from all images. Training takes them at its
                 start (`start_from_images`); until then, and in a delta file, prompts are as if ``uniform``.
+            adaptive: On a ViT, with deep prompts: those of all blocks but the first are functions of the image's tokens
+                (VAPT, `ImagePrompts`); None for constant ones.
         """
         blocks = chosen_blocks(len(backbone.layout.blocks), layers) if deep else [0]
         super().__init__(backbone, blocks, dropout, dropout_mode, log_bias, gate)
         if not deep:
-            self._check_shallow(layers is not None or shared or not isinstance(num_tokens, int) or gate is not None)
+            self._check_shallow(
+                layers is not None
+                or shared
+                or not isinstance(num_tokens, int)
+                or gate is not None
+                or adaptive is not None
+            )
         check_number("fourier", fourier, 0, 1)
         if init not in INITS:
             raise UnknownNameError("init of prompts", init, INITS)
         if init != "uniform" and (not deep or shared or project is not None):
             raise ConfigError(f"init {init} needs deep prompts of each layer's own: leave out shared and project.")
+        if adaptive is not None and (shared or project is not None or init != "uniform" or self.layout.windowed):
+            raise ConfigError("adaptive prompts are of a ViT, each layer's own: leave out shared, project and init.")
         self.fourier, self.init = fourier, init
         last = len(self.layout.blocks) - 1
         if reference_pooling and not (self.layout.windowed and (not deep or last in blocks)):
@@ -117,7 +129,10 @@ class Prompt(ExtraKeys):
         shapes = [(number, self.layout.dims[block]) for number, block in zip(numbers, blocks, strict=True)]
         if shared and len(set(shapes)) > 1:
             raise ConfigError("Shared prompts need the same number and width in every layer.")
-        self._shapes = shapes[:1] if shared else shapes
+        self.adaptive: ImagePrompts | None = None
+        if adaptive is not None and len(shapes) > 1:
+            self.adaptive = ImagePrompts(shapes[1:], self.layout.grid, Adaptive.of(adaptive), backbone.mean)
+        self._shapes = shapes[:1] if shared or self.adaptive is not None else shapes
         self.projection = None if project is None else self._projection(project, backbone.mean)
         drawn = self._shapes if project is None else [(number, project) for number, _ in self._shapes]
         height, width = self.layout.patch_size
@@ -130,7 +145,7 @@ class Prompt(ExtraKeys):
                 f"dropout_mode {self.dropout_mode!r} needs deep prompts; shallow ones take 'sample' or 'shared'."
             )
         if by_layer:
-            raise ConfigError("layers, shared, gate and a list of num_tokens need deep prompts.")
+            raise ConfigError("layers, shared, gate, adaptive and a list of num_tokens need deep prompts.")
 
     def _projection(self, width: int, like: Tensor) -> nn.Linear:
         """As the reference draws it: Kaiming normal over the outputs."""
@@ -144,16 +159,22 @@ class Prompt(ExtraKeys):
         return layer
 
     def prompts(self, layer: int) -> Tensor:
-        """The prompts of a layer, (n, dim), by its position among the layers that have prompts."""
+        """The prompts of a layer, (n, dim), by its position among the layers that have prompts.
+
+        Of adaptive ones (B, n, dim), while their block runs.
+        """
+        if self.adaptive is not None and layer > 0:
+            return cast("Tensor", self.adaptive(layer - 1, _ENTERING.get()[self]))
         own = pick(self.tokens, 0 if self.shared else layer)
         return own if self.projection is None else cast("Tensor", self.projection(own))
 
     def expected_parameters(self) -> int:
         """Σ n · dim over the layers (one if shallow or shared); projected from width d: Σ n · d + (d + 1) · dim.
 
-        A gate has one more for each head, or block.
+        A gate has one more for each head, or block; adaptive prompts have those of `ImagePrompts`.
         """
         gates = 0 if self._gate is None else sum(self._gates())
+        gates += 0 if self.adaptive is None else self.adaptive.expected_parameters()
         if self.projection is None:
             return gates + sum(number * dim for number, dim in self._shapes)
         width, dim = self.projection.in_features, self.projection.out_features
@@ -165,50 +186,13 @@ class Prompt(ExtraKeys):
         return self.init != "uniform"
 
     @torch.no_grad()
-    def start_from_images(
-        self, number: int, images: Callable[[Sequence[int]], Tensor], rng: np.random.Generator
-    ) -> None:
+    def start_from_images(self, number: int, images: Images, rng: np.random.Generator) -> None:
         """See `DeltaPart`; a ConfigError where a block has fewer tokens than prompts."""
-        if not self.starts_from_images:
-            return
-        lengths = [found.shape[1] for found in self._entering(images([0]))]
-        drawn: dict[int, list[tuple[int, int, int]]] = {}  # by image: layer, prompt, token or chunk
-        for layer, ((wanted, _), length) in enumerate(zip(self._shapes, lengths, strict=True)):
-            if wanted > length:
-                raise ConfigError(
-                    f"init {self.init} needs as many tokens as prompts: {length} enter block {self.blocks[layer]}, for "
-                    f"{wanted} prompts."
-                )
-            chunks = length if self.init == "token" else wanted
-            for prompt, row in enumerate(rng.choice(number * chunks, wanted, replace=False).tolist()):
-                drawn.setdefault(row // chunks, []).append((layer, prompt, row % chunks))
-        for image, places in sorted(drawn.items()):
-            entering = self._entering(images([image]))
-            for layer, prompt, row in places:
-                own = pick(self.tokens, layer)
-                own[prompt] = self._start(entering[layer][0], row, len(own)).to(own)
-
-    def _start(self, tokens: Tensor, row: int, chunks: int) -> Tensor:
-        """One token (dim,) of those of an image, (N, dim), or what `init` makes of one of their chunks."""
-        if self.init == "token":
-            return tokens[row]
-        chunk = tokens.tensor_split(chunks)[row]
-        return chunk.mean(dim=0) if self.init == "mean" else chunk.amax(dim=0)
-
-    def _entering(self, images: Tensor) -> list[Tensor]:
-        """The tokens that enter each block that has prompts, (B, N, dim)."""
-        found: dict[int, Tensor] = {}
-
-        def keep(block: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found[block] = args[0].flatten(1, -2)
-
-        handles = [self.layout.blocks[block].register_forward_pre_hook(partial(keep, block)) for block in self.blocks]
-        try:
-            self.backbone(images)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return [found[block] for block in self.blocks]
+        if self.starts_from_images:
+            numbers = [size for size, _ in self._shapes]
+            drawn = tokens_of_images(self.backbone, self.blocks, numbers, self.init, number, images, rng)
+            for layer, tokens in enumerate(drawn):
+                pick(self.tokens, layer).copy_(tokens)
 
     def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Prompts behind their projection, wherever they began."""
@@ -254,6 +238,8 @@ class Prompt(ExtraKeys):
         """
         if self.in_sequence or self.strength == 0.0 or (self.deep and block not in self.blocks):
             return None
+        if self.adaptive is not None and block != self.blocks[0]:
+            return None  # of the image, which is not at hand here
         tokens = (
             self._tokens_beside()
             if block in self._blocks_beside
@@ -264,7 +250,7 @@ class Prompt(ExtraKeys):
     @property
     def constant(self) -> bool:
         """Whether all that they do is to add keys and values: shallow ones travel, and the pool may read deep ones."""
-        return self.deep and not self._blocks_beside
+        return self.deep and not self._blocks_beside and self.adaptive is None
 
     def joining(self, block: int, images: int) -> Tensor | None:
         """The prompts beside the map of a Swin: shallow ones from the first block on, pooled deep ones in the last."""
@@ -279,10 +265,16 @@ class Prompt(ExtraKeys):
             yield self.layout.attentions[block].register_edit(KeyEdit(self, block, self._join_windows, self._gather))
         if self.deep:
             for layer, block in enumerate(self.blocks):
+                if self.adaptive is not None:
+                    yield self.layout.blocks[block].register_forward_pre_hook(self._hold)
                 if block not in self._blocks_beside:
                     yield self.layout.attentions[block].register_edit(KeyEdit(self, layer, self._append))
         elif self.in_sequence:
             yield from self._token_hooks()
+
+    def _hold(self, block: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if self._strength != 0.0:
+            _ENTERING.set({**_ENTERING.get(), self: args[0]})
 
     def _tokens_beside(self) -> Tensor:
         """The prompts as they come to the block that runs now, (B, n, dim)."""
@@ -323,7 +315,8 @@ class Prompt(ExtraKeys):
 
     def entering(self, layer: int, images: int) -> Tensor:
         """The prompts of a layer as they come to its norm: (B, n, dim) with a mask per image, else (1, n, dim)."""
-        prompts = self.prompts(layer).unsqueeze(0)
+        prompts = self.prompts(layer)
+        prompts = prompts if prompts.ndim == 3 else prompts.unsqueeze(0)
         if self._dropping("sample"):
             prompts = drop(prompts.expand(images, -1, -1), self.dropout)
         elif self._dropping("shared"):
@@ -367,3 +360,7 @@ class Prompt(ExtraKeys):
             return x
         prefix = self.layout.num_prefix
         return torch.cat([x[:, :prefix], x[:, prefix + self._shapes[0][0] :]], dim=1)
+
+
+_ENTERING: ContextVar[Mapping[Prompt, Tensor]] = ContextVar("tokens that enter a block", default=MappingProxyType({}))
+"""While the block runs, by the adaptive prompts that read them."""

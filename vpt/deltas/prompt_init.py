@@ -1,0 +1,92 @@
+"""Where prompts start: at random, or as tokens of training images.
+
+The latter is Self-Prompt Tuning (Wang et al., "Revisiting the Power of Prompt for Visual Tuning", ICML 2024, section
+3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vpt.backbones.factory import Backbone
+from vpt.errors import ConfigError
+
+INITS = ("uniform", "token", "mean", "max")
+Images = Callable[[Sequence[int]], Tensor]
+"""Images at some positions, as a backbone takes them."""
+
+
+@torch.no_grad()
+def tokens_of_images(
+    backbone: Backbone,
+    blocks: Sequence[int],
+    numbers: Sequence[int],
+    init: str,
+    count: int,
+    images: Images,
+    rng: np.random.Generator,
+) -> list[Tensor]:
+    """Draws tokens that enter some blocks, without replacement and alike from all images.
+
+    Args:
+        backbone: As the images pass through it.
+        blocks: The blocks.
+        numbers: How many tokens for each block, n.
+        init: ``token`` for tokens as they are; ``mean`` or ``max`` over parts of an image's sequence of tokens, which
+            is cut into n equal ones.
+        count: How many images there are.
+        images: Those at some positions.
+        rng: The draw follows from it.
+
+    Returns:
+        (n, dim) for each block.
+
+    Raises:
+        ConfigError: Fewer tokens enter a block than are wanted.
+    """
+    entering = [found[0] for found in _entering(backbone, blocks, images([0]))]
+    drawn: dict[int, list[tuple[int, int, int]]] = {}  # by image: place among blocks, of the result, token or part
+    for layer, (number, tokens) in enumerate(zip(numbers, entering, strict=True)):
+        if number > len(tokens):
+            raise ConfigError(
+                f"init {init} needs as many tokens as prompts: {len(tokens)} enter block {blocks[layer]}, for {number} "
+                "prompts."
+            )
+        parts = len(tokens) if init == "token" else number
+        for place, row in enumerate(rng.choice(count * parts, number, replace=False).tolist()):
+            drawn.setdefault(row // parts, []).append((layer, place, row % parts))
+    found = [tokens.new_empty(number, tokens.shape[1]) for number, tokens in zip(numbers, entering, strict=True)]
+    for image, places in sorted(drawn.items()):
+        entering = [tokens[0] for tokens in _entering(backbone, blocks, images([image]))]
+        for layer, place, row in places:
+            found[layer][place] = _pooled(entering[layer], init, numbers[layer], row)
+    return found
+
+
+def _pooled(tokens: Tensor, init: str, parts: int, row: int) -> Tensor:
+    """One token (dim,) of an image's (N, dim), or what `init` makes of one of their parts."""
+    if init == "token":
+        return tokens[row]
+    part = tokens.tensor_split(parts)[row]
+    return part.mean(dim=0) if init == "mean" else part.amax(dim=0)
+
+
+def _entering(backbone: Backbone, blocks: Sequence[int], images: Tensor) -> list[Tensor]:
+    """The tokens that enter each of some blocks, (B, N, dim)."""
+    found: dict[int, Tensor] = {}
+
+    def keep(block: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found[block] = args[0].flatten(1, -2)
+
+    hooks = [backbone.layout.blocks[block].register_forward_pre_hook(partial(keep, block)) for block in blocks]
+    try:
+        backbone(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [found[block] for block in blocks]
