@@ -13,6 +13,7 @@ from vpt.errors import ConfigError, VPTError
 from vpt.experiments.executors import serially
 from vpt.experiments.sweep import (
     Plan,
+    beyond,
     by_backbone,
     by_shots,
     combinations,
@@ -67,6 +68,36 @@ def test_validation_chooses_and_the_test_split_is_read_once_a_seed(config: Confi
     assert {trial.config["data"]["init_args"]["train"] for trial in last} == {"train800val200"}
     assert {trial.config["trainer"]["limit_val_batches"] for trial in last} == {0}
     assert json.loads((root / "sweep.json").read_text())["mean"] == pytest.approx(0.43)
+
+
+def test_a_search_goes_on_beyond_an_end_until_the_best_lies_within(config: Config, root: Path) -> None:
+    engine = Pretend(lambda args, epochs: -abs(args["base_lr"] - 1.9))
+    plan = replace(PLAN, grid={"model.base_lr": [0.5, 0.1, 0.2]}, widen=4)
+    found = sweep(config, plan, root, engine)
+    # 0.5 is the best of 0.1, 0.2, 0.5; the ratio of the last two is 2.5
+    assert [row["model.base_lr"] for row in found.tried] == [0.1, 0.2, 0.5, 1.25, 3.12]
+    assert found.chosen == {"model.base_lr": 1.25}
+    assert len([trial for trial in engine.trials if not trial.test]) == 5, "nothing is trained twice"
+    assert beyond(found.chosen, found.tried) == []
+    once = sweep(config, replace(plan, widen=1), root / "once", engine)
+    assert once.chosen == {"model.base_lr": 1.25}
+    assert beyond(once.chosen, once.tried) == [{"model.base_lr": 3.12}]
+
+
+def test_only_positive_numbers_that_are_not_whole_have_something_beyond() -> None:
+    tried = [{"a": a, "b": b, "c": c} for a in (0.0, 0.1) for b in (1, 5) for c in ("x", "y")]
+    assert beyond({"a": 0.1, "b": 5, "c": "y"}, tried) == []
+    rates = [{"model.base_lr": a, "n": n} for a in (1, 0.1) for n in (2, 4)]
+    assert beyond({"model.base_lr": 0.1, "n": 4}, rates) == [{"model.base_lr": 0.01, "n": 4}]
+
+
+def test_each_variant_is_widened_by_its_own_best(config: Config, root: Path) -> None:
+    configs = {"low": merged(config, {"model.num_tokens": 1}), "high": merged(config, {"model.num_tokens": 9})}
+    engine = Pretend(lambda args, epochs: args["base_lr"] * (-1 if args["num_tokens"] == 1 else 1))
+    plan = replace(PLAN, grid={"model.base_lr": [0.1, 0.2]}, widen=2)
+    found = sweeps(configs, plan, root, engine)
+    assert [row["model.base_lr"] for row in found["low"].tried] == [0.025, 0.05, 0.1, 0.2]
+    assert [row["model.base_lr"] for row in found["high"].tried] == [0.1, 0.2, 0.4, 0.8]
 
 
 def test_of_equals_the_smaller_rate_is_taken(config: Config, root: Path) -> None:

@@ -41,6 +41,7 @@ class Plan:
         halving: Successive halving (Jamieson & Talwalkar, AISTATS 2016; ASHA's rungs): only the best 1/halving of the
             grid trains on at each rung; None for none.
         by_seed: Other keys that take the value of the seed, e.g. ``data.subset_seed``.
+        widen: How often a search goes on beyond an end of the grid that is its best value (`beyond`).
 
     Raises:
         ConfigError: Nothing is to be tried or tested, or one value would take the place of another.
@@ -52,6 +53,7 @@ class Plan:
     seeds: tuple[int, ...] = SEEDS
     halving: int | None = None
     by_seed: tuple[str, ...] = ()
+    widen: int = 0
 
     def __post_init__(self) -> None:
         for key, values in self.grid.items():
@@ -128,9 +130,14 @@ def sweeps(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine
     Configs are by the folder of each search below `root`, where what is finished is not repeated. Each outcome is also
     written to ``sweep.json`` in its folder. A VPTError where a search gave no result.
     """
-    points = {prefix: _points(prefix, config, plan) for prefix, config in configs.items()}
+    points = {prefix: _points(prefix, config, plan, plan.points()) for prefix, config in configs.items()}
     searched = {prefix: trials for prefix, trials in points.items() if len(trials) > 1}
     found = _search(list(searched.values()), plan, root, engine) if searched else {}
+    for _ in range(plan.widen):
+        more = {p: _points(p, configs[p], plan, _farther(trials, found)) for p, trials in searched.items()}
+        found |= engine([trial for trials in more.values() for trial in trials], root) if any(more.values()) else {}
+        searched |= {p: _ordered([*searched[p], *trials]) for p, trials in more.items()}
+    points |= searched
     best = {p: _best(trials, found) if p in searched else (trials[0], None) for p, trials in points.items()}
     finals = {prefix: _finals(prefix, config, plan, best[prefix][0]) for prefix, config in configs.items()}
     tested = engine([trial for trials in finals.values() for trial in trials], root)
@@ -143,12 +150,37 @@ def sweeps(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine
     return outcomes
 
 
-def _points(prefix: str, config: Config, plan: Plan) -> list[Trial]:
+def _points(prefix: str, config: Config, plan: Plan, points: Sequence[dict[str, Any]]) -> list[Trial]:
     fixed = plan.choose | plan.seeded(plan.seeds[0])
     return [
         Trial(_name(prefix, "choose", point, fixed | point), merged(config, fixed | point), values=point)
-        for point in plan.points()
+        for point in points
     ]
+
+
+def _farther(trials: Sequence[Trial], found: Mapping[str, Record | Failure]) -> list[dict[str, Any]]:
+    return beyond(_best(trials, found)[0].values, [trial.values for trial in trials])
+
+
+def beyond(best: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Points that a search goes on with where its best one has the smallest or the largest value of all tried.
+
+    For each key of positive numbers that are not all whole: the next value beyond that end, in the ratio of the last
+    two; all other keys as in the best point. Empty where the best point lies at no end.
+    """
+    found = []
+    for key, value in best.items():
+        values = sorted({point[key] for point in tried if isinstance(point[key], float | int)})
+        usable = len(values) > 1 and values[0] > 0 and not all(isinstance(each, int) for each in values)
+        if usable and value in (values[0], values[-1]):
+            neighbour = values[1] if value == values[0] else values[-2]
+            found.append({**best, key: float(f"{value * value / neighbour:.3g}")})
+    return found
+
+
+def _ordered(trials: Sequence[Trial]) -> list[Trial]:
+    """The smallest learning rate first, each once."""
+    return sorted({trial.name: trial for trial in trials}.values(), key=lambda trial: trial.values.get(RATE, 0.0))
 
 
 def _finals(prefix: str, config: Config, plan: Plan, best: Trial) -> list[Trial]:
@@ -259,6 +291,7 @@ def _plain(config: Config, plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "written": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "config": config,
         "grid": plan.grid,
+        "widen": plan.widen,
         "choose": plan.choose,
         "retrain": plan.retrain,
         **found,

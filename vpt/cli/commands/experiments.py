@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ def _parsed(parser: Parser, args: list[str], plan: bool = True) -> tuple[Namespa
         parser.add_argument("--seeds", type=at_least(0, 2**32 - 1), nargs="+", help=seeds)
         halving = "keep the best 1/N of the grid at each rung (default: train all)"
         parser.add_argument("--halving", type=at_least(2), help=halving)
+        widen = "try up to N values beyond an end of the grid that is the best (default: none)"
+        parser.add_argument("--widen", type=at_least(1), metavar="N", help=widen)
     parser.add_argument("--out", type=output_folder, required=True, help="folder of the experiment")
     parser.add_argument("--resume", action="store_true", help="resume in --out; finished trials are not repeated")
     parser.add_argument("--serial", action="store_true", help="one trial after another in this process, without Ray")
@@ -80,9 +83,9 @@ def _plan(options: Namespace, rest: list[str]) -> Plan:
     from vpt.experiments.sweep import SEEDS, Plan
 
     if options.grid is not None:
-        plan = read_plan(options.grid, rest, options.seeds, options.halving)
-    elif options.halving is not None:
-        raise ConfigError("--halving N keeps the best of a grid: give --grid FILE, too.")
+        plan = replace(read_plan(options.grid, rest, options.seeds, options.halving), widen=options.widen or 0)
+    elif options.halving is not None or options.widen is not None:
+        raise ConfigError("--halving and --widen are of a grid: give --grid FILE, too.")
     else:
         plan = Plan({}, seeds=tuple(options.seeds or SEEDS))
     both = {key: [plan.choose[key], plan.retrain[key]] for key in plan.choose.keys() & plan.retrain.keys()}
@@ -252,6 +255,7 @@ def _transfer(parser: Parser, args: list[str]) -> None:
 
 
 def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
+    from vpt.experiments.sweep import beyond
     from vpt.screen import Table, show
 
     scores = " or ".join(dict.fromkeys(found.score for found in outcomes.values()))
@@ -269,6 +273,8 @@ def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
         print(f"halving trained {trained} of the grid's {whole} epochs: {whole - trained} saved")
     if seconds:
         print(f"{images:,} images in {seconds:,.0f} s of trials: {images / seconds:.1f} images/s per trial")
+    if ends := [name or out.name for name, found in outcomes.items() if beyond(found.chosen, found.tried)]:
+        print(f"the best of a grid lies at its end ({', '.join(ends)}): --widen N goes on beyond it")
     for name, found in outcomes.items():
         for row in found.tried:
             if "failed" in row:
