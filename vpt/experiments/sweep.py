@@ -139,14 +139,17 @@ def sweeps(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine
         searched |= {p: _ordered([*searched[p], *trials]) for p, trials in more.items()}
     points |= searched
     best = {p: _best(trials, found) if p in searched else (trials[0], None) for p, trials in points.items()}
-    finals = {prefix: _finals(prefix, config, plan, best[prefix][0]) for prefix, config in configs.items()}
+    finals = {
+        prefix: [tested_trial(prefix, config, plan, best[prefix][0].values, seed) for seed in plan.seeds]
+        for prefix, config in configs.items()
+    }
     tested = engine([trial for trials in finals.values() for trial in trials], root)
     outcomes = {}
     for prefix, config in configs.items():
         tried = {trial.name: found[trial.name] for trial in searched.get(prefix, [])}
         last = {trial.name: tested[trial.name] for trial in finals[prefix]}
         outcomes[prefix] = _outcome(plan, best[prefix], points[prefix], tried, last)
-        write_json(root / prefix / SWEEP_FILE, _plain(config, plan, outcomes[prefix]))
+        write_json(root / prefix / SWEEP_FILE, plain(config, plan, outcomes[prefix]))
     return outcomes
 
 
@@ -183,14 +186,12 @@ def _ordered(trials: Sequence[Trial]) -> list[Trial]:
     return sorted({trial.name: trial for trial in trials}.values(), key=lambda trial: trial.values.get(RATE, 0.0))
 
 
-def _finals(prefix: str, config: Config, plan: Plan, best: Trial) -> list[Trial]:
+def tested_trial(prefix: str, config: Config, plan: Plan, point: Mapping[str, Any], seed: int) -> Trial:
+    """The trial of a point that is retrained with a seed and tested."""
     # After training on them, validation images say nothing; leaving them out saves their forward passes.
-    fixed = {"trainer.limit_val_batches": 0} | plan.retrain | best.values
-    return [
-        Trial(_name(prefix, "test", {"seed": seed} | best.values, own), merged(config, own), test=True)
-        for seed in plan.seeds
-        for own in [fixed | plan.seeded(seed)]
-    ]
+    own = {"trainer.limit_val_batches": 0, **plan.retrain, **point, **plan.seeded(seed)}
+    name = _name(prefix, "test", {"seed": seed, **point}, own)
+    return Trial(name, merged(config, own), test=True, values=dict(point))
 
 
 def _search(groups: list[list[Trial]], plan: Plan, root: Path, engine: Engine) -> dict[str, Record | Failure]:
@@ -284,7 +285,8 @@ def _name(prefix: str, stage: str, shown: Mapping[str, Any], values: Mapping[str
     return "/".join(part for part in (prefix, stage, f"{readable}-{identity(values)[:12]}".strip("-")) if part)
 
 
-def _plain(config: Config, plan: Plan, outcome: Outcome) -> dict[str, Any]:
+def plain(config: Config, plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    """What ``sweep.json`` holds."""
     found = asdict(outcome)
     trained, whole = found.pop("epochs")
     return {
@@ -306,13 +308,17 @@ def _plain(config: Config, plan: Plan, outcome: Outcome) -> dict[str, Any]:
 def sweep_variants(variants: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
     """Runs `sweeps` of every variant, by its name, and sums the outcomes up in ``series.json``."""
     outcomes = sweeps(variants, plan, root, engine)
-    rows = [
+    write_json(root / SERIES_FILE, rows_of(outcomes))
+    return outcomes
+
+
+def rows_of(outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
+    """What ``series.json`` holds: a row for each variant."""
+    return [
         {"variant": name, "chosen": each.chosen, "val": each.val, "tests": list(each.tests.values()), "mean": each.mean}
         | {"std": each.std, "seeds": list(each.tests), "seconds": round(each.seconds, 1), "images": each.images}
         for name, each in outcomes.items()
     ]
-    write_json(root / SERIES_FILE, rows)
-    return outcomes
 
 
 def by_shots(config: Config, shots: Sequence[int]) -> dict[str, Config]:

@@ -154,11 +154,13 @@ def _fewshot(parser: Parser, args: list[str]) -> None:
     from vpt.experiments.sweep import by_shots, few_shot_plan
 
     parser.add_argument("--shots", type=at_least(1), nargs="+", required=True, help="training images of each class")
+    together = "choose nothing: train the whole grid and average its answers (no validation images are needed)"
+    parser.add_argument("--ensemble", action="store_true", help=together)
     options, rest = _parsed(parser, args)
     check_different("--shots", options.shots)
     plan = few_shot_plan(_plan(options, rest))
     check_overruled(rest, {"data.shots": options.shots, "data.subset_seed": plan.seeds})
-    _vary(by_shots(_config(rest), options.shots), plan, options)
+    _vary(by_shots(_config(rest), options.shots), plan, options, options.ensemble)
 
 
 def _combine(parser: Parser, args: list[str]) -> None:
@@ -204,10 +206,12 @@ def _scale(parser: Parser, args: list[str]) -> None:
     _vary(by_backbone(_config(rest), options.backbones, files), _plan(options, rest), options)
 
 
-def _vary(variants: Mapping[str, dict[str, Any]], plan: Plan, options: Namespace) -> None:
+def _vary(variants: Mapping[str, dict[str, Any]], plan: Plan, options: Namespace, together: bool = False) -> None:
+    from vpt.experiments.hyperparameter_ensemble import ensemble_variants
     from vpt.experiments.sweep import sweep_variants
 
-    _show(sweep_variants(variants, plan, options.out, _engine(options)), options.out)
+    run = ensemble_variants if together else sweep_variants
+    _show(run(variants, plan, options.out, _engine(options)), options.out)
 
 
 def _pretrain(parser: Parser, args: list[str]) -> None:
@@ -265,7 +269,8 @@ def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
         chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in found.chosen.items())
         val = "–" if found.val is None else f"{100 * found.val:.1f}"
         test = f"{100 * found.mean:.1f}" + (f" ± {100 * found.std:.1f}" if len(found.tests) > 1 else "")
-        table.add_row(name or out.name, chosen or "–", val, test, str(len(found.tests)))
+        chosen = chosen or (f"mean of {len(found.tried)} points" if found.tried else "–")
+        table.add_row(name or out.name, chosen, val, test, str(len(found.tests)))
     show(table)
     trained, whole = (sum(found.epochs[which] for found in outcomes.values()) for which in (0, 1))
     seconds, images = (sum(getattr(found, key) for found in outcomes.values()) for key in ("seconds", "images"))
