@@ -33,7 +33,7 @@ def register_delta(name: str) -> Callable[[type[Part]], type[Part]]:
     """Makes a delta known under the name that configurations and delta files call it, as a decorator of its class.
 
     The constructor takes the backbone, and then arguments with the types of plain values: ``int``, ``float``, ``bool``,
-    ``str``, None, a ``Literal`` of names, a ``Sequence`` or a union of these.
+    ``str``, None, a ``Literal`` of names, `vpt.argument_types.Options`, a ``Sequence`` or a union of these.
 
     Raises:
         ConfigError: The name is taken, or what is decorated is no `DeltaPart` that is built from a backbone and named
