@@ -17,6 +17,7 @@ from torch import Tensor
 from tests.deltas.families import FAMILIES, images, make, relative
 from tests.deltas.oracle import concatenated_features
 from tests.tasks.test_tasks import BASE, data, trainer
+from vpt.backbones.attention.recording import recording
 from vpt.deltas import attach
 from vpt.deltas.prefix import Prefix
 from vpt.deltas.prompt import Prompt
@@ -231,6 +232,13 @@ def test_adaptive_prompts_are_the_concatenation_of_functions_of_each_image() -> 
     grads = torch.autograd.grad(ours.square().sum(), parameters)
     expected = torch.autograd.grad(theirs.square().sum(), parameters)
     assert all(relative(a, b) <= 1e-9 for a, b in zip(grads, expected, strict=True))
+    with recording(backbone) as calls:
+        backbone(images())
+    asked = calls[2].as_called(part.queries, 2)
+    assert asked is not None
+    assert asked.shape == (3, 2, 4, 12)
+    own = calls[2].weights_of(asked)
+    torch.testing.assert_close(own.sum(dim=-1), torch.ones(3, 2, 4, dtype=torch.float64))
     alone = torch.cat([backbone(image[None]) for image in images()])
     assert relative(alone, ours) <= 1e-10, "no image sees another's prompts"
 

@@ -234,16 +234,15 @@ class Prompt(ExtraKeys):
 
         (1 or B, heads, n, head_dim); None at strength 0, in blocks without prompts and for prompts `in_sequence`. Deep
         prompts ask only in the concatenated form (Jia et al., section 3.1), which discards the outputs: the model
-        computes nothing from them. Shallow ones on Swin ask only while the block runs (`AttentionCall.as_called`).
+        computes nothing from them. Shallow ones on Swin and adaptive ones ask only while the block runs
+        (`AttentionCall.as_called`).
         """
         if self.in_sequence or self.strength == 0.0 or (self.deep and block not in self.blocks):
             return None
-        if self.adaptive is not None and block != self.blocks[0]:
-            return None  # of the image, which is not at hand here
         tokens = (
             self._tokens_beside()
             if block in self._blocks_beside
-            else self._mapped(self.prompts(self.blocks.index(block)).unsqueeze(0))
+            else self._mapped(self._batched(self.blocks.index(block)))
         )
         return self.layout.attentions[block].project(self.layout.norms[block](tokens))[0]
 
@@ -315,13 +314,17 @@ class Prompt(ExtraKeys):
 
     def entering(self, layer: int, images: int) -> Tensor:
         """The prompts of a layer as they come to its norm: (B, n, dim) with a mask per image, else (1, n, dim)."""
-        prompts = self.prompts(layer)
-        prompts = prompts if prompts.ndim == 3 else prompts.unsqueeze(0)
+        prompts = self._batched(layer)
         if self._dropping("sample"):
             prompts = drop(prompts.expand(images, -1, -1), self.dropout)
         elif self._dropping("shared"):
             prompts = drop(prompts, self.dropout)
         return self._mapped(prompts)
+
+    def _batched(self, layer: int) -> Tensor:
+        """The prompts of a layer, (1 or B, n, dim)."""
+        prompts = self.prompts(layer)
+        return prompts if prompts.ndim == 3 else prompts.unsqueeze(0)
 
     def _mapped(self, prompts: Tensor) -> Tensor:
         """Prompts (B, n, dim) of which the Fourier share is transformed."""
