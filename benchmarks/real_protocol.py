@@ -4,11 +4,11 @@
     python -m benchmarks.real_protocol --print
     python -m benchmarks.real_protocol --unpack build/runs    # the runs as folders, for `vpt report build/runs`
 
-A cell of the table is what `vpt sweep --halving 3` does with the method's config over the task's: three rates on
-train800, of which only the best on val200 goes on after two of four epochs, then three seeds on train800val200, test
-read once each. A finished cell is a line of OUT/real_protocol.jsonl, each of its tested runs one of
-real_protocol_runs.jsonl, and the logits of the first seed, where there are few, lie in real_protocol_logits.parquet: an
-interrupted run continues. All else stays under --build.
+A cell of the table is what `vpt sweep --halving 3 --widen 3` does with the method's config over the task's: three rates
+on train800, of which only the best on val200 goes on after two of four epochs; up to three more beyond an end that is
+the best; then three seeds on train800val200, test read once each. A finished cell is a line of OUT/real_protocol.jsonl,
+each of its tested runs one of real_protocol_runs.jsonl, and the logits of the first seed, where there are few, lie in
+real_protocol_logits.parquet: an interrupted run continues. All else stays under --build.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vpt.atomic_write import atomic_write, write_json
 from vpt.cli.commands.lightning_cli import resolve
 from vpt.data import default_root
 from vpt.experiments.executors import serially
-from vpt.experiments.sweep import RATE, SERIES_FILE, SWEEP_FILE, Plan, sweep
+from vpt.experiments.sweep import RATE, SERIES_FILE, SWEEP_FILE, Plan, beyond, sweep
 from vpt.experiments.transfer import Mode, transfer
 from vpt.experiments.trial import ANSWERS_FILE
 from vpt.models.delta_format import without_places
@@ -43,7 +43,7 @@ BACKBONE = "vit_tiny_patch16_224"
 WEIGHTS = "weights/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
 CONFIGS = Path(__file__).parents[1] / "configs"
 SEEDS = (42, 44, 82)
-BATCH, EPOCHS, HALVING = 10, 4, 3
+BATCH, EPOCHS, HALVING, WIDEN = 10, 4, 3, 3
 LINEAR_EPOCHS = 12  # its features are kept, so an epoch costs next to nothing
 
 TASKS = {
@@ -125,12 +125,14 @@ def arguments(place: Place, task: str, method: str) -> list[str]:
 def plan(place: Place, method: str) -> Plan:
     """Three rates by val200, then the seeds."""
     rates = [rate * 256 / BATCH for rate in METHODS[method]]
-    return Plan({RATE: rates}, {"data.train": "train800"}, {"data.train": "train800val200"}, place.seeds, HALVING)
+    choose, retrain = {"data.train": "train800"}, {"data.train": "train800val200"}
+    return Plan({RATE: rates}, choose, retrain, place.seeds, HALVING, widen=WIDEN)
 
 
 def run_cell(place: Place, task: str, method: str) -> None:
     """Runs what is missing of a cell and keeps its records."""
-    if place.cells.find(task, method) is not None and (task, method) not in one_order(place.out):
+    found = place.cells.find(task, method)
+    if found is not None and (task, method) not in one_order(place.out) and not unfinished(found):
         return
     folder = place.build / task / method
     runs = sweep(resolve(arguments(place, task, method)), plan(place, method), folder, serially).runs
@@ -142,7 +144,12 @@ def run_cell(place: Place, task: str, method: str) -> None:
             _keep_logits(place, task, method, logit_records.read(logits))
     found = json.loads((folder / SWEEP_FILE).read_text())
     kept = ("chosen", "val", "tests", "tried", "seconds", "images")
-    place.cells.put({"task": task, "method": method, **{name: found[name] for name in kept}})
+    place.cells.put({"task": task, "method": method, "widen": WIDEN, **{name: found[name] for name in kept}})
+
+
+def unfinished(cell: Row) -> bool:
+    """Whether a cell of an earlier version stopped where its best rate was at an end of those tried."""
+    return cell.get("widen", 0) < WIDEN and bool(beyond(cell["chosen"], cell["tried"]))
 
 
 def _keep_logits(place: Place, task: str, method: str, record: logit_records.Record) -> None:
@@ -231,8 +238,8 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
             "the order of the images, which was one for all: their deviations are too small."
         )
     if found:
-        edges = sum(round(cell["chosen"][RATE] * BATCH / 256, 6) in METHODS[cell["method"]][::2] for cell in found)
-        made["edges"] = f"{edges} of the {len(found)} chosen rates lie at an edge of their three."
+        edges = sum(bool(beyond(cell["chosen"], cell["tried"])) for cell in found)
+        made["edges"] = f"{edges} of the {len(found)} chosen rates lie at an end of those tried."
     for row in Records(out / "transfer.jsonl").rows():
         matrix = row["accuracy"]
         lines = [[source, *(f"{100 * value:.1f}" for value in to.values())] for source, to in matrix.items()]
