@@ -71,7 +71,7 @@ class ImagePrompts(nn.Module):
         """Prompts (B, n, dim) of a layer, of the tokens (B, N, dim) that enter it, whose last ones are the patches."""
         rows, columns = self.grid
         patches: Tensor = self.norms[layer](tokens[:, tokens.shape[1] - rows * columns :])
-        channels = patches.transpose(1, 2).reshape(len(patches), -1, rows, columns)
+        channels = patches.transpose(1, 2).reshape(patches.shape[0], -1, rows, columns)
         kernel = self.kernels[layer].to(channels.dtype).expand(channels.shape[1], 1, -1, -1)
         map_ = conv2d(channels, kernel, groups=channels.shape[1])
         map_ = dropout2d(map_, self.options.dropout, self.training)
