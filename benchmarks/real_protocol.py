@@ -255,7 +255,7 @@ def _accuracy(cell: Row) -> str:
 
 
 def _chosen(cell: Row | None) -> str:
-    return "–" if cell is None else f"{cell['chosen'][RATE] * BATCH / 256:.0e} ({100 * cell['val']:.1f})"
+    return "–" if cell is None else f"{cell['chosen'][RATE] * BATCH / 256:.2g} ({100 * cell['val']:.1f})"
 
 
 def _shared(rows: Sequence[Row]) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import lightning as L
@@ -17,15 +20,18 @@ from torch import Tensor
 from tests.deltas.families import FAMILIES, images, make, relative
 from tests.deltas.oracle import concatenated_features
 from tests.tasks.test_tasks import BASE, data, trainer
+from vpt.backbones import create_backbone
 from vpt.backbones.attention.recording import recording
 from vpt.deltas import attach
 from vpt.deltas.prefix import Prefix
 from vpt.deltas.prompt import Prompt
 from vpt.deltas.prompt_adaptive import Adaptive, ImagePrompts
 from vpt.errors import ConfigError, UnknownNameError, VPTError
-from vpt.models import load_classifier
+from vpt.models import TunedModel, load_classifier
+from vpt.models.delta_file import fill
 from vpt.models.delta_format import read_header
 from vpt.tasks import DeltaTuning, DeltaWriter
+from vpt.tasks.initialization import agree
 from vpt.tasks.optimizers import rate_scales
 
 
@@ -169,6 +175,83 @@ def test_prompts_start_as_tokens_or_pooled_chunks_of_some_image(init: str) -> No
         assert len(set(gaps.argmin(dim=1).tolist())) == 4, "different ones"
 
 
+@pytest.mark.parametrize("head", [None, "probe"])
+def test_a_run_starts_from_tokens_of_its_training_images(head: str | None) -> None:
+    task = DeltaTuning(**BASE, deltas=[{"name": "prompt", "num_tokens": 3, "init": "token"}], init_head=head)
+    runs = trainer(epochs=0)
+    runs.fit(task, datamodule=data())
+    part = cast("Prompt", task.model.parts()[0])
+    split = data().split("train")
+    backbone = create_backbone("vit_nano_patch8_64")
+    with torch.no_grad():
+        pixels = backbone.normalize(split.batch(range(len(split)))["image"])
+        for own, theirs in zip(tokens_of(part), entering(backbone.model, pixels), strict=True):
+            gaps = torch.cdist(own, theirs.flatten(0, 1), compute_mode="donot_use_mm_for_euclid_dist")
+            assert float(gaps.min(dim=1).values.max()) < 1e-3
+    before = part.tokens.clone()
+    runs.fit(task, datamodule=data())
+    assert torch.equal(cast("Tensor", part.tokens), before), "what has started goes on"
+
+
+def test_a_model_of_a_file_has_started() -> None:
+    model = TunedModel(make("vit")[0], 3, [{"name": "prompt", "num_tokens": 4, "init": "mean"}])
+    (part,) = model.parts()
+    assert part.starts_from_images
+    fill(model, {key: tensor.detach() for key, tensor in model.owned().items()}, "a file")
+    assert not part.starts_from_images
+
+
+def test_processes_agree_on_what_the_first_has_computed() -> None:
+    model = TunedModel(make("vit")[0], 3, [{"name": "prompt", "num_tokens": 4}])
+    alone = {key: tensor.clone() for key, tensor in model.owned().items()}
+    first = SimpleNamespace(broadcast=lambda tensor: tensor + 1)
+    agree(model, cast("Any", SimpleNamespace(world_size=1, strategy=first)))
+    assert all(torch.equal(tensor, alone[key]) for key, tensor in model.owned().items())
+    agree(model, cast("Any", SimpleNamespace(world_size=2, strategy=first)))
+    assert all(torch.equal(tensor, alone[key] + 1) for key, tensor in model.owned().items())
+
+
+@pytest.mark.parametrize("spec", [{"gate": {"init": -1.0}}, {"adaptive": {"dropout": 0.0}}, {"fourier": 0.5}], ids=str)
+def test_activation_checkpointing_and_copies_change_nothing(spec: dict[str, Any]) -> None:
+    backbone, _, delta, part = prompt_on("vit", **spec)
+    with torch.no_grad():
+        for each in part.parameters():
+            each.normal_()
+
+    def gradients() -> list[Tensor]:
+        return list(torch.autograd.grad(backbone(images()).square().sum(), list(delta.parameters())))
+
+    plain = gradients()
+    backbone.model.set_grad_checkpointing(True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
+    backbone.model.set_grad_checkpointing(False)
+    model = TunedModel(make("vit")[0], 3, [{"name": "prompt", "num_tokens": 4} | spec]).eval()
+    other = pickle.loads(pickle.dumps(copy.deepcopy(model)))  # noqa: S301  # our own
+    assert torch.equal(other(images()), model(images()))
+
+
+def test_nothing_of_a_call_is_left_behind() -> None:
+    backbone, _, _, part = prompt_on("vit", adaptive={"dropout": 0.0})
+    backbone(images())
+    backbone.model(images())  # timm's own forward pass, in no context of its own
+    with pytest.raises(ConfigError, match="while their block runs"):
+        part.prompts(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_gate_moves_in_half_precision(dtype: torch.dtype) -> None:
+    backbone, _, _, part = prompt_on("vit", gate={"init": -5.0})
+    backbone.to(dtype)
+    part.to(dtype)
+    assert part.gate is not None
+    for _ in range(50):
+        with torch.no_grad():
+            part.gate += 0.008
+    opening = part.opening(0)
+    assert opening is not None
+    assert float(opening[0].detach()) == pytest.approx(-4.6, abs=0.01)
+
+
 def test_a_run_starts_from_its_seed_and_a_resumed_one_goes_on(tmp_path: Path) -> None:
     def run(seed: int, folder: Path | None = None, **options: Any) -> Any:
         L.seed_everything(seed, verbose=False)
@@ -281,6 +364,10 @@ def test_a_shared_prefix_has_its_keys_as_values() -> None:
         ({"adaptive": {}, "shared": True}, ConfigError, "each layer's own"),
         ({"adaptive": {}, "deep": False}, ConfigError, "need deep prompts"),
         ({"adaptive": {"kernel": 5}}, ConfigError, "a map of 4 by 4 patches"),
+        ({"adaptive": {}, "layers": [1, 2]}, ConfigError, "a second block"),
+        ({"adaptive": {"hidden": 2**40}}, ConfigError, "at most 65,536"),
+        ({"fourier": 0.2}, ConfigError, "transforms none"),
+        ({"init": "mean", "num_tokens": 18}, ConfigError, "17 enter block 0, for 18 prompts"),
         ({"adaptive": {"dropout": 1}}, ConfigError, "drops everything"),
         ({"init": "mean", "project": 3}, ConfigError, "leave out shared and project"),
     ],
@@ -291,14 +378,14 @@ def test_bad_options_are_refused(options: dict[str, Any], error: type[VPTError],
 
 
 def test_a_start_that_cannot_be_is_refused() -> None:
-    _, _, delta, part = prompt_on("vit", num_tokens=18, init="token")
+    _, _, delta, part = prompt_on("vit", num_tokens=52, init="token")
     delta.set_strength(0.0)
     pixels = images()
-    with pytest.raises(ConfigError, match="17 enter block 0, for 18 prompts"):
+    with pytest.raises(ConfigError, match="3 images have 51 of them for block 0, for 52 prompts"):
         part.start_from_images(3, lambda rows: pixels[list(rows)], np.random.default_rng(0))
     deltas = [{"name": "prompt", "num_tokens": 3, "init": "mean"}]
-    with pytest.raises(ConfigError, match="or from init_delta"):
-        trainer().fit(DeltaTuning(**BASE, deltas=deltas, init_delta="some.safetensors"), datamodule=data())
+    with pytest.raises(ConfigError, match="reads the prompts past it"):
+        attach(make("swin")[0], [{"name": "prompt", "num_tokens": 3, "gate": {}, "reference_pooling": True}])
     with pytest.raises(ConfigError, match="needs a data module"):
         trainer().fit(DeltaTuning(**BASE, deltas=deltas), data().train_dataloader())
     with pytest.raises(ConfigError, match="hidden network"):

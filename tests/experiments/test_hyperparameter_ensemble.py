@@ -15,7 +15,7 @@ from scipy.special import softmax
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.hyperparameter_ensemble import ensemble_variants
 from vpt.experiments.sweep import Plan, by_shots, few_shot_plan
-from vpt.experiments.trial import ANSWERS_FILE, Config, Failure, Record, Trial
+from vpt.experiments.trial import ANSWERS_FILE, Config, Failure, Record, Trial, merged
 from vpt.robustness import logit_records
 
 PLAN = few_shot_plan(Plan({"model.base_lr": [0.1, 0.2, 0.4]}, retrain={"data.train": "train800"}, seeds=(1, 2)))
@@ -30,7 +30,7 @@ def logits(rate: float, seed: int) -> Any:
 class Answering:
     """An engine that trains nothing: answers follow from rate and seed."""
 
-    def __init__(self, fail: float | None = None, answers: bool = True) -> None:
+    def __init__(self, fail: tuple[float, int] | None = None, answers: bool = True) -> None:
         self.fail, self.answers, self.trials = fail, answers, list[Trial]()
 
     def __call__(self, trials: Sequence[Trial], root: Path) -> dict[str, Record | Failure]:
@@ -39,7 +39,7 @@ class Answering:
 
     def _result(self, trial: Trial, root: Path) -> Record | Failure:
         rate, seed = trial.config["model"]["init_args"]["base_lr"], trial.config["seed_everything"]
-        if rate == self.fail:
+        if (rate, seed) == self.fail:
             return Failure("the loss is not finite")
         found = logits(rate, seed)
         if self.answers:
@@ -67,10 +67,13 @@ def test_the_mean_probabilities_of_all_rates_are_scored_seed_by_seed(config: Con
 
 
 def test_a_rate_that_diverged_has_no_answer_and_is_named(config: Config, root: Path) -> None:
-    found = ensemble_variants({"": config}, PLAN, root, Answering(fail=0.2))[""]
+    found = ensemble_variants({"": config}, PLAN, root, Answering(fail=(0.2, 1)))[""]
     mean = np.mean([softmax(logits(rate, 1), axis=1) for rate in (0.1, 0.4)], axis=0)
     assert found.tests[1] == pytest.approx((mean.argmax(axis=1) == LABELS).mean())
-    assert found.tried[1] == {"model.base_lr": 0.2, "failed": "the loss is not finite"}
+    alone = (logits(0.2, 2).argmax(axis=1) == LABELS).mean()
+    assert found.tried[1] == {"model.base_lr": 0.2, "test": alone, "failed": "seed 1: the loss is not finite"}
+    assert found.members == {1: 2, 2: 3}
+    assert json.loads((root / "sweep.json").read_text())["members"] == {"1": 2, "2": 3}
 
 
 def test_what_has_nothing_to_average_is_refused(config: Config, root: Path) -> None:
@@ -81,5 +84,13 @@ def test_what_has_nothing_to_average_is_refused(config: Config, root: Path) -> N
     ):
         with pytest.raises(ConfigError, match=message):
             ensemble_variants({"": config}, plan, root, Answering())
-    with pytest.raises(VPTError, match="kept no answers"):
+    for values, message in (
+        ({"data.targets": "multilabel"}, "one class each, not of multilabel targets"),
+        ({"trainer.devices": 2}, "needs trainer.devices 1"),
+    ):
+        engine = Answering()
+        with pytest.raises(ConfigError, match=message):
+            ensemble_variants({"": merged(config, values)}, PLAN, root, engine)
+        assert not engine.trials
+    with pytest.raises(VPTError, match=r"no .*test\.parquet"):
         ensemble_variants({"": config}, PLAN, root, Answering(answers=False))

@@ -79,16 +79,41 @@ def test_a_search_goes_on_beyond_an_end_until_the_best_lies_within(config: Confi
     assert found.chosen == {"model.base_lr": 1.25}
     assert len([trial for trial in engine.trials if not trial.test]) == 5, "nothing is trained twice"
     assert beyond(found.chosen, found.tried) == []
+    again = Pretend(engine.val)
+    assert sweep(config, plan, root, again).tried == found.tried
     once = sweep(config, replace(plan, widen=1), root / "once", engine)
     assert once.chosen == {"model.base_lr": 1.25}
     assert beyond(once.chosen, once.tried) == [{"model.base_lr": 3.12}]
 
 
 def test_only_positive_numbers_that_are_not_whole_have_something_beyond() -> None:
-    tried = [{"a": a, "b": b, "c": c} for a in (0.0, 0.1) for b in (1, 5) for c in ("x", "y")]
+    tried = [{"a": a, "b": b, "c": c, "val": a} for a in (0.0, 0.1) for b in (1, 5) for c in ("x", "y")]
     assert beyond({"a": 0.1, "b": 5, "c": "y"}, tried) == []
-    rates = [{"model.base_lr": a, "n": n} for a in (1, 0.1) for n in (2, 4)]
+    rates = [{"model.base_lr": a, "n": n, "val": -a} for a in (1, 0.1, 0.0) for n in (2, 4)]
     assert beyond({"model.base_lr": 0.1, "n": 4}, rates) == [{"model.base_lr": 0.01, "n": 4}]
+
+
+@pytest.mark.parametrize("best", [0.03, 0.3])
+def test_a_search_does_not_follow_equals(best: float, config: Config, root: Path) -> None:
+    def val(args: Any, epochs: int) -> float:
+        return 0.99 if args["base_lr"] <= best else 0.9
+
+    engine = Pretend(val)
+    plan = replace(PLAN, grid={"model.base_lr": [0.03, 0.1, 0.3]}, widen=3)
+    found = sweep(config, plan, root, engine)
+    assert found.chosen == {"model.base_lr": 0.03}
+    # 0.1 is worse than 0.03 in one case, so that 0.009 is tried, which is not better
+    assert len(found.tried) == (4 if best == 0.03 else 3)
+
+
+def test_a_search_with_halving_is_widened_by_whole_trainings(config: Config, root: Path) -> None:
+    engine = Pretend(lambda args, epochs: args["base_lr"] + epochs / 1000, fail=("base_lr=8.0",))
+    plan = replace(PLAN, grid={"model.base_lr": [0.5, 1.0, 2.0]}, halving=3, widen=3)
+    found = sweep(config, plan, root, engine)
+    whole = config["trainer"]["max_epochs"]
+    assert [(row["model.base_lr"], row.get("epochs")) for row in found.tried][-2:] == [(4.0, whole), (8.0, None)]
+    assert found.chosen == {"model.base_lr": 4.0}
+    assert found.tried[-1]["failed"] == "out of luck"
 
 
 def test_each_variant_is_widened_by_its_own_best(config: Config, root: Path) -> None:

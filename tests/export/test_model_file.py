@@ -35,6 +35,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "lora": (VIT, [{"name": "lora"}]),
     "deep+lora": (VIT, [DEEP, {"name": "lora"}]),
     "swin": (SWIN, [DEEP]),
+    "adaptive": (VIT, [DEEP | {"adaptive": {}, "gate": {}, "fourier": 0.5}]),
 }
 WRITERS = {"model.onnx": export_onnx, "model.pt2": export_torch}
 ONNX_ALONE = """
@@ -82,7 +83,9 @@ def run_alone(folder: Path, file: str, where: Path) -> tuple[torch.Tensor, dict[
 
 
 @pytest.mark.parametrize("file", WRITERS)
-@pytest.mark.parametrize("case", ["deep", "shallow", "lora", "swin"])  # the others are written by the tests below
+@pytest.mark.parametrize(
+    "case", ["deep", "shallow", "lora", "swin", "adaptive"]
+)  # the others are written by the tests below
 def test_the_file_gives_the_models_logits(case: str, file: str, tmp_path: Path) -> None:
     needs_onnx(file)
     measured = WRITERS[file](small(CASES[case][0], CASES[case][1]), tmp_path / "new" / file)

@@ -219,6 +219,15 @@ def test_saving_a_loaded_model_keeps_its_calibration_unless_it_was_changed(tmp_p
     assert read_calibration(save_delta(tmp_path / "changed.safetensors", tuned)) is None
 
 
+def test_a_calibration_outlives_an_option_that_its_deltas_did_not_have_then(tmp_path: Path) -> None:
+    tuned = TunedModel(create_backbone("vit_nano_patch8_64"), 3, [{"name": "prompt", "num_tokens": 2}])
+    header, tensors = read_delta(save_delta(tmp_path / "new.safetensors", tuned))
+    older = [{key: value for key, value in spec.items() if key != "gate"} for spec in header["specs"]]
+    assert model_digest(header | {"specs": older}, tensors) == model_digest(header, tensors)
+    other = [spec | {"gate": {"init": -1.0}} for spec in header["specs"]]
+    assert model_digest(header | {"specs": other}, tensors) != model_digest(header, tensors)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

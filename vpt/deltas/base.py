@@ -42,12 +42,14 @@ class DeltaPart(nn.Module, ABC):
             model that reads the map of tokens never sees that.
         pools: Whether the pool reads the tokens that it puts beside the map of a Swin.
         replaced: How many parameters of the backbone its own stand in for.
+        started: Whether it needs no initial values from images, having taken or loaded its own.
     """
 
     first_block: int = 0
     changes_pool: bool = False
     pools: bool = False
     replaced: int = 0
+    started: bool = False
 
     def __init__(self, backbone: Backbone) -> None:
         """Starts at full strength, attached to nothing."""

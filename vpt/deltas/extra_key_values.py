@@ -77,7 +77,8 @@ class Gate(Options):
 class ExtraKeys(DeltaPart):
     """Keys and values of its own in chosen `blocks`. Its strength α adds log α to the logits of its keys.
 
-    `gate` are the learned g of a `Gate`, block by block and head by head, (Σ heads,) or (blocks,); None without one.
+    `gate` is what the g of a `Gate` have learned beyond their `init`, block by block and head by head, (Σ heads,) or
+    (blocks,): so small steps count in half precision, too. None without one.
     """
 
     modes: tuple[str, ...] = ("key_value", "prompt")
@@ -104,8 +105,7 @@ class ExtraKeys(DeltaPart):
         self._gate = None if gate is None else Gate.of(gate)
         self.gate: nn.Parameter | None = None
         if self._gate is not None:  # one dimension, so that it does not decay
-            like = backbone.mean.new_full((sum(self._gates()),), self._gate.init)
-            self.gate = nn.Parameter(like)
+            self.gate = nn.Parameter(backbone.mean.new_zeros(sum(self._gates())))
 
     def _gates(self) -> list[int]:
         """How many numbers the gate has in each of its blocks."""
@@ -113,8 +113,11 @@ class ExtraKeys(DeltaPart):
         return [1 if alone else int(self.layout.attentions[block].num_heads) for block in self.blocks]
 
     def opening(self, layer: int) -> Tensor | None:
-        """The g of a layer, (heads,) or (1,); None without a gate."""
-        return None if self.gate is None else torch.split(self.gate, self._gates())[layer]
+        """The g of a layer in single precision or better, (heads,) or (1,); None without a gate."""
+        if self.gate is None or self._gate is None:
+            return None
+        learned = torch.split(self.gate, self._gates())[layer]
+        return self._gate.init + (learned if learned.dtype == torch.float64 else learned.float())
 
     def kept_gate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The gate's own among tensors by name."""
@@ -126,10 +129,8 @@ class ExtraKeys(DeltaPart):
 
     def curves(self) -> dict[str, Tensor]:
         """See `DeltaPart`: exp(g), the learned strength, of each block, as the mean of its heads."""
-        if self.gate is None:
-            return {}
-        parts = torch.split(self.gate.detach().exp(), self._gates())
-        return {f"gate/block_{block:02d}": part.mean() for block, part in zip(self.blocks, parts, strict=True)}
+        openings = {block: self.opening(layer) for layer, block in enumerate(self.blocks)}
+        return {f"gate/block_{b:02d}": g.detach().exp().mean() for b, g in openings.items() if g is not None}
 
     @abstractmethod
     def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
@@ -188,9 +189,10 @@ class ExtraKeys(DeltaPart):
         if self._strength == 1.0 and not self.log_bias and opening is None:
             return None
         odds = self._strength / number if self.log_bias else self._strength
-        own = keys.new_full((1, 1, 1, number), math.log(odds))
-        if opening is not None:
-            own = own + opening.to(keys).view(1, -1, 1, 1)
+        if opening is None:
+            own = keys.new_full((1, 1, 1, number), math.log(odds))
+        else:
+            own = (opening + math.log(odds)).to(keys).view(1, -1, 1, 1).expand(-1, -1, -1, number)
         return pad(own, (before, after))
 
     def _whole(self, keys: Tensor, images: int, number: int) -> Tensor:

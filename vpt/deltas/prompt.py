@@ -2,7 +2,8 @@
 
 Deep prompts are inserted before every block and their outputs are discarded, so they act only through the keys and
 values of their block: K = W_k N(P) + b_k and V = W_v N(P) + b_v, with N the block's LayerNorm. They are computed once
-per step for the whole batch. Shallow prompts are tokens that travel through all blocks.
+per step for the whole batch, unless they are a function of the image. Shallow prompts are tokens that travel through
+all blocks.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ from vpt.errors import ConfigError, UnknownNameError, check_number
 class Prompt(ExtraKeys):
     """Learned prompts for a vision transformer.
 
-    `tokens` are (layers, n, dim), layers being 1 if shallow or shared; a list of such for runs of equal layers.
-    `projection` leads from narrower ones to the backbone's width, one for all layers; or None.
+    `tokens` are (layers, n, dim), layers being 1 if shallow, shared or adaptive; a list of such for runs of equal
+    layers. `projection` leads from narrower ones to the backbone's width, one for all layers; or None.
     """
 
     modes = ("sample", "shared", "key_value", "prompt")
@@ -90,7 +91,8 @@ class Prompt(ExtraKeys):
             init: ``uniform``, or, with deep prompts, tokens that enter the block for training images of the frozen
                 backbone (SPT; Wang et al., ICML 2024, section 3.3): ``token`` for tokens as they are, ``mean`` and
                 ``max`` over n chunks of an image's tokens, n of them drawn from all images. Training takes them at its
-                start (`start_from_images`); until then, and in a delta file, prompts are as if ``uniform``.
+                start (`start_from_images`), unless it starts from a delta file; until then, and in a delta file,
+                prompts are as if ``uniform``.
             adaptive: On a ViT, with deep prompts: those of all blocks but the first are functions of the image's tokens
                 (VAPT, `ImagePrompts`); None for constant ones.
         """
@@ -109,6 +111,8 @@ class Prompt(ExtraKeys):
             raise UnknownNameError("init of prompts", init, INITS)
         if init != "uniform" and (not deep or shared or project is not None):
             raise ConfigError(f"init {init} needs deep prompts of each layer's own: leave out shared and project.")
+        if adaptive is not None and len(blocks) < 2:
+            raise ConfigError("adaptive prompts follow constant ones in the first block: give them a second block.")
         if adaptive is not None and (shared or project is not None or init != "uniform" or self.layout.windowed):
             raise ConfigError("adaptive prompts are of a ViT, each layer's own: leave out shared, project and init.")
         self.fourier, self.init = fourier, init
@@ -119,6 +123,8 @@ class Prompt(ExtraKeys):
             raise ConfigError(
                 f"reference_pooling is a mean, but the backbone pools by {backbone.pool!r}: leave one out."
             )
+        if reference_pooling and gate is not None:
+            raise ConfigError("A gate is of attention, and reference_pooling reads the prompts past it: leave one out.")
         if reference_pooling and dropout_mode not in ("sample", "shared"):
             raise ConfigError(f"reference_pooling takes dropout_mode 'sample' or 'shared', got {dropout_mode!r}.")
         self.deep, self.shared = deep, shared
@@ -127,10 +133,11 @@ class Prompt(ExtraKeys):
         self._blocks_beside = [last] if deep and reference_pooling else list(shallow)
         numbers = numbers_by_layer(num_tokens, len(blocks))
         shapes = [(number, self.layout.dims[block]) for number, block in zip(numbers, blocks, strict=True)]
+        self._check_numbers(numbers, blocks)
         if shared and len(set(shapes)) > 1:
             raise ConfigError("Shared prompts need the same number and width in every layer.")
         self.adaptive: ImagePrompts | None = None
-        if adaptive is not None and len(shapes) > 1:
+        if adaptive is not None:
             self.adaptive = ImagePrompts(shapes[1:], self.layout.grid, Adaptive.of(adaptive), backbone.mean)
         self._shapes = shapes[:1] if shared or self.adaptive is not None else shapes
         self.projection = None if project is None else self._projection(project, backbone.mean)
@@ -138,6 +145,21 @@ class Prompt(ExtraKeys):
         height, width = self.layout.patch_size
         bound = math.sqrt(6 / (3 * height * width + drawn[0][1]))
         self.tokens = stack(drawn, backbone.mean, lambda tensor: tensor.uniform_(-bound, bound))
+
+    def _check_numbers(self, numbers: Sequence[int], blocks: Sequence[int]) -> None:
+        if self.fourier and any(self._transformed(number) == 0 for number in numbers):
+            raise ConfigError(f"fourier {self.fourier} of {min(numbers)} prompts, rounded down, transforms none.")
+        for number, block in zip(numbers, blocks, strict=True) if self.init in ("mean", "max") else ():
+            tokens = self.layout.patches[block] + (0 if self.layout.windowed else self.layout.num_prefix)
+            if number > tokens:
+                raise ConfigError(
+                    f"init {self.init} cuts an image's tokens into as many parts as prompts: {tokens} enter block "
+                    f"{block}, for {number} prompts."
+                )
+
+    def _transformed(self, number: int) -> int:
+        """How many of so many prompts are transformed."""
+        return math.floor(self.fourier * number + 1e-9)
 
     def _check_shallow(self, by_layer: bool) -> None:
         if self.dropout_mode not in ("sample", "shared"):
@@ -164,7 +186,9 @@ class Prompt(ExtraKeys):
         Of adaptive ones (B, n, dim), while their block runs.
         """
         if self.adaptive is not None and layer > 0:
-            return cast("Tensor", self.adaptive(layer - 1, _ENTERING.get()[self]))
+            if (entering := _ENTERING.get().get(self)) is None:
+                raise ConfigError("Adaptive prompts are of an image: they can be had while their block runs alone.")
+            return cast("Tensor", self.adaptive(layer - 1, entering))
         own = pick(self.tokens, 0 if self.shared else layer)
         return own if self.projection is None else cast("Tensor", self.projection(own))
 
@@ -183,16 +207,17 @@ class Prompt(ExtraKeys):
     @property
     def starts_from_images(self) -> bool:
         """See `DeltaPart`."""
-        return self.init != "uniform"
+        return self.init != "uniform" and not self.started
 
     @torch.no_grad()
     def start_from_images(self, number: int, images: Images, rng: np.random.Generator) -> None:
-        """See `DeltaPart`; a ConfigError where a block has fewer tokens than prompts."""
+        """See `DeltaPart`; a ConfigError where all images together have fewer tokens than there are prompts."""
         if self.starts_from_images:
             numbers = [size for size, _ in self._shapes]
             drawn = tokens_of_images(self.backbone, self.blocks, numbers, self.init, number, images, rng)
             for layer, tokens in enumerate(drawn):
                 pick(self.tokens, layer).copy_(tokens)
+            self.started = True
 
     def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Prompts behind their projection, wherever they began."""
@@ -266,6 +291,7 @@ class Prompt(ExtraKeys):
             for layer, block in enumerate(self.blocks):
                 if self.adaptive is not None:
                     yield self.layout.blocks[block].register_forward_pre_hook(self._hold)
+                    yield self.layout.blocks[block].register_forward_hook(self._release, always_call=True)
                 if block not in self._blocks_beside:
                     yield self.layout.attentions[block].register_edit(KeyEdit(self, layer, self._append))
         elif self.in_sequence:
@@ -274,6 +300,9 @@ class Prompt(ExtraKeys):
     def _hold(self, block: nn.Module, args: tuple[Tensor, ...]) -> None:
         if self._strength != 0.0:
             _ENTERING.set({**_ENTERING.get(), self: args[0]})
+
+    def _release(self, block: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        _ENTERING.set({part: tokens for part, tokens in _ENTERING.get().items() if part is not self})
 
     def _tokens_beside(self) -> Tensor:
         """The prompts as they come to the block that runs now, (B, n, dim)."""
@@ -328,7 +357,7 @@ class Prompt(ExtraKeys):
 
     def _mapped(self, prompts: Tensor) -> Tensor:
         """Prompts (B, n, dim) of which the Fourier share is transformed."""
-        share = math.floor(self.fourier * prompts.shape[1])
+        share = self._transformed(prompts.shape[1])
         if share == 0:
             return prompts
         exact = prompts[:, :share] if prompts.dtype == torch.float64 else prompts[:, :share].float()

@@ -47,17 +47,17 @@ def tokens_of_images(
         (n, dim) for each block.
 
     Raises:
-        ConfigError: Fewer tokens enter a block than are wanted.
+        ConfigError: The images have fewer tokens than are wanted.
     """
     entering = [found[0] for found in _entering(backbone, blocks, images([0]))]
     drawn: dict[int, list[tuple[int, int, int]]] = {}  # by image: place among blocks, of the result, token or part
     for layer, (number, tokens) in enumerate(zip(numbers, entering, strict=True)):
-        if number > len(tokens):
-            raise ConfigError(
-                f"init {init} needs as many tokens as prompts: {len(tokens)} enter block {blocks[layer]}, for {number} "
-                "prompts."
-            )
         parts = len(tokens) if init == "token" else number
+        if number > count * parts:
+            raise ConfigError(
+                f"init {init} needs as many tokens as prompts: {count} images have {count * parts} of them for block "
+                f"{blocks[layer]}, for {number} prompts."
+            )
         for place, row in enumerate(rng.choice(count * parts, number, replace=False).tolist()):
             drawn.setdefault(row // parts, []).append((layer, place, row % parts))
     found = [tokens.new_empty(number, tokens.shape[1]) for number, tokens in zip(numbers, entering, strict=True)]

@@ -118,6 +118,7 @@ class DeltaSpec:
                 wanted = in_words(hint, "null") if is_plain(hint) else wanted
                 raise ConfigError(f"{key} of delta {name!r} must be {wanted}, got {shown(value)}.") from misfit
             kept = arguments[key] if isinstance(arguments[key], list) else [arguments[key]]
+            kept = list(arguments[key].values()) if isinstance(arguments[key], dict) else kept
             if any(isinstance(each, int) and abs(each) > LARGEST for each in kept):
                 raise ConfigError(f"{key} of delta {name!r} must be at most {LARGEST:,}, got {shown(value)}.")
         return cls(name, arguments)

@@ -28,42 +28,57 @@ def ensemble_variants(variants: Mapping[str, Config], plan: Plan, root: Path, en
     """Trains every variant with every point of the grid and every seed, and scores the mean answers of the points.
 
     An answer is the probability of each class for a test image; a point that diverged gives none, and is reported. The
-    outcomes are written as by `sweep_variants`: ``chosen`` is empty, and ``tried`` has the mean ``test`` score of each
-    point alone.
+    outcomes are written as by `sweep_variants`: ``chosen`` is empty, ``tried`` has the mean ``test`` score of each
+    point alone over the seeds that have one, and ``members`` how many points each seed's mean is of. ``choose`` of the
+    plan is not used.
 
     Raises:
-        ConfigError: The grid has fewer than two points, or the plan stops or widens a search that there is none of.
-        VPTError: No seed of a variant gave a result, or images do not have one class each.
+        ConfigError: The grid has fewer than two points, the plan stops or widens a search that there is none of, or the
+            answers of a trial are not kept: of several devices, or where images do not have one class each.
+        VPTError: No seed of a variant gave a result.
     """
     points = plan.points()
     if len(points) < 2:
         raise ConfigError("A hyperparameter ensemble averages over a grid: give one of at least two points.")
     if plan.halving is not None or plan.widen:
         raise ConfigError("A hyperparameter ensemble trains the whole grid: leave out halving and widen.")
+    for config in variants.values():
+        _check(config)
     trials = {
         name: {seed: [tested_trial(name, config, plan, point, seed) for point in points] for seed in plan.seeds}
         for name, config in variants.items()
     }
     found = engine([each for of_seed in trials.values() for group in of_seed.values() for each in group], root)
-    outcomes = {name: _outcome(name, plan, trials[name], found, root) for name in variants}
+    outcomes = {name: _outcome(trials[name], found, root) for name in variants}
     for name, config in variants.items():
         write_json(root / name / SWEEP_FILE, plain(config, plan, outcomes[name]))
     write_json(root / SERIES_FILE, rows_of(outcomes))
     return outcomes
 
 
+def _check(config: Config) -> None:
+    targets = config["data"].get("init_args", {}).get("targets", "multiclass")
+    if targets != "multiclass":
+        raise ConfigError(f"A hyperparameter ensemble is of images with one class each, not of {targets} targets.")
+    if config["trainer"].get("devices") not in (None, "auto", 1, "1", [0]) or config["trainer"].get(
+        "num_nodes"
+    ) not in (
+        None,
+        1,
+    ):
+        raise ConfigError("A hyperparameter ensemble needs trainer.devices 1: several keep no answers of their test.")
+
+
 def _outcome(
-    name: str,
-    plan: Plan,
     trials: Mapping[int, Sequence[Trial]],
     found: Mapping[str, Record | Failure],
     root: Path,
 ) -> Outcome:
-    tests, failed = {}, {}
+    tests, failed, members = {}, {}, {}
     for seed, group in trials.items():
         trained = [trial for trial in group if isinstance(found[trial.name], dict)]
         if trained:
-            tests[seed] = _mean_answers(root, trained)
+            tests[seed], members[seed] = _mean_answers(root, trained), len(trained)
         else:
             reasons = (result.reason for each in group if isinstance(result := found[each.name], Failure))
             failed[seed] = next(reasons)
@@ -76,20 +91,21 @@ def _outcome(
         val=None,
         tests=tests,
         runs={},
-        tried=[_alone(list(column), found) for column in zip(*trials.values(), strict=True)],
+        tried=[_alone(dict(zip(trials, column, strict=True)), found) for column in zip(*trials.values(), strict=True)],
         failed=failed,
         epochs=(sum(record.get("epochs", 0) for record in records),) * 2,
         seconds=sum(record.get("seconds", 0.0) for record in records),
         images=sum(record["images"] for record in records),
         score=SCORES["acc"],
+        members=members,
     )
 
 
 def _mean_answers(root: Path, trials: Sequence[Trial]) -> float:
     """Top-1 of the mean probabilities of some trials on the same test images."""
     files = [root / trial.name / ANSWERS_FILE for trial in trials]
-    if not all(file.is_file() for file in files):
-        raise VPTError(f"{files[0].parent} kept no answers: an ensemble is of images with one class each.")
+    if lacking := [file for file in files if not file.is_file()]:
+        raise VPTError(f"There is no {lacking[0]} with the answers of the test: the trial ran on several devices.")
     records = [logit_records.read(file) for file in files]
     if not all(record.same_images(records[0]) for record in records):
         raise VPTError(f"The trials beside {files[0].parent} were tested on different images: name another --out.")
@@ -97,10 +113,11 @@ def _mean_answers(root: Path, trials: Sequence[Trial]) -> float:
     return top1(answers, records[0].label)
 
 
-def _alone(trials: Sequence[Trial], found: Mapping[str, Record | Failure]) -> dict[str, Any]:
-    """The row of a point: its values and its own mean score, or why it has none with some seed."""
-    results = [found[trial.name] for trial in trials]
-    if reasons := [result.reason for result in results if isinstance(result, Failure)]:
-        return trials[0].values | {"failed": reasons[0]}
-    scores = [score(result, "test") for result in results if isinstance(result, dict)]
-    return trials[0].values | {"test": mean(each for each in scores if each is not None)}
+def _alone(trials: Mapping[int, Trial], found: Mapping[str, Record | Failure]) -> dict[str, Any]:
+    """The row of a point: its values, its own mean score, and why it has none with some seed."""
+    results = {seed: found[trial.name] for seed, trial in trials.items()}
+    scores = [score(result, "test") for result in results.values() if isinstance(result, dict)]
+    measured = [each for each in scores if each is not None]
+    reasons = [f"seed {seed}: {result.reason}" for seed, result in results.items() if isinstance(result, Failure)]
+    row = dict(next(iter(trials.values())).values)
+    return row | ({"test": mean(measured)} if measured else {}) | ({"failed": "; ".join(reasons)} if reasons else {})

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, cast
 
 from vpt.atomic_write import write_json
 from vpt.errors import ConfigError, VPTError
@@ -41,7 +41,7 @@ class Plan:
         halving: Successive halving (Jamieson & Talwalkar, AISTATS 2016; ASHA's rungs): only the best 1/halving of the
             grid trains on at each rung; None for none.
         by_seed: Other keys that take the value of the seed, e.g. ``data.subset_seed``.
-        widen: How often a search goes on beyond an end of the grid that is its best value (`beyond`).
+        widen: How many rounds a search goes on beyond an end of the grid that is its best value (`beyond`).
 
     Raises:
         ConfigError: Nothing is to be tried or tested, or one value would take the place of another.
@@ -95,6 +95,7 @@ class Outcome:
         seconds: Of all trials together.
         images: Passed forward and backward in all trials.
         score: What is measured, as in tables.
+        members: Of a hyperparameter ensemble, by seed how many points' answers are averaged.
     """
 
     chosen: dict[str, Any]
@@ -107,6 +108,7 @@ class Outcome:
     seconds: float
     images: int
     score: str
+    members: dict[int, int] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -133,12 +135,16 @@ def sweeps(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine
     points = {prefix: _points(prefix, config, plan, plan.points()) for prefix, config in configs.items()}
     searched = {prefix: trials for prefix, trials in points.items() if len(trials) > 1}
     found = _search(list(searched.values()), plan, root, engine) if searched else {}
+    best: dict[str, tuple[Trial, float | None]] = {prefix: (trials[0], None) for prefix, trials in points.items()}
+    best |= {prefix: _best(trials, found) for prefix, trials in searched.items()}
+    going = dict(searched)
     for _ in range(plan.widen):
-        more = {p: _points(p, configs[p], plan, _farther(trials, found)) for p, trials in searched.items()}
-        found |= engine([trial for trials in more.values() for trial in trials], root) if any(more.values()) else {}
-        searched |= {p: _ordered([*searched[p], *trials]) for p, trials in more.items()}
-    points |= searched
-    best = {p: _best(trials, found) if p in searched else (trials[0], None) for p, trials in points.items()}
+        more = {p: _farther(p, configs[p], plan, best[p][0], points[p], found) for p in going}
+        going = {p: trials for p, trials in more.items() if trials}
+        found |= engine([trial for trials in going.values() for trial in trials], root) if going else {}
+        points |= {p: _ordered([*points[p], *trials]) for p, trials in going.items()}
+        going = {p: trials for p, trials in going.items() if _top(trials, found) > cast("float", best[p][1])}
+        best |= {p: _best(trials, found) for p, trials in going.items()}
     finals = {
         prefix: [tested_trial(prefix, config, plan, best[prefix][0].values, seed) for seed in plan.seeds]
         for prefix, config in configs.items()
@@ -146,7 +152,7 @@ def sweeps(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine
     tested = engine([trial for trials in finals.values() for trial in trials], root)
     outcomes = {}
     for prefix, config in configs.items():
-        tried = {trial.name: found[trial.name] for trial in searched.get(prefix, [])}
+        tried = {trial.name: found[trial.name] for trial in points[prefix] if prefix in searched}
         last = {trial.name: tested[trial.name] for trial in finals[prefix]}
         outcomes[prefix] = _outcome(plan, best[prefix], points[prefix], tried, last)
         write_json(root / prefix / SWEEP_FILE, plain(config, plan, outcomes[prefix]))
@@ -161,24 +167,45 @@ def _points(prefix: str, config: Config, plan: Plan, points: Sequence[dict[str, 
     ]
 
 
-def _farther(trials: Sequence[Trial], found: Mapping[str, Record | Failure]) -> list[dict[str, Any]]:
-    return beyond(_best(trials, found)[0].values, [trial.values for trial in trials])
+def _farther(
+    prefix: str,
+    config: Config,
+    plan: Plan,
+    best: Trial,
+    trials: Sequence[Trial],
+    found: Mapping[str, Record | Failure],
+) -> list[Trial]:
+    rows = [trial.values | _row(found[trial.name]) for trial in trials]
+    return _points(prefix, config, plan, beyond(best.values, rows))
+
+
+def _top(trials: Sequence[Trial], found: Mapping[str, Record | Failure]) -> float:
+    return max(val_score(found[trial.name]) for trial in trials)
 
 
 def beyond(best: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Points that a search goes on with where its best one has the smallest or the largest value of all tried.
 
-    For each key of positive numbers that are not all whole: the next value beyond that end, in the ratio of the last
-    two; all other keys as in the best point. Empty where the best point lies at no end.
+    For each key of positive numbers that are not all whole, zeros aside: the next value beyond that end, in the ratio
+    of the last two; all other keys as in the best point. Empty where the best point lies at no end, or its neighbour is
+    as good: there is nothing to gain in that direction. `tried` are rows of `Outcome.tried`.
     """
     found = []
     for key, value in best.items():
-        values = sorted({point[key] for point in tried if isinstance(point[key], float | int)})
+        line = [row for row in tried if all(row[other] == best[other] for other in best if other != key)]
+        vals = {row[key]: _val(row) for row in line if isinstance(row[key], float | int) and row[key] != 0}
+        values = sorted(vals)
         usable = len(values) > 1 and values[0] > 0 and not all(isinstance(each, int) for each in values)
         if usable and value in (values[0], values[-1]):
             neighbour = values[1] if value == values[0] else values[-2]
-            found.append({**best, key: float(f"{value * value / neighbour:.3g}")})
+            if vals[neighbour] < vals[value]:
+                found.append({**best, key: float(f"{value * value / neighbour:.3g}")})
     return found
+
+
+def _val(row: Mapping[str, Any]) -> float:
+    found = row.get("val")
+    return -math.inf if found is None else float(found)
 
 
 def _ordered(trials: Sequence[Trial]) -> list[Trial]:

@@ -247,6 +247,8 @@ def fill(model: AdaptedModel, tensors: Mapping[str, Tensor], what: str) -> None:
     with torch.no_grad():
         for key, tensor in tensors.items():
             owned[key].copy_(tensor)
+    for part in model.parts():
+        part.started = True
 
 
 def check_tensors(what: str, owned: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -109,8 +109,9 @@ def targets_of(header: Mapping[str, Any]) -> Targets:
 def model_digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """sha256 of what a model's answers depend on: backbone, classes, preprocessing, deltas and all of its tensors."""
     backbone = {key: value for key, value in header["backbone"].items() if key != "weights"}  # a place
-    told = {key: header[key] for key in ("specs", "class_names", "preset", "dtype", "targets") if key in header}
-    told |= {"backbone": backbone}
+    told = {key: header[key] for key in ("class_names", "preset", "dtype", "targets") if key in header}
+    # Without defaults, so that it is the same where a later version has more options.
+    told |= {"backbone": backbone, "specs": [DeltaSpec.read(spec).brief() for spec in header["specs"]]}
     digest = hashlib.sha256(json.dumps(without_places(told), sort_keys=True).encode())
     for key, tensor in sorted(tensors.items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

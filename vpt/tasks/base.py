@@ -22,7 +22,7 @@ from vpt.models.delta_file import check_fingerprint, fill, start_from
 from vpt.models.delta_format import IDENTITY, identity
 from vpt.models.feature_cache import FeatureCache
 from vpt.tasks.checkpoints import check_classes, check_whole_epoch
-from vpt.tasks.initialization import check_start, start_deltas
+from vpt.tasks.initialization import agree, check_start, start_deltas
 from vpt.tasks.optimizers import (
     TrainingCurves,
     WeightAverage,
@@ -163,7 +163,7 @@ class TuningTask(L.LightningModule):
     def check_fit(self, data: Any) -> None:
         """Refuses, by a ConfigError and before anything is written, options without effect; `data` is the module."""
         rate_scales(self.model, self.hparams)
-        check_start(self.model, self.hparams["init_delta"], data)
+        check_start(self.model, data)
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Adds curves and what keeps the average of weights; refuses first what `check_trainer` refuses."""
@@ -258,6 +258,7 @@ class TuningTask(L.LightningModule):
         """Takes from training images what deltas start from, unless training is resumed."""
         if self.trainer.ckpt_path is None:
             start_deltas(self.model, cast("Any", self.trainer).datamodule)
+            agree(self.model, self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seeds what an epoch draws, such as dropout."""

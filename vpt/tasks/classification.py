@@ -21,7 +21,7 @@ from vpt.models.delta_file import read_head
 from vpt.models.logistic_regression import choose_l2, fit_logistic
 from vpt.run_record import PROBE, global_seed
 from vpt.tasks.base import Batch, TuningTask
-from vpt.tasks.initialization import start_at_probe
+from vpt.tasks.initialization import agree, start_at_probe
 from vpt.tasks.losses import PLAIN, check_loss, class_weights, weighted_loss
 from vpt.tasks.objectives import OBJECTIVES, Objective
 
@@ -156,6 +156,7 @@ class ClassificationTask(TuningTask):
         strength, data = 0.0 if frozen else self.model.strength, cast("Any", self.trainer).datamodule
         with self.trainer.precision_plugin.forward_context():
             penalty = start_at_probe(self.model, data, strength, not self.trainer.is_global_zero)
+        agree(self.model, self.trainer)
         rank_zero_info(f"The head starts at the exact probe, of l2 {penalty:.3g}.")
 
     def _take_units(self, head: ValueHead, data: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import lightning as L
 import numpy as np
 import torch
 from rich.progress import track
@@ -23,13 +24,9 @@ PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)
 """Of the head's weights, among which one is chosen; more on the side of the best one, where that is at an end."""
 
 
-def check_start(model: AdaptedModel, init_delta: str | None, data: Any) -> None:
-    """Refuses, by a ConfigError, deltas that start from training images where there are none, or from a file too."""
-    if not any(part.starts_from_images for part in model.parts()):
-        return
-    if init_delta is not None:
-        raise ConfigError("A delta starts from training images or from init_delta: leave one of them out.")
-    if not hasattr(data, "split"):
+def check_start(model: AdaptedModel, data: Any) -> None:
+    """Refuses, by a ConfigError, deltas that start from training images where there are none."""
+    if any(part.starts_from_images for part in model.parts()) and not hasattr(data, "split"):
         raise ConfigError("A delta that starts from training images needs a data module that has them.")
 
 
@@ -48,6 +45,14 @@ def start_deltas(model: AdaptedModel, data: ImageDataModule) -> None:
         part.start_from_images(len(split), lambda rows: split.batch(rows)["image"].to(model.backbone.mean.device), rng)
     model.set_strength(alpha)
     model.train(training)
+
+
+def agree(model: AdaptedModel, trainer: L.Trainer) -> None:
+    """Gives every process the model of the first: each has computed its own, and gradients alone are shared."""
+    if trainer.world_size > 1:
+        with torch.no_grad():
+            for tensor in model.owned().values():
+                tensor.copy_(trainer.strategy.broadcast(tensor.detach()).to(tensor.device))
 
 
 def start_at_probe(model: TunedModel, data: ImageDataModule, strength: float, quiet: bool = False) -> float:

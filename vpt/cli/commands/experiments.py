@@ -48,7 +48,7 @@ def _parsed(parser: Parser, args: list[str], plan: bool = True) -> tuple[Namespa
         parser.add_argument("--seeds", type=at_least(0, 2**32 - 1), nargs="+", help=seeds)
         halving = "keep the best 1/N of the grid at each rung (default: train all)"
         parser.add_argument("--halving", type=at_least(2), help=halving)
-        widen = "try up to N values beyond an end of the grid that is the best (default: none)"
+        widen = "go on beyond an end of the grid that is the best, for up to N rounds (default: none)"
         parser.add_argument("--widen", type=at_least(1), metavar="N", help=widen)
     parser.add_argument("--out", type=output_folder, required=True, help="folder of the experiment")
     parser.add_argument("--resume", action="store_true", help="resume in --out; finished trials are not repeated")
@@ -269,7 +269,8 @@ def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
         chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in found.chosen.items())
         val = "–" if found.val is None else f"{100 * found.val:.1f}"
         test = f"{100 * found.mean:.1f}" + (f" ± {100 * found.std:.1f}" if len(found.tests) > 1 else "")
-        chosen = chosen or (f"mean of {len(found.tried)} points" if found.tried else "–")
+        averaged = "–".join(map(str, sorted({*found.members.values()})))
+        chosen = chosen or (f"mean of {averaged} of {len(found.tried)} points" if found.members else "–")
         table.add_row(name or out.name, chosen, val, test, str(len(found.tests)))
     show(table)
     trained, whole = (sum(found.epochs[which] for found in outcomes.values()) for which in (0, 1))
@@ -279,7 +280,9 @@ def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
     if seconds:
         print(f"{images:,} images in {seconds:,.0f} s of trials: {images / seconds:.1f} images/s per trial")
     if ends := [name or out.name for name, found in outcomes.items() if beyond(found.chosen, found.tried)]:
-        print(f"the best of a grid lies at its end ({', '.join(ends)}): --widen N goes on beyond it")
+        print(
+            f"the best of the values tried lies at their end ({', '.join(ends)}): a larger --widen N goes on beyond it"
+        )
     for name, found in outcomes.items():
         for row in found.tried:
             if "failed" in row:
