@@ -65,7 +65,7 @@ class UnknownNameError(VPTError):
     """A name of a kind, such as ``"backbone"``, is not among those known; the message suggests the nearest one."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        names = list(known)
+        names = self.known = list(known)
         close = get_close_matches(str(name), names, n=1, cutoff=0.4)
         hints = [f"did you mean {close[0]!r}?"] if close else []
         if len(names) <= 24:

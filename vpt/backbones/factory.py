@@ -104,6 +104,11 @@ class Backbone(nn.Module):
             raise UnsupportedBackboneError(f"{self.name}: {self._unknown}")
         return self._layout
 
+    @property
+    def has_layout(self) -> bool:
+        """Whether its blocks and tokens are known."""
+        return self._layout is not None
+
     def freeze(self) -> None:
         """Freezes every parameter and keeps the model in eval mode from now on."""
         self.frozen = True

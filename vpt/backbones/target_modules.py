@@ -1,16 +1,18 @@
-"""The linear maps and parameters of a vision transformer by the names that the literature gives them.
+"""The layers and parameters of a backbone, those of a vision transformer by the names that the literature gives them.
 
 Where the blocks of the backbone must be known and are not, each of these raises an UnsupportedBackboneError.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import nn
 
 from vpt.backbones.factory import Backbone
+from vpt.errors import UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,43 @@ def linear_targets(backbone: Backbone) -> list[dict[str, LinearTarget]]:
     MLP, the first of a gated one perhaps two, ``fc1_g`` and ``fc1_x``.
     """
     return [_linears(cast("Any", block.attn)) | _layers(cast("Any", block.mlp)) for block in backbone.layout.blocks]
+
+
+def named_layers(backbone: Backbone, names: Sequence[str]) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Finds linear layers and convolutions of any backbone, by timm's names in the order of its modules.
+
+    A name is that of a module or the end of it, such as ``conv1`` for ``layer1.0.conv1``, or one of `ALL`. An
+    UnknownNameError where a name is that of none.
+    """
+    layers = {
+        name: module
+        for name, module in backbone.model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and backbone.reads(f"{name}.")
+    }
+    found = {
+        name: {key for key, layer in layers.items() if _called(key, name) or isinstance(layer, ALL.get(name, ()))}
+        for name in names
+    }
+    for name, keys in found.items():
+        if not keys:
+            kinds = [word for word, kind in ALL.items() if any(isinstance(layer, kind) for layer in layers.values())]
+            raise UnknownNameError(f"layer of {backbone.name}", name, [*kinds, *sorted({_end(key) for key in layers})])
+    chosen = set().union(*found.values())
+    return {key: layer for key, layer in layers.items() if key in chosen}
+
+
+ALL: dict[str, type[nn.Module]] = {"all-linear": nn.Linear, "all-conv": nn.Conv2d}
+"""Names for every layer of a kind."""
+
+
+def _called(key: str, name: str) -> bool:
+    return key == name or key.endswith(f".{name}")
+
+
+def _end(key: str) -> str:
+    """The last part of a module's name, with the one before where it is a number."""
+    before, _, last = key.rpartition(".")
+    return f"{before.rpartition('.')[2]}.{last}" if last.isdigit() and before else last
 
 
 def _linears(attention: Any) -> dict[str, LinearTarget]:

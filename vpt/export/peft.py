@@ -100,12 +100,15 @@ def _only_lora(model: TunedModel) -> Lora:
 def _layers(model: TunedModel, lora: Lora) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
     """Tensors in peft's names, and the rank and alpha of each layer: peft scales by alpha / rank."""
     names = {id(module): name for name, module in model.backbone.model.named_modules()}
-    past = {id(a.qkv) for a in model.backbone.layout.attentions if hasattr(a, "qkv_bias_separate")}
+    attentions = model.backbone.layout.attentions if model.backbone.has_layout else []
+    past = {id(a.qkv) for a in attentions if hasattr(a, "qkv_bias_separate")}
     if any(id(target.module) in past for target in lora.targets.values()):
         raise ConfigError(
             f"timm's {model.backbone.name} reads the weight of its query-key-value layer past the layer, where peft's "
             "change would be lost: peft export takes LoRA on proj, fc1 and fc2 there."
         )
+    if grouped := [key for key, layer in lora.convolutions.items() if layer.groups > 1]:
+        raise ConfigError(f"peft export takes no LoRA on grouped convolutions, such as {grouped[0].replace('/', '.')}.")
     changes = defaultdict(list)
     for key, target in lora.targets.items():
         changes[names[id(target.module)]].append((target, lora.down[key], lora.up[key]))
@@ -119,4 +122,9 @@ def _layers(model: TunedModel, lora: Lora) -> tuple[dict[str, Tensor], dict[str,
         tensors[f"base_model.model.{name}.lora_A.weight"] = down
         tensors[f"base_model.model.{name}.lora_B.weight"] = up
         ranks[name], factors[name] = len(down), lora.factor * len(down)
+    for key, layer in lora.convolutions.items():
+        name, rank = names[id(layer)], len(lora.down[key])
+        tensors[f"base_model.model.{name}.lora_A.weight"] = lora.down[key]
+        tensors[f"base_model.model.{name}.lora_B.weight"] = lora.up[key].view(-1, rank, 1, 1)
+        ranks[name], factors[name] = rank, lora.factor * rank
     return tensors, ranks, factors

@@ -1,0 +1,124 @@
+"""Deltas that need no known blocks, on backbones that are no transformers."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import vpt
+from tests.deltas.families import relative
+from vpt.backbones import create_backbone
+from vpt.deltas import attach
+from vpt.deltas.lora import Lora
+from vpt.errors import ConfigError, UnknownNameError, VPTError
+from vpt.export import fold
+from vpt.models import TunedModel, save_delta
+
+NETS = {
+    "resnet18": ["conv1", "downsample.0"],
+    "convnext_atto": ["fc1", "conv_dw"],
+    "efficientnet_b0": ["conv_dw", "conv_pw", "se.conv_reduce"],
+    "resnetv2_50x1_bit": ["conv2"],  # standardises its weights
+    "mobilenetv4_conv_small": ["all-conv"],
+    "mambaout_femto": ["all-linear", "conv"],
+    "poolformer_s12": ["all-conv"],
+}
+
+
+def images() -> Tensor:
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def on(name: str, spec: dict[str, Any]) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    backbone = create_backbone(name, "random").double()
+    backbone.image_size = 64
+    with torch.no_grad():
+        for parameter in backbone.parameters():  # some begin at 0, behind which nothing has a gradient
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    delta = attach(backbone, [spec]).double()
+    with torch.no_grad():
+        for parameter in delta.parameters():
+            parameter.normal_(std=0.1)
+    return backbone, delta
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_lora_by_name_is_the_backbone_with_changed_weights(name: str) -> None:
+    backbone, delta = on(name, {"name": "lora", "rank": 2, "scale": 3.0, "targets": NETS[name]})
+    (part,) = delta.parts
+    assert part.expected_parameters() == sum(each.numel() for each in part.parameters())
+    tuned = backbone(images())
+    modules = dict(backbone.model.named_modules())
+    keys = {key: key.replace("/", ".") for key in part.down}
+    assert all(
+        any(path == target or path.endswith(f".{target}") or target.startswith("all-") for target in NETS[name])
+        for path in keys.values()
+    )
+    changed = {}
+    for key, path in keys.items():
+        weight = modules[path]._parameters["weight"]
+        matrix = weight.flatten(1) + 1.5 * part.up[key] @ part.down[key].flatten(1)
+        changed[f"{path}.weight"] = matrix.view_as(weight)
+    delta.detach()
+    bare = backbone(images())
+    own = {f"model.{path}": value for path, value in changed.items()}
+    theirs = functional_call(backbone, own, (images(),))
+    assert relative(tuned, theirs) <= 1e-10
+    assert relative(tuned, bare) > 1e-6
+    delta.attach()
+    delta.set_strength(0.0)
+    assert torch.equal(backbone(images()), bare)
+    delta.set_strength(1.0)
+    assert torch.equal(backbone(images()), tuned)
+    grads = torch.autograd.grad(backbone(images()).square().sum(), list(delta.parameters()))
+    assert all(bool(grad.abs().sum() > 0) for grad in grads)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+def test_a_model_with_it_is_saved_folded_and_copied(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TunedModel(create_backbone(name, "random"), 3, [{"name": "lora", "rank": 2, "targets": NETS[name]}]).eval()
+    with torch.no_grad():
+        for tensor in model.owned().values():
+            tensor.add_(0.05 * torch.randn(tensor.shape))
+    size = model.backbone.image_size
+    pixels = torch.rand(1, 3, size, size)
+    loaded = vpt.load(save_delta(tmp_path / "delta.safetensors", model))
+    torch.testing.assert_close(loaded(pixels), model(pixels))
+    assert torch.equal(copy.deepcopy(model)(pixels), model(pixels))
+    folded = fold(model)
+    torch.testing.assert_close(folded(pixels), model(pixels), rtol=1e-4, atol=1e-4)
+    assert folded.delta is None
+    assert not any("_computed" in vars(module) for module in folded.modules())
+    assert isinstance(cast("nn.Module", folded.backbone.model), nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "error", "message"),
+    [
+        ("resnet18", {}, UnknownNameError, "all-conv, conv1, conv2, downsample.0"),
+        ("convnext_atto", {"targets": ["all-linear"]}, UnknownNameError, "Known are all-conv, conv_dw"),
+        ("resnet18", {"targets": ["conv9"]}, UnknownNameError, "did you mean 'conv"),
+        ("resnet18", {"targets": ["conv1"], "layers": [0, 1]}, ConfigError, "not of layers by name"),
+        ("vit_nano_patch8_64", {"targets": ["qkw"]}, UnknownNameError, "LoRA target of vit_nano_patch8_64"),
+        ("vit_nano_patch8_64", {"targets": ["q", "qkv"]}, ConfigError, "changed twice"),
+    ],
+)
+def test_what_is_no_layer_is_refused(name: str, spec: dict[str, Any], error: type[VPTError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        attach(create_backbone(name, "random"), [{"name": "lora"} | spec])
+
+
+def test_layers_by_name_of_a_transformer_are_the_same_maps() -> None:
+    backbone = create_backbone("vit_nano_patch8_64", "random")
+    for name, whole in (("fc1", "mlp.fc1"), ("proj", "attn.proj")):
+        (one,), (other,) = (attach(backbone, [{"name": "lora", "targets": [each]}]).parts for each in (name, whole))
+        modules = [[target.module for target in cast("Lora", part).targets.values()] for part in (one, other)]
+        assert modules[0] == modules[1]
