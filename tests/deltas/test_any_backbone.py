@@ -81,6 +81,83 @@ def test_lora_by_name_is_the_backbone_with_changed_weights(name: str) -> None:
     assert all(bool(grad.abs().sum() > 0) for grad in grads)
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_ssf_is_a_scale_and_a_shift_behind_every_layer_and_merges_where_it_can(name: str) -> None:
+    backbone, delta = on(name, {"name": "ssf"})
+    (part,) = delta.parts
+    tuned = backbone(images())
+    behind = {key: (part.scale[key], part.shift[key]) for key in part.scale}
+    delta.detach()
+    bare = backbone(images())
+    hooks = []
+    for path, module in backbone.model.named_modules():
+        if (key := path.replace(".", "/")) not in behind:
+            assert not isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm), path
+            continue
+        scale, shift = behind[key]
+
+        def change(module: Any, args: Any, out: Tensor, scale: Tensor = scale, shift: Tensor = shift) -> Tensor:
+            moved = out if out.shape[-1] == len(scale) and not isinstance(module, nn.Conv2d) else out.movedim(1, -1)
+            changed = moved * scale + shift
+            return changed if moved is out else changed.movedim(-1, 1)
+
+        hooks.append(module.register_forward_hook(change))
+    theirs = backbone(images())
+    for hook in hooks:
+        hook.remove()
+    assert relative(tuned, theirs) <= 1e-10
+    assert relative(tuned, bare) > 1e-6
+    delta.attach()
+    before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    part.merge()
+    assert relative(backbone(images()), tuned) <= 1e-10
+    delta.detach()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in backbone.state_dict().items())
+    assert torch.equal(backbone(images()), bare)
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "first", "count"),
+    [
+        ("resnet18", 1, "layer4.0.conv1.weight", 15),
+        ("resnet18", 4, "conv1.weight", 60),
+        ("convnext_atto", 1, "stages.3.downsample.0.weight", None),
+        ("densenet121", 1, "features.transition3.norm.weight", None),
+        ("efficientnet_b0", 1, "blocks.5.0.conv_pw.weight", None),
+    ],
+)
+def test_the_last_stages_are_what_follows_those_before(name: str, last: int, first: str, count: int | None) -> None:
+    backbone = create_backbone(name, "random")
+    (part,) = attach(backbone, [{"name": "partial", "blocks": last}]).parts
+    own = [each for each, _ in backbone.model.named_parameters()]
+    trained = [key.replace("/", ".") for key in cast("Any", part).values]
+    assert set(trained) == set(own[own.index(first) :])
+    assert count is None or len(trained) == count
+    with pytest.raises(ConfigError, match="stages: partial takes 1 to"):
+        attach(create_backbone(name, "random"), [{"name": "partial", "blocks": 9}])
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("kind", ["bias", "norm", "partial", "mlp_head", "prompt_pad", "sidetune", "full"])
+def test_what_needs_no_blocks_leaves_no_trace(name: str, kind: str) -> None:
+    backbone = create_backbone(name, "random").double()
+    backbone.image_size = 64
+    bare = backbone(images())
+    spec = {"name": kind, **({"width": 4} if kind == "prompt_pad" else {})}
+    delta = attach(backbone, [spec]).double()
+    with torch.no_grad():
+        for parameter in delta.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    tuned = backbone(images())
+    assert not torch.equal(tuned, bare)
+    delta.set_strength(0.0)
+    assert torch.equal(backbone(images()), bare)
+    delta.set_strength(1.0)
+    assert torch.equal(backbone(images()), tuned)
+    delta.detach()
+    assert torch.equal(backbone(images()), bare)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_a_model_with_it_is_saved_folded_and_copied(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import nn
 
 from vpt.backbones.factory import Backbone
-from vpt.errors import UnknownNameError
+from vpt.errors import UnknownNameError, UnsupportedBackboneError
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,14 @@ def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
     """Everything with a weight per output channel on the way of the tokens: patch embedding, norms, linear maps.
 
     By timm's name, in the order of its modules. What acts on heads or on positions, not on the tokens' channels, is
-    left out, and so is the convolutional network before the patch embedding of a hybrid.
+    left out, and so is the convolutional network before the patch embedding of a hybrid. Of a backbone whose blocks are
+    not known it is every convolution, linear map and norm.
     """
-    off_path = [getattr(backbone.model.patch_embed, "backbone", None)]
-    for attention in backbone.layout.attentions:
-        off_path += [getattr(attention, name, None) for name in ("q_norm", "k_norm", "cpb_mlp")]
+    off_path: list[Any] = []
+    if backbone.has_layout:
+        off_path.append(getattr(backbone.model.patch_embed, "backbone", None))
+        for attention in backbone.layout.attentions:
+            off_path += [getattr(attention, name, None) for name in ("q_norm", "k_norm", "cpb_mlp")]
     inner = {id(module) for each in off_path if each is not None for module in each.modules()}
     return {
         name: module
@@ -123,11 +126,52 @@ def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
     }
 
 
+def channels_first(layer: nn.Module) -> bool:
+    """Whether what a layer gives are maps (B, channels, H, W), and not channels last."""
+    return isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm) or "2d" in type(layer).__name__
+
+
+def absorbs_scale(layer: nn.Module) -> bool:
+    """Whether a scale and a shift of a layer's outputs can be put into its weight and its bias.
+
+    Not of norms without a place for a bias, or with an activation behind, and not where a weight is standardised.
+    """
+    activation = getattr(layer, "act", None)
+    acts = _is_norm(layer) and isinstance(activation, nn.Module) and not isinstance(activation, nn.Identity)
+    standardised = type(layer).__name__.startswith(("Std", "ScaledStd"))
+    return "bias" in layer._parameters and not acts and not standardised
+
+
+def image_entry(backbone: Backbone) -> nn.Module:
+    """What the normalised image (B, 3, H, W) enters; an UnsupportedBackboneError where that is not known."""
+    if backbone.has_layout:
+        return cast("nn.Module", backbone.model.patch_embed)
+    for module in backbone.model.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            return module
+    raise UnsupportedBackboneError(f"{backbone.name} has no convolution of three channels that an image enters.")
+
+
+def stages(backbone: Backbone) -> list[str]:
+    """Where the stages of a backbone end that is no known transformer: timm's names of modules, in order.
+
+    An UnsupportedBackboneError where timm does not tell.
+    """
+    told: Any = getattr(backbone.model, "feature_info", None) or []
+    names = [str(each["module"]) for each in (told if isinstance(told, list) else told.info)]
+    own = [name for name, _ in backbone.model.named_parameters()]
+    found = [name for name in names if any(each.startswith(f"{name}.") for each in own)]
+    if not found:
+        raise UnsupportedBackboneError(f"timm does not tell the stages of {backbone.name}.")
+    return found
+
+
 def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
     """Names the parameters of a timm model that play a role and are read, in the order of `model.named_parameters()`.
 
     Roles are ``all``; ``bias``, every additive vector named so; ``norm``, scale and shift of every normalisation;
-    ``last``, the `last` blocks, what lies between them and what follows them.
+    ``last``, the `last` blocks, what lies between them and what follows them; where blocks are not known, what follows
+    the stage before the `last` ones.
     """
     own = {name: p for name, p in backbone.model.named_parameters() if backbone.reads(name)}
     names = list(own)
@@ -136,6 +180,10 @@ def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
     if role == "norm":
         norms = {name for name, module in backbone.model.named_modules() if _is_norm(module)}
         return [name for name in names if name.rpartition(".")[0] in norms]
+    if role == "last" and not backbone.has_layout:
+        before = stages(backbone)[:-last]
+        behind = [place for place, name in enumerate(names) if before and name.startswith(f"{before[-1]}.")]
+        return names[behind[-1] + 1 :] if behind else names
     if role == "last":
         chosen = backbone.layout.blocks[-last:]
         late = {id(p) for block in chosen for p in block.parameters()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
-from vpt.backbones.target_modules import parameter_names
+from vpt.backbones.target_modules import parameter_names, stages
 from vpt.deltas.base import DeltaPart, Parametrization
 from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
@@ -90,15 +90,17 @@ class Full(Subset):
 
 @register_delta("partial")
 class Partial(Subset):
-    """The last blocks and the norm behind them (Jia et al., ECCV 2022, section 4.1, "Partial-k")."""
+    """The last blocks, or stages, and the norm behind them (Jia et al., ECCV 2022, section 4.1, "Partial-k")."""
 
     def __init__(self, backbone: Backbone, blocks: int = 1) -> None:
-        """Copies the parameters of so many blocks, counted from the last."""
+        """Copies the parameters of so many blocks, counted from the last; or stages, of no known transformer."""
         DeltaPart.__init__(self, backbone)
-        depth = len(backbone.layout.blocks)
+        known = backbone.has_layout
+        depth = len(backbone.layout.blocks if known else stages(backbone))
         if not 1 <= blocks <= depth:
-            raise ConfigError(f"{backbone.name} has {depth} blocks: partial takes 1 to {depth}, got {blocks}.")
-        self.first_block = depth - blocks
+            parts = "blocks" if known else "stages"
+            raise ConfigError(f"{backbone.name} has {depth} {parts}: partial takes 1 to {depth}, got {blocks}.")
+        self.first_block = depth - blocks if known else 0
         self._copy("last", blocks)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
-from vpt.backbones.target_modules import affine_layers
+from vpt.backbones.target_modules import absorbs_scale, affine_layers, channels_first
 from vpt.deltas.base import Handle, MergeablePart, MergedWeight
 from vpt.deltas.registry import register_delta
 from vpt.errors import check_number
@@ -20,10 +20,12 @@ from vpt.errors import check_number
 class ScaleShift(MergeablePart):
     """A scale and a shift per channel behind the patch embedding, every norm and every linear layer.
 
+    Of a backbone that is no known transformer: behind every convolution, linear layer and norm.
+
     `scale` γ and `shift` β are (channels,), by the layer's name with ``/`` for ``.``. Where timm keeps a layer's bias
     beside it (queries and values of BEiT, EVA, Swin V2), the bias is added behind them. Its strength interpolates
-    between doing nothing, γ = 1 and β = 0, and the trained values. Merged, norms that have no place for a bias keep
-    scale and shift beside them.
+    between doing nothing, γ = 1 and β = 0, and the trained values. Merged, layers that cannot take a scale and a shift
+    (`vpt.backbones.target_modules.absorbs_scale`) keep these beside them.
     """
 
     def __init__(self, backbone: Backbone, std: float = 0.02) -> None:
@@ -48,13 +50,13 @@ class ScaleShift(MergeablePart):
 
     @property
     def merges_wholly(self) -> bool:
-        """Whether it has no norms without a place for a bias."""
-        return all(map(_takes_bias, self._layers.values()))
+        """Whether all layers can take scale and shift."""
+        return all(map(absorbs_scale, self._layers.values()))
 
     def _merged_weights(self) -> Iterator[MergedWeight]:
         """See `MergeablePart`."""
         for key, layer in self._layers.items():
-            if _takes_bias(layer):
+            if absorbs_scale(layer):
                 yield MergedWeight(layer, "weight", partial(self._scaled, key))
                 yield MergedWeight(layer, "bias", partial(self._scaled_and_shifted, key))
 
@@ -72,17 +74,12 @@ class ScaleShift(MergeablePart):
         return 1.0 + self._strength * (scale - 1.0), self._strength * shift
 
     def _change(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if self._strength == 0.0 or (self.merged and _takes_bias(module)):
+        if self._strength == 0.0 or (self.merged and absorbs_scale(module)):
             return out
         scale, shift = self._between(key)
-        if isinstance(module, nn.Conv2d):
+        if channels_first(module):
             scale, shift = scale.view(-1, 1, 1), shift.view(-1, 1, 1)
         return torch.addcmul(shift, out, scale)
-
-
-def _takes_bias(layer: nn.Module) -> bool:
-    """Whether a layer adds a bias where it has one: all but timm's and PyTorch's norms by the root mean square."""
-    return "bias" in layer._parameters
 
 
 def _weight(layer: nn.Module) -> Tensor:
