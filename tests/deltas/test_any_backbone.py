@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,7 +19,7 @@ from vpt.backbones import create_backbone
 from vpt.deltas import attach
 from vpt.deltas.lora import Lora
 from vpt.errors import ConfigError, UnknownNameError, VPTError
-from vpt.export import fold
+from vpt.export import export_peft, fold
 from vpt.models import TunedModel, save_delta
 
 NETS = {
@@ -175,6 +177,31 @@ def test_a_model_with_it_is_saved_folded_and_copied(name: str, tmp_path: Path) -
     assert folded.delta is None
     assert not any("_computed" in vars(module) for module in folded.modules())
     assert isinstance(cast("nn.Module", folded.backbone.model), nn.Module)
+
+
+def test_peft_gets_the_change_of_a_convolution_and_none_of_a_grouped_one(tmp_path: Path) -> None:
+    spec = {"name": "lora", "rank": 2, "scale": 6.0, "targets": ["conv1"]}
+    model = TunedModel(create_backbone("resnet18", "random"), 3, [spec]).eval()
+    with torch.no_grad():
+        for tensor in model.owned().values():
+            tensor.normal_()
+    folder = export_peft(model, tmp_path / "adapter")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    before = {key: tensor.clone() for key, tensor in model.backbone.model.state_dict().items()}
+    cast("Any", model.parts()[0]).merge_for_good()
+    after = model.backbone.model.state_dict()
+    changed = {key.removesuffix(".weight") for key in after if not torch.equal(after[key], before[key])}
+    assert changed == set(config["target_modules"])
+    for layer in changed:
+        down, up = (tensors[f"base_model.model.{layer}.lora_{part}.weight"] for part in "AB")
+        assert up.shape[1:] == (2, 1, 1)
+        factor = config["alpha_pattern"][layer] / config["rank_pattern"][layer]
+        change = (after[f"{layer}.weight"] - before[f"{layer}.weight"]).flatten(1)
+        torch.testing.assert_close(factor * up.flatten(1) @ down.flatten(1), change, rtol=1e-4, atol=1e-5)
+    grouped = TunedModel(create_backbone("convnext_atto", "random"), 3, [{"name": "lora", "targets": ["conv_dw"]}])
+    with pytest.raises(ConfigError, match="no LoRA on grouped convolutions, such as stages"):
+        export_peft(grouped.eval(), tmp_path / "other")
 
 
 @pytest.mark.parametrize(
