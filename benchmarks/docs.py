@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks import (
     attention,
+    backbones,
     data,
     decoding,
     delta_steps,
@@ -45,6 +46,7 @@ SOURCES = (
     unknown_images,
     decoding,
     prediction,
+    backbones,
 )
 ROWS = {
     "linear": (),

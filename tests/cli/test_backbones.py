@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from tests.fakes import make_task
 from vpt.backbones import create_backbone
+from vpt.backbones.support import model_names
 from vpt.models import load_classifier
 
 from .conftest import CONFIGS, DEMO, QUICK, Vpt
@@ -59,3 +60,17 @@ def test_a_backbone_overlay_runs_from_fit_to_a_loaded_delta(vpt: Vpt, tmp_path: 
         logits = model(torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8))
     assert logits.shape == (1, 2)
     assert logits.isfinite().all()
+
+
+def test_a_table_or_all_of_one_model(vpt: Vpt) -> None:
+    answer = vpt("backbones", "vit_tiny*")
+    assert answer.status == 0, answer.err
+    assert max(map(len, answer.out.splitlines())) <= 80
+    names = model_names("vit_tiny*")
+    assert f"{len(names)} names" in answer.out
+    one = vpt("backbones", "resnet18").out
+    assert "resnet18.a1_in1k" in one
+    assert "no prompts" in one
+    few = vpt("backbones", "hiera_tiny*", "--prompts")
+    assert "0 names with 0 weights" in few.out
+    assert "Unknown backbone of timm 'nosuch*'" in vpt("backbones", "nosuch*").sentence

@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("runs", "tables and figures of tested runs, and a page of them"),
     "profile": ("runs", "the cost of a method: parameters, file size, FLOPs, memory, time"),
     "rerun": ("runs", "repeat a run, and check that its metrics are reproduced"),
+    "backbones": ("backbones", "list timm's models: which take prompts, and their weights"),
     "configs": ("configs", "list the configs that come with the package, or copy them"),
     "runs": ("runs", "list the runs below a folder: accuracy, seed, files"),
 }
