@@ -213,7 +213,7 @@ def test_unsupported_backbones_are_refused(name: str) -> None:
             r"of 3 blocks, counted from 0, got \[1, 4",
         ),
         ({"name": "prompt", "num_tokens": [1, 2, 3], "shared": True}, ConfigError, "same number and width"),
-        ({"name": "prompt", "num_tokens": 2, "deep": False, "shared": True}, ConfigError, "need deep prompts"),
+        ({"name": "prompt", "num_tokens": 2, "deep": False, "shared": True}, ConfigError, "only with deep prompts"),
         ({"name": "prompt", "num_tokens": 1, "dropout": 1.0}, ConfigError, r"\[0, 1\)"),
         ({"name": "prompt", "num_tokens": 1, "dropout_mode": "shard"}, UnknownNameError, "'shared'"),
         ({"name": "prompt", "num_tokens": 1, "deep": False, "dropout_mode": "prompt"}, ConfigError, "deep"),

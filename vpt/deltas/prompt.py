@@ -98,35 +98,17 @@ class Prompt(ExtraKeys):
         """
         blocks = chosen_blocks(len(backbone.layout.blocks), layers) if deep else [0]
         super().__init__(backbone, blocks, dropout, dropout_mode, log_bias, gate)
+        by_layer = {"layers": layers is not None, "shared": shared, "gate": gate is not None}
+        by_layer |= {"adaptive": adaptive is not None, "a list of num_tokens": not isinstance(num_tokens, int)}
+        self.fourier, self.init = fourier, init
+        self._check_start(deep, shared or project is not None)
         if not deep:
-            self._check_shallow(
-                layers is not None
-                or shared
-                or not isinstance(num_tokens, int)
-                or gate is not None
-                or adaptive is not None
-            )
-        check_number("fourier", fourier, 0, 1)
-        if init not in INITS:
-            raise UnknownNameError("init of prompts", init, INITS)
-        if init != "uniform" and (not deep or shared or project is not None):
-            raise ConfigError(f"init {init} needs deep prompts of each layer's own: leave out shared and project.")
-        if adaptive is not None and len(blocks) < 2:
-            raise ConfigError("adaptive prompts follow constant ones in the first block: give them a second block.")
+            self._check_shallow(by_layer)
         if adaptive is not None and (shared or project is not None or init != "uniform" or self.layout.windowed):
             raise ConfigError("adaptive prompts are of a ViT, each layer's own: leave out shared, project and init.")
-        self.fourier, self.init = fourier, init
         last = len(self.layout.blocks) - 1
-        if reference_pooling and not (self.layout.windowed and (not deep or last in blocks)):
-            raise ConfigError("reference_pooling needs prompts in the last block of a Swin: no other pool reads them.")
-        if reference_pooling and backbone.pool is not None:
-            raise ConfigError(
-                f"reference_pooling is a mean, but the backbone pools by {backbone.pool!r}: leave one out."
-            )
-        if reference_pooling and gate is not None:
-            raise ConfigError("A gate is of attention, and reference_pooling reads the prompts past it: leave one out.")
-        if reference_pooling and dropout_mode not in ("sample", "shared"):
-            raise ConfigError(f"reference_pooling takes dropout_mode 'sample' or 'shared', got {dropout_mode!r}.")
+        if reference_pooling:
+            self._check_pooling(deep, last)
         self.deep, self.shared = deep, shared
         self.pools = self.changes_pool = reference_pooling
         shallow = [] if deep or not self.layout.windowed else range(last + 1)
@@ -146,6 +128,25 @@ class Prompt(ExtraKeys):
         bound = math.sqrt(6 / (3 * height * width + drawn[0][1]))
         self.tokens = stack(drawn, backbone.mean, lambda tensor: tensor.uniform_(-bound, bound))
 
+    def _check_start(self, deep: bool, mapped: bool) -> None:
+        check_number("fourier", self.fourier, 0, 1)
+        if self.init not in INITS:
+            raise UnknownNameError("init of prompts", self.init, INITS)
+        if self.init != "uniform" and (not deep or mapped):
+            raise ConfigError(f"init {self.init} needs deep prompts of each layer's own: leave out shared and project.")
+
+    def _check_pooling(self, deep: bool, last: int) -> None:
+        if not (self.layout.windowed and (not deep or last in self.blocks)):
+            raise ConfigError("reference_pooling needs prompts in the last block of a Swin: no other pool reads them.")
+        if self.backbone.pool is not None:
+            raise ConfigError(
+                f"reference_pooling is a mean, but the backbone pools by {self.backbone.pool!r}: leave one out."
+            )
+        if self.gate is not None:
+            raise ConfigError("A gate is of attention, and reference_pooling reads the prompts past it: leave one out.")
+        if self.dropout_mode not in ("sample", "shared"):
+            raise ConfigError(f"reference_pooling takes dropout_mode 'sample' or 'shared', got {self.dropout_mode!r}.")
+
     def _check_numbers(self, numbers: Sequence[int], blocks: Sequence[int]) -> None:
         if self.fourier and any(self._transformed(number) == 0 for number in numbers):
             raise ConfigError(f"fourier {self.fourier} of {min(numbers)} prompts, rounded down, transforms none.")
@@ -161,13 +162,13 @@ class Prompt(ExtraKeys):
         """How many of so many prompts are transformed."""
         return math.floor(self.fourier * number + 1e-9)
 
-    def _check_shallow(self, by_layer: bool) -> None:
+    def _check_shallow(self, by_layer: Mapping[str, bool]) -> None:
         if self.dropout_mode not in ("sample", "shared"):
             raise ConfigError(
                 f"dropout_mode {self.dropout_mode!r} needs deep prompts; shallow ones take 'sample' or 'shared'."
             )
-        if by_layer:
-            raise ConfigError("layers, shared, gate, adaptive and a list of num_tokens need deep prompts.")
+        if given := [name for name, there in by_layer.items() if there]:
+            raise ConfigError(f"{', '.join(given)}: only with deep prompts.")
 
     def _projection(self, width: int, like: Tensor) -> nn.Linear:
         """As the reference draws it: Kaiming normal over the outputs."""

@@ -52,6 +52,8 @@ class ImagePrompts(nn.Module):
     def __init__(self, shapes: Sequence[Shape], grid: tuple[int, int], options: Adaptive, like: Tensor) -> None:
         """`shapes` are (n, dim) of each layer, of one dim; a ConfigError where the kernel is larger than the grid."""
         super().__init__()
+        if not shapes:
+            raise ConfigError("adaptive prompts follow constant ones in the first block: give them a second block.")
         rows, columns = (side - options.kernel + 1 for side in grid)
         if rows < 1 or columns < 1:
             raise ConfigError(f"kernel of adaptive is {options.kernel}, for a map of {grid[0]} by {grid[1]} patches.")
