@@ -112,6 +112,14 @@ def _options(value: Any, hint: type[Options]) -> dict[str, Any]:
     }
 
 
+def brief_options(value: Any, hint: Any) -> Any:
+    """A value of a type in its canonical form; of `Options` only the fields that differ from their defaults."""
+    kinds = [each for each in (hint, *get_args(hint)) if isinstance(each, type) and issubclass(each, Options)]
+    if not kinds or not isinstance(value, Mapping):
+        return value
+    return {each.name: value[each.name] for each in fields(kinds[0]) if value[each.name] != each.default}
+
+
 def canonical(value: Any, hint: Any) -> Any:
     """A value in the form of a type: plain ones as Python's own, their sequences as lists, all others as they are.
 

@@ -93,6 +93,13 @@ def test_only_positive_numbers_that_are_not_whole_have_something_beyond() -> Non
     assert beyond({"model.base_lr": 0.1, "n": 4}, rates) == [{"model.base_lr": 0.01, "n": 4}]
 
 
+def test_an_end_stays_one_where_another_key_has_moved_on() -> None:
+    tried = [{"a": a, "b": b, "val": a + b} for a in (0.1, 0.3) for b in (0.01, 0.03)]
+    assert beyond({"a": 0.3, "b": 0.03}, tried) == [{"a": 0.9, "b": 0.03}, {"a": 0.3, "b": 0.09}]
+    tried.append({"a": 0.9, "b": 0.03, "val": 2.0})
+    assert beyond({"a": 0.9, "b": 0.03}, tried) == [{"a": 2.7, "b": 0.03}, {"a": 0.9, "b": 0.09}]
+
+
 @pytest.mark.parametrize("best", [0.03, 0.3])
 def test_a_search_does_not_follow_equals(best: float, config: Config, root: Path) -> None:
     def val(args: Any, epochs: int) -> float:

@@ -224,8 +224,10 @@ def test_a_calibration_outlives_an_option_that_its_deltas_did_not_have_then(tmp_
     header, tensors = read_delta(save_delta(tmp_path / "new.safetensors", tuned))
     older = [{key: value for key, value in spec.items() if key != "gate"} for spec in header["specs"]]
     assert model_digest(header | {"specs": older}, tensors) == model_digest(header, tensors)
-    other = [spec | {"gate": {"init": -1.0}} for spec in header["specs"]]
-    assert model_digest(header | {"specs": other}, tensors) != model_digest(header, tensors)
+    gated = [spec | {"gate": {"init": -1.0}} for spec in header["specs"]]
+    assert model_digest(header | {"specs": gated}, tensors) != model_digest(header, tensors)
+    told = [spec | {"gate": {"init": -1.0, "per": "head"}} for spec in header["specs"]]
+    assert model_digest(header | {"specs": told}, tensors) == model_digest(header | {"specs": gated}, tensors)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class Backbone(nn.Module):
         mean, std = _statistics(name, normalization)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.readout = nn.Identity()
+        self.entry, self.readout = nn.Identity(), nn.Identity()
         self.attached: list[Attached] = []
         self.trim, self.reads_map = True, False
         self._layout, self._unknown = _layout_or_reason(model)
@@ -167,21 +167,24 @@ class Backbone(nn.Module):
         """Encodes images without what hooks on `readout`, (B, num_features)."""
         if self._layout is None:
             model = cast("Any", self.model)
-            return cast("Tensor", model.forward_head(model.forward_features(self.normalize(images)), pre_logits=True))
-        return self._from_block(0, *embed(self.model, self.normalize(images)))
+            return cast(
+                "Tensor",
+                model.forward_head(model.forward_features(self.entry(self.normalize(images))), pre_logits=True),
+            )
+        return self._from_block(0, *embed(self.model, self.entry(self.normalize(images))))
 
     def tokens(self, images: Tensor) -> Tensor:
         """Final tokens of a ViT, (B, prefix + patches, num_features) without prompts; else the final map."""
         model = cast("Any", self.model)
         if self._layout is None:
-            return cast("Tensor", model.forward_features(self.normalize(images)))
-        x, given = embed(model, self.normalize(images))
+            return cast("Tensor", model.forward_features(self.entry(self.normalize(images))))
+        x, given = embed(model, self.entry(self.normalize(images)))
         blocks = range(len(self._layout.blocks))
         return cast("Tensor", model.norm(run_blocks(model, self._layout, x, given, blocks, self.attached)[0]))
 
     def before_block(self, images: Tensor, block: int) -> Tensor:
         """The first half of the forward pass, up to `block` ≥ 1: tokens (B, N, dim), or (B, H, W, dim) with windows."""
-        x, given = embed(self.model, self.normalize(images))
+        x, given = embed(self.model, self.entry(self.normalize(images)))
         return run_blocks(self.model, self.layout, x, given, range(block), self.attached)[0]
 
     def from_block(self, tokens: Tensor, block: int) -> Tensor:

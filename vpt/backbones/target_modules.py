@@ -126,52 +126,63 @@ def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
     }
 
 
-def channels_first(layer: nn.Module) -> bool:
-    """Whether what a layer gives are maps (B, channels, H, W), and not channels last."""
-    return isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm) or "2d" in type(layer).__name__
+def channel_dim(layer: nn.Module) -> int:
+    """The dimension of a layer's outputs that its weight has a value for: 1 of maps (B, channels, ...), or the last."""
+    if hasattr(layer, "channel_dim"):  # GlobalResponseNorm
+        return int(cast("Any", layer).channel_dim)
+    first = (
+        isinstance(layer, nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm) or "2d" in type(layer).__name__
+    )
+    return 1 if first else -1
+
+
+def plain_convolution(layer: nn.Module) -> bool:
+    """Whether a layer convolves with its weight as it is: it does not standardise it."""
+    return type(layer).__name__ in ("Conv2d", "Conv2dSame")
 
 
 def absorbs_scale(layer: nn.Module) -> bool:
     """Whether a scale and a shift of a layer's outputs can be put into its weight and its bias.
 
-    Not of norms without a place for a bias, or with an activation behind, and not where a weight is standardised.
+    So it is of linear layers, plain convolutions, and norms that have a place for a bias and nothing behind it.
     """
+    if isinstance(layer, nn.Linear) or plain_convolution(layer):
+        return True
     activation = getattr(layer, "act", None)
-    acts = _is_norm(layer) and isinstance(activation, nn.Module) and not isinstance(activation, nn.Identity)
-    standardised = type(layer).__name__.startswith(("Std", "ScaledStd"))
-    return "bias" in layer._parameters and not acts and not standardised
+    acts = isinstance(activation, nn.Module) and not isinstance(activation, nn.Identity)
+    norm = isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm)
+    return norm and not acts and "bias" in layer._parameters
 
 
-def image_entry(backbone: Backbone) -> nn.Module:
-    """What the normalised image (B, 3, H, W) enters; an UnsupportedBackboneError where that is not known."""
-    if backbone.has_layout:
-        return cast("nn.Module", backbone.model.patch_embed)
-    for module in backbone.model.modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
-            return module
-    raise UnsupportedBackboneError(f"{backbone.name} has no convolution of three channels that an image enters.")
+def stages(backbone: Backbone) -> list[list[str]]:
+    """The parameters of each stage of a backbone that is no known transformer, as timm tells and registers them.
 
-
-def stages(backbone: Backbone) -> list[str]:
-    """Where the stages of a backbone end that is no known transformer: timm's names of modules, in order.
-
-    An UnsupportedBackboneError where timm does not tell.
+    The first has what lies before it, too, and the last what follows. An UnsupportedBackboneError where timm does not
+    tell, or not in the order of its modules.
     """
     told: Any = getattr(backbone.model, "feature_info", None) or []
-    names = [str(each["module"]) for each in (told if isinstance(told, list) else told.info)]
-    own = [name for name, _ in backbone.model.named_parameters()]
-    found = [name for name in names if any(each.startswith(f"{name}.") for each in own)]
-    if not found:
-        raise UnsupportedBackboneError(f"timm does not tell the stages of {backbone.name}.")
-    return found
+    ends = list(dict.fromkeys(str(each["module"]) for each in (told if isinstance(told, list) else told.info)))
+    modules = [name for name, _ in backbone.model.named_modules()]
+    last = [max((at for at, name in enumerate(modules) if _within(name, end)), default=-1) for end in ends]
+    if not ends or -1 in last or sorted(set(last)) != last:
+        raise UnsupportedBackboneError(f"timm does not tell the stages of {backbone.name} one after the other.")
+    place = {name: at for at, name in enumerate(modules)}
+    own = [(name, place[name.rpartition(".")[0]]) for name, _ in backbone.model.named_parameters()]
+    first, last = [-1, *last[:-1]], [*last[:-1], len(modules)]
+    found = [[name for name, at in own if low < at <= high] for low, high in zip(first, last, strict=True)]
+    return [stage for stage in found if stage]
+
+
+def _within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
 
 
 def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
     """Names the parameters of a timm model that play a role and are read, in the order of `model.named_parameters()`.
 
     Roles are ``all``; ``bias``, every additive vector named so; ``norm``, scale and shift of every normalisation;
-    ``last``, the `last` blocks, what lies between them and what follows them; where blocks are not known, what follows
-    the stage before the `last` ones.
+    ``last``, the `last` blocks, what lies between them and what follows them; where blocks are not known, the `last`
+    stages.
     """
     own = {name: p for name, p in backbone.model.named_parameters() if backbone.reads(name)}
     names = list(own)
@@ -181,9 +192,8 @@ def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
         norms = {name for name, module in backbone.model.named_modules() if _is_norm(module)}
         return [name for name in names if name.rpartition(".")[0] in norms]
     if role == "last" and not backbone.has_layout:
-        before = stages(backbone)[:-last]
-        behind = [place for place, name in enumerate(names) if before and name.startswith(f"{before[-1]}.")]
-        return names[behind[-1] + 1 :] if behind else names
+        chosen_stages = {name for stage in stages(backbone)[-last:] for name in stage}
+        return [name for name in names if name in chosen_stages]
     if role == "last":
         chosen = backbone.layout.blocks[-last:]
         late = {id(p) for block in chosen for p in block.parameters()}

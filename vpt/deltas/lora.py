@@ -58,6 +58,11 @@ class Lora(MergeablePart):
             raise ConfigError(f"LoRA needs at least one target{' of ' if known else ''}{', '.join(known)}.")
         if len(set(targets)) < len(targets) or scale == 0:
             raise ConfigError(f"LoRA needs different targets and a scale that is not 0, got {[*targets]} and {scale}.")
+        if not known and list(targets) == ["q", "v"]:
+            raise ConfigError(
+                f"The blocks of {backbone.name} are not known, and so no q and v: name layers in LoRA's targets, such "
+                "as all-linear or all-conv."
+            )
         by_name = self._by_name(known, targets)
         if by_name and layers is not None:
             raise ConfigError(f"layers are of a block's {', '.join(known) or 'maps'}, not of layers by name.")
@@ -97,7 +102,7 @@ class Lora(MergeablePart):
                 named_layers(self.backbone, [name])
             except UnknownNameError as error:
                 kind = f"LoRA target of {self.backbone.name}"
-                raise UnknownNameError(kind, name, [*known, *error.known]) from error
+                raise UnknownNameError(kind, name, dict.fromkeys([*known, *error.known])) from error
         return found
 
     def hooks(self) -> Iterator[Handle]:
@@ -105,7 +110,10 @@ class Lora(MergeablePart):
         for module, keys in self._by_module.items():
             yield module.register_forward_hook(partial(self._add, keys))
         for key, layer in self.convolutions.items():
-            yield Parametrization(layer, "weight", partial(self._convolved, key))
+            try:
+                yield Parametrization(layer, "weight", partial(self._convolved, key))
+            except ConfigError as error:
+                raise ConfigError(f"Two deltas train {key.replace('/', '.')}.weight: keep one of them.") from error
 
     def expected_parameters(self) -> int:
         """Σ rank · (inputs + outputs) over the maps; the inputs of a convolution are those of one group, times k²."""
@@ -127,6 +135,7 @@ class Lora(MergeablePart):
     @torch.no_grad()
     def merge_for_good(self) -> None:
         """See `MergeablePart`."""
+        self.merge()  # which may be refused, before anything is changed
         convolved = [handle for handle in self._handles if isinstance(handle, Parametrization)]
         values = [handle.value.detach().clone() for handle in convolved]
         for handle in convolved:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
-from vpt.backbones.target_modules import image_entry
 from vpt.deltas.base import DeltaPart, Handle, chosen_blocks, pick, stack
 from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
@@ -75,14 +74,13 @@ class PromptPad(DeltaPart):
         size, like = backbone.image_size, backbone.mean
         if not 1 <= width < size / 2:
             raise ConfigError(f"A frame of {width} pixels does not fit {size} pixels: give 1 to {(size - 1) // 2}.")
-        self._entry = [image_entry(backbone)]  # in a list, so that it does not become a part of this module
         self._width, self._size = width, size
         self.rows = nn.Parameter(like.new_zeros(2, 3, width, size))
         self.columns = nn.Parameter(like.new_zeros(2, 3, size - 2 * width, width))
 
     def hooks(self) -> Iterator[Handle]:
-        """The frame before the patch embedding, or the first convolution."""
-        yield self._entry[0].register_forward_pre_hook(self._add)
+        """The frame on the normalised image."""
+        yield self.backbone.entry.register_forward_pre_hook(self._add)
 
     def expected_parameters(self) -> int:
         """12 · width · (size − width)."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import torch
 
-from vpt.argument_types import MisfitError, canonical, checked, in_words, is_plain, shown
+from vpt.argument_types import MisfitError, brief_options, canonical, checked, in_words, is_plain, shown
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import DeltaPart
 from vpt.errors import ConfigError, UnknownNameError
@@ -129,8 +129,9 @@ class DeltaSpec:
 
     def brief(self) -> dict[str, Any]:
         """The dict for a reader: ``name`` and the arguments that differ from their defaults."""
-        defaults = {key: _as_list(default) for key, (_, default) in _parameters(find_delta(self.name)).items()}
-        return {"name": self.name} | {key: value for key, value in self.arguments.items() if value != defaults[key]}
+        known = _parameters(find_delta(self.name))
+        given = {key: value for key, value in self.arguments.items() if value != _as_list(known[key][1])}
+        return {"name": self.name} | {key: brief_options(value, known[key][0]) for key, value in given.items()}
 
     def build(self, backbone: Backbone) -> DeltaPart:
         """Builds the part, which is not attached.

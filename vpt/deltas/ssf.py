@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
-from vpt.backbones.target_modules import absorbs_scale, affine_layers, channels_first
+from vpt.backbones.target_modules import absorbs_scale, affine_layers, channel_dim
 from vpt.deltas.base import Handle, MergeablePart, MergedWeight
 from vpt.deltas.registry import register_delta
 from vpt.errors import check_number
@@ -77,8 +77,9 @@ class ScaleShift(MergeablePart):
         if self._strength == 0.0 or (self.merged and absorbs_scale(module)):
             return out
         scale, shift = self._between(key)
-        if channels_first(module):
-            scale, shift = scale.view(-1, 1, 1), shift.view(-1, 1, 1)
+        if (dim := channel_dim(module)) != -1:
+            behind = [1] * (out.ndim - dim - 1)
+            scale, shift = scale.view(-1, *behind), shift.view(-1, *behind)
         return torch.addcmul(shift, out, scale)
 
 

@@ -60,12 +60,9 @@ def _check(config: Config) -> None:
     targets = config["data"].get("init_args", {}).get("targets", "multiclass")
     if targets != "multiclass":
         raise ConfigError(f"A hyperparameter ensemble is of images with one class each, not of {targets} targets.")
-    if config["trainer"].get("devices") not in (None, "auto", 1, "1", [0]) or config["trainer"].get(
-        "num_nodes"
-    ) not in (
-        None,
-        1,
-    ):
+    devices, nodes = (config["trainer"].get(key) for key in ("devices", "num_nodes"))
+    named = devices.strip(",").split(",") if isinstance(devices, str) else devices
+    if (isinstance(named, list) and len(named) > 1) or (isinstance(devices, int) and devices > 1) or (nodes or 1) > 1:
         raise ConfigError("A hyperparameter ensemble needs trainer.devices 1: several keep no answers of their test.")
 
 

@@ -191,14 +191,14 @@ def beyond(best: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> list[
     as good: there is nothing to gain in that direction. `tried` are rows of `Outcome.tried`.
     """
     found = []
+    score_of = {identity({key: row[key] for key in best}): _val(row) for row in tried}
     for key, value in best.items():
-        line = [row for row in tried if all(row[other] == best[other] for other in best if other != key)]
-        vals = {row[key]: _val(row) for row in line if isinstance(row[key], float | int) and row[key] != 0}
-        values = sorted(vals)
+        values = sorted({row[key] for row in tried if isinstance(row[key], float | int) and row[key] != 0})
         usable = len(values) > 1 and values[0] > 0 and not all(isinstance(each, int) for each in values)
         if usable and value in (values[0], values[-1]):
             neighbour = values[1] if value == values[0] else values[-2]
-            if vals[neighbour] < vals[value]:
+            beside = score_of.get(identity({**best, key: neighbour}), -math.inf)
+            if beside < score_of[identity(dict(best))]:
                 found.append({**best, key: float(f"{value * value / neighbour:.3g}")})
     return found
 

@@ -8,10 +8,11 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpt.argument_types import checked
 from vpt.atomic_write import atomic_write, write_json, write_text
+from vpt.backbones.target_modules import plain_convolution
 from vpt.deltas.lora import Lora
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
@@ -26,7 +27,7 @@ standard deviation {std}.
 import peft, timm
 
 # or with the weights it was trained on
-model = timm.create_model("{name}", pretrained=True, num_classes={classes}, img_size={size})
+model = timm.create_model("{name}", pretrained=True, num_classes={classes}{sized})
 model = peft.PeftModel.from_pretrained(model, "this folder")
 ```
 """
@@ -81,6 +82,7 @@ def _readme(model: TunedModel) -> str:
         name=backbone.name,
         weights=backbone.weights_id,
         size=backbone.image_size,
+        sized=f", img_size={backbone.image_size}" if backbone.has_layout else "",
         mean=mean,
         std=std,
         classes=len(model.class_names),
@@ -97,6 +99,12 @@ def _only_lora(model: TunedModel) -> Lora:
     return parts[0]
 
 
+def _known_to_peft(layer: nn.Conv2d) -> bool:
+    """Whether peft's convolution beside it, of the same kernel, stride and padding, is the same change."""
+    usual = layer.groups == 1 and layer.padding_mode == "zeros" and set(layer.dilation) == {1}
+    return plain_convolution(layer) and usual
+
+
 def _layers(model: TunedModel, lora: Lora) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
     """Tensors in peft's names, and the rank and alpha of each layer: peft scales by alpha / rank."""
     names = {id(module): name for name, module in model.backbone.model.named_modules()}
@@ -107,8 +115,11 @@ def _layers(model: TunedModel, lora: Lora) -> tuple[dict[str, Tensor], dict[str,
             f"timm's {model.backbone.name} reads the weight of its query-key-value layer past the layer, where peft's "
             "change would be lost: peft export takes LoRA on proj, fc1 and fc2 there."
         )
-    if grouped := [key for key, layer in lora.convolutions.items() if layer.groups > 1]:
-        raise ConfigError(f"peft export takes no LoRA on grouped convolutions, such as {grouped[0].replace('/', '.')}.")
+    if odd := [key for key, layer in lora.convolutions.items() if not _known_to_peft(layer)]:
+        raise ConfigError(
+            "peft export takes no LoRA on convolutions that are grouped, dilated, padded otherwise than with zeros, or "
+            f"standardise their weight, such as {odd[0].replace('/', '.')}."
+        )
     changes = defaultdict(list)
     for key, target in lora.targets.items():
         changes[names[id(target.module)]].append((target, lora.down[key], lora.up[key]))

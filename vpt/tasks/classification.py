@@ -84,6 +84,7 @@ class ClassificationTask(TuningTask):
         super().__init__(**task)
         check_loss(self.hparams)
         self._class_weight: Tensor | None = None
+        self._probed = False
         mixed = [name for name in ("mixup", "cutmix") if self.hparams[name]]
         mixed += ["init_head probe"] if init_head == PROBE else []
         if self.targets != "multiclass" and (others := [*self.reshaped(), *mixed]):
@@ -150,8 +151,9 @@ class ClassificationTask(TuningTask):
     def on_fit_start(self) -> None:
         """Fits the head, too, where training is to start at the probe, unless it is resumed."""
         super().on_fit_start()
-        if self.hparams["init_head"] != PROBE or self.trainer.ckpt_path is not None:
+        if self.hparams["init_head"] != PROBE or self.trainer.ckpt_path is not None or self._probed:
             return
+        self._probed = True
         frozen = self.model.delta is not None and self.hparams["init_delta"] is None
         strength, data = 0.0 if frozen else self.model.strength, cast("Any", self.trainer).datamodule
         with self.trainer.precision_plugin.forward_context():
@@ -211,6 +213,7 @@ class ClassificationTask(TuningTask):
         if (theirs := checkpoint.get("targets", "multiclass")) != self.targets:
             raise ConfigError(f"The checkpoint is of {theirs} targets, the model of {self.targets}: they must agree.")
         super().on_load_checkpoint(checkpoint)
+        self._probed = True
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Predicts a batch, which needs no labels: ``index`` (B,) and ``logits`` (B, num_classes)."""
