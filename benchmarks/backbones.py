@@ -9,6 +9,7 @@ version of timm that was counted.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -66,11 +67,11 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Counts and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--print", action="store_true", help="count nothing, print what is there")
-    if not parser.parse_args().print:
+    if not parser.parse_args(argv).print:
         every = map(support, track(model_names(), "Models"))
         found = sorted((each for each in every if each.family != OURS), key=lambda each: (each.family, each.name))
         kept().put(*(row(family, list(own)) for family, own in groupby(found, key=lambda each: each.family)))

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import (
     attention,
+    backbones,
     data,
     decoding,
     delta_steps,
@@ -26,6 +27,7 @@ from benchmarks.docs import SOURCES
 
 ALL = (
     attention,
+    backbones,
     data,
     delta_steps,
     examples,

@@ -179,4 +179,4 @@ def test_an_unknown_model_keeps_none_of_its_callers_frames_alive() -> None:
     assert ref() is None
     for _ in range(2):
         with pytest.raises(UnsupportedBackboneError, match="ResNet are not known: linear"):
-            attach(backbone, [{"name": "lora"}])
+            attach(backbone, [{"name": "prefix", "num_tokens": 1}])

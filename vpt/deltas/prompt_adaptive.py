@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, dropout, dropout2d
+from torch.nn.functional import dropout, dropout2d
 
 from vpt.argument_types import Options
 from vpt.deltas.base import Shape
@@ -74,10 +74,15 @@ class ImagePrompts(nn.Module):
         rows, columns = self.grid
         patches: Tensor = self.norms[layer](tokens[:, tokens.shape[1] - rows * columns :])
         channels = patches.transpose(1, 2).reshape(patches.shape[0], -1, rows, columns)
-        kernel = self.kernels[layer].to(channels.dtype).expand(channels.shape[1], 1, -1, -1)
-        map_ = conv2d(channels, kernel, groups=channels.shape[1])
-        map_ = dropout2d(map_, self.options.dropout, self.training)
-        pooled: Tensor = self.pools[layer](map_.flatten(2)).transpose(1, 2)
+        side, kernel = self.options.kernel, self.kernels[layer].to(channels.dtype)
+        # A convolution of each channel by one small kernel: a sum of shifted maps, without a copy of it per channel.
+        rows, columns = rows - side + 1, columns - side + 1
+        shifts = [(row, column) for row in range(side) for column in range(side)]
+        parts = [kernel[r, c] * channels[:, :, r : r + rows, c : c + columns] for r, c in shifts]
+        map_ = dropout2d(sum(parts[1:], start=parts[0]), self.options.dropout, self.training)
+        pooled: Tensor = (
+            self.pools[layer](map_.flatten(2)).transpose(1, 2).contiguous()
+        )  # a view would round by whether weights train
         hidden = dropout(torch.relu(self.down(pooled)), self.options.dropout, self.training)
         return cast("Tensor", pooled + self.up(hidden))
 
