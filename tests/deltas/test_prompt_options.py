@@ -63,7 +63,7 @@ def test_a_gate_scales_the_odds_head_by_head_and_with_the_strength() -> None:
     attention, x = backbone.layout.attentions[1], torch.randn(2, 17, 24, dtype=torch.float64)
 
     def odds() -> Tensor:
-        share = attention.weights(None, x)[..., 17:].sum(-1)
+        share: Tensor = attention.weights(None, x)[..., 17:].sum(-1)
         return share / (1 - share)
 
     plain = odds()
@@ -93,9 +93,9 @@ def test_a_gated_prompt_at_strength_0_and_1_is_exact_and_the_gate_has_its_gradie
     step = torch.zeros_like(part.gate)
     step[1] = 1e-6
     with torch.no_grad():
-        part.gate += step
+        part.gate.add_(step)
         above = backbone(images(family)).square().sum()
-        part.gate -= 2 * step
+        part.gate.sub_(2 * step)
         below = backbone(images(family)).square().sum()
     assert float(grad[1]) == pytest.approx(float(above - below) / 2e-6, rel=1e-4, abs=1e-8)
 
@@ -188,7 +188,7 @@ def test_a_run_starts_from_tokens_of_its_training_images(head: str | None) -> No
         for own, theirs in zip(tokens_of(part), entering(backbone.model, pixels), strict=True):
             gaps = torch.cdist(own, theirs.flatten(0, 1), compute_mode="donot_use_mm_for_euclid_dist")
             assert float(gaps.min(dim=1).values.max()) < 1e-3
-    before = part.tokens.clone()
+    before = cast("Tensor", part.tokens).clone()
     runs.fit(task, datamodule=data())
     assert torch.equal(cast("Tensor", part.tokens), before), "what has started goes on"
 
@@ -246,7 +246,7 @@ def test_a_gate_moves_in_half_precision(dtype: torch.dtype) -> None:
     assert part.gate is not None
     for _ in range(50):
         with torch.no_grad():
-            part.gate += 0.008
+            part.gate.add_(0.008)
     opening = part.opening(0)
     assert opening is not None
     assert float(opening[0].detach()) == pytest.approx(-4.6, abs=0.01)
