@@ -34,10 +34,10 @@ from vpt.data import default_root
 from vpt.experiments.executors import serially
 from vpt.experiments.sweep import RATE, SERIES_FILE, SWEEP_FILE, Plan, beyond, sweep
 from vpt.experiments.transfer import Mode, transfer
-from vpt.experiments.trial import ANSWERS_FILE
+from vpt.experiments.trial import ANSWERS_FILE, Failure, Trial, merged
 from vpt.models.delta_format import without_places
 from vpt.robustness import logit_records
-from vpt.run_record import CONFIG_FILE, RUN_FILE
+from vpt.run_record import CONFIG_FILE, RUN_FILE, score
 
 BACKBONE = "vit_tiny_patch16_224"
 WEIGHTS = "weights/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
@@ -131,20 +131,51 @@ def plan(place: Place, method: str) -> Plan:
 
 def run_cell(place: Place, task: str, method: str) -> None:
     """Runs what is missing of a cell and keeps its records."""
-    found = place.cells.find(task, method)
-    if found is not None and (task, method) not in one_order(place.out) and not unfinished(found):
-        return
+    kept = place.cells.find(task, method)
     folder = place.build / task / method
-    runs = sweep(resolve(arguments(place, task, method)), plan(place, method), folder, serially).runs
-    for seed in place.seeds:
+    if kept is None or (task, method) in one_order(place.out):
+        runs = sweep(resolve(arguments(place, task, method)), plan(place, method), folder, serially).runs
+        found = json.loads((folder / SWEEP_FILE).read_text())
+    elif unfinished(kept):
+        runs, found = _widened(place, task, method, kept, folder)
+    else:
+        return
+    for seed in place.seeds if runs else ():
         record = folder / runs[seed] / RUN_FILE
         run = without_places(json.loads(record.read_text()))
         place.runs.put({"task": task, "method": method, "seed": seed, "run": run})
         if seed == place.seeds[0] and (logits := record.with_name(ANSWERS_FILE)).stat().st_size < 100_000:
             _keep_logits(place, task, method, logit_records.read(logits))
-    found = json.loads((folder / SWEEP_FILE).read_text())
-    kept = ("chosen", "val", "tests", "tried", "seconds", "images")
-    place.cells.put({"task": task, "method": method, "widen": WIDEN, **{name: found[name] for name in kept}})
+    names = ("chosen", "val", "tests", "tried", "seconds", "images")
+    place.cells.put({"task": task, "method": method, "widen": WIDEN, **{name: found[name] for name in names}})
+
+
+def _widened(place: Place, task: str, method: str, cell: Row, folder: Path) -> tuple[dict[int, str], Row]:
+    """Goes on from the kept rates of a cell beyond their end; runs of its seeds only where another rate won."""
+    config, asked = resolve(arguments(place, task, method)), plan(place, method)
+    found = {**cell, "tried": list(cell["tried"])}
+    for _ in range(WIDEN):
+        more = beyond(found["chosen"], found["tried"])
+        if not more:
+            break
+        values = asked.choose | asked.seeded(place.seeds[0]) | more[0]
+        trial = Trial(f"beyond/{more[0][RATE]:g}", merged(config, values))
+        record = serially([trial], folder)[trial.name]
+        if isinstance(record, Failure):
+            found["tried"].append(more[0] | {"failed": record.reason})
+            break
+        row = more[0] | {"val": score(record, "val"), "epochs": record["epochs"]}
+        found["tried"] = sorted([*found["tried"], row], key=lambda each: float(each[RATE]))
+        found |= {name: found[name] + record[name] for name in ("seconds", "images")}
+        if row["val"] is None or row["val"] <= found["val"]:
+            break
+        found |= {"chosen": more[0], "val": row["val"]}
+    if found["chosen"] == cell["chosen"]:
+        return {}, found
+    finals = sweep(config, replace(asked, grid={RATE: [found["chosen"][RATE]]}), folder, serially)
+    tested = {"tests": {str(seed): value for seed, value in finals.tests.items()}}
+    spent = {name: found[name] + getattr(finals, name) for name in ("seconds", "images")}
+    return finals.runs, found | tested | spent
 
 
 def unfinished(cell: Row) -> bool:
