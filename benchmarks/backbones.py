@@ -38,6 +38,8 @@ def row(family: str, found: list[Support]) -> Row:
         "checkpoints": total.checkpoints,
         "prompted_names": total.prompted_names,
         "prompted_checkpoints": total.prompted_checkpoints,
+        "known_names": total.known_names,
+        "known_checkpoints": total.known_checkpoints,
         "refused": sorted(each.name for each in found if each.builds and not each.prompts),
         "unbuilt": sorted(each.name for each in found if not each.builds),
     }
@@ -48,10 +50,10 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     rows = kept(out).rows()
     if not rows:
         return {}
-    head = ["timm's module", "names", "checkpoints", "names that take prompts", "checkpoints that take prompts"]
-    whole = ("names", "checkpoints", "prompted_names", "prompted_checkpoints")
+    head = ["timm's module", "names", "checkpoints", "deep prompts: names", "checkpoints", "all deltas: names"]
+    whole = ("names", "checkpoints", "prompted_names", "prompted_checkpoints", "known_names", "known_checkpoints")
     ranked = sorted(rows, key=lambda row: (-row["prompted_names"], row["family"]))
-    lines = [[f"`{row['family']}`", *(f"{row[key]:,}" for key in whole)] for row in ranked]
+    lines = [[f"`{row['family']}`", *(f"{row[key]:,}" for key in whole[:-1])] for row in ranked]
     total = {key: sum(row[key] for row in rows) for key in whole}
     unbuilt = [name for row in rows for name in row["unbuilt"]]
     left = f" timm does not build {len(unbuilt)} names on the meta device: {', '.join(unbuilt)}." if unbuilt else ""
@@ -61,7 +63,8 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
         "backbones": markdown(head, lines),
         "backbone count": (
             f"timm {rows[0]['timm']} has {total['names']:,} names with {total['checkpoints']:,} checkpoints. Of these "
-            f"{total['prompted_names']:,} names with {total['prompted_checkpoints']:,} checkpoints take prompts.{left}"
+            f"{total['prompted_names']:,} names with {total['prompted_checkpoints']:,} checkpoints take deep prompts "
+            f"and prefixes, {total['known_names']:,} names with {total['known_checkpoints']:,} all deltas.{left}"
         ),
         "backbones refused": markdown(["timm's module", "names that take no prompts"], refused),
     }

@@ -60,7 +60,7 @@ class ReprojectedPrompt(Prompt):
     """The number of prompts is read from the projected prompts."""
 
     def _weaken_tokens(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
-        before, number = self.layout.num_prefix, self.prompts(0).shape[0]
+        before, number = self.backbone.layout.num_prefix, self.prompts(0).shape[0]
         return keys, values, self.key_bias(layer, keys, number, before, keys.shape[2] - before - number)
 
 

@@ -178,5 +178,5 @@ def test_an_unknown_model_keeps_none_of_its_callers_frames_alive() -> None:
     gc.collect()
     assert ref() is None
     for _ in range(2):
-        with pytest.raises(UnsupportedBackboneError, match="ResNet are not known: linear"):
+        with pytest.raises(UnsupportedBackboneError, match="Where ResNet attends is not known"):
             attach(backbone, [{"name": "prefix", "num_tokens": 1}])

@@ -191,7 +191,7 @@ def test_only_the_prompts_train() -> None:
     assert sum(p.numel() for p in delta.parameters()) == 3 * 5 * 24
 
 
-@pytest.mark.parametrize("name", ["vit_small_patch16_18x2_224", "convit_tiny", "resnet18"])
+@pytest.mark.parametrize("name", ["xcit_nano_12_p8_224", "convit_tiny", "resnet18"])
 def test_unsupported_backbones_are_refused(name: str) -> None:
     model = timm.create_model(name, num_classes=0)
     backbone = Backbone(model, name, "random", "random", 224, "none")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
@@ -15,11 +15,13 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from vpt.argument_types import checked, shown
+from vpt.backbones.attention_layout import RUN_WHOLE, AttentionLayout, read_attention
 from vpt.backbones.block_forward import Attached, BlockInputs, block_inputs, embed, run_blocks
 from vpt.backbones.checkpoints import build, config, current_name, fingerprint, width
 from vpt.backbones.token_layout import TokenLayout, read_layout
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
 
+T = TypeVar("T")
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     "inception": (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),
@@ -80,7 +82,10 @@ class Backbone(nn.Module):
         self.entry, self.readout = nn.Identity(), nn.Identity()
         self.attached: list[Attached] = []
         self.trim, self.reads_map = True, False
-        self._layout, self._unknown = _layout_or_reason(model)
+        self._layout, self._unknown = _or_reason(read_layout, model)
+        self._attention, self._unattended = (
+            _or_reason(read_attention, model, image_size) if self._layout is None else (self._layout, "")
+        )
         self.tuned = self.folded = False
         self.freeze()
         self.eval()
@@ -101,13 +106,25 @@ class Backbone(nn.Module):
     def layout(self) -> TokenLayout:
         """The token layout; an UnsupportedBackboneError where the blocks of this model are not known."""
         if self._layout is None:
-            raise UnsupportedBackboneError(f"{self.name}: {self._unknown}")
+            raise UnsupportedBackboneError(f"{self.name}: {self._unknown if self._attention is None else RUN_WHOLE}")
         return self._layout
 
     @property
     def has_layout(self) -> bool:
         """Whether its blocks and tokens are known."""
         return self._layout is not None
+
+    @property
+    def attention_layout(self) -> AttentionLayout:
+        """Where it attends; an UnsupportedBackboneError where its attention is not known."""
+        if self._attention is None:
+            raise UnsupportedBackboneError(f"{self.name}: {self._unattended}")
+        return self._attention
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether its attention is known, as it is wherever its tokens are."""
+        return self._attention is not None
 
     def freeze(self) -> None:
         """Freezes every parameter and keeps the model in eval mode from now on."""
@@ -209,10 +226,10 @@ class Backbone(nn.Module):
         return total / number
 
 
-def _layout_or_reason(model: nn.Module) -> tuple[TokenLayout | None, str]:
-    """The layout, or why there is none; a stored exception would keep the frames of its callers alive."""
+def _or_reason(read: Callable[..., T], *args: Any) -> tuple[T | None, str]:
+    """What is read of a model, or why it cannot be; a stored exception would keep the frames of its callers alive."""
     try:
-        return read_layout(model), ""
+        return read(*args), ""
     except UnsupportedBackboneError as error:
         return None, str(error)
 

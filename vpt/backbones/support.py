@@ -13,6 +13,7 @@ import torch
 from timm.models import get_pretrained_cfg, is_model, model_entrypoint
 from torch import nn
 
+from vpt.backbones.attention_layout import read_attention
 from vpt.backbones.token_layout import read_layout
 from vpt.errors import UnknownNameError, UnsupportedBackboneError
 
@@ -28,7 +29,8 @@ class Support:
         checkpoints: The tags of its published weights; the first is timm's default.
         image_size: Of the default weights, in pixels.
         licence: Of the default weights, as timm tells it; empty where it does not.
-        refused: Why it takes no prompts, prefixes and adapters; empty where it takes all deltas.
+        refused: Why it takes no deep prompts and prefixes; empty where it does.
+        whole: Whether timm runs it whole, so that of what needs its blocks it takes only these.
     """
 
     name: str
@@ -38,11 +40,17 @@ class Support:
     image_size: int
     licence: str
     refused: str
+    whole: bool
 
     @property
     def prompts(self) -> bool:
-        """Whether prompts, prefixes, adapters, LoRA by the names of its maps and attention figures are exact on it."""
+        """Whether deep prompts and prefixes are exact on it."""
         return not self.refused
+
+    @property
+    def tokens(self) -> bool:
+        """Whether shallow prompts, adapters, LoRA by the names of its maps and attention figures are exact, too."""
+        return self.prompts and not self.whole
 
     @property
     def builds(self) -> bool:
@@ -65,24 +73,28 @@ def support(name: str) -> Support:
     tags = _tags().get(name, ())
     record = get_pretrained_cfg(f"{name}.{tags[0]}" if tags and tags[0] else name)
     family = model_entrypoint(name).__module__.rpartition(".")[2]
-    parameters, refused = _built(name)
     size = int(record.input_size[-1]) if record is not None else 0
+    parameters, refused, whole = _built(name, size)
     licence = "" if record is None else str(record.license or "")
-    return Support(name, family, parameters, tags, size, licence, refused)
+    return Support(name, family, parameters, tags, size, licence, refused, whole)
 
 
-def _built(name: str) -> tuple[int, str]:
+def _built(name: str, size: int) -> tuple[int, str, bool]:
     try:
         with torch.device("meta"):
             model = cast("nn.Module", timm.create_model(name, pretrained=False, num_classes=0))
     except Exception as error:  # whatever timm's constructors raise where tensors have no values
-        return 0, f"timm does not build it without values: {type(error).__name__}"
+        return 0, f"timm does not build it without values: {type(error).__name__}", False
     count = sum(parameter.numel() for parameter in model.parameters())
     try:
         read_layout(model)
-    except UnsupportedBackboneError as error:
-        return count, str(error)
-    return count, ""
+    except UnsupportedBackboneError:
+        try:
+            read_attention(model, size)
+        except UnsupportedBackboneError as error:
+            return count, str(error), False
+        return count, "", True
+    return count, "", False
 
 
 @cache
@@ -103,21 +115,18 @@ def _default_first(name: str, tags: list[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Count:
-    """How many names and checkpoints there are, and of how many prompts are exact."""
+    """How many names and checkpoints there are, on how many deep prompts are exact, and on how many all deltas."""
 
     names: int
     checkpoints: int
     prompted_names: int
     prompted_checkpoints: int
+    known_names: int
+    known_checkpoints: int
 
 
 def count(found: Iterable[Support]) -> Count:
     """Counts what can be built."""
     built = [each for each in found if each.builds]
-    prompted = [each for each in built if each.prompts]
-    return Count(
-        len(built),
-        sum(len(each.checkpoints) for each in built),
-        len(prompted),
-        sum(len(each.checkpoints) for each in prompted),
-    )
+    groups = built, [each for each in built if each.prompts], [each for each in built if each.tokens]
+    return Count(*(number for group in groups for number in (len(group), sum(len(e.checkpoints) for e in group))))

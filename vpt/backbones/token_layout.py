@@ -20,42 +20,28 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
-from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.families import open_attention
 from vpt.backbones.attention.windows import patch_mergings
+from vpt.backbones.attention_layout import AttentionLayout
 from vpt.errors import UnsupportedBackboneError
 
 
-@dataclass(frozen=True)
-class TokenLayout:
-    """How a vision transformer lays out its tokens.
+@dataclass(frozen=True, kw_only=True)
+class TokenLayout(AttentionLayout):
+    """How a vision transformer lays out its tokens; `patches` counts them without class and register tokens.
 
     Attributes:
-        blocks: The transformer blocks, in order.
-        attentions: Their attention modules, opened.
-        norms: What each block applies to tokens on their way into the attention; nothing in post-norm blocks.
-        dims: Width of the tokens in each block.
-        patches: Patches in each block, without class and register tokens.
         num_prefix: Class, distillation and register tokens at the head of the sequence.
         grid: Patches (rows, columns).
-        patch_size: (height, width) in pixels.
         pooled: How many tokens at the head of the sequence the pool reads; None if it reads patches too.
         has_class_token: Whether token 0 summarises the image.
-        windowed: Whether tokens attend within windows; there is then no sequence that a token could be put into.
         mergings: What halves the map before a block, by the block's position.
     """
 
-    blocks: list[nn.Module]
-    attentions: list[OpenAttention]
-    norms: list[nn.Module]
-    dims: list[int]
-    patches: list[int]
     num_prefix: int
     grid: tuple[int, int]
-    patch_size: tuple[int, int]
     pooled: int | None
     has_class_token: bool
-    windowed: bool = False
     mergings: dict[int, nn.Module] = field(default_factory=dict)
 
 

@@ -99,7 +99,7 @@ class ExtraKeys(DeltaPart):
             raise ConfigError(f"Prompt dropout must lie in [0, 1), got {dropout}.")
         if dropout_mode not in self.modes:
             raise UnknownNameError("dropout_mode", dropout_mode, self.modes)
-        self.layout = backbone.layout
+        self.layout = backbone.attention_layout
         self.dropout, self.dropout_mode, self.log_bias = dropout, dropout_mode, log_bias
         self.blocks = blocks
         self._gate = None if gate is None else Gate.of(gate)

@@ -58,7 +58,7 @@ class Prefix(ExtraKeys):
             gate: Learns the strength of each block's keys (`Gate`); None for no gate.
             shared: Keys and values are the same numbers (E²VPT; Han et al., ICCV 2023, section 3.2); not with `hidden`.
         """
-        blocks = chosen_blocks(len(backbone.layout.blocks), layers)
+        blocks = chosen_blocks(len(backbone.attention_layout.blocks), layers)
         super().__init__(backbone, blocks, dropout, dropout_mode, log_bias, gate)
         check_number("std", std, 0)
         numbers = numbers_by_layer(num_tokens, len(blocks))

@@ -96,7 +96,8 @@ class Prompt(ExtraKeys):
             adaptive: On a ViT, with deep prompts: those of all blocks but the first are functions of the image's tokens
                 (VAPT, `ImagePrompts`); None for constant ones.
         """
-        blocks = chosen_blocks(len(backbone.layout.blocks), layers) if deep else [0]
+        layout = backbone.attention_layout if deep and init == "uniform" and not adaptive else backbone.layout
+        blocks = chosen_blocks(len(layout.blocks), layers) if deep else [0]
         super().__init__(backbone, blocks, dropout, dropout_mode, log_bias, gate)
         by_layer = {"layers": layers is not None, "shared": shared, "gate": gate is not None}
         by_layer |= {"adaptive": adaptive is not None, "a list of num_tokens": not isinstance(num_tokens, int)}
@@ -120,7 +121,7 @@ class Prompt(ExtraKeys):
             raise ConfigError("Shared prompts need the same number and width in every layer.")
         self.adaptive: ImagePrompts | None = None
         if adaptive is not None:
-            self.adaptive = ImagePrompts(shapes[1:], self.layout.grid, Adaptive.of(adaptive), backbone.mean)
+            self.adaptive = ImagePrompts(shapes[1:], backbone.layout.grid, Adaptive.of(adaptive), backbone.mean)
         self._shapes = shapes[:1] if shared or self.adaptive is not None else shapes
         self.projection = None if project is None else self._projection(project, backbone.mean)
         drawn = self._shapes if project is None else [(number, project) for number, _ in self._shapes]
@@ -151,7 +152,7 @@ class Prompt(ExtraKeys):
         if self.fourier and any(self._transformed(number) == 0 for number in numbers):
             raise ConfigError(f"fourier {self.fourier} of {min(numbers)} prompts, rounded down, transforms none.")
         for number, block in zip(numbers, blocks, strict=True) if self.init in ("mean", "max") else ():
-            tokens = self.layout.patches[block] + (0 if self.layout.windowed else self.layout.num_prefix)
+            tokens = self.layout.patches[block] + (0 if self.layout.windowed else self.backbone.layout.num_prefix)
             if number > tokens:
                 raise ConfigError(
                     f"init {self.init} cuts an image's tokens into as many parts as prompts: {tokens} enter block "
@@ -366,7 +367,7 @@ class Prompt(ExtraKeys):
 
     def _weaken_tokens(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """The edit of a shallow prompt: its bias on the prompts' columns, which follow the prefix tokens."""
-        before, number = self.layout.num_prefix + self._inserted_before(), self._shapes[0][0]
+        before, number = self.backbone.layout.num_prefix + self._inserted_before(), self._shapes[0][0]
         return keys, values, self.key_bias(layer, keys, number, before, keys.shape[2] - before - number)
 
     def _inserted_before(self) -> int:
@@ -383,7 +384,7 @@ class Prompt(ExtraKeys):
         """[class, patches] becomes [class, prompts, patches]; at α = 0 nothing is inserted."""
         if self._strength == 0.0:
             return None
-        x, prefix = args[0], self.layout.num_prefix
+        x, prefix = args[0], self.backbone.layout.num_prefix
         prompts = self.entering(0, x.shape[0]).expand(x.shape[0], -1, -1)
         return (torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1), *args[1:])
 
@@ -391,7 +392,7 @@ class Prompt(ExtraKeys):
         """Drops the prompts' outputs, unless the last block has kept only pooled tokens anyway."""
         if self._strength == 0.0 or kwargs.get("keep") is not None:
             return x
-        prefix = self.layout.num_prefix
+        prefix = self.backbone.layout.num_prefix
         return torch.cat([x[:, :prefix], x[:, prefix + self._shapes[0][0] :]], dim=1)
 
 

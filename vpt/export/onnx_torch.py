@@ -68,7 +68,7 @@ def fold(model: TunedModel) -> TunedModel:
             left[0].detach()
             left = []
     for block, keys in (item for blocks in fixed for item in blocks.items()):
-        FixedKeys(*keys).install(own.backbone.layout.attentions[block])
+        FixedKeys(*keys).install(own.backbone.attention_layout.attentions[block])
     own.delta = None
     if left:  # a handle on what still acts, so that its tensors belong to the model
         own.delta = Delta(own.backbone, [])

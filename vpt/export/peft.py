@@ -108,7 +108,7 @@ def _known_to_peft(layer: nn.Conv2d) -> bool:
 def _layers(model: TunedModel, lora: Lora) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
     """Tensors in peft's names, and the rank and alpha of each layer: peft scales by alpha / rank."""
     names = {id(module): name for name, module in model.backbone.model.named_modules()}
-    attentions = model.backbone.layout.attentions if model.backbone.has_layout else []
+    attentions = model.backbone.attention_layout.attentions if model.backbone.has_attention else []
     past = {id(a.qkv) for a in attentions if hasattr(a, "qkv_bias_separate")}
     if any(id(target.module) in past for target in lora.targets.values()):
         raise ConfigError(

@@ -235,7 +235,7 @@ class TunedModel(AdaptedModel):
         cut = self.constant_blocks()
         if cut == READOUT:
             return self.backbone.pooled, self.backbone.readout
-        if cut == 0:
+        if cut == 0 or not self.backbone.has_layout:
             return None
         return partial(self.backbone.before_block, block=cut), lambda tokens: self.backbone.from_block(tokens, cut)
 

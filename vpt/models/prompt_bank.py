@@ -123,7 +123,7 @@ class PromptBank(nn.Module):
             _PRESENT.reset(before)
 
     def _install(self, extras: list[dict[int, Edited]]) -> None:
-        for block, attention in enumerate(self.backbone.layout.attentions):
+        for block, attention in enumerate(self.backbone.attention_layout.attentions):
             of_tasks = [task.get(block) for task in extras]
             if any(layer is not None for layer in of_tasks):
                 keys = _KeysOfTasks(*_padded(attention, of_tasks, self.backbone.mean))

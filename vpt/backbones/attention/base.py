@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vpt.errors import UnsupportedBackboneError
+
 
 class AttentionEdit(Protocol):
     """What a delta does to the keys and values of one attention module."""
@@ -86,6 +88,16 @@ class OpenAttention(nn.Module):
         """Projects what the heads have gathered, (B, n, heads · head_dim), for the tokens x that ask: (B, n, dim)."""
         return cast("Tensor", self.proj_drop(self.proj(out)))
 
+    def width(self) -> int:
+        """The channels of the tokens that it is given."""
+        named = (getattr(self, name, None) for name in ("qkv", "q_proj", "q"))
+        layer: Any = next(layer for layer in named if layer is not None)
+        return int(layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features)
+
+    def output_weight(self) -> Tensor:
+        """The weight of the projection behind the heads, for its device and dtype."""
+        return cast("Tensor", self.proj.weight)
+
     def key_shape(self) -> tuple[int, int]:
         """The heads that have keys of their own, and the channels of a head."""
         heads = int(self.num_heads)
@@ -126,12 +138,13 @@ class OpenAttention(nn.Module):
         out = self.attend(q, k, v, bias)
         return self.finish(x[:, :keep], out.transpose(1, 2).flatten(2))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        """Softmax attention, (B, heads, n, head_dim)."""
-        dropout = self.attn_drop.p if self.training else 0.0
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float | None = None) -> Tensor:
+        """Softmax attention, (B, heads, n, head_dim), with dropout of the weights, None for the module's own."""
+        if dropout is None:
+            dropout = self.attn_drop.p if self.training else 0.0
         if not self.fusible_with_edits or self._fused_is_slow():
-            return F.dropout(self.shares(q, k, bias), dropout) @ _per_head(q, v)
-        k, v = _per_head(q, k), _per_head(q, v)
+            return F.dropout(self.shares(q, k, bias), dropout) @ per_head(q, v)
+        k, v = per_head(q, k), per_head(q, v)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.sdpa_scale)
 
     def weights(self, num_queries: int | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -148,12 +161,12 @@ class OpenAttention(nn.Module):
     def shares(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
         """The weights that `attend` multiplies the values with, (B, heads, n, K); rows sum to 1."""
         scale = q.shape[-1] ** -0.5 if self.sdpa_scale is None else self.sdpa_scale
-        logits = (q * scale) @ _per_head(q, k).transpose(-2, -1)
+        logits = (q * scale) @ per_head(q, k).transpose(-2, -1)
         return (logits if bias is None else logits + bias).softmax(dim=-1)
 
     def _fused_is_slow(self) -> bool:
         """In bfloat16 on a CPU, where a step with products errs no more (`python -m benchmarks.attention`)."""
-        weight = self.proj.weight
+        weight = self.output_weight()
         mixed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
         return bool(weight.device.type == "cpu" and mixed == torch.bfloat16)
 
@@ -171,7 +184,25 @@ def _sum(one: Tensor | None, other: Tensor | None, columns: int) -> Tensor | Non
     return None if not given else sum(given[1:], start=given[0])
 
 
-def _per_head(q: Tensor, k: Tensor) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, n, heads · head_dim) to (B, heads, n, head_dim)."""
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def refuse_mask(mask: Tensor | None, is_causal: bool) -> None:
+    """An UnsupportedBackboneError where a user's mask comes together with edits."""
+    if mask is not None or is_causal:
+        raise UnsupportedBackboneError("Deltas within blocks cannot be combined with an attention mask.")
+
+
+def with_shift(bias: Tensor, mask: Tensor | None, rows: int) -> Tensor:
+    """Adds the mask of shifted windows, (windows, N, N), to a bias (1, heads, N, N) for all rows of a batch."""
+    if mask is None:
+        return bias
+    return (bias + mask.unsqueeze(1)).repeat(rows // mask.shape[0], 1, 1, 1)
+
+
+def per_head(q: Tensor, k: Tensor) -> Tensor:
     """Repeats the keys or values of a group of heads for each of its heads."""
     groups = q.shape[1] // k.shape[1]
     return k if groups == 1 else k.repeat_interleave(groups, dim=1)

@@ -23,7 +23,9 @@ from timm.models.swin_transformer import WindowAttention
 from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
 from torch import Tensor, nn
 
-from vpt.backbones.attention.base import OpenAttention, Parts
+from vpt.backbones.attention.base import OpenAttention, Parts, refuse_mask, with_shift
+from vpt.backbones.attention.sdpa import CALLS
+from vpt.backbones.attention.softmax import WRITTEN_OUT
 from vpt.errors import UnsupportedBackboneError
 
 
@@ -48,7 +50,7 @@ class OpenViT(_Gated, Attention):  # type: ignore[misc]  # timm is untyped
 
     def prepare(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Parts:
         """See `OpenAttention`."""
-        _refuse_mask(attn_mask, is_causal)
+        refuse_mask(attn_mask, is_causal)
         return (*self.project(x), None)
 
 
@@ -73,7 +75,7 @@ class _Rotary(_Gated):
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Parts:
         """See `OpenAttention`."""
-        _refuse_mask(attn_mask, is_causal)
+        refuse_mask(attn_mask, is_causal)
         q, k, v = self.project(x)
         if rope is not None:
             q, k = (self._turn(part, rope).type_as(v) for part in (q, k))
@@ -123,7 +125,7 @@ class OpenWindow(OpenAttention, WindowAttention):  # type: ignore[misc]  # timm 
 
     def prepare(self, x: Tensor, mask: Tensor | None = None) -> Parts:
         """See `OpenAttention`."""
-        return (*self.project(x), _with_shift(self._get_rel_pos_bias(), mask, x.shape[0]))
+        return (*self.project(x), with_shift(self._get_rel_pos_bias(), mask, x.shape[0]))
 
 
 class OpenWindowV2(OpenAttention, WindowAttentionV2):  # type: ignore[misc]  # timm is untyped
@@ -141,7 +143,7 @@ class OpenWindowV2(OpenAttention, WindowAttentionV2):  # type: ignore[misc]  # t
         """See `OpenAttention`."""
         table = self.cpb_mlp(self.relative_coords_table).view(-1, self.num_heads)
         bias = 16 * table[self.relative_position_index].permute(2, 0, 1).sigmoid().unsqueeze(0)
-        return (*self.project(x), _with_shift(bias, mask, x.shape[0]))
+        return (*self.project(x), with_shift(bias, mask, x.shape[0]))
 
 
 OPEN: dict[type[nn.Module], type[OpenAttention]] = {
@@ -151,6 +153,8 @@ OPEN: dict[type[nn.Module], type[OpenAttention]] = {
     BeitAttention: OpenBeit,
     WindowAttention: OpenWindow,
     WindowAttentionV2: OpenWindowV2,
+    **CALLS,
+    **WRITTEN_OUT,
 }
 
 
@@ -162,9 +166,9 @@ def open_attention(attention: nn.Module, windows: int = 1) -> OpenAttention:
     if not isinstance(attention, OpenAttention):
         family = OPEN.get(type(attention))
         if family is None:
-            known = ", ".join(sorted(f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for cls in OPEN))
             raise UnsupportedBackboneError(
-                f"Deltas within blocks do not know attention of type {type(attention).__name__}; known are {known}."
+                f"Deltas within blocks do not know attention of type {type(attention).__name__}: `vpt backbones "
+                "--prompts` lists the models whose attention is known."
             )
         fusible = attention.__dict__.pop("fused_attn", True)
         attention.__class__ = family
@@ -178,23 +182,11 @@ def open_attention(attention: nn.Module, windows: int = 1) -> OpenAttention:
     return cast("OpenAttention", attention)
 
 
-def _refuse_mask(mask: Tensor | None, is_causal: bool) -> None:
-    if mask is not None or is_causal:
-        raise UnsupportedBackboneError("Deltas within blocks cannot be combined with an attention mask.")
-
-
 def _with_bias(attention: Any, qkv: Tensor) -> Tensor:
     """Adds the biases that BEiT, EVA and Swin V2 keep beside their fused layer: none on keys."""
     if attention.q_bias is None:
         return qkv
     return qkv + torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
-
-
-def _with_shift(bias: Tensor, mask: Tensor | None, rows: int) -> Tensor:
-    """Adds the mask of shifted windows, (windows, N, N), to a bias (1, heads, N, N) for all rows of a batch."""
-    if mask is None:
-        return bias
-    return (bias + mask.unsqueeze(1)).repeat(rows // mask.shape[0], 1, 1, 1)
 
 
 def _without_position(bias: Tensor, inserted: int) -> Tensor:

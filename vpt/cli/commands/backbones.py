@@ -14,7 +14,7 @@ def run(args: list[str]) -> None:
     """Parses the command line and prints a table, or all of one model."""
     parser = Parser(prog="vpt backbones")
     parser.add_argument("pattern", nargs="?", default="*", help="of timm's names, e.g. 'vit_*' (default: all)")
-    parser.add_argument("--prompts", action="store_true", help="only those that take prompts, prefixes and adapters")
+    parser.add_argument("--prompts", action="store_true", help="only those that take deep prompts and prefixes")
     options = parser.parse_args(args[1:])
     from rich.progress import track
 
@@ -30,20 +30,22 @@ def run(args: list[str]) -> None:
     table = Table("name", "prompts", "million parameters", "px", "weights", "licence")
     for each in found:
         size = f"{each.parameters / 1e6:,.1f}"
-        prompts = "yes" if each.prompts else "no"
+        prompts = "yes" if each.tokens else "deep" if each.prompts else "no"
         table.add_row(each.name, prompts, size, str(each.image_size), str(len(each.checkpoints)), each.licence or "–")
     show(table)
     total = count(found)
     print(f"{total.names:,} names with {total.checkpoints:,} weights take a linear probe, LoRA on layers by name,")
     print(f"SSF, biases, norms and full fine-tuning; {total.prompted_names:,} of them with")
-    print(f"{total.prompted_checkpoints:,} weights prompts, prefixes, adapters and attention figures, too.")
+    print(f"{total.prompted_checkpoints:,} weights deep prompts and prefixes; {total.known_names:,} of these with")
+    print(f"{total.known_checkpoints:,} weights shallow prompts, adapters and attention figures, too.")
     print("px and licence are those of the first weights.")
 
 
 def _one(found: Support) -> None:
     print(f"{found.name}, of timm's {found.family}: {found.parameters:,} parameters without a classifier")
+    deep = "takes deep prompts and prefixes; no shallow ones, adapters and attention figures"
     refused = f"no prompts, prefixes, adapters and attention figures. {found.refused}"
-    print("takes every delta, and attention figures" if found.prompts else refused)
+    print("takes every delta, and attention figures" if found.tokens else deep if found.prompts else refused)
     for tag in found.checkpoints:
         print(f"  {found.name}.{tag}")
     told = f", {found.licence}" if found.licence else ""
