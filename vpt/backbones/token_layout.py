@@ -21,6 +21,7 @@ from timm.models.vision_transformer import Block, ResPostBlock, VisionTransforme
 from torch import Tensor, nn
 
 from vpt.backbones.attention.families import open_attention
+from vpt.backbones.attention.softmax import WRITTEN_OUT
 from vpt.backbones.attention.windows import patch_mergings
 from vpt.backbones.attention_layout import AttentionLayout
 from vpt.errors import UnsupportedBackboneError
@@ -132,6 +133,9 @@ def _sequence(model: Any) -> TokenLayout:
     """Models whose blocks all see one sequence: [class and register tokens, patches]."""
     blocks = list(model.blocks)
     norms = [_entry(index, block) for index, block in enumerate(blocks)]
+    other = {type(block.attn).__name__ for block in blocks if type(block.attn) in WRITTEN_OUT}
+    if other:
+        raise UnsupportedBackboneError(f"What {' and '.join(other)} does to each token is not known.")
     by_token = getattr(model, "attn_pool", None) is None and model.global_pool == "token"
     pooled = (2 if isinstance(model, VisionTransformerDistilled) else 1) if by_token else None
     layout = TokenLayout(
