@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.plain import CLASSES, Bare, Concatenated, matmul_ceiling, vit_flops
 from benchmarks.records import RESULTS, Records, Row, machine, markdown
-from vpt.backbones import create_backbone
+from vpt.backbones import Backbone, create_backbone
 from vpt.experiments.profile import counted_flops, forward_pass, interleaved, step_memory, training_step
 from vpt.models import TunedModel, save_delta
 from vpt.models.feature_cache import FeatureCache
@@ -49,9 +49,9 @@ SHOWN = "vit_base_patch16_224"
 MEMORY = "activation memory (MiB)"
 
 
-def pictures(batch: int, size: int, device: str) -> Tensor:
+def pictures(batch: int, backbone: Backbone, device: str) -> Tensor:
     """A batch of noise."""
-    return torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    return torch.randint(0, 256, (batch, *backbone.input_shape), dtype=torch.uint8, device=device)
 
 
 def deep_prompts(name: str, tokens: int, precision: str, mode: str, args: argparse.Namespace, device: str) -> Row:
@@ -61,7 +61,7 @@ def deep_prompts(name: str, tokens: int, precision: str, mode: str, args: argpar
     whole.backbone.trim = False
     plain: list[nn.Module] = [Concatenated(name, tokens), ours, whole, Bare(name)]
     plain = [model.to(device, PRECISIONS[precision]) for model in plain]
-    images = pictures(args.batch, ours.backbone.image_size, device)
+    images = pictures(args.batch, ours.backbone, device)
     row: Row = {"backbone": name, "tokens": tokens, "precision": precision, "mode": mode, "batch": args.batch}
     if precision == "fp32":
         row |= _flops(plain, images, tokens)
@@ -96,7 +96,7 @@ def _flops(models: list[nn.Module], images: Tensor, tokens: int) -> Row:
 def kept_features(name: str, epochs: int, args: argparse.Namespace, device: str) -> Row:
     """A linear probe over `epochs` epochs with cached features, as passes over the data."""
     backbone = create_backbone(name, "random").to(device)
-    batches = [pictures(args.batch, backbone.image_size, device) for _ in range(4)]
+    batches = [pictures(args.batch, backbone, device) for _ in range(4)]
     head = nn.Linear(backbone.num_features, CLASSES, device=device)
 
     def train() -> None:
@@ -127,7 +127,7 @@ def mixed_batch(name: str, tasks: int, args: argparse.Namespace, device: str) ->
             models.append(TunedModel(create_backbone(name, weights), CLASSES + task, specs).eval().to(device))
             files[str(task)] = save_delta(Path(folder) / f"{task}.safetensors", models[-1])
         bank = PromptBank(files).to(device)
-    images = pictures(args.batch, bank.backbone.image_size, device)
+    images = pictures(args.batch, bank.backbone, device)
     order = [str(position % tasks) for position in range(args.batch)]
 
     def mixed() -> None:

@@ -52,7 +52,7 @@ def prepare(folder: Path, name: str) -> None:
     save_file(create_backbone(name, "random").model.state_dict(), weights)
     for kind in ("full", "linear", "anchor"):
         backbone = create_backbone(name, str(weights))
-        preset = data(backbone.image_size, 1).preset.to_dict()
+        preset = data(backbone.input_shape[1], 1).preset.to_dict()
         model = TunedModel(backbone, len(CLASSES), (), CLASSES, preset)
         if kind == "full":
             model.backbone.unfreeze()

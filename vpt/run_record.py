@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.errors import ConfigError, RecordError
+from vpt.image_size import is_size
 
 RUN_FILE = "run.json"
 TRIAL_FILE = "trial.json"  # of a run that an experiment started, and goes on with
@@ -147,7 +148,8 @@ _FORM: Form = {
     **dict.fromkeys(("best.*", "evaluated.*.chosen_by"), of(str)),
     **dict.fromkeys((f"data.{name}" for name in _OF_DATA), of(dict)),
     **dict.fromkeys((*_TEXTS, "backbone.name", "backbone.weights_id", "backbone.fingerprint"), of(str)),
-    **dict.fromkeys((*_COUNTS, "data.image_size"), count),
+    **dict.fromkeys(_COUNTS, count),
+    "data.image_size": is_size,
     **dict.fromkeys(("seed", "data.seed"), of(int, None)),
     "max_epochs": of(int),
     **dict.fromkeys(("metrics.*", "seconds"), of(int, float)),

@@ -130,8 +130,7 @@ def test_the_smallest_of_a_family_trains(name: str) -> None:
     ways = [[], [{"name": "full"}], *([[{"name": "lora"}]] if known(create_backbone(name, "random")) else [])]
     for specs in ways:
         model = TunedModel(create_backbone(name, "random"), 3, specs).train()
-        size = model.backbone.image_size
-        images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+        images = torch.randint(0, 256, (2, *model.backbone.input_shape), dtype=torch.uint8)
         logits = model(images)
         assert logits.shape == (2, 3)
         assert logits.isfinite().all()

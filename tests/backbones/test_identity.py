@@ -122,7 +122,7 @@ def test_a_pool_is_a_name(pool: Any) -> None:
 
 def test_the_width_is_that_of_the_pooled_features() -> None:
     backbone = create_backbone("mobilenetv3_small_050", "random")
-    images = torch.zeros(2, 3, backbone.image_size, backbone.image_size, dtype=torch.uint8)
+    images = torch.zeros(2, *backbone.input_shape, dtype=torch.uint8)
     assert backbone(images).shape == (2, backbone.num_features) == (2, 1024)
     assert DenseModel(create_backbone(NANO), 3).encode(torch.zeros(1, 3, 64, 64)).shape == (1, 192, 8, 8)
 

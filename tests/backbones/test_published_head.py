@@ -76,7 +76,7 @@ def test_a_head_behind_a_hidden_layer_answers_as_timms_model(tmp_path: Path) -> 
     torch.nn.init.normal_(model.classifier.weight)
     torch.save(model.state_dict(), tmp_path / "mobile.pth")
     backbone = create_backbone("mobilenetv3_small_050", str(tmp_path / "mobile.pth"))
-    images = torch.rand(2, 3, backbone.image_size, backbone.image_size)
+    images = torch.rand(2, *backbone.input_shape)
     with torch.inference_mode():
         answer = pretrained_head(backbone.name, backbone.weights)(backbone(images))
         torch.testing.assert_close(answer, model(backbone.normalize(images)), atol=1e-4, rtol=1e-4)

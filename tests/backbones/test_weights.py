@@ -50,15 +50,15 @@ def test_a_seed_is_a_whole_number(weights: str) -> None:
         create_backbone(NANO, weights)
 
 
-@pytest.mark.parametrize("size", [0, -64, "64", True, 64.0])
+@pytest.mark.parametrize("size", [0, -64, "64", True, 64.0, 10**7, [64], [64, 0], [64, 64, 64], [64, "64"]])
 def test_an_image_size_is_a_whole_number_of_pixels(size: Any) -> None:
-    with pytest.raises(ConfigError, match=r"image_size .*a whole number .*or None, got "):
+    with pytest.raises(ConfigError, match=r"image_size (is|of create_backbone must be) a whole number .*, got "):
         create_backbone(NANO, image_size=size)
 
 
 @pytest.mark.parametrize(
     ("name", "size", "weights"),
-    [(NANO, 4, "pretrained"), (TINY, 8, "random"), ("xcit_nano_12_p16_224", 10, "random"), (TINY, 10**7, "pretrained")],
+    [(NANO, 4, "pretrained"), (TINY, 8, "random"), ("xcit_nano_12_p16_224", 10, "random")],
 )
 def test_an_impossible_image_size_is_told_as_such(name: str, size: int, weights: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} cannot take images of {size} pixels \(.+\): leave image_size out"):

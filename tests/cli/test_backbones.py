@@ -55,9 +55,8 @@ def test_a_backbone_overlay_runs_from_fit_to_a_loaded_delta(vpt: Vpt, tmp_path: 
     answer = vpt("test", *measured, "--data.batch_size=2")
     assert answer.status == 0, answer.err
     model = load_classifier(run / "delta.safetensors")
-    size = model.backbone.image_size
     with torch.no_grad():
-        logits = model(torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8))
+        logits = model(torch.randint(0, 256, (1, *model.backbone.input_shape), dtype=torch.uint8))
     assert logits.shape == (1, 2)
     assert logits.isfinite().all()
 

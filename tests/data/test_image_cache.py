@@ -93,7 +93,7 @@ def test_preset_size_and_crop_have_files_of_their_own(images: ImageList) -> None
 def test_whatever_pixels_depend_on_is_part_of_their_key(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
     preset = PRESETS["timm"]
     base = OnDemand(images, preset, 16)
-    others: dict[str, Any] = {"image_size": 8, "cropped": False}
+    others: dict[str, Any] = {"image_size": (16, 8), "cropped": False}
     assert {field.name for field in fields(base)} == {"source", "preset", *others}
     keys = [image_cache._key(base), *(image_cache._key(replace(base, **{n: v})) for n, v in others.items())]
     values: dict[str, Any] = {
@@ -101,9 +101,15 @@ def test_whatever_pixels_depend_on_is_part_of_their_key(images: ImageList, monke
         "interpolation": "nearest",
         "normalization": "none",
         "crop_fraction": 0.5,
+        "fill": (0, 0, 0),
     }
     assert {field.name for field in fields(preset) if field.compare} == {"name", *values}
-    keys += [image_cache._key(replace(base, preset=replace(preset, **{n: v}))) for n, v in values.items()]
+    pad = replace(preset, resize="pad")  # of no other is the fill a part
+    keys += [
+        image_cache._key(replace(base, preset=replace(pad if n == "fill" else preset, **{n: v})))
+        for n, v in values.items()
+    ]
+    keys.append(image_cache._key(replace(base, preset=pad)))
     for name in pixel_versions():
         versions = pixel_versions() | {name: "another"}
         with monkeypatch.context() as patch:
@@ -114,7 +120,7 @@ def test_whatever_pixels_depend_on_is_part_of_their_key(images: ImageList, monke
         (images.folder / path).write_bytes(kept + b"more")
         keys.append(image_cache._key(OnDemand(read_list(images.folder / "test.txt", images.folder), preset, 16)))
         (images.folder / path).write_bytes(kept)
-    assert len(set(keys)) == len(keys) == 1 + 2 + 4 + len(pixel_versions()) + 9
+    assert len(set(keys)) == len(keys) == 1 + 2 + 6 + len(pixel_versions()) + 9
     assert image_cache._key(OnDemand(read_list(images.folder / "test.txt", images.folder), preset, 16)) == keys[0]
 
 

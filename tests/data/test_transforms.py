@@ -128,6 +128,7 @@ def test_presets_are_those_of_the_table() -> None:
         "fgvc": ("shorter_crop", "bilinear", "imagenet"),
         "timm": ("shorter_crop", "bicubic", "weights"),
         "square": ("square", "bicubic", "weights"),
+        "pad": ("pad", "bicubic", "weights"),
     }
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     assert [name for name, preset in PRESETS.items() if f"\n| `{name}` | {preset.source} |" not in page] == []
@@ -135,10 +136,34 @@ def test_presets_are_those_of_the_table() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("size", [(1, 1), (500, 3), (64, 64)])
-def test_every_preset_gives_a_uint8_square_from_any_size(name: str, size: tuple[int, int]) -> None:
-    result = PRESETS[name](picture(*size), 40)
-    assert result.shape == (40, 40, 3)
-    assert result.dtype == np.uint8
+def test_every_preset_gives_uint8_of_the_size_that_is_asked_for(name: str, size: tuple[int, int]) -> None:
+    for asked, shape in ((40, (40, 40, 3)), ((20, 40), (20, 40, 3)), ((40, 13), (40, 13, 3))):
+        result = PRESETS[name](picture(*size), asked)
+        assert result.shape == shape
+        assert result.dtype == np.uint8
+
+
+def test_a_crop_that_is_not_square_is_cut_from_what_covers_it() -> None:
+    image = picture(300, 200)
+    for asked, scaled in (((90, 45), (150, 100)), ((45, 90), (100, 66)), ((90, 90), (150, 100))):
+        whole = np.asarray(image.resize(scaled, Image.Resampling.BICUBIC))
+        top, left = round((scaled[1] - asked[0]) / 2), round((scaled[0] - asked[1]) / 2)
+        expected = whole[top : top + asked[0], left : left + asked[1]]
+        assert np.array_equal(PRESETS["timm"](image, asked), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "box"), [((40, 20), 16, (0, 4, 16, 8)), ((10, 40), (20, 30), (12, 0, 5, 20))]
+)
+def test_padding_keeps_the_whole_image_and_its_shape(
+    size: tuple[int, int], asked: int | tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
+    image, (left, top, width, height) = picture(*size), box
+    padded = PRESETS["pad"](image, asked)
+    inside = padded[top : top + height, left : left + width].copy()
+    assert np.array_equal(inside, np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)))
+    padded[top : top + height, left : left + width] = PRESETS["pad"].fill
+    assert (padded == PRESETS["pad"].fill).all()
 
 
 def test_square_presets_keep_an_image_that_has_the_size_already() -> None:
@@ -150,7 +175,7 @@ def test_square_presets_keep_an_image_that_has_the_size_already() -> None:
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=str)
 def test_preset_survives_its_dict(preset: Preset) -> None:
     values = preset.to_dict()
-    assert all(type(value) in {str, float} for value in values.values())
+    assert all(type(value) in {str, float, list} for value in values.values())
     assert Preset.from_dict(values) == preset
 
 

@@ -175,8 +175,7 @@ def test_a_model_with_it_is_saved_folded_and_copied(name: str, tmp_path: Path) -
     with torch.no_grad():
         for tensor in model.owned().values():
             tensor.add_(0.05 * torch.randn(tensor.shape))
-    size = model.backbone.image_size
-    pixels = torch.rand(1, 3, size, size)
+    pixels = torch.rand(1, *model.backbone.input_shape)
     loaded = vpt.load(save_delta(tmp_path / "delta.safetensors", model))
     torch.testing.assert_close(loaded(pixels), model(pixels))
     assert torch.equal(copy.deepcopy(model)(pixels), model(pixels))

@@ -123,7 +123,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.parametrize("family", MODELS)
 def test_deep_prompts_are_the_concatenation_with_its_gradients(family: str) -> None:
     backbone, twin = make(family)
-    x = images(backbone.image_size)
+    x = images(backbone.input_shape[1])
     bare = features(twin, x)
     assert torch.equal(backbone(x), bare)
     delta, prompts = prompted(backbone)
@@ -155,7 +155,7 @@ SOME = ["coatnet", "hiera", "pvt", "relpos", "cait", "swin-cr"]
 @pytest.mark.parametrize("family", SOME)
 def test_checkpointing_copies_and_threads_change_nothing(family: str) -> None:
     backbone, _ = make(family)
-    x = images(backbone.image_size)
+    x = images(backbone.input_shape[1])
     delta, _ = prompted(backbone)
     parameters = list(delta.parameters())
 
@@ -164,9 +164,10 @@ def test_checkpointing_copies_and_threads_change_nothing(family: str) -> None:
         return [first, second, *torch.autograd.grad((first * second).sum(), parameters)]
 
     expected = step()
-    backbone.model.set_grad_checkpointing(True)
+    model: Any = backbone.model
+    model.set_grad_checkpointing(True)
     assert all(torch.equal(own, other) for own, other in zip(step(), expected, strict=True))
-    backbone.model.set_grad_checkpointing(False)
+    model.set_grad_checkpointing(False)
     found: list[Tensor] = []
     threads = [threading.Thread(target=lambda: found.append(backbone(x))) for _ in range(3)]
     for thread in threads:
@@ -180,7 +181,7 @@ def test_checkpointing_copies_and_threads_change_nothing(family: str) -> None:
 @pytest.mark.parametrize("family", SOME[:4])
 def test_one_graph_holds_the_prompts(family: str) -> None:
     backbone, _ = make(family)
-    x = images(backbone.image_size)
+    x = images(backbone.input_shape[1])
     delta, _ = prompted(backbone)
     torch.compiler.reset()
     compiled = torch.compile(backbone.pooled, fullgraph=True, backend="eager")
@@ -192,7 +193,7 @@ def test_one_graph_holds_the_prompts(family: str) -> None:
 @pytest.mark.parametrize("family", SOME)
 def test_prefixes_gates_and_dropout_of_whole_prompts_have_their_place(family: str) -> None:
     backbone, _ = make(family)
-    x = images(backbone.image_size)
+    x = images(backbone.input_shape[1])
     bare = backbone(x)
     gated = attach(backbone, [{"name": "prompt", "num_tokens": 3, "gate": {"init": -30.0}}])
     weightless = family != "cait"  # whose map behind the softmax gives every key some weight
@@ -240,4 +241,6 @@ def test_files_banks_and_exports_take_them(tmp_path: Path) -> None:
         for image, task, logits in zip(x, order, bank(x, order), strict=True):
             torch.testing.assert_close(logits, alone[task](image[None])[0], rtol=1e-4, atol=1e-4)
     pytest.importorskip("onnxscript", reason="the optional library onnxscript is not installed")
-    assert export_onnx(alone["two"], tmp_path / "model.onnx").difference < 1e-3
+    whole = alone["two"]
+    assert isinstance(whole, TunedModel)
+    assert export_onnx(whole, tmp_path / "model.onnx").difference < 1e-3

@@ -150,7 +150,7 @@ def _sam(a: Any, p: Array, log: Array, x: Array) -> Array:
 
 def _twins_local(a: Any, p: Array, log: Array, x: Array, size: Any) -> Array:
     (h, w), s = size, a.ws
-    maps = pad(x.unflatten(1, size), (0, 0, 0, -w % s, 0, -h % s))
+    maps: Any = pad(x.unflatten(1, size), (0, 0, 0, -w % s, 0, -h % s))
     windows = maps.unflatten(2, (-1, s)).unflatten(1, (-1, s)).transpose(2, 3)
     out = _sequence(a, p, log, windows.flatten(3, 4)).unflatten(3, (s, s))
     return out.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :h, :w].flatten(1, 2)

@@ -32,7 +32,7 @@ def test_peft_loads_the_adapter_and_gives_equal_logits(name: str, tmp_path: Path
     own = {key: tensor for key, tensor in model.backbone.model.state_dict().items() if key in other.state_dict()}
     other.load_state_dict(own, strict=False)
     adapted = peft.PeftModel.from_pretrained(other, str(folder))
-    images = torch.rand(2, 3, model.backbone.image_size, model.backbone.image_size)
+    images = torch.rand(2, *model.backbone.input_shape)
     with torch.no_grad():
         theirs, ours = adapted(model.backbone.normalize(images)), model(images)
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)

@@ -68,7 +68,7 @@ def test_any_composition_comes_back(tmp_path: Path, specs: list[dict[str, Any]])
 def test_a_prefix_from_a_network_is_kept_as_plain_keys_and_values(tmp_path: Path, name: str) -> None:
     live = TunedModel(create_backbone(name), 3, [{"name": "prefix", "num_tokens": 3, "hidden": 5}]).eval()
     loaded = load_classifier(save_delta(tmp_path / "delta.safetensors", live))
-    images = torch.rand(2, 3, live.backbone.image_size, live.backbone.image_size)
+    images = torch.rand(2, *live.backbone.input_shape)
     torch.testing.assert_close(loaded(images), live(images), rtol=1e-6, atol=1e-6)
     kept = {key.split(".")[3] for key in load_file(tmp_path / "delta.safetensors") if key.startswith("delta.")}
     assert kept == {"keys", "values"}

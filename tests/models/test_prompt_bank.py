@@ -37,8 +37,7 @@ def save(folder: Path, name: str, classes: int, specs: list[dict[str, Any]], bac
 def test_a_mixed_batch_equals_the_models_one_by_one(tmp_path: Path, backbone: str) -> None:
     files = {name: save(tmp_path, name, *task, backbone) for name, task in TASKS.items()}
     bank = vpt.PromptBank(files)
-    size = bank.backbone.image_size
-    images = torch.rand(6, 3, size, size)
+    images = torch.rand(6, *bank.backbone.input_shape)
     tasks = ["digits", "both", "pets", "gated", "late", "both"]
     mixed = bank(images, tasks)
     alone = {name: vpt.load(file) for name, file in files.items()}

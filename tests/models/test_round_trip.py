@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -48,8 +49,8 @@ def moved(model: Model) -> Model:
 
 
 def logits(model: AdaptedModel) -> torch.Tensor:
-    size = model.backbone.image_size
-    ramp = torch.linspace(0, 255, 2 * 3 * size * size).round().to(torch.uint8).view(2, 3, size, size)
+    shape = (2, *model.backbone.input_shape)
+    ramp = torch.linspace(0, 255, math.prod(shape)).round().to(torch.uint8).view(shape)
     with torch.no_grad():
         answers: torch.Tensor = model(ramp)
     return answers

@@ -42,6 +42,7 @@ from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.families import OPEN, open_attention
 from vpt.backbones.attention.layers_of_maps import as_map
 from vpt.errors import UnsupportedBackboneError
+from vpt.image_size import ImageSize, sides, size_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +158,7 @@ def _attends(module: nn.Module) -> bool:
     return called and type(module) not in OPEN and type(module) not in NORMS and "Pool" not in name
 
 
-def read_attention(model: nn.Module, size: int) -> AttentionLayout:
+def read_attention(model: nn.Module, size: ImageSize) -> AttentionLayout:
     """Opens the attention of a timm model that is run whole, on images of `size` pixels.
 
     An UnsupportedBackboneError where the model, a block or an attention module is of a type whose equivalence with the
@@ -237,7 +238,7 @@ class _Watch:
         """Nothing."""
 
 
-def _seen(model: nn.Module, attentions: list[OpenAttention], size: int) -> list[tuple[int, int]]:
+def _seen(model: nn.Module, attentions: list[OpenAttention], size: ImageSize) -> list[tuple[int, int]]:
     """Keys and width of each attention module, from one image that has no values; says how many windows each has."""
     watch = _Watch()
     handles = [attention.register_edit(watch) for attention in attentions]
@@ -245,7 +246,7 @@ def _seen(model: nn.Module, attentions: list[OpenAttention], size: int) -> list[
         _run(model, size)
     except Exception as error:  # whatever a model's own code raises where tensors have no values
         raise UnsupportedBackboneError(
-            f"{type(model).__name__} cannot be followed on an image of {size} pixels: {type(error).__name__}."
+            f"{type(model).__name__} cannot be followed on images of {size_text(size)} pixels: {type(error).__name__}."
         ) from error
     finally:
         for handle in handles:
@@ -258,16 +259,16 @@ def _seen(model: nn.Module, attentions: list[OpenAttention], size: int) -> list[
 
 
 @torch.no_grad()
-def _run(model: nn.Module, size: int) -> None:
+def _run(model: nn.Module, size: ImageSize) -> None:
     """Runs a model on an image without values, in eval mode as it is in a frozen backbone."""
     first, training = next(model.parameters()), model.training
     model.eval()
     try:
         if first.is_meta:
-            cast("Any", model).forward_features(torch.empty(1, 3, size, size, dtype=first.dtype, device="meta"))
+            cast("Any", model).forward_features(torch.empty(1, 3, *sides(size), dtype=first.dtype, device="meta"))
             return
         with FakeTensorMode(allow_non_fake_inputs=True):
-            image = torch.empty(1, 3, size, size, dtype=first.dtype, device=first.device)
+            image = torch.empty(1, 3, *sides(size), dtype=first.dtype, device=first.device)
             cast("Any", model).forward_features(image)
     finally:
         model.train(training)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from vpt.argument_types import checked
 from vpt.backbones.bundled import default_cfgs as SHIPPED  # importing it registers it with timm
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError, VPTWarning, WeightsError
+from vpt.image_size import ImageSize, sides, size_text
 
 _MISFITS = {
     r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]": "{} has shape ({}) in the file and ({}) in the model",
@@ -103,7 +104,7 @@ def random_seed(weights: str) -> int | None:
 
 
 def build(
-    name: str, weights: str, image_size: int | None, pool: str | None = None
+    name: str, weights: str, image_size: ImageSize | None, pool: str | None = None
 ) -> tuple[nn.Module, str, str | None]:
     """Builds a timm model without classifier and fills it; arguments and errors as of `create_backbone`.
 
@@ -162,17 +163,17 @@ def _without_classifier(model: Any, name: str, pool: str | None) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def _outline(name: str, image_size: int | None, pool: str | None) -> frozenset[str]:
+def _outline(name: str, image_size: ImageSize | None, pool: str | None) -> frozenset[str]:
     """Names of the tensors of a model that gives a vector for each image, found by passing shapes alone."""
     if pool is not None:  # what does not fit without it is not its fault
         _outline(name, image_size, None)
     options = {} if image_size is None else {"img_size": image_size}
-    side = image_size or config(name)["input_size"][-1]
+    rows, columns = sides(image_size) if image_size else config(name)["input_size"][1:]
     with torch.device("meta"), torch.no_grad():
         model: Any = _create(name, options | {"num_classes": 0}).eval()
         try:
             _without_classifier(model, name, pool)
-            features = model.forward_head(model.forward_features(torch.zeros(1, 3, side, side)), pre_logits=True)
+            features = model.forward_head(model.forward_features(torch.zeros(1, 3, rows, columns)), pre_logits=True)
             fits = tuple(features.shape) == (1, width(model))
             reason = f"its features have shape {tuple(features.shape)}"
         except UnsupportedBackboneError:
@@ -193,8 +194,9 @@ def width(model: nn.Module) -> int:
     return int(getattr(model, "head_hidden_size", cast("Any", model).num_features))
 
 
-def _impossible(name: str, image_size: int, reason: str) -> str:
-    return f"{name} cannot take images of {image_size} pixels ({reason}): leave image_size out, or give another."
+def _impossible(name: str, image_size: ImageSize, reason: str) -> str:
+    size = size_text(image_size)
+    return f"{name} cannot take images of {size} pixels ({reason}): leave image_size out, or give another."
 
 
 def fingerprint(model: nn.Module) -> str:

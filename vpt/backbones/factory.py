@@ -20,6 +20,7 @@ from vpt.backbones.block_forward import Attached, BlockInputs, block_inputs, emb
 from vpt.backbones.checkpoints import build, config, current_name, fingerprint, width
 from vpt.backbones.token_layout import TokenLayout, read_layout
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
+from vpt.image_size import GivenSize, ImageSize, as_size, sides, size_text
 
 T = TypeVar("T")
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -40,7 +41,7 @@ class Backbone(nn.Module):
         weights: What was asked for: ``"pretrained"``, ``"random"``, ``"random:N"`` or a path.
         weights_id: Where the weights come from, e.g. ``timm/vit_base_patch16_224.orig_in21k``.
         normalization: ``"weights"``, ``"imagenet"``, ``"inception"`` or ``"none"``.
-        image_size: Height and width of the input in pixels.
+        image_size: Of the input in pixels: one number where it is square, else (height, width).
         pool: timm's name of the pool; None for the one that belongs to the weights.
         num_features: Width of the pooled features.
         weights_fingerprint: SHA-256 of the weights as they were loaded.
@@ -63,7 +64,7 @@ class Backbone(nn.Module):
         name: str,
         weights: str,
         weights_id: str,
-        image_size: int,
+        image_size: GivenSize,
         normalization: str,
         pool: str | None = None,
     ) -> None:
@@ -71,7 +72,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self.name, self.weights, self.weights_id = name, weights, weights_id
-        self.image_size, self.normalization = image_size, normalization
+        self.image_size, self.normalization = as_size(image_size), normalization
         self.pool = pool
         self.num_features = width(model)
         self.weights_fingerprint = fingerprint(model)
@@ -84,7 +85,7 @@ class Backbone(nn.Module):
         self.trim, self.reads_map = True, False
         self._layout, self._unknown = _or_reason(read_layout, model)
         self._attention, self._unattended = (
-            _or_reason(read_attention, model, image_size) if self._layout is None else (self._layout, "")
+            _or_reason(read_attention, model, self.image_size) if self._layout is None else (self._layout, "")
         )
         self.tuned = self.folded = False
         self.freeze()
@@ -101,6 +102,11 @@ class Backbone(nn.Module):
         alike = _architecture(recorded["name"]) == _architecture(self.name)
         own = self.pool is None and recorded.get("pool") is None
         return alike and own and recorded["fingerprint"] == self.weights_fingerprint
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Of an image: (channels, height, width)."""
+        return 3, *sides(self.image_size)
 
     @property
     def layout(self) -> TokenLayout:
@@ -163,7 +169,7 @@ class Backbone(nn.Module):
         """
         if not isinstance(images, Tensor):
             raise ConfigError(f"Images are a tensor (B, 3, H, W), got {shown(images)}: stack them, torch.from_numpy.")
-        expected = (3, self.image_size, self.image_size)
+        expected = self.input_shape
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ConfigError(
                 f"{self.name} takes images of shape (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}: "
@@ -238,7 +244,7 @@ def _or_reason(read: Callable[..., T], *args: Any) -> tuple[T | None, str]:
 def create_backbone(
     name: str,
     weights: str | Path = "pretrained",
-    image_size: int | None = None,
+    image_size: GivenSize | None = None,
     normalization: str = "weights",
     pool: str | None = None,
 ) -> Backbone:
@@ -250,7 +256,8 @@ def create_backbone(
         weights: ``"pretrained"`` (shipped, else from the timm hub), ``"random"`` or ``"random:N"`` (drawn with the
             seed 0 or N, the same each time), or a path to a local file: safetensors, or a PyTorch state dict read with
             ``weights_only=True``, of the network alone or as a training keeps it (``teacher``, ``backbone.``, ...).
-        image_size: Pixels; None for the weights' own size. Position embeddings are resampled by timm.
+        image_size: Pixels, or [height, width]; None for the weights' own size. Position embeddings are resampled by
+            timm.
         normalization: ``"weights"`` for the statistics that belong to the weights, or ``"imagenet"``,
             ``"inception"``, ``"none"`` to follow a preset.
         pool: Which pool makes the features of the final tokens or map: None for the weights' own in timm, or one that
@@ -261,7 +268,7 @@ def create_backbone(
         The backbone, in eval mode, no parameter of which requires a gradient.
 
     Raises:
-        ConfigError: The image size is not a whole number of at least 1, impossible for the model, or not the weights'
+        ConfigError: The image size is not of whole numbers of at least 1, impossible for the model, or not the weights'
             own and no whole number of patches, so that pixels of two edges would reach none.
         UnknownNameError: The name or the normalisation does not exist.
         UnsupportedBackboneError: The model has no such pool, takes no image size, or does not encode an image to one
@@ -270,10 +277,8 @@ def create_backbone(
     """
     if normalization != "weights" and normalization not in STATISTICS:
         raise UnknownNameError("normalization", normalization, ["weights", *STATISTICS])
-    if image_size is not None and image_size < 1:
-        raise ConfigError(f"image_size is a whole number of pixels, at least 1, or None, got {image_size!r}.")
     name, weights = current_name(name, warn=weights == "pretrained"), str(weights)  # a Path is a file, too
-    size = input_size(name) if image_size is None else image_size
+    size = input_size(name) if image_size is None else as_size(image_size)
     own = size == input_size(name)
     model, weights_id, pool = build(name, weights, None if own else size, pool)
     if not own:
@@ -281,25 +286,28 @@ def create_backbone(
     return Backbone(model, name, weights, weights_id, size, normalization, pool)
 
 
-def _check_patches(model: nn.Module, name: str, size: int) -> None:
+def _check_patches(model: nn.Module, name: str, size: ImageSize) -> None:
     embed = getattr(model, "patch_embed", None)
     proj = getattr(embed, "proj", None)
     # A projection with padding reads every pixel, and so does one that timm pads the image for.
     if not isinstance(proj, nn.Conv2d) or proj.padding != (0, 0) or getattr(embed, "dynamic_img_pad", False):
         return
-    patch = proj.stride[0]
-    if proj.in_channels == 3 and size % patch:  # others project the map of a convolutional stem
-        nearest = " or ".join(str(whole) for whole in (size - size % patch, size - size % patch + patch) if whole)
-        raise ConfigError(
-            f"image_size {size} is no whole number of {name}'s patches of {patch} pixels: it would not see the last "
-            f"{size % patch} of each row and column. Take {nearest}."
-        )
+    if proj.in_channels != 3:  # it projects the map of a convolutional stem
+        return
+    for side, patch in zip(sides(size), proj.stride, strict=True):
+        if left := side % patch:
+            nearest = " or ".join(str(whole) for whole in (side - left, side - left + patch) if whole)
+            of = "" if isinstance(size, int) else f" for {side}"
+            raise ConfigError(
+                f"image_size {size_text(size)} is no whole number of {name}'s patches of {patch} pixels: it would not "
+                f"see the last {left} of each row and column. Take {nearest}{of}."
+            )
 
 
 @checked
-def input_size(name: str) -> int:
+def input_size(name: str) -> ImageSize:
     """The image size that a backbone's weights were trained at, in pixels."""
-    return int(config(name)["input_size"][-1])
+    return as_size(config(name)["input_size"][1:])
 
 
 def _statistics(name: str, normalization: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -16,6 +16,7 @@ from torch import nn
 from vpt.backbones.attention_layout import read_attention
 from vpt.backbones.token_layout import read_layout
 from vpt.errors import UnknownNameError, UnsupportedBackboneError
+from vpt.image_size import ImageSize, as_size
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Support:
     family: str
     parameters: int
     checkpoints: tuple[str, ...]
-    image_size: int
+    image_size: ImageSize
     licence: str
     refused: str
     whole: bool
@@ -73,13 +74,13 @@ def support(name: str) -> Support:
     tags = _tags().get(name, ())
     record = get_pretrained_cfg(f"{name}.{tags[0]}" if tags and tags[0] else name)
     family = model_entrypoint(name).__module__.rpartition(".")[2]
-    size = int(record.input_size[-1]) if record is not None else 0
+    size: ImageSize = 224 if record is None else as_size(record.input_size[1:])
     parameters, refused, whole = _built(name, size)
     licence = "" if record is None else str(record.license or "")
     return Support(name, family, parameters, tags, size, licence, refused, whole)
 
 
-def _built(name: str, size: int) -> tuple[int, str, bool]:
+def _built(name: str, size: ImageSize) -> tuple[int, str, bool]:
     try:
         with torch.device("meta"):
             model = cast("nn.Module", timm.create_model(name, pretrained=False, num_classes=0))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vpt.atomic_write import check_writable
 from vpt.cli import COMMANDS
 from vpt.errors import ConfigError, UnknownNameError, VPTError, wanted_number
+from vpt.image_size import ImageSize, as_size, plain_size
 from vpt.run_record import CONFIG_FILE
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
@@ -179,11 +180,11 @@ def delta_data(delta: Path, config: Path | None = None, overrides: Sequence[str]
     """
     from vpt.models.delta_format import read_header
 
-    size = read_header(delta)["backbone"]["image_size"]
+    size = as_size(read_header(delta)["backbone"]["image_size"])
     return config_data(config or delta.parent / CONFIG_FILE, size, overrides)
 
 
-def config_data(config: Path, size: int, overrides: Sequence[str] = ()) -> ImageDataModule:
+def config_data(config: Path, size: ImageSize, overrides: Sequence[str] = ()) -> ImageDataModule:
     """Builds the data module of a config file; `size` in pixels counts unless the config or a flag names one.
 
     Otherwise as `delta_data`.
@@ -192,7 +193,7 @@ def config_data(config: Path, size: int, overrides: Sequence[str] = ()) -> Image
 
     section = data_section(config)
     if (section.get("init_args") or {}).get("image_size") is None:
-        overrides = ["--data.image_size", str(size), *overrides]
+        overrides = ["--data.image_size", json.dumps(plain_size(size)), *overrides]
     data: ImageDataModule = instantiate_class((), typed_section(section, overrides))
     return data
 

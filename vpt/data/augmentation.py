@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vpt.errors import ConfigError, UnknownNameError
+from vpt.image_size import ImageSize, sides
 
 Transforms = Sequence[Mapping[str, Any]]
 """One mapping a transform, in order: ``name`` and its arguments, e.g. ``{"name": "HorizontalFlip", "p": 0.5}``."""
@@ -58,8 +59,8 @@ class Augmentation:
         transforms: The list of transforms with all that is given to them, plain values; empty where there is none.
     """
 
-    def __init__(self, augment: str | Transforms, seed: int, image_size: int) -> None:
-        """Names or lists the change, for a seed ≥ 0 of the run and the side of the result in pixels.
+    def __init__(self, augment: str | Transforms, seed: int, image_size: ImageSize) -> None:
+        """Names or lists the change, for a seed ≥ 0 of the run and the size of the result in pixels.
 
         ``"none"``, ``"flip"`` (mirrored with probability ½), ``"crop_flip"`` (a crop of 8-100 % of the area at aspect
         ratios ¾ to 4/3, then ``"flip"``), ``"fgvc"`` (a crop of the final size anywhere in the scaled image, then
@@ -70,7 +71,7 @@ class Augmentation:
         Raises:
             UnknownNameError: There is no such name, transform, or argument of a transform.
             ConfigError: The list is empty, an argument does not fit, a transform cannot be applied to an image alone,
-                or the result is not uint8 (image_size, image_size, 3).
+                or the result is not uint8 (height, width, 3).
         """
         if isinstance(augment, str) and augment not in AUGMENTATIONS:
             raise UnknownNameError("augmentation", augment, AUGMENTATIONS)
@@ -85,7 +86,7 @@ class Augmentation:
             self._try()
 
     def __call__(self, image: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
-        """Changes image number `index` of its list in an epoch, counted from 0, to uint8 (image_size, image_size, 3).
+        """Changes image number `index` of its list in an epoch, counted from 0, to uint8 (height, width, 3).
 
         It has both sides image_size, or at least that with ``before_crop``. A ConfigError where a transform of a list
         makes another size of it.
@@ -100,13 +101,14 @@ class Augmentation:
         if self.name == "crop_flip":
             image = self._resized_crop(image, int(random.integers(2**32)))
         elif self.name == "fgvc":
-            top, left = (random.integers(side - self.image_size + 1) for side in image.shape[:2])
-            image = image[top : top + self.image_size, left : left + self.image_size]
+            height, width = sides(self.image_size)
+            top, left = random.integers(image.shape[0] - height + 1), random.integers(image.shape[1] - width + 1)
+            image = image[top : top + height, left : left + width]
         return image[:, ::-1] if random.random() < 0.5 else image
 
     def _resized_crop(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         library = _albumentations()
-        size = (self.image_size, self.image_size)
+        size = sides(self.image_size)
         crop = library.RandomResizedCrop(size=size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
         # A Compose gives other pixels on its second call, so each image gets its own.
         changed: NDArray[np.uint8] = library.Compose([crop], seed=seed)(image=image)["image"]
@@ -116,7 +118,7 @@ class Augmentation:
         for step, seed in zip(self._steps, random.integers(2**32, size=len(self._steps)), strict=True):
             step.set_random_seed(int(seed))
             image = step(image=image, **how)["image"]
-        wanted = (self.image_size, self.image_size, 3)
+        wanted = (*sides(self.image_size), 3)
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != wanted:
             names = ", ".join(each["name"] for each in self.transforms)
             raise ConfigError(
@@ -129,7 +131,7 @@ class Augmentation:
     def _try(self) -> None:
         """Applies the list to noise, so that what cannot work is said before training."""
         random = np.random.default_rng(0)
-        noise = random.integers(0, 256, (self.image_size, self.image_size, 3), np.uint8)
+        noise = random.integers(0, 256, (*sides(self.image_size), 3), np.uint8)
         try:
             self._apply(noise, random, force_apply=True)
             for _ in range(_TRIES):
@@ -187,7 +189,7 @@ def _plain(transforms: Transforms) -> list[dict[str, Any]]:
     return cast("list[dict[str, Any]]", listed)
 
 
-def _complete(given: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+def _complete(given: Mapping[str, Any], image_size: ImageSize) -> dict[str, Any]:
     """A transform with the sizes that it needs; refuses arguments that it has not."""
     name = given["name"]
     if name not in _known():
@@ -197,7 +199,8 @@ def _complete(given: Mapping[str, Any], image_size: int) -> dict[str, Any]:
         if key not in parameters:
             raise UnknownNameError(f"argument of transform {name!r}", key, parameters)
     needed = [key for key, each in parameters.items() if each.default is each.empty and key not in given]
-    sizes = {"size": [image_size, image_size], "height": image_size, "width": image_size}
+    height, width = sides(image_size)
+    sizes = {"size": [height, width], "height": height, "width": width}
     if lacking := [key for key in needed if key not in sizes]:
         raise ConfigError(f"Transform {name!r} needs {', '.join(lacking)}.")
     return {**given, **{key: sizes[key] for key in needed}}

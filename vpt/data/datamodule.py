@@ -25,6 +25,7 @@ from vpt.data.splits import Split, few_shot, position_hash
 from vpt.data.targets import Targets, check_multiclass, fits, positives, renumbered
 from vpt.data.transforms import centre_crop, get_preset
 from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning, check_number
+from vpt.image_size import GivenSize, as_size, plain_size
 from vpt.run_record import global_seed
 
 Batch = dict[str, Any]
@@ -132,7 +133,7 @@ class ImageDataModule(L.LightningDataModule):
         class_names: Sequence[str],
         splits: Mapping[str, Split],
         preset: str,
-        image_size: int,
+        image_size: GivenSize,
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int | None = None,
@@ -150,7 +151,7 @@ class ImageDataModule(L.LightningDataModule):
             class_names: One name a class.
             splits: ``"train"``, ``"val"``, ``"test"``, then the shifts.
             preset: Name of the preprocessing.
-            image_size: Side of the square images in pixels.
+            image_size: Pixels of the images, or [height, width].
             batch_size: Images in a batch.
             num_workers: Loader processes; 0 loads in the main process, which is fastest without augmentation.
             seed: Seed of shuffling and augmentation of training images, ≥ 0; None for the run's (`seed_everything`), or
@@ -173,7 +174,6 @@ class ImageDataModule(L.LightningDataModule):
         if seed is None:  # what Lightning's `seed_everything` was given last, in this process or for it
             seed = global_seed() or 0
         for flag, value, least, most in (
-            ("image_size", image_size, 1, 8192),
             ("batch_size", batch_size, 1, 10**6),
             ("num_workers", num_workers, 0, 1024),
             ("seed", seed, 0, 2**63 - 1),
@@ -187,13 +187,13 @@ class ImageDataModule(L.LightningDataModule):
         self.targets = targets
         self.class_names = list(class_names)
         self.num_classes = len(self.class_names)
-        self.image_size = image_size
+        self.image_size = as_size(image_size)
         self.preset = get_preset(preset)
         self.normalization = self.preset.normalization
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.augmentation = Augmentation(augment, seed, image_size)
+        self.augmentation = Augmentation(augment, seed, self.image_size)
         if self.augmentation.before_crop and self.preset.resize != "shorter_crop":
             raise ConfigError(f"Augmentation {augment!r} needs a preset that crops, such as 'fgvc', not {preset!r}.")
         self.augmented = self.augmentation.name != "none"
@@ -296,7 +296,7 @@ class ImageDataModule(L.LightningDataModule):
             "name": self.name,
             "preset": self.preset.name,
             "preset_papers": {"source": self.preset.source, "splits": self.preset.splits},
-            "image_size": self.image_size,
+            "image_size": plain_size(self.image_size),
             "num_classes": self.num_classes,
             "augment": self.augmentation.name,
             "seed": self.seed,

@@ -38,6 +38,7 @@ from vpt.data.content_hashes import cache_folder, progress
 from vpt.data.images import ImageSource
 from vpt.data.transforms import Preset
 from vpt.errors import DataError, OutputError, VPTWarning
+from vpt.image_size import ImageSize, plain_size, sides, size_text
 from vpt.version import pixel_versions
 
 DISK_SHARE = 0.5
@@ -77,14 +78,14 @@ class Ragged:
 
 @dataclass(frozen=True)
 class OnDemand:
-    """Images of a side in pixels that are decoded each time they are asked for.
+    """Images of one size that are decoded each time they are asked for.
 
     Where `cropped` is False they are what is there before the preset's centre crop.
     """
 
     source: ImageSource
     preset: Preset
-    image_size: int
+    image_size: ImageSize
     cropped: bool = True
 
     def __len__(self) -> int:
@@ -96,8 +97,8 @@ class OnDemand:
 
     def num_bytes(self) -> int:
         """Returns the size of all when decoded; where shapes differ, at an aspect ratio of 3:2."""
-        side = self.image_size if self.cropped else self.image_size / self.preset.crop_fraction
-        return math.ceil(len(self) * 3 * side**2 * (1 if self.cropped else 1.5))
+        area = math.prod(sides(self.image_size)) / (1 if self.cropped else self.preset.crop_fraction**2)
+        return math.ceil(len(self) * 3 * area * (1 if self.cropped else 1.5))
 
 
 def usage() -> tuple[int, int]:
@@ -117,7 +118,7 @@ def clear() -> tuple[int, int]:
 def decoded(
     source: ImageSource,
     preset: Preset,
-    image_size: int,
+    image_size: ImageSize,
     positions: NDArray[np.int64] | None = None,
     cropped: bool = True,
 ) -> Images:
@@ -126,7 +127,7 @@ def decoded(
     Args:
         source: The list.
         preset: How images are resized.
-        image_size: Side in pixels.
+        image_size: Pixels, or (height, width).
         positions: int64 (M,), some of the list, which have a cache file of their own; None for all.
         cropped: False for what is there before the preset's centre crop.
 
@@ -141,7 +142,7 @@ def decoded(
     """
     source = source if positions is None else source.take(positions)
     images = OnDemand(source, preset, image_size, cropped)
-    path = cache_folder() / f"{source.title}-{preset.name}-{image_size}-{_key(images)}{_SUFFIX}"
+    path = cache_folder() / f"{source.title}-{preset.name}-{size_text(image_size)}-{_key(images)}{_SUFFIX}"
     if (cached := _open(path, len(source))) is not None:
         return cached
     try:
@@ -189,7 +190,7 @@ def _key(images: OnDemand) -> str:
     hashes = images.source.contents()
     for position in np.flatnonzero(~hashes.any(axis=1)):
         images.source.decode(int(position))  # says what is wrong with a file that cannot be read
-    form = [_FORMAT, images.preset.to_dict(), images.image_size, images.cropped, pixel_versions()]
+    form = [_FORMAT, images.preset.to_dict(), plain_size(images.image_size), images.cropped, pixel_versions()]
     return hashlib.sha256(json.dumps(form).encode() + hashes.tobytes()).hexdigest()[:16]
 
 

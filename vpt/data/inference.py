@@ -20,6 +20,7 @@ from torch import Tensor
 from vpt.data.images import LeftOut, decode_rgb, find_images, to_rgb
 from vpt.data.transforms import Preset
 from vpt.errors import ConfigError, DataError
+from vpt.image_size import ImageSize
 
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -65,7 +66,7 @@ def each_image(images: Any) -> Iterator[Any]:
         )
 
 
-def read_photos(images: Any, preset: Preset, image_size: int, ahead: int = 64) -> Iterator[Photo]:
+def read_photos(images: Any, preset: Preset, image_size: ImageSize, ahead: int = 64) -> Iterator[Photo]:
     """Yields all images in order, decoded and resized as the preset says; so many are decoded ahead by threads.
 
     Arrays are uint8 (H, W), (H, W, 3) or (H, W, 4), tensors uint8 (3, H, W). A damaged file is a `Photo` with a fault.

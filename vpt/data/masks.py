@@ -23,6 +23,7 @@ from vpt.data.images import ImageList
 from vpt.data.splits import Split, rows_of
 from vpt.data.transforms import Preset
 from vpt.errors import ConfigError, DataError
+from vpt.image_size import GivenSize, as_size
 
 IGNORED = 255
 """The class of pixels that count for nothing."""
@@ -36,7 +37,7 @@ class MaskSplit(Split):
     """Images and their masks.
 
     Attributes:
-        masks: Returns the masks, uint8 (image_size, image_size) each: classes, and `IGNORED`; or those at `positions`.
+        masks: Returns the masks, uint8 (height, width) each: classes, and `IGNORED`; or those at `positions`.
         mask_contents: Returns the hash of each mask, uint8 (N, 16).
     """
 
@@ -92,7 +93,7 @@ class MaskDataModule(ImageDataModule):
         class_names: Sequence[str],
         splits: Mapping[str, MaskSplit],
         preset: str,
-        image_size: int,
+        image_size: GivenSize,
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int | None = None,
@@ -194,11 +195,11 @@ class _OneChannel:
 
 
 def decoded_masks(
-    masks: MaskList, preset: Preset, image_size: int, positions: NDArray[np.int64] | None = None
+    masks: MaskList, preset: Preset, image_size: GivenSize, positions: NDArray[np.int64] | None = None
 ) -> Images:
     """Returns a list's masks, or those at positions, resized by nearest neighbour to where the preset puts the images.
 
-    They are uint8 (image_size, image_size) each; errors as of `MaskList.decode` and `vpt.data.image_cache.decoded`.
+    They are uint8 (height, width) each; errors as of `MaskList.decode` and `vpt.data.image_cache.decoded`.
     """
-    nearest = replace(preset, name=f"{preset.name}-nearest", interpolation="nearest")
-    return _OneChannel(decoded(masks, nearest, image_size, positions))
+    nearest = replace(preset, name=f"{preset.name}-nearest", interpolation="nearest", fill=(IGNORED,) * 3)
+    return _OneChannel(decoded(masks, nearest, as_size(image_size), positions))

@@ -22,6 +22,7 @@ from vpt.data.image_cache import Images, decoded
 from vpt.data.images import ImageSource
 from vpt.data.transforms import Preset
 from vpt.errors import ConfigError, UnknownNameError, check_number
+from vpt.image_size import GivenSize, as_size
 
 Listed = TypeVar("Listed")
 Made = TypeVar("Made", bound="Split")
@@ -35,7 +36,7 @@ class Split:
         source: Where it comes from, relative to the root, e.g. ``"caltech101/test.txt"``.
         paths: Name of each image.
         labels: int64 (N,); or uint8 or float32 (N, C), as :data:`vpt.data.targets.Targets` says.
-        pixels: Returns the images, uint8 (3, image_size, image_size) each. Called with ``positions``, an int64 array,
+        pixels: Returns the images, uint8 (3, height, width) each. Called with ``positions``, an int64 array,
             for some of them only, and with ``cropped=False`` for what is there before the preset's centre crop.
         contents: Returns the hash of each image, uint8 (N, 16); None for that of its pixels.
     """
@@ -90,9 +91,9 @@ def rows_of(contents: Callable[[], Hashes], positions: NDArray[np.int64]) -> Has
     return contents()[positions]
 
 
-def listed_split(source: str, images: ImageSource, preset: Preset, image_size: int) -> Split:
+def listed_split(source: str, images: ImageSource, preset: Preset, image_size: GivenSize) -> Split:
     """Makes a split of a list of images that are decoded once and then cached; `source` is relative to the root."""
-    pixels = partial(decoded, images, preset, image_size)
+    pixels = partial(decoded, images, preset, as_size(image_size))
     return Split(source, images.paths, images.labels, pixels, images.contents)
 
 

@@ -1,4 +1,4 @@
-"""Named preprocessing: from an image of any size to a square of pixels.
+"""Named preprocessing: from an image of any size to one of a fixed size.
 
 The field uses incompatible pipelines under one name, and accuracy moves by up to 15 points between them: a preset is
 therefore part of every number and travels in the delta file. What comes out is always uint8; mean and standard
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vpt.errors import ConfigError, UnknownNameError
+from vpt.image_size import ImageSize, sides
 
-RESIZE_RULES = ("square", "shorter_crop")
+RESIZE_RULES = ("square", "shorter_crop", "pad")
 INTERPOLATIONS = ("bilinear_legacy", "bilinear", "bicubic", "nearest")
 NORMALIZATIONS = ("imagenet", "inception", "weights", "none")
 _TFDS, _DUMP, _OWN_FILES = "TFDS's uint8, lossless", "a dump of JPEG files", "the authors' JPEG files"
@@ -28,7 +29,7 @@ _LONGEST = 16
 
 @dataclass(frozen=True)
 class Preset:
-    """One way from an image of any size to ``image_size`` × ``image_size`` pixels; docs/data.md has a table of them.
+    """One way from an image of any size to ``image_size`` pixels; docs/data.md has a table of them.
 
     A preset fixes resize and normalisation. Source format and splits belong to the data at hand; what the papers did is
     written into ``run.json`` beside what was done here, and a number is comparable with a paper's only if they agree.
@@ -37,12 +38,14 @@ class Preset:
     Attributes:
         name: Name in :data:`PRESETS`.
         resize: ``"square"`` ignores the aspect ratio; ``"shorter_crop"`` scales the shorter side to ``image_size /
-            crop_fraction`` and cuts the centre.
+            crop_fraction`` and cuts the centre (of a size that is not square, until it covers that size);
+            ``"pad"`` scales the longer side to ``image_size`` and fills the rest.
         interpolation: ``"bilinear"`` and ``"bicubic"`` are PIL's, with antialiasing; ``"bilinear_legacy"`` is
             TensorFlow 1's (:func:`resize_bilinear_legacy`); ``"nearest"`` is for masks.
         normalization: What the backbone has to apply: ``"imagenet"`` or ``"inception"`` statistics, those of the
             ``"weights"`` in use, or ``"none"`` for plain [0, 1].
         crop_fraction: Share of the scaled shorter side that the crop keeps, in (0, 1]; unused by ``"square"``.
+        fill: What ``"pad"`` fills with, 0 to 255: the mean colour of ImageNet.
         source: In which form its papers read the images; `splits` says on what they train, choose and test.
     """
 
@@ -51,6 +54,7 @@ class Preset:
     interpolation: str
     normalization: str
     crop_fraction: float = 1.0
+    fill: tuple[int, int, int] = (124, 116, 104)
     source: str = field(default="any", compare=False)
     splits: str = field(default="as the data say", compare=False)
 
@@ -65,33 +69,49 @@ class Preset:
         if not 0 < self.crop_fraction <= 1:
             raise ConfigError(f"Preset {self.name!r} has crop_fraction {self.crop_fraction}; it must lie in (0, 1].")
 
-    def __call__(self, image: Image.Image, image_size: int) -> NDArray[np.uint8]:
-        """Resizes one RGB image of any size and cuts its centre, uint8 (image_size, image_size, 3)."""
+    def __call__(self, image: Image.Image, image_size: ImageSize) -> NDArray[np.uint8]:
+        """Resizes one RGB image of any size and cuts its centre, uint8 (height, width, 3)."""
         return centre_crop(self.scale(image, image_size), image_size)
 
-    def scale(self, image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    def scale(self, image: Image.Image, image_size: ImageSize) -> NDArray[np.uint8]:
         """Resizes one RGB image without cutting it, but for one that is more than 16 times as long as it is wide.
 
-        Of that the central part of ratio 16 is taken. Returns uint8 (H, W, 3) with both sides at least image_size, the
-        side of the crop to come, and equal to it for ``"square"``.
+        Of that the central part of ratio 16 is taken. Returns uint8 (H, W, 3) with both sides at least those of
+        image_size, of the crop to come, and equal to them for ``"square"`` and ``"pad"``.
         """
+        high, wide = sides(image_size)
         if self.resize == "square":
-            return _resize(image, image_size, image_size, self.interpolation)
+            return _resize(image, wide, high, self.interpolation)
         image = _without_ends(image)
+        if self.resize == "pad":
+            return self._padded(image, wide, high)
         # timm rounds the scaled side down, torchvision truncates the longer side.
-        shorter = math.floor(image_size / self.crop_fraction)
-        width, height = (int(shorter * side / min(image.size)) for side in image.size)
+        least = math.floor(wide / self.crop_fraction), math.floor(high / self.crop_fraction)
+        # The side that limits is scaled to what the crop needs; of a square crop that is the shorter one.
+        limit = 0 if least[0] * image.height >= least[1] * image.width else 1
+        width, height = (int(least[limit] * side / image.size[limit]) for side in image.size)
         return _resize(image, width, height, self.interpolation)
+
+    def _padded(self, image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
+        """Scales an image until it fits, and puts it in the middle of `fill`."""
+        share = min(width / image.width, height / image.height)
+        wide, high = max(1, min(round(share * image.width), width)), max(1, min(round(share * image.height), height))
+        page = np.empty((height, width, 3), np.uint8)
+        page[:] = self.fill
+        left, top = (width - wide) // 2, (height - high) // 2
+        page[top : top + high, left : left + wide] = _resize(image, wide, high, self.interpolation)
+        return page
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what happens to an image as plain strings and numbers, for delta files."""
-        return {key: value for key, value in asdict(self).items() if key not in ("source", "splits")}
+        told = {key: value for key, value in asdict(self).items() if key not in ("source", "splits", "fill")}
+        return told | {"fill": list(self.fill)} if self.resize == "pad" else told
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preset:
         """Inverse of :meth:`to_dict`; a ConfigError where a field is missing or unknown."""
         try:
-            return cls(**values)
+            return cls(**{**values, **({"fill": tuple(values["fill"])} if "fill" in values else {})})
         except TypeError as error:
             raise ConfigError(f"Not the description of a preset: {dict(values)!r} ({error}).") from error
 
@@ -99,12 +119,19 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset("vpt", "square", "bilinear_legacy", "imagenet", 1.0, _TFDS, "train800 to val200, then both to test"),
-        Preset("adapter_plus", "square", "bilinear_legacy", "inception", 1.0, _TFDS, "both to test, no validation"),
-        Preset("noah", "square", "bicubic", "imagenet", 1.0, _DUMP, "both to test, which chose the epoch"),
-        Preset("fgvc", "shorter_crop", "bilinear", "imagenet", 0.875, _OWN_FILES, "train to val, then test"),
+        Preset(
+            "vpt", "square", "bilinear_legacy", "imagenet", source=_TFDS, splits="train800 to val200, then both to test"
+        ),
+        Preset(
+            "adapter_plus", "square", "bilinear_legacy", "inception", source=_TFDS, splits="both to test, no validation"
+        ),
+        Preset("noah", "square", "bicubic", "imagenet", source=_DUMP, splits="both to test, which chose the epoch"),
+        Preset(
+            "fgvc", "shorter_crop", "bilinear", "imagenet", 0.875, source=_OWN_FILES, splits="train to val, then test"
+        ),
         Preset("timm", "shorter_crop", "bicubic", "weights", crop_fraction=0.9),
         Preset("square", "square", "bicubic", "weights"),
+        Preset("pad", "pad", "bicubic", "weights"),
     )
 }
 
@@ -130,13 +157,14 @@ def _without_ends(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
 
 
-def centre_crop(image: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
-    """Cuts the centre, (image_size, image_size, C), contiguous; the corner is rounded as torchvision does.
+def centre_crop(image: NDArray[np.uint8], image_size: ImageSize) -> NDArray[np.uint8]:
+    """Cuts the centre, (height, width, C), contiguous; the corner is rounded as torchvision does.
 
     An image (H, W, C) of that size is returned itself.
     """
-    top, left = (round((side - image_size) / 2) for side in image.shape[:2])
-    return np.ascontiguousarray(image[top : top + image_size, left : left + image_size])
+    height, width = sides(image_size)
+    top, left = round((image.shape[0] - height) / 2), round((image.shape[1] - width) / 2)
+    return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
 def resize_bilinear_legacy(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:

@@ -80,9 +80,8 @@ class ImagePrompts(nn.Module):
         shifts = [(row, column) for row in range(side) for column in range(side)]
         parts = [kernel[r, c] * channels[:, :, r : r + rows, c : c + columns] for r, c in shifts]
         map_ = dropout2d(sum(parts[1:], start=parts[0]), self.options.dropout, self.training)
-        pooled: Tensor = (
-            self.pools[layer](map_.flatten(2)).transpose(1, 2).contiguous()
-        )  # a view would round by whether weights train
+        # Of a view PyTorch would multiply in another order where weights train, and round otherwise.
+        pooled: Tensor = self.pools[layer](map_.flatten(2).contiguous()).transpose(1, 2).contiguous()
         hidden = dropout(torch.relu(self.down(pooled)), self.options.dropout, self.training)
         return cast("Tensor", pooled + self.up(hidden))
 

@@ -17,6 +17,7 @@ from vpt.backbones.factory import Backbone
 from vpt.deltas.base import DeltaPart, Handle, chosen_blocks, pick, stack
 from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
+from vpt.image_size import sides, size_text
 
 
 @register_delta("prompt_add")
@@ -65,31 +66,34 @@ class PromptAdd(DeltaPart):
 class PromptPad(DeltaPart):
     """A learned frame of pixels added to the normalised image.
 
-    `rows` are top and bottom, (2, 3, width, size), `columns` between them, (2, 3, size − 2 · width, width).
+    `rows` are top and bottom, (2, 3, width, W), `columns` between them, (2, 3, H − 2 · width, width).
     """
 
     def __init__(self, backbone: Backbone, width: int = 30) -> None:
         """Starts at zero; `width` is that of the frame in pixels, at least 1 and less than half of the image."""
         super().__init__(backbone)
-        size, like = backbone.image_size, backbone.mean
-        if not 1 <= width < size / 2:
-            raise ConfigError(f"A frame of {width} pixels does not fit {size} pixels: give 1 to {(size - 1) // 2}.")
+        size, like = sides(backbone.image_size), backbone.mean
+        if not 1 <= width < min(size) / 2:
+            most = (min(size) - 1) // 2
+            raise ConfigError(
+                f"A frame of {width} pixels does not fit {size_text(backbone.image_size)} pixels: give 1 to {most}."
+            )
         self._width, self._size = width, size
-        self.rows = nn.Parameter(like.new_zeros(2, 3, width, size))
-        self.columns = nn.Parameter(like.new_zeros(2, 3, size - 2 * width, width))
+        self.rows = nn.Parameter(like.new_zeros(2, 3, width, size[1]))
+        self.columns = nn.Parameter(like.new_zeros(2, 3, size[0] - 2 * width, width))
 
     def hooks(self) -> Iterator[Handle]:
         """The frame on the normalised image."""
         yield self.backbone.entry.register_forward_pre_hook(self._add)
 
     def expected_parameters(self) -> int:
-        """12 · width · (size − width)."""
-        return 12 * self._width * (self._size - self._width)
+        """6 · width · (H + W − 2 · width)."""
+        return 6 * self._width * (sum(self._size) - 2 * self._width)
 
     def frame(self) -> Tensor:
-        """The frame around an empty middle, (3, size, size)."""
-        inside = self._size - 2 * self._width
-        middle = torch.cat([self.columns[0], self.columns.new_zeros(3, inside, inside), self.columns[1]], dim=2)
+        """The frame around an empty middle, (3, H, W)."""
+        height, width = (side - 2 * self._width for side in self._size)
+        middle = torch.cat([self.columns[0], self.columns.new_zeros(3, height, width), self.columns[1]], dim=2)
         return torch.cat([self.rows[0], middle, self.rows[1]], dim=1)
 
     def _add(self, embedding: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

@@ -130,8 +130,7 @@ def profile(model: TunedModel, batch: int = 8, rounds: int = 5) -> Ledger:
         raise ConfigError(f"batch and rounds must be at least 1, got {batch} and {rounds}.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
-    size = model.backbone.image_size
-    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    images = torch.randint(0, 256, (batch, *model.backbone.input_shape), dtype=torch.uint8, device=device)
     step, forward = training_step(model, images), forward_pass(model, images)
     seconds = interleaved([step, forward], rounds)
     trainable, total = model.parameter_counts()

@@ -103,10 +103,9 @@ def check(model: TunedModel, run: Run) -> Check:
         ExportError: The logits differ by more than `TOLERANCE` of the largest.
     """
     generator = torch.Generator().manual_seed(0)
-    size = model.backbone.image_size
     worst, milliseconds = 0.0, {}
     for batch in _BATCHES:
-        images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
+        images = torch.randint(0, 256, (batch, *model.backbone.input_shape), dtype=torch.uint8, generator=generator)
         expected, found = model(images), run(images)
         if isinstance(model.head, ValueHead):  # without their units, which may be far larger than what differs
             expected, found = ((each - model.head.offset) / model.head.scale for each in (expected, found))
@@ -196,8 +195,7 @@ def _export(
 @torch.no_grad()
 def _traced(model: TunedModel) -> torch.export.ExportedProgram:
     """The folded model as a graph of any batch size, without the places of the source that it came from."""
-    size = model.backbone.image_size
-    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)  # 1 would be taken for a constant
+    images = torch.zeros(2, *model.backbone.input_shape, dtype=torch.uint8)  # 1 would be taken for a constant
     shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
     program = torch.export.export(fold(model), (images,), dynamic_shapes=shapes, strict=False)
     for node in program.graph.nodes:

@@ -15,12 +15,13 @@ from vpt.atomic_write import atomic_write, write_json, write_text
 from vpt.backbones.target_modules import plain_convolution
 from vpt.deltas.lora import Lora
 from vpt.errors import ConfigError
+from vpt.image_size import sides
 from vpt.models.classifier import TunedModel
 
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json", "README.md")
 README = """# LoRA for {name}
 
-Written by vpt. It belongs on the weights {weights}; images are {size} × {size}, normalised with mean {mean} and
+Written by vpt. It belongs on the weights {weights}; images are {size} pixels, normalised with mean {mean} and
 standard deviation {std}.
 
 ```python
@@ -81,7 +82,7 @@ def _readme(model: TunedModel) -> str:
     return README.format(
         name=backbone.name,
         weights=backbone.weights_id,
-        size=backbone.image_size,
+        size=" × ".join(map(str, sides(backbone.image_size))),
         sized=f", img_size={backbone.image_size}" if backbone.has_layout else "",
         mean=mean,
         std=std,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vpt.deltas.registry import DeltaSpec
+from vpt.image_size import as_size, sides
 from vpt.run_record import epoch_rule, images_read, method_name
 from vpt.screen import markdown
 
@@ -42,7 +43,7 @@ _BODY = """# {title}
 ```python
 import vpt
 
-model = vpt.load({call})  # uint8 images (B, 3, {size}, {size}) to {outputs} (B, {classes})
+model = vpt.load({call})  # uint8 images (B, 3, {height}, {width}) to {outputs} (B, {classes})
 ```
 {weights}
 Images are prepared by the preset `{preset}`; normalisation is inside the model. The delta file is safetensors and refuses other backbone weights than those it was trained on.
@@ -84,13 +85,15 @@ def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
     elsewhere = backbone["weights_id"].startswith("file:")
     weights = f"\n`weights` is the file {backbone['weights']} of the backbone, which is not uploaded.\n"
     name = markdown(card.title if card else data.get("name", "its training data"))
+    height, width = sides(as_size(backbone["image_size"]))
     body = _BODY.format(
         title=title,
         what=f"`{_method(header, record)}` on {backbone['weights_id']}, trained on {name}.",
         writer=f"vpt {record.get('versions', {}).get('vpt', '')}".strip(),
         call=f'"hf://{repo}"' + (', weights="…"' if elsewhere else ""),
         weights=weights if elsewhere else "",
-        size=backbone["image_size"],
+        height=height,
+        width=width,
         classes=len(header["class_names"]),
         outputs="numbers" if header.get("targets") == "regression" else "logits",
         elsewhere="measure those" + ("" if "targets" in header else " with `vpt robustness`"),

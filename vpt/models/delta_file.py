@@ -20,6 +20,7 @@ from vpt.argument_types import checked
 from vpt.backbones.checkpoints import fingerprint
 from vpt.backbones.factory import Backbone, create_backbone
 from vpt.errors import ConfigError, DeltaFileError, VPTError, WeightsError
+from vpt.image_size import as_size
 from vpt.models.classifier import AdaptedModel, TunedModel, ValueHead
 from vpt.models.delta_format import (
     DENSE,
@@ -317,7 +318,7 @@ def read_head(path: str | Path, model: TunedModel, role: str) -> nn.Linear:
     backbone = model.backbone
     for what, theirs, ours in (
         ("backbone weights", True, backbone.is_recorded_as(header["backbone"])),
-        ("image size", header["backbone"]["image_size"], backbone.image_size),
+        ("image size", as_size(header["backbone"]["image_size"]), backbone.image_size),
         ("normalization", header["backbone"]["normalization"], backbone.normalization),
         ("preset", header["preset"], model.preset),
         ("classes", header["class_names"], model.class_names),

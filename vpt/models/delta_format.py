@@ -24,24 +24,22 @@ from vpt.backbones.factory import STATISTICS, input_size
 from vpt.data.targets import Targets
 from vpt.deltas.registry import DeltaSpec, read_specs
 from vpt.errors import DeltaFileError, VPTError
+from vpt.image_size import is_size, plain_size
 from vpt.models.calibration import KINDS, HeldOut, check_calibration
 from vpt.models.classifier import AdaptedModel, TunedModel
 from vpt.models.segmenter import HEADS, DenseModel
 from vpt.run_record import misfit
 
 FORMAT, DENSE = TunedModel.format, DenseModel.format
-LARGEST_IMAGE = 8192
-"""Height and width in pixels above which a file is taken for damaged, rather than memory for its positions."""
-
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 """The precisions of a model by the name that a header has for them."""
 
-IDENTITY = {
+IDENTITY: dict[str, type | tuple[type, ...]] = {
     "name": str,
     "weights": str,
     "weights_id": str,
     "fingerprint": str,
-    "image_size": int,
+    "image_size": (int, list),
     "normalization": str,
 }
 """What makes a backbone the one that a delta was trained on, and the types of the values."""
@@ -256,10 +254,9 @@ def _lacking(header: Mapping[str, Any]) -> list[str]:
     absent = [f"backbone {key}" for key, kind in IDENTITY.items() if not isinstance(backbone.get(key), kind)]
     if absent:
         return absent
-    size = backbone["image_size"]
     dense = isinstance(head, dict) and head.get("kind") in HEADS and type(head.get("width")) is int and len(head) == 2
     valid = {
-        "backbone image_size": not isinstance(size, bool) and 1 <= size <= LARGEST_IMAGE,
+        "backbone image_size": is_size(backbone["image_size"]),
         "backbone pool": isinstance(backbone.get("pool"), str | None),
         "backbone normalization": backbone["normalization"] in ("weights", *STATISTICS),
         "dtype": header["dtype"] in DTYPES,
@@ -298,7 +295,9 @@ def known(info: dict[str, Any]) -> dict[str, Any]:
 
 def identity(model: AdaptedModel) -> dict[str, Any]:
     """What makes a backbone a delta's own, in plain values: `IDENTITY`, and pool if not that of the weights."""
-    told = {key: getattr(model.backbone, key) for key in IDENTITY}
+    told = {key: getattr(model.backbone, key) for key in IDENTITY} | {
+        "image_size": plain_size(model.backbone.image_size)
+    }
     return told if model.backbone.pool is None else told | {"pool": model.backbone.pool}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from vpt.data.catalog.cards import load_card
 from vpt.errors import ConfigError, RecordError
+from vpt.image_size import size_text
 from vpt.run_record import (
     RUN_FILE,
     below,
@@ -133,7 +134,7 @@ class Row:
         data = self.record["data"]
         return {
             "preset": data["preset"],
-            "image size": data["image_size"],
+            "image size": size_text(data["image_size"]),
             "partial data": self.partial,
             "epoch rule": self.key["epoch rule"],
             "trained on": f"{data['counts']['train']} images"

@@ -16,6 +16,7 @@ import numpy as np
 
 from vpt.data.corruptions import title
 from vpt.errors import ConfigError
+from vpt.image_size import size_text
 from vpt.metrics.accuracy import correct, difference, top1
 from vpt.metrics.calibration import equal_width, temperature
 from vpt.metrics.effective_robustness import BASELINES, effective_robustness
@@ -134,7 +135,7 @@ def _model(name: str, result: RobustnessResult) -> Values:
         "head": protocol["head"],
         "corruptions": result.corruptions,
         "preset": protocol["data"]["preset"],
-        "image_size": protocol["data"]["image_size"],
+        "image_size": size_text(protocol["data"]["image_size"]),
         "logits": protocol["logits"],
         "complete": protocol["data"]["complete"],
         "alphas": sorted({row.alpha for row in result.rows}),
@@ -172,7 +173,7 @@ def _protocol(row: Row, protocol: Mapping[str, Any]) -> Values:
         "alpha": row.alpha,
         "way": protocol["way"],
         "preset": data["preset"],
-        "image_size": data["image_size"],
+        "image_size": size_text(data["image_size"]),
         "mask": None if groups is None else {"classes": len(groups), "sha256": sha256},
         "list": protocol["list"],
         "listed": data["counts"].get(split),

@@ -27,6 +27,7 @@ from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, title
 from vpt.data.targets import check_multiclass
 from vpt.deltas import DeltaSpec
 from vpt.errors import ConfigError, check_number
+from vpt.image_size import plain_size, size_text
 from vpt.models import TunedModel
 from vpt.models.delta_file import unfilled
 from vpt.models.delta_format import identity, read_header
@@ -152,9 +153,10 @@ def check_data(delta: Path, model: TunedModel, data: ImageDataModule) -> None:
         raise ConfigError(f"{delta} is of {model.targets} targets, the data are of {data.targets}: they must agree.")
     data.number_classes_as(model.class_names)
     if model.backbone.image_size != data.image_size:
+        size = model.backbone.image_size
         raise ConfigError(
-            f"{delta} takes images of {model.backbone.image_size} px, the data give {data.image_size} px: "
-            f"set the data's image_size to {model.backbone.image_size}."
+            f"{delta} takes images of {size_text(size)} px, the data give {size_text(data.image_size)} px: "
+            f"set the data's image_size to {plain_size(size)}."
         )
     if model.preset != data.preset.to_dict():
         theirs = data.preset.to_dict()

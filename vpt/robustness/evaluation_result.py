@@ -17,6 +17,7 @@ from vpt.atomic_write import write_json
 from vpt.data import ImageDataModule
 from vpt.data.corruptions import BASIC, CORRUPTIONS, GROUPS, PUBLISHED, SEVERITIES, title
 from vpt.errors import ConfigError, DataError, RecordError
+from vpt.image_size import is_size
 from vpt.metrics import accuracy
 from vpt.robustness import logit_records
 from vpt.robustness.evaluation_sets import SHIFT, VAL
@@ -30,7 +31,7 @@ _FORM: Form = {
     **dict.fromkeys(("data.name", "data.fingerprint", "data.preset"), of(str)),
     **dict.fromkeys(("backbone.name", "backbone.weights_id", "backbone.fingerprint"), of(str)),
     **dict.fromkeys(("head", "logits", "precision"), of(str)),
-    "data.image_size": count,
+    "data.image_size": is_size,
     "data.complete": of(bool, None),
     "delta.specs": of(list),
     "way": lambda value: value in ("end-to-end", "head", "strength", "none"),

@@ -61,7 +61,7 @@ class TuningTask(L.LightningModule):
         backbone: str,
         weights: str = "pretrained",
         num_classes: int | None = None,
-        image_size: int | None = None,
+        image_size: int | list[int] | None = None,
         normalization: str | None = None,
         optimizer: Literal["sgd", "adamw"] = "adamw",
         base_lr: float = 0.01,
@@ -81,7 +81,7 @@ class TuningTask(L.LightningModule):
             backbone: timm's name, e.g. ``vit_base_patch16_224.orig_in21k``, or ``vit_nano_patch8_64``.
             weights: ``pretrained`` (shipped, else the timm hub), ``random``, ``random:SEED`` or a path to a local file.
             num_classes: From the data when left out on the command line.
-            image_size: Side in pixels; None for the backbone's default.
+            image_size: Pixels, or [height, width]; None for the backbone's default.
             normalization: ``weights`` (those of their timm config; also None), ``imagenet``, ``inception``, ``none``.
             optimizer: ``sgd`` with momentum, or ``adamw``.
             base_lr: The learning rate at batch 256; the one used is base_lr · global batch / 256.

@@ -11,24 +11,25 @@ from lightning.pytorch.cli import instantiate_class
 from vpt.backbones import input_size
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
+from vpt.image_size import ImageSize, as_size, plain_size
 from vpt.tasks.classification import ClassificationTask
 
 FROM_DATA = ("num_classes", "image_size", "normalization", "targets")
 """What the data say about a model."""
 
 
-def image_size(config: Mapping[str, Any]) -> int:
+def image_size(config: Mapping[str, Any]) -> ImageSize:
     """Pixels of the images of a config: what its data say, else its model, else the backbone's own."""
     model = config["model"]["init_args"]
     sizes = ((config["data"].get("init_args") or {}).get("image_size"), model.get("image_size"))
     given = next((size for size in sizes if size is not None), None)
-    return int(input_size(model["backbone"]) if given is None else given)
+    return input_size(model["backbone"]) if given is None else as_size(given)
 
 
 def build_data(config: Mapping[str, Any]) -> ImageDataModule:
     """Builds the data module of a config, with images of `image_size`; a DataError where the data cannot be found."""
     section = dict(config["data"])
-    section["init_args"] = (section.get("init_args") or {}) | {"image_size": image_size(config)}
+    section["init_args"] = (section.get("init_args") or {}) | {"image_size": plain_size(image_size(config))}
     data: ImageDataModule = instantiate_class((), section)
     return data
 
@@ -45,10 +46,12 @@ def settle(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, 
         DataError: The data cannot be found.
     """
     data, settled = build_data(config), copy.deepcopy(dict(config))
-    settled["data"].setdefault("init_args", {})["image_size"] = data.image_size
+    settled["data"].setdefault("init_args", {})["image_size"] = plain_size(data.image_size)
     args = settled["model"]["init_args"]
     for key in FROM_DATA:
-        truth = getattr(data, key)
+        truth = plain_size(data.image_size) if key == "image_size" else getattr(data, key)
+        if key == "image_size" and args.get(key) is not None:
+            args[key] = plain_size(as_size(args[key]))
         if trained and key == "num_classes" and args.get(key) is not None:
             continue
         if args.get(key) not in (None, truth):

@@ -19,6 +19,7 @@ from vpt.data import ImageDataModule, ImageDataset, Preset
 from vpt.data.images import LeftOut, decode_rgb, find_images
 from vpt.data.targets import check_multiclass
 from vpt.errors import ConfigError, DataError, UnknownNameError
+from vpt.image_size import ImageSize
 from vpt.models import TunedModel, load_classifier
 from vpt.reports.page import document
 from vpt.reports.style import save_figure
@@ -159,7 +160,7 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _read(path: Path, preset: Preset, image_size: int) -> NDArray[np.uint8]:
+def _read(path: Path, preset: Preset, image_size: ImageSize) -> NDArray[np.uint8]:
     if not path.is_file():
         raise DataError(f"{path} is no file." if path.exists() else f"No image {path}.")
     try:

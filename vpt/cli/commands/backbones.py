@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vpt.cli.arguments import Parser
+from vpt.image_size import size_text
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.backbones.support import Support
@@ -31,7 +32,9 @@ def run(args: list[str]) -> None:
     for each in found:
         size = f"{each.parameters / 1e6:,.1f}"
         prompts = "yes" if each.tokens else "deep" if each.prompts else "no"
-        table.add_row(each.name, prompts, size, str(each.image_size), str(len(each.checkpoints)), each.licence or "–")
+        table.add_row(
+            each.name, prompts, size, size_text(each.image_size), str(len(each.checkpoints)), each.licence or "–"
+        )
     show(table)
     total = count(found)
     print(f"{total.names:,} names with {total.checkpoints:,} weights take a linear probe, LoRA on layers by name,")
@@ -49,4 +52,4 @@ def _one(found: Support) -> None:
     for tag in found.checkpoints:
         print(f"  {found.name}.{tag}")
     told = f", {found.licence}" if found.licence else ""
-    print(f"{len(found.checkpoints)} weights; those of the first are for {found.image_size} pixels{told}")
+    print(f"{len(found.checkpoints)} weights; those of the first are for {size_text(found.image_size)} pixels{told}")

@@ -26,6 +26,7 @@ from vpt.cli.warning_filters import hush
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.experiments.trial import merged
+from vpt.image_size import plain_size
 from vpt.reports.evaluation import answer_table, class_tables, iou_table, score_lines
 from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE, global_seed, method_name
 from vpt.screen import show
@@ -284,7 +285,7 @@ def _sized(parser: LightningArgumentParser, args: list[str]) -> list[str]:
         return args
     if "image_size" in config_checks.init_args(given["data"]):
         return args
-    return [*args, f"--data.image_size={image_size(given)}"]
+    return [*args, f"--data.image_size={json.dumps(plain_size(image_size(given)))}"]
 
 
 def _options(parser: LightningArgumentParser) -> list[str]:

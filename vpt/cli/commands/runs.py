@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.cli.arguments import FIT_FLAGS, Parser, at_least, check_effect, output_folder
 from vpt.errors import ConfigError, RecordError, VPTError
+from vpt.image_size import plain_size
 from vpt.run_record import (
     CONFIG_FILE,
     RUN_FILE,
@@ -206,7 +207,7 @@ def _model(args: list[str], classes: int | None) -> TunedModel:
         raise ConfigError(f"--classes {classes} contradicts model.num_classes: leave one of them out.")
     if idle := [arg for arg in args if arg.startswith("--data.") and not arg.startswith("--data.image_size")]:
         raise ConfigError(f"{idle[0]} has no effect with --classes, which reads no data: leave it out.")
-    section["init_args"] |= {"num_classes": classes, "image_size": image_size(config)}
+    section["init_args"] |= {"num_classes": classes, "image_size": plain_size(image_size(config))}
     model: TunedModel = instantiate_class((), section).model
     return model
 

@@ -22,6 +22,7 @@ from vpt.data.masks import MaskDataModule, MaskSplit
 from vpt.data.splits import Split, chosen_splits, generated_split
 from vpt.data.transforms import Preset, get_preset
 from vpt.errors import UnknownNameError
+from vpt.image_size import ImageSize, as_size, sides
 
 SHAPES = ("square", "ellipse", "heart")
 SCENE_CLASSES = ("background", "circle", "square", "triangle", "star")
@@ -56,7 +57,7 @@ class ShapesDataModule(ImageDataModule):
         val: str = "val200",
         test: str = "test",
         preset: str = "square",
-        image_size: int = 64,
+        image_size: int | list[int] = 64,
         **options: Any,
     ) -> None:
         """Chooses the shapes; they are drawn, at the size that is asked for, when a split is.
@@ -67,7 +68,7 @@ class ShapesDataModule(ImageDataModule):
             val: List to validate on.
             test: List to test on.
             preset: Name of the preprocessing; images are drawn at the final size, only its normalization counts.
-            image_size: Side of the square images in pixels.
+            image_size: Pixels of the images, or [height, width].
             **options: See :class:`ImageDataModule`. Any augmentation changes position and orientation.
         """
         table = latents(2000, seed=_SEED)
@@ -82,7 +83,7 @@ class ShapesDataModule(ImageDataModule):
         rows = np.stack(list(table.values()), axis=1)
 
         def split(stem: str, positions: NDArray[np.intp]) -> Split:
-            pixels = partial(_draw, rows[positions], image_size)
+            pixels = partial(_draw, rows[positions], as_size(image_size))
             return generated_split("shapes", stem, positions, labels[positions], rows[positions], pixels)
 
         splits = chosen_splits(_LISTS, {"train": train, "val": val, "test": test}, split)
@@ -91,7 +92,7 @@ class ShapesDataModule(ImageDataModule):
 
 
 def _draw(
-    rows: NDArray[np.int64], image_size: int, positions: NDArray[np.int64] | None = None, cropped: bool = True
+    rows: NDArray[np.int64], image_size: ImageSize, positions: NDArray[np.int64] | None = None, cropped: bool = True
 ) -> Pixels:
     """Draws shapes at the final size, where no preset's crop cuts anything off."""
     chosen = rows if positions is None else rows[positions]
@@ -111,22 +112,22 @@ def latents(count: int, seed: int) -> dict[str, NDArray[np.int64]]:
     return {name: values[first].astype(np.int64) for name, values in zip(_GRID, points, strict=True)}
 
 
-def draw(points: Latents, image_size: int) -> NDArray[np.uint8]:
-    """Draws N points as from :func:`latents`: uint8 (N, 3, image_size, image_size), the three channels equal."""
+def draw(points: Latents, image_size: ImageSize) -> NDArray[np.uint8]:
+    """Draws N points as from :func:`latents`: uint8 (N, 3, height, width), the three channels equal."""
     names = list(_GRID)
     table = zip(*(points[name].tolist() for name in names), strict=True)
     grey = np.stack([_draw_one(**dict(zip(names, row, strict=True)), image_size=image_size) for row in table])
     return np.repeat(grey[:, None], 3, axis=1)
 
 
-def _draw_one(shape: int, scale: int, orientation: int, x: int, y: int, image_size: int) -> NDArray[np.uint8]:
-    """Draws one shape four times too large and averages, uint8 (image_size, image_size)."""
-    side = image_size * _OVERSAMPLING
-    radius = side * 0.16 * (0.5 + 0.1 * scale)
+def _draw_one(shape: int, scale: int, orientation: int, x: int, y: int, image_size: ImageSize) -> NDArray[np.uint8]:
+    """Draws one shape four times too large and averages, uint8 (height, width)."""
+    height, width = (side * _OVERSAMPLING for side in sides(image_size))
+    radius = min(height, width) * 0.16 * (0.5 + 0.1 * scale)
     angle = 2 * math.pi * orientation / _GRID["orientation"]
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     # The centre runs over the middle 60 % of the image: the largest shape still fits in any orientation.
-    centre = side * (0.2 + 0.6 * np.array([x, y]) / (_GRID["x"] - 1))
+    centre = np.array([width, height]) * (0.2 + 0.6 * np.array([x, y]) / (_GRID["x"] - 1))
     outline = radius * _outline(SHAPES[shape]) @ turn + centre
     return _filled(outline, image_size)
 
@@ -143,10 +144,10 @@ def _outline(shape: str) -> NDArray[np.float64]:
     return np.stack([heart_x, heart_y], axis=1) / 17.1
 
 
-def _filled(outline: NDArray[np.float64], image_size: int) -> Pixels:
+def _filled(outline: NDArray[np.float64], image_size: ImageSize) -> Pixels:
     """How much of each pixel a polygon covers, 0 to 255; corners (V, 2) in quarters of a pixel."""
-    side = image_size * _OVERSAMPLING
-    canvas = Image.new("L", (side, side))
+    height, width = sides(image_size)
+    canvas = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING))
     ImageDraw.Draw(canvas).polygon([(float(x), float(y)) for x, y in outline], fill=255)
     return np.asarray(canvas.reduce(_OVERSAMPLING))
 
@@ -164,7 +165,7 @@ class ShapeScenesDataModule(MaskDataModule):
         val: str = "val200",
         test: str = "test",
         preset: str = "square",
-        image_size: int = 64,
+        image_size: int | list[int] = 64,
         **options: Any,
     ) -> None:
         """Chooses the images; they are drawn, at the size that is asked for, when a split is.
@@ -174,17 +175,17 @@ class ShapeScenesDataModule(MaskDataModule):
             val: List to validate on.
             test: List to test on.
             preset: Name of the preprocessing; images are drawn at the final size, only its normalization counts.
-            image_size: Side of the square images in pixels.
+            image_size: Pixels of the images, or [height, width].
             **options: See :class:`MaskDataModule`.
         """
-        make = partial(_scene_split, image_size=image_size)
+        make = partial(_scene_split, image_size=as_size(image_size))
         splits = chosen_splits(_LISTS, {"train": train, "val": val, "test": test}, make)
         card = load_card("shape_scenes")
         super().__init__("shape_scenes", SCENE_CLASSES, splits, preset, image_size, card=card, **options)
 
 
 @lru_cache(maxsize=4)
-def _drawn(first: int, end: int, image_size: int) -> tuple[Pixels, Pixels]:
+def _drawn(first: int, end: int, image_size: ImageSize) -> tuple[Pixels, Pixels]:
     """Images (N, 3, H, W) and masks (N, H, W); read-only, as several data modules share them."""
     images, masks = (
         np.stack(part) for part in zip(*(draw_scene(n, image_size) for n in range(first, end)), strict=True)
@@ -194,7 +195,7 @@ def _drawn(first: int, end: int, image_size: int) -> tuple[Pixels, Pixels]:
 
 
 def _scenes(
-    which: int, run: tuple[int, int, int], positions: NDArray[np.int64] | None = None, cropped: bool = True
+    which: int, run: tuple[int, int, ImageSize], positions: NDArray[np.int64] | None = None, cropped: bool = True
 ) -> Pixels:
     return _drawn(*run)[which][slice(None) if positions is None else positions]
 
@@ -203,7 +204,7 @@ def _scene_hashes(numbers: list[int]) -> Hashes:
     return as_hashes(content_hash(f"shape_scenes {_SCENES_VERSION} {_SEED} {number}".encode()) for number in numbers)
 
 
-def _scene_split(stem: str, positions: NDArray[np.intp], image_size: int) -> MaskSplit:
+def _scene_split(stem: str, positions: NDArray[np.intp], image_size: ImageSize) -> MaskSplit:
     numbers: list[int] = positions.tolist()
     run = (numbers[0], numbers[-1] + 1, image_size)
     paths, labels = [f"shape_scenes/{number:04d}" for number in numbers], np.zeros(len(numbers), dtype=np.int64)
@@ -211,25 +212,29 @@ def _scene_split(stem: str, positions: NDArray[np.intp], image_size: int) -> Mas
     return MaskSplit(f"shape_scenes/{stem}", paths, labels, images, contents, masks=masks, mask_contents=contents)
 
 
-def draw_scene(number: int, image_size: int) -> tuple[Pixels, Pixels]:
-    """Draws the image, uint8 (3, image_size, image_size), and the mask that a number ≥ 0 alone decides."""
+def draw_scene(number: int, image_size: ImageSize) -> tuple[Pixels, Pixels]:
+    """Draws the image, uint8 (3, height, width), and the mask that a number ≥ 0 alone decides."""
     random = np.random.default_rng([_SEED, number])
     image = _background(random, image_size)
-    mask = np.zeros((image_size, image_size), dtype=np.uint8)
+    height, width = sides(image_size)
+    mask = np.zeros((height, width), dtype=np.uint8)
     for _ in range(random.integers(2, 5)):
         kind = int(random.integers(1, len(SCENE_CLASSES)))
         outline = _scene_outline(SCENE_CLASSES[kind], random.uniform(0, 2 * math.pi))
-        outline = outline * random.uniform(0.14, 0.24) + random.uniform(0.16, 0.84, size=2)
-        colour, cover = random.uniform(0, 255, size=3), _filled(outline * image_size * _OVERSAMPLING, image_size) / 255
+        across = np.array([width, height])
+        outline = outline * random.uniform(0.14, 0.24) * (min(height, width) / across)
+        outline = (outline + random.uniform(0.16, 0.84, size=2)) * across
+        colour, cover = random.uniform(0, 255, size=3), _filled(outline * _OVERSAMPLING, image_size) / 255
         image += cover[..., None] * (colour - image)
         mask[cover >= 0.5] = kind
     image += random.normal(0, 6, size=image.shape)
     return np.rint(image.clip(0, 255)).astype(np.uint8).transpose(2, 0, 1), mask
 
 
-def _background(random: np.random.Generator, image_size: int) -> NDArray[np.float64]:
-    """Two colours mixed by three gratings of random direction and width, (image_size, image_size, 3)."""
-    rows, columns = np.mgrid[0 : 1 : image_size * 1j, 0 : 1 : image_size * 1j]
+def _background(random: np.random.Generator, image_size: ImageSize) -> NDArray[np.float64]:
+    """Two colours mixed by three gratings of random direction and width, (height, width, 3)."""
+    height, width = sides(image_size)
+    rows, columns = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     share = np.zeros_like(rows)
     for _ in range(3):
         angle, phase = random.uniform(0, 2 * math.pi, size=2)
@@ -262,7 +267,7 @@ class DigitsDataModule(ImageDataModule):
         val: str = "val200",
         test: str = "test",
         preset: str = "square",
-        image_size: int = 64,
+        image_size: int | list[int] = 64,
         **options: Any,
     ) -> None:
         """Loads and splits the digits.
@@ -272,7 +277,7 @@ class DigitsDataModule(ImageDataModule):
             val: List to validate on.
             test: List to test on.
             preset: Name of the preprocessing.
-            image_size: Side of the square images in pixels.
+            image_size: Pixels of the images, or [height, width].
             **options: See :class:`ImageDataModule`.
         """
         from sklearn.datasets import load_digits
@@ -283,7 +288,7 @@ class DigitsDataModule(ImageDataModule):
         chosen = get_preset(preset)
 
         def split(stem: str, positions: NDArray[np.intp]) -> Split:
-            pixels = partial(_enlarge, grey[positions], chosen, image_size)
+            pixels = partial(_enlarge, grey[positions], chosen, as_size(image_size))
             return generated_split("digits", stem, positions, labels[positions], grey[positions], pixels)
 
         splits = chosen_splits(_stratified(labels), {"train": train, "val": val, "test": test}, split)
@@ -304,11 +309,11 @@ def _stratified(labels: NDArray[np.int64]) -> Mapping[str, NDArray[np.intp]]:
 def _enlarge(
     grey: NDArray[np.uint8],
     preset: Preset,
-    image_size: int,
+    image_size: ImageSize,
     positions: NDArray[np.int64] | None = None,
     cropped: bool = True,
 ) -> NDArray[np.uint8]:
-    """Takes uint8 (N, H, W) to uint8 (M, 3, image_size, image_size) by a preset, or to what its crop is cut from."""
+    """Takes uint8 (N, H, W) to uint8 (M, 3, height, width) by a preset, or to what its crop is cut from."""
     resize = preset if cropped else preset.scale
     chosen = grey if positions is None else grey[positions]
     images = [resize(Image.fromarray(image).convert("RGB"), image_size) for image in chosen]

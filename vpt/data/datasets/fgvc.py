@@ -183,7 +183,7 @@ class FGVCDataModule(ImageDataModule):
         val: str = "val",
         test: str = "test",
         preset: str = "fgvc",
-        image_size: int = 224,
+        image_size: int | list[int] = 224,
         allow_partial: bool = False,
         **options: Any,
     ) -> None:
@@ -200,7 +200,7 @@ class FGVCDataModule(ImageDataModule):
             val: List to validate on.
             test: List to test on.
             preset: Name of the preprocessing (:data:`vpt.data.transforms.PRESETS`).
-            image_size: Side of the square images in pixels.
+            image_size: Pixels of the images, or [height, width].
             allow_partial: Accept lists of another length than the official one.
             **options: See :class:`ImageDataModule`. The splits do not depend on its seed.
         """

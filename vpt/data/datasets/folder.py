@@ -51,7 +51,7 @@ class FolderDataModule(ImageDataModule):
         val_fraction: float = 0.2,
         split_seed: int = 0,
         preset: str = "square",
-        image_size: int = 224,
+        image_size: int | list[int] = 224,
         torchvision_args: dict[str, Any] | None = None,
         test_fraction: float | None = None,
         path_column: str = "path",
@@ -74,7 +74,7 @@ class FolderDataModule(ImageDataModule):
             split_seed: Chooses which are held out, with the names of the images and nothing else; not the seed of the
                 run.
             preset: Name of the preprocessing.
-            image_size: Side of the square images in pixels.
+            image_size: Pixels of the images, or [height, width].
             torchvision_args: Further arguments of the torchvision class, e.g. ``{"split": "letters"}`` of ``"EMNIST"``.
             test_fraction: Share of each class that is held out for testing, in (0, 1), before any for validation; 0 for
                 none; None for 0.2 where folders of classes name no split, else 0. Two images of each class stay.

@@ -22,6 +22,7 @@ from vpt.data.list_files import read_table, whole_number
 from vpt.data.splits import Split, listed_split, no_split
 from vpt.data.transforms import Preset, get_preset
 from vpt.errors import ConfigError, DataError, UnknownNameError
+from vpt.image_size import GivenSize, as_size, sides
 
 NATIVE_SIZE = 224  # of ImageNet-C
 BORDER = 2  # pixels; the red border is one pixel wide, JPEG smears it
@@ -61,7 +62,7 @@ class ImageNetDataModule(ImageDataModule):
         shifts: list[str] | None = None,
         train: str | None = None,
         preset: str = "timm",
-        image_size: int = 224,
+        image_size: int | list[int] = 224,
         crop_border: bool = True,
         allow_partial: bool = False,
         **options: Any,
@@ -77,7 +78,7 @@ class ImageNetDataModule(ImageDataModule):
             train: ``"train"`` to read ImageNet-1k's training images, None for test images only.
             preset: Name of the preprocessing (:data:`vpt.data.transforms.PRESETS`). Images of ImageNet-C are 224×224
                 crops already: of the preset they take kernel and normalisation, and are not cropped again.
-            image_size: Side of the square images in pixels; ImageNet-C is not enlarged.
+            image_size: Pixels of the images, or [height, width]; ImageNet-C is not enlarged.
             crop_border: Cut the red border off ObjectNet's images (2 pixels on each side) before they are resized.
             allow_partial: Accept sets of another size than the official one.
             **options: See :class:`ImageDataModule`.
@@ -86,7 +87,7 @@ class ImageNetDataModule(ImageDataModule):
         names = [variant, *expand(shifts or [])]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"The test set {twice[0]} is named twice: remove one.")
-        if image_size > NATIVE_SIZE and any(parse(name)[0] == "imagenet_c" for name in names):
+        if max(sides(as_size(image_size))) > NATIVE_SIZE and any(parse(name)[0] == "imagenet_c" for name in names):
             raise ConfigError(
                 f"image_size is {image_size}, ImageNet-C has {NATIVE_SIZE}×{NATIVE_SIZE} pixels: enlarging changes the "
                 f"corruption; use a backbone of {NATIVE_SIZE} pixels or fewer."
@@ -128,7 +129,7 @@ class ImageNetDataModule(ImageDataModule):
 
 
 def _training(
-    card: Card, root: str | Path | None, train: str | None, preset: Preset, image_size: int, allow_partial: bool
+    card: Card, root: str | Path | None, train: str | None, preset: Preset, image_size: GivenSize, allow_partial: bool
 ) -> tuple[dict[str, Split], bool]:
     """The splits train and val, and whether they are complete: ImageNet-1k's if asked for, else ones that refuse."""
     if "no-training" in card.restrictions:

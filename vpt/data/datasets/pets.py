@@ -40,7 +40,7 @@ class PetTrimapsDataModule(MaskDataModule):
         val_fraction: float = 0.2,
         split_seed: int = 0,
         preset: str = "square",
-        image_size: int = 224,
+        image_size: int | list[int] = 224,
         allow_partial: bool = False,
         **options: Any,
     ) -> None:
@@ -53,7 +53,7 @@ class PetTrimapsDataModule(MaskDataModule):
             val_fraction: Share of each breed of ``trainval`` to validate on, in (0, 1); the authors give no such part.
             split_seed: Chooses which; not the seed of the run.
             preset: Name of the preprocessing; masks are resized as the images, by nearest neighbour.
-            image_size: Side of the square images in pixels.
+            image_size: Pixels of the images, or [height, width].
             allow_partial: Accept another number of images than the official one.
             **options: See :class:`MaskDataModule`.
         """

@@ -34,7 +34,7 @@ class ShapeTextureDataModule(ImageDataModule):
         self,
         root: str | Path | None = None,
         preset: str = "timm",
-        image_size: int = 224,
+        image_size: int | list[int] = 224,
         batch_size: int = 64,
         num_workers: int = 0,
         allow_partial: bool = False,
@@ -44,7 +44,7 @@ class ShapeTextureDataModule(ImageDataModule):
         Args:
             root: Folder of all datasets; None for :func:`vpt.data.default_root`.
             preset: Name of the preprocessing (:data:`vpt.data.transforms.PRESETS`).
-            image_size: Side of the square images in pixels.
+            image_size: Pixels of the images, or [height, width].
             batch_size: Images in a batch.
             num_workers: Loader processes; 0 loads in the main process.
             allow_partial: Accept another number of images than the official one.

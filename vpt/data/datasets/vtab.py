@@ -43,7 +43,7 @@ class VTABDataModule(ImageDataModule):
         val: str = "val200",
         test: str = "test",
         preset: str = "vpt",
-        image_size: int = 224,
+        image_size: int | list[int] = 224,
         **options: Any,
     ) -> None:
         """Reads the lists and class names; no image yet.
@@ -58,7 +58,7 @@ class VTABDataModule(ImageDataModule):
             val: List to validate on.
             test: List to test on.
             preset: Name of the preprocessing (:data:`vpt.data.transforms.PRESETS`).
-            image_size: Side of the square images in pixels.
+            image_size: Pixels of the images, or [height, width].
             **options: See :class:`ImageDataModule`. VTAB-1k has no augmentation.
         """
         folder = data_root(root) / task
