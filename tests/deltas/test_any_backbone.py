@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.functional import gelu
 
 import vpt
 from tests.deltas.families import relative
@@ -85,6 +86,37 @@ def test_lora_by_name_is_the_backbone_with_changed_weights(name: str) -> None:
     assert torch.equal(backbone(images()), tuned)
     grads = torch.autograd.grad(backbone(images()).square().sum(), list(delta.parameters()))
     assert all(bool(grad.abs().sum() > 0) for grad in grads)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_an_adapter_by_name_is_a_bottleneck_over_the_channels_of_every_layer(name: str) -> None:
+    backbone, delta = on(name, {"name": "adapter", "rank": 3, "factor": 0.5, "targets": NETS[name]})
+    (part,) = delta.parts
+    assert part.expected_parameters() == sum(each.numel() for each in part.parameters())
+    tuned = backbone(images())
+    delta.detach()
+    bare, hooks = backbone(images()), []
+    for key in part.down:
+        down, up = part.down[key], part.up[key]
+
+        def add(module: Any, args: Any, out: Tensor, down: Any = down, up: Any = up) -> Tensor:
+            if isinstance(module, nn.Conv2d):
+                hidden = torch.einsum("bchw,rc->brhw", out, down.weight) + down.bias[:, None, None]
+                change = torch.einsum("brhw,cr->bchw", gelu(hidden), up.weight) + up.bias[:, None, None]
+            else:
+                change = gelu(out @ down.weight.T + down.bias) @ up.weight.T + up.bias
+            changed: Tensor = out + 0.5 * change
+            return changed
+
+        hooks.append(backbone.model.get_submodule(key.replace("/", ".")).register_forward_hook(add))
+    theirs = backbone(images())
+    for hook in hooks:
+        hook.remove()
+    assert relative(tuned, theirs) <= 1e-10
+    assert relative(tuned, bare) > 1e-6
+    delta.attach()
+    delta.set_strength(0.0)
+    assert torch.equal(backbone(images()), bare)
 
 
 @pytest.mark.parametrize("name", NETS)

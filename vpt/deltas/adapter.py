@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu
 
 from vpt.backbones.factory import Backbone
-from vpt.backbones.target_modules import norms_before_mlp, sublayers
+from vpt.backbones.target_modules import named_layers, norms_before_mlp, sublayers
 from vpt.deltas.base import DeltaPart, Handle, chosen_blocks
 from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError, UnknownNameError
@@ -49,6 +49,7 @@ class Adapter(DeltaPart):
         activation: Literal["gelu", "relu"] = "gelu",
         layers: Sequence[int] | None = None,
         reads: Literal["normalised", "residual"] = "normalised",
+        targets: Sequence[str] | None = None,
     ) -> None:
         """Draws the first layers as PyTorch draws linear layers and sets the second to zero.
 
@@ -61,6 +62,8 @@ class Adapter(DeltaPart):
             layers: Only in blocks ``[first, last + 1]``, counted from 0; None for all.
             reads: With ``parallel``, what the adapter is fed: the input of the MLP behind its norm, or the ``residual``
                 stream before it.
+            targets: Instead of a placement, behind linear layers and convolutions of any backbone by name
+                (`vpt.backbones.target_modules.named_layers`), over their channels.
         """
         super().__init__(backbone)
         if rank < 1:
@@ -78,14 +81,26 @@ class Adapter(DeltaPart):
         self.rank, self.parallel, self.factor = rank, placement == "parallel", factor
         self._norms = norms_before_mlp(backbone) if reads == "residual" else {}
         self._activation = ACTIVATIONS[activation]
-        blocks = sublayers(backbone)
-        chosen = chosen_blocks(len(blocks), layers)
-        self.first_block = chosen[0]
-        self._sublayers = {f"{index}_{name}": blocks[index][name] for index in chosen for name in PLACEMENTS[placement]}
-        self._dims, like = backbone.layout.dims, backbone.mean
+        if targets is None:
+            blocks = sublayers(backbone)
+            chosen = chosen_blocks(len(blocks), layers)
+            self.first_block, dims = chosen[0], backbone.layout.dims
+            keys = [
+                (index, f"{index}_{name}", blocks[index][name]) for index in chosen for name in PLACEMENTS[placement]
+            ]
+            self._sublayers = {key: layer for _, key, layer in keys}
+            self._dims = {key: dims[index] for index, key, _ in keys}
+        else:
+            if not targets or layers is not None or placement != "pfeiffer":
+                raise ConfigError(
+                    "targets of an adapter are one or more layers by name: leave out placement and layers."
+                )
+            named = named_layers(backbone, targets)
+            self._sublayers = {name.replace(".", "/"): layer for name, layer in named.items()}
+            self._dims = {name.replace(".", "/"): layer.weight.shape[0] for name, layer in named.items()}
+        like = backbone.mean
         self.down, self.up = nn.ModuleDict(), nn.ModuleDict()
-        for key in self._sublayers:
-            dim = self._dims[int(key.partition("_")[0])]
+        for key, dim in self._dims.items():
             self.down[key] = nn.Linear(dim, rank, device=like.device, dtype=like.dtype)
             up = nn.Linear(rank, dim, device=like.device, dtype=like.dtype)
             nn.init.zeros_(up.weight)
@@ -95,21 +110,22 @@ class Adapter(DeltaPart):
     def hooks(self) -> Iterator[Handle]:
         """An adapter on every chosen sublayer."""
         for key, layer in self._sublayers.items():
-            if (norm := self._norms.get(int(key.partition("_")[0]))) is not None:
+            if self._norms and (norm := self._norms.get(int(key.partition("_")[0]))) is not None:
                 yield norm.register_forward_pre_hook(self._hold)
             yield layer.register_forward_hook(partial(self._add, key))
 
     def expected_parameters(self) -> int:
         """2 · rank · dim + rank + dim for each adapter."""
-        dims = (self._dims[int(key.partition("_")[0])] for key in self._sublayers)
-        return sum(2 * self.rank * dim + self.rank + dim for dim in dims)
+        return sum(2 * self.rank * dim + self.rank + dim for dim in self._dims.values())
 
     def _add(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if self._strength == 0.0:
             return out
         x = self._held() if self._norms else args[0] if self.parallel else out
+        maps = isinstance(module, nn.Conv2d)  # whose channels are not last
+        x = x.movedim(1, -1) if maps else x
         change: Tensor = self.up[key](self._activation(self.down[key](x))) * (self.factor * self._strength)
-        return torch.add(out, change)
+        return torch.add(out, change.movedim(-1, 1) if maps else change)
 
     def _hold(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         if self._strength != 0.0:
