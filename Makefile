@@ -61,6 +61,7 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.delta_steps
+	$(BIN)/python -m benchmarks.whole_models
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ from benchmarks import (
     speed,
     sweep,
     unknown_images,
+    whole_models,
 )
 from benchmarks.records import RESULTS, Records, markdown
 
@@ -47,6 +48,7 @@ SOURCES = (
     decoding,
     prediction,
     backbones,
+    whole_models,
 )
 ROWS = {
     "linear": (),

@@ -22,6 +22,7 @@ from benchmarks import (
     speed,
     sweep,
     unknown_images,
+    whole_models,
 )
 from benchmarks.docs import SOURCES
 
@@ -38,6 +39,7 @@ ALL = (
     speed,
     sweep,
     unknown_images,
+    whole_models,
     decoding,
     prediction,
 )

@@ -189,7 +189,7 @@ def read_attention(model: nn.Module, size: ImageSize) -> AttentionLayout:
 
 
 class OfMaps(nn.Module):
-    """A norm of maps, for tokens (B, n, dim), which stand beside the map; batch statistics are never theirs."""
+    """A norm of maps, for tokens (B, n, dim), which stand beside the map."""
 
     def __init__(self, norm: nn.Module) -> None:
         """Wraps it; a sequence's pool, behind the norm, leaves tokens of no position as they are."""
@@ -198,11 +198,7 @@ class OfMaps(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """See the class."""
-        if not isinstance(self.norm, nn.BatchNorm2d):
-            return as_map(self.norm, tokens)
-        norm = cast("Any", self.norm)
-        scaled = (tokens - norm.running_mean) * (norm.running_var + norm.eps).rsqrt()
-        return cast("Tensor", scaled * norm.weight + norm.bias)
+        return as_map(self.norm, tokens)
 
 
 def _place(model: nn.Module, name: str, attention: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:

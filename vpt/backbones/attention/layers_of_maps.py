@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def as_map(layer: Any, x: Tensor) -> Tensor:
-    """Passes tokens (B, n, dim) through a layer of maps as a column of n pixels: (B, n, channels)."""
-    return cast("Tensor", layer(x.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2))
+    """Passes tokens (B, n, dim) through a layer of maps as B · n maps of one pixel: (B, n, channels).
+
+    A batch norm in training applies what it has kept: batch statistics are of the images' maps.
+    """
+    if isinstance(layer, nn.BatchNorm2d) and layer.training:
+        norm = cast("Any", layer)
+        scaled = (x - norm.running_mean) * (norm.running_var + norm.eps).rsqrt() * norm.weight + norm.bias
+        return cast("Tensor", norm.act(scaled) if hasattr(norm, "act") else scaled)
+    # Not as one map of n pixels: in another memory order PyTorch 2.14 gives wrong gradients of batch norms.
+    return cast("Tensor", layer(x.flatten(0, 1)[:, :, None, None]).reshape(*x.shape[:2], -1))
 
 
 def constant_map(convolution: Any, x: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from torch.overrides import TorchFunctionMode
 
 from vpt.backbones.attention.base import OpenAttention, per_head, split_heads
 from vpt.backbones.attention.layers_of_maps import as_map, constant_map
+from vpt.errors import UnsupportedBackboneError
 
 Projected = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values of tokens without position, (B, heads, n, head_dim)."""
@@ -107,6 +108,8 @@ class _Call(TorchFunctionMode):
         scale: float | None = None,
     ) -> Tensor:
         """As the function that it stands for; what is no row of heads becomes one: windows (5-D), heads (3-D)."""
+        if is_causal or scale not in (None, self.attention.sdpa_scale):
+            raise UnsupportedBackboneError("Deltas within blocks know no causal attention and no other scale here.")
         heads = self.attention.num_heads
         if q.ndim == 3:
             mask = None if attn_mask is None else _apart(attn_mask, heads)
