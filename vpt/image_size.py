@@ -19,7 +19,8 @@ def as_size(given: GivenSize) -> ImageSize:
     whole = len(both) == 2 and all(isinstance(side, int) and not isinstance(side, bool) for side in both)
     if not whole or not all(1 <= side <= LARGEST for side in both):
         raise ConfigError(
-            f"image_size is a whole number of pixels from 1 to {LARGEST}, or [height, width] of such, got {given!r}."
+            f"image_size must be a whole number of pixels from 1 to {LARGEST}, or [height, width] of such, got "
+            f"{given!r}."
         )
     return both[0] if both[0] == both[1] else (both[0], both[1])
 

@@ -80,7 +80,7 @@ def test_masks_have_the_shape_of_their_images(vpt: Vpt, wide: list[str]) -> None
     ("size", "part"),
     [
         ("[32, 60]", "image_size 32x60 is no whole number of vit_nano_patch8_64's patches of 8 pixels"),
-        ("[32]", "image_size is a whole number of pixels from 1 to 8192, or [height, width] of such, got [32]"),
+        ("[32]", "image_size must be a whole number of pixels from 1 to 8192, or [height, width] of such, got [32]"),
         ("[0, 64]", "got [0, 64]"),
         ("wide", "image_size"),
     ],

@@ -20,8 +20,8 @@ from torchmetrics.functional.classification import multiclass_auroc, multiclass_
 
 from tests.tasks.test_tasks import BASE, data, trainer
 from vpt.backbones import create_backbone
-from vpt.backbones.factory import layer_numbers
 from vpt.backbones.mixup import mix
+from vpt.backbones.target_modules import layer_numbers
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.models import load_classifier
 from vpt.run_record import cell_protocol, epoch_rule, training_protocol

@@ -5,31 +5,23 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
-from timm.models import group_parameters
 from torch import Tensor, nn
 
 from vpt.argument_types import checked, shown
 from vpt.backbones.attention_layout import RUN_WHOLE, AttentionLayout, read_attention
 from vpt.backbones.block_forward import Attached, BlockInputs, block_inputs, embed, run_blocks
 from vpt.backbones.checkpoints import build, config, current_name, fingerprint, width
+from vpt.backbones.normalization import STATISTICS, check_values, statistics
 from vpt.backbones.token_layout import TokenLayout, read_layout
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
 from vpt.image_size import GivenSize, ImageSize, as_size, sides, size_text
 
 T = TypeVar("T")
-STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-    "inception": (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
-
-
 _IN_POOL = ("fc_norm.", "attn_pool.")  # timm's names of what a vision transformer applies to pooled features only
 
 
@@ -45,6 +37,7 @@ class Backbone(nn.Module):
         pool: timm's name of the pool; None for the one that belongs to the weights.
         num_features: Width of the pooled features.
         weights_fingerprint: SHA-256 of the weights as they were loaded.
+        kept_fingerprint: And as they are kept, which is another where they are `narrow`.
         fingerprint: SHA-256 of what makes the function: of that one, and of what the name and the pool add.
         readout: Passes the pooled features on; what changes only them hooks on here.
         attached: The delta parts that change it now, in the order in which they were attached.
@@ -53,6 +46,8 @@ class Backbone(nn.Module):
             then not trained.
         tuned: Whether `unfreeze` has made its own parameters trainable, so that they belong to what was trained on it.
         folded: Whether what was tuned has been written into it for good (`vpt.export.onnx_torch.fold`).
+        narrow: Whether its linear layers and convolutions keep their weights in bfloat16, and it computes as under
+            autocast to it, whatever that of its caller.
     """
 
     mean: Tensor
@@ -67,6 +62,7 @@ class Backbone(nn.Module):
         image_size: GivenSize,
         normalization: str,
         pool: str | None = None,
+        narrow: bool = False,
     ) -> None:
         """Freezes a timm model without classifier; attributes say what arguments are. Use `create_backbone`."""
         super().__init__()
@@ -76,8 +72,8 @@ class Backbone(nn.Module):
         self.pool = pool
         self.num_features = width(model)
         self.weights_fingerprint = fingerprint(model)
-        self.fingerprint = _function(self.weights_fingerprint, name, pool)
-        mean, std = _statistics(name, normalization)
+        self.fingerprint = _function(self.weights_fingerprint, name, pool, narrow)
+        mean, std = statistics(name, normalization)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.entry, self.readout = nn.Identity(), nn.Identity()
@@ -88,7 +84,10 @@ class Backbone(nn.Module):
             _or_reason(read_attention, model, self.image_size) if self._layout is None else (self._layout, "")
         )
         self.tuned = self.folded = False
+        self.narrow = narrow
         self.freeze()
+        self._apply(lambda tensor: tensor)
+        self.kept_fingerprint = fingerprint(model) if narrow else self.weights_fingerprint
         self.eval()
 
     def is_recorded_as(self, recorded: Mapping[str, Any]) -> bool:
@@ -100,7 +99,7 @@ class Backbone(nn.Module):
         if recorded["fingerprint"] == self.fingerprint:
             return True
         alike = _architecture(recorded["name"]) == _architecture(self.name)
-        own = self.pool is None and recorded.get("pool") is None
+        own = self.pool is None and recorded.get("pool") is None and not self.narrow
         return alike and own and recorded["fingerprint"] == self.weights_fingerprint
 
     @property
@@ -138,8 +137,29 @@ class Backbone(nn.Module):
         self.requires_grad_(False)
         self.model.eval()
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
+        """Moves and casts as any module; what is kept in bfloat16 stays in it."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.narrow:
+            for weight in wide_weights(self.model).values():
+                weight.data = weight.data.bfloat16()
+        return self
+
+    def widen(self) -> None:
+        """Brings the weights that are kept in bfloat16 to the precision of all else, where they lose nothing."""
+        self.narrow = False
+        for weight in wide_weights(self.model).values():
+            weight.data = weight.data.to(self.mean.dtype)
+
     def unfreeze(self) -> None:
-        """Makes every parameter that is read trainable; `train()` reaches the model again (dropout, drop path)."""
+        """Makes every parameter that is read trainable; `train()` reaches the model again (dropout, drop path).
+
+        A ConfigError where its weights are kept in bfloat16.
+        """
+        if self.narrow:
+            raise ConfigError(
+                "frozen_dtype is of what stays frozen, and here all of the backbone trains: leave it out."
+            )
         self.frozen, self.tuned = False, True
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.reads(name))
@@ -178,7 +198,7 @@ class Backbone(nn.Module):
         if images.device != self.mean.device:
             raise ConfigError(f"Images lie on {images.device}, the backbone on {self.mean.device}: move one of them.")
         if images.dtype != torch.uint8:
-            _check_values(images)
+            check_values(images)
         scaled = images.to(self.mean.dtype)
         return ((scaled if images.is_floating_point() else scaled / 255) - self.mean) / self.std
 
@@ -188,6 +208,21 @@ class Backbone(nn.Module):
 
     def pooled(self, images: Tensor) -> Tensor:
         """Encodes images without what hooks on `readout`, (B, num_features)."""
+        return self._precisely(self._pooled, images)
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """In what whatever computes with its layers has to: autocast where their weights are `narrow`."""
+        return torch.autocast(self.mean.device.type, torch.bfloat16) if self.narrow else nullcontext()
+
+    def _precisely(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Calls a part of the forward pass in the precision of the weights, which it does not give on."""
+        if not self.narrow:
+            return function(*args)
+        with self.computing():
+            found = function(*args)
+        return found.to(self.mean.dtype)
+
+    def _pooled(self, images: Tensor) -> Tensor:
         if self._layout is None:
             model = cast("Any", self.model)
             return cast(
@@ -198,6 +233,9 @@ class Backbone(nn.Module):
 
     def tokens(self, images: Tensor) -> Tensor:
         """Final tokens of a ViT, (B, prefix + patches, num_features) without prompts; else the final map."""
+        return self._precisely(self._tokens, images)
+
+    def _tokens(self, images: Tensor) -> Tensor:
         model = cast("Any", self.model)
         if self._layout is None:
             return cast("Tensor", model.forward_features(self.entry(self.normalize(images))))
@@ -207,12 +245,16 @@ class Backbone(nn.Module):
 
     def before_block(self, images: Tensor, block: int) -> Tensor:
         """The first half of the forward pass, up to `block` ≥ 1: tokens (B, N, dim), or (B, H, W, dim) with windows."""
-        x, given = embed(self.model, self.entry(self.normalize(images)))
-        return run_blocks(self.model, self.layout, x, given, range(block), self.attached)[0]
+
+        def run() -> Tensor:
+            x, given = embed(self.model, self.entry(self.normalize(images)))
+            return run_blocks(self.model, self.layout, x, given, range(block), self.attached)[0]
+
+        return self._precisely(run)
 
     def from_block(self, tokens: Tensor, block: int) -> Tensor:
         """The second half: what `before_block` gave to pooled features, (B, num_features), `readout` included."""
-        return cast("Tensor", self.readout(self._from_block(block, tokens, block_inputs(self.model))))
+        return cast("Tensor", self.readout(self._precisely(self._from_block, block, tokens, block_inputs(self.model))))
 
     def _from_block(self, first: int, x: Tensor, given: BlockInputs) -> Tensor:
         model, layout = cast("Any", self.model), self.layout
@@ -247,6 +289,7 @@ def create_backbone(
     image_size: GivenSize | None = None,
     normalization: str = "weights",
     pool: str | None = None,
+    frozen_dtype: Literal["bfloat16"] | None = None,
 ) -> Backbone:
     """Builds a frozen backbone from a timm name. PyTorch's global random numbers are left where they were.
 
@@ -263,6 +306,8 @@ def create_backbone(
         pool: Which pool makes the features of the final tokens or map: None for the weights' own in timm, or one that
             the model's class has there, e.g. ``"token"`` (the class token, as DINOv3's paper) or ``"avg"`` (the mean of
             the patches) on a ViT, ``"avg"`` or ``"max"`` on a convolutional network.
+        frozen_dtype: ``"bfloat16"`` keeps the weights of linear layers and convolutions in it, in half the memory, and
+            computes as under autocast to bfloat16 without a cast in a step; None for all in fp32.
 
     Returns:
         The backbone, in eval mode, no parameter of which requires a gradient.
@@ -283,7 +328,9 @@ def create_backbone(
     model, weights_id, pool = build(name, weights, None if own else size, pool)
     if not own:
         _check_patches(model, name, size)
-    return Backbone(model, name, weights, weights_id, size, normalization, pool)
+    if frozen_dtype not in (None, "bfloat16"):
+        raise UnknownNameError("frozen_dtype", frozen_dtype, ["bfloat16"])
+    return Backbone(model, name, weights, weights_id, size, normalization, pool, frozen_dtype is not None)
 
 
 def _check_patches(model: nn.Module, name: str, size: ImageSize) -> None:
@@ -310,17 +357,17 @@ def input_size(name: str) -> ImageSize:
     return as_size(config(name)["input_size"][1:])
 
 
-def _statistics(name: str, normalization: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if normalization != "weights":
-        return STATISTICS[normalization]
-    record = config(name)
-    return tuple(record["mean"]), tuple(record["std"])
+def wide_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of linear layers and convolutions, by name: all but a few of a model's numbers."""
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)}
+    own = {f"{name}.weight": layer._parameters.get("weight") for name, layer in layers.items()}
+    return {name: weight for name, weight in own.items() if weight is not None}
 
 
-def _function(weights: str, name: str, pool: str | None) -> str:
+def _function(weights: str, name: str, pool: str | None, narrow: bool) -> str:
     """Hashes what makes a function: weights (their hash), name and pool; equal tensors may compute others."""
     record = config(name)
-    parts = (weights, _architecture(name), *record["mean"], *record["std"], pool or "")
+    parts = (weights, _architecture(name), *record["mean"], *record["std"], pool or "", *["bfloat16"] * narrow)
     return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
 
 
@@ -338,21 +385,6 @@ def map_size(backbone: Backbone) -> tuple[int, int]:
         ) from error
 
 
-def layer_numbers(backbone: Backbone) -> tuple[dict[str, int], int]:
-    """Numbers the layers of a backbone as timm groups them, from 0 for the embeddings: by parameter, and of the head.
-
-    Parameters are named as in `model.named_parameters()`; what the pool adds to them has the number of the head. On a
-    vision transformer blocks have 1 to depth, and the head depth + 1. An UnsupportedBackboneError where timm has no
-    groups for the model.
-    """
-    if (groups := getattr(backbone.model, "group_matcher", None)) is None:
-        raise UnsupportedBackboneError(f"timm does not say what the layers of {backbone.name} are.")
-    named = [*backbone.model.named_parameters(), ("of the head", None)]  # in no group, and so behind all
-    whole = SimpleNamespace(named_parameters=lambda: named)
-    numbers: dict[str, int] = group_parameters(whole, groups(coarse=False), reverse=True)
-    return numbers, numbers["of the head"]
-
-
 def feature_map(backbone: Backbone, images: Tensor) -> Tensor:
     """Computes the final tokens of the patches in their places, (B, num_features, rows, columns) as `map_size` says.
 
@@ -364,30 +396,3 @@ def feature_map(backbone: Backbone, images: Tensor) -> Tensor:
     if not backbone.layout.windowed:  # a Swin's are a map already
         tokens = tokens[:, backbone.layout.num_prefix :].unflatten(1, (rows, columns))  # type: ignore[no-untyped-call]
     return tokens.permute(0, 3, 1, 2)
-
-
-def _check_values(images: Tensor) -> None:
-    """Refuses what would be scaled wrongly without a word. Looks at no value where looking is impossible."""
-    if images.dtype == torch.bool or images.is_complex():
-        raise ConfigError(f"Images are integers in [0, 255] or floats in [0, 1], got {images.dtype}: convert them.")
-    if torch.compiler.is_compiling() or cast("Any", torch.jit).is_tracing():
-        return
-    if images.is_cuda and torch.cuda.is_current_stream_capturing():
-        return
-    whole = not images.is_floating_point()
-    most = min(255, torch.iinfo(images.dtype).max) if whole else 1  # 255 is -1 in int8
-    values = images.to(torch.int64) if whole else images.float()  # PyTorch compares no uint16, no float8
-    try:
-        legal = bool(((values >= 0) & (values <= most)).all())
-    except RuntimeError:  # within vmap, or of shapes alone
-        return
-    if legal:
-        return
-    if bool(values.isnan().any()):
-        raise ConfigError("Images hold NaN: mend what prepares them.")
-    found = f"got {images.dtype} from {values.min().item():.4g} to {values.max().item():.4g}"
-    raise ConfigError(
-        f"Images of integers lie in [0, 255], {found}: clamp them."
-        if whole
-        else f"Images of floats lie in [0, 1], {found}: divide them by 255 if that is their range, else clamp them."
-    )

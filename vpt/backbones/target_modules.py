@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
+from timm.models import group_parameters
 from torch import nn
 
 from vpt.backbones.factory import Backbone
@@ -211,3 +213,18 @@ def _is_norm(module: nn.Module) -> bool:
     named = "norm" in type(module).__name__.lower()
     nested = [p for child in module.children() for p in child.parameters()]
     return named and weight is not None and weight.ndim == 1 and not nested
+
+
+def layer_numbers(backbone: Backbone) -> tuple[dict[str, int], int]:
+    """Numbers the layers of a backbone as timm groups them, from 0 for the embeddings: by parameter, and of the head.
+
+    Parameters are named as in `model.named_parameters()`; what the pool adds to them has the number of the head. On a
+    vision transformer blocks have 1 to depth, and the head depth + 1. An UnsupportedBackboneError where timm has no
+    groups for the model.
+    """
+    if (groups := getattr(backbone.model, "group_matcher", None)) is None:
+        raise UnsupportedBackboneError(f"timm does not say what the layers of {backbone.name} are.")
+    named = [*backbone.model.named_parameters(), ("of the head", None)]  # in no group, and so behind all
+    whole = SimpleNamespace(named_parameters=lambda: named)
+    numbers: dict[str, int] = group_parameters(whole, groups(coarse=False), reverse=True)
+    return numbers, numbers["of the head"]

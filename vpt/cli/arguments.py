@@ -64,6 +64,9 @@ def explain(message: str, classes: Iterable[str], options: Iterable[str] = ()) -
     text = re.sub(r"Expected a typing\.Literal\[(.+?)\]", r"Expected one of \1", text)
     for said, instead in _SHORTER.items():
         text = re.sub(said, instead, text)
+    given = re.search(r"^\s*Given value: (.*)$", message, re.MULTILINE)  # of a type of several kinds
+    if given and "Expected a" in text and " got " not in text:
+        text = f"{text.rstrip('.')}, got {given[1]:.100}."
     if unknown := re.search(r"(?:unrecognized arguments: -*|accept option '|Option ')([^\s=']+)", text):
         short = unknown[0].startswith("Option")
         text += nearest(unknown[1], {each.rpartition(".")[2] for each in options} if short else options)

@@ -261,6 +261,8 @@ class MergeablePart(DeltaPart):
         `vpt.export.onnx_torch.fold` writes it into a copy, where it costs nothing. A ConfigError where something else
         is attached to the backbone.
         """
+        if self.backbone.narrow:
+            raise ConfigError("A change is not merged into weights that are kept in bfloat16, which would round it.")
         if [*self.backbone.attached] != [self] or self._written:
             raise ConfigError(f"Only a {type(self).__name__} that is attached alone can be merged, and once for good.")
         self.unmerge()

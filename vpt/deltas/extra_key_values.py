@@ -151,7 +151,8 @@ class ExtraKeys(DeltaPart):
         """
         found: dict[int, Edited] = {}
         for layer, block in enumerate(self.blocks):
-            keys, values = self.keys_values(layer, self.layout.attentions[block], 1)
+            with self.backbone.computing():
+                keys, values = self.keys_values(layer, self.layout.attentions[block], 1)
             found[block] = keys, values, self.key_bias(layer, keys, keys.shape[2], 0)
         return found
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vpt.backbones.factory import Backbone
+from vpt.backbones.factory import Backbone, wide_weights
 from vpt.backbones.target_modules import parameter_names, stages
 from vpt.deltas.base import DeltaPart, Parametrization
 from vpt.deltas.registry import register_delta
@@ -35,6 +35,8 @@ class Subset(DeltaPart):
         own = dict(self.backbone.model.named_parameters())
         if not names:
             raise ConfigError(f"{self.backbone.name} has no parameter of the kind that {type(self).__name__} trains.")
+        if self.backbone.narrow and (kept := [name for name in names if name in wide_weights(self.backbone.model)]):
+            raise ConfigError(f"frozen_dtype is of what stays frozen, and {kept[0]} is to be trained: leave it out.")
         self.values = nn.ParameterDict({_key(name): nn.Parameter(own[name].detach().clone()) for name in names})
         self._names = names
         self.replaced = sum(own[name].numel() for name in names)

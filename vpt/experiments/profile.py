@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
 import time
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vpt.backbones import create_backbone
+from vpt.backbones.factory import wide_weights
 from vpt.deltas.base import DeltaPart
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
@@ -109,6 +112,8 @@ class Ledger:
         forward_flops: Of a forward pass, as `counted_flops`; `step_flops` of a forward and backward pass.
         memory: Bytes of a training step, as `step_memory`.
         forward_seconds: Median of a `forward_pass`; `step_seconds` of a `training_step`.
+        frozen_error: Largest difference of logits from those of frozen weights in fp32, as a share of the largest
+            logit; None where they are in fp32.
     """
 
     trainable: int
@@ -122,6 +127,7 @@ class Ledger:
     forward_seconds: float
     step_seconds: float
     device: str
+    frozen_error: float | None = None
 
 
 def profile(model: TunedModel, batch: int = 8, rounds: int = 5) -> Ledger:
@@ -146,7 +152,22 @@ def profile(model: TunedModel, batch: int = 8, rounds: int = 5) -> Ledger:
         forward_seconds=seconds[1],
         step_seconds=seconds[0],
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        frozen_error=frozen_error(model, images) if model.backbone.narrow else None,
     )
+
+
+@torch.no_grad()
+def frozen_error(model: TunedModel, images: Tensor) -> float:
+    """What frozen weights in bfloat16 do to the logits of some images: see `Ledger`."""
+    backbone, twin = model.backbone, copy.deepcopy(model)
+    wide = create_backbone(
+        backbone.name, backbone.weights, backbone.image_size, backbone.normalization, backbone.pool
+    ).to(backbone.mean.device)
+    twin.backbone.widen()
+    for own, other in zip(wide_weights(twin.backbone.model).values(), wide_weights(wide.model).values(), strict=True):
+        own.data = other.data
+    exact = twin(images)
+    return float((model(images) - exact).abs().max() / exact.abs().max())
 
 
 def _formula(model: TunedModel) -> int | None:

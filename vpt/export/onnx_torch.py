@@ -49,6 +49,7 @@ def fold(model: TunedModel) -> TunedModel:
     own = copy.deepcopy(model).eval().requires_grad_(False)
     if own.backbone.folded:
         return own
+    own.backbone.widen()
     own.backbone.folded = True
     own._strength = own.strength  # which the model still tells when its delta is gone
     own.settle_head()  # before what gives the strength is taken out
@@ -176,6 +177,9 @@ def _export(
         raise ExportError(f"The file to write ends in {suffix}, got {path}.")
     check_writable(path)
     told = {"format": FORMAT, "vpt": __version__} | about(model)
+    if model.backbone.narrow:  # a file computes in fp32, of the same weights
+        model = copy.deepcopy(model)
+        model.backbone.widen()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # exporters warn about their own insides

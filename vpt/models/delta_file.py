@@ -70,7 +70,7 @@ def save_delta(path: str | Path, model: AdaptedModel) -> Path:
     backbone, dtype = model.backbone, model.backbone.mean.dtype
     if any(tensor.dtype != dtype for tensor in model.owned().values() if tensor.is_floating_point()):
         raise DeltaFileError(f"The model has several precisions, and a file keeps one: call model.to({dtype}).")
-    if not backbone.tuned and dtype == torch.float32 and fingerprint(backbone.model) != backbone.weights_fingerprint:
+    if not backbone.tuned and dtype == torch.float32 and fingerprint(backbone.model) != backbone.kept_fingerprint:
         raise DeltaFileError(
             "The backbone's weights are no longer those it was made with, and a file of the delta would miss the "
             "change: make the backbone from a file of them, or model.backbone.unfreeze() to keep it beside the delta."
@@ -138,7 +138,7 @@ def _loaded(path: str | Path, weights: str | Path | None, formats: tuple[str, ..
         raise DeltaFileError(f"{path} gives numbers in units that are not positive: its head.scale is damaged.")
     if header["backbone_tuned"]:
         for key in IDENTITY:
-            setattr(backbone, key, recorded[key])
+            setattr(backbone, key, as_size(recorded[key]) if key == "image_size" else recorded[key])
     if isinstance(model, TunedModel):
         model.calibration = read_calibration(path)
     return model.eval()
@@ -196,9 +196,9 @@ def _at_most(count: int) -> Iterator[None]:
 
 
 def _built(what: str, recorded: Mapping[str, Any], weights: str | Path) -> Backbone:
-    size, pool = recorded["image_size"], recorded.get("pool")
+    size, pool, frozen = recorded["image_size"], recorded.get("pool"), recorded.get("frozen_dtype")
     try:
-        return create_backbone(recorded["name"], weights, size, recorded["normalization"], pool)
+        return create_backbone(recorded["name"], weights, size, recorded["normalization"], pool, frozen)
     except WeightsError:
         raise
     except (VPTError, RuntimeError, AssertionError, ValueError, ArithmeticError) as error:  # of timm, at strange sizes

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vpt.atomic_write import atomic_write
-from vpt.backbones.factory import STATISTICS, input_size
+from vpt.backbones.factory import input_size
+from vpt.backbones.normalization import STATISTICS
 from vpt.data.targets import Targets
 from vpt.deltas.registry import DeltaSpec, read_specs
 from vpt.errors import DeltaFileError, VPTError
@@ -258,6 +259,7 @@ def _lacking(header: Mapping[str, Any]) -> list[str]:
     valid = {
         "backbone image_size": is_size(backbone["image_size"]),
         "backbone pool": isinstance(backbone.get("pool"), str | None),
+        "backbone frozen_dtype": backbone.get("frozen_dtype") in (None, "bfloat16"),
         "backbone normalization": backbone["normalization"] in ("weights", *STATISTICS),
         "dtype": header["dtype"] in DTYPES,
         "specs": all(isinstance(spec, dict) for spec in header["specs"]),
@@ -294,11 +296,12 @@ def known(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def identity(model: AdaptedModel) -> dict[str, Any]:
-    """What makes a backbone a delta's own, in plain values: `IDENTITY`, and pool if not that of the weights."""
+    """What makes a backbone a delta's own, in plain values: `IDENTITY`, pool and frozen_dtype if there are."""
     told = {key: getattr(model.backbone, key) for key in IDENTITY} | {
         "image_size": plain_size(model.backbone.image_size)
     }
-    return told if model.backbone.pool is None else told | {"pool": model.backbone.pool}
+    options = {"pool": model.backbone.pool, "frozen_dtype": "bfloat16" if model.backbone.narrow else None}
+    return told | {key: value for key, value in options.items() if value is not None}
 
 
 def without_places(value: Any) -> Any:

@@ -57,7 +57,7 @@ class PromptBank(nn.Module):
         self.tasks = list(read)
         first = read[self.tasks[0]][0]["backbone"]
         for task, (header, _) in read.items():
-            for key in ("name", "image_size", "normalization", "pool"):
+            for key in ("name", "image_size", "normalization", "pool", "frozen_dtype"):
                 ours, theirs = first.get(key), header["backbone"].get(key)
                 if ours != theirs:
                     raise ConfigError(

@@ -81,9 +81,12 @@ class Row:
 
     @property
     def backbone(self) -> str:
-        """Which weights were adapted, and by which pool they were read if not by their own."""
+        """Which weights were adapted, and by which pool they were read if not by their own, and kept in which dtype."""
         told = self.record["backbone"]
-        return str(told["weights_id"]) + (f", pool {told['pool']}" if "pool" in told else "")
+        pool = f", pool {told['pool']}" if "pool" in told else ""
+        return (
+            str(told["weights_id"]) + pool + (f", frozen in {told['frozen_dtype']}" if "frozen_dtype" in told else "")
+        )
 
     @property
     def accuracy(self) -> float:

@@ -71,6 +71,7 @@ class TuningTask(L.LightningModule):
         init_delta: str | None = None,
         micro_batch: int | None = None,
         pool: str | None = None,
+        frozen_dtype: Literal["bfloat16"] | None = None,
         head_lr_scale: float = 1.0,
         layer_decay: float = 1.0,
         ema_decay: float = 0.0,
@@ -92,8 +93,8 @@ class TuningTask(L.LightningModule):
                 head is not used.
             micro_batch: Images per micro-batch: a larger batch is split, with two forward passes and the exact gradient
                 of the whole batch (except batch norms, which see micro-batches). None for no split.
-            pool: Pooling of the final tokens, by timm's name: ``token`` (the class token), ``avg`` and others that the
-                backbone has; None for timm's default.
+            pool: Of the final tokens, by timm's name: ``token`` (the class token), ``avg`` ...; None for its own.
+            frozen_dtype: ``bfloat16`` keeps the frozen weights in half the memory (`create_backbone`); None for fp32.
             head_lr_scale: The learning rate of the head as a multiple of that of all else, positive.
             layer_decay: Of full fine-tuning, in (0, 1]: the learning rate of layer l of a backbone of depth L is
                 multiplied by layer_decay^(L + 1 - l), where 0 are the embeddings and L + 1 is the head (BEiT, Bao et
@@ -120,7 +121,7 @@ class TuningTask(L.LightningModule):
         if micro_batch is not None:
             check_number("micro_batch", micro_batch, 1, whole=True)
         check_rates(self.hparams)
-        encoder = create_backbone(backbone, weights, image_size, normalization or "weights", pool)
+        encoder = create_backbone(backbone, weights, image_size, normalization or "weights", pool, frozen_dtype)
         self.model = self._build(encoder, num_classes)
         # Lightning's own mean over processes with unequal shares of the images is not that over the images.
         self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})

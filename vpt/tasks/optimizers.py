@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from vpt.backbones.factory import layer_numbers
+from vpt.backbones.target_modules import layer_numbers
 from vpt.errors import ConfigError, UnknownNameError, check_number
 from vpt.models.classifier import AdaptedModel
 from vpt.run_record import global_seed

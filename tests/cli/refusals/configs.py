@@ -174,7 +174,7 @@ _VALUES = {  # flags after those of a run that would be trained
     "-c {configs}/method/linear_lbfgs.yaml --model.mixup 0.5": "mixup has no effect with solver lbfgs",
     "-c {configs}/method/linear_lbfgs.yaml --model.class_weights inv": "class_weights has no effect with solver lbfgs",
     "--model.micro_batch 0": "micro_batch must be a whole number of at least 1",
-    "--model.image_size -64": "image_size must be a whole number of at least 1",
+    "--model.image_size -64": "image_size must be a whole number of pixels from 1 to 8192",
     "--model.num_classes 1": "model.num_classes is 1, but the data 'digits' has 10",
     "--model.backbone vit_nano_patch8": "did you mean 'vit_nano_patch8_64'?",
     "--model.weights nothere": "No weights file nothere",

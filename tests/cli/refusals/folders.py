@@ -205,11 +205,15 @@ ROWS = [
     Row(f"{_OWN} photos --data.preset x", "unknown", "Unknown preset 'x'"),
     Row(f"{_OWN} photos --data.augment x", "unknown", "Unknown augmentation 'x'"),
     Row(f"{_OWN} photos --data.augment fgvc", "another preset's", "Augmentation 'fgvc' needs a preset that crops"),
-    Row(f"{_OWN} photos --data.image_size 0", "0", "image_size must be a whole number of at least 1, got 0"),
+    Row(
+        f"{_OWN} photos --data.image_size 0",
+        "0",
+        "image_size must be a whole number of pixels from 1 to 8192, or [height, width] of such, got 0",
+    ),
     Row(
         f"{_OWN} photos --data.image_size 64.5",
         "a decimal number",
-        "data.image_size: Expected a whole number, got 64.5",
+        "data.image_size: Expected a whole number or a list, got 64.5",
     ),
     Row(f"{_OWN} photos --data.batch_size 0", "0", "batch_size must be a whole number of at least 1, got 0"),
     Row(f"{_OWN} photos --data.num_workers -1", "negative", "num_workers must be a whole number of at least 0, got -1"),

@@ -32,6 +32,7 @@ class AttentionCall:
     came with the call, and `context` is where it was made, with what belonged to that call of the backbone.
     """
 
+    backbone: Backbone
     attention: OpenAttention
     places: Places
     num_prefix: int
@@ -41,7 +42,8 @@ class AttentionCall:
 
     def as_called(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Calls a function that reads what belonged to the call, such as tokens that run beside a Swin's map."""
-        return self.context.copy().run(function, *args, **kwargs)
+        with self.backbone.computing():
+            return self.context.copy().run(function, *args, **kwargs)
 
     @property
     def tokens(self) -> int:
@@ -64,7 +66,7 @@ class AttentionCall:
 
         Queries of (1 or B, heads, n, head_dim) give (rows, heads, n, tokens + extra keys).
         """
-        _, keys, values, _ = self.attention.prepare(*self.args, **self.kwargs)
+        _, keys, values, _ = self.as_called(self.attention.prepare, *self.args, **self.kwargs)
         keys, _, bias = self.as_called(self.attention.edited, keys, values, None)
         if queries.shape[0] > 1:
             queries = queries.repeat_interleave(self.places.windows, dim=0)
@@ -82,14 +84,16 @@ def recording(backbone: Backbone) -> Iterator[list[AttentionCall]]:
     with ExitStack() as stack:
         for block, attention in enumerate(layout.attentions):
             places = window_places(layout.blocks[block]) if layout.windowed else Places(layout.grid, layout.grid)
-            keep = partial(_keep, calls, places, layout.num_prefix)
+            keep = partial(_keep, backbone, calls, places, layout.num_prefix)
             stack.enter_context(attention.register_forward_pre_hook(keep, with_kwargs=True))
         yield calls
 
 
-def _keep(calls: list[AttentionCall], places: Places, prefix: int, attention: Any, args: Any, kwargs: Any) -> None:
+def _keep(
+    backbone: Backbone, calls: list[AttentionCall], places: Places, prefix: int, attention: Any, args: Any, kwargs: Any
+) -> None:
     given = {key: value for key, value in kwargs.items() if key != "keep"}  # all that ask are looked at
-    calls.append(AttentionCall(attention, places, prefix, args, given))
+    calls.append(AttentionCall(backbone, attention, places, prefix, args, given))
 
 
 @dataclass(frozen=True)

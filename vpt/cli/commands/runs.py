@@ -199,7 +199,8 @@ def _model(args: list[str], classes: int | None) -> TunedModel:
 
     config = resolve(args, data=classes is None)
     section = config["model"]
-    if section["init_args"].get("weights", "pretrained") == "pretrained":
+    own = section["init_args"].get("frozen_dtype")  # whose error is of the weights themselves
+    if own is None and section["init_args"].get("weights", "pretrained") == "pretrained":
         section["init_args"]["weights"] = "random"  # they cost the same, and need no hub
     if classes is None:
         return build(config)[0].model
@@ -226,6 +227,8 @@ def _text(values: dict[str, float]) -> str:
             f"{1000 * values['step_seconds'] / batch:.1f} ms",
             f"activation memory     {values['memory'] / 2**20:,.0f} MiB for {batch} images on {values['device']}",
         ]
+    if values.get("frozen_error") is not None:
+        lines.append(f"frozen in bfloat16    logits differ by {100 * values['frozen_error']:.2f} % of the largest")
     if "steps" in values:
         lines.append(f"95 % of best val/acc  after {values['steps_to_95']:,} of {values['steps']:,} steps")
     return "\n".join(lines)
