@@ -133,7 +133,7 @@ def run_cell(place: Place, task: str, method: str) -> None:
     """Runs what is missing of a cell and keeps its records."""
     kept = place.cells.find(task, method)
     folder = place.build / task / method
-    if kept is None or (task, method) in one_order(place.out):
+    if kept is None:
         runs = sweep(resolve(arguments(place, task, method)), plan(place, method), folder, serially).runs
         found = json.loads((folder / SWEEP_FILE).read_text())
     elif unfinished(kept):
@@ -241,16 +241,9 @@ def _first_run(place: Place, task: str) -> Path:
 def accuracy(out: Path = RESULTS, methods: Sequence[str] = tuple(METHODS)) -> str:
     """The table of test accuracies, or some rows of it."""
     cells = {(row["task"], row["method"]): row for row in Records(out / "real_protocol.jsonl").rows()}
-    old = one_order(out)
-    marked = {key: _accuracy(cell) + (" †" if key in old else "") for key, cell in cells.items()}
-    rows = [[f"`{method}`", *(marked.get((task, method), "–") for task in TASKS)] for method in methods]
+    shown = {key: _accuracy(cell) for key, cell in cells.items()}
+    rows = [[f"`{method}`", *(shown.get((task, method), "–") for task in TASKS)] for method in methods]
     return markdown(["method", *TASKS], rows)
-
-
-def one_order(out: Path = RESULTS) -> set[tuple[str, str]]:
-    """The cells whose seeds all saw the training images in one order, as in runs of version 0.1.0."""
-    runs = Records(out / "real_protocol_runs.jsonl").rows()
-    return {(row["task"], row["method"]) for row in runs if row["run"]["data"]["seed"] != row["seed"]}
 
 
 def blocks(out: Path = RESULTS) -> dict[str, str]:
@@ -263,11 +256,6 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     made = {"protocol": accuracy(out), "rates": markdown(["method", *TASKS], rows)}
     if sizes := {row["task"]: row["run"]["read"]["test"] for row in Records(out / "real_protocol_runs.jsonl").rows()}:
         made["test images"] = f"Test images: {', '.join(f'{task} {n:,}' for task, n in sizes.items())}."
-    if old := one_order(out):
-        made["order"] = (
-            f"† {len(old)} of the {len(found)} cells are of version 0.1.0, whose seeds drew heads and prompts but not "
-            "the order of the images, which was one for all: their deviations are too small."
-        )
     if found:
         edges = sum(bool(beyond(cell["chosen"], cell["tried"])) for cell in found)
         made["edges"] = f"{edges} of the {len(found)} chosen rates lie at an end of those tried."
