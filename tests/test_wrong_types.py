@@ -110,15 +110,15 @@ ROWS = [
     ),
     Wrong(
         "vpt.create_backbone(NANO, image_size=(64, 0))",
-        "two sizes",
+        "no width",
         ConfigError,
-        "must be a whole number or None, got (64, 64)",
+        "[height, width] of such, got [64, 0]",
     ),
     Wrong(
         'vpt.create_backbone(NANO, image_size=float("nan"))',
         "NaN pixels",
         ConfigError,
-        "must be a whole number or None, got nan",
+        "must be a whole number or a list (each a whole number) or None, got nan",
     ),
     Wrong(
         "vpt.create_backbone(NANO, normalization=None)",
