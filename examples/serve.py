@@ -16,18 +16,28 @@ from onnxruntime import InferenceSession
 from PIL import Image, ImageOps
 
 
-def prepare(photo: bytes, preset: dict[str, Any], size: int) -> Any:
-    """Decodes a photo of 8 bits: upright, on white, resized as the preset says; uint8 (1, 3, size, size)."""
+def prepare(photo: bytes, preset: dict[str, Any], size: int | list[int]) -> Any:
+    """Decodes a photo of 8 bits: upright, on white, resized as the preset says; uint8 (1, 3, height, width)."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(photo)))
     if image.mode[0] in "FI" or max(image.size) > 16 * min(image.size) or preset["interpolation"] == "bilinear_legacy":
         raise ValueError("more than 8 bits, sides of more than 16 to 1, and TensorFlow's resize take vpt itself")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
-    wide = high = size  # of "square", which ignores the aspect ratio
+    height, width = size if isinstance(size, list) else (size, size)
+    method = Image.Resampling[preset["interpolation"].upper()]
+    wide, high = width, height  # of "square", which ignores the aspect ratio
+    if preset["resize"] == "pad":
+        share = min(width / image.width, height / image.height)
+        wide, high = (max(1, min(round(share * a), b)) for a, b in zip(image.size, (width, height), strict=True))
+        page = Image.new("RGB", (width, height), tuple(preset["fill"]))
+        page.paste(image.resize((wide, high), method), ((width - wide) // 2, (height - high) // 2))
+        return np.asarray(page).transpose(2, 0, 1)[None]
     if preset["resize"] == "shorter_crop":
-        wide, high = (int(int(size / preset["crop_fraction"]) * side / min(image.size)) for side in image.size)
-    image = image.resize((wide, high), Image.Resampling[preset["interpolation"].upper()])
-    left, top = round((wide - size) / 2), round((high - size) / 2)
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
+        least = int(width / preset["crop_fraction"]), int(height / preset["crop_fraction"])
+        limit = 0 if least[0] * image.height >= least[1] * image.width else 1
+        wide, high = (int(least[limit] * side / image.size[limit]) for side in image.size)
+    image = image.resize((wide, high), method)
+    left, top = round((wide - width) / 2), round((high - height) / 2)
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)))
     return pixels.transpose(2, 0, 1)[None]  # normalisation is in the file
 
 

@@ -22,8 +22,10 @@ import vpt
 from tests.models.test_prediction import calibrated, model
 from vpt.backbones import create_backbone
 from vpt.data import PRESETS
+from vpt.data.images import decode_rgb
 from vpt.data.targets import Targets
 from vpt.export import export_onnx
+from vpt.image_size import as_size
 from vpt.models import TunedModel, load_classifier, save_delta
 from vpt.models.calibration import LabelThresholds
 from vpt.models.classifier import ValueHead
@@ -119,6 +121,17 @@ def test_the_service_says_what_the_model_says(served: tuple[TunedModel, Path], t
         assert serve.answer(session, photo, "0.5", "0.5") == found | {"declined": None, "set": None}
     assert {declined for declined, _ in said} == {False, True}
     assert len({size for _, size in said}) > 1
+
+
+@pytest.mark.parametrize("preset", ["square", "timm", "pad"])
+@pytest.mark.parametrize("size", [64, [32, 64], [64, 24]])
+def test_the_service_prepares_photos_as_the_preset_does(preset: str, size: int | list[int], tmp_path: Path) -> None:
+    serve = loaded(SERVE)
+    for kind, photo in photos().items():
+        (tmp_path / kind).write_bytes(photo)
+        expected = PRESETS[preset](decode_rgb(tmp_path / kind), as_size(size))
+        found = serve.prepare(photo, PRESETS[preset].to_dict(), size)
+        assert np.array_equal(found[0].transpose(1, 2, 0), expected), kind
 
 
 @pytest.mark.parametrize("targets", ["multilabel", "regression"])
