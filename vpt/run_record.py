@@ -245,6 +245,7 @@ _IDLE = {
     **dict.fromkeys((f"hyperparameters.{name}" for name in ("head_lr_scale", "layer_decay")), 1.0),
     "hyperparameters.class_weights": None,
     "hyperparameters.targets": None,
+    "hyperparameters.frozen_dtype": None,
 }
 _SEEDS = ("seed", "data.seed", "data.subset.seed", "data.subset.sha256", "data.shared_with_train")
 _LENGTH = ("max_epochs", "training.max_steps", "training.callbacks", "read")

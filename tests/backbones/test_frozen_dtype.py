@@ -12,6 +12,7 @@ import vpt
 from vpt.backbones import create_backbone
 from vpt.deltas import attach
 from vpt.errors import ConfigError, UnknownNameError, WeightsError
+from vpt.experiments.profile import frozen_error
 from vpt.export.onnx_torch import fold
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import save_delta
@@ -55,10 +56,37 @@ def test_the_weights_take_half_and_keep_their_dtype_when_the_model_is_moved() ->
     wide, narrow = pair()
     sizes = [sum(p.numel() * p.element_size() for p in m.backbone.model.parameters()) for m in (wide, narrow)]
     assert sizes[1] / sizes[0] < 0.51
-    before = narrow(images())
-    again = narrow.to(torch.float64).to(torch.float32)
-    assert torch.equal(again(images()), before)
+    before = {key: value.clone() for key, value in narrow.backbone.model.state_dict().items()}
+    again = narrow.to(torch.bfloat16).to(torch.float32)
+    fc1 = "blocks.0.mlp.fc1.weight"
+    assert torch.equal(again.backbone.model.state_dict()[fc1], before[fc1])
     assert again.backbone.model.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16  # type: ignore[index,union-attr]
+
+
+@pytest.mark.parametrize("name", [NANO, SWIN])
+def test_halves_of_a_pass_are_the_whole(name: str) -> None:
+    backbone = create_backbone(name, frozen_dtype="bfloat16")
+    for block in (1, 2, 3):
+        assert torch.equal(backbone.from_block(backbone.before_block(images(), block), block), backbone(images()))
+
+
+def test_convolutions_that_standardise_their_weights_stay_as_they_are() -> None:
+    model = create_backbone("resnetv2_50x1_bit", "random", frozen_dtype="bfloat16").model
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_the_printed_error_is_of_the_function_and_not_of_dropout() -> None:
+    backbone = create_backbone(NANO, frozen_dtype="bfloat16")
+    model = TunedModel(backbone, 3, [{"name": "prompt", "num_tokens": 3, "dropout": 0.5}]).train()
+    found = {frozen_error(model, images()) for _ in range(3)}
+    assert len(found) == 1
+    assert 0 < found.pop() < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_precisions_of_all_else_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ConfigError, match="all else in float32 or bfloat16"):
+        create_backbone(NANO, frozen_dtype="bfloat16").to(dtype)
 
 
 def test_a_file_brings_it_back_and_fits_no_other_backbone(tmp_path: Path) -> None:

@@ -64,6 +64,19 @@ def test_what_is_printed_is_what_runs(vpt: Vpt, wide: list[str]) -> None:
     assert yaml.safe_load(by_flag.out)["data"] == yaml.safe_load(printed.out)["data"]
 
 
+def test_a_sweep_keeps_features_of_wide_images(vpt: Vpt, tmp_path: Path) -> None:
+    overlay = tmp_path / "wide.yaml"
+    overlay.write_text(yaml.safe_dump({"data": {"init_args": {"image_size": SIZE}}}))
+    linear = ["-c", str(CONFIGS / "local" / "shapes.yaml"), "-c", str(CONFIGS / "method" / "linear.yaml")]
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(yaml.safe_dump({"grid": {"model.base_lr": [0.1, 0.2]}, "choose": {"data.train": "train800"}}))
+    answer = vpt("sweep", *linear, "-c", str(overlay), "--grid", str(grid), "--seeds", "0", "--serial", "--out=swept",
+                 *SMALL, *QUICK[:1])  # fmt: skip
+    assert answer.status == 0, answer.err
+    assert "failed" not in Path("swept/sweep.json").read_text()[:-400]
+    assert len(json.loads(Path("swept/sweep.json").read_text())["tried"]) == 2
+
+
 def test_masks_have_the_shape_of_their_images(vpt: Vpt, wide: list[str]) -> None:
     shapes = ["-c", str(CONFIGS / "segmentation" / "shapes.yaml")]
     assert vpt("fit", *shapes, *wide, *SMALL, *QUICK).status == 0

@@ -12,7 +12,7 @@ import torch
 
 from tests.fakes import make_folder
 from vpt.data import DigitsDataModule, FolderDataModule
-from vpt.data.augmentation import RECIPES, Augmentation
+from vpt.data.augmentation import AUGMENTATIONS, RECIPES, Augmentation
 from vpt.errors import ConfigError, UnknownNameError
 
 FLIP_AND_COLOUR = [{"name": "HorizontalFlip", "p": 0.5}, {"name": "ColorJitter", "brightness": 0.2}]
@@ -105,3 +105,11 @@ def test_the_page_on_data_lists_every_recipe_with_its_transforms() -> None:
     for name, transforms in RECIPES.items():
         (row,) = re.findall(rf"^\| `{name}` \|.*$", page, re.MULTILINE)
         assert [each for each in transforms if f"`{each['name']}`" not in row] == []
+
+
+@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "none"])
+def test_every_recipe_keeps_a_size_that_is_not_square(name: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
+    change = Augmentation(name, 0, (40, 64))
+    assert {change(image, epoch, 0).shape for epoch in range(6)} == {(40, 64, 3)}
+    assert "D4" not in {each["name"] for each in change.transforms}

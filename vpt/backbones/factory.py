@@ -16,6 +16,7 @@ from vpt.argument_types import checked, shown
 from vpt.backbones.attention_layout import RUN_WHOLE, AttentionLayout, read_attention
 from vpt.backbones.block_forward import Attached, BlockInputs, block_inputs, embed, run_blocks
 from vpt.backbones.checkpoints import build, config, current_name, fingerprint, width
+from vpt.backbones.frozen_weights import wide_weights
 from vpt.backbones.normalization import STATISTICS, check_values, statistics
 from vpt.backbones.token_layout import TokenLayout, read_layout
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
@@ -140,6 +141,8 @@ class Backbone(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
         """Moves and casts as any module; what is kept in bfloat16 stays in it."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.narrow and self.mean.dtype not in (torch.float32, torch.bfloat16):
+            raise ConfigError(f"frozen_dtype takes all else in float32 or bfloat16, not in {self.mean.dtype}.")
         if self.narrow:
             for weight in wide_weights(self.model).values():
                 weight.data = weight.data.bfloat16()
@@ -245,12 +248,9 @@ class Backbone(nn.Module):
 
     def before_block(self, images: Tensor, block: int) -> Tensor:
         """The first half of the forward pass, up to `block` ≥ 1: tokens (B, N, dim), or (B, H, W, dim) with windows."""
-
-        def run() -> Tensor:
+        with self.computing():  # tokens stay in the precision in which they come to the next block
             x, given = embed(self.model, self.entry(self.normalize(images)))
             return run_blocks(self.model, self.layout, x, given, range(block), self.attached)[0]
-
-        return self._precisely(run)
 
     def from_block(self, tokens: Tensor, block: int) -> Tensor:
         """The second half: what `before_block` gave to pooled features, (B, num_features), `readout` included."""
@@ -355,13 +355,6 @@ def _check_patches(model: nn.Module, name: str, size: ImageSize) -> None:
 def input_size(name: str) -> ImageSize:
     """The image size that a backbone's weights were trained at, in pixels."""
     return as_size(config(name)["input_size"][1:])
-
-
-def wide_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of linear layers and convolutions, by name: all but a few of a model's numbers."""
-    layers = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)}
-    own = {f"{name}.weight": layer._parameters.get("weight") for name, layer in layers.items()}
-    return {name: weight for name, weight in own.items() if weight is not None}
 
 
 def _function(weights: str, name: str, pool: str | None, narrow: bool) -> str:

@@ -14,6 +14,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from vpt.backbones.factory import Backbone
+from vpt.backbones.frozen_weights import plain_convolution
 from vpt.errors import UnknownNameError, UnsupportedBackboneError
 
 
@@ -136,11 +137,6 @@ def channel_dim(layer: nn.Module) -> int:
         isinstance(layer, nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm) or "2d" in type(layer).__name__
     )
     return 1 if first else -1
-
-
-def plain_convolution(layer: nn.Module) -> bool:
-    """Whether a layer convolves with its weight as it is: it does not standardise it."""
-    return type(layer).__name__ in ("Conv2d", "Conv2dSame")
 
 
 def absorbs_scale(layer: nn.Module) -> bool:

@@ -43,6 +43,7 @@ RECIPES: dict[str, Transforms] = {
 }
 """Lists of transforms with a name; docs/data.md says what each is for."""
 
+_FLIPS: Transforms = ({"name": "HorizontalFlip", "p": 0.5}, {"name": "VerticalFlip", "p": 0.5})
 AUGMENTATIONS = ("none", "flip", "crop_flip", "fgvc", *RECIPES)
 _TRIES = 8  # of a list of transforms on an image of noise, before it is used
 
@@ -80,6 +81,8 @@ class Augmentation:
         self.image_size = image_size
         self.before_crop = self.name == "fgvc"
         listed = RECIPES.get(augment, ()) if isinstance(augment, str) else _plain(augment)
+        if isinstance(augment, str) and not isinstance(image_size, int):  # a quarter turn would change the size
+            listed = [part for each in listed for part in (_FLIPS if each["name"] == "D4" else (each,))]
         self.transforms = [_complete(each, image_size) for each in listed]
         self._steps = [_build(each) for each in self.transforms]
         if self._steps:

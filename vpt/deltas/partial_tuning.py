@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vpt.backbones.factory import Backbone, wide_weights
+from vpt.backbones.factory import Backbone
+from vpt.backbones.frozen_weights import wide_weights
 from vpt.backbones.target_modules import parameter_names, stages
 from vpt.deltas.base import DeltaPart, Parametrization
 from vpt.deltas.registry import register_delta

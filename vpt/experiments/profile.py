@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vpt.backbones import create_backbone
-from vpt.backbones.factory import wide_weights
+from vpt.backbones.frozen_weights import wide_weights
 from vpt.deltas.base import DeltaPart
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
@@ -159,15 +159,17 @@ def profile(model: TunedModel, batch: int = 8, rounds: int = 5) -> Ledger:
 @torch.no_grad()
 def frozen_error(model: TunedModel, images: Tensor) -> float:
     """What frozen weights in bfloat16 do to the logits of some images: see `Ledger`."""
-    backbone, twin = model.backbone, copy.deepcopy(model)
+    backbone, own, twin = model.backbone, copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     wide = create_backbone(
         backbone.name, backbone.weights, backbone.image_size, backbone.normalization, backbone.pool
     ).to(backbone.mean.device)
     twin.backbone.widen()
-    for own, other in zip(wide_weights(twin.backbone.model).values(), wide_weights(wide.model).values(), strict=True):
-        own.data = other.data
-    exact = twin(images)
-    return float((model(images) - exact).abs().max() / exact.abs().max())
+    for weight, exact in zip(
+        wide_weights(twin.backbone.model).values(), wide_weights(wide.model).values(), strict=True
+    ):
+        weight.data = exact.data
+    logits = twin(images)
+    return float((own(images) - logits).abs().max() / logits.abs().max())
 
 
 def _formula(model: TunedModel) -> int | None:

@@ -250,7 +250,8 @@ class _Search:
     def timed(self) -> float:
         """The seconds that an image takes in a forward pass of the backbone."""
         args = self.config["model"]["init_args"]
-        backbone = create_backbone(args["backbone"], args["weights"], self.data.image_size)
+        own = {key: args[key] for key in ("pool", "frozen_dtype") if args.get(key) is not None}
+        backbone = create_backbone(args["backbone"], args["weights"], self.data.image_size, **own)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         images = self.data.split("train").batch(range(min(BATCH, self.train)))["image"].to(device)
         backbone.to(device)

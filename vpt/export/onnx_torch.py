@@ -43,7 +43,8 @@ def fold(model: TunedModel) -> TunedModel:
     """Copies a model into a form of the same function that computes nothing but what depends on the image.
 
     Deep prompts and prefixes become constant keys and values, trained copies of parameters take
-    the place of the originals, and a LoRA or SSF that then remains alone is merged into the weights. The copy is
+    the place of the originals, and a LoRA or SSF that then remains alone is merged into the weights; weights that are
+    kept in bfloat16 are brought to fp32, in which the copy computes, but for its rounding the same. The copy is
     frozen, in eval mode and for inference only: its deltas cannot be taken off again, and it has no delta file.
     """
     own = copy.deepcopy(model).eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vpt.argument_types import checked
 from vpt.atomic_write import atomic_write, write_json, write_text
-from vpt.backbones.target_modules import plain_convolution
+from vpt.backbones.frozen_weights import plain_convolution
 from vpt.deltas.lora import Lora
 from vpt.errors import ConfigError
 from vpt.image_size import sides

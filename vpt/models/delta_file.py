@@ -220,9 +220,9 @@ def check_fingerprint(what: str, recorded: Mapping[str, Any], backbone: Backbone
     if not backbone.is_recorded_as(recorded):
         if recorded["weights_id"] == backbone.weights_id:
             raise DeltaFileError(
-                f"{what} was trained on a backbone of the same name and other weights or another pool or image size "
-                f"(fingerprint {recorded['fingerprint'][:12]}, not {backbone.fingerprint[:12]}): give the weights it "
-                "was trained on, with its pool and image size."
+                f"{what} was trained on a backbone of the same name and other weights or another pool, image size or "
+                f"frozen_dtype (fingerprint {recorded['fingerprint'][:12]}, not {backbone.fingerprint[:12]}): give the "
+                "weights it was trained on, with its pool, image size and frozen_dtype."
             )
         raise DeltaFileError(
             f"{what} was trained on {recorded['weights_id']} (fingerprint {recorded['fingerprint'][:12]}), but the "

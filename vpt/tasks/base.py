@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from vpt.argument_types import check_arguments
 from vpt.backbones import Backbone, create_backbone
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError, check_number
+from vpt.image_size import plain_size
 from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill, start_from
 from vpt.models.delta_format import IDENTITY, identity
@@ -94,7 +95,7 @@ class TuningTask(L.LightningModule):
             micro_batch: Images per micro-batch: a larger batch is split, with two forward passes and the exact gradient
                 of the whole batch (except batch norms, which see micro-batches). None for no split.
             pool: Of the final tokens, by timm's name: ``token`` (the class token), ``avg`` ...; None for its own.
-            frozen_dtype: ``bfloat16`` keeps the frozen weights in half the memory (`create_backbone`); None for fp32.
+            frozen_dtype: ``bfloat16`` keeps frozen weights in half the memory (`create_backbone`); None for fp32.
             head_lr_scale: The learning rate of the head as a multiple of that of all else, positive.
             layer_decay: Of full fine-tuning, in (0, 1]: the learning rate of layer l of a backbone of depth L is
                 multiplied by layer_decay^(L + 1 - l), where 0 are the embeddings and L + 1 is the head (BEiT, Bao et
@@ -104,8 +105,7 @@ class TuningTask(L.LightningModule):
 
         Raises:
             ConfigError: A value is of another type or out of range, or num_classes is missing or too small.
-            UnknownNameError: A name does not exist.
-            UnsupportedBackboneError: The backbone has no such pool.
+            UnknownNameError: A name does not exist; an UnsupportedBackboneError where the backbone has no such pool.
             WeightsError: The weights cannot be found.
         """
         super().__init__()
@@ -189,7 +189,7 @@ class TuningTask(L.LightningModule):
             data.number_classes_as(self.model.class_names)
         for what, theirs, ours in (
             ("num_classes", data.num_classes, len(self.model.class_names)),
-            ("image_size", data.image_size, self.model.backbone.image_size),
+            ("image_size", *map(plain_size, (data.image_size, self.model.backbone.image_size))),
         ):
             if theirs != ours and (what == "image_size" or stage == "fit" or self._knows_classes):
                 raise ConfigError(f"The data has {what} {theirs}, the model {ours}: they must agree.")
@@ -246,7 +246,7 @@ class TuningTask(L.LightningModule):
         place = (self.model.format, cut, backbone.trim, str(self.trainer.precision), str(self.device))
         if self._kept is None or self._kept[0] != (data, place):  # other data or precision, another cut
             described = data.describe()
-            images = (described["fingerprint"], described["preset"], described["image_size"])
+            images = (described["fingerprint"], described["preset"], data.image_size)
             constants = (backbone.fingerprint, backbone.normalization, *images, *place)
             self._kept = (data, place), FeatureCache(halves[0], constants)
         return halves[1](self._kept[1](split, len(data.split(split)), batch["index"], batch["image"]))
