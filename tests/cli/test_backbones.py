@@ -73,3 +73,15 @@ def test_a_table_or_all_of_one_model(vpt: Vpt) -> None:
     few = vpt("backbones", "resnet18*", "--prompts")
     assert "0 names with 0 weights" in few.out
     assert "Unknown backbone of timm 'nosuch*'" in vpt("backbones", "nosuch*").sentence
+
+
+def test_a_model_that_timm_runs_whole_goes_from_fit_to_test_without_a_figure_of_attention(vpt: Vpt) -> None:
+    coatnet = ["--model.backbone=test_coatnet", "--model.weights=random"]
+    answer = vpt("fit", *DEMO, *coatnet, *QUICK, "--data.batch_size=4", *TWO)
+    assert answer.status == 0, answer.err
+    run = Path("runs/digits/vpt_deep/version_0")
+    assert (run / "delta.safetensors").is_file()
+    measured = ["-c", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), *TWO]
+    assert vpt("test", *measured).status == 0
+    said = vpt("attention", "--delta", str(run / "delta.safetensors")).sentence
+    assert "timm runs this model whole" in said

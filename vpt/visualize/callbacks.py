@@ -100,11 +100,12 @@ class FigureLogger(L.Callback):
 def _prompted(
     trainer: L.Trainer, pl_module: L.LightningModule, number: int
 ) -> tuple[TunedModel, Tensor, Tensor | None] | None:
-    """A classifier with prompts, and a few validation images with their labels; None where there are none."""
+    """A classifier with prompts whose attention can be looked at, and a few validation images with labels, or None."""
     data = getattr(trainer, "datamodule", None)
     if not isinstance(pl_module, ClassificationTask) or not isinstance(data, ImageDataModule):
         return None
-    return (pl_module.model, *sample_images(data.split("val"), number)) if has_prompts(pl_module.model) else None
+    seen = has_prompts(pl_module.model) and pl_module.model.backbone.has_layout
+    return (pl_module.model, *sample_images(data.split("val"), number)) if seen else None
 
 
 def _log_image(trainer: L.Trainer, name: str, figure: Figure) -> None:
