@@ -18,6 +18,8 @@ from PIL import Image, ImageOps
 
 def prepare(photo: bytes, preset: dict[str, Any], size: int | list[int]) -> Any:
     """Decodes a photo of 8 bits: upright, on white, resized as the preset says; uint8 (1, 3, height, width)."""
+    if "channels" in preset:
+        raise ValueError("the model takes images of channels, which are read by vpt itself")
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(photo)))
     if image.mode[0] in "FI" or max(image.size) > 16 * min(image.size) or preset["interpolation"] == "bilinear_legacy":
         raise ValueError("more than 8 bits, sides of more than 16 to 1, and TensorFlow's resize take vpt itself")

@@ -42,7 +42,6 @@ from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.families import OPEN, open_attention
 from vpt.backbones.attention.layers_of_maps import as_map
 from vpt.errors import UnsupportedBackboneError
-from vpt.image_size import ImageSize, sides, size_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +157,8 @@ def _attends(module: nn.Module) -> bool:
     return called and type(module) not in OPEN and type(module) not in NORMS and "Pool" not in name
 
 
-def read_attention(model: nn.Module, size: ImageSize) -> AttentionLayout:
-    """Opens the attention of a timm model that is run whole, on images of `size` pixels.
+def read_attention(model: nn.Module, shape: tuple[int, int, int]) -> AttentionLayout:
+    """Opens the attention of a timm model that is run whole, on images of a `shape` (C, H, W).
 
     An UnsupportedBackboneError where the model, a block or an attention module is of a type whose equivalence with the
     concatenated form has not been shown, or the model has no attention.
@@ -177,7 +176,7 @@ def read_attention(model: nn.Module, size: ImageSize) -> AttentionLayout:
         raise UnsupportedBackboneError(f"This {type(model).__name__} has {what}.")
     places = [_place(model, name, module) for name, module in found]
     attentions = [open_attention(attention) for _, _, attention in places]
-    seen = _seen(model, attentions, size)
+    seen = _seen(model, attentions, shape)
     return AttentionLayout(
         blocks=[block for block, _, _ in places],
         attentions=attentions,
@@ -234,15 +233,15 @@ class _Watch:
         """Nothing."""
 
 
-def _seen(model: nn.Module, attentions: list[OpenAttention], size: ImageSize) -> list[tuple[int, int]]:
+def _seen(model: nn.Module, attentions: list[OpenAttention], shape: tuple[int, int, int]) -> list[tuple[int, int]]:
     """Keys and width of each attention module, from one image that has no values; says how many windows each has."""
     watch = _Watch()
     handles = [attention.register_edit(watch) for attention in attentions]
     try:
-        _run(model, size)
+        _run(model, shape)
     except Exception as error:  # whatever a model's own code raises where tensors have no values
         raise UnsupportedBackboneError(
-            f"{type(model).__name__} cannot be followed on images of {size_text(size)} pixels: {type(error).__name__}."
+            f"{type(model).__name__} cannot be followed on images of shape {shape}: {type(error).__name__}."
         ) from error
     finally:
         for handle in handles:
@@ -255,16 +254,16 @@ def _seen(model: nn.Module, attentions: list[OpenAttention], size: ImageSize) ->
 
 
 @torch.no_grad()
-def _run(model: nn.Module, size: ImageSize) -> None:
+def _run(model: nn.Module, shape: tuple[int, int, int]) -> None:
     """Runs a model on an image without values, in eval mode as it is in a frozen backbone."""
     first, training = next(model.parameters()), model.training
     model.eval()
     try:
         if first.is_meta:
-            cast("Any", model).forward_features(torch.empty(1, 3, *sides(size), dtype=first.dtype, device="meta"))
+            cast("Any", model).forward_features(torch.empty(1, *shape, dtype=first.dtype, device="meta"))
             return
         with FakeTensorMode(allow_non_fake_inputs=True):
-            image = torch.empty(1, 3, *sides(size), dtype=first.dtype, device=first.device)
+            image = torch.empty(1, *shape, dtype=first.dtype, device=first.device)
             cast("Any", model).forward_features(image)
     finally:
         model.train(training)

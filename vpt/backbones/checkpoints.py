@@ -10,8 +10,7 @@ import re
 import socket
 import urllib.error
 import warnings
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -22,11 +21,12 @@ import torch
 from huggingface_hub import constants, get_session
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.layers import SelectAdaptivePool2d
-from timm.models import get_deprecated_models, load_state_dict
+from timm.models import get_deprecated_models
 from torch import Tensor, nn
 
 from vpt.argument_types import checked
 from vpt.backbones.bundled import default_cfgs as SHIPPED  # importing it registers it with timm
+from vpt.backbones.weight_files import first_layers, first_line, read_weights
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError, VPTWarning, WeightsError
 from vpt.image_size import ImageSize, sides, size_text
 
@@ -53,9 +53,6 @@ PATIENCE = 5.0
 
 # Old names that gave the original ImageNet-21k weights until timm 0.4.12 and give AugReg's since.
 _MEANT_ORIGINAL = ("vit_base_patch16_224", "vit_base_patch32_224", "vit_large_patch16_224")
-
-_AVERAGED = ("state_dict_ema.", "model_ema.", "teacher.")
-"""Of several networks in one file, what a training averages is what its authors evaluate (DINO's teacher)."""
 
 
 def check_name(name: str) -> None:
@@ -104,7 +101,7 @@ def random_seed(weights: str) -> int | None:
 
 
 def build(
-    name: str, weights: str, image_size: ImageSize | None, pool: str | None = None
+    name: str, weights: str, image_size: ImageSize | None, pool: str | None = None, channels: int = 3
 ) -> tuple[nn.Module, str, str | None]:
     """Builds a timm model without classifier and fills it; arguments and errors as of `create_backbone`.
 
@@ -114,15 +111,19 @@ def build(
     check_name(name)
     if pool is not None and (not isinstance(pool, str) or not pool):
         raise ConfigError(f"pool is timm's name of a pool such as 'token' or 'avg', or None, got {pool!r}.")
-    seed, options = random_seed(weights), {} if image_size is None else {"img_size": image_size}
+    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    options |= {} if channels == 3 else {"in_chans": channels}
+    seed = random_seed(weights)
     with torch.random.fork_rng(devices=[]):
-        _outline(name, image_size, pool)
+        _outline(name, image_size, pool, channels)
         if seed is None:
             _warn_of_another_function(name)
             model, weights_id = _filled(name, weights, options)
         else:
             torch.default_generator.manual_seed(seed)
             model, weights_id = _create(name, options | {"num_classes": 0}), weights
+        if image_size is not None:
+            _check_patches(model, name, image_size, channels)
         return model, weights_id, _without_classifier(model, name, pool)
 
 
@@ -157,29 +158,50 @@ def _without_classifier(model: Any, name: str, pool: str | None) -> str | None:
         model.reset_classifier(0, global_pool=pool)
     except Exception as error:  # timm asserts, indexes or converts, as the class has it
         raise UnsupportedBackboneError(
-            f"{name} cannot pool by {pool!r} ({_first_line(error)}): leave pool out for its own, {own!r}."
+            f"{name} cannot pool by {pool!r} ({first_line(error)}): leave pool out for its own, {own!r}."
         ) from error
     return pool
 
 
+def _check_patches(model: nn.Module, name: str, size: ImageSize, channels: int) -> None:
+    embed = getattr(model, "patch_embed", None)
+    proj = getattr(embed, "proj", None)
+    # A projection with padding reads every pixel, and so does one that timm pads the image for.
+    if not isinstance(proj, nn.Conv2d) or proj.padding != (0, 0) or getattr(embed, "dynamic_img_pad", False):
+        return
+    if proj.in_channels != channels:  # it projects the map of a convolutional stem
+        return
+    for side, patch in zip(sides(size), proj.stride, strict=True):
+        if left := side % patch:
+            nearest = " or ".join(str(whole) for whole in (side - left, side - left + patch) if whole)
+            of = "" if isinstance(size, int) else f" for {side}"
+            raise ConfigError(
+                f"image_size {size_text(size)} is no whole number of {name}'s patches of {patch} pixels: it would not "
+                f"see the last {left} of each row and column. Take {nearest}{of}."
+            )
+
+
 @lru_cache(maxsize=256)
-def _outline(name: str, image_size: ImageSize | None, pool: str | None) -> frozenset[str]:
+def _outline(name: str, image_size: ImageSize | None, pool: str | None, channels: int = 3) -> frozenset[str]:
     """Names of the tensors of a model that gives a vector for each image, found by passing shapes alone."""
     if pool is not None:  # what does not fit without it is not its fault
-        _outline(name, image_size, None)
-    options = {} if image_size is None else {"img_size": image_size}
+        _outline(name, image_size, None, channels)
+    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    options |= {} if channels == 3 else {"in_chans": channels}
     rows, columns = sides(image_size) if image_size else config(name)["input_size"][1:]
     with torch.device("meta"), torch.no_grad():
         model: Any = _create(name, options | {"num_classes": 0}).eval()
         try:
             _without_classifier(model, name, pool)
-            features = model.forward_head(model.forward_features(torch.zeros(1, 3, rows, columns)), pre_logits=True)
+            features = model.forward_head(
+                model.forward_features(torch.zeros(1, channels, rows, columns)), pre_logits=True
+            )
             fits = tuple(features.shape) == (1, width(model))
             reason = f"its features have shape {tuple(features.shape)}"
         except UnsupportedBackboneError:
             raise
         except Exception as error:  # any operation may be the one that does not fit
-            fits, reason = False, _first_line(error)
+            fits, reason = False, first_line(error)
     if fits:
         return frozenset(model.state_dict())
     if pool is not None:
@@ -214,12 +236,12 @@ def _create(name: str, options: dict[str, Any]) -> nn.Module:
         return cast("nn.Module", timm.create_model(name, **options))
     except Exception as error:  # timm asserts, divides and indexes while it builds
         if "img_size" not in options:
-            raise UnsupportedBackboneError(f"timm cannot build {name}: {_first_line(error)}") from error
+            raise UnsupportedBackboneError(f"timm cannot build {name}: {first_line(error)}") from error
         if isinstance(error, TypeError) and "img_size" in str(error):
             raise UnsupportedBackboneError(
                 f"{name} has no fixed image size to set: leave image_size out, or choose a ViT or Swin."
             ) from error
-        raise ConfigError(_impossible(name, options["img_size"], _first_line(error))) from error
+        raise ConfigError(_impossible(name, options["img_size"], first_line(error))) from error
 
 
 @contextmanager
@@ -258,7 +280,7 @@ def _from_timm(name: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
         if "state_dict" in str(error):
             raise WeightsError(f"The weights of {full_name} do not fit it: {_misfit(error)}.") from error
         raise WeightsError(
-            f"The weights of {full_name} cannot be loaded ({type(error).__name__}: {_first_line(error)}): mend that, "
+            f"The weights of {full_name} cannot be loaded ({type(error).__name__}: {first_line(error)}): mend that, "
             "or name a local file (weights=FILE, --model.weights FILE)."
         ) from error
     return model, ("vpt/" if architecture in SHIPPED else "timm/") + full_name
@@ -267,10 +289,12 @@ def _from_timm(name: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
 def _from_file(name: str, weights: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
     """Loads strictly: only a classifier may be missing from the file."""
     path = Path(weights).expanduser()
-    state = _read_file(path, _outline(name, options.get("img_size"), None), ", 'pretrained' or 'random'")
+    channels = options.get("in_chans", 3)
+    state = read_weights(path, _outline(name, options.get("img_size"), None, channels), ", 'pretrained' or 'random'")
     classifier = state.get(f"{_classifier(name)}.weight")
     num_classes = 0 if classifier is None or classifier.ndim == 0 else len(classifier)
     overlay = {"state_dict": state, "num_classes": num_classes, "custom_load": False}
+    overlay |= first_layers(path, name, state, channels)
     try:
         model: Any = timm.create_model(
             name, pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=overlay, **options
@@ -282,68 +306,17 @@ def _from_file(name: str, weights: str, options: dict[str, Any]) -> tuple[nn.Mod
         found = state.get(key, own)
         if own.is_floating_point() and not found.is_floating_point():
             raise WeightsError(f"{path} holds {key} as {found.dtype}, as quantised weights are: give floating ones.")
-        if key.endswith("patch_embed.proj.weight") and found.ndim == own.ndim and found.shape != own.shape:
+        if key.endswith("patch_embed.proj.weight") and found.ndim == own.ndim and found.shape[2:] != own.shape[2:]:
             theirs, ours = (" × ".join(map(str, each.shape[2:])) for each in (found, own))
             raise WeightsError(f"The weights in {path} have patches of {theirs} pixels, but {name} has {ours}.")
     return model, f"file:{path.name}"
-
-
-def _read_file(path: Path, names: Collection[str], instead: str) -> dict[str, Any]:
-    """Reads tensors by the `names` that a model gives them from safetensors, or a PyTorch state dict, perhaps nested.
-
-    A training keeps its network within others: ``teacher`` of DINO's, ``backbone.`` or ``model.`` of a LightningModule,
-    ``module.`` of a parallel one. The file's names that end in the model's show where it lies, and what lies outside,
-    such as the heads of the training, is left out; nothing is where the names are not known to be wrapped.
-    """
-    if not path.is_file():
-        folder = ", which is a folder" if path.is_dir() else ""
-        raise WeightsError(f"No weights file {path}{folder}: give an existing file{instead}.")
-    try:
-        state = cast("dict[str, Any]", load_state_dict(str(path), weights_only=True))
-        tensors = dict(_tensors(state))
-    except Exception as error:  # whatever the bytes provoke, the file is not one of weights
-        raise WeightsError(f"{path} is not a readable weights file: {_first_line(error)}") from error
-    if not tensors:
-        raise WeightsError(f"{path} holds no tensors: give a file of weights.")
-    prefix = _prefix(path, tensors, names)
-    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)} if prefix else state
-
-
-def _tensors(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    for key, value in tree.items():
-        if isinstance(value, Tensor):
-            yield f"{prefix}{key}", value
-        elif isinstance(value, Mapping):
-            yield from _tensors(value, f"{prefix}{key}.")
-
-
-def _prefix(path: Path, tensors: Collection[str], names: Collection[str]) -> str:
-    """Before most of the model's names; none where they stand for themselves, or are a converter's to translate."""
-    found: Counter[str] = Counter()
-    for key in tensors:
-        starts = [0, *(place + 1 for place, letter in enumerate(key) if letter == ".")]
-        found.update(key[:start] for start in starts if key[start:] in names)
-    most = max(found.values(), default=0)
-    best = [prefix for prefix, count in found.items() if count == most]
-    if 2 * most <= len(names) or "" in best:
-        return ""
-    best = next((own for start in _AVERAGED if (own := [p for p in best if p.startswith(start)])), best)
-    if len(best) > 1:
-        raise WeightsError(f"{path} holds several networks ({', '.join(best)}): write one of them to a file.")
-    return best[0]
-
-
-def _first_line(error: Exception) -> str:
-    """The beginning of an error's message in one line; the error's kind where it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300] if lines else type(error).__name__
 
 
 def _misfit(error: Exception) -> str:
     for pattern, sentence in _MISFITS.items():
         if found := re.search(pattern, str(error)):
             return sentence.format(*found.groups())
-    return _first_line(error)
+    return first_line(error)
 
 
 @checked

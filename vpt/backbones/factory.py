@@ -17,10 +17,10 @@ from vpt.backbones.attention_layout import RUN_WHOLE, AttentionLayout, read_atte
 from vpt.backbones.block_forward import Attached, BlockInputs, block_inputs, embed, run_blocks
 from vpt.backbones.checkpoints import build, config, current_name, fingerprint, width
 from vpt.backbones.frozen_weights import wide_weights
-from vpt.backbones.normalization import STATISTICS, check_values, statistics
+from vpt.backbones.normalization import Normalization, check_normalization, check_values, plain, statistics
 from vpt.backbones.token_layout import TokenLayout, read_layout
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
-from vpt.image_size import GivenSize, ImageSize, as_size, sides, size_text
+from vpt.image_size import GivenSize, ImageSize, as_size, sides
 
 T = TypeVar("T")
 _IN_POOL = ("fc_norm.", "attn_pool.")  # timm's names of what a vision transformer applies to pooled features only
@@ -33,7 +33,8 @@ class Backbone(nn.Module):
         model: The timm model of this `name`, without classifier.
         weights: What was asked for: ``"pretrained"``, ``"random"``, ``"random:N"`` or a path.
         weights_id: Where the weights come from, e.g. ``timm/vit_base_patch16_224.orig_in21k``.
-        normalization: ``"weights"``, ``"imagenet"``, ``"inception"`` or ``"none"``.
+        normalization: ``"weights"``, ``"imagenet"``, ``"inception"`` or ``"none"``; or ``mean`` and ``std`` of each
+            channel of images that are in their own unit, `raw`.
         image_size: Of the input in pixels: one number where it is square, else (height, width).
         pool: timm's name of the pool; None for the one that belongs to the weights.
         num_features: Width of the pooled features.
@@ -53,6 +54,7 @@ class Backbone(nn.Module):
 
     mean: Tensor
     std: Tensor
+    _units: Tensor
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class Backbone(nn.Module):
         weights: str,
         weights_id: str,
         image_size: GivenSize,
-        normalization: str,
+        normalization: Normalization,
         pool: str | None = None,
         narrow: bool = False,
     ) -> None:
@@ -69,20 +71,22 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self.name, self.weights, self.weights_id = name, weights, weights_id
-        self.image_size, self.normalization = as_size(image_size), normalization
+        self.image_size = as_size(image_size)
+        self.raw = not isinstance(normalization, str)
+        self.normalization = plain(normalization)
         self.pool = pool
         self.num_features = width(model)
         self.weights_fingerprint = fingerprint(model)
         self.fingerprint = _function(self.weights_fingerprint, name, pool, narrow)
         mean, std = statistics(name, normalization)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         self.entry, self.readout = nn.Identity(), nn.Identity()
         self.attached: list[Attached] = []
         self.trim, self.reads_map = True, False
         self._layout, self._unknown = _or_reason(read_layout, model)
         self._attention, self._unattended = (
-            _or_reason(read_attention, model, self.image_size) if self._layout is None else (self._layout, "")
+            _or_reason(read_attention, model, self.input_shape) if self._layout is None else (self._layout, "")
         )
         self.tuned = self.folded = False
         self.narrow = narrow
@@ -106,7 +110,20 @@ class Backbone(nn.Module):
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Of an image: (channels, height, width)."""
-        return 3, *sides(self.image_size)
+        return len(self.mean), *sides(self.image_size)
+
+    @property
+    def image_kind(self) -> str:
+        """Which images it takes, in the words of a `Preset`."""
+        return f"{len(self.mean)} channels" if self.raw else "8-bit RGB"
+
+    def random_images(self, batch: int, seed: int = 0) -> Tensor:
+        """Draws images (batch, C, H, W) that it takes, on the CPU: uint8, or float32 where they are `raw`."""
+        generator, shape = torch.Generator().manual_seed(seed), (batch, *self.input_shape)
+        if self.raw:
+            mean, std = self._units.float().cpu()
+            return cast("Tensor", torch.randn(shape, generator=generator) * std + mean)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
     @property
     def layout(self) -> TokenLayout:
@@ -139,8 +156,12 @@ class Backbone(nn.Module):
         self.model.eval()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
-        """Moves and casts as any module; what is kept in bfloat16 stays in it."""
+        """Moves and casts as any module; what is kept in bfloat16 stays in it, and units of images are not rounded."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.raw:  # half precision does not tell numbers apart that are far from 0
+            kind = torch.promote_types(self.mean.dtype, torch.float32)
+            units = statistics(self.name, self.normalization)
+            self._units = torch.tensor(units, dtype=kind, device=self.mean.device)[:, :, None, None]
         if self.narrow and self.mean.dtype not in (torch.float32, torch.bfloat16):
             raise ConfigError(f"frozen_dtype takes all else in float32 or bfloat16, not in {self.mean.dtype}.")
         if self.narrow:
@@ -187,11 +208,14 @@ class Backbone(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         """Brings images (B, 3, H, W), any integer in [0, 255] or float in [0, 1], to what the weights expect.
 
-        In the backbone's floating dtype. A ConfigError where shape, dtype or values are not those of its input; values
-        are not looked at while a graph is recorded or a function is vectorised.
+        Where they are `raw`, images (B, C, H, W) of any numbers, by their own mean and deviation. In the
+        backbone's floating dtype. A ConfigError where shape, dtype or values are not those of its input; values are not
+        looked at while a graph is recorded or a function is vectorised.
         """
         if not isinstance(images, Tensor):
-            raise ConfigError(f"Images are a tensor (B, 3, H, W), got {shown(images)}: stack them, torch.from_numpy.")
+            raise ConfigError(
+                f"Images are a tensor (B, {len(self.mean)}, H, W), got {shown(images)}: stack them, torch.from_numpy."
+            )
         expected = self.input_shape
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ConfigError(
@@ -201,7 +225,10 @@ class Backbone(nn.Module):
         if images.device != self.mean.device:
             raise ConfigError(f"Images lie on {images.device}, the backbone on {self.mean.device}: move one of them.")
         if images.dtype != torch.uint8:
-            check_values(images)
+            check_values(images, self.raw)
+        if self.raw:
+            mean, std = self._units
+            return cast("Tensor", (images.to(mean.dtype) - mean) / std).to(self.mean.dtype)
         scaled = images.to(self.mean.dtype)
         return ((scaled if images.is_floating_point() else scaled / 255) - self.mean) / self.std
 
@@ -287,7 +314,7 @@ def create_backbone(
     name: str,
     weights: str | Path = "pretrained",
     image_size: GivenSize | None = None,
-    normalization: str = "weights",
+    normalization: str | dict[str, list[float]] = "weights",
     pool: str | None = None,
     frozen_dtype: Literal["bfloat16"] | None = None,
 ) -> Backbone:
@@ -302,7 +329,10 @@ def create_backbone(
         image_size: Pixels, or [height, width]; None for the weights' own size. Position embeddings are resampled by
             timm.
         normalization: ``"weights"`` for the statistics that belong to the weights, or ``"imagenet"``,
-            ``"inception"``, ``"none"`` to follow a preset.
+            ``"inception"``, ``"none"`` to follow a preset; or ``mean`` and ``std`` of each channel of images in their
+            own unit, of as many channels as there are numbers: the first layer of the weights is then converted by
+            timm's rule (for one channel the sum over RGB, for more RGB repeated and scaled by 3 / channels), unless a
+            file's is of as many.
         pool: Which pool makes the features of the final tokens or map: None for the weights' own in timm, or one that
             the model's class has there, e.g. ``"token"`` (the class token, as DINOv3's paper) or ``"avg"`` (the mean of
             the patches) on a ViT, ``"avg"`` or ``"max"`` on a convolutional network.
@@ -320,35 +350,15 @@ def create_backbone(
             vector.
         WeightsError: The weights cannot be found, fetched or loaded.
     """
-    if normalization != "weights" and normalization not in STATISTICS:
-        raise UnknownNameError("normalization", normalization, ["weights", *STATISTICS])
+    check_normalization(normalization)
+    channels = 3 if isinstance(normalization, str) else len(normalization["mean"])
     name, weights = current_name(name, warn=weights == "pretrained"), str(weights)  # a Path is a file, too
     size = input_size(name) if image_size is None else as_size(image_size)
     own = size == input_size(name)
-    model, weights_id, pool = build(name, weights, None if own else size, pool)
-    if not own:
-        _check_patches(model, name, size)
+    model, weights_id, pool = build(name, weights, None if own else size, pool, channels)
     if frozen_dtype not in (None, "bfloat16"):
         raise UnknownNameError("frozen_dtype", frozen_dtype, ["bfloat16"])
     return Backbone(model, name, weights, weights_id, size, normalization, pool, frozen_dtype is not None)
-
-
-def _check_patches(model: nn.Module, name: str, size: ImageSize) -> None:
-    embed = getattr(model, "patch_embed", None)
-    proj = getattr(embed, "proj", None)
-    # A projection with padding reads every pixel, and so does one that timm pads the image for.
-    if not isinstance(proj, nn.Conv2d) or proj.padding != (0, 0) or getattr(embed, "dynamic_img_pad", False):
-        return
-    if proj.in_channels != 3:  # it projects the map of a convolutional stem
-        return
-    for side, patch in zip(sides(size), proj.stride, strict=True):
-        if left := side % patch:
-            nearest = " or ".join(str(whole) for whole in (side - left, side - left + patch) if whole)
-            of = "" if isinstance(size, int) else f" for {side}"
-            raise ConfigError(
-                f"image_size {size_text(size)} is no whole number of {name}'s patches of {patch} pixels: it would not "
-                f"see the last {left} of each row and column. Take {nearest}{of}."
-            )
 
 
 @checked

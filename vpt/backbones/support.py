@@ -16,7 +16,7 @@ from torch import nn
 from vpt.backbones.attention_layout import read_attention
 from vpt.backbones.token_layout import read_layout
 from vpt.errors import UnknownNameError, UnsupportedBackboneError
-from vpt.image_size import ImageSize, as_size
+from vpt.image_size import ImageSize, as_size, sides
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _built(name: str, size: ImageSize) -> tuple[int, str, bool]:
         read_layout(model)
     except UnsupportedBackboneError:
         try:
-            read_attention(model, size)
+            read_attention(model, (3, *sides(size)))
         except UnsupportedBackboneError as error:
             return count, str(error), False
         return count, "", True

@@ -60,8 +60,12 @@ class Augmentation:
         transforms: The list of transforms with all that is given to them, plain values; empty where there is none.
     """
 
-    def __init__(self, augment: str | Transforms, seed: int, image_size: ImageSize) -> None:
+    def __init__(
+        self, augment: str | Transforms, seed: int, image_size: ImageSize, channels: int | None = None
+    ) -> None:
         """Names or lists the change, for a seed ≥ 0 of the run and the size of the result in pixels.
+
+        Images of so many `channels` are float32 in their own unit and take changes of place alone; None for uint8 RGB.
 
         ``"none"``, ``"flip"`` (mirrored with probability ½), ``"crop_flip"`` (a crop of 8-100 % of the area at aspect
         ratios ¾ to 4/3, then ``"flip"``), ``"fgvc"`` (a crop of the final size anywhere in the scaled image, then
@@ -72,24 +76,32 @@ class Augmentation:
         Raises:
             UnknownNameError: There is no such name, transform, or argument of a transform.
             ConfigError: The list is empty, an argument does not fit, a transform cannot be applied to an image alone,
-                or the result is not uint8 (height, width, 3).
+                or of colours of images of channels, or the result is not uint8 (height, width, 3), or float32 of its
+                channels.
         """
         if isinstance(augment, str) and augment not in AUGMENTATIONS:
             raise UnknownNameError("augmentation", augment, AUGMENTATIONS)
         self.name = augment if isinstance(augment, str) else "custom"
         self.seed = seed
         self.image_size = image_size
+        self._kind: tuple[Any, int] = (np.uint8, 3) if channels is None else (np.float32, channels)
         self.before_crop = self.name == "fgvc"
         listed = RECIPES.get(augment, ()) if isinstance(augment, str) else _plain(augment)
         if isinstance(augment, str) and not isinstance(image_size, int):  # a quarter turn would change the size
             listed = [part for each in listed for part in (_FLIPS if each["name"] == "D4" else (each,))]
         self.transforms = [_complete(each, image_size) for each in listed]
+        coloured = [] if channels is None else [each for each in self.transforms if not _moves(each["name"])]
+        if coloured:
+            raise ConfigError(
+                f"Transform {coloured[0]['name']!r} changes colours of 8 bits, and these images have channels of their "
+                "own unit: augment them by 'flip', 'crop_flip', 'fgvc' or transforms that move pixels, such as D4."
+            )
         self._steps = [_build(each) for each in self.transforms]
         if self._steps:
             self._try()
 
-    def __call__(self, image: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
-        """Changes image number `index` of its list in an epoch, counted from 0, to uint8 (height, width, 3).
+    def __call__(self, image: NDArray[Any], epoch: int, index: int) -> NDArray[Any]:
+        """Changes image number `index` of its list in an epoch, counted from 0: (height, width, channels).
 
         It has both sides image_size, or at least that with ``before_crop``. A ConfigError where a transform of a list
         makes another size of it.
@@ -109,32 +121,34 @@ class Augmentation:
             image = image[top : top + height, left : left + width]
         return image[:, ::-1] if random.random() < 0.5 else image
 
-    def _resized_crop(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+    def _resized_crop(self, image: NDArray[Any], seed: int) -> NDArray[Any]:
         library = _albumentations()
         size = sides(self.image_size)
         crop = library.RandomResizedCrop(size=size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
         # A Compose gives other pixels on its second call, so each image gets its own.
-        changed: NDArray[np.uint8] = library.Compose([crop], seed=seed)(image=image)["image"]
+        changed: NDArray[Any] = library.Compose([crop], seed=seed)(image=image)["image"]
         return changed
 
-    def _apply(self, image: NDArray[np.uint8], random: np.random.Generator, **how: bool) -> NDArray[np.uint8]:
+    def _apply(self, image: NDArray[Any], random: np.random.Generator, **how: bool) -> NDArray[Any]:
         for step, seed in zip(self._steps, random.integers(2**32, size=len(self._steps)), strict=True):
             step.set_random_seed(int(seed))
             image = step(image=image, **how)["image"]
-        wanted = (*sides(self.image_size), 3)
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != wanted:
+        dtype, channels = self._kind
+        wanted = (*sides(self.image_size), channels)
+        if not isinstance(image, np.ndarray) or image.dtype != dtype or image.shape != wanted:
             names = ", ".join(each["name"] for each in self.transforms)
             raise ConfigError(
-                f"The transforms of augment ({names}) make {image.dtype} {tuple(image.shape)} of an image, where uint8 "
-                f"{wanted} is wanted: end with {{name: Resize}} where the size changes, and leave normalisation to the "
-                "backbone."
+                f"The transforms of augment ({names}) make {image.dtype} {tuple(image.shape)} of an image, where "
+                f"{dtype.__name__} {wanted} is wanted: end with {{name: Resize}} where the size changes, and leave "
+                "normalisation to the backbone."
             )
         return image
 
     def _try(self) -> None:
         """Applies the list to noise, so that what cannot work is said before training."""
         random = np.random.default_rng(0)
-        noise = random.integers(0, 256, (*sides(self.image_size), 3), np.uint8)
+        dtype, channels = self._kind
+        noise = random.integers(0, 256, (*sides(self.image_size), channels), np.uint8).astype(dtype)
         try:
             self._apply(noise, random, force_apply=True)
             for _ in range(_TRIES):
@@ -177,6 +191,12 @@ def _known() -> dict[str, Any]:
     none = {*kinds, library.Transform3D, library.Lambda}
     flat = {n: kind for n, kind in found.items() if kind not in none and not issubclass(kind, library.Transform3D)}
     return flat | {"TrivialAugment": _TrivialAugment}
+
+
+def _moves(name: str) -> bool:
+    """Whether a transform moves pixels; one that is not known is refused later."""
+    kind = _known().get(name)
+    return kind is None or (kind is not _TrivialAugment and issubclass(kind, _albumentations().DualTransform))
 
 
 def _plain(transforms: Transforms) -> list[dict[str, Any]]:

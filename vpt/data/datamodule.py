@@ -1,4 +1,4 @@
-"""The base of all data modules: named splits in, loaders of uint8 batches out."""
+"""The base of all data modules: named splits in, loaders of batches of pixels out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vpt.argument_types import checked
 from vpt.data.augmentation import Augmentation
 from vpt.data.catalog.cards import Card
-from vpt.data.content_hashes import as_hashes
+from vpt.data.channels import channel_statistics
+from vpt.data.content_hashes import as_hashes, progress
 from vpt.data.image_cache import end_with_parent
 from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import Split, few_shot, position_hash
@@ -33,9 +34,9 @@ _STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",
 
 
 class ImageDataset(Dataset[Batch]):
-    """The images of one split, decoded: uint8 (3, H, W) each.
+    """The images of one split, decoded: uint8 (3, H, W) each, or float32 (C, H, W) where they have channels.
 
-    ``dataset[i]`` is ``{"image": uint8 tensor (3, H, W), "label": int, "index": i}``. An item may also be asked for as
+    ``dataset[i]`` is ``{"image": tensor of that, "label": int, "index": i}``. An item may also be asked for as
     ``(epoch, i)``, which is how :class:`EpochSampler` tells the epoch to the augmentation in any worker. `images` are
     an array wherever all have one size and fit the disk.
     """
@@ -70,7 +71,7 @@ class ImageDataset(Dataset[Batch]):
     def batch(self, items: Sequence[int | tuple[int, int]]) -> Batch:
         """Returns B items, by indices or pairs (epoch, index), at once, which is much faster without augmentation.
 
-        ``image`` is uint8 (B, 3, H, W), ``label`` and ``index`` int64 (B,).
+        ``image`` is uint8 (B, 3, H, W) or float32 (B, C, H, W), ``label`` and ``index`` int64 (B,).
         """
         pairs = [item if isinstance(item, tuple) else (None, item) for item in items]
         index = np.array([index for _, index in pairs], dtype=np.int64)
@@ -84,7 +85,7 @@ class ImageDataset(Dataset[Batch]):
             "index": torch.from_numpy(index),
         }
 
-    def _image(self, epoch: int | None, index: int) -> NDArray[np.uint8]:
+    def _image(self, epoch: int | None, index: int) -> NDArray[Any]:
         image = self.images[index]
         if self.augmentation is not None:
             rows = np.ascontiguousarray(image.transpose(1, 2, 0))
@@ -113,10 +114,10 @@ class ImageDataModule(L.LightningDataModule):
     """Labelled images in named splits; a subclass says which.
 
     Batches are ``{"image": uint8 (B, 3, H, W), "label": int64 (B,), "index": int64 (B,)}`` where ``index`` is the
-    position in the list of that split. Nothing is decoded before a split is asked for.
+    position in the list of that split; images of channels are float32 (B, C, H, W), in their own unit. Nothing is
+    decoded before a split is asked for.
 
     Attributes:
-        normalization: What the backbone has to apply (``preset.normalization``).
         augmented: False if the training images are a constant of their index.
         targets: What images are labelled with; ``label`` is int64 (B,) only where that is one class each, else (B, C).
         partial: True if a list has not its official number of images; None where no such number is asked for.
@@ -143,6 +144,7 @@ class ImageDataModule(L.LightningDataModule):
         fraction: float | None = None,
         subset_seed: int = 0,
         targets: Targets = "multiclass",
+        channels: int | list[int] | None = None,
     ) -> None:
         """Keeps the description; reads no image.
 
@@ -164,6 +166,7 @@ class ImageDataModule(L.LightningDataModule):
             fraction: Train on this fraction of each class only, in (0, 1].
             subset_seed: Seed of that sample, ≥ 0; nested: 8 shots are among the 16 shots of the same seed.
             targets: What the labels of the splits are: see :data:`vpt.data.targets.Targets`.
+            channels: What is read of each image file (:mod:`vpt.data.channels`); None for 8-bit RGB.
 
         Raises:
             ConfigError: A number is out of range, a class has too few images, augmentation and preset contradict, or a
@@ -188,12 +191,12 @@ class ImageDataModule(L.LightningDataModule):
         self.class_names = list(class_names)
         self.num_classes = len(self.class_names)
         self.image_size = as_size(image_size)
-        self.preset = get_preset(preset)
-        self.normalization = self.preset.normalization
+        self.preset = get_preset(preset, channels)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.augmentation = Augmentation(augment, seed, self.image_size)
+        channels = None if self.preset.channels is None else self.preset.num_channels
+        self.augmentation = Augmentation(augment, seed, self.image_size, channels)
         if self.augmentation.before_crop and self.preset.resize != "shorter_crop":
             raise ConfigError(f"Augmentation {augment!r} needs a preset that crops, such as 'fgvc', not {preset!r}.")
         self.augmented = self.augmentation.name != "none"
@@ -203,6 +206,7 @@ class ImageDataModule(L.LightningDataModule):
         self._datasets: dict[str, ImageDataset] = {}
         self._found: dict[tuple[str, str], NDArray[np.bool_]] = {}
         self._subset: dict[str, Any] | None = None
+        self._statistics: dict[str, list[float]] | None = None
         if shots is not None or fraction is not None:
             check_multiclass(targets, "shots and fraction are")
             train = splits["train"]
@@ -228,6 +232,20 @@ class ImageDataModule(L.LightningDataModule):
             augmentation = self.augmentation if name == "train" and self.augmented else None
             self._datasets[name] = self._dataset_class(self._splits[name], augmentation)
         return self._datasets[name]
+
+    @property
+    def normalization(self) -> str | dict[str, list[float]]:
+        """What the backbone has to apply: ``preset.normalization``, or where images have channels their statistics.
+
+        These are ``mean`` and ``std`` of each channel over all pixels of the training images, in their own unit.
+        """
+        if self.preset.channels is None:
+            return self.preset.normalization
+        if self._statistics is None:
+            images = self._splits["train"].pixels()
+            each = progress(range(len(images)), f"Statistics of the channels of {self.name}", len(images))
+            self._statistics = channel_statistics(images, each)
+        return self._statistics
 
     def class_counts(self) -> NDArray[np.int64]:
         """How many images of each class are trained on, (num_classes,)."""
@@ -284,7 +302,8 @@ class ImageDataModule(L.LightningDataModule):
         one has not, None if no card states the numbers; ``partial`` is there where it is not None. ``preset_papers`` is
         what the preset's papers read and split. ``transforms`` is the whole list where ``augment`` is a recipe or
         ``"custom"``. ``shared_with_train`` counts the images of a split that are trained on (:meth:`shared`).
-        ``subset`` is None if all training images are; its ``sha256`` is that of their positions.
+        ``channels`` are there where the preset has some. ``subset`` is None if all training images are; its ``sha256``
+        is that of their positions.
         """
         counts = {name: len(split.labels) for name, split in self._splits.items()}
         sizes = self.card.sizes if self.card else {}
@@ -312,6 +331,8 @@ class ImageDataModule(L.LightningDataModule):
         }
         if self.targets != "multiclass":
             described["targets"] = self.targets
+        if self.preset.channels is not None:
+            described["channels"] = self.preset.to_dict()["channels"]
         if self.augmentation.transforms:
             described["transforms"] = self.augmentation.transforms
         return described if self.partial is None else described | {"partial": self.partial}

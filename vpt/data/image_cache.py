@@ -52,7 +52,7 @@ _ABANDONED_AFTER = 3600.0  # seconds without a write, after which an unfinished 
 
 
 class Images(Protocol):
-    """uint8 images (3, H, W), by position."""
+    """Images uint8 (3, H, W), or float32 (C, H, W), by position."""
 
     def __len__(self) -> int: ...
 
@@ -63,17 +63,18 @@ class Images(Protocol):
 class Ragged:
     """Images of different sizes in one array `flat`, each with its height and width (N, 2) and where it ends (N,)."""
 
-    flat: NDArray[np.uint8]
+    flat: NDArray[Any]
     shapes: NDArray[np.int64]
     ends: NDArray[np.int64]
+    channels: int
 
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, position: int) -> NDArray[np.uint8]:
-        height, width = self.shapes[position]
+    def __getitem__(self, position: int) -> NDArray[Any]:
+        shape = (self.channels, *self.shapes[position])
         end = self.ends[position]
-        return self.flat[end - 3 * height * width : end].reshape(3, height, width)
+        return self.flat[end - math.prod(shape) : end].reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,15 @@ class OnDemand:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, position: int) -> NDArray[np.uint8]:
+    def __getitem__(self, position: int) -> NDArray[Any]:
         resize = self.preset if self.cropped else self.preset.scale
         return np.ascontiguousarray(resize(self.source.decode(position), self.image_size).transpose(2, 0, 1))
 
     def num_bytes(self) -> int:
         """Returns the size of all when decoded; where shapes differ, at an aspect ratio of 3:2."""
         area = math.prod(sides(self.image_size)) / (1 if self.cropped else self.preset.crop_fraction**2)
-        return math.ceil(len(self) * 3 * area * (1 if self.cropped else 1.5))
+        pixel = self.preset.num_channels * np.dtype(self.preset.dtype).itemsize
+        return math.ceil(len(self) * pixel * area * (1 if self.cropped else 1.5))
 
 
 def usage() -> tuple[int, int]:
@@ -132,9 +134,9 @@ def decoded(
         cropped: False for what is there before the preset's centre crop.
 
     Returns:
-        A read-only uint8 array (N, 3, H, W) if all images have one size, else :class:`Ragged`; or :class:`OnDemand`,
-        with a warning that says why, if they need more than `DISK_SHARE` of the free disk or the cache folder
-        cannot be written.
+        A read-only array uint8 (N, 3, H, W), or float32 (N, C, H, W), if all images have one size, else
+        :class:`Ragged`; or :class:`OnDemand`, with a warning that says why, if they need more than `DISK_SHARE` of the
+        free disk or the cache folder cannot be written.
 
     Raises:
         DataError: An image is missing or cannot be decoded, the decoding processes lack memory or open files, or the
@@ -143,7 +145,7 @@ def decoded(
     source = source if positions is None else source.take(positions)
     images = OnDemand(source, preset, image_size, cropped)
     path = cache_folder() / f"{source.title}-{preset.name}-{size_text(image_size)}-{_key(images)}{_SUFFIX}"
-    if (cached := _open(path, len(source))) is not None:
+    if (cached := _open(path, images)) is not None:
         return cached
     try:
         make_folder(path.parent)
@@ -158,7 +160,7 @@ def decoded(
                 "Free space, run `vpt data cache --clear`, or set VPT_CACHE to a folder on another disk."
             ) from error
         return _on_demand(images, str(error).rstrip("."))
-    cached = _open(path, len(source))
+    cached = _open(path, images)
     return images if cached is None else cached  # None: another process has cleared the cache
 
 
@@ -194,20 +196,22 @@ def _key(images: OnDemand) -> str:
     return hashlib.sha256(json.dumps(form).encode() + hashes.tobytes()).hexdigest()[:16]
 
 
-def _open(path: Path, count: int) -> NDArray[np.uint8] | Ragged | None:
-    """Maps a finished cache file; None if there is none or it is damaged."""
+def _open(path: Path, images: OnDemand) -> NDArray[Any] | Ragged | None:
+    """Maps a finished cache file of images; None if there is none or it is damaged."""
+    count, channels, dtype = len(images), images.preset.num_channels, np.dtype(images.preset.dtype)
     try:
         flat = np.memmap(path, dtype=np.uint8, mode="r")
     except (OSError, ValueError):  # absent; empty
         return None
     table = flat[len(flat) - 8 * count :] if len(flat) > 8 * count else flat[:0]
     shapes = np.frombuffer(table.tobytes(), dtype="<i4").astype(np.int64).reshape(-1, 2)
-    ends = np.cumsum(3 * shapes.prod(axis=1))
-    if len(shapes) != count or shapes.min() < 1 or ends[-1] + 8 * count != len(flat):
+    ends = np.cumsum(channels * shapes.prod(axis=1))
+    if len(shapes) != count or shapes.min() < 1 or dtype.itemsize * ends[-1] + 8 * count != len(flat):
         return None
+    pixels = flat[: dtype.itemsize * ends[-1]].view(dtype)
     if (shapes == shapes[0]).all():
-        return flat[: ends[-1]].reshape(count, 3, *shapes[0])
-    return Ragged(flat, shapes, ends)
+        return pixels.reshape(count, channels, *shapes[0])
+    return Ragged(pixels, shapes, ends, channels)
 
 
 class _Answers(Dataset[Any]):
@@ -219,7 +223,7 @@ class _Answers(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, position: int) -> NDArray[np.uint8] | DataError:
+    def __getitem__(self, position: int) -> NDArray[Any] | DataError:
         try:
             return self.images[position]
         except DataError as error:
@@ -241,7 +245,7 @@ def end_with_parent(worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _rows(images: OnDemand) -> Iterator[NDArray[np.uint8]]:
+def _rows(images: OnDemand) -> Iterator[NDArray[Any]]:
     """Yields the images in list order, decoded by as many processes as there are cores."""
     count = len(images)
     alone = multiprocessing.current_process().daemon  # a loader's worker may not have workers
@@ -270,7 +274,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _write(path: Path, rows: Iterable[NDArray[np.uint8]]) -> None:
+def _write(path: Path, rows: Iterable[NDArray[Any]]) -> None:
     """Writes a cache file; not by a writable memory map, which on a full disk kills the process."""
     for left, status in _files((_PART,)):
         if time.time() - status.st_mtime > _ABANDONED_AFTER:  # by a killed build: one that is alive has written lately

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vpt.data.channels import Channels, Raster, read_channels
 from vpt.data.content_hashes import Hashes, content_hash, kept_hashes
 from vpt.errors import DataError, VPTWarning
 
@@ -46,8 +47,8 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def decode(self, position: int) -> Image.Image:
-        """Decodes one image to RGB, or raises a DataError that names it."""
+    def decode(self, position: int) -> Image.Image | Raster:
+        """Decodes one image to RGB, or to its channels, or raises a DataError that names it."""
 
     def take(self, positions: NDArray[np.int64]) -> ImageSource:
         """Returns a part of the list."""
@@ -66,6 +67,7 @@ class ImageList:
         paths: N paths as written.
         labels: int64 (N,), or those of several classes or numbers, (N, C).
         lines: Line number of each image, counted from 1; empty where there are no lines.
+        channels: What is read of each file; None for 8-bit RGB.
     """
 
     file: Path
@@ -73,6 +75,7 @@ class ImageList:
     paths: Sequence[str]
     labels: NDArray[Any]
     lines: Sequence[int]
+    channels: Channels | None = field(default=None, kw_only=True)
 
     @property
     def title(self) -> str:
@@ -116,10 +119,10 @@ class ImageList:
                 f"the task has {num_classes} classes; correct the line or classes.json."
             )
 
-    def decode(self, position: int) -> Image.Image:
-        """Decodes one image to RGB; a DataError where the file is missing, truncated or not an image."""
+    def decode(self, position: int) -> Image.Image | Raster:
+        """Decodes one image; a DataError where the file is missing, truncated, not an image or of other channels."""
         try:
-            return _decode(self.folder / self.paths[position])
+            return _decode(self.folder / self.paths[position], self.channels)
         except Exception as error:  # PIL raises a dozen unrelated types on damaged files.
             raise self.fault(position, error) from error
 
@@ -178,10 +181,11 @@ class LeftOut:
             warnings.warn(f"Not read of {shown(root)}: {text}.", VPTWarning, stacklevel=2)
 
 
-def list_folder(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
+def list_folder(folder: Path, left: LeftOut, arrays: bool = False) -> tuple[list[Path], list[Path]]:
     """Lists the folders and the image files that lie directly in a folder, by name; adds all else to `left`.
 
-    An image file has a suffix of a kind that Pillow reads. Links are followed, but not back to a folder above.
+    An image file has a suffix of a kind that Pillow reads, or with `arrays` NumPy's. Links are followed, but not back
+    to a folder above.
     """
     try:
         found = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
@@ -198,7 +202,7 @@ def list_folder(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
                 left.folders.append((path, "a link back"))
             else:
                 folders.append(path)
-        elif why := _unread(entry):
+        elif why := _unread(entry, arrays):
             left.files[why] += 1
         else:
             images.append(path)
@@ -206,18 +210,18 @@ def list_folder(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
     return folders, images
 
 
-def _unread(entry: os.DirEntry[str]) -> str:
+def _unread(entry: os.DirEntry[str], arrays: bool) -> str:
     """Says why a file is not read; nothing if it is."""
     if entry.name.startswith("."):
         return "hidden"
-    if not is_image_name(entry.name):
+    if not is_image_name(entry.name, arrays):
         return Path(entry.name).suffix.lower() or "without a suffix"
     if entry.is_symlink():
         return "" if Path(entry.path).is_file() else "dangling"
     return "" if entry.is_file() else "of a device"
 
 
-def find_images(folder: Path, left: LeftOut) -> list[Path]:
+def find_images(folder: Path, left: LeftOut, arrays: bool = False) -> list[Path]:
     """Lists the image files in and below a folder, sorted by path, as `list_folder` does; each folder once."""
     images, waiting, seen = list[Path](), [folder], set[Path]()
     while waiting:
@@ -226,16 +230,16 @@ def find_images(folder: Path, left: LeftOut) -> list[Path]:
             left.folders.append((here, "read already"))
             continue
         seen.add(here.resolve())
-        folders, found = list_folder(here, left)
+        folders, found = list_folder(here, left, arrays)
         images += found
         waiting += reversed(folders)
     return sorted(images)
 
 
-def is_image_name(name: str) -> bool:
-    """Says whether a file's name ends in a suffix of a kind that Pillow reads."""
+def is_image_name(name: str, arrays: bool = False) -> bool:
+    """Says whether a file's name ends in a suffix of a kind that Pillow reads, or with `arrays` in NumPy's."""
     _, dot, suffix = name.rpartition(".")
-    return f"{dot}{suffix}".lower() in _suffixes()
+    return f"{dot}{suffix}".lower() in _suffixes() or (arrays and suffix.lower() == "npy")
 
 
 @cache
@@ -274,10 +278,21 @@ def decode_rgb(path: Path) -> Image.Image:
     The EXIF orientation is applied, transparency is alpha-composited onto white, 16-bit samples are scaled to 8;
     32-bit ones count as 16-bit. A DataError where the file is missing, truncated or not an image.
     """
+    return cast("Image.Image", decode(path, None))
+
+
+def decode(path: Path, channels: Channels | None) -> Image.Image | Raster:
+    """Decodes an image file to its channels (`read_channels`), or as `decode_rgb` does; errors are DataErrors."""
     try:
-        return _decode(path)
+        return _decode(path, channels)
     except Exception as error:  # PIL raises a dozen unrelated types on damaged files.
         raise DataError(f"{_fault(path, error)}.") from error
+
+
+def to_be_seen(path: Path, channels: Channels | None) -> Image.Image:
+    """Decodes an image file to RGB, in false colours where it has channels (`false_colours`); errors are DataErrors."""
+    image = decode(path, channels)
+    return image.seen() if isinstance(image, Raster) else image
 
 
 def _fault(path: Path, error: Exception) -> str:
@@ -288,7 +303,9 @@ def _fault(path: Path, error: Exception) -> str:
     return f"{shown(path)} cannot be decoded ({reason(error)})"
 
 
-def _decode(path: Path) -> Image.Image:
+def _decode(path: Path, channels: Channels | None) -> Image.Image | Raster:
+    if channels is not None:
+        return read_channels(regular_file(path), channels)
     with regular_file(path).open("rb") as file:
         if file.read(2) == b"\xff\xd8" and (pixels := _decoded_jpeg(file)) is not None:
             return Image.fromarray(pixels)

@@ -1,4 +1,4 @@
-"""Images in whatever form somebody has them, one after the other as a model takes them: uint8 pixels, or why not."""
+"""Images in whatever form somebody has them, one after the other as a model takes them: pixels, or why not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vpt.data.images import LeftOut, decode_rgb, find_images, to_rgb
+from vpt.data.channels import Channels, Raster, as_raster
+from vpt.data.images import LeftOut, decode, find_images, to_rgb
 from vpt.data.transforms import Preset
 from vpt.errors import ConfigError, DataError
 from vpt.image_size import ImageSize
@@ -27,10 +28,10 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Photo:
-    """An image by its path, or by its position where it has none: `pixels` uint8 (S, S, 3), or the `fault` it has."""
+    """An image by its path, or by its position where it has none: `pixels` (H, W, C), or the `fault` it has."""
 
     name: str
-    pixels: NDArray[np.uint8] | None
+    pixels: NDArray[Any] | None
     fault: str = ""
 
 
@@ -43,14 +44,15 @@ def is_single(images: Any) -> bool:
     return isinstance(images, Image.Image)
 
 
-def each_image(images: Any) -> Iterator[Any]:
+def each_image(images: Any, arrays: bool = False) -> Iterator[Any]:
     """Yields paths, images of Pillow and pixels of single images, of one of these, a folder, a batch or several.
 
-    A ConfigError for what is none of these; a DataError for a folder without images.
+    With `arrays` the files of a folder may also be NumPy's. A ConfigError for what is none of these; a DataError for a
+    folder without images.
     """
     if isinstance(images, str | Path) and not is_single(images):
         left = LeftOut()
-        found = find_images(Path(images), left)
+        found = find_images(Path(images), left, arrays)
         if not found:
             instead = f" (not read: {text})" if (text := left.text(Path(images))) else ""
             raise DataError(f"{images} holds no image{instead}.")
@@ -59,31 +61,31 @@ def each_image(images: Any) -> Iterator[Any]:
         yield images
     elif isinstance(images, Iterable) and not isinstance(images, bytes | dict):
         for each in images:
-            yield from each_image(each)
+            yield from each_image(each, arrays)
     else:
         raise ConfigError(
-            f"Images are paths, folders, images of Pillow, arrays or tensors of uint8, got {type(images).__name__}."
+            f"Images are paths, folders, images of Pillow, arrays or tensors, got {type(images).__name__}."
         )
 
 
 def read_photos(images: Any, preset: Preset, image_size: ImageSize, ahead: int = 64) -> Iterator[Photo]:
     """Yields all images in order, decoded and resized as the preset says; so many are decoded ahead by threads.
 
-    Arrays are uint8 (H, W), (H, W, 3) or (H, W, 4), tensors uint8 (3, H, W). A damaged file is a `Photo` with a fault.
-    A ConfigError for what is no image at all.
+    Arrays are uint8 (H, W), (H, W, 3) or (H, W, 4), tensors uint8 (3, H, W); of a preset of channels any numbers
+    (H, W, C) and (C, H, W). A damaged file is a `Photo` with a fault. A ConfigError for what is no image at all.
     """
 
     def read(position: int, image: Any) -> Photo:
         name = str(image) if isinstance(image, str | Path) else str(position)
         try:
-            return Photo(name, preset(_decoded(image), image_size))
+            return Photo(name, preset(_decoded(image, preset.channels), image_size))
         except DataError as error:
             return Photo(name, None, str(error).rstrip("."))
 
     waiting: deque[Future[Photo]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            for position, image in enumerate(each_image(images)):
+            for position, image in enumerate(each_image(images, preset.channels is not None)):
                 waiting.append(pool.submit(read, position, image))
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
@@ -94,9 +96,16 @@ def read_photos(images: Any, preset: Preset, image_size: ImageSize, ahead: int =
                 future.cancel()
 
 
-def _decoded(image: Any) -> Image.Image:
+def _decoded(image: Any, channels: Channels | None) -> Image.Image | Raster:
     if isinstance(image, str | Path):
-        return decode_rgb(Path(image))
+        return decode(Path(image), channels)
+    if channels is not None:
+        try:
+            if isinstance(image, Tensor):
+                return as_raster(image.cpu().numpy(), 0, channels)
+            return as_raster(np.asarray(image), 2, channels)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"An image of channels is an array (H, W, C) or a tensor (C, H, W): {error}.") from error
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise ConfigError(f"A tensor of an image is uint8 (3, H, W), got {image.dtype} {tuple(image.shape)}.")
@@ -115,7 +124,7 @@ def _decoded(image: Any) -> Image.Image:
 
 
 def in_batches(photos: Iterable[Photo], size: int) -> Iterator[tuple[list[Photo], Tensor]]:
-    """Groups photos, with the pixels of those that have no fault: uint8 (B, 3, S, S), B possibly 0."""
+    """Groups photos, with the pixels of those that have no fault: (B, C, H, W), B possibly 0."""
     photos = iter(photos)
     while group := list(islice(photos, size)):
         pixels = [photo.pixels for photo in group if photo.pixels is not None]

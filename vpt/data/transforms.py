@@ -1,21 +1,22 @@
 """Named preprocessing: from an image of any size to one of a fixed size.
 
 The field uses incompatible pipelines under one name, and accuracy moves by up to 15 points between them: a preset is
-therefore part of every number and travels in the delta file. What comes out is always uint8; mean and standard
-deviation are applied by the backbone, which reads :attr:`Preset.normalization`.
+therefore part of every number and travels in the delta file. What comes out is uint8, or of images of channels float32;
+mean and standard deviation are applied by the backbone, which reads :attr:`Preset.normalization`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vpt.data.channels import Channels, Raster, as_channels, count
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.image_size import ImageSize, sides
 
@@ -45,7 +46,9 @@ class Preset:
         normalization: What the backbone has to apply: ``"imagenet"`` or ``"inception"`` statistics, those of the
             ``"weights"`` in use, or ``"none"`` for plain [0, 1].
         crop_fraction: Share of the scaled shorter side that the crop keeps, in (0, 1]; unused by ``"square"``.
-        fill: What ``"pad"`` fills with, 0 to 255: the mean colour of ImageNet.
+        fill: What ``"pad"`` fills with, 0 to 255: the mean colour of ImageNet; 0 where there are `channels`.
+        channels: What is read of each image file, as numbers that are never scaled (:mod:`vpt.data.channels`); None for
+            8-bit RGB. The backbone then applies statistics of these channels.
         source: In which form its papers read the images; `splits` says on what they train, choose and test.
     """
 
@@ -54,7 +57,8 @@ class Preset:
     interpolation: str
     normalization: str
     crop_fraction: float = 1.0
-    fill: tuple[int, int, int] = (124, 116, 104)
+    fill: tuple[int, ...] = (124, 116, 104)
+    channels: Channels | None = None
     source: str = field(default="any", compare=False)
     splits: str = field(default="as the data say", compare=False)
 
@@ -69,15 +73,15 @@ class Preset:
         if not 0 < self.crop_fraction <= 1:
             raise ConfigError(f"Preset {self.name!r} has crop_fraction {self.crop_fraction}; it must lie in (0, 1].")
 
-    def __call__(self, image: Image.Image, image_size: ImageSize) -> NDArray[np.uint8]:
-        """Resizes one RGB image of any size and cuts its centre, uint8 (height, width, 3)."""
+    def __call__(self, image: Image.Image | Raster, image_size: ImageSize) -> NDArray[Any]:
+        """Resizes one image of any size and cuts its centre: RGB to uint8 (height, width, 3), else float32."""
         return centre_crop(self.scale(image, image_size), image_size)
 
-    def scale(self, image: Image.Image, image_size: ImageSize) -> NDArray[np.uint8]:
-        """Resizes one RGB image without cutting it, but for one that is more than 16 times as long as it is wide.
+    def scale(self, image: Image.Image | Raster, image_size: ImageSize) -> NDArray[Any]:
+        """Resizes one image without cutting it, but for one that is more than 16 times as long as it is wide.
 
-        Of that the central part of ratio 16 is taken. Returns uint8 (H, W, 3) with both sides at least those of
-        image_size, of the crop to come, and equal to them for ``"square"`` and ``"pad"``.
+        Of that the central part of ratio 16 is taken. Returns uint8 (H, W, 3), or float32 (H, W, C), with both sides at
+        least those of image_size, of the crop to come, and equal to them for ``"square"`` and ``"pad"``.
         """
         high, wide = sides(image_size)
         if self.resize == "square":
@@ -92,26 +96,52 @@ class Preset:
         width, height = (int(least[limit] * side / image.size[limit]) for side in image.size)
         return _resize(image, width, height, self.interpolation)
 
-    def _padded(self, image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
+    def _padded(self, image: Image.Image | Raster, width: int, height: int) -> NDArray[Any]:
         """Scales an image until it fits, and puts it in the middle of `fill`."""
         share = min(width / image.width, height / image.height)
         wide, high = max(1, min(round(share * image.width), width)), max(1, min(round(share * image.height), height))
-        page = np.empty((height, width, 3), np.uint8)
+        page = np.empty((height, width, len(self.fill)), self.dtype)
         page[:] = self.fill
         left, top = (width - wide) // 2, (height - high) // 2
         page[top : top + high, left : left + wide] = _resize(image, wide, high, self.interpolation)
         return page
 
+    @property
+    def dtype(self) -> type[np.uint8] | type[np.float32]:
+        """Of what comes out."""
+        return np.uint8 if self.channels is None else np.float32
+
+    @property
+    def num_channels(self) -> int:
+        """Of what comes out."""
+        return 3 if self.channels is None else count(self.channels)
+
+    @property
+    def image_kind(self) -> str:
+        """What comes out, as of a `Backbone`."""
+        return "8-bit RGB" if self.channels is None else f"{self.num_channels} channels"
+
     def to_dict(self) -> dict[str, Any]:
         """Returns what happens to an image as plain strings and numbers, for delta files."""
-        told = {key: value for key, value in asdict(self).items() if key not in ("source", "splits", "fill")}
-        return told | {"fill": list(self.fill)} if self.resize == "pad" else told
+        own = {"fill": self.resize == "pad", "channels": self.channels is not None, "source": False, "splits": False}
+        told = {key: value for key, value in asdict(self).items() if own.get(key, True)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
+
+    def of(self, channels: Any) -> Preset:
+        """This one for images of so many channels, or of those listed; itself for None. A ConfigError for others."""
+        if channels is None:
+            return self
+        known = as_channels(channels)
+        return replace(self, channels=known, fill=(0,) * count(known))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preset:
         """Inverse of :meth:`to_dict`; a ConfigError where a field is missing or unknown."""
         try:
-            return cls(**{**values, **({"fill": tuple(values["fill"])} if "fill" in values else {})})
+            plain: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+            }
+            return cls(**plain).of(plain.get("channels"))
         except TypeError as error:
             raise ConfigError(f"Not the description of a preset: {dict(values)!r} ({error}).") from error
 
@@ -136,8 +166,8 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def get_preset(name: str) -> Preset:
-    """Looks a preset up; an UnknownNameError where there is none of that name.
+def get_preset(name: str, channels: Any = None) -> Preset:
+    """Looks a preset up, for images of channels (`Preset.of`); an UnknownNameError where there is none of that name.
 
     ``"square"`` is the default of the configs: like every VTAB pipeline it keeps the whole image (a centre crop can cut
     the object off, which counts on tasks about position and size), it resizes with antialiasing, as the weights saw
@@ -146,10 +176,10 @@ def get_preset(name: str) -> Preset:
     """
     if name not in PRESETS:
         raise UnknownNameError("preset", name, PRESETS)
-    return PRESETS[name]
+    return PRESETS[name].of(channels)
 
 
-def _without_ends(image: Image.Image) -> Image.Image:
+def _without_ends(image: Image.Image | Raster) -> Image.Image | Raster:
     longest = _LONGEST * min(image.size)
     if max(image.size) <= longest:
         return image
@@ -157,7 +187,7 @@ def _without_ends(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
 
 
-def centre_crop(image: NDArray[np.uint8], image_size: ImageSize) -> NDArray[np.uint8]:
+def centre_crop(image: NDArray[Any], image_size: ImageSize) -> NDArray[Any]:
     """Cuts the centre, (height, width, C), contiguous; the corner is rounded as torchvision does.
 
     An image (H, W, C) of that size is returned itself.
@@ -167,7 +197,7 @@ def centre_crop(image: NDArray[np.uint8], image_size: ImageSize) -> NDArray[np.u
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
-def resize_bilinear_legacy(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
+def resize_bilinear_legacy(image: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
     """Resizes (H, W, C) of any range as ``tf.image.resize_bilinear`` of TensorFlow 1 does by default.
 
     In float32 as its kernel. Source position = target position × scale: no half-pixel centres, no antialiasing. The
@@ -190,8 +220,11 @@ def resize_bilinear_legacy(image: NDArray[np.uint8], height: int, width: int) ->
     return result
 
 
-def _resize(image: Image.Image, width: int, height: int, interpolation: str) -> NDArray[np.uint8]:
+def _resize(image: Image.Image | Raster, width: int, height: int, interpolation: str) -> NDArray[Any]:
+    if interpolation == "bilinear_legacy" and isinstance(image, Raster):
+        return resize_bilinear_legacy(image.pixels, height, width)
     if interpolation == "bilinear_legacy":
         # The reference keeps the fractions; uint8 costs at most half a grey level and a quarter of the memory.
         return np.rint(resize_bilinear_legacy(np.asarray(image), height, width)).astype(np.uint8)
-    return np.asarray(image.resize((width, height), Image.Resampling[interpolation.upper()]))
+    resized = image.resize((width, height), Image.Resampling[interpolation.upper()])
+    return resized.pixels if isinstance(resized, Raster) else np.asarray(resized)

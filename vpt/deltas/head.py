@@ -79,7 +79,7 @@ class SideTune(DeltaPart):
         super().__init__(backbone)
         if width < 1:
             raise ConfigError(f"The width of a side network must be at least 1, got {width}.")
-        self._channels = [3, *(width * factor for factor in (1, 2, 4, 8))]
+        self._channels = [len(backbone.mean), *(width * factor for factor in (1, 2, 4, 8))]
         stages = [
             layer
             for incoming, outgoing in pairwise(self._channels)

@@ -66,7 +66,7 @@ class PromptAdd(DeltaPart):
 class PromptPad(DeltaPart):
     """A learned frame of pixels added to the normalised image.
 
-    `rows` are top and bottom, (2, 3, width, W), `columns` between them, (2, 3, H − 2 · width, width).
+    `rows` are top and bottom, (2, C, width, W), `columns` between them, (2, C, H − 2 · width, width).
     """
 
     def __init__(self, backbone: Backbone, width: int = 30) -> None:
@@ -79,21 +79,22 @@ class PromptPad(DeltaPart):
                 f"A frame of {width} pixels does not fit {size_text(backbone.image_size)} pixels: give 1 to {most}."
             )
         self._width, self._size = width, size
-        self.rows = nn.Parameter(like.new_zeros(2, 3, width, size[1]))
-        self.columns = nn.Parameter(like.new_zeros(2, 3, size[0] - 2 * width, width))
+        self.rows = nn.Parameter(like.new_zeros(2, len(like), width, size[1]))
+        self.columns = nn.Parameter(like.new_zeros(2, len(like), size[0] - 2 * width, width))
 
     def hooks(self) -> Iterator[Handle]:
         """The frame on the normalised image."""
         yield self.backbone.entry.register_forward_pre_hook(self._add)
 
     def expected_parameters(self) -> int:
-        """6 · width · (H + W − 2 · width)."""
-        return 6 * self._width * (sum(self._size) - 2 * self._width)
+        """2 · C · width · (H + W − 2 · width)."""
+        return 2 * len(self.backbone.mean) * self._width * (sum(self._size) - 2 * self._width)
 
     def frame(self) -> Tensor:
-        """The frame around an empty middle, (3, H, W)."""
+        """The frame around an empty middle, (C, H, W)."""
         height, width = (side - 2 * self._width for side in self._size)
-        middle = torch.cat([self.columns[0], self.columns.new_zeros(3, height, width), self.columns[1]], dim=2)
+        empty = self.columns.new_zeros(len(self.backbone.mean), height, width)
+        middle = torch.cat([self.columns[0], empty, self.columns[1]], dim=2)
         return torch.cat([self.rows[0], middle, self.rows[1]], dim=1)
 
     def _add(self, embedding: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

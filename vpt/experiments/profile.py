@@ -136,7 +136,7 @@ def profile(model: TunedModel, batch: int = 8, rounds: int = 5) -> Ledger:
         raise ConfigError(f"batch and rounds must be at least 1, got {batch} and {rounds}.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
-    images = torch.randint(0, 256, (batch, *model.backbone.input_shape), dtype=torch.uint8, device=device)
+    images = model.backbone.random_images(batch).to(device)
     step, forward = training_step(model, images), forward_pass(model, images)
     seconds = interleaved([step, forward], rounds)
     trainable, total = model.parameter_counts()

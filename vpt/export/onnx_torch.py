@@ -104,10 +104,9 @@ def check(model: TunedModel, run: Run) -> Check:
     Raises:
         ExportError: The logits differ by more than `TOLERANCE` of the largest.
     """
-    generator = torch.Generator().manual_seed(0)
     worst, milliseconds = 0.0, {}
     for batch in _BATCHES:
-        images = torch.randint(0, 256, (batch, *model.backbone.input_shape), dtype=torch.uint8, generator=generator)
+        images = model.backbone.random_images(batch, seed=batch)
         expected, found = model(images), run(images)
         if isinstance(model.head, ValueHead):  # without their units, which may be far larger than what differs
             expected, found = ((each - model.head.offset) / model.head.scale for each in (expected, found))
@@ -137,8 +136,9 @@ def _interleaved(model: Run, run: Run, images: Tensor) -> tuple[float, float]:
 def export_onnx(model: TunedModel, path: str | Path) -> Check:
     """Writes a model as an ONNX file: uint8 ``images`` (batch, 3, H, W) to float32 ``logits`` (batch, classes).
 
-    Normalisation is inside; deep prompts are constant keys and values. What `about` tells, as JSON, and the format are
-    the file's metadata, each under its own key. The model is in eval mode on the CPU. The path ends in ``.onnx``;
+    Images of channels are float32 (batch, C, H, W), in their own unit. Normalisation is inside; deep prompts are
+    constant keys and values. What `about` tells, as JSON, and the format are the file's metadata, each under its own
+    key. The model is in eval mode on the CPU. The path ends in ``.onnx``;
     parent folders are made, and the file is written once it was checked. Returns what that measured.
 
     Raises:
@@ -200,7 +200,7 @@ def _export(
 @torch.no_grad()
 def _traced(model: TunedModel) -> torch.export.ExportedProgram:
     """The folded model as a graph of any batch size, without the places of the source that it came from."""
-    images = torch.zeros(2, *model.backbone.input_shape, dtype=torch.uint8)  # 1 would be taken for a constant
+    images = model.backbone.random_images(2)  # 1 would be taken for a constant
     shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
     program = torch.export.export(fold(model), (images,), dynamic_shapes=shapes, strict=False)
     for node in program.graph.nodes:

@@ -43,7 +43,7 @@ _BODY = """# {title}
 ```python
 import vpt
 
-model = vpt.load({call})  # uint8 images (B, 3, {height}, {width}) to {outputs} (B, {classes})
+model = vpt.load({call})  # {kind} images (B, {channels}, {height}, {width}) to {outputs} (B, {classes})
 ```
 {weights}
 Images are prepared by the preset `{preset}`; normalisation is inside the model. The delta file is safetensors and refuses other backbone weights than those it was trained on.
@@ -92,6 +92,8 @@ def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
         writer=f"vpt {record.get('versions', {}).get('vpt', '')}".strip(),
         call=f'"hf://{repo}"' + (', weights="…"' if elsewhere else ""),
         weights=weights if elsewhere else "",
+        kind="uint8" if isinstance(backbone["normalization"], str) else "float32",
+        channels=3 if isinstance(backbone["normalization"], str) else len(backbone["normalization"]["mean"]),
         height=height,
         width=width,
         classes=len(header["class_names"]),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vpt.atomic_write import atomic_write
 from vpt.backbones.factory import input_size
-from vpt.backbones.normalization import STATISTICS
+from vpt.backbones.normalization import is_normalization
 from vpt.data.targets import Targets
 from vpt.deltas.registry import DeltaSpec, read_specs
 from vpt.errors import DeltaFileError, VPTError
@@ -41,7 +41,7 @@ IDENTITY: dict[str, type | tuple[type, ...]] = {
     "weights_id": str,
     "fingerprint": str,
     "image_size": (int, list),
-    "normalization": str,
+    "normalization": (str, dict),
 }
 """What makes a backbone the one that a delta was trained on, and the types of the values."""
 
@@ -260,7 +260,7 @@ def _lacking(header: Mapping[str, Any]) -> list[str]:
         "backbone image_size": is_size(backbone["image_size"]),
         "backbone pool": isinstance(backbone.get("pool"), str | None),
         "backbone frozen_dtype": backbone.get("frozen_dtype") in (None, "bfloat16"),
-        "backbone normalization": backbone["normalization"] in ("weights", *STATISTICS),
+        "backbone normalization": is_normalization(backbone["normalization"]),
         "dtype": header["dtype"] in DTYPES,
         "specs": all(isinstance(spec, dict) for spec in header["specs"]),
         "class_names": bool(header["class_names"]) and all(isinstance(name, str) for name in header["class_names"]),

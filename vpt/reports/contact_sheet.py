@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL.Image import Image
 
 from vpt.atomic_write import write_text
-from vpt.data.images import decode_rgb
+from vpt.data.channels import Channels
+from vpt.data.images import to_be_seen
 from vpt.errors import DataError
 from vpt.models.prediction import Prediction
 from vpt.reports.page import Table, document, pictures
@@ -24,8 +25,9 @@ _Kept = list[tuple[float, int, Prediction]]
 class ContactSheet:
     """Collects predictions one by one, and keeps no more of them than the page shows."""
 
-    def __init__(self, class_names: Sequence[str]) -> None:
-        """Of a model with these classes."""
+    def __init__(self, class_names: Sequence[str], channels: Channels | None = None) -> None:
+        """Of a model with these classes, whose images are RGB, or of channels (`Preset.channels`)."""
+        self._channels = channels
         self._counts = dict.fromkeys(class_names, 0)
         self._sure: dict[str, _Kept] = {name: [] for name in class_names}
         self._unsure: dict[str, _Kept] = {name: [] for name in class_names}
@@ -70,11 +72,11 @@ class ContactSheet:
             if count:
                 shown = {id(each) for *_, each in self._sure[name]}
                 rest = [item for item in self._unsure[name] if id(item[2]) not in shown]
-                parts += [f"<h2>{escape(name)}</h2>", "<p>Surest:</p>", _row(_ordered(self._sure[name]))]
-                parts += ["<p>Least sure:</p>", _row(_ordered(rest))] if rest else []
+                parts += [f"<h2>{escape(name)}</h2>", "<p>Surest:</p>", self._row(_ordered(self._sure[name]))]
+                parts += ["<p>Least sure:</p>", self._row(_ordered(rest))] if rest else []
         for why, kept in self._declined.items():
             if kept:
-                parts += [f"<h2>Declined: {why}</h2>", _row(_ordered(kept))]
+                parts += [f"<h2>Declined: {why}</h2>", self._row(_ordered(kept))]
         if self._faults:
             items = "".join(f"<li>{escape(each.path)}: {escape(each.fault)}</li>" for each in self._faults)
             parts.append(f"<h2>Not read</h2><ul>{items}</ul>")
@@ -82,16 +84,15 @@ class ContactSheet:
         write_text(folder / "index.html", document("Predictions", notes, [table], {}, {}, "\n".join(parts)))
         return folder / "index.html"
 
+    def _row(self, found: Iterable[Prediction]) -> str:
+        return pictures(self._opened(found))
+
+    def _opened(self, found: Iterable[Prediction]) -> Iterator[tuple[Image, str, str]]:
+        for each in found:
+            with suppress(DataError):  # it was there a moment ago
+                image = to_be_seen(Path(each.path), self._channels)
+                yield image, f"{each.label} {100 * each.probability:.1f} %", each.path
+
 
 def _ordered(kept: _Kept) -> list[Prediction]:
     return [found for *_, found in sorted(kept, key=lambda item: item[:2], reverse=True)]
-
-
-def _row(found: Iterable[Prediction]) -> str:
-    return pictures(_opened(found))
-
-
-def _opened(found: Iterable[Prediction]) -> Iterator[tuple[Image, str, str]]:
-    for each in found:
-        with suppress(DataError):  # it was there a moment ago
-            yield decode_rgb(Path(each.path)), f"{each.label} {100 * each.probability:.1f} %", each.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from vpt.data import ImageDataModule
 from vpt.data.corruptions import BASIC, CORRUPTIONS, SEVERITIES, corrupt
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.errors import ConfigError, UnknownNameError, VPTWarning
 
 CLEAN, VAL, SHIFT = "clean", "val", "shift"
 """Kinds of test sets that are not corrupted."""
@@ -55,8 +56,9 @@ def evaluation_sets(
 ) -> list[EvaluationSet]:
     """Lists the test sets of a data module: clean first, then shifts, then corruptions by kind and severity.
 
-    Raises an UnknownNameError if there is no such corruption, a ConfigError if a severity does not exist, a severity or
-    corruption occurs twice, or a shift has the name of another set.
+    Images of channels are not corrupted, which a warning says. Raises an UnknownNameError if there is no such
+    corruption, a ConfigError if a severity does not exist, a severity or corruption occurs twice, or a shift has the
+    name of another set.
     """
     if not set(severities) <= set(SEVERITIES) or len(set(severities)) < len(severities):
         raise ConfigError(f"Severities are distinct numbers out of 1, 2, 3, 4, 5, got {list(severities)}.")
@@ -65,6 +67,10 @@ def evaluation_sets(
             raise UnknownNameError("corruption", kind, CORRUPTIONS)
         if list(corruptions).count(kind) > 1:
             raise ConfigError(f"The corruption {kind!r} is named twice: name it once.")
+    if severities and corruptions and data.preset.channels is not None:
+        text = f"Corruptions are of 8-bit colours, and {data.name} has {data.preset.image_kind}: none are made."
+        warnings.warn(text, VPTWarning, stacklevel=2)
+        severities = ()
     sets = [EvaluationSet("test", CLEAN)]
     sets += [EvaluationSet(name, SHIFT) for name in data.shift_names()]
     sets += [EvaluationSet("test", kind, severity) for kind in corruptions for severity in sorted(severities)]

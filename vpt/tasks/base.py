@@ -63,7 +63,7 @@ class TuningTask(L.LightningModule):
         weights: str = "pretrained",
         num_classes: int | None = None,
         image_size: int | list[int] | None = None,
-        normalization: str | None = None,
+        normalization: str | dict[str, list[float]] | None = None,
         optimizer: Literal["sgd", "adamw"] = "adamw",
         base_lr: float = 0.01,
         weight_decay: float = 1e-4,
@@ -84,7 +84,8 @@ class TuningTask(L.LightningModule):
             weights: ``pretrained`` (shipped, else the timm hub), ``random``, ``random:SEED`` or a path to a local file.
             num_classes: From the data when left out on the command line.
             image_size: Pixels, or [height, width]; None for the backbone's default.
-            normalization: ``weights`` (those of their timm config; also None), ``imagenet``, ``inception``, ``none``.
+            normalization: ``weights`` (of their timm config; also None), ``imagenet``, ``inception``, ``none``; where
+                images have channels ``mean`` and ``std`` of each, by default of the training images.
             optimizer: ``sgd`` with momentum, or ``adamw``.
             base_lr: The learning rate at batch 256; the one used is base_lr · global batch / 256.
             weight_decay: On tensors of two or more dimensions (prompts and weights, not biases and norms).
@@ -190,8 +191,9 @@ class TuningTask(L.LightningModule):
         for what, theirs, ours in (
             ("num_classes", data.num_classes, len(self.model.class_names)),
             ("image_size", *map(plain_size, (data.image_size, self.model.backbone.image_size))),
+            ("images of", data.preset.image_kind, self.model.backbone.image_kind),
         ):
-            if theirs != ours and (what == "image_size" or stage == "fit" or self._knows_classes):
+            if theirs != ours and (what != "num_classes" or stage == "fit" or self._knows_classes):
                 raise ConfigError(f"The data has {what} {theirs}, the model {ours}: they must agree.")
         if stage == "fit" or (not self._knows_classes and data.num_classes == len(self.model.class_names)):
             self.model.class_names = list(data.class_names)
@@ -246,8 +248,8 @@ class TuningTask(L.LightningModule):
         place = (self.model.format, cut, backbone.trim, str(self.trainer.precision), str(self.device))
         if self._kept is None or self._kept[0] != (data, place):  # other data or precision, another cut
             described = data.describe()
-            images = (described["fingerprint"], described["preset"], data.image_size)
-            constants = (backbone.fingerprint, backbone.normalization, *images, *place)
+            images = (described["fingerprint"], described["preset"], str(described.get("channels")), data.image_size)
+            constants = (backbone.fingerprint, str(backbone.normalization), *images, *place)
             self._kept = (data, place), FeatureCache(halves[0], constants)
         return halves[1](self._kept[1](split, len(data.split(split)), batch["index"], batch["image"]))
 

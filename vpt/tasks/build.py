@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.cli import instantiate_class
 
 from vpt.backbones import input_size
+from vpt.backbones.normalization import check_normalization
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
 from vpt.image_size import ImageSize, as_size, plain_size
@@ -49,6 +50,9 @@ def settle(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, 
     settled["data"].setdefault("init_args", {})["image_size"] = plain_size(data.image_size)
     args = settled["model"]["init_args"]
     for key in FROM_DATA:
+        if key == "normalization" and data.preset.channels is not None and args.get(key) is not None:
+            _check_channels(args[key], data)  # given, or those that a model was trained with: none are computed
+            continue
         truth = plain_size(data.image_size) if key == "image_size" else getattr(data, key)
         if key == "image_size" and args.get(key) is not None:
             args[key] = plain_size(as_size(args[key]))
@@ -64,6 +68,16 @@ def settle(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, 
         elif key in args:
             args[key] = None
     return settled, data
+
+
+def _check_channels(normalization: Any, data: ImageDataModule) -> None:
+    check_normalization(normalization)
+    found = None if isinstance(normalization, str) else len(normalization["mean"])
+    if found != data.preset.num_channels:
+        raise ConfigError(
+            f"model.normalization is {normalization!r:.100}, but the data {data.name!r} have {data.preset.image_kind}: "
+            "give mean and std of each, or leave it out for those of the training images."
+        )
 
 
 def build(config: Mapping[str, Any]) -> tuple[ClassificationTask, ImageDataModule]:

@@ -266,6 +266,7 @@ def _told(now: dict[str, Any], state: dict[str, int], read: int | None) -> dict[
     """What an evaluation is of."""
     data = now["data"] or {}
     own = {key: data.get(key) for key in ("name", "fingerprint", "preset", "image_size")}
+    own |= {"channels": data["channels"]} if "channels" in data else {}
     return {"data": own, **state, "precision": now["precision"], "read": read}
 
 

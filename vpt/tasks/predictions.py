@@ -55,7 +55,8 @@ class PredictionWriter(L.Callback):
         folder = run_folder(trainer) or Path(trainer.default_root_dir)
         target = folder / (name if task.target == "mask" else f"{name}.csv")
         described = data.describe()
-        told = {key: described[key] for key in ("name", "fingerprint", "preset", "image_size")}
+        keys = ("name", "fingerprint", "preset", "image_size", "channels")
+        told = {key: described[key] for key in keys if key in described}
         model = {"backbone": task.model.backbone.fingerprint, "weights": fingerprint(task.model)}
         self._source = json.dumps({"model": model, "data": told, "precision": str(trainer.precision)}, indent=2) + "\n"
         source = target.with_suffix(".json")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from vpt.argument_types import checked
 from vpt.atomic_write import check_writable, write_text
 from vpt.data import ImageDataModule, ImageDataset, Preset
-from vpt.data.images import LeftOut, decode_rgb, find_images
+from vpt.data.images import LeftOut, decode, find_images
 from vpt.data.targets import check_multiclass
 from vpt.errors import ConfigError, DataError, UnknownNameError
 from vpt.image_size import ImageSize
@@ -47,7 +47,8 @@ _MOST = 32
 class Scene:
     """A model and the images that it is looked at with; everything is measured once, when it is first needed.
 
-    These are a few images and a crowd of many, uint8 (B, 3, H, W); labels, int64 (B,), are None where not known.
+    These are a few images and a crowd of many, (B, C, H, W) as the model takes them; labels, int64 (B,), are None where
+    not known.
     """
 
     def __init__(
@@ -136,17 +137,18 @@ def scene_from_data(
 
 def _batch(model: TunedModel, images: Sequence[Path]) -> Tensor:
     preset = Preset.from_dict(model.preset)
-    batch = np.stack([_read(path, preset, model.backbone.image_size) for path in _expand(images)])
+    paths = _expand(images, model.backbone.raw)
+    batch = np.stack([_read(path, preset, model.backbone.image_size) for path in paths])
     return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
-def _expand(paths: Sequence[Path]) -> list[Path]:
+def _expand(paths: Sequence[Path], arrays: bool) -> list[Path]:
     """Files as they are, folders as their first images."""
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             left = LeftOut()
-            inside = find_images(path, left)
+            inside = find_images(path, left, arrays)
             if not inside:
                 others = f" (not read: {text})" if (text := left.text(path)) else ""
                 raise DataError(f"There is no image in the folder {path}{others}.")
@@ -160,11 +162,11 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _read(path: Path, preset: Preset, image_size: ImageSize) -> NDArray[np.uint8]:
+def _read(path: Path, preset: Preset, image_size: ImageSize) -> NDArray[Any]:
     if not path.is_file():
         raise DataError(f"{path} is no file." if path.exists() else f"No image {path}.")
     try:
-        return preset(decode_rgb(path), image_size)
+        return preset(decode(path, preset.channels), image_size)
     except DataError:
         raise
     except Exception as error:  # PIL raises a dozen unrelated types on damaged files.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vpt.data.channels import false_colours
 from vpt.reports.style import DIVERGING, NEUTRAL, SEQUENTIAL, style
 from vpt.visualize.attention_maps import Array
 
@@ -54,8 +55,8 @@ def bare(axes: Axes) -> None:
 
 
 def show(axes: Axes, image: Tensor) -> None:
-    """Draws an image, uint8 (3, H, W)."""
-    axes.imshow(image.permute(1, 2, 0).cpu().numpy())
+    """Draws an image, uint8 (3, H, W); other channels in false colours."""
+    axes.imshow(false_colours(image.cpu().numpy()))
 
 
 def colour_bar(drawn: Any, axes: Grid, label: str, **options: Any) -> None:

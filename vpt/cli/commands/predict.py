@@ -79,7 +79,7 @@ def _predict(args: list[str]) -> None:
 
     if options.page is not None:
         check_unused(options.page / "index.html")
-    from vpt.data.row_files import row_writer
+    from vpt.row_files import row_writer
 
     model, images, count = _model_and_images(options)
     if model.targets != "multiclass":
@@ -99,9 +99,10 @@ def _predict(args: list[str]) -> None:
     counts = {"answered": 0, "declined": 0, "faults": 0}
     sheet = None
     if options.page is not None:
+        from vpt.data.transforms import Preset
         from vpt.reports.contact_sheet import ContactSheet
 
-        sheet = ContactSheet(model.class_names)
+        sheet = ContactSheet(model.class_names, Preset.from_dict(model.preset).channels)
     with row_writer(options.out) as write:
         for each in _with_progress(found, count, "Predicting"):
             counts["faults" if each.fault else "declined" if each.declined else "answered"] += 1
@@ -152,8 +153,8 @@ def _embed(args: list[str]) -> None:
     """Parses the command line and writes features."""
     options = _parser("embed").parse_args(args[1:])
 
-    from vpt.data.row_files import row_writer
     from vpt.models.prediction import answers
+    from vpt.row_files import row_writer
 
     model, images, count = _model_and_images(options)
     width, faults, total = model.backbone.num_features, 0, 0
@@ -180,23 +181,24 @@ def _model_and_images(options: argparse.Namespace) -> tuple[TunedModel, list[Pat
     from vpt.atomic_write import check_unused
     from vpt.data.inference import each_image
     from vpt.data.list_files import read_table
-    from vpt.data.row_files import check_suffix
     from vpt.hub.client import local
     from vpt.models.delta_file import load_classifier
+    from vpt.row_files import check_suffix
 
     check_suffix(options.out)
     check_unused(options.out)
+    for place in options.images:
+        if not place.exists():
+            raise DataError(f"{place!s:.200} does not exist: name image files, folders or tables.")
+    model = load_classifier(local(options.delta), options.weights)
     paths: list[Path] = []
     for place in options.images:
         if place.suffix.lower() in _TABLES and place.is_file():
             paths += [place.parent / path for path in read_table(place, ["path"])[0]["path"]]
         elif place.is_dir():
-            paths += each_image(place)
-        elif place.is_file():
-            paths.append(place)
+            paths += each_image(place, model.backbone.raw)
         else:
-            raise DataError(f"{place!s:.200} does not exist: name image files, folders or tables.")
-    model = load_classifier(local(options.delta), options.weights)
+            paths.append(place)
     import torch
 
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), paths, len(paths)

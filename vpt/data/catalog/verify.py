@@ -18,6 +18,7 @@ from scipy.fft import dctn
 
 from vpt.data.catalog.cards import bare_name
 from vpt.data.catalog.overview import MANY_SETS, card_on_disk, image_lists, in_vtab_layout, own_data, parts
+from vpt.data.channels import Raster
 from vpt.data.content_hashes import in_threads
 from vpt.data.images import ImageList
 from vpt.data.targets import num_classes, positives
@@ -169,7 +170,8 @@ def _looks(images: Sequence[tuple[ImageList, int]]) -> Iterator[tuple[bytes, int
         except DataError as error:
             return error
         pixels = repr(decoded.size).encode() + decoded.tobytes()
-        return hashlib.blake2b(pixels, digest_size=16).digest(), perceptual_hash(decoded)
+        looks = decoded.seen() if isinstance(decoded, Raster) else decoded
+        return hashlib.blake2b(pixels, digest_size=16).digest(), perceptual_hash(looks)
 
     return in_threads(look, images, "Decoding")
 

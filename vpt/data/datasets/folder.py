@@ -62,6 +62,7 @@ class FolderDataModule(ImageDataModule):
         columns: list[str] | None = None,
         images_root: str | Path | None = None,
         train_on_val: bool = False,
+        channels: int | list[int] | None = None,
         **options: Any,
     ) -> None:
         """Lists the images; decodes none.
@@ -90,12 +91,18 @@ class FolderDataModule(ImageDataModule):
             columns: The names of all columns of a text file without a header.
             images_root: Folder that its paths are relative to; None for that of the table.
             train_on_val: Train on the validation images as well.
+            channels: Read image files (TIFF, ``.npy`` and what Pillow reads) as that many channels of 8, 16 or 32 bits,
+                or those listed, by number from 0, and never scale them; None for 8-bit RGB. The statistics that
+                normalise them are those of the training images, unless the model is given others; the first three are
+                shown as red, green and blue.
             **options: See :class:`ImageDataModule`.
         """
         if torchvision_args and torchvision is None:
             raise ConfigError("torchvision_args are arguments of a torchvision dataset: name it by torchvision.")
         root = home_path(root)
-        chosen = get_preset(preset)
+        if torchvision and channels is not None:
+            raise ConfigError("channels are of image files, and torchvision's images are read by torchvision.")
+        chosen = get_preset(preset, channels)
         table = Columns(path_column, label_column, label_separator, targets, split_column, columns, images_root)
         is_table = torchvision is None and root.suffix.lower() in {*SEPARATORS, ".parquet"} and not root.is_dir()
         if not is_table and table != Columns():
@@ -113,14 +120,18 @@ class FolderDataModule(ImageDataModule):
         elif root.is_file():
             raise DataError(f"{root} is no folder, and no table that is read: these are .csv, .tsv and .parquet.")
         else:
-            found, left = _find_splits(root)
+            found, left = _find_splits(root, channels is not None)
             share = 0.0 if found else TEST_FRACTION
             name = Path(os.path.realpath(root)).name
-            class_names, lists = _read_folders(root, found or {"train": root}, left)
+            class_names, lists = _read_folders(root, found or {"train": root}, left, channels is not None)
         if test_fraction and "test" in lists:
             raise ConfigError(f"test_fraction has no effect: {name} has test images; leave it out.")
         shares = {"test": share if test_fraction is None else test_fraction, "val": val_fraction}
         held = {split: each for split, each in shares.items() if split not in lists and (each or split == "val")}
+        lists = {
+            split: replace(each, channels=chosen.channels) if isinstance(each, ImageList) else each
+            for split, each in lists.items()
+        }
         sources = {split: f"{name}/{split}" for split in ("train", "val", *lists)}
         lists = _hold_out(name, class_names, lists, held, split_seed)
         sources |= {split: f"{name}/{'test' if split == 'test' else 'train'} (held out)" for split in held}
@@ -128,7 +139,9 @@ class FolderDataModule(ImageDataModule):
             lists, sources["train"] = {**lists, "train": _joined(lists["train"], lists["val"])}, f"{name}/train+val"
         splits = {split: listed_split(sources[split], lists[split], chosen, image_size) for split in sources}
         self._held_out = {**held, "split_seed": split_seed} if "test" in held else None
-        super().__init__(name, class_names, splits, preset, image_size, card=None, targets=targets, **options)
+        super().__init__(
+            name, class_names, splits, preset, image_size, card=None, targets=targets, channels=channels, **options
+        )
 
     def describe(self) -> dict[str, Any]:
         """Says which data these are, as the base class does; ``held_out`` has the shares where one is for testing."""
@@ -172,11 +185,11 @@ def _joined(train: ImageList | TorchvisionList, val: ImageList | TorchvisionList
     raise ConfigError("train_on_val is not known of a torchvision dataset that has validation images: leave it out.")
 
 
-def _find_splits(root: Path) -> tuple[dict[str, Path], LeftOut]:
+def _find_splits(root: Path, arrays: bool) -> tuple[dict[str, Path], LeftOut]:
     """Finds the folders of splits; none where no folder has the name of one, which are then classes."""
     found: dict[str, Path] = {}
     left = LeftOut()
-    folders, stray = list_folder(root, LeftOut()) if root.is_dir() else ([], [])
+    folders, stray = list_folder(root, LeftOut(), arrays) if root.is_dir() else ([], [])
     others = []
     for folder in folders:
         split = split_name(folder.name, str(folder))
@@ -196,7 +209,7 @@ def _find_splits(root: Path) -> tuple[dict[str, Path], LeftOut]:
         missing = f"{shown(stray[0])} lies in no class folder" if stray and not folders else missing
         raise DataError(f"{missing}: {_LAYOUT}.")
     for folder in others if found else ():
-        if images := find_images(folder, LeftOut()):
+        if images := find_images(folder, LeftOut(), arrays):
             raise DataError(
                 f"{shown(folder)} lies beside splits, holds images ({len(images):,}) and is none: rename it to "
                 f"{UNDERSTOOD}, or move it away."
@@ -207,11 +220,11 @@ def _find_splits(root: Path) -> tuple[dict[str, Path], LeftOut]:
     return found, left
 
 
-def _read_folders(root: Path, found: Mapping[str, Path], left: LeftOut) -> Lists:
+def _read_folders(root: Path, found: Mapping[str, Path], left: LeftOut, arrays: bool) -> Lists:
     """Lists the images of every split folder; the root itself is one where it holds the classes."""
     rows = {split: Rows(folder) for split, folder in found.items()}
     for split, folder in found.items():
-        for name, path in _class_files(folder, left):
+        for name, path in _class_files(folder, left, arrays):
             parts = path.relative_to(root).parts
             if folder == root and len(parts) > 2 and SPLIT_NAMES.get(parts[1].casefold()) == "train":
                 raise DataError(f"{shown(root / parts[0])} holds splits itself ({parts[1]}): name that folder as root.")
@@ -221,14 +234,14 @@ def _read_folders(root: Path, found: Mapping[str, Path], left: LeftOut) -> Lists
     return label_rows(root, rows)
 
 
-def _class_files(folder: Path, left: LeftOut) -> Iterator[tuple[str, Path]]:
+def _class_files(folder: Path, left: LeftOut, arrays: bool) -> Iterator[tuple[str, Path]]:
     """Yields (class name, image) of one split folder, sorted."""
-    homes, stray = list_folder(folder, left)
+    homes, stray = list_folder(folder, left, arrays)
     if stray:
         raise DataError(f"{shown(stray[0])} lies in no class folder: move it into {folder}/<class>/.")
     for home in sorted(homes):
         inside = LeftOut()
-        files = find_images(home, inside)
+        files = find_images(home, inside, arrays)
         left.add(inside)
         if not files:
             instead = f" (not read: {text})" if (text := inside.text(home)) else ""

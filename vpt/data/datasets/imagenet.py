@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -169,7 +169,7 @@ class BorderCropped(FolderImages):
 
     def decode(self, position: int) -> Image.Image:
         """Decodes one image to RGB and cuts `BORDER` pixels off each side, before anything is resized."""
-        image = super().decode(position)
+        image = cast("Image.Image", super().decode(position))
         if min(image.size) <= 2 * BORDER:
             raise DataError(f"{self.folder / self.paths[position]} has {image.size} pixels, no more than its border.")
         return image.crop((BORDER, BORDER, image.width - BORDER, image.height - BORDER))

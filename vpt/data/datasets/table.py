@@ -151,7 +151,7 @@ def _find_files(file: Path, folder: Path, paths: Iterable[str], lines: Iterable[
     found, stems = [], dict[str, dict[str, list[str]]]()
     for path, line in zip(paths, lines, strict=True):
         here = path if "\\" not in path or os.path.lexists(folder / path) else path.replace("\\", "/")
-        if not is_image_name(here):
+        if not is_image_name(here, arrays=True):
             home, _, stem = here.rpartition("/")
             if home not in stems:
                 stems[home] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vpt.data.row_files import row_writer
+from vpt.row_files import row_writer
 
 
 @pytest.mark.parametrize("damaged", [0, 3, 1024, 1500])
