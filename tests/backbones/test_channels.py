@@ -9,8 +9,9 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from vpt.backbones import create_backbone
+from vpt.backbones import Backbone, create_backbone
 from vpt.backbones.bundled import weights_file
 from vpt.errors import ConfigError, UnknownNameError, WeightsError
 
@@ -22,6 +23,10 @@ def statistics(channels: int) -> dict[str, list[float]]:
         "mean": [1000.0 + 7 * channel for channel in range(channels)],
         "std": [50.0 + channel for channel in range(channels)],
     }
+
+
+def first_layer(backbone: Backbone) -> Tensor:
+    return backbone.model.get_parameter("patch_embed.proj.weight")
 
 
 @pytest.mark.parametrize(
@@ -44,8 +49,8 @@ def test_a_model_of_channels_is_timms(name: str, channels: int) -> None:
 @pytest.mark.parametrize("channels", [1, 2, 5, 12])
 def test_the_first_layer_is_converted_by_timms_rule(channels: int) -> None:
     """One channel: the sum over RGB; more: RGB repeated and scaled, so that equal ones give what a grey image gives."""
-    plain = create_backbone(NANO).model.patch_embed.proj.weight
-    found = create_backbone(NANO, normalization=statistics(channels)).model.patch_embed.proj.weight
+    plain = first_layer(create_backbone(NANO))
+    found = first_layer(create_backbone(NANO, normalization=statistics(channels)))
     repeated = plain.repeat(1, 4, 1, 1)[:, :channels] * 3 / channels
     expected = plain.sum(dim=1, keepdim=True) if channels == 1 else repeated
     torch.testing.assert_close(found, expected, rtol=2**-11, atol=1e-6)  # timm keeps the fp16 of the file that ships
@@ -57,7 +62,7 @@ def test_a_file_of_as_many_channels_is_taken_as_it_is(tmp_path: Path) -> None:
     state[key] = torch.randn(state[key].shape[0], 12, *state[key].shape[2:])
     save_file(state, tmp_path / "twelve.safetensors")
     file = str(tmp_path / "twelve.safetensors")
-    found = create_backbone(NANO, file, normalization=statistics(12)).model.patch_embed.proj.weight
+    found = first_layer(create_backbone(NANO, file, normalization=statistics(12)))
     torch.testing.assert_close(found, state[key], rtol=0, atol=0)
     with pytest.raises(WeightsError, match="are of images of 12 channels, not 5"):
         create_backbone(NANO, file, normalization=statistics(5))

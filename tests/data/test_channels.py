@@ -160,7 +160,8 @@ def test_a_channel_without_variance_is_named() -> None:
 def test_false_colours_are_those_of_the_first_three_channels() -> None:
     pixels = drawn((5, 40, 50), np.float32)
     shown = false_colours(pixels)
-    assert (shown.shape, shown.dtype) == ((40, 50, 3), np.uint8)
+    assert shown.shape == (40, 50, 3)
+    assert shown.dtype == np.uint8
     for channel in range(3):
         order = np.argsort(pixels[channel].ravel(), kind="stable")
         assert (np.diff(shown[..., channel].ravel()[order].astype(int)) >= 0).all()

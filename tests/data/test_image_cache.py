@@ -102,6 +102,7 @@ def test_whatever_pixels_depend_on_is_part_of_their_key(images: ImageList, monke
         "normalization": "none",
         "crop_fraction": 0.5,
         "fill": (0, 0, 0),
+        "channels": 3,
     }
     assert {field.name for field in fields(preset) if field.compare} == {"name", *values}
     pad = replace(preset, resize="pad")  # of no other is the fill a part
@@ -120,7 +121,7 @@ def test_whatever_pixels_depend_on_is_part_of_their_key(images: ImageList, monke
         (images.folder / path).write_bytes(kept + b"more")
         keys.append(image_cache._key(OnDemand(read_list(images.folder / "test.txt", images.folder), preset, 16)))
         (images.folder / path).write_bytes(kept)
-    assert len(set(keys)) == len(keys) == 1 + 2 + 6 + len(pixel_versions()) + 9
+    assert len(set(keys)) == len(keys) == 1 + 2 + 7 + len(pixel_versions()) + 9
     assert image_cache._key(OnDemand(read_list(images.folder / "test.txt", images.folder), preset, 16)) == keys[0]
 
 
@@ -161,7 +162,7 @@ def test_processes_decode_what_one_process_decodes(task: Path, tmp_path: Path, m
     monkeypatch.setattr(image_cache, "_cores", lambda: 2)
     monkeypatch.setenv("VPT_CACHE", str(tmp_path / "other"))
 
-    def decode(images: ImageList, position: int) -> Image.Image:
+    def decode(images: ImageList, position: int) -> Any:
         Path(tmp_path / f"process-{os.getpid()}").touch()
         return decode_here(images, position)
 

@@ -125,7 +125,7 @@ def test_image_files_are_copied_as_they_are_and_arrays_lose_nothing(tmp_path: Pa
 def test_the_first_camera_of_smallnorb_is_taken(tmp_path: Path) -> None:
     folder = prepare("smallnorb_ele", make_original("smallnorb_ele", tmp_path / "o"), tmp_path, allow_partial=True)
     images = read_list(folder / "train800.txt", folder)
-    assert [images.decode(0).getpixel((0, 0))[0]] == [shade(int(images.labels[0]))]  # type: ignore[index]
+    assert [np.asarray(images.decode(0))[0, 0, 0]] == [shade(int(images.labels[0]))]
 
 
 def test_kitti_is_split_by_video() -> None:

@@ -331,8 +331,7 @@ def create_backbone(
         normalization: ``"weights"`` for the statistics that belong to the weights, or ``"imagenet"``,
             ``"inception"``, ``"none"`` to follow a preset; or ``mean`` and ``std`` of each channel of images in their
             own unit, of as many channels as there are numbers: the first layer of the weights is then converted by
-            timm's rule (for one channel the sum over RGB, for more RGB repeated and scaled by 3 / channels), unless a
-            file's is of as many.
+            timm's rule (for one channel the sum over RGB, for more RGB repeated, times 3 / channels), if it has others.
         pool: Which pool makes the features of the final tokens or map: None for the weights' own in timm, or one that
             the model's class has there, e.g. ``"token"`` (the class token, as DINOv3's paper) or ``"avg"`` (the mean of
             the patches) on a ViT, ``"avg"`` or ``"max"`` on a convolutional network.
@@ -344,7 +343,7 @@ def create_backbone(
 
     Raises:
         ConfigError: The image size is not of whole numbers of at least 1, impossible for the model, or not the weights'
-            own and no whole number of patches, so that pixels of two edges would reach none.
+            own and no whole number of patches; or statistics are no finite numbers.
         UnknownNameError: The name or the normalisation does not exist.
         UnsupportedBackboneError: The model has no such pool, takes no image size, or does not encode an image to one
             vector.

@@ -41,7 +41,7 @@ Batch = dict[str, Tensor]
 class TuningTask(L.LightningModule):
     """A frozen or trained backbone with a head. A subclass says which head, which loss and which metrics.
 
-    A batch is a dict of ``image`` uint8 (B, 3, H, W), ``index`` int64 (B,) and what the images are to be compared with.
+    A batch is a dict of ``image`` (B, C, H, W), ``index`` int64 (B,) and what the images are to be compared with.
 
     Attributes:
         target: Name of what logits are compared with in a batch.
@@ -98,9 +98,8 @@ class TuningTask(L.LightningModule):
             pool: Of the final tokens, by timm's name: ``token`` (the class token), ``avg`` ...; None for its own.
             frozen_dtype: ``bfloat16`` keeps frozen weights in half the memory (`create_backbone`); None for fp32.
             head_lr_scale: The learning rate of the head as a multiple of that of all else, positive.
-            layer_decay: Of full fine-tuning, in (0, 1]: the learning rate of layer l of a backbone of depth L is
-                multiplied by layer_decay^(L + 1 - l), where 0 are the embeddings and L + 1 is the head (BEiT, Bao et
-                al., ICLR 2022), in the groups of timm.
+            layer_decay: Of full fine-tuning, in (0, 1]: the learning rate of layer l of L is multiplied by
+                layer_decay^(L + 1 - l), 0 being the embeddings, L + 1 the head (BEiT, Bao et al., ICLR 2022).
             ema_decay: Of an exponential moving average of what is trained, in (0, 1), which is then what is validated,
                 kept and tested (`WeightAverage`); 0 for none.
 
@@ -124,7 +123,7 @@ class TuningTask(L.LightningModule):
         check_rates(self.hparams)
         encoder = create_backbone(backbone, weights, image_size, normalization or "weights", pool, frozen_dtype)
         self.model = self._build(encoder, num_classes)
-        # Lightning's own mean over processes with unequal shares of the images is not that over the images.
+        # Lightning's own mean over processes with unequal shares is not that over the images.
         self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
         metrics = MetricCollection(self._metrics(num_classes), compute_groups=False)
         self.val_metrics = metrics.clone(prefix="val/")
@@ -177,11 +176,10 @@ class TuningTask(L.LightningModule):
         return [TrainingCurves(), *([WeightAverage(decay)] if decay else [])]
 
     def setup(self, stage: str) -> None:
-        """Takes class names and preprocessing from the data module and checks that both sides agree.
+        """Takes class names and preprocessing from the data module.
 
-        A ConfigError where number of classes or image size differ between data and model, or something watches the
-        validation, whose images are trained on; a DeltaFileError where `init_delta` is none of this backbone and
-        deltas.
+        A ConfigError where its classes or images are others, or something watches the validation, whose images are
+        trained on; a DeltaFileError where `init_delta` is none of this backbone and deltas.
         """
         data = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "class_names"):
@@ -230,7 +228,7 @@ class TuningTask(L.LightningModule):
             self._limit_val, self.trainer.limit_val_batches = self.trainer.limit_val_batches, 0
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes[, H, W]) of images (B, 3, H, W), uint8 in [0, 255] or float in [0, 1]."""
+        """Logits (B, num_classes[, H, W]) of images (B, C, H, W), as the backbone takes them (`Backbone.normalize`)."""
         return cast("Tensor", self.model(images))
 
     def features(self, batch: Batch, split: str) -> Tensor:
