@@ -178,17 +178,18 @@ def _within(name: str, module: str) -> bool:
 def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
     """Names the parameters of a timm model that play a role and are read, in the order of `model.named_parameters()`.
 
-    Roles are ``all``; ``bias``, every additive vector named so; ``norm``, scale and shift of every normalisation;
-    ``last``, the `last` blocks, what lies between them and what follows them; where blocks are not known, the `last`
-    stages.
+    Roles are ``all``; ``bias``, every additive vector named so; ``norm``, scale and shift of every normalisation, and
+    ``scale``, its scales; ``last``, the `last` blocks, what lies between them and what follows them; where blocks are
+    not known, the `last` stages.
     """
     own = {name: p for name, p in backbone.model.named_parameters() if backbone.reads(name)}
     names = list(own)
     if role == "bias":
         return [name for name in names if name.rpartition(".")[2] in ("bias", "q_bias", "v_bias")]
-    if role == "norm":
+    if role in ("norm", "scale"):
         norms = {name for name, module in backbone.model.named_modules() if _is_norm(module)}
-        return [name for name in names if name.rpartition(".")[0] in norms]
+        kinds = ("weight",) if role == "scale" else ("weight", "bias")
+        return [name for name in names if name.rpartition(".")[0] in norms and name.endswith(kinds)]
     if role == "last" and not backbone.has_layout:
         chosen_stages = {name for stage in stages(backbone)[-last:] for name in stage}
         return [name for name in names if name in chosen_stages]

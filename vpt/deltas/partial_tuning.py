@@ -83,7 +83,10 @@ class Bias(Subset):
 class Norm(Subset):
     """Scale and shift of every normalisation layer."""
 
-    role = "norm"
+    def __init__(self, backbone: Backbone, bias: bool = True) -> None:
+        """Copies the parameters; without `bias` the scales alone, so that it goes together with the delta `bias`."""
+        DeltaPart.__init__(self, backbone)
+        self._copy("norm" if bias else "scale")
 
 
 @register_delta("full")
