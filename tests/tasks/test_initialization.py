@@ -82,6 +82,16 @@ def test_the_penalty_is_chosen_beyond_an_end_that_is_the_best() -> None:
     assert choose_l2(train, val, 2, [0.01, 0.03]) in (0.01, 0.03)
 
 
+@pytest.mark.parametrize("l2", [0.01, 3.0])
+def test_a_given_penalty_needs_no_validation_images(l2: float) -> None:
+    task = started(PromptTuning, init_head_l2=l2)
+    backbone, split = create_backbone("vit_nano_patch8_64").eval(), data().split("train")
+    with torch.inference_mode():
+        features = backbone(split.batch(range(len(split)))["image"]).double().numpy()
+    exact = LogisticRegression(C=1 / (l2 * len(features)), tol=1e-10, max_iter=20000).fit(features, split.labels)
+    np.testing.assert_allclose(task.model.head.weight.detach().numpy(), exact.coef_, atol=2e-3)
+
+
 def test_a_resumed_run_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = BASE | {"init_head": "probe"}
     keep = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True)
@@ -104,5 +114,10 @@ def test_what_cannot_start_there_is_refused() -> None:
         LinearProbe(**BASE, solver="lbfgs", init_head="probe")
     with pytest.raises(ConfigError, match="init_head probe is of images with one class each"):
         LinearProbe(**BASE, targets="multilabel", init_head="probe")
+    for l2 in (0.0, -1.0):
+        with pytest.raises(ConfigError, match="init_head_l2"):
+            PromptTuning(**BASE, init_head="probe", init_head_l2=l2)
+    with pytest.raises(ConfigError, match="init_head_l2 is a positive penalty of init_head: probe"):
+        PromptTuning(**BASE, init_head_l2=0.1)
     with pytest.raises(ConfigError, match="needs a data module"):
         trainer().fit(PromptTuning(**BASE, init_head="probe"), data().train_dataloader())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 from rich.progress import track
+from torch import Tensor
 
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
@@ -55,37 +57,35 @@ def agree(model: AdaptedModel, trainer: L.Trainer) -> None:
                 tensor.copy_(trainer.strategy.broadcast(tensor.detach()).to(tensor.device))
 
 
-def start_at_probe(model: TunedModel, data: ImageDataModule, strength: float, quiet: bool = False) -> float:
+def start_at_probe(
+    model: TunedModel, data: ImageDataModule, strength: float, l2: float | None = None, quiet: bool = False
+) -> float:
     """Sets a head to the exact minimum of its regularised cross-entropy over all training images.
 
-    They are not augmented, and the delta has the `strength`: 0 for the frozen backbone. The penalty is the one of
-    `PENALTIES` with the best accuracy on the validation images, by a head that is fitted to the training images that
-    are none of these, as `LinearProbe` has it. All else of the model stays as it was. A bar shows how far it is unless
-    it is `quiet`.
+    They are not augmented, and the delta has the `strength`: 0 for the frozen backbone. Without `l2` the penalty is the
+    one of `PENALTIES` with the best accuracy on the validation images, by a head that is fitted to the training images
+    that are none of these, as `LinearProbe` has it. All else of the model stays as it was. A bar shows how far it is
+    unless it is `quiet`.
 
     Returns:
         The penalty.
 
     Raises:
-        ConfigError: There are no validation images, or all training images are such.
+        ConfigError: There are no validation images to choose the penalty on, or all training images are such.
     """
     training, alpha = model.training, model.strength
     model.eval()
     if alpha != strength:
         model.set_strength(strength)
     found = {}
-    for name in ("train", "val"):
+    for name in ("train", "val") if l2 is None else ("train",):
         split = data.split(name)
         features = torch.from_numpy(
             batch_answers(model, split, size=data.batch_size, bar=iter if quiet else _bar(name))[1]
         )
         found[name] = features, torch.as_tensor(split.labels)
-    apart = torch.from_numpy(~data.shared("train", "val"))
-    if not bool(apart.any()) or not len(found["val"][1]):
-        raise ConfigError("init_head probe needs training images besides the validation images, and some of these.")
     classes = model.head.out_features
-    rest = found["train"][0][apart], found["train"][1][apart]
-    penalty = choose_l2(rest, found["val"], classes, PENALTIES, widen=True)
+    penalty = _chosen(found, data, classes) if l2 is None else l2
     weight, bias = fit_logistic(*found["train"], classes, penalty)
     with torch.no_grad():
         model.head.weight.copy_(weight)
@@ -94,6 +94,17 @@ def start_at_probe(model: TunedModel, data: ImageDataModule, strength: float, qu
         model.set_strength(alpha)
     model.train(training)
     return penalty
+
+
+def _chosen(found: Mapping[str, tuple[Tensor, Tensor]], data: ImageDataModule, classes: int) -> float:
+    apart = torch.from_numpy(~data.shared("train", "val"))
+    if not bool(apart.any()) or not len(found["val"][1]):
+        raise ConfigError(
+            "init_head probe needs training images besides the validation images, and some of these, to choose its "
+            "penalty on: add some, or give init_head_l2."
+        )
+    rest = found["train"][0][apart], found["train"][1][apart]
+    return choose_l2(rest, found["val"], classes, PENALTIES, widen=True)
 
 
 def _bar(name: str) -> Bar:
