@@ -16,6 +16,7 @@ from benchmarks import (
     examples,
     log_bias,
     prediction,
+    prompt_recipe,
     real_costs,
     real_protocol,
     robustness_tables,
@@ -42,6 +43,7 @@ ALL = (
     whole_models,
     decoding,
     prediction,
+    prompt_recipe,
 )
 
 
