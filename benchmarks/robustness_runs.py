@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 import torch
+import yaml
 from lightning.pytorch.cli import instantiate_class
 from numpy.typing import NDArray
 
@@ -31,10 +32,11 @@ from vpt.metrics.logits import group_mean
 from vpt.metrics.summary import summary
 from vpt.robustness import Record, logit_records, run
 from vpt.robustness.zero_shot_heads import own_head, write_head
-from vpt.run_record import DELTA_FILE
+from vpt.run_record import DELTA_FILE, PROBE
 
 BACKBONE = "vit_tiny_patch16_224"
 WEIGHTS = "weights/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
+CONFIGS = Path(__file__).parents[1] / "configs"
 SEEDS = (42, 44, 82)
 EPOCHS = 4
 BATCH = 10
@@ -58,11 +60,18 @@ class Method:
     title: str
     task: str
     options: dict[str, Any]
+    trainer: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def solved(self) -> bool:
         """Whether the head is the exact minimum, which no seed of training changes."""
         return self.options.get("solver") == "lbfgs"
+
+
+def _recipe() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of task and trainer of the prompt recipe."""
+    config = yaml.safe_load((CONFIGS / "method" / "prompt.yaml").read_text(encoding="utf-8"))
+    return {"deltas": config["model"]["init_args"]["deltas"]}, config["trainer"]
 
 
 METHODS = {
@@ -75,6 +84,8 @@ METHODS = {
     "shallow": Method("VPT-shallow, 10 tokens", "PromptTuning", {"num_tokens": 10, "deep": False}),
     "deep": Method("VPT-deep, 10 tokens", "PromptTuning", {"num_tokens": 10}),
     "joint": Method("joint: VPT-deep + full (not frozen)", "DeltaTuning", {"deltas": [_PROMPT, {"name": "full"}]}),
+    "recipe": Method("prompt recipe", "DeltaTuning", *_recipe()),
+    "recipe_probe": Method("prompt recipe from the probe", "DeltaTuning", *_recipe()),
 }
 
 
@@ -129,14 +140,21 @@ def fit(
     rate: float | list[float],
     seed: int,
     epochs: int = EPOCHS,
-    head: Path | None = None,
+    head: Path | float | None = None,
 ) -> Row:
-    """Trains, leaves the delta file in the build folder, and says how it went; `rate` is AdamW's, or penalties."""
+    """Trains, leaves the delta file in the build folder, and says how it went; `rate` is AdamW's, or penalties.
+
+    Training starts at a `head` of a file, or at a probe of that penalty.
+    """
     own = {"l2": rate} if isinstance(rate, list) else {"base_lr": rate * 256 / BATCH}
     model: Section = {"backbone": BACKBONE, "weights": str(place.weights), "optimizer": "adamw"}
-    model |= {"init_head": None if head is None else str(head), **METHODS[method].options, **own}
+    start: Section = {"init_head": None if head is None else str(head)}
+    model |= {"init_head": PROBE, "init_head_l2": head} if isinstance(head, float) else start
+    model |= {**METHODS[method].options, **own}
     trainer: Section = {"max_epochs": epochs, "precision": BF16, "num_sanity_val_steps": 0}
-    trainer |= {"check_val_every_n_epoch": epochs} | ({"limit_train_batches": 2} if place.quick else {})
+    trainer |= {**METHODS[method].trainer, "check_val_every_n_epoch": epochs} | (
+        {"limit_train_batches": 2} if place.quick else {}
+    )
     config = {
         "seed_everything": seed,
         "trainer": trainer,
@@ -209,6 +227,8 @@ PACS_RATES = {
     "lpft": (3e-5, 1e-4),
     "lora": (1e-3, 4e-3),
     "shallow": (4e-3, 8e-3),
+    "recipe": (1e-3, 3e-3),
+    "recipe_probe": (1e-3, 3e-3),
 }
 PACS_PROBE = "pacs-linear"
 SHIFTS = ("art_painting", "cartoon", "sketch")
@@ -245,7 +265,7 @@ def _pacs_anchor(place: Place) -> Path:
 
 
 def _pacs_fit(place: Place, method: str, rate: float, seed: int) -> Row:
-    head = _pacs_anchor(place) if method == "lpft" else None
+    head = _pacs_anchor(place) if method in ("lpft", "recipe_probe") else None
     return fit(place, f"pacs-{method}-{rate:g}-{seed}", method, _pacs(place, seed), rate, seed, head=head)
 
 
@@ -261,10 +281,12 @@ def _pacs_sweep(place: Place, method: str, rate: float, seed: int) -> Row:
 SHOTS = {"caltech101": (1, 2, 4), "signdigits10": (1, 2, 4, 8, 16, 32)}
 SHOT_PRESETS = {"caltech101": "square", "signdigits10": "timm"}
 SHOT_RATES = {
-    "caltech101": {"linear": 1e-3, "full": 3e-4, "deep": 4e-3, "joint": 3e-4},
-    "signdigits10": {"linear": 3e-2, "full": 1e-4, "deep": 4e-3, "joint": 1e-4},
+    "caltech101": {"linear": 1e-3, "full": 3e-4, "deep": 4e-3, "joint": 3e-4, "recipe": 1e-3, "recipe_probe": 1e-3},
+    "signdigits10": {"linear": 3e-2, "full": 1e-4, "deep": 4e-3, "joint": 1e-4, "recipe": 3e-3, "recipe_probe": 3e-3},
 }
-"""What val200 chose of three to five after training on all of train800, four epochs; joint takes that of full."""
+"""What val200 chose of three to five after training on all of train800, four epochs; joint takes that of full.
+
+A probe to start at has the penalty of the linear one."""
 SHOT_STEPS = 100
 
 
@@ -283,7 +305,8 @@ def _fewshot(place: Place, task: str, method: str, shots: int, seed: int) -> Row
     name, rate, solved = f"fewshot-{task}-{method}-{shots}-{seed}", SHOT_RATES[task][method], METHODS[method].solved
     steps = math.ceil(len(_read(data).split("train")) / BATCH)
     epochs = 1 if solved or place.quick else max(EPOCHS, math.ceil(SHOT_STEPS / steps))
-    trial = fit(place, name, method, data, [rate] if solved else rate, seed, epochs)
+    head = SHOT_RATES[task]["linear"] if method == "recipe_probe" else None
+    trial = fit(place, name, method, data, [rate] if solved else rate, seed, epochs, head)
     rows = measure(place, name, place.delta(name), _read(data))
     place.delta(name).unlink()  # 22 MB each after full fine-tuning, and nothing reads it again
     return {"method": method, "shots": shots, **trial, "rows": rows}

@@ -50,7 +50,13 @@ if TYPE_CHECKING:
 SHOWN = (0.0, 0.3, 0.5, 0.7, 1.0)
 """α in the tables of the weights' own head; the figure has all."""
 SCORES = {"top1": "top-1", "ece": "ECE"}
-COLOURS = dict(zip(METHODS, ("#4b5563", "#1d4ed8", "#0e7490", "#a16207", "#c2410c", "#7e22ce", "#be185d"), strict=True))
+COLOURS = dict(
+    zip(
+        METHODS,
+        ("#4b5563", "#1d4ed8", "#0e7490", "#a16207", "#c2410c", "#7e22ce", "#be185d", "#15803d", "#65a30d"),
+        strict=True,
+    )
+)
 Found = Mapping[str, Row]
 """The trials of a part that are there, by name."""
 
