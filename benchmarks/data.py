@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 
 from benchmarks.records import RESULTS, Records, Row, machine, markdown
 from vpt.backbones import create_backbone
-from vpt.data import ImageDataModule, VTABDataModule, image_cache
+from vpt.data import FolderDataModule, ImageDataModule, VTABDataModule, image_cache
 from vpt.experiments.profile import interleaved
 from vpt.models import TunedModel
 
@@ -104,6 +105,35 @@ def share_of_training(data: ImageDataModule, backbone: str) -> Row:
             "loader/epoch": waited / seconds}  # fmt: skip
 
 
+SHAPES: dict[str, tuple[list[int], int | None]] = {
+    "224 × 224, RGB": ([224, 224], None),
+    "192 × 384, RGB": ([192, 384], None),
+    "224 × 224, 12 channels": ([224, 224], 12),
+}
+"""Images in a cache: their size, and channels unless they are RGB."""
+
+
+def by_shape(folder: Path, count: int, batch: int, rounds: int) -> dict[str, float]:
+    """Bytes per second of an epoch from the cache, of generated images."""
+    random, runs, sizes = np.random.default_rng(0), [], []
+    for place, (size, channels) in enumerate(SHAPES.values()):
+        root = folder / str(place)
+        for number in range(count):
+            home = root / ("train", "val", "test")[min(2, number * 20 // count // 9)] / f"class{number % 2}"
+            home.mkdir(parents=True, exist_ok=True)
+            if channels is None:
+                pixels = random.integers(0, 256, (75, 100, 3), np.uint8)
+                Image.fromarray(pixels).save(home / f"{number}.png", compress_level=1)
+            else:
+                np.save(home / f"{number}.npy", random.integers(0, 4000, (channels, 75, 100), np.uint16))
+        data = FolderDataModule(root, image_size=size, channels=channels, batch_size=batch)
+        pixel = 3 if channels is None else 4 * channels
+        sizes.append(len(data.split("train")) * pixel * size[0] * size[1])
+        runs.append(partial(read, data.train_dataloader()))
+    seconds = interleaved(runs, rounds)
+    return {name: size / each for name, size, each in zip(SHAPES, sizes, seconds, strict=True)}
+
+
 def blocks(out: Path = RESULTS) -> dict[str, str]:
     """What is there as Markdown, of caltech101 if that is among it."""
     found = _kept(out).find("caltech101") or next(iter(_kept(out).rows()), None)
@@ -114,9 +144,13 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
         [name.replace("plain", "ImageFolder"), f"{value:,.0f}", f"{value / speed['plain, 0 workers']:.2f}"]
         for name, value in speed.items()
     ]
+    shapes = found.get("shapes_bytes_per_s", {})
+    square = next(iter(shapes.values()), 1.0)
+    lines = [[name, f"{value / 1e9:.1f}", f"{value / square:.2f}"] for name, value in shapes.items()]
     waited = f"{100 * training['loader/epoch']:.2f} %"
     return {
         "data": markdown(["reading", "images/s", "speed-up over ImageFolder, 0 workers"], rows),
+        "data shapes": markdown(["epoch from the cache", "GB/s", "ratio to square RGB"], lines),
         "data cache": f"{found['images']:,} training images of {found['task']} in batches of {found['batch']}; "
         f"{found['cache_bytes_per_1000_images'] / 1e6:.1f} MB of cache for 1,000 images of {SIZE} × {SIZE}; an epoch "
         f"of VPT-deep on {training['backbone']} waits {waited} of its time for images from the cache.",
@@ -132,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="caltech101", help="below VPT_DATA")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--images", type=int, default=1000, help="generated without VPT_DATA")
+    parser.add_argument("--images", type=int, default=1000, help="generated without VPT_DATA, and half for each shape")
     parser.add_argument("--training-batch", type=int, default=10, help="as in configs/vtab")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--backbone", default="vit_tiny_patch16_224")
@@ -163,6 +197,7 @@ def measure(args: argparse.Namespace) -> Row:
         count = len(make().split("train"))
         speed = [count / seconds for seconds in interleaved(list(runs.values()), args.rounds)]
         files, size = image_cache.usage()
+        shapes = by_shape(Path(scratch) / "shapes", args.images // 2, args.batch, args.rounds)
         return {
             "machine": machine("cpu"),
             "task": task,
@@ -170,6 +205,7 @@ def measure(args: argparse.Namespace) -> Row:
             "batch": args.batch,
             "images_per_s": dict(zip(runs, speed, strict=True)),
             "cache_bytes_per_1000_images": size * 1000 / count / files,
+            "shapes_bytes_per_s": shapes,
             "training": share_of_training(make(args.training_batch), args.backbone),
         }
 
