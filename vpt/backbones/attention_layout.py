@@ -143,7 +143,7 @@ RUN_WHOLE = (
     "timm runs this model whole, and what enters its blocks is not known. Deep prompts and prefixes take it, without "
     "what needs its tokens (init from images, adaptive); so do linear, mlp_head, sidetune, bias, norm, ssf, partial, "
     "prompt_pad, full, and lora and adapters on layers by name. Shallow prompts, lora and adapters by the names of the "
-    "papers, attention figures and segmentation do not."
+    "papers, figures of attention maps and segmentation do not."
 )
 
 KEYLESS = {"ChannelAttention", "ChannelAttentionV2", "ConvAttention", "OutlookAttention"}

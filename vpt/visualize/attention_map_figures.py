@@ -16,7 +16,14 @@ from vpt.deltas.prompt import Prompt
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
 from vpt.reports.style import ACCENT, NEUTRAL, SEQUENTIAL, short, style
-from vpt.visualize.attention_maps import Array, AttentionMaps, LayerMaps, PromptAttention, measure_attention
+from vpt.visualize.attention_maps import (
+    Array,
+    AttentionMaps,
+    LayerMaps,
+    PromptAttention,
+    PromptShares,
+    measure_attention,
+)
 from vpt.visualize.figure_panels import Grid, bare, chosen, colour_bar, draw_pairs, head, panels, show
 
 if TYPE_CHECKING:
@@ -175,15 +182,10 @@ def rollout_figure(
     return figure
 
 
-def share_figure(tuned: AttentionMaps) -> Figure:
-    """Draws the share of attention on prompts for each layer and head, mean over images.
-
-    There is a heat map for the class token and one for the mean patch; only the latter where there is no class token.
-    """
-    tables = {"of the mean patch": tuned.share(of_patches=True)}
-    if tuned.has_class_token:
-        tables = {"of the class token": tuned.share()} | tables
-    depth, heads = tables["of the mean patch"].shape
+def share_figure(shares: PromptShares) -> Figure:
+    """Draws the share of attention on prompts for each layer and head, a heat map for each table."""
+    tables = shares.tables
+    depth, heads = next(iter(tables.values())).shape
     high = 100 * float(np.nanmax(list(tables.values())))
     size = (1.6 + len(tables) * max(2.4, 0.42 * heads), 1.3 + max(1.8, 0.3 * depth))
     with panels(size, 1, len(tables), "Share of attention on prompts") as (figure, grid):
@@ -200,7 +202,7 @@ def share_figure(tuned: AttentionMaps) -> Figure:
             axes.set_title(name, loc="left")
             axes.set_xlabel("head")
         grid[0, 0].set_ylabel("layer")
-        label = f"% of attention\n(uniform attention: {_uniform(tuned)}%)"
+        label = f"% of attention\n(uniform attention: {_uniform(shares.uniform)}%)"
         colour_bar(image, grid, label, pad=0.02, aspect=18)
     return figure
 
@@ -281,8 +283,8 @@ def _sources(maps: AttentionMaps, place: int) -> str:
     return f"patches {patches:.0%}" + (f", prompts {prompts:.0%}" if prompts else "")
 
 
-def _uniform(maps: AttentionMaps) -> str:
-    shares = [100 * layer.uniform for layer in maps.layers]
+def _uniform(parts: Sequence[float]) -> str:
+    shares = [100 * part for part in parts]
     low, high = percent(min(shares)), percent(max(shares))
     return low if low == high else f"{low} to {high}"
 

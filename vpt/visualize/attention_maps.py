@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vpt.argument_types import checked
-from vpt.backbones import AttentionCall, Backbone, class_attention, recording
+from vpt.backbones import AttentionCall, Backbone, class_attention, extra_shares, recording
 from vpt.backbones.attention.recording import summarise
 from vpt.deltas.prompt import Prompt
 from vpt.errors import ConfigError
@@ -113,10 +113,45 @@ class AttentionMaps:
         """
         return _table([(layer.patch_share if of_patches else layer.share).mean(axis=0) for layer in self.layers])
 
+    def shares(self) -> PromptShares:
+        """Of the class token, where there is one, and of the mean patch."""
+        tables = {"of the class token": self.share()} if self.has_class_token else {}
+        uniform = [layer.uniform for layer in self.layers]
+        return PromptShares(tables | {"of the mean patch": self.share(of_patches=True)}, uniform)
+
     @property
     def strongest(self) -> int:
         """The block whose patches give the most of their attention to prompts, counted from 0."""
         return int(np.argmax([layer.patch_share.mean() for layer in self.layers]))
+
+
+@dataclass(frozen=True)
+class PromptShares:
+    """Parts of attention that go to prompts, mean over images: `tables` (layers, heads) by whose it is.
+
+    `uniform` is that part in each layer if all keys got the same.
+    """
+
+    tables: dict[str, Array]
+    uniform: list[float]
+
+
+@checked
+@torch.no_grad()
+def prompt_shares(model: TunedModel, images: Tensor) -> PromptShares:
+    """Measures, in eval mode, what of its attention each block gives to prompts and prefixes, on any backbone.
+
+    That of the class token and of the mean patch where tokens are known, else the mean over all that ask. An
+    UnsupportedBackboneError where the attention cannot be read.
+    """
+    if model.backbone.has_layout:
+        return attention_maps(model, images).shares()
+    with evaluating(model):
+        device = model.backbone.mean.device
+        parts = [extra_shares(model.backbone, batch.to(device)) for batch in torch.split(images, _BATCH)]
+    layers = [torch.cat([part[block].share for part in parts]) for block in range(len(parts[0]))]
+    table = _table([_array(layer.mean(dim=0)) for layer in layers])
+    return PromptShares({"of all that ask": table}, [layer.uniform for layer in parts[0]])
 
 
 @checked

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,8 +24,8 @@ from vpt.reports.style import NEUTRAL, confusion_figure, pixels, save_figure, sh
 from vpt.run_record import RUN_FILE
 from vpt.tasks import ClassificationTask, RunRecord, SegmentationTask
 from vpt.tasks.callbacks import run_folder
-from vpt.visualize.attention_map_figures import draw_attention
-from vpt.visualize.attention_maps import evaluating, has_prompts, measure_attention
+from vpt.visualize.attention_map_figures import draw_attention, share_figure
+from vpt.visualize.attention_maps import evaluating, has_prompts, measure_attention, prompt_shares
 from vpt.visualize.figure_kinds import sample_images
 from vpt.visualize.figure_panels import bare, panels
 
@@ -74,7 +75,10 @@ class FigureLogger(L.Callback):
             figure = draw_segmentation({"Prediction": pl_module.model}, split, shown)
             self._keep(trainer, folder, "segmentation", figure)
         elif (looked_at := _prompted(trainer, pl_module, self.num_images)) is not None:
-            self._keep(trainer, folder, "attention", draw_attention(*looked_at))
+            model, images, _ = looked_at
+            known = model.backbone.has_layout
+            figure = draw_attention(*looked_at) if known else share_figure(prompt_shares(model, images))
+            self._keep(trainer, folder, "attention", figure)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the confusion matrix that the task has counted."""
@@ -104,8 +108,7 @@ def _prompted(
     data = getattr(trainer, "datamodule", None)
     if not isinstance(pl_module, ClassificationTask) or not isinstance(data, ImageDataModule):
         return None
-    seen = has_prompts(pl_module.model) and pl_module.model.backbone.has_layout
-    return (pl_module.model, *sample_images(data.split("val"), number)) if seen else None
+    return (pl_module.model, *sample_images(data.split("val"), number)) if has_prompts(pl_module.model) else None
 
 
 def _log_image(trainer: L.Trainer, name: str, figure: Figure) -> None:
@@ -124,7 +127,8 @@ class AttentionLogger(L.Callback):
     """Logs the attention figure to TensorBoard, and the prompts' share of attention to every logger.
 
     The figure is ``attention/figure``, the share of layer n ``attention_on_prompts/layer_n``: the part of the class
-    token's attention (of the mean patch's where there is none) that goes to prompts, mean over heads and over the same
+    token's attention (of the mean patch's where there is none, of all that ask where tokens are not known) that goes to
+    prompts, mean over heads and over the same
     few validation images each time. Training is not changed: nothing is drawn at random, modes and strength are put
     back. Does nothing without prompts, without a logger and in ``fast_dev_run``. In a config::
 
@@ -157,14 +161,19 @@ class AttentionLogger(L.Callback):
             return
         if (looked_at := _prompted(trainer, pl_module, self.num_images)) is None:
             return
-        model, images, labels = looked_at
-        measured = measure_attention(model, images)
-        shares = np.nanmean(measured.share, axis=(1, 2))
-        scalars = {f"attention_on_prompts/layer_{layer}": float(share) for layer, share in enumerate(shares, start=1)}
+        model, images, _ = looked_at
+        draw: Callable[[], Figure]
+        if model.backbone.has_layout:
+            measured = measure_attention(model, images)
+            layers, draw = np.nanmean(measured.share, axis=(1, 2)), partial(draw_attention, *looked_at, measured)
+        else:
+            found = prompt_shares(model, images)
+            layers, draw = np.nanmean(next(iter(found.tables.values())), axis=1), partial(share_figure, found)
+        scalars = {f"attention_on_prompts/layer_{layer}": float(share) for layer, share in enumerate(layers, start=1)}
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-            _log_image(trainer, "attention/figure", draw_attention(model, images, labels, measured))
+            _log_image(trainer, "attention/figure", draw())
 
 
 @checked

@@ -33,7 +33,14 @@ from vpt.visualize.attention_map_figures import (
     share_figure,
     subject_figure,
 )
-from vpt.visualize.attention_maps import AttentionMaps, attention_maps, has_prompts, strength
+from vpt.visualize.attention_maps import (
+    AttentionMaps,
+    PromptShares,
+    attention_maps,
+    has_prompts,
+    prompt_shares,
+    strength,
+)
 from vpt.visualize.layer_features import FEWEST, features_figure, layer_features
 
 if TYPE_CHECKING:
@@ -75,6 +82,11 @@ class Scene:
             return None
         with strength(self.model, 0.0):
             return attention_maps(self.model, self.images)
+
+    @cached_property
+    def shares(self) -> PromptShares:
+        """What of its attention each layer gives to prompts, on the few images."""
+        return self.tuned.shares() if self.model.backbone.has_layout else prompt_shares(self.model, self.images)
 
     @cached_property
     def searched(self) -> tuple[Tensor, AttentionMaps]:
@@ -181,6 +193,13 @@ class Kind:
     caption: str
     draw: Callable[[Scene], Figure]
     missing: Callable[[Scene], str] = lambda scene: ""
+    of_tokens: bool = True
+
+    def lacks(self, scene: Scene) -> str:
+        """What a scene lacks for it; nothing where it can be drawn."""
+        if self.of_tokens and not scene.model.backbone.has_layout:
+            return f"which tokens of {scene.model.backbone.name} lie where is not known (--kind share needs none)"
+        return self.missing(scene)
 
 
 def _features(scene: Scene) -> Figure:
@@ -230,8 +249,9 @@ KINDS: dict[str, Kind] = {
     "share": Kind(
         "Share of attention on prompts",
         "Mean over the images. In brackets the share under uniform attention.",
-        lambda scene: share_figure(scene.tuned),
-        _no_keys,
+        lambda scene: share_figure(scene.shares),
+        lambda scene: "" if max(scene.shares.uniform) else "the model has no prompts",
+        of_tokens=False,
     ),
     "mass": Kind(
         "Attention of patches to prompts",
@@ -272,7 +292,7 @@ def draw(scene: Scene, kind: str) -> Figure:
 def _check(scene: Scene, kind: str) -> None:
     if kind not in KINDS:
         raise UnknownNameError("kind", kind, KINDS)
-    if missing := KINDS[kind].missing(scene):
+    if missing := KINDS[kind].lacks(scene):
         raise ConfigError(f"The figure {kind!r} cannot be drawn: {missing}.")
 
 
@@ -292,7 +312,7 @@ def write_gallery(
         _check(scene, kind)
     figures, left_out, paths = {}, [], []
     for kind in kinds or KINDS:
-        if not kinds and (missing := KINDS[kind].missing(scene)):
+        if not kinds and (missing := KINDS[kind].lacks(scene)):
             left_out.append(f"{kind} is left out: {missing}.")
         else:
             figures[kind] = draw(scene, kind)

@@ -144,3 +144,53 @@ def summarise(call: AttentionCall, weights: Tensor, by_token: bool) -> LayerAtte
         prompts=torch.cat([whole[..., call.num_prefix : start], whole[..., tokens:]], dim=-1),
         keys=weights.shape[-1],
     )
+
+
+@dataclass(frozen=True)
+class ExtraShare:
+    """Attention of one module on extra keys: mean over all that ask, (B, heads), and that if all keys got the same."""
+
+    share: Tensor
+    uniform: float
+
+
+@checked
+@torch.no_grad()
+def extra_shares(backbone: Backbone, images: Tensor) -> list[ExtraShare]:
+    """Measures the attention on extra keys in every block that attends, in one forward pass.
+
+    Read where queries meet all keys, so that neither tokens nor maps need be known. Where several softmaxes make a head
+    (differential attention) each is one; a map between heads behind the softmax (CaiT) counts. An
+    UnsupportedBackboneError where the backbone's attention is not known.
+    """
+    found = dict[OpenAttention, ExtraShare]()
+    attentions = backbone.attention_layout.attentions
+    with ExitStack() as stack:
+        for attention in attentions:
+            stack.enter_context(_measuring(attention, len(images), found))
+        backbone(images)
+    none = ExtraShare(images.new_zeros(len(images), 1, dtype=torch.float32), 0.0)
+    return [found.get(attention, none) for attention in attentions]
+
+
+@contextmanager
+def _measuring(attention: OpenAttention, images: int, found: dict[OpenAttention, ExtraShare]) -> Iterator[None]:
+    """Reads what an attention module attends to beside its own keys, where an edit adds some."""
+    changed, attend, own = attention._changed, attention.attend, list[int]()
+
+    def counted(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        own[:] = [keys.shape[2]]
+        return changed(keys, values)
+
+    def measured(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float | None = None) -> Tensor:
+        share = attention.shares(q, k, bias)[..., own[0] :].sum(dim=-1).mean(dim=-1)
+        by_image = share.float().reshape(images, -1, share.shape[1]).mean(dim=1)
+        found[attention] = ExtraShare(by_image, 1 - own[0] / k.shape[2])
+        return attend(q, k, v, bias, dropout)
+
+    instance = attention.__dict__
+    instance["_changed"], instance["attend"] = counted, measured
+    try:
+        yield
+    finally:
+        del instance["_changed"], instance["attend"]

@@ -61,7 +61,7 @@ def run(args: list[str]) -> None:
         scene = scene_from_files(options.delta, options.images, options.weights)
     else:
         scene = scene_from_data(options.delta, delta_data(options.delta, options.data, overrides), options.weights)
-    if options.kind is None and KINDS["compare"].missing(scene):
+    if options.kind is None and KINDS["compare"].missing(scene):  # where tokens are known or not
         raise ConfigError(
             f"{options.delta} holds no prompts, so there is nothing to compare: give a prompt run's delta file, "
             "or ask for other kinds of figures (`vpt attention --kind all`)."
