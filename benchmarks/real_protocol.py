@@ -64,7 +64,7 @@ METHODS = {
     "vpt_deep": (2e-3, 4e-3, 8e-3),
     "prompt_bias": (1e-3, 2e-3, 4e-3),
     "prompt_lora": (1e-3, 2e-3, 4e-3),
-    "prompt": (1e-3, 3e-3, 1e-2),
+    "prompt": (2e-3, 3e-3, 4.5e-3),
     "full": (3e-5, 1e-4, 3e-4),
 }
 """By config of configs/method: AdamW's rates at batch 10."""
