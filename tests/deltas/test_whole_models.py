@@ -52,6 +52,8 @@ MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
     ),
     "maxxvit": ("maxxvit_rmlp_nano_rw_256", 64, {"img_size": 64, "depths": (1, 1, 1, 1)}),
     "coatnet": ("test_coatnet", 64, {"img_size": 64}),
+    "mvit": ("mvitv2_tiny", 64, {"img_size": 64}),
+    "mvit-class": ("mvitv2_small_cls", 64, {"img_size": 64}),
     "cait": ("cait_xxs24_224", 32, {"img_size": 32, "depth": 2}),
     "pit": ("pit_ti_224", 64, {"img_size": 64, "depth": [1, 1, 1]}),
     "tiny_vit": ("tiny_vit_5m_224", 64, {"depths": (1, 1, 1, 1)}),

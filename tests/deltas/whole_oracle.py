@@ -311,6 +311,39 @@ def _swin_cr(a: Any, p: Array, log: Array, x: Array, mask: Array | None = None) 
     return _weights(a.proj, _mix(q * scale, k, v, bias, log, len(p), 1.0))
 
 
+def _mvit(a: Any, p: Array, log: Array, x: Array, size: Any) -> Any:
+    """A prompt is no part of a map: convolutions leave it out, the norms behind them do not."""
+    parts, own, sizes = [], [], []
+    for letter, whole, alone in zip(
+        "qkv", *(_three(_weights(a.qkv, each), a.num_heads) for each in (x, p)), strict=True
+    ):
+        pool, norm = getattr(a, f"pool_{letter}"), getattr(a, f"norm_{letter}")
+        first, small = whole[:, :, : int(a.has_cls_token)], tuple(size)
+        if pool is not None:
+            maps = whole[:, :, int(a.has_cls_token) :].transpose(2, 3).unflatten(3, tuple(size))
+            maps = torch.stack([pool(maps[:, head]) for head in range(a.num_heads)], dim=1)
+            small = tuple(maps.shape[-2:])
+            whole = torch.cat([first, maps.flatten(3).transpose(2, 3)], dim=2)
+        sizes.append(small)
+        parts.append(whole if norm is None else norm(whole))
+        own.append(alone if norm is None else norm(alone))
+    (q, k, v), bias, start = parts, None, int(a.has_cls_token)
+    if a.rel_pos_type == "spatial":
+        places = []
+        for table, asked, there in zip((a.rel_pos_h, a.rel_pos_w), *sizes[:2], strict=True):
+            up, down = max(there / asked, 1.0), max(asked / there, 1.0)
+            rows = [[int(i * up - j * down + (there - 1) * down) for j in range(there)] for i in range(asked)]
+            places.append(table[torch.tensor(rows)])
+        grid = q[:, :, start:].unflatten(2, sizes[0])
+        high = torch.einsum("bnhwc,hkc->bnhwk", grid, places[0])[..., :, None]
+        wide = torch.einsum("bnhwc,wkc->bnhwk", grid, places[1])[..., None, :]
+        bias = pad((high + wide).flatten(4).flatten(2, 3), (start, 0, start, 0))
+    k, v = (torch.cat([each, alone.expand(len(x), -1, -1, -1)], dim=2) for each, alone in ((k, own[1]), (v, own[2])))
+    out = _mix(q, k, v, bias, log, len(p), a.head_dim**-0.5)
+    out = out + q.transpose(1, 2).flatten(2) if a.residual_pooling else out
+    return _weights(a.proj, out), list(sizes[0])
+
+
 def _multi_query(a: Any, p: Array, log: Array, x: Array, **_: Any) -> Array:
     asking = a.query(x)
     q = _split(asking.flatten(2).transpose(1, 2), a.num_heads)
@@ -337,6 +370,7 @@ _BY_MODULE: dict[tuple[str, str], Callable[..., Array]] = {
     ("tiny_vit", "Attention"): _tiny,
     ("hiera", "MaskUnitAttention"): _hiera,
     ("hieradet_sam2", "MultiScaleAttention"): _hieradet,
+    ("mvitv2", "MultiScaleAttention"): _mvit,
     ("cait", "ClassAttn"): _class,
     ("cait", "TalkingHeadAttn"): _talking,
     ("crossvit", "CrossAttention"): _class,

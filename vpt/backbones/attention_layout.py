@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from timm.layers import LayerNorm2d
-from timm.models import fastvit, nest, nextvit, pvt_v2, tnt, twins, visformer, vision_transformer_sam, volo
+from timm.models import fastvit, mvitv2, nest, nextvit, pvt_v2, tnt, twins, visformer, vision_transformer_sam, volo
 from timm.models._efficientnet_blocks import MobileAttention
 from timm.models.byobnet import ByobNet
 from timm.models.cait import Cait, LayerScaleBlock, LayerScaleBlockClassAttn
@@ -83,6 +83,7 @@ WHOLE = (
     MaxxVit,
     MetaFormer,
     MobileNetV3,
+    mvitv2.MultiScaleVit,
     NaFlexVit,
     nest.Nest,
     nextvit.NextViT,
@@ -115,6 +116,7 @@ NORMS: dict[type[nn.Module], str | dict[str, str]] = {
     MetaFormerBlock: "norm1",
     MobileAttention: "norm",
     MultiScaleBlock: "norm1",
+    mvitv2.MultiScaleBlock: "norm1",
     nest.TransformerLayer: "norm1",
     nextvit.NextTransformerBlock: "norm1",
     nn.Sequential: "norm",  # of ParallelThingsBlock

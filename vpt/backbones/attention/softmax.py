@@ -10,6 +10,7 @@ from timm.layers.diff_attention import DiffAttention
 from timm.models.cait import TalkingHeadAttn
 from timm.models.crossvit import CrossAttention
 from timm.models.gcvit import WindowAttentionGlobal
+from timm.models.mvitv2 import MultiScaleAttention, cal_rel_pos_type, reshape_post_pool, reshape_pre_pool
 from timm.models.swin_transformer_v2_cr import WindowMultiHeadAttention
 from timm.models.tnt import Attention as TntAttention
 from timm.models.volo import ClassAttention
@@ -153,6 +154,52 @@ class OpenSwinCr(OpenAttention, WindowMultiHeadAttention):  # type: ignore[misc]
         return (*self.project(x), with_shift(self._relative_positional_encodings(), mask, x.shape[0]))
 
 
+class OpenMultiScaleVit(OpenAttention, MultiScaleAttention):  # type: ignore[misc]  # timm is untyped
+    """MViT v2: queries, keys and values of smaller maps, on maps whose positions add to the logits.
+
+    A token of no position is treated as the class token is: no pool takes it, the norms behind the pools do.
+    """
+
+    def project(self, x: Tensor) -> Projected:
+        """See `OpenAttention`."""
+        parts = zip(self._heads(self.qkv(x)), (self.norm_q, self.norm_k, self.norm_v), strict=True)
+        q, k, v = (part if norm is None else norm(part) for part, norm in parts)
+        return q, k, v
+
+    def prepare(self, x: Tensor, feat_size: list[int]) -> Parts:
+        """See `OpenAttention`."""
+        pools = (self.pool_q, self.pool_k, self.pool_v), (self.norm_q, self.norm_k, self.norm_v)
+        found, sizes = [], []
+        for part, pool, norm in zip(self._heads(self.qkv(x)), *pools, strict=True):
+            size = feat_size
+            if pool is not None:
+                rows, token = reshape_pre_pool(part, feat_size, self.has_cls_token)
+                part, size = reshape_post_pool(pool(rows), self.num_heads, token)
+            found.append(part if norm is None else norm(part))
+            sizes.append(size)
+        q, k, v = found
+        bias = None
+        if self.rel_pos_type == "spatial":
+            empty = q.new_zeros(*q.shape[:3], k.shape[2])
+            bias = cal_rel_pos_type(empty, q, self.has_cls_token, *sizes[:2], self.rel_pos_h, self.rel_pos_w)
+        return q, k, v, bias
+
+    def forward(self, x: Tensor, feat_size: list[int], **_: Any) -> Any:  # type: ignore[override]
+        """Also gives the size of the map that the queries are, as timm's does."""
+        if not any(edit.active for edit in self.edits.values()):
+            return cast("Any", super(OpenAttention, self)).forward(x, feat_size)
+        q, k, v, bias = self.prepare(x, feat_size)
+        k, v, bias = self.edited(k, v, bias)
+        out = self.attend(q, k, v, bias, 0.0)
+        out = out + q if self.residual_pooling else out
+        size = feat_size if self.pool_q is None else self._pooled_size(feat_size)
+        return self.proj(out.transpose(1, 2).flatten(2)), size
+
+    def _pooled_size(self, feat_size: list[int]) -> list[int]:
+        sides = zip(feat_size, self.pool_q.kernel_size, self.pool_q.stride, self.pool_q.padding, strict=True)
+        return [(side + 2 * padding - kernel) // stride + 1 for side, kernel, stride, padding in sides]
+
+
 def _across(layer: Any, weights: Tensor) -> Tensor:
     """Maps between heads, of (B, heads, queries, keys)."""
     return cast("Tensor", layer(weights.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
@@ -162,6 +209,7 @@ WRITTEN_OUT: dict[type[nn.Module], type[OpenAttention]] = {
     ClassAttention: OpenVoloClass,
     CrossAttention: OpenCross,
     DiffAttention: OpenDifferential,
+    MultiScaleAttention: OpenMultiScaleVit,
     TalkingHeadAttn: OpenTalkingHeads,
     TntAttention: OpenTnt,
     WindowAttentionGlobal: OpenGlobal,
