@@ -59,7 +59,7 @@ ROWS = {
     "adapter": ("adapter",),
     "ssf": ("ssf",),
     "prefix": ("prefix",),
-    "prompt": ("vpt_shallow", "vpt_deep", "prompt_bias", "prompt_lora"),
+    "prompt": ("vpt_shallow", "vpt_deep", "prompt_bias", "prompt_lora", "prompt"),
     "full": (),
 }
 """By delta, the rows that its page shows between those of the linear probe and of full fine-tuning."""

@@ -1,4 +1,4 @@
-"""The cost ledger of eleven ways to adapt ViT-Ti/16: table of docs/protocol.md.
+"""The cost ledger of twelve ways to adapt ViT-Ti/16: table of docs/protocol.md.
 
     python -m benchmarks.real_costs --root $VPT_DATA [--methods lora ...]
     python -m benchmarks.real_costs --print

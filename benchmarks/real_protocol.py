@@ -1,4 +1,4 @@
-"""The published procedure on five small tasks with eleven ways to adapt ViT-Ti/16: tables of docs/protocol.md.
+"""The published procedure on five small tasks with twelve ways to adapt ViT-Ti/16: tables of docs/protocol.md.
 
     python -m benchmarks.real_protocol --root $VPT_DATA [--tasks caltech101 ...] [--methods lora ...] [--threads 1]
     python -m benchmarks.real_protocol --print
