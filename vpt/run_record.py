@@ -236,6 +236,8 @@ def epoch_rule(record: Mapping[str, Any]) -> str:
 _RESULTS = ("status", "metrics", "epochs", "steps", "seconds", "images", "evaluated", "epoch_rule", "read.val", "best")
 _ENVIRONMENT = ("machine", "versions", "parameters")
 _PLACES = ("hyperparameters.weights", "hyperparameters.init_", "hyperparameters._", "backbone.weights")
+CHANNELS = tuple(f"{part}.normalization.{key}" for part in ("hyperparameters", "backbone") for key in ("mean", "std"))
+"""Statistics of channels, by dotted key."""
 _EXACT = ("hyperparameters.micro_batch", "hyperparameters.metrics")  # change no other number but by rounding
 # Options at what they do nothing by, as in runs from before they were there.
 _IDLE = {
@@ -256,6 +258,8 @@ def cell_protocol(record: Mapping[str, Any]) -> dict[str, Any]:
     out: tuple[str, ...] = (*_RESULTS, *_ENVIRONMENT, *_PLACES, *_EXACT, *_SEEDS)
     if "fingerprints" in (record.get("data") or {}):  # of the whole lists, where this is of what a seed draws of them
         out = (*out, "data.fingerprint")
+    if (record.get("data") or {}).get("subset"):  # whose channels have statistics of their own
+        out = (*out, *CHANNELS)
     kept = {key: value for key, value in _flat("", record) if not below(key, out)}
     tested = ((record.get("evaluated") or {}).get("test") or {}).get("precision")
     other = {"test precision": tested} if tested not in (None, record.get("precision")) else {}

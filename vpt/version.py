@@ -8,14 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 __version__ = "0.1.0"
 
 _MODEL = ("torch", "lightning", "timm", "torchvision", "torchmetrics")
-_JPEG = "simplejpeg"
+_OPTIONAL = ("simplejpeg", "tifffile", "imagecodecs")
 _PIXELS = ("pillow", "numpy", "albumentations", "opencv-python-headless")
 
 
 def pixel_versions() -> dict[str, str]:
-    """Returns the versions of what decodes, resizes and augments images, by package; of simplejpeg where it is here."""
-    found = {name: _version(name) for name in (*_PIXELS, _JPEG)}
-    return {name: number for name, number in found.items() if name != _JPEG or number != "unknown"}
+    """Returns the versions of what decodes, resizes and augments images, by package; of optional ones if here."""
+    found = {name: _version(name) for name in (*_PIXELS, *_OPTIONAL)}
+    return {name: number for name, number in found.items() if name not in _OPTIONAL or number != "unknown"}
 
 
 def versions() -> dict[str, str]:

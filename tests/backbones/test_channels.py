@@ -64,9 +64,12 @@ def test_a_file_of_as_many_channels_is_taken_as_it_is(tmp_path: Path) -> None:
     file = str(tmp_path / "twelve.safetensors")
     found = first_layer(create_backbone(NANO, file, normalization=statistics(12)))
     torch.testing.assert_close(found, state[key], rtol=0, atol=0)
-    with pytest.raises(WeightsError, match="are of images of 12 channels, not 5"):
+    with pytest.raises(
+        WeightsError,
+        match=r"twelve\.safetensors do not fit vit_nano_patch8_64: .*before adapting to 5",
+    ):
         create_backbone(NANO, file, normalization=statistics(5))
-    with pytest.raises(WeightsError, match="are of images of 12 channels, not 3"):
+    with pytest.raises(WeightsError, match=r"is inconsistent with input_size"):
         create_backbone(NANO, file)
     three = create_backbone(NANO, str(weights_file(NANO)), normalization=statistics(12))
     assert three.fingerprint == create_backbone(NANO, normalization=statistics(12)).fingerprint

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import vpt as package
+from vpt.backbones import mixup
 from vpt.models import load_classifier
 from vpt.models.prediction import Prediction
+from vpt.tasks import classification
 
-from .conftest import QUICK, SMALL, Run, Vpt
+from .conftest import CONFIGS, QUICK, SMALL, Run, Vpt
 
 CHANNELS = 12
 
@@ -127,10 +129,10 @@ def test_a_sweep_and_a_probe_take_channels(vpt: Vpt, fields: list[str], tmp_path
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--data.channels=13"], "it has 12 channels, not 13"),
+        (["--data.channels=13"], "it has shape (12, 40, 40), and no 13 channels"),
         (["--data.channels=[3, 12]"], "it has 12 channels, of which none is number 12"),
         (["--data.channels=0"], "channels must be a whole number of at least 1, got 0"),
-        (["--data.augment=photos"], "changes colours of 8 bits"),
+        (["--data.augment=photos"], "fills in colours of 8 bits"),
         (["--model.normalization=imagenet"], "but the data 'fields' have 12 channels: give mean and std of each"),
         (['--model.normalization={"mean": [1.0], "std": [1.0]}'], "have 12 channels: give mean and std of each"),
     ],
@@ -139,6 +141,48 @@ def test_what_does_not_fit_is_said(vpt: Vpt, fields: list[str], flags: list[str]
     answer = vpt("fit", *fields, *SMALL, *QUICK, *flags)
     assert answer.status != 0
     assert sentence in answer.sentence
+
+
+@pytest.mark.parametrize("order", ["[1, 0, 4]", "12"])
+def test_another_choice_of_channels_is_not_tested_on(vpt: Vpt, fields: list[str], order: str) -> None:
+    chosen = ["--data.channels=[0, 4, 1]"]
+    assert vpt("fit", *fields, *SMALL, *QUICK, *chosen).status == 0
+    run = Run(Path("runs/fields/prompt/version_0").resolve())
+    assert vpt("test", *run.config, "--ckpt_path", run.checkpoint, *SMALL).status == 0
+    answer = vpt("test", *run.config, "--ckpt_path", run.checkpoint, *SMALL, f"--data.channels={order}")
+    assert answer.status != 0
+    assert "was trained on channels [0, 4, 1]" in answer.sentence or "have 12 channels" in answer.sentence
+
+
+def test_mixed_images_keep_their_unit(vpt: Vpt, fields: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    plain = mixup.mix
+
+    def mix(*args: Any) -> Any:
+        image, target = plain(*args)
+        seen.append(float(image.mean()))
+        return image, target
+
+    monkeypatch.setattr(classification, "mix", mix)
+    assert vpt("fit", *fields, *SMALL, *QUICK, "--model.cutmix=1.0").status == 0
+    assert all(1000 < value < 2500 for value in seen)
+
+
+def test_tasks_of_channels_are_trained_together_by_one_normalization(vpt: Vpt, fields: list[str]) -> None:
+    for name in ("one", "other"):
+        Path(f"{name}.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"batch_size": 4}}}))
+    tasks = ["--tasks", "one.yaml", "other.yaml", "--seeds", "0", "--serial"]
+    answer = vpt("pretrain", *fields, *tasks, *SMALL, *QUICK[:1], "--out=shared")
+    assert "give model.normalization" in answer.sentence
+    given = json.dumps({"mean": [1500.0] * CHANNELS, "std": [400.0] * CHANNELS})
+    answer = vpt("pretrain", *fields, *tasks, *SMALL, *QUICK[:1], "--out=shared", f"--model.normalization={given}")
+    assert answer.status == 0, answer.err
+
+
+def test_data_without_files_of_channels_have_none(vpt: Vpt) -> None:
+    answer = vpt("fit", "-c", str(CONFIGS / "demo.yaml"), *QUICK, "--data.channels=[2, 1, 0]")
+    assert answer.status != 0
+    assert "channels" in answer.sentence
 
 
 def test_colours_are_no_channels(vpt: Vpt, fields: list[str]) -> None:

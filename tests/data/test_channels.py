@@ -39,7 +39,7 @@ def drawn(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> NDArray[Any]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("first", [False, True])
 def test_numpy_files_are_read_as_they_are(tmp_path: Path, dtype: Any, first: bool) -> None:
-    pixels = drawn((9, 7, 5), dtype)
+    pixels = drawn((19, 17, 5), dtype)
     np.save(tmp_path / "x.npy", pixels.transpose(2, 0, 1) if first else pixels)
     found = read_channels(tmp_path / "x.npy", 5).pixels
     assert found.dtype == np.float32
@@ -56,6 +56,39 @@ def test_tiff_files_are_read_as_they_are(tmp_path: Path, dtype: Any, planes: str
     stored = pixels if planes == "contig" else pixels.transpose(2, 0, 1)
     tifffile.imwrite(tmp_path / "x.tif", stored, photometric="minisblack", planarconfig=planes, compression=compression)
     np.testing.assert_array_equal(read_channels(tmp_path / "x.tif", 12).pixels, pixels.astype(np.float32))
+
+
+def test_what_tifffile_has_not_been_told_follows_from_the_number(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = drawn((24, 30, 12), np.uint16)
+    tifffile.imwrite(tmp_path / "x.tif", pixels)  # axes QYX, of which Q are rows
+    np.testing.assert_array_equal(read_channels(tmp_path / "x.tif", 12).pixels, pixels.astype(np.float32))
+    tifffile.imwrite(tmp_path / "y.tif", drawn((64, 70, 12), np.uint16))
+    assert read_channels(tmp_path / "y.tif", (3, 2)).pixels.shape == (64, 70, 2)
+
+
+def test_series_of_a_tiff_are_channels_or_refused(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = drawn((4, 9, 8), np.uint16)
+    with tifffile.TiffWriter(tmp_path / "x.tif") as file:
+        for page in pixels:
+            file.write(page, photometric="minisblack")
+    np.testing.assert_array_equal(read_channels(tmp_path / "x.tif", 4).pixels, pixels.transpose(1, 2, 0))
+    with tifffile.TiffWriter(tmp_path / "y.tif") as file:
+        file.write(pixels[0, :4, :4], photometric="minisblack")
+        file.write(pixels[0], photometric="minisblack")
+    with pytest.raises(ValueError, match="2 images of several kinds"):
+        read_channels(tmp_path / "y.tif", 1)
+
+
+def test_what_pillow_would_scale_is_refused(tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    cv2.imwrite(str(tmp_path / "x.png"), drawn((5, 6, 3), np.uint16))
+    Image.fromarray(drawn((5, 6), np.uint8) // 16).save(tmp_path / "y.png", bits=4)
+    (tmp_path / "z.pgm").write_bytes(b"P5 2 1 4095 " + np.array([[5, 3483]], ">u2").tobytes())
+    for name in ("x.png", "z.pgm"):
+        with pytest.raises(ValueError, match="Pillow would scale its numbers"):
+            read_channels(tmp_path / name, 3 if name == "x.png" else 1)
 
 
 def test_pages_of_a_tiff_are_channels(tmp_path: Path) -> None:
@@ -83,8 +116,9 @@ def test_sixteen_bits_of_a_png_are_not_scaled(tmp_path: Path) -> None:
     [
         (np.zeros((4, 5, 3)), 3, r"its numbers are float64: convert them to 8, 16 or 32 bits"),
         (np.zeros((4, 5, 3), complex), 3, "its numbers are complex128"),
-        (np.zeros((4, 5, 3), np.uint8), 4, "it has 3 channels, not 4"),
-        (np.zeros((4, 5, 3), np.uint8), (0, 3), "it has 3 channels, of which none is number 3"),
+        (np.zeros((4, 5, 3), np.uint8), 7, r"it has shape \(4, 5, 3\), and no 7 channels"),
+        (np.zeros((9, 5, 3), np.uint8), (0, 3), "it has 3 channels, of which none is number 3"),
+        (np.zeros((9, 5, 5), np.uint8), (0, 3), "does not say which dimension is that of the channels"),
         (np.zeros((4, 5, 4), np.uint8), 4, "does not say which dimension is that of the channels"),
         (np.full((4, 5, 3), np.nan, np.float32), 3, "it holds numbers that are not finite"),
         (np.zeros((2, 4, 5, 3), np.uint8), 3, "it has shape"),
@@ -121,6 +155,14 @@ def test_each_channel_is_resized_for_itself() -> None:
     for channel in range(6):
         alone = PRESETS["square"].of(1)(Raster(pixels[:, :, channel : channel + 1]), (8, 12))
         np.testing.assert_array_equal(together[:, :, channel], alone[..., 0])
+
+
+def test_channels_are_padded_by_their_edge() -> None:
+    pixels = 280 + drawn((10, 20, 2), np.float32)
+    padded = PRESETS["pad"].of(2)(Raster(pixels), 40)
+    np.testing.assert_array_equal(padded[:10], np.broadcast_to(padded[10], (10, 40, 2)))
+    np.testing.assert_array_equal(padded[30:], np.broadcast_to(padded[29], (10, 40, 2)))
+    assert padded.min() > 200
 
 
 def test_a_preset_of_channels_is_another_one_and_comes_back() -> None:
@@ -243,7 +285,10 @@ def test_places_change_and_colours_do_not(fields: Path) -> None:
     turned = module(fields, image_size=16, augment=[{"name": "D4", "p": 1.0}]).split("train")
     assert sorted(turned[(0, 0)]["image"].flatten().tolist()) == sorted(turned[0]["image"].flatten().tolist())
     for augment in ("photos", "trivial", [{"name": "ColorJitter"}]):
-        with pytest.raises(ConfigError, match="changes colours of 8 bits"):
+        with pytest.raises(ConfigError, match="fills in colours of 8 bits"):
+            module(fields, augment=augment)
+    for augment in ([{"name": "Rotate"}], [{"name": "CoarseDropout"}]):  # which put zeros in
+        with pytest.raises(ConfigError, match="fills in colours"):
             module(fields, augment=augment)
 
 
@@ -254,7 +299,7 @@ def test_an_array_where_colours_are_read_is_no_image(fields: Path) -> None:
 
 def test_a_file_of_other_channels_is_named(fields: Path) -> None:
     np.save(fields / "wet" / "01.npy", drawn((4, 16, 24), np.uint16))
-    with pytest.raises(DataError, match=r"01\.npy cannot be decoded \(it has 4 channels, not 5\)"):
+    with pytest.raises(DataError, match=r"01\.npy cannot be decoded \(it has shape \(4, 16, 24\), and no 5 channels\)"):
         module(fields, train_on_val=True, test_fraction=0.0).split("train")
 
 
@@ -269,8 +314,12 @@ def test_images_to_be_predicted_may_be_arrays_and_tensors(fields: Path) -> None:
     (tensor,) = read_photos(torch.from_numpy(pixels.astype(np.int32)), preset, (16, 24))
     np.testing.assert_array_equal(tensor.pixels, pixels.transpose(1, 2, 0))
     assert len(list(read_photos(fields, preset, 16))) == 12
-    with pytest.raises(ConfigError, match=r"array \(H, W, C\) or a tensor \(C, H, W\): it has 24 channels, not 5"):
-        list(read_photos(pixels, preset, 16))
+    (first,) = read_photos(pixels, preset, (16, 24))  # channels first, as in a file
+    np.testing.assert_array_equal(first.pixels, pixels.transpose(1, 2, 0))
+    with pytest.raises(ConfigError, match=r"it has shape \(16, 24\)|and no 5 channels"):
+        list(read_photos(pixels[:4], preset, 16))
+    with pytest.raises(ConfigError, match="colours of mode P"):
+        list(read_photos(Image.new("P", (9, 9)), preset, 16))
 
 
 def test_torchvision_reads_its_images_itself(tmp_path: Path) -> None:

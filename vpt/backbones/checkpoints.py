@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vpt.argument_types import checked
 from vpt.backbones.bundled import default_cfgs as SHIPPED  # importing it registers it with timm
-from vpt.backbones.weight_files import first_layers, first_line, read_weights
+from vpt.backbones.weight_files import first_line, read_weights
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError, VPTWarning, WeightsError
 from vpt.image_size import ImageSize, sides, size_text
 
@@ -294,7 +294,6 @@ def _from_file(name: str, weights: str, options: dict[str, Any]) -> tuple[nn.Mod
     classifier = state.get(f"{_classifier(name)}.weight")
     num_classes = 0 if classifier is None or classifier.ndim == 0 else len(classifier)
     overlay = {"state_dict": state, "num_classes": num_classes, "custom_load": False}
-    overlay |= first_layers(path, name, state, channels)
     try:
         model: Any = timm.create_model(
             name, pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=overlay, **options
@@ -316,7 +315,7 @@ def _misfit(error: Exception) -> str:
     for pattern, sentence in _MISFITS.items():
         if found := re.search(pattern, str(error)):
             return sentence.format(*found.groups())
-    return first_line(error)
+    return first_line(error).rstrip(".")
 
 
 @checked

@@ -21,7 +21,13 @@ def check_alpha(name: str, alpha: float) -> None:
 
 
 def mix(
-    images: Tensor, labels: Tensor, num_classes: int, mixup: float, cutmix: float, seed: Sequence[int] | None
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    mixup: float,
+    cutmix: float,
+    seed: Sequence[int] | None,
+    raw: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Mixes each image of a batch with its partner from the other end, by `timm.data.Mixup` in its mode ``batch``.
 
@@ -30,17 +36,18 @@ def mix(
     timm takes even batches: of an odd one the last image stays as it is, and so does a single one.
 
     Args:
-        images: (B, 3, H, W), uint8 or float in [0, 1]; not changed.
+        images: (B, 3, H, W), uint8 or float in [0, 1]; `raw` ones (B, C, H, W), of any numbers; not changed.
         labels: int64 (B,).
         num_classes: Length of a row of the targets.
         mixup: α of mixup; 0 for none.
         cutmix: α of CutMix; 0 for none.
         seed: What the draws follow from; None for NumPy's global random numbers, which are otherwise left as they were.
+        raw: Whether images are in a unit of their own.
 
     Returns:
-        Images, float in [0, 1], and targets, float (B, num_classes), whose rows sum to 1.
+        Images, float in [0, 1] or in their own unit, and targets, float (B, num_classes), whose rows sum to 1.
     """
-    mixed = images.clone() if images.is_floating_point() else images / 255
+    mixed = images.clone() if images.is_floating_point() else images / (1 if raw else 255)
     targets = torch.nn.functional.one_hot(labels, num_classes).to(mixed.dtype)
     if (even := len(images) // 2 * 2) == 0:
         return mixed, targets
@@ -54,4 +61,4 @@ def mix(
     finally:
         if seed is not None:
             np.random.set_state(before)  # noqa: NPY002
-    return mixed.clamp_(0, 1), targets  # λ and 1 - λ of white may round to more than 1
+    return mixed if raw else mixed.clamp_(0, 1), targets  # λ and 1 - λ of white may round to more than 1

@@ -188,8 +188,8 @@ def parameter_names(backbone: Backbone, role: str, last: int = 0) -> list[str]:
         return [name for name in names if name.rpartition(".")[2] in ("bias", "q_bias", "v_bias")]
     if role in ("norm", "scale"):
         norms = {name for name, module in backbone.model.named_modules() if _is_norm(module)}
-        kinds = ("weight",) if role == "scale" else ("weight", "bias")
-        return [name for name in names if name.rpartition(".")[0] in norms and name.endswith(kinds)]
+        own_names = [name for name in names if name.rpartition(".")[0] in norms]
+        return [name for name in own_names if role == "norm" or name.endswith(".weight")]
     if role == "last" and not backbone.has_layout:
         chosen_stages = {name for stage in stages(backbone)[-last:] for name in stage}
         return [name for name in names if name in chosen_stages]

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import timm
 from timm.models import load_state_dict
 from torch import Tensor
 
@@ -15,21 +14,6 @@ from vpt.errors import WeightsError
 
 _AVERAGED = ("state_dict_ema.", "model_ema.", "teacher.")
 """Of several networks in one file, what a training averages is what its authors evaluate (DINO's teacher)."""
-
-
-def first_layers(path: Path, name: str, state: Mapping[str, Any], channels: int) -> dict[str, Any]:
-    """What timm is to convert for images of so many channels: nothing where the weights of a file are of as many.
-
-    A WeightsError where they are of others than RGB, which timm would draw at random.
-    """
-    named = timm.get_pretrained_cfg(name).first_conv or ()
-    layers = (named,) if isinstance(named, str) else named
-    found = {int(state[f"{layer}.weight"].shape[1]) for layer in layers if f"{layer}.weight" in state}
-    if found == {channels} and channels != 3:
-        return {"first_conv": None}
-    if found and found != {3}:
-        raise WeightsError(f"The weights in {path} are of images of {min(found)} channels, not {channels}.")
-    return {}
 
 
 def read_weights(path: Path, names: Collection[str], instead: str) -> dict[str, Any]:

@@ -43,6 +43,11 @@ RECIPES: dict[str, Transforms] = {
 }
 """Lists of transforms with a name; docs/data.md says what each is for."""
 
+_MOVES = frozenset(
+    {"HorizontalFlip", "VerticalFlip", "Transpose", "D4", "SquareSymmetry", "RandomRotate90", "Resize", "RandomCrop"}
+    | {"CenterCrop", "Crop", "RandomResizedCrop", "RandomSizedCrop", "SmallestMaxSize", "LongestMaxSize", "RandomScale"}
+)
+"""Transforms that leave values as they are, or between their neighbours, in any unit."""
 _FLIPS: Transforms = ({"name": "HorizontalFlip", "p": 0.5}, {"name": "VerticalFlip", "p": 0.5})
 AUGMENTATIONS = ("none", "flip", "crop_flip", "fgvc", *RECIPES)
 _TRIES = 8  # of a list of transforms on an image of noise, before it is used
@@ -93,8 +98,8 @@ class Augmentation:
         coloured = [] if channels is None else [each for each in self.transforms if not _moves(each["name"])]
         if coloured:
             raise ConfigError(
-                f"Transform {coloured[0]['name']!r} changes colours of 8 bits, and these images have channels of their "
-                "own unit: augment them by 'flip', 'crop_flip', 'fgvc' or transforms that move pixels, such as D4."
+                f"Transform {coloured[0]['name']!r} changes or fills in colours of 8 bits, and these images have "
+                f"channels of their own unit: augment them by 'flip', 'crop_flip', 'fgvc', {', '.join(sorted(_MOVES))}."
             )
         self._steps = [_build(each) for each in self.transforms]
         if self._steps:
@@ -194,9 +199,8 @@ def _known() -> dict[str, Any]:
 
 
 def _moves(name: str) -> bool:
-    """Whether a transform moves pixels; one that is not known is refused later."""
-    kind = _known().get(name)
-    return kind is None or (kind is not _TrivialAugment and issubclass(kind, _albumentations().DualTransform))
+    """Whether a transform only moves pixels, and fills none; one that is not known is refused later."""
+    return name in _MOVES or name not in _known()
 
 
 def _plain(transforms: Transforms) -> list[dict[str, Any]]:

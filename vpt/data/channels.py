@@ -89,9 +89,8 @@ class Raster:
 def read_channels(path: Path, channels: Channels) -> Raster:
     """Reads an image file as the numbers that it holds, of 8, 16 or 32 bits, which float32 keeps up to 2²⁴ exactly.
 
-    TIFF by tifffile, ``.npy`` by NumPy, (H, W), (H, W, C) or (C, H, W), others by Pillow. The EXIF orientation of a
-    file that Pillow reads is applied. A ValueError where it has other channels, numbers that are not finite, or no
-    image; an OSError where it cannot be read.
+    TIFF by tifffile, ``.npy`` by NumPy, JPEG, WebP and PNG by Pillow, whose EXIF orientation is applied. A ValueError
+    where it has other channels, numbers that are not finite, or no image; an OSError where it cannot be read.
     """
     suffix = path.suffix.lower()
     if suffix in _TIFF:
@@ -99,16 +98,32 @@ def read_channels(path: Path, channels: Channels) -> Raster:
     if suffix == ".npy":
         return as_raster(np.load(path, allow_pickle=False), None, channels)
     with Image.open(path) as image:
+        if image.format not in ("JPEG", "PNG", "WEBP") or (image.format == "PNG" and not _png_as_it_is(path)):
+            raise ValueError("Pillow would scale its numbers: write it as TIFF or .npy")
         image.load()
-        if image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK", "F") and not image.mode.startswith("I"):
-            raise ValueError(f"it holds colours of mode {image.mode}, not channels: convert it")
-        return as_raster(np.asarray(ImageOps.exif_transpose(image)), 2, channels)
+        return of_picture(image, channels)
+
+
+def of_picture(image: Image.Image, channels: Channels) -> Raster:
+    """Takes the channels of an image of Pillow, upright; a ValueError where these are none."""
+    if image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK", "F", "I") and not image.mode.startswith("I;16"):
+        raise ValueError(f"it holds colours of mode {image.mode}, not channels: convert it")
+    return as_raster(np.asarray(ImageOps.exif_transpose(image)), 2, channels)
+
+
+def _png_as_it_is(path: Path) -> bool:
+    """Whether Pillow gives the numbers of a PNG: of 8 bits, or grey ones of 16."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    depth, kind = header[24], header[25]
+    return depth == 8 or (depth == 16 and kind == 0)
 
 
 def as_raster(values: NDArray[Any], axis: int | None, channels: Channels) -> Raster:
-    """Takes numbers (H, W), or of three dimensions of which `axis` are the channels: the smaller of the outer, if None.
+    """Takes numbers (H, W), (H, W, C) or (C, H, W), of which `axis` are the channels if that is known.
 
-    A ValueError for what are no such numbers.
+    Else it is the outer one that has so many, or where some are listed the one that is less than half of the other. A
+    ValueError for what are no such numbers.
     """
     kind, bits = values.dtype.kind, 8 * values.dtype.itemsize
     if kind not in "uif" or bits > 32:
@@ -117,11 +132,7 @@ def as_raster(values: NDArray[Any], axis: int | None, channels: Channels) -> Ras
         values, axis = values[:, :, None], 2
     if values.ndim != 3 or 0 in values.shape:
         raise ValueError(f"it has shape {values.shape}, and an image has rows, columns and channels")
-    if axis is None:
-        if values.shape[0] == values.shape[2]:
-            raise ValueError(f"its shape {values.shape} does not say which dimension is that of the channels")
-        axis = 0 if values.shape[0] < values.shape[2] else 2
-    pixels = np.moveaxis(values, axis, 2)
+    pixels = np.moveaxis(values, _axis(values.shape, channels) if axis is None else axis, 2)
     found = pixels.shape[2]
     if isinstance(channels, int) and channels != found:
         raise ValueError(f"it has {found} channels, not {channels}")
@@ -135,20 +146,37 @@ def as_raster(values: NDArray[Any], axis: int | None, channels: Channels) -> Ras
     return Raster(plain)
 
 
+def _axis(shape: tuple[int, ...], channels: Channels) -> int:
+    first, last = shape[0], shape[2]
+    if isinstance(channels, int) and channels in (first, last) and first != last:
+        return 0 if channels == first else 2
+    if not isinstance(channels, int) and 2 * min(first, last) < max(first, last):
+        return 0 if first < last else 2
+    if isinstance(channels, int) and channels not in (first, last):
+        raise ValueError(f"it has shape {shape}, and no {channels} channels")
+    raise ValueError(f"its shape {shape} does not say which dimension is that of the channels: write TIFF files")
+
+
 def _tiff(path: Path) -> tuple[NDArray[Any], int | None]:
+    """The numbers of a TIFF file, and which of their dimensions are channels, if it says so."""
     try:
         import tifffile
     except ImportError as error:
         raise ValueError("TIFF files of any channels are read by tifffile: pip install 'vpt[tiff]'") from error
     with tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        values, axes = series.asarray(), series.axes
+        series = file.series
+        if len(series) > 1 and len({(each.shape, each.dtype, each.axes) for each in series}) > 1:
+            raise ValueError(f"it holds {len(series)} images of several kinds: write one")
+        if len(series) > 1 and series[0].ndim == 2:  # a page for each channel
+            return np.stack([each.asarray() for each in series]), 0
+        if len(series) > 1:
+            raise ValueError(f"it holds {len(series)} images: write one")
+        values, axes = series[0].asarray(), series[0].axes
     kept = [place for place, length in enumerate(values.shape) if length > 1 or axes[place] in "YX"]
     values, axes = values.reshape([values.shape[place] for place in kept]), "".join(axes[place] for place in kept)
     others = [place for place, axis in enumerate(axes) if axis not in "YX"]
-    if values.ndim == 3 and len(others) == 1:
-        return values, others[0]
-    return values, None
+    known = values.ndim == 3 and len(others) == 1 and axes[others[0]] != "Q"  # which tifffile has not been told
+    return values, others[0] if known else None
 
 
 def channel_statistics(images: Images, each: Iterable[int]) -> dict[str, list[float]]:

@@ -7,19 +7,20 @@ list of files are kept beside the pixel cache, under path, size, times and numbe
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from vpt.atomic_write import atomic_write
+from vpt.atomic_write import atomic_write, make_folder, write_json
 from vpt.errors import OutputError
 from vpt.screen import console, plain
 
@@ -27,7 +28,7 @@ Hashes = NDArray[np.uint8]
 """uint8 (N, 16), one row an image; of zeros where a file cannot be read."""
 
 WIDTH = 16
-SUFFIX = ".hashes"
+SUFFIX, NUMBERS = ".hashes", ".numbers"
 _SETTLED_AFTER = 2.0  # seconds: a file that is younger may change again without another time
 _SHOW_PROGRESS_ABOVE = 300  # images
 
@@ -95,6 +96,19 @@ def kept_hashes(title: str, about: str, files: Iterable[Path], count: int, conte
         with suppress(OutputError), atomic_write(path) as partial:
             partial.write_bytes(hashes.tobytes())
     return hashes
+
+
+def kept_numbers(key: Any, compute: Callable[[], dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Returns what was kept for a key of plain values, all that it depends on; else computes and keeps it."""
+    path = cache_folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}{NUMBERS}"
+    with suppress(OSError, ValueError):
+        found: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    numbers = compute()
+    with suppress(OutputError, OSError):
+        make_folder(path.parent)
+        write_json(path, numbers)
+    return numbers
 
 
 def progress(answers: Iterable[Answer], description: str, count: int) -> Iterable[Answer]:

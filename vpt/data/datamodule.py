@@ -19,15 +19,16 @@ from vpt.argument_types import checked
 from vpt.data.augmentation import Augmentation
 from vpt.data.catalog.cards import Card
 from vpt.data.channels import channel_statistics
-from vpt.data.content_hashes import as_hashes, progress
+from vpt.data.content_hashes import as_hashes, kept_numbers, progress
 from vpt.data.image_cache import end_with_parent
 from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import Split, few_shot, position_hash
 from vpt.data.targets import Targets, check_multiclass, fits, positives, renumbered
-from vpt.data.transforms import centre_crop, get_preset
+from vpt.data.transforms import Preset, centre_crop, get_preset
 from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning, check_number
 from vpt.image_size import GivenSize, as_size, plain_size
 from vpt.run_record import global_seed
+from vpt.version import pixel_versions
 
 Batch = dict[str, Any]
 _STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
@@ -133,7 +134,7 @@ class ImageDataModule(L.LightningDataModule):
         name: str,
         class_names: Sequence[str],
         splits: Mapping[str, Split],
-        preset: str,
+        preset: str | Preset,
         image_size: GivenSize,
         batch_size: int = 64,
         num_workers: int = 0,
@@ -144,7 +145,6 @@ class ImageDataModule(L.LightningDataModule):
         fraction: float | None = None,
         subset_seed: int = 0,
         targets: Targets = "multiclass",
-        channels: int | list[int] | None = None,
     ) -> None:
         """Keeps the description; reads no image.
 
@@ -152,7 +152,7 @@ class ImageDataModule(L.LightningDataModule):
             name: Name of the task.
             class_names: One name a class.
             splits: ``"train"``, ``"val"``, ``"test"``, then the shifts.
-            preset: Name of the preprocessing.
+            preset: The preprocessing, or its name.
             image_size: Pixels of the images, or [height, width].
             batch_size: Images in a batch.
             num_workers: Loader processes; 0 loads in the main process, which is fastest without augmentation.
@@ -166,7 +166,6 @@ class ImageDataModule(L.LightningDataModule):
             fraction: Train on this fraction of each class only, in (0, 1].
             subset_seed: Seed of that sample, ≥ 0; nested: 8 shots are among the 16 shots of the same seed.
             targets: What the labels of the splits are: see :data:`vpt.data.targets.Targets`.
-            channels: What is read of each image file (:mod:`vpt.data.channels`); None for 8-bit RGB.
 
         Raises:
             ConfigError: A number is out of range, a class has too few images, augmentation and preset contradict, or a
@@ -191,14 +190,16 @@ class ImageDataModule(L.LightningDataModule):
         self.class_names = list(class_names)
         self.num_classes = len(self.class_names)
         self.image_size = as_size(image_size)
-        self.preset = get_preset(preset, channels)
+        self.preset = preset if isinstance(preset, Preset) else get_preset(preset)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
         channels = None if self.preset.channels is None else self.preset.num_channels
         self.augmentation = Augmentation(augment, seed, self.image_size, channels)
         if self.augmentation.before_crop and self.preset.resize != "shorter_crop":
-            raise ConfigError(f"Augmentation {augment!r} needs a preset that crops, such as 'fgvc', not {preset!r}.")
+            raise ConfigError(
+                f"Augmentation {augment!r} needs a preset that crops, such as 'fgvc', not {self.preset.name!r}."
+            )
         self.augmented = self.augmentation.name != "none"
         self.card = card
         self._splits = dict(splits)
@@ -242,10 +243,14 @@ class ImageDataModule(L.LightningDataModule):
         if self.preset.channels is None:
             return self.preset.normalization
         if self._statistics is None:
-            images = self._splits["train"].pixels()
-            each = progress(range(len(images)), f"Statistics of the channels of {self.name}", len(images))
-            self._statistics = channel_statistics(images, each)
+            form = [self.fingerprint("train"), self.preset.to_dict(), plain_size(self.image_size), pixel_versions()]
+            self._statistics = kept_numbers(form, self._measured)
         return self._statistics
+
+    def _measured(self) -> dict[str, list[float]]:
+        images = self._splits["train"].pixels()
+        each = progress(range(len(images)), f"Statistics of the channels of {self.name}", len(images))
+        return channel_statistics(images, each)
 
     def class_counts(self) -> NDArray[np.int64]:
         """How many images of each class are trained on, (num_classes,)."""

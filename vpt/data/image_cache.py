@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from vpt.atomic_write import FULL, atomic_write, make_folder
+from vpt.data.content_hashes import NUMBERS, cache_folder, progress
 from vpt.data.content_hashes import SUFFIX as HASHES
-from vpt.data.content_hashes import cache_folder, progress
 from vpt.data.images import ImageSource
 from vpt.data.transforms import Preset
 from vpt.errors import DataError, OutputError, VPTWarning
@@ -44,7 +44,7 @@ from vpt.version import pixel_versions
 DISK_SHARE = 0.5
 """A list whose pixels need more than this share of the free disk is decoded on demand."""
 
-_FORMAT = 4  # raised when the same key would mean other pixels
+_FORMAT = 5  # raised when the same key would mean other pixels
 _SUFFIX = ".pixels"
 _PART = ".part"
 _IMAGES_PER_PROCESS = 100  # fewer are not worth starting a process for
@@ -178,9 +178,9 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
-def _files(endings: tuple[str, ...] = (_SUFFIX, _PART, HASHES)) -> list[tuple[Path, os.stat_result]]:
+def _files(endings: tuple[str, ...] = (_SUFFIX, _PART, HASHES, NUMBERS)) -> list[tuple[Path, os.stat_result]]:
     found = []
-    for path in chain(*(cache_folder().glob(f"*{suffix}*") for suffix in (_SUFFIX, HASHES))):
+    for path in chain(*(cache_folder().glob(f"*{suffix}*") for suffix in (_SUFFIX, HASHES, NUMBERS))):
         with suppress(FileNotFoundError):  # a build that ended meanwhile has renamed it
             if path.name.endswith(endings):
                 found.append((path, path.stat()))

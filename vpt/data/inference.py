@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vpt.data.channels import Channels, Raster, as_raster
+from vpt.data.channels import Channels, Raster, as_raster, of_picture
 from vpt.data.images import LeftOut, decode, find_images, to_rgb
 from vpt.data.transforms import Preset
 from vpt.errors import ConfigError, DataError
@@ -71,8 +71,8 @@ def each_image(images: Any, arrays: bool = False) -> Iterator[Any]:
 def read_photos(images: Any, preset: Preset, image_size: ImageSize, ahead: int = 64) -> Iterator[Photo]:
     """Yields all images in order, decoded and resized as the preset says; so many are decoded ahead by threads.
 
-    Arrays are uint8 (H, W), (H, W, 3) or (H, W, 4), tensors uint8 (3, H, W); of a preset of channels any numbers
-    (H, W, C) and (C, H, W). A damaged file is a `Photo` with a fault. A ConfigError for what is no image at all.
+    Arrays are uint8 (H, W), (H, W, 3) or (H, W, 4), tensors uint8 (3, H, W); of a preset of channels both are any
+    numbers, (H, W, C) or (C, H, W). A damaged file is a `Photo` with a fault. A ConfigError for what is no image.
     """
 
     def read(position: int, image: Any) -> Photo:
@@ -101,11 +101,12 @@ def _decoded(image: Any, channels: Channels | None) -> Image.Image | Raster:
         return decode(Path(image), channels)
     if channels is not None:
         try:
-            if isinstance(image, Tensor):
-                return as_raster(image.cpu().numpy(), 0, channels)
-            return as_raster(np.asarray(image), 2, channels)
+            if isinstance(image, Image.Image):
+                return of_picture(image, channels)
+            plain = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+            return as_raster(plain, None, channels)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"An image of channels is an array (H, W, C) or a tensor (C, H, W): {error}.") from error
+            raise ConfigError(f"An image of channels is an array (H, W, C) or (C, H, W): {error}.") from error
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise ConfigError(f"A tensor of an image is uint8 (3, H, W), got {image.dtype} {tuple(image.shape)}.")

@@ -46,7 +46,7 @@ class Preset:
         normalization: What the backbone has to apply: ``"imagenet"`` or ``"inception"`` statistics, those of the
             ``"weights"`` in use, or ``"none"`` for plain [0, 1].
         crop_fraction: Share of the scaled shorter side that the crop keeps, in (0, 1]; unused by ``"square"``.
-        fill: What ``"pad"`` fills with, 0 to 255: the mean colour of ImageNet; 0 where there are `channels`.
+        fill: What ``"pad"`` fills with, 0 to 255: ImageNet's mean colour; `channels` are continued from their edge.
         channels: What is read of each image file, as numbers that are never scaled (:mod:`vpt.data.channels`); None for
             8-bit RGB. The backbone then applies statistics of these channels.
         source: In which form its papers read the images; `splits` says on what they train, choose and test.
@@ -57,7 +57,7 @@ class Preset:
     interpolation: str
     normalization: str
     crop_fraction: float = 1.0
-    fill: tuple[int, ...] = (124, 116, 104)
+    fill: tuple[int, int, int] = (124, 116, 104)
     channels: Channels | None = None
     source: str = field(default="any", compare=False)
     splits: str = field(default="as the data say", compare=False)
@@ -97,12 +97,15 @@ class Preset:
         return _resize(image, width, height, self.interpolation)
 
     def _padded(self, image: Image.Image | Raster, width: int, height: int) -> NDArray[Any]:
-        """Scales an image until it fits, and puts it in the middle of `fill`."""
+        """Scales an image until it fits, in the middle of `fill`; channels are continued from their edge."""
         share = min(width / image.width, height / image.height)
         wide, high = max(1, min(round(share * image.width), width)), max(1, min(round(share * image.height), height))
-        page = np.empty((height, width, len(self.fill)), self.dtype)
-        page[:] = self.fill
         left, top = (width - wide) // 2, (height - high) // 2
+        if self.channels is not None:  # whose unit knows no colour that says nothing
+            margins = ((top, height - high - top), (left, width - wide - left), (0, 0))
+            return np.pad(_resize(image, wide, high, self.interpolation), margins, mode="edge")
+        page = np.empty((height, width, 3), np.uint8)
+        page[:] = self.fill
         page[top : top + high, left : left + wide] = _resize(image, wide, high, self.interpolation)
         return page
 
@@ -123,7 +126,8 @@ class Preset:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what happens to an image as plain strings and numbers, for delta files."""
-        own = {"fill": self.resize == "pad", "channels": self.channels is not None, "source": False, "splits": False}
+        pads = self.resize == "pad" and self.channels is None
+        own = {"fill": pads, "channels": self.channels is not None, "source": False, "splits": False}
         told = {key: value for key, value in asdict(self).items() if own.get(key, True)}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
 
@@ -131,8 +135,7 @@ class Preset:
         """This one for images of so many channels, or of those listed; itself for None. A ConfigError for others."""
         if channels is None:
             return self
-        known = as_channels(channels)
-        return replace(self, channels=known, fill=(0,) * count(known))
+        return replace(self, channels=as_channels(channels))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preset:

@@ -142,6 +142,10 @@ def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
     others = [build_data(config) for config in list(configs.values())[1:]]
     for each in (data, *others):
         check_multiclass(each.targets, "vpt pretrain is")
+        if each.preset.channels != data.preset.channels:
+            raise ConfigError(f"{data.name} and {each.name} have images of other channels: give tasks of the same.")
+    if data.preset.channels is not None and first["model"]["init_args"].get("normalization") is None:
+        raise ConfigError("Shared training has one normalization, and these tasks their own: give model.normalization.")
     parts = dict(zip(configs, [data, *others], strict=True))
     together = MultiTask(task, {name: part.num_classes for name, part in parts.items()})
     started = checkpoint if (checkpoint := folder / "last.ckpt").is_file() else None

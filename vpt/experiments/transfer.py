@@ -184,6 +184,8 @@ def _as_tested(source: Source) -> torch.autocast:
 def probe(source: Source, data: ImageDataModule) -> float:
     """Test accuracy, in [0, 1], of the best linear head for some data on the features that a source's delta gives."""
     model = _model(source)
+    if (theirs := model.preset.get("channels")) != (ours := data.preset.to_dict().get("channels")):
+        raise ConfigError(f"{source.folder} is of channels {theirs}, {data.name} of {ours}: give runs of the same.")
     parts = {name: _features(model.backbone, data, name) for name in ("train", "val", "test")}
     apart = torch.from_numpy(~data.shared("train", "val"))
     features, labels = parts["train"]

@@ -251,7 +251,9 @@ class _Search:
         """The seconds that an image takes in a forward pass of the backbone."""
         args = self.config["model"]["init_args"]
         own = {key: args[key] for key in ("pool", "frozen_dtype") if args.get(key) is not None}
-        backbone = create_backbone(args["backbone"], args["weights"], self.data.image_size, **own)
+        backbone = create_backbone(
+            args["backbone"], args["weights"], self.data.image_size, self.data.normalization, **own
+        )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         images = self.data.split("train").batch(range(min(BATCH, self.train)))["image"].to(device)
         backbone.to(device)

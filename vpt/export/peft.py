@@ -22,7 +22,7 @@ PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json", "README.md")
 README = """# LoRA for {name}
 
 Written by vpt. It belongs on the weights {weights}; images are {size} pixels, normalised with mean {mean} and
-standard deviation {std}.
+standard deviation {std}{unit}.
 
 ```python
 import peft, timm
@@ -83,7 +83,9 @@ def _readme(model: TunedModel) -> str:
         name=backbone.name,
         weights=backbone.weights_id,
         size=" × ".join(map(str, sides(backbone.image_size))),
-        sized=f", img_size={backbone.image_size}" if backbone.has_layout else "",
+        sized=(f", img_size={backbone.image_size}" if backbone.has_layout else "")
+        + (f", in_chans={len(backbone.mean)}" if backbone.raw else ""),
+        unit=" of each channel, in the unit of the files" if backbone.raw else "",
         mean=mean,
         std=std,
         classes=len(model.class_names),

@@ -46,7 +46,7 @@ import vpt
 model = vpt.load({call})  # {kind} images (B, {channels}, {height}, {width}) to {outputs} (B, {classes})
 ```
 {weights}
-Images are prepared by the preset `{preset}`; normalisation is inside the model. The delta file is safetensors and refuses other backbone weights than those it was trained on.
+Images are prepared by the preset `{preset}`{read}; normalisation is inside the model. The delta file is safetensors and refuses other backbone weights than those it was trained on.
 
 ## What was trained
 
@@ -92,6 +92,7 @@ def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
         writer=f"vpt {record.get('versions', {}).get('vpt', '')}".strip(),
         call=f'"hf://{repo}"' + (', weights="…"' if elsewhere else ""),
         weights=weights if elsewhere else "",
+        read=_read(header["preset"].get("channels")),
         kind="uint8" if isinstance(backbone["normalization"], str) else "float32",
         channels=3 if isinstance(backbone["normalization"], str) else len(backbone["normalization"]["mean"]),
         height=height,
@@ -110,6 +111,13 @@ def model_card(repo: str, header: Record, record: Record, stored: int) -> str:
     )
     front = _front(title, header, record, card, measured)
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body}"
+
+
+def _read(channels: Any) -> str:
+    if channels is None:
+        return ""
+    which = f"{channels} channels" if isinstance(channels, int) else f"channels {channels}, counted from 0,"
+    return f"; {which} of a file are read, in the file's own unit"
 
 
 def _method(header: Record, record: Record) -> str:

@@ -274,6 +274,11 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def _begun(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A part of a delta without what it began with, which what it starts from takes the place of."""
+    return {key: value for key, value in spec.items() if key != "std"}
+
+
 def start_from(path: str | Path, model: AdaptedModel) -> None:
     """Copies what a delta file holds into a model of the same deltas, and leaves the model's own head as it is.
 
@@ -287,7 +292,7 @@ def start_from(path: str | Path, model: AdaptedModel) -> None:
     if not taken:
         raise DeltaFileError(f"{path} holds nothing but a head, which init_delta leaves behind: give a delta's file.")
     own, tuned = model.folded()[0], model.backbone.tuned
-    if header["specs"] != own:
+    if list(map(_begun, header["specs"])) != list(map(_begun, own)):
         raise DeltaFileError(f"{path} holds the deltas {header['specs']}, but {own} are to be trained: give the same.")
     if header["backbone_tuned"] != tuned:
         ours, theirs = ("the whole backbone", "a frozen one") if tuned else ("a frozen backbone", "a tuned one")

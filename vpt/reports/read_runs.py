@@ -12,6 +12,7 @@ from vpt.data.catalog.cards import load_card
 from vpt.errors import ConfigError, RecordError
 from vpt.image_size import size_text
 from vpt.run_record import (
+    CHANNELS,
     RUN_FILE,
     below,
     cell_protocol,
@@ -36,6 +37,7 @@ _OF_TASK = (
         "data.held_out",
         "hyperparameters.num_classes",
         "starts",
+        *CHANNELS,
     ),
     *(f"hyperparameters.{name}" for name in _SEARCHED),
 )

@@ -370,7 +370,7 @@ class TuningTask(L.LightningModule):
         """Keeps what belongs to the model, and the identity of the backbone that it belongs to."""
         checkpoint["state_dict"] = {f"model.{key}": tensor for key, tensor in self.model.owned().items()}
         checkpoint["backbone"] = identity(self.model)
-        checkpoint["class_names"] = list(self.model.class_names)
+        checkpoint |= {"class_names": list(self.model.class_names), "channels": self.model.preset.get("channels")}
         data: Any = getattr(self._trainer, "datamodule", None)
         every = hasattr(data, "shared") and bool(data.shared("val").all())
         checkpoint["trained_val"] = data.fingerprint("val") if every else None

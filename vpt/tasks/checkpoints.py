@@ -22,8 +22,12 @@ def check_whole_epoch(checkpoint: dict[str, Any], max_steps: int) -> None:
         )
 
 
+def _told(channels: Any) -> str:
+    return "colours" if channels is None else f"channels {channels}"
+
+
 def check_classes(checkpoint: dict[str, Any], data: Any, number: int, training: bool) -> list[str] | None:
-    """Compares the class names of a checkpoint with those of a data module, which may have another order for a test.
+    """Compares classes and channels of a checkpoint with those of data; for a test classes may be in any order.
 
     Returns the names; None of a checkpoint of version 0.1.0, which did not keep them. A ConfigError where the data have
     others, or, to train on, another order; or, where there are no names, other than `number` classes.
@@ -31,6 +35,11 @@ def check_classes(checkpoint: dict[str, Any], data: Any, number: int, training: 
     names: list[str] | None = checkpoint.get("class_names")
     if data is None:
         return names
+    if "channels" in checkpoint and checkpoint["channels"] != (own := data.preset.to_dict().get("channels")):
+        raise ConfigError(
+            f"The checkpoint was trained on {_told(checkpoint['channels'])}, and images of {data.name} are read as "
+            f"{_told(own)}: set data.channels as it was."
+        )
     if names is None:
         if data.num_classes != number:
             raise ConfigError(

@@ -201,7 +201,8 @@ class ClassificationTask(TuningTask):
             seed = global_seed()
             place = None if seed is None else [seed, self.current_epoch, self.global_rank, batch_idx]
             classes = len(self.model.class_names)
-            image, target = mix(batch["image"], batch["label"], classes, mixup, cutmix, place)
+            raw = self.model.backbone.raw
+            image, target = mix(batch["image"], batch["label"], classes, mixup, cutmix, place, raw)
             batch = batch | {"image": image, "target": target}
         return super().training_step(batch, batch_idx)
 

@@ -139,9 +139,7 @@ class FolderDataModule(ImageDataModule):
             lists, sources["train"] = {**lists, "train": _joined(lists["train"], lists["val"])}, f"{name}/train+val"
         splits = {split: listed_split(sources[split], lists[split], chosen, image_size) for split in sources}
         self._held_out = {**held, "split_seed": split_seed} if "test" in held else None
-        super().__init__(
-            name, class_names, splits, preset, image_size, card=None, targets=targets, channels=channels, **options
-        )
+        super().__init__(name, class_names, splits, chosen, image_size, card=None, targets=targets, **options)
 
     def describe(self) -> dict[str, Any]:
         """Says which data these are, as the base class does; ``held_out`` has the shares where one is for testing."""
