@@ -5,8 +5,8 @@
     python -m benchmarks.real_protocol --unpack build/runs    # the runs as folders, for `vpt report build/runs`
 
 A cell of the table is what `vpt sweep --halving 3 --widen 3` does with the method's config over the task's: three rates
-on train800, of which only the best on val200 goes on after two of four epochs; up to three more beyond an end that is
-the best; then three seeds on train800val200, test read once each. A finished cell is a line of OUT/real_protocol.jsonl,
+on train800, of which only the best on val200 goes on after two of four epochs (all do of `IN_FULL`); up to three more
+beyond an end that is the best; then three seeds on train800val200, test read once each. A finished cell is a line of OUT/real_protocol.jsonl,
 each of its tested runs one of real_protocol_runs.jsonl, and the logits of the first seed, where there are few, lie in
 real_protocol_logits.parquet: an interrupted run continues. All else stays under --build.
 """
@@ -64,10 +64,12 @@ METHODS = {
     "vpt_deep": (2e-3, 4e-3, 8e-3),
     "prompt_bias": (1e-3, 2e-3, 4e-3),
     "prompt_lora": (1e-3, 2e-3, 4e-3),
-    "prompt": (2e-3, 3e-3, 4.5e-3),
+    "prompt": (1e-3, 3e-3, 1e-2),
     "full": (3e-5, 1e-4, 3e-4),
 }
 """By config of configs/method: AdamW's rates at batch 10."""
+IN_FULL = ("prompt",)
+"""Methods whose rates are all trained to the end: at half of its epochs the recipe's best rate is often not ahead."""
 TRANSFERRED = "vpt_deep"
 
 
@@ -127,7 +129,8 @@ def plan(place: Place, method: str) -> Plan:
     """Three rates by val200, then the seeds."""
     rates = [rate * 256 / BATCH for rate in METHODS[method]]
     choose, retrain = {"data.train": "train800"}, {"data.train": "train800val200"}
-    return Plan({RATE: rates}, choose, retrain, place.seeds, HALVING, widen=WIDEN)
+    halving = None if method in IN_FULL else HALVING
+    return Plan({RATE: rates}, choose, retrain, place.seeds, halving, widen=WIDEN)
 
 
 def run_cell(place: Place, task: str, method: str) -> None:
