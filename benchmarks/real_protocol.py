@@ -6,9 +6,10 @@
 
 A cell of the table is what `vpt sweep --halving 3 --widen 3` does with the method's config over the task's: three rates
 on train800, of which only the best on val200 goes on after two of four epochs (all go on of methods `IN_FULL`); up to
-three more beyond an end that is the best; then three seeds on train800val200, test read once each. A finished cell is a line of OUT/real_protocol.jsonl,
-each of its tested runs one of real_protocol_runs.jsonl, and the logits of the first seed, where there are few, lie in
-real_protocol_logits.parquet: an interrupted run continues. All else stays under --build.
+three more beyond an end that is the best; then three seeds on train800val200, test read once each. A finished cell is a
+line of OUT/real_protocol.jsonl, each of its tested runs one of real_protocol_runs.jsonl, and the logits of the first
+seed, where there are few, lie in real_protocol_logits.parquet: an interrupted run continues. All else stays under
+--build.
 """
 
 from __future__ import annotations
