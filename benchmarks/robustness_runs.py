@@ -149,7 +149,7 @@ def fit(
     own = {"l2": rate} if isinstance(rate, list) else {"base_lr": rate * 256 / BATCH}
     model: Section = {"backbone": BACKBONE, "weights": str(place.weights), "optimizer": "adamw"}
     start: Section = {"init_head": None if head is None else str(head)}
-    model |= {"init_head": PROBE, "init_head_l2": head} if isinstance(head, float) else start
+    model |= {"init_head": PROBE, "probe_l2": head} if isinstance(head, float) else start
     model |= {**METHODS[method].options, **own}
     trainer: Section = {"max_epochs": epochs, "precision": BF16, "num_sanity_val_steps": 0}
     trainer |= {**METHODS[method].trainer, "check_val_every_n_epoch": epochs} | (

@@ -84,7 +84,7 @@ def test_the_penalty_is_chosen_beyond_an_end_that_is_the_best() -> None:
 
 @pytest.mark.parametrize("l2", [0.01, 3.0])
 def test_a_given_penalty_needs_no_validation_images(l2: float) -> None:
-    task = started(PromptTuning, init_head_l2=l2)
+    task = started(PromptTuning, probe_l2=l2)
     backbone, split = create_backbone("vit_nano_patch8_64").eval(), data().split("train")
     with torch.inference_mode():
         features = backbone(split.batch(range(len(split)))["image"]).double().numpy()
@@ -115,9 +115,9 @@ def test_what_cannot_start_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="init_head probe is of images with one class each"):
         LinearProbe(**BASE, targets="multilabel", init_head="probe")
     for l2 in (0.0, -1.0):
-        with pytest.raises(ConfigError, match="init_head_l2"):
-            PromptTuning(**BASE, init_head="probe", init_head_l2=l2)
-    with pytest.raises(ConfigError, match="init_head_l2 is a positive penalty of init_head: probe"):
-        PromptTuning(**BASE, init_head_l2=0.1)
+        with pytest.raises(ConfigError, match="probe_l2"):
+            PromptTuning(**BASE, init_head="probe", probe_l2=l2)
+    with pytest.raises(ConfigError, match="probe_l2 is a positive penalty of init_head: probe"):
+        PromptTuning(**BASE, probe_l2=0.1)
     with pytest.raises(ConfigError, match="needs a data module"):
         trainer().fit(PromptTuning(**BASE, init_head="probe"), data().train_dataloader())

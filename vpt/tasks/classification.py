@@ -46,7 +46,7 @@ class ClassificationTask(TuningTask):
     def __init__(
         self,
         init_head: str | None = None,
-        init_head_l2: float | None = None,
+        probe_l2: float | None = None,
         loss: Literal["cross_entropy", "focal"] = "cross_entropy",
         focal_gamma: float = 2.0,
         label_smoothing: float = 0.0,
@@ -64,7 +64,7 @@ class ClassificationTask(TuningTask):
                 `FineTuning` that is LP-FT (Kumar et al., ICLR 2022). ``probe``: that probe is fitted exactly before
                 training (`vpt.tasks.initialization`), to the frozen backbone, or to what `init_delta` makes of it. None
                 for a small random head.
-            init_head_l2: Penalty of that ``probe``, positive; None for the best of several on validation images.
+            probe_l2: Penalty of that ``probe``, positive; None for the best of several on validation images.
             loss: Of training: ``cross_entropy``, or ``focal`` (Lin et al., ICCV 2017).
             focal_gamma: γ of the focal loss, from 0, which makes it the cross-entropy, to 100.
             label_smoothing: Share of each target that is given to all classes alike, in [0, 1); not with ``focal``.
@@ -85,10 +85,10 @@ class ClassificationTask(TuningTask):
         """
         super().__init__(**task)
         check_loss(self.hparams)
-        if init_head_l2 is not None:
-            check_number("init_head_l2", init_head_l2, 0)
-        if init_head_l2 is not None and (init_head != PROBE or not init_head_l2):
-            raise ConfigError(f"init_head_l2 is a positive penalty of init_head: probe, got {init_head_l2}.")
+        if probe_l2 is not None:
+            check_number("probe_l2", probe_l2, 0)
+        if probe_l2 is not None and (init_head != PROBE or not probe_l2):
+            raise ConfigError(f"probe_l2 is a positive penalty of init_head: probe, got {probe_l2}.")
         self._class_weight: Tensor | None = None
         self._probed = False
         mixed = [name for name in ("mixup", "cutmix") if self.hparams[name]]
@@ -164,7 +164,7 @@ class ClassificationTask(TuningTask):
         strength, data = 0.0 if frozen else self.model.strength, cast("Any", self.trainer).datamodule
         with self.trainer.precision_plugin.forward_context():
             penalty = start_at_probe(
-                self.model, data, strength, self.hparams["init_head_l2"], not self.trainer.is_global_zero
+                self.model, data, strength, self.hparams["probe_l2"], not self.trainer.is_global_zero
             )
         agree(self.model, self.trainer)
         rank_zero_info(f"The head starts at the exact probe, of l2 {penalty:.3g}.")

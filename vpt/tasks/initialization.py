@@ -101,7 +101,7 @@ def _chosen(found: Mapping[str, tuple[Tensor, Tensor]], data: ImageDataModule, c
     if not bool(apart.any()) or not len(found["val"][1]):
         raise ConfigError(
             "init_head probe needs training images besides the validation images, and some of these, to choose its "
-            "penalty on: add some, or give init_head_l2."
+            "penalty on: add some, or give probe_l2."
         )
     rest = found["train"][0][apart], found["train"][1][apart]
     return choose_l2(rest, found["val"], classes, PENALTIES, widen=True)
