@@ -275,8 +275,8 @@ def test_whatever_kept_features_depend_on_is_part_of_their_key(monkeypatch: pyte
     ]
     assert len({base, *others}) == 1 + len(others)
     differ = [{position for position, value in enumerate(other) if value != base[position]} for other in others]
-    # Two of its parts are one here: the form of a model, and the device.
-    assert len(set().union(*differ)) == len(base) - 3
+    # Of its parts these are one here: the form of a model, the trimming, the device, and the channels that files have.
+    assert len(set().union(*differ)) == len(base) - 4
 
 
 def test_lbfgs_puts_the_head_at_the_minimum_in_one_epoch() -> None:
