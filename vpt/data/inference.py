@@ -64,7 +64,7 @@ def each_image(images: Any, arrays: bool = False) -> Iterator[Any]:
             yield from each_image(each, arrays)
     else:
         raise ConfigError(
-            f"Images are paths, folders, images of Pillow, arrays or tensors, got {type(images).__name__}."
+            f"Images are paths, folders, images of Pillow, arrays or tensors of uint8, got {type(images).__name__}."
         )
 
 
