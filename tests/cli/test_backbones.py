@@ -75,7 +75,7 @@ def test_a_table_or_all_of_one_model(vpt: Vpt) -> None:
     assert "Unknown backbone of timm 'nosuch*'" in vpt("backbones", "nosuch*").sentence
 
 
-def test_a_model_that_timm_runs_whole_goes_from_fit_to_test_without_a_figure_of_attention(vpt: Vpt) -> None:
+def test_a_model_that_timm_runs_whole_goes_from_fit_to_test_without_a_map_of_attention(vpt: Vpt) -> None:
     coatnet = ["--model.backbone=test_coatnet", "--model.weights=random"]
     answer = vpt("fit", *DEMO, *coatnet, *QUICK, "--data.batch_size=4", *TWO)
     assert answer.status == 0, answer.err
@@ -84,4 +84,7 @@ def test_a_model_that_timm_runs_whole_goes_from_fit_to_test_without_a_figure_of_
     measured = ["-c", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), *TWO]
     assert vpt("test", *measured).status == 0
     said = vpt("attention", "--delta", str(run / "delta.safetensors")).sentence
-    assert "timm runs this model whole" in said
+    assert "which tokens of test_coatnet lie where is not known (--kind share needs none)" in said
+    assert (run / "figures" / "attention.png").is_file()  # the share of attention on prompts
+    share = vpt("attention", "--delta", str(run / "delta.safetensors"), "--kind", "share", "--out=share.png")
+    assert share.status == 0, share.err
