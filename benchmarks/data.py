@@ -113,22 +113,23 @@ SHAPES: dict[str, tuple[list[int], int | None]] = {
 """Images in a cache: their size, and channels unless they are RGB."""
 
 
-def by_shape(folder: Path, count: int, batch: int, rounds: int) -> dict[str, float]:
-    """Bytes per second of an epoch from the cache, of generated images."""
+def by_shape(folder: Path, size: float, batch: int, rounds: int) -> dict[str, float]:
+    """Bytes per second of an epoch from the cache, of generated images that have about so many bytes there."""
     random, runs, sizes = np.random.default_rng(0), [], []
-    for place, (size, channels) in enumerate(SHAPES.values()):
-        root = folder / str(place)
-        for number in range(count):
-            home = root / ("train", "val", "test")[min(2, number * 20 // count // 9)] / f"class{number % 2}"
+    for place, (shape, channels) in enumerate(SHAPES.values()):
+        pixel = 3 if channels is None else 4 * channels
+        count = round(size / (pixel * shape[0] * shape[1]))
+        for number in range(count + 4):  # two of each class beside the training images
+            part = "train" if number < count else "val" if number < count + 2 else "test"
+            home = folder / str(place) / part / f"class{number % 2}"
             home.mkdir(parents=True, exist_ok=True)
             if channels is None:
-                pixels = random.integers(0, 256, (75, 100, 3), np.uint8)
-                Image.fromarray(pixels).save(home / f"{number}.png", compress_level=1)
+                Image.fromarray(random.integers(0, 256, (75, 100, 3), np.uint8)).save(home / f"{number}.png")
             else:
                 np.save(home / f"{number}.npy", random.integers(0, 4000, (channels, 75, 100), np.uint16))
-        data = FolderDataModule(root, image_size=size, channels=channels, batch_size=batch)
-        pixel = 3 if channels is None else 4 * channels
-        sizes.append(len(data.split("train")) * pixel * size[0] * size[1])
+        own = max(1, round(batch * 3 * SIZE**2 / (pixel * shape[0] * shape[1])))  # as many bytes in a batch
+        data = FolderDataModule(folder / str(place), image_size=shape, channels=channels, batch_size=own)
+        sizes.append(len(data.split("train")) * pixel * shape[0] * shape[1])
         runs.append(partial(read, data.train_dataloader()))
     seconds = interleaved(runs, rounds)
     return {name: size / each for name, size, each in zip(SHAPES, sizes, seconds, strict=True)}
@@ -148,9 +149,9 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     square = next(iter(shapes.values()), 1.0)
     lines = [[name, f"{value / 1e9:.1f}", f"{value / square:.2f}"] for name, value in shapes.items()]
     waited = f"{100 * training['loader/epoch']:.2f} %"
-    return {
+    made = {"data shapes": markdown(["epoch from the cache", "GB/s", "ratio to square RGB"], lines)} if shapes else {}
+    return made | {
         "data": markdown(["reading", "images/s", "speed-up over ImageFolder, 0 workers"], rows),
-        "data shapes": markdown(["epoch from the cache", "GB/s", "ratio to square RGB"], lines),
         "data cache": f"{found['images']:,} training images of {found['task']} in batches of {found['batch']}; "
         f"{found['cache_bytes_per_1000_images'] / 1e6:.1f} MB of cache for 1,000 images of {SIZE} × {SIZE}; an epoch "
         f"of VPT-deep on {training['backbone']} waits {waited} of its time for images from the cache.",
@@ -166,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="caltech101", help="below VPT_DATA")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--images", type=int, default=1000, help="generated without VPT_DATA, and half for each shape")
+    parser.add_argument("--images", type=int, default=1000, help="generated without VPT_DATA")
     parser.add_argument("--training-batch", type=int, default=10, help="as in configs/vtab")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--backbone", default="vit_tiny_patch16_224")
@@ -197,7 +198,7 @@ def measure(args: argparse.Namespace) -> Row:
         count = len(make().split("train"))
         speed = [count / seconds for seconds in interleaved(list(runs.values()), args.rounds)]
         files, size = image_cache.usage()
-        shapes = by_shape(Path(scratch) / "shapes", args.images // 2, args.batch, args.rounds)
+        shapes = by_shape(Path(scratch) / "shapes", 2e8, args.batch, args.rounds)
         return {
             "machine": machine("cpu"),
             "task": task,
