@@ -94,14 +94,18 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     """What is there, as Markdown."""
     found = {(row["task"], row["variant"]): row for row in Records(out / "prompt_recipe.jsonl").rows()}
     made = {}
+    tasks = [task for task in RATES if any(place == task for place, _ in found)]
     for part, variants in PARTS.items():
         lines = []
         for variant in dict.fromkeys(["recipe", *variants]):
-            cells = [found.get((task, variant)) for task in RATES]
+            cells = [found.get((task, variant)) for task in tasks]
+            if not any(cells):
+                continue
             trained = next((f"{cell['trained']:,}" for cell in cells if cell is not None), "–")
             lines.append([variant, trained, *("–" if cell is None else f"{100 * cell['val']:.1f}" for cell in cells)])
-        heads = [f"{task}, rate {rate:g}" for task, rate in RATES.items()]
-        made[f"recipe {part}"] = markdown(["val200 top-1", "trained beside the head", *heads], lines)
+        heads = [f"{task}, rate {RATES[task]:g}" for task in tasks]
+        if len(lines) > 1:
+            made[f"recipe {part}"] = markdown(["val200 top-1", "trained beside the head", *heads], lines)
     return made
 
 
