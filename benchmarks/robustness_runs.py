@@ -228,7 +228,6 @@ PACS_RATES = {
     "lora": (1e-3, 4e-3),
     "shallow": (4e-3, 8e-3),
     "recipe": (1e-3, 3e-3),
-    "recipe_probe": (1e-3, 3e-3),
 }
 PACS_PROBE = "pacs-linear"
 SHIFTS = ("art_painting", "cartoon", "sketch")
@@ -265,7 +264,7 @@ def _pacs_anchor(place: Place) -> Path:
 
 
 def _pacs_fit(place: Place, method: str, rate: float, seed: int) -> Row:
-    head = _pacs_anchor(place) if method in ("lpft", "recipe_probe") else None
+    head = _pacs_anchor(place) if method == "lpft" else None
     return fit(place, f"pacs-{method}-{rate:g}-{seed}", method, _pacs(place, seed), rate, seed, head=head)
 
 

@@ -41,9 +41,9 @@ def test_a_table_has_words_at_the_left() -> None:
 def test_runs_are_unpacked_with_their_answers(tmp_path: Path) -> None:
     place = real_protocol.Place(tmp_path, RESULTS, tmp_path, quick=False)
     real_protocol.unpack(place, tmp_path)
-    assert len(list(tmp_path.rglob(RUN_FILE))) == 165
+    assert len(list(tmp_path.rglob(RUN_FILE))) == 180
     answers = list(tmp_path.rglob(ANSWERS_FILE))
-    assert len(answers) == 44  # those of the first seed, without the 102 classes of caltech101
+    assert len(answers) == 48  # those of the first seed, without the 102 classes of caltech101
     for path in (answers[0], answers[-1]):
         run = json.loads(path.with_name(RUN_FILE).read_text())
         assert records.read(path).accuracy == pytest.approx(run["metrics"]["test/acc"], abs=1e-6)
