@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vpt.argument_types import checked
+from vpt.data.channels import Channels
 from vpt.data.content_hashes import home_path
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.table import SPLIT_NAMES, UNDERSTOOD, Columns, Lists, Rows, label_rows, read_rows, split_name
@@ -91,7 +92,7 @@ class FolderDataModule(ImageDataModule):
             columns: The names of all columns of a text file without a header.
             images_root: Folder that its paths are relative to; None for that of the table.
             train_on_val: Train on the validation images as well.
-            channels: Read image files (TIFF, ``.npy`` and what Pillow reads) as that many channels of 8, 16 or 32 bits,
+            channels: Read image files (TIFF, ``.npy``, PNG, JPEG, WebP) as that many channels of 8, 16 or 32 bits,
                 or those listed, by number from 0, and never scale them; None for 8-bit RGB. The statistics that
                 normalise them are those of the training images, unless the model is given others; the first three are
                 shown as red, green and blue.
@@ -128,22 +129,23 @@ class FolderDataModule(ImageDataModule):
             raise ConfigError(f"test_fraction has no effect: {name} has test images; leave it out.")
         shares = {"test": share if test_fraction is None else test_fraction, "val": val_fraction}
         held = {split: each for split, each in shares.items() if split not in lists and (each or split == "val")}
-        lists = {
-            split: replace(each, channels=chosen.channels) if isinstance(each, ImageList) else each
-            for split, each in lists.items()
-        }
         sources = {split: f"{name}/{split}" for split in ("train", "val", *lists)}
         lists = _hold_out(name, class_names, lists, held, split_seed)
         sources |= {split: f"{name}/{'test' if split == 'test' else 'train'} (held out)" for split in held}
         if train_on_val:
             lists, sources["train"] = {**lists, "train": _joined(lists["train"], lists["val"])}, f"{name}/train+val"
-        splits = {split: listed_split(sources[split], lists[split], chosen, image_size) for split in sources}
+        lists = {split: _of_channels(lists[split], chosen.channels) for split in sources}
+        splits = {split: listed_split(sources[split], each, chosen, image_size) for split, each in lists.items()}
         self._held_out = {**held, "split_seed": split_seed} if "test" in held else None
         super().__init__(name, class_names, splits, chosen, image_size, card=None, targets=targets, **options)
 
     def describe(self) -> dict[str, Any]:
         """Says which data these are, as the base class does; ``held_out`` has the shares where one is for testing."""
         return super().describe() | ({"held_out": self._held_out} if self._held_out else {})
+
+
+def _of_channels(images: ImageList | TorchvisionList, channels: Channels | None) -> ImageList | TorchvisionList:
+    return replace(images, channels=channels) if isinstance(images, ImageList) else images
 
 
 def _hold_out(
