@@ -126,6 +126,15 @@ def test_a_sweep_and_a_probe_take_channels(vpt: Vpt, fields: list[str], tmp_path
     assert len(json.loads(Path("swept/sweep.json").read_text())["tried"]) == 2
 
 
+@pytest.mark.filterwarnings("default:Corruptions are of 8-bit")
+def test_the_method_for_a_folder_of_channels_is_found(vpt: Vpt, fields: list[str]) -> None:
+    nano = ["--backbone=vit_nano_patch8_64", "--weights=pretrained"]
+    answer = vpt("tune", "fields", "--minutes=0.5", *nano, "--out=tuned", f"--data.channels={CHANNELS}")
+    assert answer.status == 0, answer.err
+    assert package.load("tuned/model.safetensors").backbone.input_shape == (CHANNELS, 64, 64)
+    assert "data:image" in Path("tuned/report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

@@ -15,6 +15,7 @@ from scipy.special import softmax
 
 from vpt.atomic_write import write_json, write_text
 from vpt.data import ImageDataset
+from vpt.data.channels import false_colours
 from vpt.experiments.tune import PROBE, Tuned, computing
 from vpt.metrics.accuracy import Difference, difference, wilson
 from vpt.metrics.calibration import equal_mass
@@ -189,7 +190,7 @@ def _confusions(logits: Logits, labels: NDArray[np.int64], split: ImageDataset, 
 
 
 def _picture(split: ImageDataset, row: int) -> Image.Image:
-    return Image.fromarray(split[int(row)]["image"].permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(false_colours(split[int(row)]["image"].numpy()))
 
 
 Suspect = tuple[str, int, str, str, str]

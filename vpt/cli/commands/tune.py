@@ -100,7 +100,7 @@ def _attention(tuned: Tuned, model: Path, weights: str) -> dict[str, Figure]:
 
     try:
         scene: Any = scene_from_data(model, tuned.data, weights)
-        kind = next((kind for kind in ("compare", "class") if not KINDS[kind].lacks(scene)), None)
+        kind = next((kind for kind in ("compare", "class", "share") if not KINDS[kind].lacks(scene)), None)
         return {} if kind is None else {"attention": draw(scene, kind)}
     except VPTError:  # a backbone whose attention cannot be shown
         return {}
