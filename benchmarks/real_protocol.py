@@ -1,6 +1,7 @@
 """The published procedure on five small tasks with twelve ways to adapt ViT-Ti/16: tables of docs/protocol.md.
 
     python -m benchmarks.real_protocol --root $VPT_DATA [--tasks caltech101 ...] [--methods lora ...] [--threads 1]
+    python -m benchmarks.real_protocol --root $VPT_DATA --longer 20 --tasks shapes signdigits10
     python -m benchmarks.real_protocol --print
     python -m benchmarks.real_protocol --unpack build/runs    # the runs as folders, for `vpt report build/runs`
 
@@ -35,7 +36,7 @@ from vpt.data import default_root
 from vpt.experiments.executors import serially
 from vpt.experiments.sweep import RATE, SERIES_FILE, SWEEP_FILE, Plan, beyond, sweep
 from vpt.experiments.transfer import Mode, transfer
-from vpt.experiments.trial import ANSWERS_FILE, Failure, Trial, merged
+from vpt.experiments.trial import ANSWERS_FILE, Failure, Trial, merged, run_trial
 from vpt.models.delta_format import without_places
 from vpt.robustness import logit_records
 from vpt.run_record import CONFIG_FILE, RUN_FILE, score
@@ -72,6 +73,8 @@ METHODS = {
 IN_FULL = ("prompt",)
 """Methods whose rates are all trained to the end: at half of its epochs the recipe's best rate is often not ahead."""
 TRANSFERRED = "vpt_deep"
+LONGER = ("vpt_deep", "lora", "ssf", "prompt", "full")
+"""Methods of the second budget of epochs."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,11 @@ class Place:
     def runs(self) -> Records:
         """The record of each tested run."""
         return Records(self.out / "real_protocol_runs.jsonl", "task", "method", "seed")
+
+    @property
+    def longer(self) -> Records:
+        """Runs of the first seed at the chosen rate with more epochs."""
+        return Records(self.out / "real_protocol_longer.jsonl", "task", "method", "epochs")
 
     @property
     def logits(self) -> Path:
@@ -183,6 +191,19 @@ def _widened(place: Place, task: str, method: str, cell: Row, folder: Path) -> t
     return finals.runs, found | tested | spent
 
 
+def run_longer(place: Place, task: str, method: str, epochs: int) -> None:
+    """Trains a finished cell's first seed again at its rate, for more epochs."""
+    cell = place.cells.find(task, method)
+    if cell is None or place.longer.find(task, method, epochs) is not None:
+        return
+    values = plan(place, method).seeded(place.seeds[0]) | {"data.train": "train800val200"} | cell["chosen"]
+    config = merged(resolve(arguments(place, task, method)), values | {"trainer.max_epochs": epochs})
+    config = merged(config, {"trainer.check_val_every_n_epoch": epochs})
+    record = run_trial(Trial(f"longer/{epochs}", config, test=True), place.build / task / method)
+    row: Row = {"task": task, "method": method, "epochs": epochs, "seed": place.seeds[0], "chosen": cell["chosen"]}
+    place.longer.put(row | {"test": score(record, "test"), "seconds": record["seconds"]})
+
+
 def unfinished(cell: Row) -> bool:
     """Whether a cell of an earlier version stopped where its best rate was at an end of those tried."""
     return cell.get("widen", 0) < WIDEN and bool(beyond(cell["chosen"], cell["tried"]))
@@ -264,6 +285,8 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     if found:
         edges = sum(bool(beyond(cell["chosen"], cell["tried"])) for cell in found)
         made["edges"] = f"{edges} of the {len(found)} chosen rates lie at an end of those tried."
+    if longer := Records(out / "real_protocol_longer.jsonl").rows():
+        made["longer"] = _longer(longer, cells)
     for row in Records(out / "transfer.jsonl").rows():
         matrix = row["accuracy"]
         lines = [[source, *(f"{100 * value:.1f}" for value in to.values())] for source, to in matrix.items()]
@@ -276,6 +299,20 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
 def _accuracy(cell: Row) -> str:
     values = list(cell["tests"].values())
     return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}"
+
+
+def _longer(rows: Sequence[Row], cells: dict[tuple[str, str], Row]) -> str:
+    """The first seed at the rate chosen with `EPOCHS`, by epochs."""
+    found = {(row["task"], row["method"], row["epochs"]): row["test"] for row in rows}
+    first = str(SEEDS[0])
+    found |= {(task, method, EPOCHS): cell["tests"][first] for (task, method), cell in cells.items()}
+    tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
+    columns = [(task, epochs) for task in tasks for epochs in sorted({EPOCHS} | {row["epochs"] for row in rows})]
+    lines = []
+    for method in LONGER:
+        tests = [found.get((task, method, epochs)) for task, epochs in columns]
+        lines.append([f"`{method}`", *("–" if each is None else f"{100 * each:.1f}" for each in tests)])
+    return markdown(["method", *(f"{task}, {epochs} epochs" for task, epochs in columns)], lines)
 
 
 def _chosen(cell: Row | None) -> str:
@@ -313,6 +350,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--transfer", nargs="*", choices=["frozen", "init"], help="then the transfer matrix")
+    parser.add_argument("--longer", type=int, metavar="EPOCHS", help="only the methods that are trained so long, too")
     parser.add_argument("--quick", action="store_true", help="a rehearsal under BUILD/quick: two batches, two seeds")
     parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="write the tested runs there, run nothing")
     parser.add_argument("--shared", type=Path, metavar="FOLDER", help="keep what `vpt pretrain --out FOLDER` found")
@@ -329,7 +367,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif not args.print:
         for method in args.methods:
             for task in args.tasks:
-                run_cell(place, task, method)
+                if args.longer is None:
+                    run_cell(place, task, method)
+                elif method in LONGER:
+                    run_longer(place, task, method, args.longer)
         for mode in args.transfer or ():
             run_transfer(place, mode)
     print(*blocks(out).values(), sep="\n\n")

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes import make_folder
+from tests.suite_tables import CONFIGS
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments import tune as module
 from vpt.experiments.trial import Failure, run_trial
@@ -36,7 +38,7 @@ def config(photos: Path, seed: int = 0) -> dict[str, Any]:
 
 @pytest.fixture
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "choose_scheme", lambda *_: Scheme(("bias", "lora", "vpt_deep"), 2))
+    monkeypatch.setattr(module, "choose_scheme", lambda *_: Scheme(("bias", "lora", "prompt"), 2))
     monkeypatch.setattr(module, "FINAL", 4)
 
 
@@ -61,7 +63,7 @@ def test_the_winner_trains_on_all_images_and_is_tested_once(photos: Path, tmp_pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "difference", lambda *_: monkey)  # else chance decides on noise
         found = tune(config(photos), 60, tmp_path / "out", say=lambda _: None)
-    assert found.winner in ("bias", "lora", "vpt_deep")
+    assert found.winner in ("bias", "lora", "prompt")
     epochs = {row["name"]: row["epochs"] for row in found.tried}
     assert sorted(epochs.values()) == [1, 1, 2, 2]  # the probe and who was dropped, and the better two
     record = read_record(found.final)
@@ -155,6 +157,15 @@ def test_where_a_recipe_fails_the_others_go_on(photos: Path, tmp_path: Path) -> 
     assert not isinstance(found, Failure)
     tune_report(found, "pretrained", tmp_path / "out", "again")
     assert "failed: it does not fit" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_the_prompts_that_are_tried_are_those_of_the_config(photos: Path) -> None:
+    whole = recipe_config(config(photos), "prompt", 2)
+    shipped = yaml.safe_load((CONFIGS / "method" / "prompt.yaml").read_text())
+    assert whole["trainer"] | shipped["trainer"] == whole["trainer"]
+    ours, theirs = whole["model"]["init_args"], shipped["model"]["init_args"]
+    assert ours["deltas"] == theirs["deltas"]
+    assert ours["base_lr"] == pytest.approx(theirs["base_lr"], rel=0.01)
 
 
 @pytest.mark.parametrize("name", module.RECIPES)

@@ -26,7 +26,7 @@ from vpt.models.delta_file import save_delta
 from vpt.run_record import TRIAL_FILE
 from vpt.tasks.base import Batch
 from vpt.tasks.build import build, build_data
-from vpt.tasks.callbacks import last_checkpoint
+from vpt.tasks.checkpoints import last_checkpoint
 from vpt.tasks.classification import ClassificationTask
 from vpt.tasks.optimizers import check_trainer, scheduled_optimizer, seed_epoch
 

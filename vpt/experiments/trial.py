@@ -40,7 +40,7 @@ from vpt.run_record import (
 )
 from vpt.tasks import DeltaWriter, RunRecord
 from vpt.tasks.build import build, build_data
-from vpt.tasks.callbacks import last_checkpoint
+from vpt.tasks.checkpoints import last_checkpoint
 
 Config = dict[str, Any]
 Record = dict[str, Any]

@@ -35,15 +35,27 @@ MODEL_FILE = "model.safetensors"
 PROBE = "linear"
 BATCH = 10
 _RATE = 256 / BATCH
-RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
-    PROBE: ("LinearProbe", {"solver": "lbfgs", "l2": [0.001, 0.003, 0.01, 0.03, 0.1]}),
-    "bias": ("DeltaTuning", {"deltas": [{"name": "bias"}], "base_lr": 0.003 * _RATE}),
-    "ssf": ("DeltaTuning", {"deltas": [{"name": "ssf"}], "base_lr": 0.003 * _RATE}),
-    "lora": ("DeltaTuning", {"deltas": [{"name": "lora", "rank": 8, "targets": ["q", "v"]}], "base_lr": 0.002 * _RATE}),
-    "vpt_deep": ("PromptTuning", {"num_tokens": 10, "deep": True, "base_lr": 0.004 * _RATE}),
-    "full": ("FineTuning", {"base_lr": 3e-5 * _RATE}),
+_PROMPT = (
+    {"name": "prompt", "num_tokens": 4},
+    {"name": "bias"},
+    {"name": "norm", "bias": False},
+    {"name": "lora", "rank": 2, "targets": ["q", "v"]},
+)
+RECIPES: dict[str, dict[str, Any]] = {
+    PROBE: {"task": "LinearProbe", "solver": "lbfgs", "l2": [0.001, 0.003, 0.01, 0.03, 0.1]},
+    "bias": {"task": "DeltaTuning", "deltas": [{"name": "bias"}], "base_lr": 0.003 * _RATE},
+    "ssf": {"task": "DeltaTuning", "deltas": [{"name": "ssf"}], "base_lr": 0.003 * _RATE},
+    "lora": {
+        "task": "DeltaTuning",
+        "deltas": [{"name": "lora", "rank": 8, "targets": ["q", "v"]}],
+        "base_lr": 0.002 * _RATE,
+    },
+    "prompt": {"task": "DeltaTuning", "deltas": list(_PROMPT), "base_lr": 0.003 * _RATE},
+    "full": {"task": "FineTuning", "base_lr": 3e-5 * _RATE},
 }
-"""Task and hyperparameters by name; all others are the tasks' own."""
+"""Task and hyperparameters by name; all others are the tasks' own. ``prompt`` is configs/method/prompt.yaml."""
+TRAINER: dict[str, dict[str, Any]] = {"prompt": {"trainer.gradient_clip_val": 1.0}}
+"""What a recipe asks of the trainer."""
 STEP = 4.0
 """What an image costs in training, in forward passes of the bare backbone, at most."""
 RESERVE = 0.85
@@ -52,7 +64,7 @@ QUARTER = 0.25
 """Share of it for the search, all of whose runs are discarded."""
 
 
-SHORTLISTS = (("bias", "ssf", "lora", "vpt_deep", "full"), ("ssf", "lora", "vpt_deep"), ("lora",), ())
+SHORTLISTS = (("bias", "ssf", "lora", "prompt", "full"), ("ssf", "lora", "prompt"), ("prompt",), ())
 """What is tried beside the probe, the longest list first that the time suffices for."""
 EPOCHS = (25, 18, 12, 8, 5, 3, 2)
 """Of a run of the search."""
@@ -141,9 +153,10 @@ def base_config(data: Mapping[str, Any], backbone: str, weights: str, seed: int)
 
 def recipe_config(config: Config, name: str, epochs: int) -> Config:
     """The shared config with a recipe in it."""
-    task, args = RECIPES[name]
-    model = {"class_path": f"vpt.tasks.{task}", "init_args": {**config["model"]["init_args"], **args}}
-    return merged({**config, "model": model}, {"trainer.max_epochs": 1 if name == PROBE else epochs})
+    own = dict(RECIPES[name])
+    model = {"class_path": f"vpt.tasks.{own.pop('task')}", "init_args": {**config["model"]["init_args"], **own}}
+    values = {"trainer.max_epochs": 1 if name == PROBE else epochs} | TRAINER.get(name, {})
+    return merged({**config, "model": model}, values)
 
 
 def tune(

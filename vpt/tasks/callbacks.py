@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from collections.abc import Sized
@@ -12,12 +11,11 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from vpt.atomic_write import atomic_write, check_writable, write_json
+from vpt.atomic_write import check_writable, write_json
 from vpt.errors import ConfigError
 from vpt.models.delta_file import fill, save_delta
 from vpt.run_record import (
@@ -53,41 +51,6 @@ def run_of(checkpoint: str | Path) -> Path | None:
     return next((each for each in Path(checkpoint).resolve().parents[:2] if (each / RUN_FILE).is_file()), None)
 
 
-def last_checkpoint(folder: Path | None = None) -> callbacks.ModelCheckpoint:
-    """Keeps the last epoch in ``last.ckpt``, written after every epoch; None for ``checkpoints`` in the run's folder.
-
-    Which epoch is reported is part of the protocol: validation does not choose it. Lightning's own ``save_last`` with
-    ``save_top_k=0`` would write at the very end only.
-    """
-    return _LastCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-
-
-class _LastCheckpoint(callbacks.ModelCheckpoint):
-    """What it is called in checkpoints is the name of its base, as in those of version 0.1.0."""
-
-    @property
-    def state_key(self) -> str:
-        return super().state_key.replace(type(self).__qualname__, callbacks.ModelCheckpoint.__qualname__)
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = _WholeCheckpoints()
-
-
-class _WholeCheckpoints(TorchCheckpointIO):
-    """Lightning copies a checkpoint over the one before: on a full disk, or killed meanwhile, both are lost."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        if "://" in str(path) or storage_options is not None:
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        with atomic_write(Path(path)) as partial:
-            partial.write_bytes(content.getbuffer())
-
-
 def best_checkpoints(trainer: L.Trainer) -> dict[str, Path]:
     """The checkpoint that each `ModelCheckpoint` with a monitor has found best, by what it watches."""
     found = (each for each in callbacks_of(trainer) if isinstance(each, callbacks.ModelCheckpoint))
@@ -110,6 +73,7 @@ class RunRecord(L.Callback):
         self._loaded: dict[str, int] | None = None
         self.validated: int | None = None
         self._protocol: dict[str, Any] | None = None
+        self.trained: dict[str, float] = {}
         self._before, self._images = 0.0, 0
         self._over = False
         self.kept: Path | None = None
@@ -146,6 +110,7 @@ class RunRecord(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Counts parameters, prints them, and writes the protocol before anything is trained."""
         self._start, self._loaded = time.monotonic(), None
+        self.trained = self.trained if trainer.ckpt_path is not None else {}
         self._update(trainer, pl_module, {"status": "running"}, anew=True)
         if isinstance(pl_module, TuningTask):
             self._protocol = training_protocol(protocol(trainer, pl_module))
@@ -186,12 +151,14 @@ class RunRecord(L.Callback):
                 rank_zero_info(f"To go on: vpt fit -c {folder / CONFIG_FILE} --ckpt_path {folder / LAST_CHECKPOINT}")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keeps what training depends on."""
+        """Keeps what training depends on, and what its last epoch measured: a run may be killed before its record."""
         checkpoint["protocol"] = self._protocol
+        checkpoint["trained"] = {key: each for key, each in _metrics(trainer).items() if key.startswith("train/")}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Notes which state of the training is evaluated; refuses to go on with other data, seeds or options."""
         self._loaded = {"epochs": checkpoint["epoch"] + 1, "steps": checkpoint["global_step"]}
+        self.trained = checkpoint.get("trained", {})
         before = checkpoint.get("protocol")  # version 0.1.0 did not keep it
         if before is None or trainer.state.fn != "fit" or not isinstance(pl_module, TuningTask):
             return
@@ -387,8 +354,9 @@ def _read_of(trainer: L.Trainer, split: str) -> dict[str, int]:
 
 def _metrics(trainer: L.Trainer) -> dict[str, float]:
     """What was measured, without a validation of an earlier state than the last (``check_val_every_n_epoch``)."""
-    records = [each for each in callbacks_of(trainer) if isinstance(each, RunRecord)]
-    stale = trainer.state.fn == "fit" and any(each.validated != trainer.global_step for each in records)
-    found = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    records = [each for each in callbacks_of(trainer) if isinstance(each, RunRecord)] * (trainer.state.fn == "fit")
+    stale = any(each.validated != trainer.global_step for each in records)
+    found = {key: value for each in records for key, value in each.trained.items()}
+    found |= {key: float(value) for key, value in trainer.callback_metrics.items()}
     # JSON has no NaN, which a score of torchmetrics may be, as kappa where there is one class
     return {key: value for key, value in found.items() if isfinite(value) and not (stale and key.startswith("val/"))}

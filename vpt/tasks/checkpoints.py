@@ -1,10 +1,53 @@
-"""What a checkpoint must be to go on with a task: of a whole epoch, and of the classes of the data."""
+"""How checkpoints are written, and what one must be to go on with a task: of a whole epoch, of the data's classes."""
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
 from typing import Any
 
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import callbacks
+
+from vpt.atomic_write import atomic_write
 from vpt.errors import ConfigError
+
+
+def last_checkpoint(folder: Path | None = None) -> callbacks.ModelCheckpoint:
+    """Keeps the last epoch in ``last.ckpt``, written after every epoch; None for ``checkpoints`` in the run's folder.
+
+    Which epoch is reported is part of the protocol: validation does not choose it. Lightning's own ``save_last`` with
+    ``save_top_k=0`` would write at the very end only.
+    """
+    return _LastCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+
+
+class _LastCheckpoint(callbacks.ModelCheckpoint):
+    """What it is called in checkpoints is the name of its base, as in those of version 0.1.0."""
+
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__qualname__, callbacks.ModelCheckpoint.__qualname__)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = _WholeCheckpoints()
+
+
+class _WholeCheckpoints(TorchCheckpointIO):
+    """Lightning copies a checkpoint over the one before: on a full disk, or killed meanwhile, both are lost."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with atomic_write(Path(path)) as partial:
+            partial.write_bytes(content.getbuffer())
 
 
 def check_whole_epoch(checkpoint: dict[str, Any], max_steps: int) -> None:

@@ -32,7 +32,8 @@ from vpt.run_record import CONFIG_FILE, DELTA_FILE, LAST_CHECKPOINT, RUN_FILE, g
 from vpt.screen import show
 from vpt.tasks import DeltaWriter, RunRecord, SegmentationTask, TuningTask
 from vpt.tasks.build import FROM_DATA, image_size, settle
-from vpt.tasks.callbacks import EpochLines, best_checkpoints, best_delta, last_checkpoint, run_folder, run_of
+from vpt.tasks.callbacks import EpochLines, best_checkpoints, best_delta, run_folder, run_of
+from vpt.tasks.checkpoints import last_checkpoint
 from vpt.tasks.optimizers import check_trainer
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
