@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tests.robustness.fakes import CLASSES, PROMPTS, kept, split, task, weights, write_delta
 from vpt.data import ImageDataModule, ImageDataset
+from vpt.deltas.strength import Strength
 from vpt.errors import ConfigError, DataError
 from vpt.models import TunedModel, load_classifier
 from vpt.robustness import RobustnessResult, run
@@ -70,11 +71,11 @@ def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 def test_every_set_at_every_strength_leaves_a_record_and_a_row(whole: Path) -> None:
     result = RobustnessResult.read(whole)
-    assert len(result.rows) == 5 * 3  # val, clean, art and two corruptions at one severity
-    assert {row.n for row in result.rows if row.set not in ("val", "art")} == {10}
+    assert len(result.rows) == 6 * 3  # val, the same corrupted, clean, art and two corruptions at one severity
+    assert {row.n for row in result.rows if not row.set.startswith(("val", "art"))} == {10}
     assert {row.set: row.n for row in result.rows if row.set in ("val", "art")} == {"val": 6, "art": 5}
     stored = json.loads((whole / "robustness.json").read_text())
-    assert len(stored["rows"]) == 15
+    assert len(stored["rows"]) == 18
     for row in stored["rows"]:
         record = read(whole / "records" / row["record"])
         assert (record.protocol["set"], record.protocol["alpha"]) == (row["set"], row["alpha"])
@@ -175,7 +176,7 @@ def test_finished_records_are_not_computed_again(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = measure(prompts, tmp_path, alphas=(0.0, 1.0))
-    strengths: set[float] = set()
+    strengths: set[Strength] = set()
     original = TunedModel.forward
 
     def watched(self: TunedModel, images: torch.Tensor) -> torch.Tensor:
@@ -278,7 +279,7 @@ def test_the_table_is_short_and_says_n_and_head(prompts: Path, linear: Path, tmp
     table = result.table()
     headers = [str(column.header) for column in table.columns]
     assert headers == ["test set", "n", "α = 0", "α = 0.5", "α = 1", f"val: α = {result.chosen_alpha:g}", "oracle"]
-    assert table.row_count == 1 + 1 + 1 + 2 + 1  # val, clean, art, corruptions, their mean
+    assert table.row_count == 2 + 1 + 1 + 2 + 1  # val and corrupted, clean, art, corruptions, their mean
     mean = [row.top1 for row in result.rows if row.alpha == 0.5 and row.severity is not None]
     assert list(table.columns[3].cells)[-1] == f"{100 * np.mean(mean):.1f}"
 

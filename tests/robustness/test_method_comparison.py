@@ -56,13 +56,13 @@ def test_the_table_has_a_line_for_each_set_and_method(folder: Path) -> None:
     console = Console(width=140)
     with console.capture() as capture:
         console.print(drawn)
-    assert drawn.row_count == 3 * 3  # val, clean, art
+    assert drawn.row_count == 4 * 3  # val, the same corrupted, clean, art
     assert "ensemble" in capture.get()
 
 
 def test_a_result_comes_back(folder: Path) -> None:
     again = RobustnessResult.read(folder / "gate")
-    assert len(again.rows) == 3 * 3
+    assert len(again.rows) == 4 * 3
     assert again.chosen_alpha in ALPHAS
     assert np.isclose(again.rows[0].top1, read(folder / "gate" / "records" / str(again.rows[0].record)).accuracy)
 

@@ -289,7 +289,7 @@ def test_where_only_the_head_differs_each_image_passes_once(
 
     monkeypatch.setattr(Backbone, "pooled", counted)
     result = measure(linear, tmp_path, anchor=probe)
-    assert passed == 6 + 10 + 5
+    assert passed == 6 + 6 + 10 + 5
     assert result.protocol["way"] == "head"
     assert {row.alpha for row in result.rows} == set(ALPHAS)
     ends = {kept(tmp_path, f"clean-alpha-{alpha}") for alpha in (0.0, 1.0)}
@@ -329,7 +329,7 @@ def test_last_blocks_run_alone_for_each_alpha(
 
     monkeypatch.setattr(Backbone, "before_block", counted)
     measure(partial, tmp_path, anchor=probe, batch_size=10, alphas=(0.0, 0.5, 1.0))
-    assert passed == 6 + 10 + 5
+    assert passed == 6 + 6 + 10 + 5
     with torch.no_grad():
         np.testing.assert_allclose(logits(tmp_path, 1.0), model(clean()).numpy(), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(logits(tmp_path, 0.0), load_classifier(probe)(clean()).numpy(), rtol=1e-5, atol=1e-5)

@@ -32,8 +32,8 @@ class Attached(Protocol):
     pools: bool
 
     @property
-    def strength(self) -> float:
-        """α in [0, 1]."""
+    def beside_strength(self) -> float:
+        """α in [0, 1] of the tokens that it puts beside the map."""
 
     def joining(self, block: int, images: int) -> Tensor | None:
         """The tokens, (B, n, dim), that it puts beside the map of B images before a block; None for none."""

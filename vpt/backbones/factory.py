@@ -296,8 +296,8 @@ class Backbone(nn.Module):
         patches, norm = math.prod(self.layout.grid), cast("nn.Module", self.model.norm)
         total, number = pooled * patches, float(patches)
         for part, tokens in beside.items():
-            total = total + part.strength * norm(tokens).sum(dim=1)
-            number += part.strength * tokens.shape[1]
+            total = total + part.beside_strength * norm(tokens).sum(dim=1)
+            number += part.beside_strength * tokens.shape[1]
         return total / number
 
 

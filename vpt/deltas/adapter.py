@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import named_layers, norms_before_mlp, sublayers
 from vpt.deltas.base import DeltaPart, Handle, chosen_blocks
 from vpt.deltas.registry import register_delta
+from vpt.deltas.strength import Place
 from vpt.errors import ConfigError, UnknownNameError
 
 READS = ("normalised", "residual")
@@ -114,17 +115,21 @@ class Adapter(DeltaPart):
                 yield norm.register_forward_pre_hook(self._hold)
             yield layer.register_forward_hook(partial(self._add, key))
 
+    def places(self) -> Mapping[Any, Place]:
+        """See `DeltaPart`."""
+        return dict(self._sublayers)
+
     def expected_parameters(self) -> int:
         """2 · rank · dim + rank + dim for each adapter."""
         return sum(2 * self.rank * dim + self.rank + dim for dim in self._dims.values())
 
     def _add(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if self._strength == 0.0:
+        if (strength := self.at(key)) == 0.0:
             return out
         x = self._held() if self._norms else args[0] if self.parallel else out
         maps = isinstance(module, nn.Conv2d)  # whose channels are not last
         x = x.movedim(1, -1) if maps else x
-        change: Tensor = self.up[key](self._activation(self.down[key](x))) * (self.factor * self._strength)
+        change: Tensor = self.up[key](self._activation(self.down[key](x))) * (self.factor * strength)
         return torch.add(out, change.movedim(-1, 1) if maps else change)
 
     def _hold(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from numbers import Real
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vpt.argument_types import shown
 from vpt.backbones.factory import Backbone
+from vpt.deltas.strength import Place, Strength, by_place, checked_strength
 from vpt.errors import ConfigError
 
 READOUT = sys.maxsize
@@ -55,7 +54,8 @@ class DeltaPart(nn.Module, ABC):
         """Starts at full strength, attached to nothing."""
         super().__init__()
         self._on = [backbone]  # in a list, so that it does not become a part of this module
-        self._strength = 1.0
+        self._strength: Strength = 1.0
+        self._by_place: dict[Hashable, float] = {}
         self._handles: list[Handle] = []
 
     @property
@@ -143,13 +143,29 @@ class DeltaPart(nn.Module, ABC):
         return dict(tensors)
 
     @property
-    def strength(self) -> float:
-        """α in [0, 1]: 1 is the tuned model exactly, 0 the frozen backbone exactly."""
+    def strength(self) -> Strength:
+        """α in [0, 1]: 1 is the tuned model exactly, 0 the frozen backbone exactly; or that of each layer."""
         return self._strength
 
     @strength.setter
-    def strength(self, alpha: float) -> None:
-        self._strength = checked_strength(alpha)
+    def strength(self, alpha: float | Sequence[float]) -> None:
+        strength = checked_strength(alpha, self.backbone)
+        self._by_place = by_place(strength, self.places(), self.backbone)
+        self._strength = strength
+
+    def places(self) -> Mapping[Any, Place]:
+        """Where each change lies, by the key that `at` is asked with; what is not told lies in the last layer."""
+        return {}
+
+    def at(self, key: Hashable = None) -> float:
+        """α of one of its changes."""
+        strength = self._strength
+        return strength if isinstance(strength, float) else self._by_place.get(key, strength[-1])
+
+    @property
+    def beside_strength(self) -> float:
+        """See `vpt.backbones.block_forward.Attached`."""
+        return self.at()
 
 
 Compute = Callable[[Any], Tensor]
@@ -341,10 +357,3 @@ def numbers_by_layer(num_tokens: int | Sequence[int], layers: int) -> list[int]:
     if min(numbers) < 1:
         raise ConfigError(f"num_tokens must be at least 1, got {min(numbers)}; for no prompts use a linear probe.")
     return numbers
-
-
-def checked_strength(alpha: object) -> float:
-    """Reads a strength; a ConfigError where it is no number, or lies outside [0, 1]."""
-    if not isinstance(alpha, Real) or not 0.0 <= float(alpha) <= 1.0:
-        raise ConfigError(f"The strength is a number between 0 (backbone) and 1 (tuned), got {shown(alpha)}.")
-    return float(alpha)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from vpt.argument_types import argument
 from vpt.backbones.factory import Backbone
-from vpt.deltas.base import DeltaPart, checked_strength
+from vpt.deltas.base import DeltaPart
 from vpt.deltas.registry import DeltaSpec, Specs, read_specs
+from vpt.deltas.strength import Strength, checked_strength
 from vpt.errors import ConfigError
 
 
@@ -62,24 +63,29 @@ class Delta(nn.Module):
         return found
 
     @property
-    def strength(self) -> float:
-        """α in [0, 1] of all parts: 1 tuned, 0 the frozen backbone, exactly; a ConfigError where they differ."""
+    def strength(self) -> Strength:
+        """α in [0, 1] of all parts: 1 tuned, 0 the frozen backbone, exactly; or that of each layer.
+
+        A ConfigError where the parts differ.
+        """
         found = {part.strength for part in self._all()}
         if len(found) > 1:
             raise ConfigError(
-                f"The parts of this delta have different strengths, {', '.join(map(str, sorted(found)))}: "
+                f"The parts of this delta have different strengths, {', '.join(sorted(map(str, found)))}: "
                 "set one for all with set_strength, or read those of its parts."
             )
         return found.pop() if found else 1.0
 
-    def set_strength(self, alpha: float) -> None:
-        """Sets the strength of every part: 1 for the tuned model, 0 for the backbone.
+    def set_strength(self, alpha: float | Sequence[float]) -> None:
+        """Sets the strength of every part: 1 for the tuned model, 0 for the backbone; of all layers, or of each.
 
         Between them log α is added to the attention logits of prompt keys (scaling the prompts themselves would do
         nothing: the norm removes it), trained parameters of the backbone are interpolated, and the changes of all other
-        deltas are scaled. A ConfigError where α is no number in [0, 1]; no part has changed then.
+        deltas are scaled. Layers are as `vpt.deltas.strength.checked_strength` says, and so are errors, after which no
+        part has changed. Shallow prompts have the strength of the first block.
         """
-        alpha = checked_strength(alpha)
+        for part in self._all():
+            checked_strength(alpha, part.backbone)
         for part in self._all():
             part.strength = alpha
 

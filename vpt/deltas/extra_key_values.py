@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from vpt.argument_types import Options
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import DeltaPart, Handle
+from vpt.deltas.strength import Place
 from vpt.errors import ConfigError, UnknownNameError, check_number
 
 DropoutMode = Literal["sample", "shared", "key_value", "prompt"]
@@ -32,11 +33,12 @@ class KeyEdit:
     layer: int
     change: Callable[[int, OpenAttention, Tensor, Tensor], Edited]
     finish: Callable[[int, OpenAttention, Tensor, Tensor, Tensor | None], None] | None = None
+    key: int | None = None  # of the strength; None for the layer
 
     @property
     def active(self) -> bool:
         """Whether the strength is above 0."""
-        return self.part.strength != 0.0
+        return self.part.at(self.layer if self.key is None else self.key) != 0.0
 
     def __call__(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """See `AttentionEdit`."""
@@ -145,16 +147,22 @@ class ExtraKeys(DeltaPart):
         return True
 
     def constants(self) -> dict[int, Edited]:
-        """What it adds to each of its blocks where it is `constant`, at a strength above 0, for one image.
+        """What it adds to each of its blocks whose strength is above 0, where it is `constant`, for one image.
 
         By block: keys and values, (1, heads, n, head_dim), and the bias on their logits, (1, heads or 1, 1, n) or None.
         """
         found: dict[int, Edited] = {}
         for layer, block in enumerate(self.blocks):
+            if self.at(layer) == 0.0:
+                continue
             with self.backbone.computing():
                 keys, values = self.keys_values(layer, self.layout.attentions[block], 1)
             found[block] = keys, values, self.key_bias(layer, keys, keys.shape[2], 0)
         return found
+
+    def places(self) -> Mapping[Any, Place]:
+        """See `DeltaPart`: by layer, among those that have keys."""
+        return {layer: self.layout.attentions[block] for layer, block in enumerate(self.blocks)}
 
     def hooks(self) -> Iterable[Handle]:
         """Keys and values in every chosen block."""
@@ -187,9 +195,10 @@ class ExtraKeys(DeltaPart):
         (1, heads or 1, 1, before + n + after), or None where all is 0; `keys` gives dtype and device.
         """
         opening = self.opening(layer)
-        if self._strength == 1.0 and not self.log_bias and opening is None:
+        strength = self.at(layer)
+        if strength == 1.0 and not self.log_bias and opening is None:
             return None
-        odds = self._strength / number if self.log_bias else self._strength
+        odds = strength / number if self.log_bias else strength
         if opening is None:
             own = keys.new_full((1, 1, 1, number), math.log(odds))
         else:

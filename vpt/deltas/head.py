@@ -56,13 +56,13 @@ class MlpHead(DeltaPart):
         return len(self.hidden) * self._width * (self._width + 1)
 
     def _change(self, module: nn.Module, args: tuple[Tensor, ...], features: Tensor) -> Tensor:
-        if self._strength == 0.0:
+        if self.at() == 0.0:
             return features
         changed = features
         for layer in self.hidden:
             changed = relu(cast("Tensor", layer(changed)))
         changed = changed.to(features.dtype)  # autocast
-        return changed if self._strength == 1.0 else features.lerp(changed, self._strength)
+        return changed if self.at() == 1.0 else features.lerp(changed, self.at())
 
 
 @register_delta("sidetune")
@@ -104,8 +104,8 @@ class SideTune(DeltaPart):
         return convolutions + (self._channels[-1] + 1) * self._dim + 1
 
     def _mix(self, backbone: Backbone, args: tuple[Tensor, ...], features: Tensor) -> Tensor:
-        if self._strength == 0.0:
+        if self.at() == 0.0:
             return features
         side = cast("Tensor", self.network(backbone.normalize(args[0]))).to(features.dtype)  # autocast
         mixed = torch.lerp(side, features, self.blend.sigmoid())
-        return mixed if self._strength == 1.0 else features.lerp(mixed, self._strength)
+        return mixed if self.at() == 1.0 else features.lerp(mixed, self.at())

@@ -6,8 +6,9 @@ The weight of a convolution, (outputs, inputs, rows, columns), is such a map of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import LinearTarget, linear_targets, named_layers
 from vpt.deltas.base import Handle, MergeablePart, MergedWeight, Parametrization, chosen_blocks
 from vpt.deltas.registry import register_delta
+from vpt.deltas.strength import Place
 from vpt.errors import ConfigError, UnknownNameError
 
 
@@ -115,6 +117,10 @@ class Lora(MergeablePart):
             except ConfigError as error:
                 raise ConfigError(f"Two deltas train {key.replace('/', '.')}.weight: keep one of them.") from error
 
+    def places(self) -> Mapping[Any, Place]:
+        """See `DeltaPart`."""
+        return {**{key: target.module for key, target in self.targets.items()}, **self.convolutions}
+
     def expected_parameters(self) -> int:
         """Σ rank · (inputs + outputs) over the maps; the inputs of a convolution are those of one group, times k²."""
         rank = len(next(iter(self.down.values())))
@@ -127,9 +133,9 @@ class Lora(MergeablePart):
             yield MergedWeight(module, "weight", partial(self._changed, keys))
 
     def _convolved(self, key: str, weight: Tensor) -> Tensor:
-        if self._strength == 0.0:
+        if (strength := self.at(key)) == 0.0:
             return weight
-        change = (self.up[key] * (self.factor * self._strength)) @ self.down[key].flatten(1)
+        change = (self.up[key] * (self.factor * strength)) @ self.down[key].flatten(1)
         return torch.add(weight, change.view_as(weight))
 
     @torch.no_grad()
@@ -157,10 +163,10 @@ class Lora(MergeablePart):
             target = self.targets[key]
             columns.append(pad(self.up[key], (0, 0, target.start, target.module.out_features - target.stop)))
         assembled = columns[0] if rank == len(down) else torch.cat(columns, dim=1)
-        return down, assembled * (self.factor * self._strength)
+        return down, assembled * (self.factor * self.at(keys[0]))
 
     def _add(self, keys: Sequence[str], module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if self._strength == 0.0 or self.merged:
+        if self.at(keys[0]) == 0.0 or self.merged:
             return out
         down, up = self._stacked(keys)
         # One product that adds: a sum into a third of a fused layer's output would copy all of it.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from vpt.backbones.frozen_weights import wide_weights
 from vpt.backbones.target_modules import parameter_names, stages
 from vpt.deltas.base import DeltaPart, Parametrization
 from vpt.deltas.registry import register_delta
+from vpt.deltas.strength import Place
 from vpt.errors import ConfigError
 
 
@@ -52,11 +53,15 @@ class Subset(DeltaPart):
             except ConfigError as error:
                 raise ConfigError(f"Two deltas train {name}: keep one of them.") from error
 
+    def places(self) -> Mapping[Any, Place]:
+        """See `DeltaPart`."""
+        return {_key(name): name for name in self._names}
+
     def _value(self, key: str, original: Tensor) -> Tensor:
-        if self._strength == 0.0:
+        if (strength := self.at(key)) == 0.0:
             return original
         tuned = self.values[key]
-        return tuned if self._strength == 1.0 else torch.lerp(original, tuned, self._strength)
+        return tuned if strength == 1.0 else torch.lerp(original, tuned, strength)
 
     @torch.no_grad()
     def keep(self) -> None:

@@ -34,7 +34,7 @@ from vpt.deltas.extra_key_values import (
     unstacked,
 )
 from vpt.deltas.prompt_adaptive import Adaptive, ImagePrompts
-from vpt.deltas.prompt_init import INITS, Images, tokens_of_images
+from vpt.deltas.prompt_init import INITS, Images, tokens_of_images, transformed
 from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError, UnknownNameError, check_number
 
@@ -264,13 +264,10 @@ class Prompt(ExtraKeys):
         computes nothing from them. Shallow ones on Swin and adaptive ones ask only while the block runs
         (`AttentionCall.as_called`).
         """
-        if self.in_sequence or self.strength == 0.0 or (self.deep and block not in self.blocks):
+        if self.in_sequence or (self.deep and block not in self.blocks) or self.at(layer := self._layer(block)) == 0.0:
             return None
-        tokens = (
-            self._tokens_beside()
-            if block in self._blocks_beside
-            else self._mapped(self._batched(self.blocks.index(block)))
-        )
+        beside = block in self._blocks_beside
+        tokens = self._tokens_beside() if beside else self._mapped(self._batched(layer))
         return self.layout.attentions[block].project(self.layout.norms[block](tokens))[0]
 
     @property
@@ -280,15 +277,25 @@ class Prompt(ExtraKeys):
 
     def joining(self, block: int, images: int) -> Tensor | None:
         """The prompts beside the map of a Swin: shallow ones from the first block on, pooled deep ones in the last."""
-        if self._strength == 0.0 or block not in self._blocks_beside[:1]:
+        if block not in self._blocks_beside[:1] or self.beside_strength == 0.0:
             return None
-        layer = self.blocks.index(block)
-        return self.entering(layer, images).expand(images, -1, -1)
+        return self.entering(self._layer(block), images).expand(images, -1, -1)
+
+    @property
+    def beside_strength(self) -> float:
+        """See `vpt.backbones.block_forward.Attached`: shallow ones have that of the first block."""
+        return self.at(self._layer(self._blocks_beside[0]))
+
+    def _layer(self, block: int) -> int:
+        """The position of a block among those that have prompts; shallow ones have one."""
+        return self.blocks.index(block) if self.deep else 0
 
     def hooks(self) -> Iterator[Handle]:
         """Keys and values in every chosen block (deep), or tokens before the first block (shallow)."""
         for block in self._blocks_beside:
-            yield self.layout.attentions[block].register_edit(KeyEdit(self, block, self._join_windows, self._gather))
+            yield self.layout.attentions[block].register_edit(
+                KeyEdit(self, block, self._join_windows, self._gather, self._layer(block))
+            )
         if self.deep:
             for layer, block in enumerate(self.blocks):
                 if self.adaptive is not None:
@@ -328,7 +335,7 @@ class Prompt(ExtraKeys):
         return (
             keys,
             values,
-            self.key_bias(self.blocks.index(block) if self.deep else 0, keys, number, keys.shape[2] - number),
+            self.key_bias(self._layer(block), keys, number, keys.shape[2] - number),
         )
 
     def _gather(self, block: int, attention: OpenAttention, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
@@ -354,16 +361,11 @@ class Prompt(ExtraKeys):
 
     def _batched(self, layer: int) -> Tensor:
         """The prompts of a layer, (1 or B, n, dim)."""
-        prompts = self.prompts(layer)
-        return prompts if prompts.ndim == 3 else prompts.unsqueeze(0)
+        return prompts if (prompts := self.prompts(layer)).ndim == 3 else prompts.unsqueeze(0)
 
     def _mapped(self, prompts: Tensor) -> Tensor:
         """Prompts (B, n, dim) of which the Fourier share is transformed."""
-        share = self._transformed(prompts.shape[1])
-        if share == 0:
-            return prompts
-        exact = prompts[:, :share] if prompts.dtype == torch.float64 else prompts[:, :share].float()
-        return torch.cat([torch.fft.fft2(exact).real.to(prompts.dtype), prompts[:, share:]], dim=1)
+        return transformed(prompts, share) if (share := self._transformed(prompts.shape[1])) else prompts
 
     def _weaken_tokens(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """The edit of a shallow prompt: its bias on the prompts' columns, which follow the prefix tokens."""
@@ -375,14 +377,12 @@ class Prompt(ExtraKeys):
         parts = self.backbone.attached
         later = parts[parts.index(self) + 1 :] if self.attached else []
         return sum(
-            part._shapes[0][0]
-            for part in later
-            if isinstance(part, Prompt) and part.in_sequence and part.strength != 0.0
+            part._shapes[0][0] for part in later if isinstance(part, Prompt) and part.in_sequence and part.at(0) != 0.0
         )
 
     def _insert_tokens(self, block: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """[class, patches] becomes [class, prompts, patches]; at α = 0 nothing is inserted."""
-        if self._strength == 0.0:
+        if self.at(0) == 0.0:
             return None
         x, prefix = args[0], self.backbone.layout.num_prefix
         prompts = self.entering(0, x.shape[0]).expand(x.shape[0], -1, -1)
@@ -390,7 +390,7 @@ class Prompt(ExtraKeys):
 
     def _remove_tokens(self, block: nn.Module, args: Any, kwargs: dict[str, Any], x: Tensor) -> Tensor:
         """Drops the prompts' outputs, unless the last block has kept only pooled tokens anyway."""
-        if self._strength == 0.0 or kwargs.get("keep") is not None:
+        if self.at(0) == 0.0 or kwargs.get("keep") is not None:
             return x
         prefix = self.backbone.layout.num_prefix
         return torch.cat([x[:, :prefix], x[:, prefix + self._shapes[0][0] :]], dim=1)

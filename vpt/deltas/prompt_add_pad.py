@@ -7,8 +7,9 @@ strength α scales what is added.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from vpt.backbones.factory import Backbone
 from vpt.deltas.base import DeltaPart, Handle, chosen_blocks, pick, stack
 from vpt.deltas.registry import register_delta
+from vpt.deltas.strength import Place
 from vpt.errors import ConfigError
 from vpt.image_size import sides, size_text
 
@@ -47,15 +49,19 @@ class PromptAdd(DeltaPart):
         for layer, block in enumerate(self._blocks):
             yield block.register_forward_pre_hook(partial(self._add, layer), prepend=True)
 
+    def places(self) -> Mapping[Any, Place]:
+        """See `DeltaPart`: by layer, among those that have vectors."""
+        return dict(enumerate(self._blocks))
+
     def expected_parameters(self) -> int:
         """Σ patches · dim over the layers."""
         return sum(patches * dim for patches, dim in self._shapes)
 
     def _add(self, layer: int, block: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._strength == 0.0:
+        if (strength := self.at(layer)) == 0.0:
             return None
         x, prompts = args[0], pick(self.tokens, layer)
-        prompts = prompts if self._strength == 1.0 else self._strength * prompts
+        prompts = prompts if strength == 1.0 else strength * prompts
         if x.ndim == 4:  # the map of a Swin, (B, H, W, dim)
             return (x + prompts.view(x.shape[1:]), *args[1:])
         others = x.shape[1] - len(prompts)  # class and register tokens, and prompts of other deltas, come first
@@ -86,6 +92,10 @@ class PromptPad(DeltaPart):
         """The frame on the normalised image."""
         yield self.backbone.entry.register_forward_pre_hook(self._add)
 
+    def places(self) -> Mapping[Any, Place]:
+        """See `DeltaPart`: with the embeddings."""
+        return {0: 0}
+
     def expected_parameters(self) -> int:
         """2 · C · width · (H + W − 2 · width)."""
         return 2 * len(self.backbone.mean) * self._width * (sum(self._size) - 2 * self._width)
@@ -98,7 +108,7 @@ class PromptPad(DeltaPart):
         return torch.cat([self.rows[0], middle, self.rows[1]], dim=1)
 
     def _add(self, embedding: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._strength == 0.0:
+        if (strength := self.at(0)) == 0.0:
             return None
-        frame = self.frame() if self._strength == 1.0 else self._strength * self.frame()
+        frame = self.frame() if strength == 1.0 else strength * self.frame()
         return (args[0] + frame, *args[1:])

@@ -90,3 +90,12 @@ def _entering(backbone: Backbone, blocks: Sequence[int], images: Tensor) -> list
         for hook in hooks:
             hook.remove()
     return [found[block] for block in blocks]
+
+
+def transformed(prompts: Tensor, share: int) -> Tensor:
+    """Prompts (B, n, dim), the first `share` ≥ 1 as the real part of their Fourier transform over tokens and channels.
+
+    At least in single precision (VFPT; Zeng et al., NeurIPS 2024, section 3.2).
+    """
+    exact = prompts[:, :share] if prompts.dtype == torch.float64 else prompts[:, :share].float()
+    return torch.cat([torch.fft.fft2(exact).real.to(prompts.dtype), prompts[:, share:]], dim=1)

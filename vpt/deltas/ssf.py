@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import absorbs_scale, affine_layers, channel_dim
 from vpt.deltas.base import Handle, MergeablePart, MergedWeight
 from vpt.deltas.registry import register_delta
+from vpt.deltas.strength import Place
 from vpt.errors import check_number
 
 
@@ -44,6 +45,10 @@ class ScaleShift(MergeablePart):
         for key, layer in self._layers.items():
             yield layer.register_forward_hook(partial(self._change, key))
 
+    def places(self) -> Mapping[Any, Place]:
+        """See `DeltaPart`."""
+        return dict(self._layers)
+
     def expected_parameters(self) -> int:
         """Twice the channels of every layer."""
         return sum(2 * _weight(layer).shape[0] for layer in self._layers.values())
@@ -69,12 +74,12 @@ class ScaleShift(MergeablePart):
 
     def _between(self, key: str) -> tuple[Tensor, Tensor]:
         scale, shift = self.scale[key], self.shift[key]
-        if self._strength == 1.0:
+        if (strength := self.at(key)) == 1.0:
             return scale, shift
-        return 1.0 + self._strength * (scale - 1.0), self._strength * shift
+        return 1.0 + strength * (scale - 1.0), strength * shift
 
     def _change(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if self._strength == 0.0 or (self.merged and absorbs_scale(module)):
+        if self.at(key) == 0.0 or (self.merged and absorbs_scale(module)):
             return out
         scale, shift = self._between(key)
         if (dim := channel_dim(module)) != -1:

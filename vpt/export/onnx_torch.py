@@ -57,7 +57,7 @@ def fold(model: TunedModel) -> TunedModel:
     parts = [cast("DeltaPart", part) for part in own.backbone.attached]
     constant = [part for part in parts if isinstance(part, ExtraKeys) and part.constant]
     # With everything attached: other deltas may change the projections.
-    fixed = [part.constants() for part in constant if part.strength > 0.0]
+    fixed = [part.constants() for part in constant if part.strength != 0.0]
     for part in parts:
         if isinstance(part, Subset):
             part.keep()

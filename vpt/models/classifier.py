@@ -15,9 +15,10 @@ from vpt.argument_types import checked
 from vpt.backbones.factory import Backbone
 from vpt.data.inference import is_single
 from vpt.data.targets import Targets, check_multiclass
-from vpt.deltas.base import READOUT, DeltaPart, checked_strength
+from vpt.deltas.base import READOUT, DeltaPart
 from vpt.deltas.composition import Delta
 from vpt.deltas.registry import Specs
+from vpt.deltas.strength import Strength, checked_strength
 from vpt.errors import ConfigError, DataError
 from vpt.metrics import conformal
 from vpt.models.calibration import HeldOut
@@ -63,7 +64,7 @@ class AdaptedModel(nn.Module):
         self.preset = dict(preset or {})
         self.info: dict[str, Any] = {}
         self.calibration: HeldOut | None = None
-        self._strength = 1.0
+        self._strength: Strength = 1.0
         self.train()
 
     def _check_parts(self) -> None:
@@ -106,17 +107,18 @@ class AdaptedModel(nn.Module):
         return min((part.first_block for part in self.backbone.attached), default=READOUT)
 
     @property
-    def strength(self) -> float:
-        """α in [0, 1] of the delta and of the head; a ConfigError where the parts have different ones."""
+    def strength(self) -> Strength:
+        """α in [0, 1] of the delta and of the head, or of each layer; a ConfigError where the parts have others."""
         return self._strength if self.delta is None else self.delta.strength
 
-    def set_strength(self, alpha: float) -> None:
+    def set_strength(self, alpha: float | Sequence[float]) -> None:
         """Moves between the frozen backbone, α = 0, and the tuned one, 1; `TunedModel` moves its head too.
 
-        This is WiSE-FT (Wortsman et al., CVPR 2022) as a gate. A ConfigError where α is no number in [0, 1], or is
-        below 1 where the backbone itself was tuned.
+        This is WiSE-FT (Wortsman et al., CVPR 2022) as a gate. A list has an α for each layer, or those of the first
+        and the last with a line between (LiNeS), as `vpt.deltas.strength.checked_strength` reads it; the head has the
+        last one. A ConfigError where α is no number in [0, 1], or is below 1 where the backbone itself was tuned.
         """
-        alpha = checked_strength(alpha)
+        alpha = checked_strength(alpha, self.backbone)
         if self.backbone.folded and alpha != self.strength:
             raise ConfigError("A folded model has its strength for good: set that of the model it was folded from.")
         if self.backbone.tuned and alpha != 1.0:
@@ -224,11 +226,16 @@ class TunedModel(AdaptedModel):
 
     def classify(self, features: Tensor) -> Tensor:
         """Applies the head, interpolated towards the anchor by the strength."""
-        if self.anchor_weight is None or self.anchor_bias is None or (alpha := self.strength) == 1.0:
+        if self.anchor_weight is None or self.anchor_bias is None or (alpha := self._head_strength) == 1.0:
             return cast("Tensor", self.head(features))
         weight = torch.lerp(self.anchor_weight, self.head.weight, alpha)
         bias = torch.lerp(self.anchor_bias, self.head.bias, alpha)
         return nn.functional.linear(features, weight, bias)
+
+    @property
+    def _head_strength(self) -> float:
+        alpha = self.strength
+        return alpha if isinstance(alpha, float) else alpha[-1]
 
     def constant_part(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
         """See `AdaptedModel.constant_part`."""
@@ -321,7 +328,7 @@ class TunedModel(AdaptedModel):
     @torch.no_grad()
     def settle_head(self) -> None:
         """Makes the head what it is at the present strength, for good, and drops the anchor."""
-        if self.anchor_weight is not None and self.anchor_bias is not None and (alpha := self.strength) != 1.0:
+        if self.anchor_weight is not None and self.anchor_bias is not None and (alpha := self._head_strength) != 1.0:
             self.head.weight.copy_(torch.lerp(self.anchor_weight, self.head.weight, alpha))
             self.head.bias.copy_(torch.lerp(self.anchor_bias, self.head.bias, alpha))
         self.anchor_weight = self.anchor_bias = None

@@ -25,7 +25,7 @@ from vpt.metrics.summary import summary
 from vpt.reports.page import Values
 from vpt.robustness.alpha_curve import accuracy_curve
 from vpt.robustness.evaluation_result import FIXED_ALPHA, RobustnessResult, Row
-from vpt.robustness.evaluation_sets import CLEAN, SHIFT, VAL
+from vpt.robustness.evaluation_sets import CLEAN, SHIFT, VAL, VAL_CORRUPTED
 from vpt.robustness.logit_records import Record
 from vpt.run_record import identity
 
@@ -165,7 +165,7 @@ def _rows(name: str, result: RobustnessResult) -> Iterator[Values]:
 
 def _protocol(row: Row, protocol: Mapping[str, Any]) -> Values:
     data, groups = protocol["data"], protocol["groups"]
-    split = row.set if row.kind in (VAL, SHIFT) else "test"
+    split = row.set if row.kind in (VAL, SHIFT) else VAL if row.kind == VAL_CORRUPTED else "test"
     sha256 = hashlib.sha256(json.dumps(groups).encode()).hexdigest()
     return {
         "weights": protocol["backbone"]["weights_id"],
@@ -225,7 +225,11 @@ def _headline(name: str, result: RobustnessResult, rows: list[Values], averages:
     for label in dict.fromkeys(row["set"] for row in own):
         at = {row["alpha"]: _cell(row) for row in own if row["set"] == label}
         first = next(row for row in own if row["set"] == label)
-        best = max(at.values(), key=lambda cell: cell["top1"]) if len(at) > 1 and label != VAL else None
+        best = (
+            max(at.values(), key=lambda cell: cell["top1"])
+            if len(at) > 1 and label not in (VAL, VAL_CORRUPTED)
+            else None
+        )
         yield {
             "model": name,
             "set": label,

@@ -26,6 +26,7 @@ from vpt.data import ImageDataModule, ImageDataset
 from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, title
 from vpt.data.targets import check_multiclass
 from vpt.deltas import DeltaSpec
+from vpt.deltas.strength import checked_strength
 from vpt.errors import ConfigError, check_number
 from vpt.image_size import plain_size, size_text
 from vpt.models import TunedModel
@@ -33,7 +34,15 @@ from vpt.models.delta_file import unfilled
 from vpt.models.delta_format import identity, read_header
 from vpt.robustness import logit_records
 from vpt.robustness.evaluation_result import RobustnessResult, Row, between, check_out, score, why_val_cannot_choose
-from vpt.robustness.evaluation_sets import VAL, EvaluationSet, evaluation_sets, subset
+from vpt.robustness.evaluation_sets import (
+    VAL,
+    VAL_CORRUPTED,
+    VAL_SEVERITY,
+    EvaluationSet,
+    can_corrupt,
+    evaluation_sets,
+    subset,
+)
 from vpt.robustness.logit_records import Record
 from vpt.robustness.wise_ft import Swept, Way, sweep
 from vpt.run_record import file_identity
@@ -66,6 +75,7 @@ def run(
     start: Path | None = None,
     half: bool = False,
     bf16: bool = False,
+    strengths: Sequence[float] | None = None,
 ) -> RobustnessResult:
     """Evaluates a delta file in and out of distribution and stores all logits.
 
@@ -91,6 +101,8 @@ def run(
         half: Keep logits as float16; such records are not interpolated.
         bf16: Forward passes under autocast to bfloat16: about twice as fast where the processor has it, logits to three
             digits. Every record and report says so.
+        strengths: Of each layer at α = 1, or of the first and the last with a line between (LiNeS), as
+            `vpt.deltas.strength.checked_strength` reads them; α multiplies them. None for the tuned model.
 
     Raises:
         ConfigError: An argument is out of range or not known, or delta, anchor and data do not belong together.
@@ -107,17 +119,20 @@ def run(
     check_data(delta, model, data)
     check_multiclass(model.targets, "vpt robustness is")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    swept = sweep(delta, model.to(device), tensors, alphas, anchor, start)
+    layers = 1.0 if strengths is None else checked_strength(strengths, model.backbone)
+    swept = sweep(delta, model.to(device), tensors, alphas, anchor, start, layers)
     way = swept.way
     wanted = [1.0] if way == "none" else sorted(float(alpha) for alpha in alphas)
     files = {"delta": delta, "anchor": anchor, "start": start}
     infos = [read_header(file)["info"] for file in files.values() if file is not None]
     not_chosen = why_val_cannot_choose(infos, data) if len(wanted) > 1 else "there is one α only."
     if not_chosen is None:
-        sets.insert(0, EvaluationSet(VAL, VAL))
+        chosen_on = [VAL, VAL_CORRUPTED] if can_corrupt(data) else [VAL]
+        sets = [*(EvaluationSet(VAL, kind) for kind in chosen_on), *sets]
     drawn = {"max_images": max_images, "seed": seed if max_images else None, "corruptions": PUBLISHED}
     precision = {"precision": "bf16" if bf16 else "fp32", "device": device}
     protocol = _protocol(files, model, data, way, half) | precision
+    protocol |= {} if strengths is None else {"strengths": [layers] if isinstance(layers, float) else list(layers)}
     check_out(out, protocol | drawn)
     measured = [0.0, 1.0] if way == "head" and not half and wanted != [1.0] else wanted
     pairs = _pairs(data, sets, measured, protocol, out / "records", max_images, seed)
@@ -204,7 +219,7 @@ def _pairs(
     for item in sets:
         dataset = data.split(item.split)
         index = subset(dataset.labels, max_images, seed)
-        if item.kind == VAL:
+        if item.split == VAL:
             index = index[~data.shared(VAL)[index]]  # what a dataset repeats: a list within the other chooses nothing
         own = {
             "set": item.name,
@@ -216,6 +231,8 @@ def _pairs(
             "n": len(index),
             "seed": None if len(index) == len(dataset) else seed,
         }
+        if item.kind == VAL_CORRUPTED:
+            own |= {"corruptions": PUBLISHED, "corrupted": [BASIC, VAL_SEVERITY]}
         if item.severity is not None:
             own |= {"corruptions": PUBLISHED, "title": title(item.kind)}  # version 0.1 has neither
         half = protocol["logits"] == "float16"

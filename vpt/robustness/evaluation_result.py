@@ -20,7 +20,7 @@ from vpt.errors import ConfigError, DataError, RecordError
 from vpt.image_size import is_size
 from vpt.metrics import accuracy
 from vpt.robustness import logit_records
-from vpt.robustness.evaluation_sets import SHIFT, VAL
+from vpt.robustness.evaluation_sets import SHIFT, VAL, VAL_CORRUPTED
 from vpt.robustness.logit_records import Record
 from vpt.run_record import Form, count, identity, lacking, misfit, of, read_json, share
 from vpt.screen import Table
@@ -252,7 +252,7 @@ class RobustnessResult:
         alphas = sorted({row.alpha for row in self.rows})
         shown = shown_alphas(alphas)
         chosen = self.chosen_alpha
-        counts = {row.n for row in self.rows if row.kind not in (VAL, SHIFT)}
+        counts = {row.n for row in self.rows if row.kind not in (VAL, VAL_CORRUPTED, SHIFT)}
         what = f"Top-1 (%) on {self.protocol['data']['name']}, n = {', '.join(map(str, sorted(counts)))}"
         table = Table(title=what, caption=self._caption(), title_justify="left", caption_justify="left")
         table.add_column("test set")

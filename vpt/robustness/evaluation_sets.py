@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vpt.data import ImageDataModule
-from vpt.data.corruptions import BASIC, CORRUPTIONS, SEVERITIES, corrupt
+from vpt.data.corruptions import BASIC, CORRUPTIONS, SEVERITIES, SMALLEST, corrupt
 from vpt.errors import ConfigError, UnknownNameError, VPTWarning
+from vpt.image_size import sides
 
 CLEAN, VAL, SHIFT = "clean", "val", "shift"
 """Kinds of test sets that are not corrupted."""
+VAL_CORRUPTED = "val-corrupted"
+"""Validation images, each under one of the five common corruptions, of `VAL_SEVERITY`: shift without shifted data."""
+VAL_SEVERITY = 3
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class EvaluationSet:
     """One set of test images, of the list `split`: ``"test"`` or a shift's name.
 
     Its kind is ``"clean"``, ``"val"``, ``"shift"`` (a list of its own), or the name of a corruption of the test list,
-    of severity 1 (weak) to 5 (strong).
+    of severity 1 (weak) to 5 (strong), or `VAL_CORRUPTED` of the list ``"val"``.
     """
 
     split: str
@@ -36,7 +41,7 @@ class EvaluationSet:
         """``"clean"``, the shift's name, or e.g. ``"fog-3"``."""
         if self.severity is not None:
             return f"{self.kind}-{self.severity}"
-        return CLEAN if self.kind == CLEAN else self.split
+        return self.kind if self.kind in (CLEAN, VAL_CORRUPTED) else self.split
 
     def variant(self, images: Tensor, names: Sequence[str]) -> Tensor:
         """Makes this set's images, uint8 (B, 3, H, W), out of those of its list; B names seed the noise.
@@ -44,11 +49,20 @@ class EvaluationSet:
         The pixels are the same whatever else is in the batch or the list. Raises a ConfigError for images too small to
         be corrupted.
         """
-        if self.severity is None:
+        if self.severity is None and self.kind != VAL_CORRUPTED:
             return images
         rows = images.permute(0, 2, 3, 1).contiguous().numpy()
-        changed = [corrupt(row, self.kind, self.severity, name) for row, name in zip(rows, names, strict=True)]
+        severity = self.severity or VAL_SEVERITY
+        changed = [corrupt(row, self._corruption(name), severity, name) for row, name in zip(rows, names, strict=True)]
         return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).contiguous()
+
+    def _corruption(self, name: str) -> str:
+        return BASIC[zlib.crc32(name.encode()) % len(BASIC)] if self.kind == VAL_CORRUPTED else self.kind
+
+
+def can_corrupt(data: ImageDataModule) -> bool:
+    """Whether corruptions can be made of the images: they are of colours of 8 bits, and no smaller than any needs."""
+    return data.preset.channels is None and min(sides(data.image_size)) >= SMALLEST
 
 
 def evaluation_sets(

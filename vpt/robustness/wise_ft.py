@@ -1,6 +1,7 @@
 """WiSE-FT end-to-end: every tensor of a model moves between two endpoints, backbone and head alike.
 
-Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, equation 1: θ(α) = (1 − α)·θ0 + α·θ1.
+Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, equation 1: θ(α) = (1 − α)·θ0 + α·θ1. Where each
+layer has a strength of its own (LiNeS, ICLR 2025), α multiplies it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vpt.backbones.factory import Backbone
+from vpt.deltas.strength import Strength, by_place, checked_strength, times
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import check_fingerprint, fill, read_head
@@ -27,11 +30,19 @@ COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Swept:
-    """A classifier in eval mode, first at α = 1, that `set_alpha` moves between two models, α in [0, 1]."""
+    """A classifier in eval mode, first at α = 1, that `set_alpha` moves between two models, α in [0, 1].
+
+    `set_strength` takes one strength of all layers, or that of each; of the latter α is a share of `strengths`.
+    """
 
     model: TunedModel
     way: Way
-    set_alpha: Callable[[float], None]
+    set_strength: Callable[[Strength], None]
+    strengths: Strength = 1.0
+
+    def set_alpha(self, alpha: float) -> None:
+        """Moves the model to α, of what each layer has."""
+        self.set_strength(times(alpha, self.strengths))
 
     def halves(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """Images to what is the same at every α, and from there to logits."""
@@ -50,32 +61,50 @@ class Interpolation:
     may share memory with them; their end may lie in a file that is mapped into memory.
     """
 
-    def __init__(self, targets: Mapping[str, Tensor], start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        targets: Mapping[str, Tensor],
+        start: Mapping[str, Tensor],
+        end: Mapping[str, Tensor],
+        backbone: Backbone | None = None,
+    ) -> None:
         """Checks the endpoints, and sets what both share; targets hold anything, under each name of an endpoint.
 
-        Raises a ConfigError if names, shapes or types of the endpoints differ, or integers other than that counter do.
+        A `backbone` that the tensors are of says in which layer each lies. Raises a ConfigError if names, shapes or
+        types of the endpoints differ, or integers other than that counter do.
         """
         check_alike(start, end)
         if strange := sorted(end.keys() - targets.keys()):
             raise ConfigError(f"The endpoints hold {_some(strange)}, which this model does not have.")
-        self._moving: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._backbone = backbone
+        self._moving: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         for key, last in end.items():
             target, first = targets[key], start[key]
             if same_bits(first, last):
                 target.copy_(last)
             else:
-                self._moving.append((target, first.to(target.device).clone(), last.to(target.device)))
+                self._moving[key] = target, first.to(target.device).clone(), last.to(target.device)
 
     @torch.no_grad()
-    def set_alpha(self, alpha: float) -> None:
+    def set_alpha(self, strength: Strength) -> None:
         """Moves the targets to α in [0, 1], else a ConfigError; the endpoints themselves come back bit for bit."""
-        if not 0.0 <= alpha <= 1.0:
-            raise ConfigError(f"α lies between 0 (start) and 1 (end), got {alpha}.")
-        for target, start, end in self._moving:
+        alphas = self._by_tensor(strength)
+        for key, (target, start, end) in self._moving.items():
+            alpha = alphas[key]
             if alpha in (0.0, 1.0) or not end.is_floating_point():  # lerp would turn −0 into 0 at the ends
                 target.copy_(start if alpha == 0.0 else end)
             else:
                 torch.lerp(start, end, alpha, out=target)
+
+    def _by_tensor(self, strength: Strength) -> dict[str, float]:
+        if self._backbone is not None:
+            strength = checked_strength(strength, self._backbone)
+            if not isinstance(strength, float):
+                names = {key: key.removeprefix("backbone.model.") for key in self._moving}
+                return by_place(strength, names, self._backbone)
+        if not isinstance(strength, float | int) or not 0.0 <= strength <= 1.0:
+            raise ConfigError(f"α lies between 0 (start) and 1 (end), got {strength}.")
+        return dict.fromkeys(self._moving, float(strength))
 
 
 def sweep(
@@ -85,11 +114,12 @@ def sweep(
     alphas: Sequence[float],
     anchor: Path | None = None,
     start: Path | None = None,
+    strengths: Strength = 1.0,
 ) -> Swept:
     """Puts a delta file's tensors into its model (`vpt.models.delta_file.unfilled`), at α = 1, so that α moves it.
 
     The head at α = 0 is that of the anchor, a linear probe's delta file; the start is a delta file of the same
-    architecture that α = 0 is to be, None for the pretrained backbone.
+    architecture that α = 0 is to be, None for the pretrained backbone. `strengths` are those of the layers at α = 1.
 
     Raises:
         ConfigError: The endpoints do not belong together, or the head at α = 0 would be a random one.
@@ -97,11 +127,15 @@ def sweep(
     """
     head = None if anchor is None else read_head(anchor, model, "anchor")
     if start is not None:
-        return _end_to_end(model, _read_start(start, model, head), tensors)
+        if not isinstance(strengths, float):
+            raise ConfigError(
+                "With --start deltas are interpolated as a whole, not layer by layer: leave out strengths."
+            )
+        return _end_to_end(model, _read_start(start, model, head), tensors, strengths)
     if any(key.startswith("backbone.") for key in tensors):
-        if list(alphas) == [1.0]:
+        if list(alphas) == [1.0] and strengths == 1.0:
             fill(model, tensors, str(delta))
-            return Swept(model, "none", model.set_strength)
+            return _unmoved(model, strengths)
         if head is None:
             raise ConfigError(
                 f"{delta} trained the whole backbone, so at α = 0 there is the pretrained one, whose head for these "
@@ -109,19 +143,32 @@ def sweep(
             )
         bare = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("backbone.")}
         if not all(key in tensors and same_bits(tensor, tensors[key]) for key, tensor in bare.items()):
-            return _end_to_end(model, bare | _named(head.to(tensors["head.weight"].dtype)), tensors)
+            return _end_to_end(model, bare | _named(head.to(tensors["head.weight"].dtype)), tensors, strengths)
         tensors = {key: tensor for key, tensor in tensors.items() if key not in bare}  # it is the bare backbone
     fill(model, tensors, str(delta))
     if head is not None:
         model.set_anchor(head)
-    way: Way = "strength" if model.delta is not None else "none" if head is None else "head"
-    return Swept(model, way, model.set_strength)
+    if model.delta is None and head is None:
+        return _unmoved(model, strengths)
+    way: Way = "strength" if model.delta is not None else "head"
+    swept = Swept(model, way, model.set_strength, strengths)
+    swept.set_alpha(1.0)
+    return swept
 
 
-def _end_to_end(model: TunedModel, start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> Swept:
-    line = Interpolation(model.state_dict(), start, end)
-    line.set_alpha(1.0)
-    return Swept(model, "end-to-end", line.set_alpha)
+def _unmoved(model: TunedModel, strengths: Strength) -> Swept:
+    if strengths != 1.0:
+        raise ConfigError("Strengths of layers move nothing here: give --anchor with a linear probe's delta file.")
+    return Swept(model, "none", model.set_strength)
+
+
+def _end_to_end(
+    model: TunedModel, start: Mapping[str, Tensor], end: Mapping[str, Tensor], strengths: Strength
+) -> Swept:
+    line = Interpolation(model.state_dict(), start, end, model.backbone)
+    swept = Swept(model, "end-to-end", line.set_alpha, strengths)
+    swept.set_alpha(1.0)
+    return swept
 
 
 def check_alike(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ from vpt.run_record import global_seed
 from vpt.screen import console
 
 if TYPE_CHECKING:
+    from vpt.deltas.strength import Strength
     from vpt.models.classifier import AdaptedModel, TunedModel
 
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)
@@ -58,7 +59,7 @@ def agree(model: AdaptedModel, trainer: L.Trainer) -> None:
 
 
 def start_at_probe(
-    model: TunedModel, data: ImageDataModule, strength: float, l2: float | None = None, quiet: bool = False
+    model: TunedModel, data: ImageDataModule, strength: Strength, l2: float | None = None, quiet: bool = False
 ) -> float:
     """Sets a head to the exact minimum of its regularised cross-entropy over all training images.
 

@@ -36,6 +36,7 @@ def _run(options: Namespace, overrides: list[str]) -> None:
     from vpt.atomic_write import check_writable
     from vpt.data.corruptions import BASIC, CORRUPTIONS
     from vpt.robustness import run as measure
+    from vpt.robustness.layer_strengths import strengths_of
     from vpt.screen import show
 
     if options.out is not None and len(options.delta) > 1:
@@ -49,14 +50,30 @@ def _run(options: Namespace, overrides: list[str]) -> None:
         check_effect(options, "without --max-images", "seed")
     if not options.severities:
         check_effect(options, "without --severities", "corruptions")
+    if options.strengths is not None and len(options.delta) > 1:
+        raise ConfigError("--strengths are of one delta: evaluate several one by one.")
     lists = {"basic": BASIC, "all": tuple(CORRUPTIONS)}
     named = [kind for word in options.corruptions or ["basic"] for kind in lists.get(word, (word,))]
     options.corruptions, options.seed = tuple(dict.fromkeys(named)), options.seed or 0
     for delta, out in outs.items():
         data = delta_data(delta, options.data, overrides)
-        result = measure(**vars(options) | {"delta": delta, "data": data, "out": out})
+        own = {"delta": delta, "data": data, "out": out, "strengths": strengths_of(options.strengths, delta)}
+        result = measure(**vars(options) | own)
         show(result.table())
         print(f"written to {out}")
+
+
+def _strengths(options: Namespace, overrides: list[str]) -> None:
+    from vpt.robustness.layer_strengths import learn
+
+    options.out = options.out or options.delta.parent / "strengths.json"
+    data = delta_data(options.delta, options.data, overrides)
+    found = learn(**vars(options) | {"data": data, "seed": options.seed or 0})
+    unit = 100.0 if options.objective == "accuracy" else 1.0
+    name = "accuracy (%)" if options.objective == "accuracy" else "log-likelihood"
+    print(f"{name} {unit * found.score:.4g}; at the best single α, {found.alpha:g}, {unit * found.alpha_score:.4g}")
+    print("strengths " + " ".join(f"{each:.2f}" for each in found.strengths))
+    print(f"written to {options.out}")
 
 
 def _head(options: Namespace, overrides: list[str]) -> None:
@@ -131,7 +148,7 @@ def _report(options: Namespace, overrides: list[str]) -> None:
 def _parser() -> Parser:
     root = Parser(prog="vpt robustness")
     root.onward = DATA_FLAGS
-    actions = root.add_subparsers(required=True, metavar="run|report|compare|head|soup")
+    actions = root.add_subparsers(required=True, metavar="run|strengths|report|compare|head|soup")
 
     def add(name: str, action: Any, text: str, epilog: str | None = DATA_OVERRIDES) -> Parser:
         made: Parser = actions.add_parser(name, help=text, epilog=epilog)
@@ -157,7 +174,23 @@ def _parser() -> Parser:
     parser.add_argument("--weights", help=WEIGHTS_HELP)
     parser.add_argument("--half", action="store_true", help="store logits in half precision; no exact α curves then")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster, logits to three digits")
+    layers = "of the layers at α = 1: all, the first and the last (LiNeS), or a file of `vpt robustness strengths`"
+    parser.add_argument("--strengths", nargs="+", help=layers)
     parser.add_argument("--out", type=output_folder, help="folder to write to (default: robustness/ beside the delta)")
+
+    parser = add("strengths", _strengths, "learn a strength for each layer, by forward passes on validation images")
+    parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
+    parser.add_argument("--data", type=Path, help=DATA_HELP)
+    parser.add_argument("--anchor", type=Path, help="delta file of a linear probe, whose head belongs to strength 0")
+    parser.add_argument("--objective", choices=["accuracy", "nll"], default="accuracy", help="default: accuracy")
+    parser.add_argument("--corrupted", action="store_true", help="of validation images under five corruptions")
+    parser.add_argument("--evaluations", type=at_least(12), default=200, help="strengths to try (default: 200)")
+    parser.add_argument("--max-images", type=at_least(1), help="a stratified sample (default: all)")
+    parser.add_argument("--batch-size", type=at_least(1), default=_BATCH, help="batch size")
+    parser.add_argument("--seed", type=at_least(0), help="of search and sample (default: 0)")
+    parser.add_argument("--weights", help=WEIGHTS_HELP)
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster, logits to three digits")
+    parser.add_argument("--out", type=output_file, help="JSON file (default: strengths.json beside the delta)")
 
     parser = add("report", _report, "all scores and figures of evaluated models", None)
     parser.add_argument("folders", type=Path, nargs="+", help="what `vpt robustness run` wrote, all on the same data")

@@ -1,0 +1,235 @@
+"""One strength, one for each layer, one for each image, and how to choose: tables of docs/robustness.md.
+
+    python -m benchmarks.strengths --root $VPT_DATA [--methods recipe ...] [--seeds 42 ...] [--threads 1]
+    python -m benchmarks.strengths --print
+
+Each method of `benchmarks.robustness_runs` is tuned on PACS' photos at the rate that val200 chose there, and evaluated
+at several α on validation and test photos, on validation photos under corruptions, and on the three shifts. A finished
+training is a line of OUT/strengths.jsonl, and an interrupted run continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.records import RESULTS, Records, Row, markdown
+from benchmarks.robustness_runs import (
+    METHODS,
+    PACS_RATES,
+    SEEDS,
+    SHIFTS,
+    WEIGHTS,
+    Place,
+    _pacs,
+    _pacs_anchor,
+    _pacs_fit,
+    _read,
+    select,
+    trials,
+)
+from vpt.data import default_root
+from vpt.metrics.accuracy import top1
+from vpt.metrics.logits import predictions
+from vpt.robustness import RobustnessResult, run
+from vpt.robustness.evaluation_sets import CLEAN, VAL, VAL_CORRUPTED
+from vpt.robustness.per_image import answers, models
+
+RUNS = ("deep", "full", "lora", "shallow", "recipe")
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+LINES = (0.0, 0.5)
+"""LiNeS: the strength of the first layer; the last has 1."""
+TEMPERATURES = (0.1, 0.3, 1.0, 3.0)
+FIXED = 0.5
+PHOTO = 0.99
+"""What is asked for on photos where a table says so."""
+
+
+def run_all(place: Place, methods: Sequence[str], seeds: Sequence[int]) -> None:
+    """Makes what is missing."""
+    kept = Records(place.out / "strengths.jsonl", "method", "seed")
+    for seed in seeds:
+        for method in methods:
+            if kept.find(method, seed) is None:
+                kept.put(_measured(place, method, seed))
+
+
+def _measured(place: Place, method: str, seed: int) -> Row:
+    tried = [trials(place.out, "pacs").find(f"pacs-{method}-{rate:g}-{SEEDS[0]}") for rate in PACS_RATES[method]]
+    rate = select([each for each in tried if each is not None])
+    trained = _pacs_fit(place, method, rate, seed)
+    name = f"pacs-{method}-{rate:g}-{seed}"
+    result = _evaluated(place, name, seed, ALPHAS)
+    row: Row = {"method": method, "seed": seed, "rate": rate, "val": trained["val"], "alphas": list(ALPHAS)}
+    row |= _of_alpha(result) | {"images": _of_images(result)}
+    lines = {}
+    for first in LINES:
+        line = _evaluated(place, name, seed, (1.0,), (first, 1.0))
+        lines[f"{first:g}"] = {each.set: round(each.top1, 6) for each in line.rows}
+    return row | {"lines": lines, "n": {each.set: each.n for each in result.rows}}
+
+
+def _evaluated(
+    place: Place, name: str, seed: int, alphas: Sequence[float], strengths: Sequence[float] | None = None
+) -> RobustnessResult:
+    out = place.build / "strengths" / name / ("one" if strengths is None else f"{strengths[0]:g}")
+    images = 20 if place.quick else None
+    anchor, weights = _pacs_anchor(place), str(place.weights)
+    options: dict[str, Any] = {"batch_size": 16, "weights": weights, "bf16": True, "strengths": strengths}
+    return run(place.delta(name), _read(_pacs(place, seed)), alphas, out, anchor, images, (), **options)
+
+
+def _of_alpha(result: RobustnessResult) -> Row:
+    """By set the accuracy at each α, the loss on validation images, and the answers that seeds may agree on."""
+    found: dict[str, Any] = {"top1": {}, "nll": {}, "answers": []}
+    for row in result.rows:
+        found["top1"].setdefault(row.set, []).append(round(row.top1, 6))
+        if row.kind in (VAL, VAL_CORRUPTED):
+            record = result.record(row)
+            found["nll"].setdefault(row.set, []).append(round(predictions(record.logits, record.label).nll, 6))
+            if row.kind == VAL_CORRUPTED:
+                found["answers"].append(" ".join(map(str, record.logits.argmax(axis=1))))
+    return found
+
+
+def _of_images(result: RobustnessResult) -> Row:
+    """By temperature and set the accuracy with a strength for each image: of mixed answers, and of mixed models."""
+    by_set: dict[str, dict[float, Any]] = {}
+    for row in result.rows:
+        by_set.setdefault(row.set, {})[row.alpha] = result.record(row)
+    found: Row = {}
+    for temperature in TEMPERATURES:
+        both: dict[str, dict[str, float]] = {"answers": {}, "models": {}}
+        for name, records in by_set.items():
+            label = records[0.0].label
+            logits = {alpha: record.logits for alpha, record in records.items()}
+            both["answers"][name] = round(top1(answers(logits[0.0], logits[1.0], temperature), label), 6)
+            both["models"][name] = round(top1(models(logits, temperature), label), 6)
+        found[f"{temperature:g}"] = both
+    return found
+
+
+RULES = ("fixed α = 0.5", "α = 1", "val accuracy", "val NLL", "corrupted accuracy", "corrupted NLL", "agreement")
+
+
+def chosen(rule: str, row: Row, others: Sequence[Row]) -> int:
+    """The position of the α that a rule takes, without a look at the test sets."""
+    alphas = row["alphas"]
+    middle = [abs(alpha - FIXED) for alpha in alphas]
+    if rule.startswith("fixed"):
+        return int(np.argmin(middle))
+    if rule == "α = 1":
+        return len(alphas) - 1
+    values = {
+        "val accuracy": row["top1"][VAL],
+        "val NLL": [-value for value in row["nll"][VAL]],
+        "corrupted accuracy": row["top1"][VAL_CORRUPTED],
+        "corrupted NLL": [-value for value in row["nll"][VAL_CORRUPTED]],
+        "agreement": _agreement([row, *others]),
+    }[rule]
+    return max(range(len(alphas)), key=lambda at: (values[at], -middle[at]))
+
+
+def _agreement(rows: Sequence[Row]) -> list[float]:
+    """Of the seeds of one method: the share of corrupted validation photos on which two of them agree, at each α."""
+    found = []
+    for at in range(len(rows[0]["alphas"])):
+        said = [np.array(row["answers"][at].split()) for row in rows]
+        found.append(mean(float((one == other).mean()) for one, other in combinations(said, 2)) if len(rows) > 1 else 0)
+    return found
+
+
+def shifted(sets: Mapping[str, Any], at: int | None = None) -> float:
+    """The mean over the shifts, in percent."""
+    return 100 * mean(float(sets[name] if at is None else sets[name][at]) for name in SHIFTS)
+
+
+def blocks(out: Path = RESULTS) -> dict[str, str]:
+    """What is there, as Markdown."""
+    rows = Records(out / "strengths.jsonl").rows()
+    if not rows:
+        return {}
+    return {"strengths": _table(rows), "strength rules": _rules(rows)}
+
+
+def _ways(row: Row) -> Iterator[tuple[str, float, float]]:
+    """Each way of combining both ends: accuracy on photos and under shift, in percent."""
+    for at, alpha in enumerate(row["alphas"]):
+        yield f"α = {alpha:g}", 100 * row["top1"][CLEAN][at], shifted(row["top1"], at)
+    for first, sets in row["lines"].items():
+        yield f"LiNeS, {first} to 1", 100 * sets[CLEAN], shifted(sets)
+    for temperature, both in row["images"].items():
+        for kind, name in (("answers", "by image, answers"), ("models", "by image, models")):
+            yield f"{name}, T = {temperature}", 100 * both[kind][CLEAN], shifted(both[kind])
+
+
+def _table(rows: Sequence[Row]) -> str:
+    methods = [method for method in RUNS if any(row["method"] == method for row in rows)]
+    cells: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        for way, photo, shift in _ways(row):
+            cells.setdefault(way, {}).setdefault(row["method"], []).append((photo, shift))
+    lines = []
+    for way, by_method in cells.items():
+        line = [way]
+        for method in methods:
+            photos, shifts = zip(*by_method[method], strict=True)
+            line.append(f"{mean(photos):.1f} / {_spread(shifts)}")
+        lines.append(line)
+    return markdown(["photos / shifts", *(METHODS[method].title for method in methods)], lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _rules(rows: Sequence[Row]) -> str:
+    """Regret of each rule under shift, over all trained runs: what the best of the measured α has more, in points."""
+    lines = []
+    generator = np.random.default_rng(0)
+    for rule in RULES:
+        regrets, photos = [], []
+        for row in rows:
+            others = [each for each in rows if each["method"] == row["method"] and each["seed"] != row["seed"]]
+            at = chosen(rule, row, others)
+            curve = [shifted(row["top1"], each) for each in range(len(row["alphas"]))]
+            regrets.append(max(curve) - curve[at])
+            photos.append(100 * row["top1"][CLEAN][at])
+        drawn = generator.choice(regrets, (10_000, len(regrets))).mean(axis=1)
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        lines.append(
+            [rule, f"{mean(regrets):.1f}", f"{low:.1f} to {high:.1f}", f"{max(regrets):.1f}", f"{mean(photos):.1f}"]
+        )
+    head = ["rule", "mean regret", "95 %", "largest", "photos"]
+    return markdown(head, lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs what is missing and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(default_root()))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--build", type=Path, default=Path("build/robustness"))
+    parser.add_argument("--methods", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), choices=list(SEEDS))
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--print", action="store_true", help="run nothing, print what is there")
+    parser.add_argument("--quick", action="store_true", help="a rehearsal: two batches, 20 images a set")
+    args = parser.parse_args(argv)
+    if not args.print:
+        torch.set_num_threads(args.threads)
+        place = Place(args.root, args.root / WEIGHTS, args.out, args.build, args.quick)
+        run_all(place, args.methods, args.seeds)
+    print(*blocks(args.out).values(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
