@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -37,12 +39,21 @@ from benchmarks.robustness_runs import (
     trials,
 )
 from vpt.data import default_root
+from vpt.errors import ConfigError
 from vpt.metrics.accuracy import top1
 from vpt.metrics.logits import predictions
+from vpt.models.delta_format import read_delta, write_delta
 from vpt.robustness import RobustnessResult, run
+from vpt.robustness.averaging import mean as plain_mean
 from vpt.robustness.evaluation_sets import CLEAN, VAL, VAL_CORRUPTED
+from vpt.robustness.layer_strengths import Objective, learn
+from vpt.robustness.model_soups import stock, uniform
 from vpt.robustness.per_image import answers, models
 
+AVERAGES = ("uniform soup of three", "mean without matching", "Model Stock of two", "Model Stock of three")
+ENSEMBLE = "mean of outputs of three"
+SEARCH = 100
+"""Evaluations of learned strengths, of the first seed."""
 RUNS = ("deep", "full", "lora", "shallow", "recipe")
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LINES = (0.0, 0.5)
@@ -60,15 +71,83 @@ def run_all(place: Place, methods: Sequence[str], seeds: Sequence[int]) -> None:
         for method in methods:
             if kept.find(method, seed) is None:
                 kept.put(_measured(place, method, seed))
+    averages = Records(place.out / "averages.jsonl", "method")
+    for method in methods:
+        if averages.find(method) is None and all(kept.find(method, seed) for seed in SEEDS):
+            averages.put({"method": method, "sets": _averaged(place, method)})
+
+
+def run_searches(place: Place, methods: Sequence[str]) -> None:
+    """Learns strengths for the first seed of each method, on corrupted validation photos."""
+    found = Records(place.out / "learned_strengths.jsonl", "method", "objective")
+    for method in methods:
+        for objective in get_args(Objective):
+            if found.find(method, objective) is None:
+                found.put(_learned(place, method, objective))
+
+
+def _name(place: Place, method: str, seed: int) -> str:
+    tried = [trials(place.out, "pacs").find(f"pacs-{method}-{rate:g}-{SEEDS[0]}") for rate in PACS_RATES[method]]
+    return f"pacs-{method}-{select([each for each in tried if each is not None]):g}-{seed}"
+
+
+def _trained(place: Place, method: str, seed: int) -> Path:
+    name = _name(place, method, seed)
+    _pacs_fit(place, method, float(name.split("-", 2)[2].rpartition("-")[0]), seed)
+    return place.delta(name)
+
+
+def _averaged(place: Place, method: str) -> Row:
+    """By way of averaging three runs: accuracy on each set at strengths 0.5 and 1."""
+    deltas = [_trained(place, method, seed) for seed in SEEDS]
+    anchor, weights, folder = _pacs_anchor(place), str(place.weights), place.build / "averages" / method
+    found: Row = {}
+    for way in AVERAGES:
+        out = folder / f"{way.replace(' ', '-')}.safetensors"
+        if not out.is_file():
+            if way.startswith("Model Stock"):
+                try:
+                    stock(deltas[: 2 if way.endswith("two") else 3], out, anchor, weights)
+                except ConfigError:
+                    continue
+            elif way.startswith("uniform"):
+                uniform(deltas, out)
+            elif METHODS[method].options.get("deltas") or method in ("deep", "shallow"):
+                (header, first), *others = [read_delta(path) for path in deltas]
+                write_delta(out, header | {"info": {}}, plain_mean([first, *(tensors for _, tensors in others)]))
+            else:
+                continue
+        result = _run(place, out, out.with_suffix(""), SEEDS[0], (0.5, 1.0))
+        found[way] = {each.set: [r.top1 for r in result.rows if r.set == each.set] for each in result.rows}
+    singles = [_evaluated(place, _name(place, method, seed), seed, ALPHAS) for seed in SEEDS]
+    both: dict[str, list[float]] = {}
+    for alpha in (0.5, 1.0):
+        for rows in zip(*([r for r in result.rows if r.alpha == alpha] for result in singles), strict=True):
+            records = [result.record(row) for result, row in zip(singles, rows, strict=True)]
+            logits = np.mean([record.logits for record in records], axis=0)
+            both.setdefault(rows[0].set, []).append(top1(logits, records[0].label))
+    return found | {ENSEMBLE: both}
+
+
+def _learned(place: Place, method: str, objective: Objective) -> Row:
+    delta, seed = _trained(place, method, SEEDS[0]), SEEDS[0]
+    folder = place.build / "learned" / f"{method}-{objective}"
+    options: dict[str, Any] = {"weights": str(place.weights), "bf16": True, "batch_size": 25}
+    options |= {"evaluations": 13 if place.quick else SEARCH, "max_images": 20 if place.quick else None}
+    data, start = _read(_pacs(place, seed)), time.monotonic()
+    found = learn(delta, data, folder / "strengths.json", _pacs_anchor(place), objective, corrupted=True, **options)
+    seconds = time.monotonic() - start
+    result = _run(place, delta, folder, seed, (1.0,), found.strengths)
+    sets = {row.set: row.top1 for row in result.rows}
+    row = {"method": method, "objective": objective, "seed": seed, "evaluations": options["evaluations"]}
+    return row | {"seconds": round(seconds, 1), **asdict(found), "sets": sets}
 
 
 def _measured(place: Place, method: str, seed: int) -> Row:
-    tried = [trials(place.out, "pacs").find(f"pacs-{method}-{rate:g}-{SEEDS[0]}") for rate in PACS_RATES[method]]
-    rate = select([each for each in tried if each is not None])
-    trained = _pacs_fit(place, method, rate, seed)
-    name = f"pacs-{method}-{rate:g}-{seed}"
+    name = _name(place, method, seed)
+    _trained(place, method, seed)
     result = _evaluated(place, name, seed, ALPHAS)
-    row: Row = {"method": method, "seed": seed, "rate": rate, "val": trained["val"], "alphas": list(ALPHAS)}
+    row: Row = {"method": method, "seed": seed, "run": name, "alphas": list(ALPHAS)}
     row |= _of_alpha(result) | {"images": _of_images(result)}
     lines = {}
     for first in LINES:
@@ -81,10 +160,21 @@ def _evaluated(
     place: Place, name: str, seed: int, alphas: Sequence[float], strengths: Sequence[float] | None = None
 ) -> RobustnessResult:
     out = place.build / "strengths" / name / ("one" if strengths is None else f"{strengths[0]:g}")
+    return _run(place, place.delta(name), out, seed, alphas, strengths)
+
+
+def _run(
+    place: Place,
+    delta: Path,
+    out: Path,
+    seed: int,
+    alphas: Sequence[float],
+    strengths: Sequence[float] | None = None,
+) -> RobustnessResult:
     images = 20 if place.quick else None
     anchor, weights = _pacs_anchor(place), str(place.weights)
     options: dict[str, Any] = {"batch_size": 16, "weights": weights, "bf16": True, "strengths": strengths}
-    return run(place.delta(name), _read(_pacs(place, seed)), alphas, out, anchor, images, (), **options)
+    return run(delta, _read(_pacs(place, seed)), alphas, out, anchor, images, (), **options)
 
 
 def _of_alpha(result: RobustnessResult) -> Row:
@@ -157,7 +247,37 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     rows = Records(out / "strengths.jsonl").rows()
     if not rows:
         return {}
-    return {"strengths": _table(rows), "strength rules": _rules(rows)}
+    made = {"strengths": _table(rows), "strength rules": _rules(rows)}
+    if averages := Records(out / "averages.jsonl").rows():
+        made["averages"] = _averages(averages)
+    if learned := Records(out / "learned_strengths.jsonl").rows():
+        made["learned strengths"] = _searches(learned, rows)
+    return made
+
+
+def _averages(rows: Sequence[Row]) -> str:
+    by_method = {row["method"]: row["sets"] for row in rows}
+    methods = [method for method in RUNS if method in by_method]
+    lines = []
+    for at, alpha in enumerate((0.5, 1.0)):
+        for way in (*AVERAGES, ENSEMBLE):
+            cells = [by_method[method].get(way) for method in methods]
+            told = ["–" if sets is None else f"{100 * sets[CLEAN][at]:.1f} / {shifted(sets, at):.1f}" for sets in cells]
+            lines.append([f"{way}, α = {alpha:g}", *told])
+    return markdown(["photos / shifts", *(METHODS[method].title for method in methods)], lines)
+
+
+def _searches(rows: Sequence[Row], runs: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        run_row = next(each for each in runs if (each["method"], each["seed"]) == (row["method"], row["seed"]))
+        last = f"{100 * run_row['top1'][CLEAN][-1]:.1f} / {shifted(run_row['top1'], -1):.1f}"
+        found = f"{100 * row['sets'][CLEAN]:.1f} / {shifted(row['sets']):.1f}"
+        strengths = " ".join(f"{each:.1f}" for each in row["strengths"])
+        title = METHODS[row["method"]].title
+        lines.append([title, row["objective"], f"{row['alpha']:g}", last, found, strengths, f"{row['seconds']:.0f}"])
+    head = ["seed 42", "objective", "best single α by it", "photos / shifts at α = 1", "learned", "strengths", "s"]
+    return markdown(head, lines)
 
 
 def _ways(row: Row) -> Iterator[tuple[str, float, float]]:
@@ -222,12 +342,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), choices=list(SEEDS))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--print", action="store_true", help="run nothing, print what is there")
+    parser.add_argument("--search", nargs="*", choices=list(RUNS), help="then learn strengths of the first seed")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: two batches, 20 images a set")
     args = parser.parse_args(argv)
     if not args.print:
         torch.set_num_threads(args.threads)
         place = Place(args.root, args.root / WEIGHTS, args.out, args.build, args.quick)
         run_all(place, args.methods, args.seeds)
+        run_searches(place, args.search or ())
     print(*blocks(args.out).values(), sep="\n\n")
 
 

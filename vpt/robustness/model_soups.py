@@ -1,15 +1,17 @@
-"""Model soups: the mean of the weights of several runs (Wortsman et al., ICML 2022).
+"""Model soups: the mean of the weights of several runs (Wortsman et al., ICML 2022), and Model Stock.
 
-The runs must lie in one basin, which is to say: start from the same weights. Prompts have no order, so prompts of runs
-with different seeds do not correspond, and their mean means little.
+The runs must lie in one basin, which is to say: start from the same weights. `vpt.robustness.averaging` says what a
+mean of deltas is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,15 +21,14 @@ from vpt.data import ImageDataModule, ImageDataset
 from vpt.data.targets import check_multiclass
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import fill, unfilled
+from vpt.models.delta_file import fill, read_head, rebuild, unfilled
 from vpt.models.delta_format import read_delta, write_delta
+from vpt.robustness.averaging import Tensors, averaged, low_rank_changes, stacked
 from vpt.robustness.evaluate import check_data
 from vpt.robustness.evaluation_result import why_val_cannot_choose
 from vpt.robustness.evaluation_sets import VAL
 from vpt.robustness.wise_ft import check_alike
 from vpt.run_record import file_identity
-
-Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ def uniform(deltas: Sequence[Path], out: Path) -> Path:
     """
     check_unused(out)
     headers, ingredients = _read(deltas)
-    return write_delta(out, headers[0] | {"info": _info("uniform", deltas, deltas, headers, [])}, mean(ingredients))
+    specs, tensors = averaged(headers[0]["specs"], ingredients)
+    return write_delta(
+        out, headers[0] | {"specs": specs, "info": _info("uniform", deltas, deltas, headers, [])}, tensors
+    )
 
 
 def greedy(
@@ -78,22 +82,27 @@ def greedy(
     model, _ = unfilled(deltas[0], weights)
     check_data(deltas[0], model, data)
     check_multiclass(model.targets, "vpt robustness is")
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    backbone, device = model.backbone, "cuda" if torch.cuda.is_available() else "cpu"
     held_out = data.split(VAL)
     total = len(held_out)
 
-    def hits(tensors: Tensors, needed: int) -> tuple[int, int]:
+    def hits(members: Sequence[int], needed: int) -> tuple[int, int]:
+        nonlocal model
+        specs, tensors = averaged(headers[0]["specs"], [ingredients[member] for member in members])
+        if model.delta is not None and model.delta.specs != specs:  # a soup of LoRA has a larger rank
+            model.delta.detach()
+            model = cast("TunedModel", rebuild(str(out), headers[0] | {"specs": specs}, tensors, backbone))
         fill(model, tensors, str(out))
-        return count_hits(model, held_out, batch_size, needed)
+        return count_hits(model.to(device), held_out, batch_size, needed)
 
-    alone = [hits(tensors, 0)[0] for tensors in ingredients]
+    alone = [hits([run], 0)[0] for run in range(len(deltas))]
     order = sorted(range(len(deltas)), key=lambda run: -alone[run])
     soup, best, trace = [order[0]], alone[order[0]], []
     for run in order:
         if run == order[0]:
             step = Step(_name(deltas[run]), best / total, best / total, total, kept=True)
         else:
-            found, seen = hits(mean([ingredients[member] for member in [*soup, run]]), best)
+            found, seen = hits([*soup, run], best)
             kept = found >= best and seen == total
             if kept:
                 soup, best = [*soup, run], found
@@ -103,23 +112,68 @@ def greedy(
         report(step)
     kept_files = [deltas[run] for run in soup]
     info = _info("greedy", deltas, kept_files, headers, trace)
-    return write_delta(out, headers[0] | {"info": info}, mean([ingredients[run] for run in soup]))
+    specs, tensors = averaged(headers[0]["specs"], [ingredients[run] for run in soup])
+    return write_delta(out, headers[0] | {"specs": specs, "info": info}, tensors)
 
 
-def mean(ingredients: Sequence[Tensors]) -> dict[str, Tensor]:
-    """The mean of floating tensors, summed in double precision; others are equal and stay, or are the first's.
+def stock(deltas: Sequence[Path], out: Path, anchor: Path | None = None, weights: str | None = None) -> Path:
+    """Averages runs and pulls the mean towards what they started from, by how little they agree (Model Stock).
 
-    The latter are batch norm's counters of batches; its means and variances are averaged.
+    Each trained copy, matrix or vector of the backbone gets the share t = N·c / (1 + (N − 1)·c) of N runs whose changes
+    have the cosine c with each other, the mean of all pairs and at least 0 (Jang et al., "Model Stock", ECCV 2024,
+    section 4.2); of LoRA the merged change, of the head the change from an `anchor`'s, a linear probe's delta file.
+    What starts nowhere, such as prompts and a head without an anchor, is averaged as by `uniform`; `weights` and errors
+    are as of `greedy`.
     """
-    first = ingredients[0]
-    if len(ingredients) == 1:
-        return dict(first)
-    return {
-        key: torch.stack([each[key].double() for each in ingredients]).mean(dim=0).to(tensor.dtype)
-        if tensor.is_floating_point()
-        else tensor
-        for key, tensor in first.items()
-    }
+    check_unused(out)
+    headers, ingredients = _read(deltas)
+    model, _ = unfilled(deltas[0], weights)
+    starts = _starts(headers[0]["specs"], model, ingredients[0])
+    if anchor is not None:
+        head = read_head(anchor, model, "anchor")
+        starts |= {"head.weight": head.weight.detach(), "head.bias": head.bias.detach()}
+    specs, tensors = averaged(headers[0]["specs"], ingredients)
+    shares: dict[str, float] = {}
+    for key, start in starts.items():
+        changes = [each[key].double() - start.double() for each in ingredients]
+        shares[key] = share(changes)
+        tensors[key] = (start.double() + shares[key] * torch.stack(changes).mean(dim=0)).to(start.dtype)
+    for index, spec in enumerate(headers[0]["specs"]):
+        if spec["name"] == "lora":
+            room = f"delta.parts.{index}."
+            merged = [low_rank_changes(room, each) for each in ingredients]
+            own = {target: share([each[target] for each in merged]) for target in merged[0]}
+            tensors |= stacked(room, ingredients, {target: value / len(deltas) for target, value in own.items()})
+            shares |= {room + target: value for target, value in own.items()}
+    if not shares:
+        raise ConfigError("Nothing in these files starts from the backbone, so that Model Stock is a uniform soup.")
+    info = _info("model stock", deltas, deltas, headers, [])
+    info["soup"] |= {"shares": {key: round(value, 4) for key, value in shares.items()}}
+    info["soup"] |= {"anchor": None if anchor is None else file_identity(anchor)}
+    return write_delta(out, headers[0] | {"specs": specs, "info": info}, tensors)
+
+
+def share(changes: Sequence[Tensor]) -> float:
+    """How much of the mean of N changes stays, in [0, 1]: N·c / (1 + (N − 1)·c) of their mean cosine c ≥ 0."""
+    flat = [change.flatten() / change.norm().clamp_min(torch.finfo(change.dtype).tiny) for change in changes]
+    cosine = fmean(float(one @ other) for one, other in combinations(flat, 2))
+    number, cosine = len(changes), min(max(cosine, 0.0), 1.0)
+    return number * cosine / (1 + (number - 1) * cosine)
+
+
+def _starts(specs: Sequence[Mapping[str, Any]], model: TunedModel, tensors: Tensors) -> dict[str, Tensor]:
+    """What floating tensors of a delta file were before training, where that is known, by their names."""
+    own = model.backbone.model.state_dict()
+    found = {key: own[key.removeprefix("backbone.model.")] for key in tensors if key.startswith("backbone.model.")}
+    for index, spec in enumerate(specs):
+        room = f"delta.parts.{index}."
+        for key in (key for key in tensors if key.startswith(room)):
+            kind, _, name = key.removeprefix(room).partition(".")
+            if kind == "values" and spec["name"] in ("bias", "norm", "full", "partial"):
+                found[key] = own[name.replace("/", ".")]
+            elif spec["name"] == "ssf":
+                found[key] = torch.full_like(tensors[key], float(kind == "scale"))
+    return {key: start.cpu() for key, start in found.items() if start.is_floating_point()}
 
 
 @torch.inference_mode()

@@ -109,11 +109,19 @@ def _head(options: Namespace, overrides: list[str]) -> None:
 def _soup(options: Namespace, overrides: list[str]) -> None:
     from vpt.robustness import model_soups
 
+    if options.greedy and options.stock:
+        raise ConfigError("--greedy and --stock are two rules: give one of them.")
+    if not options.stock:
+        check_effect(options, "without --stock", "anchor")
     if not options.greedy:
-        check_effect(options, "without --greedy", "data", "batch_size", "weights")
+        rule = "with --stock" if options.stock else "without --greedy"
+        check_effect(options, rule, "data", "batch_size", *(() if options.stock else ("weights",)))
         if overrides:
-            raise ConfigError(f"{overrides[0]} has no effect without --greedy: leave it out.")
-        model_soups.uniform(options.deltas, options.out)
+            raise ConfigError(f"{overrides[0]} has no effect {rule}: leave it out.")
+        if options.stock:
+            model_soups.stock(options.deltas, options.out, options.anchor, options.weights)
+        else:
+            model_soups.uniform(options.deltas, options.out)
     else:
         data = delta_data(options.deltas[0], options.data, overrides)
         model_soups.greedy(options.deltas, options.out, data, options.batch_size or _BATCH, options.weights, _say)
@@ -215,6 +223,9 @@ def _parser() -> Parser:
     parser.add_argument("--deltas", type=Path, nargs="+", required=True, help="delta files of one backbone and method")
     parser.add_argument("--out", type=output_file, required=True, help="delta file to write, a new one")
     parser.add_argument("--greedy", action="store_true", help="add a run only if validation accuracy does not drop")
+    stock = "pull the mean to the pretrained weights by how little the runs agree (Model Stock)"
+    parser.add_argument("--stock", action="store_true", help=stock)
+    parser.add_argument("--anchor", type=Path, help="with --stock: a linear probe's delta file, the start of the head")
     parser.add_argument("--data", type=Path, help=DATA_HELP)
     parser.add_argument("--batch-size", type=at_least(1), help=f"batch size (default: {_BATCH})")
     parser.add_argument("--weights", help=WEIGHTS_HELP)
