@@ -249,6 +249,7 @@ _IDLE = {
     "hyperparameters.targets": None,
     "hyperparameters.frozen_dtype": None,
     "hyperparameters.probe_l2": None,
+    "hyperparameters.start_decay": None,
 }
 _SEEDS = ("seed", "data.seed", "data.subset.seed", "data.subset.sha256", "data.shared_with_train")
 _LENGTH = ("max_epochs", "training.max_steps", "training.callbacks", "read")

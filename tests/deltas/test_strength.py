@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from tests.deltas.families import images, make, relative
 from vpt.backbones import create_backbone
+from vpt.backbones.strength import times
 from vpt.backbones.target_modules import layer_numbers
 from vpt.deltas import attach
 from vpt.deltas.composition import Delta
-from vpt.deltas.strength import times
 from vpt.errors import ConfigError
 from vpt.export.onnx_torch import fold
 from vpt.models import TunedModel

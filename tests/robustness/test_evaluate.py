@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 
 from tests.robustness.fakes import CLASSES, PROMPTS, kept, split, task, weights, write_delta
+from vpt.backbones.strength import Strength
 from vpt.data import ImageDataModule, ImageDataset
-from vpt.deltas.strength import Strength
 from vpt.errors import ConfigError, DataError
 from vpt.models import TunedModel, load_classifier
 from vpt.robustness import RobustnessResult, run

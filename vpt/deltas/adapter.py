@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu
 
 from vpt.backbones.factory import Backbone
+from vpt.backbones.strength import Place
 from vpt.backbones.target_modules import named_layers, norms_before_mlp, sublayers
 from vpt.deltas.base import DeltaPart, Handle, chosen_blocks
 from vpt.deltas.registry import register_delta
-from vpt.deltas.strength import Place
 from vpt.errors import ConfigError, UnknownNameError
 
 READS = ("normalised", "residual")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
-from vpt.deltas.strength import Place, Strength, by_place, checked_strength
+from vpt.backbones.strength import Place, Strength, by_place, checked_strength
 from vpt.errors import ConfigError
 
 READOUT = sys.maxsize

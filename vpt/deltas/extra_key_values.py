@@ -16,8 +16,8 @@ from torch.nn.functional import pad
 from vpt.argument_types import Options
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.factory import Backbone
+from vpt.backbones.strength import Place
 from vpt.deltas.base import DeltaPart, Handle
-from vpt.deltas.strength import Place
 from vpt.errors import ConfigError, UnknownNameError, check_number
 
 DropoutMode = Literal["sample", "shared", "key_value", "prompt"]

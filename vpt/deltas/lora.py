@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vpt.backbones.factory import Backbone
+from vpt.backbones.strength import Place
 from vpt.backbones.target_modules import LinearTarget, linear_targets, named_layers
 from vpt.deltas.base import Handle, MergeablePart, MergedWeight, Parametrization, chosen_blocks
 from vpt.deltas.registry import register_delta
-from vpt.deltas.strength import Place
 from vpt.errors import ConfigError, UnknownNameError
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
 from vpt.backbones.frozen_weights import wide_weights
+from vpt.backbones.strength import Place
 from vpt.backbones.target_modules import parameter_names, stages
 from vpt.deltas.base import DeltaPart, Parametrization
 from vpt.deltas.registry import register_delta
-from vpt.deltas.strength import Place
 from vpt.errors import ConfigError
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
+from vpt.backbones.strength import Place
 from vpt.deltas.base import DeltaPart, Handle, chosen_blocks, pick, stack
 from vpt.deltas.registry import register_delta
-from vpt.deltas.strength import Place
 from vpt.errors import ConfigError
 from vpt.image_size import sides, size_text
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
+from vpt.backbones.strength import Place
 from vpt.backbones.target_modules import absorbs_scale, affine_layers, channel_dim
 from vpt.deltas.base import Handle, MergeablePart, MergedWeight
 from vpt.deltas.registry import register_delta
-from vpt.deltas.strength import Place
 from vpt.errors import check_number
 
 

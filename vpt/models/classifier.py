@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from vpt.argument_types import checked
 from vpt.backbones.factory import Backbone
+from vpt.backbones.strength import Strength, checked_strength
 from vpt.data.inference import is_single
 from vpt.data.targets import Targets, check_multiclass
 from vpt.deltas.base import READOUT, DeltaPart
 from vpt.deltas.composition import Delta
 from vpt.deltas.registry import Specs
-from vpt.deltas.strength import Strength, checked_strength
 from vpt.errors import ConfigError, DataError
 from vpt.metrics import conformal
 from vpt.models.calibration import HeldOut
@@ -115,7 +115,7 @@ class AdaptedModel(nn.Module):
         """Moves between the frozen backbone, α = 0, and the tuned one, 1; `TunedModel` moves its head too.
 
         This is WiSE-FT (Wortsman et al., CVPR 2022) as a gate. A list has an α for each layer, or those of the first
-        and the last with a line between (LiNeS), as `vpt.deltas.strength.checked_strength` reads it; the head has the
+        and the last with a line between (LiNeS), as `vpt.backbones.strength.checked_strength` reads it; the head has the
         last one. A ConfigError where α is no number in [0, 1], or is below 1 where the backbone itself was tuned.
         """
         alpha = checked_strength(alpha, self.backbone)

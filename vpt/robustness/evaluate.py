@@ -22,11 +22,11 @@ from torch import Tensor
 
 from vpt.argument_types import checked
 from vpt.atomic_write import make_folder, reserve, writing
+from vpt.backbones.strength import checked_strength
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, title
 from vpt.data.targets import check_multiclass
 from vpt.deltas import DeltaSpec
-from vpt.deltas.strength import checked_strength
 from vpt.errors import ConfigError, check_number
 from vpt.image_size import plain_size, size_text
 from vpt.models import TunedModel
@@ -102,7 +102,7 @@ def run(
         bf16: Forward passes under autocast to bfloat16: about twice as fast where the processor has it, logits to three
             digits. Every record and report says so.
         strengths: Of each layer at α = 1, or of the first and the last with a line between (LiNeS), as
-            `vpt.deltas.strength.checked_strength` reads them; α multiplies them. None for the tuned model.
+            `vpt.backbones.strength.checked_strength` reads them; α multiplies them. None for the tuned model.
 
     Raises:
         ConfigError: An argument is out of range or not known, or delta, anchor and data do not belong together.

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from vpt.argument_types import checked
 from vpt.atomic_write import write_json
+from vpt.backbones.strength import Strength, checked_strength
 from vpt.backbones.target_modules import layer_numbers
 from vpt.data import ImageDataModule
 from vpt.data.corruptions import BASIC, PUBLISHED
 from vpt.data.targets import check_multiclass
-from vpt.deltas.strength import Strength, checked_strength
 from vpt.errors import ConfigError, DataError, check_number
 from vpt.models.delta_file import unfilled
 from vpt.models.delta_format import read_header

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt.backbones.factory import Backbone
-from vpt.deltas.strength import Strength, by_place, checked_strength, times
+from vpt.backbones.strength import Strength, by_place, checked_strength, times
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import check_fingerprint, fill, read_head

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vpt.argument_types import check_arguments
 from vpt.backbones import Backbone, create_backbone
-from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError, check_number
+from vpt.errors import ConfigError, DeltaFileError, DivergedError, check_number
 from vpt.image_size import plain_size
 from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill, start_from
@@ -34,6 +34,7 @@ from vpt.tasks.optimizers import (
     scheduled_optimizer,
     seed_epoch,
 )
+from vpt.tasks.start_decay import DecayToStart, StartDecay
 
 Batch = dict[str, Tensor]
 
@@ -76,6 +77,7 @@ class TuningTask(L.LightningModule):
         head_lr_scale: float = 1.0,
         layer_decay: float = 1.0,
         ema_decay: float = 0.0,
+        start_decay: dict[str, Any] | None = None,
     ) -> None:
         """Builds backbone, delta and head. Only plain values, so that checkpoints load with ``weights_only=True``.
 
@@ -87,7 +89,7 @@ class TuningTask(L.LightningModule):
             normalization: ``weights`` (of their timm config; also None), ``imagenet``, ``inception``, ``none``; where
                 images have channels ``mean`` and ``std`` of each, by default of the training images.
             optimizer: ``sgd`` with momentum, or ``adamw``.
-            base_lr: The learning rate at batch 256; the one used is base_lr · global batch / 256.
+            base_lr: At batch 256; the learning rate used is base_lr · global batch / 256.
             weight_decay: On tensors of two or more dimensions (prompts and weights, not biases and norms).
             momentum: Of SGD, in [0, 1).
             warmup: Fraction of all steps of linear warm-up, in [0, 1); then the learning rate decays by a cosine to 0.
@@ -102,6 +104,7 @@ class TuningTask(L.LightningModule):
                 layer_decay^(L + 1 - l), 0 being the embeddings, L + 1 the head (BEiT, Bao et al., ICLR 2022).
             ema_decay: Of an exponential moving average of what is trained, in (0, 1), which is then what is validated,
                 kept and tested (`WeightAverage`); 0 for none.
+            start_decay: Options of `vpt.tasks.start_decay.StartDecay`, which keeps what is trained near its start.
 
         Raises:
             ConfigError: A value is of another type or out of range, or num_classes is missing or too small.
@@ -116,11 +119,8 @@ class TuningTask(L.LightningModule):
         check_number("num_classes", num_classes, 0, 10**6, whole=True)
         if num_classes < (least := self._least_classes):
             raise ConfigError(f"num_classes is {num_classes}: it must be at least {least} for this task.")
-        if optimizer not in ("sgd", "adamw"):
-            raise UnknownNameError("optimizer", optimizer, ("sgd", "adamw"))
-        if micro_batch is not None:
-            check_number("micro_batch", micro_batch, 1, whole=True)
         check_rates(self.hparams)
+        self._start_decay = None if start_decay is None else StartDecay.of(start_decay)
         encoder = create_backbone(backbone, weights, image_size, normalization or "weights", pool, frozen_dtype)
         self.model = self._build(encoder, num_classes)
         # Lightning's own mean over processes with unequal shares is not that over the images.
@@ -172,8 +172,8 @@ class TuningTask(L.LightningModule):
             check_trainer(self.trainer)
             check_monitors(self.trainer, ["val/loss", *map(str, self.val_metrics.keys())])  # with their prefix
             self.check_fit(getattr(self.trainer, "datamodule", None))
-        decay = self.hparams["ema_decay"]
-        return [TrainingCurves(), *([WeightAverage(decay)] if decay else [])]
+        start = [] if self._start_decay is None else [DecayToStart(self._start_decay)]
+        return [TrainingCurves(), *start, *([WeightAverage(decay)] if (decay := self.hparams["ema_decay"]) else [])]
 
     def setup(self, stage: str) -> None:
         """Takes class names and preprocessing from the data module.

@@ -20,7 +20,7 @@ from vpt.run_record import global_seed
 from vpt.screen import console
 
 if TYPE_CHECKING:
-    from vpt.deltas.strength import Strength
+    from vpt.backbones.strength import Strength
     from vpt.models.classifier import AdaptedModel, TunedModel
 
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)

@@ -36,7 +36,11 @@ _RATES = ("base_lr", "weight_decay", "momentum", "warmup", "head_lr_scale", "lay
 
 
 def check_rates(options: Mapping[str, Any]) -> None:
-    """Refuses, by a ConfigError, rates of a `TuningTask` that are out of range."""
+    """Refuses, by a ConfigError, rates of a `TuningTask` that are out of range, and an optimiser that is none."""
+    if options["optimizer"] not in ("sgd", "adamw"):
+        raise UnknownNameError("optimizer", options["optimizer"], ("sgd", "adamw"))
+    if options["micro_batch"] is not None:
+        check_number("micro_batch", options["micro_batch"], 1, whole=True)
     for name in _RATES:
         check_number(name, options[name], 0, 1e38)  # of single precision
     base, warmup, momentum = (options[name] for name in ("base_lr", "warmup", "momentum"))

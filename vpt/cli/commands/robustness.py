@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,15 @@ def _parser() -> Parser:
         made.onward = DATA_FLAGS if epilog else None
         return made
 
+    for part in (_add_run, _add_strengths, _add_report, _add_head, _add_soup):
+        part(add)
+    return root
+
+
+Add = Callable[..., Parser]
+
+
+def _add_run(add: Add) -> None:
     parser = add("run", _run, "evaluate a delta file on its test set, the task's shifts and corruptions")
     parser.add_argument("--delta", type=Path, nargs="+", required=True, help="delta.safetensors of one run or several")
     parser.add_argument("--data", type=Path, help=DATA_HELP)
@@ -186,6 +196,8 @@ def _parser() -> Parser:
     parser.add_argument("--strengths", nargs="+", help=layers)
     parser.add_argument("--out", type=output_folder, help="folder to write to (default: robustness/ beside the delta)")
 
+
+def _add_strengths(add: Add) -> None:
     parser = add("strengths", _strengths, "learn a strength for each layer, by forward passes on validation images")
     parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
     parser.add_argument("--data", type=Path, help=DATA_HELP)
@@ -200,6 +212,8 @@ def _parser() -> Parser:
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster, logits to three digits")
     parser.add_argument("--out", type=output_file, help="JSON file (default: strengths.json beside the delta)")
 
+
+def _add_report(add: Add) -> None:
     parser = add("report", _report, "all scores and figures of evaluated models", None)
     parser.add_argument("folders", type=Path, nargs="+", help="what `vpt robustness run` wrote, all on the same data")
     parser.add_argument(
@@ -209,6 +223,8 @@ def _parser() -> Parser:
     parser = add("compare", _compare, "interpolation, output ensemble and other methods in one table", None)
     parser.add_argument("folders", type=Path, nargs="+", help="what `vpt robustness run` wrote for one delta")
 
+
+def _add_head(add: Add) -> None:
     parser = add("head", _head, "write a head for α = 0: the pretrained classifier, or zero-shot from class names")
     parser.add_argument("--backbone", required=True, help="timm's name")
     parser.add_argument("--weights", default="pretrained", help="`pretrained` (default) or a file")
@@ -219,6 +235,8 @@ def _parser() -> Parser:
     parser.add_argument("--templates", type=Path, help="text file, a template with {} a line (default: seven)")
     parser.add_argument("--out", type=output_file, required=True, help="delta file to write, a new one")
 
+
+def _add_soup(add: Add) -> None:
     parser = add("soup", _soup, "model soup: average the weights of several runs")
     parser.add_argument("--deltas", type=Path, nargs="+", required=True, help="delta files of one backbone and method")
     parser.add_argument("--out", type=output_file, required=True, help="delta file to write, a new one")
@@ -229,4 +247,3 @@ def _parser() -> Parser:
     parser.add_argument("--data", type=Path, help=DATA_HELP)
     parser.add_argument("--batch-size", type=at_least(1), help=f"batch size (default: {_BATCH})")
     parser.add_argument("--weights", help=WEIGHTS_HELP)
-    return root

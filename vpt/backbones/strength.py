@@ -1,4 +1,4 @@
-"""How strongly a delta acts: one α for the whole model, or one for each of its layers.
+"""How strongly a change of a backbone acts: one α for the whole model, or one for each of its layers.
 
 One α is WiSE-FT (Wortsman et al., CVPR 2022, equation 1); a line over the layers is LiNeS (Wang et al., "LiNeS:
 Post-training layer scaling prevents forgetting and enhances model merging", ICLR 2025, equation 3).
