@@ -59,7 +59,8 @@ def test_each_step_ends_where_the_rule_says(rule: str, kind: str) -> None:
     watch, moved = Watch(), Moved()
     run = trainer(epochs=1, batches=5, callbacks=[watch, moved])
     run.fit(task, datamodule=data())
-    ends = [*[{name: step[name][0] for name in step} for step in watch.steps[1:]], dict(task.model.named_parameters())]
+    ends: list[dict[str, Tensor]] = [{name: step[name][0] for name in step} for step in watch.steps[1:]]
+    ends.append(dict(task.model.named_parameters()))
     decayed = 0
     for step, after, end in zip(watch.steps, moved.after, ends, strict=True):
         for name, (before, gradient, rate) in step.items():
@@ -106,11 +107,8 @@ def test_it_is_part_of_the_protocol_and_checked() -> None:
     assert training_protocol(plain) != training_protocol(kept)
     old = {**plain, "hyperparameters": {k: v for k, v in plain["hyperparameters"].items() if k != "start_decay"}}
     assert training_protocol(old) == training_protocol(plain)
-    wrong: list[tuple[dict[str, Any], str]] = [
-        ({"rate": 0}, "must be positive"),
-        ({"rate": 2.0}, "rate of start_decay"),
-    ]
-    for given, said in [*wrong, ({"rat": 1}, "rat")]:
+    wrong: dict[str, dict[str, Any]] = {"must be positive": {"rate": 0}, "rate of start_decay": {"rate": 2.0}}
+    for said, given in (wrong | {"rat": {"rat": 1}}).items():
         with pytest.raises((ConfigError, UnknownNameError), match=said):
             PromptTuning(**BASE, start_decay=given)
     with pytest.raises(UnknownNameError, match="rule of start_decay"):

@@ -81,7 +81,7 @@ class Delta(nn.Module):
 
         Between them log α is added to the attention logits of prompt keys (scaling the prompts themselves would do
         nothing: the norm removes it), trained parameters of the backbone are interpolated, and the changes of all other
-        deltas are scaled. Layers are as `vpt.backbones.strength.checked_strength` says, and so are errors, after which no
+        deltas are scaled. Layers and errors are as `vpt.backbones.strength.checked_strength` says; after an error no
         part has changed. Shallow prompts have the strength of the first block.
         """
         for part in self._all():

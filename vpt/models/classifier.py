@@ -115,8 +115,8 @@ class AdaptedModel(nn.Module):
         """Moves between the frozen backbone, α = 0, and the tuned one, 1; `TunedModel` moves its head too.
 
         This is WiSE-FT (Wortsman et al., CVPR 2022) as a gate. A list has an α for each layer, or those of the first
-        and the last with a line between (LiNeS), as `vpt.backbones.strength.checked_strength` reads it; the head has the
-        last one. A ConfigError where α is no number in [0, 1], or is below 1 where the backbone itself was tuned.
+        and the last with a line between (LiNeS; `vpt.backbones.strength.checked_strength`); the head has the last one.
+        A ConfigError where α is no number in [0, 1], or is below 1 where the backbone itself was tuned.
         """
         alpha = checked_strength(alpha, self.backbone)
         if self.backbone.folded and alpha != self.strength:
