@@ -20,6 +20,7 @@ def test_a_summary_by_hand() -> None:
         "top1_low": 0.2077,
         "top1_high": 0.9385,
         "mean_per_class": 2 / 3,
+        "worst_class": 2 / 3,
         "nll": -np.log([3 / 4, 1 / 5, 3 / 5]).mean(),
         "brier": (2 / 16 + 2 * 16 / 25 + 2 * 4 / 25) / 3,
         "ece": (1 / 4 + 4 / 5 + 2 / 5) / 3,

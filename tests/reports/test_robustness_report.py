@@ -27,7 +27,7 @@ from vpt.reports.page import document, p_value
 from vpt.reports.robustness_figures import scatter
 from vpt.reports.robustness_report import tables
 from vpt.reports.robustness_values import effective_rows, model_names, report
-from vpt.robustness import RobustnessResult, Row, logit_records, run
+from vpt.robustness import RobustnessResult, Row, logit_records, per_image, run
 from vpt.robustness.alpha_curve import accuracy_curve
 
 NAMES = ("gate", "head", "half")
@@ -98,7 +98,7 @@ class Page(HTMLParser):
 def test_the_page_needs_nothing_beside_itself(written: Path) -> None:
     text = (written / "report.html").read_text(encoding="utf-8")
     found = Page(text).references
-    assert len(found) == 4  # scatter, curves, reliability, heat map
+    assert len(found) == 5  # scatter, plane, curves, reliability, heat map
     for reference in found:
         kind, data = reference.split(",")
         assert kind == "data:image/png;base64"
@@ -121,7 +121,7 @@ def test_the_cells_of_page_and_markdown_are_those_of_the_json(written: Path, val
 
 
 def test_cells_are_the_numbers_of_the_json(values: dict[str, Any]) -> None:
-    first, scores, _, differences, _ = tables(values)
+    first, together, scores, _, differences, _ = tables(values)
     lines = {(line["set"], line["model"]): line for line in values["headline"]}
     assert len(first.rows) == len(lines)
     for name, model, _, n, *found in first.rows:
@@ -138,16 +138,33 @@ def test_cells_are_the_numbers_of_the_json(values: dict[str, Any]) -> None:
         assert float(found[scores.columns.index("NLL") - 3]) == pytest.approx(row["nll"], abs=5e-4)
         assert float(found[scores.columns.index("ECE") - 3]) == pytest.approx(row["ece"], abs=5e-4)
     assert len(differences.rows) == len(values["differences"])
+    assert len(together.rows) == 3 * (3 + 2)  # models, α and both ways by image
 
 
 def test_rows_are_scores_of_records(root: Path, values: dict[str, Any]) -> None:
-    assert len(values["rows"]) == 3 * 7 * 3  # val, clean, art and four corrupted sets
+    assert len(values["rows"]) == 3 * 8 * 3  # val, the same corrupted, clean, art and four corrupted sets
     record, val = (logit_records.read(kept(root / "gate", f"{name}-alpha-0.5")) for name in ("art", "val"))
     row = next(r for r in values["rows"] if (r["model"], r["set"], r["alpha"]) == ("gate", "art", 0.5))
     expected = summary(record.logits, record.label, temperature(val.logits, val.label))
     assert {key: row[key] for key in expected} == expected
     assert row["protocol"]["delta_sha256"] == record.protocol["delta"]["sha256"]
     assert str(root) not in json.dumps(values)
+
+
+def test_all_shifts_together_are_means_of_the_rows_and_by_image_of_the_records(
+    root: Path, values: dict[str, Any]
+) -> None:
+    top1 = {(row["set"], row["alpha"]): row["top1"] for row in values["rows"] if row["model"] == "gate"}
+    own = {row["way"]: row for row in values["shifts"] if row["model"] == "gate"}
+    half = own["α = 0.5"]
+    assert (half["clean"], half["shifts"], half["worst_set"]) == (top1["clean", 0.5], top1["art", 0.5], "art")
+    both = half["clean"] + half["shifts"]
+    assert half["harmonic"] == pytest.approx(2 * half["clean"] * half["shifts"] / both if both else 0)
+    start, middle, end = (logit_records.read(kept(root / "gate", f"art-alpha-{a}")) for a in (0.0, 0.5, 1.0))
+    found = per_image.answers(start.logits, end.logits).argmax(axis=1) == end.label
+    assert own["by image, answers"]["shifts"] == pytest.approx(found.mean())
+    mixed = per_image.models({0.0: start.logits, 0.5: middle.logits, 1.0: end.logits}).argmax(axis=1) == end.label
+    assert own["by image, models"]["shifts"] == pytest.approx(mixed.mean())
 
 
 def test_means_are_over_severities_and_then_over_all(values: dict[str, Any]) -> None:
@@ -163,7 +180,7 @@ def test_means_are_over_severities_and_then_over_all(values: dict[str, Any]) -> 
 
 def test_the_oracle_is_best_and_no_validation_line_has_one(values: dict[str, Any]) -> None:
     for line in values["headline"]:
-        if line["set"] == "val":
+        if line["set"].startswith("val"):
             assert line["oracle"] is None
         else:
             assert line["oracle"]["top1"] >= max(line[key]["top1"] for key in ("zero", "fixed", "tuned"))
@@ -370,8 +387,8 @@ def test_figures_scroll_on_a_narrow_screen_before_their_letters_are_too_small(wr
     text = (written / "report.html").read_text(encoding="utf-8")
     assert re.search(r"figure \{[^}]*overflow-x: auto", text)
     sizes = re.findall(r'<img [^>]*width="(\d+)" style="min-width: (\d+)px"', text)
-    assert len(sizes) == 4
-    assert [int(least) / int(width) >= 0.79 for width, least in sizes] == [True] * 4
+    assert len(sizes) == 5
+    assert [int(least) / int(width) >= 0.79 for width, least in sizes] == [True] * 5
 
 
 def test_models_are_named_by_what_tells_them_apart() -> None:

@@ -37,11 +37,21 @@ def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
 
 def mean_per_class(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """The mean over classes of the accuracy within a class; classes without images do not count."""
+    return float(_by_class(logits, labels).mean())
+
+
+@checked
+def worst_class(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """The accuracy within the class where it is smallest; classes without images do not count."""
+    return float(_by_class(logits, labels).min())
+
+
+def _by_class(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     right = correct(logits, labels)
     images = np.bincount(labels, minlength=logits.shape[1])
     hits = np.bincount(labels, weights=right, minlength=logits.shape[1])
     present = images > 0
-    return float((hits[present] / images[present]).mean())
+    return np.asarray(hits[present] / images[present])
 
 
 @checked

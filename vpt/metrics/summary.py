@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpt.argument_types import checked
-from vpt.metrics.accuracy import mean_per_class, top1, wilson
+from vpt.metrics.accuracy import mean_per_class, top1, wilson, worst_class
 from vpt.metrics.calibration import aurc, equal_mass, equal_width, risk_at
 from vpt.metrics.logits import Logits, predictions
 
@@ -16,10 +16,11 @@ def summary(logits: Logits, labels: NDArray[np.int64], temperature: float | None
     """Scores a record of logits (N, classes), masked to the set's classes, and labels (N,), columns of these.
 
     Always these keys, in this order; shares lie in [0, 1]: ``n`` images, ``top1`` and the ends of its 95 % Wilson
-    interval, ``mean_per_class``, ``nll`` (natural logarithm), ``brier`` in [0, 2], ``ece`` of 15 bins of equal width,
-    ``ece_equal_mass`` of bins of equally many images, ``aurc``, the area under the risk-coverage curve, ``risk_at_80``,
-    the selective risk at 80 % coverage; then ``temperature``, fitted on in-distribution validation images by
-    `calibration.temperature`, and what it changes, all None without one. A DataError where the table cannot be scored.
+    interval, ``mean_per_class`` and ``worst_class``, accuracies within classes, ``nll`` (natural logarithm), ``brier``
+    in [0, 2], ``ece`` of 15 bins of equal width, ``ece_equal_mass`` of bins of equally many images, ``aurc``, the area
+    under the risk-coverage curve, ``risk_at_80``, the selective risk at 80 % coverage; then ``temperature``, fitted on
+    in-distribution validation images by `calibration.temperature`, and what it changes, all None without one. A
+    DataError where the table cannot be scored.
     """
     plain = predictions(logits, labels)
     scaled = None if temperature is None else predictions(logits, labels, temperature)
@@ -32,6 +33,7 @@ def summary(logits: Logits, labels: NDArray[np.int64], temperature: float | None
         "top1_low": low,
         "top1_high": high,
         "mean_per_class": mean_per_class(logits, labels),
+        "worst_class": worst_class(logits, labels),
         "nll": plain.nll,
         "brier": float(plain.brier.mean()),
         "ece": equal_width(*answers).error,

@@ -22,6 +22,9 @@ CAPTIONS = {
     "Accuracy in and out of distribution": "Logit axes; dashed: equal accuracy with and without shift. Along each line "
     "α goes from 0 (hollow) over 0.5 (grey) to 1 (filled, with its 95 % Wilson interval under shift; means over "
     "several sets have none). 0 % and 100 %, whose logits are infinite, lie at the ends of the axes.",
+    "Clean against all shifts": "The mean over the shifted sets over the clean set, in percent: a mark for each α, "
+    "hollow at 0, and stars for both ways of a strength for each image.",
+    "Strengths of layers": "At α = 1; timm's layers: the embeddings, the blocks, the head.",
     "Accuracy at every α": "Bands: 95 % Wilson intervals; means over several sets have none. Steps: exact curves where "
     "only the head differs. α may be chosen on the validation images only.",
     "Reliability": "Bins of equal width; larger marks hold more images. Below the dashed line: overconfident.",
@@ -38,7 +41,8 @@ _ACROSS = 3  # panels in a row
 
 def figures(report: Values) -> dict[str, Figure]:
     """Draws what values of `vpt.reports.robustness_values.report` (or read from JSON) there are for; by title."""
-    drawn = zip(CAPTIONS, (scatter(report), curves(report), reliability(report), heat_map(report)), strict=True)
+    makers = (scatter, plane, strengths, curves, reliability, heat_map)
+    drawn = zip(CAPTIONS, (make(report) for make in makers), strict=True)
     return {name: figure for name, figure in drawn if figure is not None}
 
 
@@ -103,6 +107,45 @@ def scatter(report: Values) -> Figure | None:
             axes.set_title(folded(name, 36), loc="left")
         _axis_names(panels, "top-1 on clean (%)", "top-1 on the shift (%)")
         _legend(figure, panels)
+    return figure
+
+
+def plane(report: Values) -> Figure | None:
+    """Draws the mean accuracy under shift over that on the clean set, all models in one panel."""
+    if not report["shifts"]:
+        return None
+    with style():
+        figure, (axes,) = _panels(1, 3.6)
+        figure.set_figwidth(5.2)
+        for model, (colour, marker) in _looks(report).items():
+            rows = [row for row in report["shifts"] if row["model"] == model]
+            line = [row for row in rows if row["alpha"] is not None]
+            x, y = ([100 * row[key] for row in line] for key in ("clean", "shifts"))
+            axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1, label=folded(model))
+            if len(line) > 1:
+                axes.plot(x[0], y[0], marker, color=colour, mfc="white", markersize=5, zorder=3)
+            for row in (row for row in rows if row["alpha"] is None):
+                axes.plot(100 * row["clean"], 100 * row["shifts"], "*", color=colour, markersize=8)
+        axes.set_xlabel("top-1 on clean (%)")
+        axes.set_ylabel(f"top-1, mean of {report['shifts'][0]['sets']} shifted sets (%)")
+        axes.margins(0.08)
+        _legend(figure, [axes])
+    return figure
+
+
+def strengths(report: Values) -> Figure | None:
+    """Draws the strength of each layer of the models that have several."""
+    found = {each["model"]: each["strengths"] for each in report["models"] if each["strengths"]}
+    if not found:
+        return None
+    with style():
+        figure, (axes,) = _panels(1, 2.7)
+        figure.set_figwidth(5.2)
+        for model, values in found.items():
+            colour, marker = _looks(report)[model]
+            axes.plot(range(len(values)), values, color=colour, marker=marker, markersize=4, label=folded(model))
+        axes.set(xlabel="layer", ylabel="strength at α = 1", ylim=(-0.05, 1.05))
+        _legend(figure, [axes])
     return figure
 
 

@@ -21,7 +21,7 @@ def robustness_report(values: Values) -> Report:
 
 def tables(report: Values) -> list[Table]:
     """All tables that a report has values for: headline first, protocol last."""
-    makers = (_headline, _scores, _averages, _differences, _effective, _models)
+    makers = (_headline, _shifts, _scores, _averages, _differences, _effective, _models)
     return [table for table in (make(report) for make in makers) if table.rows]
 
 
@@ -76,6 +76,25 @@ def _headline(report: Values) -> Table:
     return table_of("Accuracy", note, columns, _by_set(report["headline"]), words=3)
 
 
+def _shifts(report: Values) -> Table:
+    columns: Columns = {
+        "model": "model",
+        "strength": "way",
+        "clean": lambda row: percent(row["clean"]),
+        "shifted sets": "sets",
+        "their mean": lambda row: percent(row["shifts"]),
+        "worst": lambda row: f"{percent(row['worst'])} ({row['worst_set']})",
+        "harmonic mean of clean and shifted": lambda row: percent(row["harmonic"]),
+    }
+    note = (
+        "Top-1 in percent; corruptions stand for shifts where the task has none. By image: both ends weighted by how "
+        "sure each is (DaWin), as mixed answers, or as the measured model of the nearest α."
+    )
+    shown = {each["model"]: {*shown_alphas(each["alphas"]), each["chosen_alpha"]} for each in report["models"]}
+    rows = [row for row in report["shifts"] if row["alpha"] is None or row["alpha"] in shown[row["model"]]]
+    return table_of("Shifts together", note, columns, rows, words=2)
+
+
 def _chosen(cell: Values | None, picked: bool = False) -> str:
     if cell is None:
         return "–"
@@ -90,6 +109,7 @@ def _scores(report: Values) -> Table:
         "n": "n",
         "top-1 (%)": lambda row: _interval(row["top1"], row["top1_low"], row["top1_high"]),
         "mean per class": lambda row: percent(row["mean_per_class"]),
+        "worst class": lambda row: percent(row["worst_class"]),
         **_CALIBRATION,
         "T": "temperature",
         "NLL after T": "nll_scaled",
@@ -163,6 +183,7 @@ def _models(report: Values) -> Table:
         "delta sha256": lambda model: (model["delta_sha256"] or "–")[:12],
         "delta": lambda model: ", ".join(map(_spec, model["specs"])) or "none",
         "α moves": lambda model: METHODS.get(model["way"], "nothing"),
+        "strengths of layers at α = 1": lambda model: " ".join(f"{each:.2g}" for each in model["strengths"] or [1]),
         "head": "head",
         "preset": "preset",
         "image size": lambda model: f"{model['image_size']} px",

@@ -23,6 +23,7 @@ from vpt.metrics.effective_robustness import BASELINES, effective_robustness
 from vpt.metrics.logits import matched, positions, predictions
 from vpt.metrics.summary import summary
 from vpt.reports.page import Values
+from vpt.reports.robustness_shifts import together
 from vpt.robustness.alpha_curve import accuracy_curve
 from vpt.robustness.evaluation_result import FIXED_ALPHA, RobustnessResult, Row
 from vpt.robustness.evaluation_sets import CLEAN, SHIFT, VAL, VAL_CORRUPTED
@@ -36,7 +37,7 @@ COMPARED = (1.0, FIXED_ALPHA)
 _REFERENCE = "imagenet_1k"  # the data on whose accuracy the baselines of effective robustness depend
 _DRAWN = (0.0, FIXED_ALPHA, 1.0)  # of reliability diagrams
 _CURVE_POINTS = 201
-_AVERAGED = ("top1", "mean_per_class", "nll", "brier", "ece", "ece_equal_mass", "aurc", "risk_at_80")
+_AVERAGED = ("top1", "mean_per_class", "worst_class", "nll", "brier", "ece", "ece_equal_mass", "aurc", "risk_at_80")
 
 
 def report(folders: Sequence[Path]) -> Values:
@@ -50,6 +51,7 @@ def report(folders: Sequence[Path]) -> Values:
       fitted on the validation images of the same model and α.
     - ``averages``: model × corruption × α, means over severities, then over all corruptions and over the 15 of
       ImageNet-C; ``kinds`` says over which.
+    - ``shifts``: model × α or a strength for each image: all shifts together (`vpt.reports.robustness_shifts`).
     - ``headline``: model × set: top-1 at α = 0, fixed 0.5, chosen on validation, 1, and as "oracle" the best.
     - ``reliability``: bins of the clean set at α = 0, 0.5 and 1.
     - ``curves``: exact curves over α where only the head differs.
@@ -76,6 +78,7 @@ def report(folders: Sequence[Path]) -> Values:
         "headline": [line for name, model in models.items() for line in _headline(name, model, rows, averages)],
         "rows": rows,
         "averages": averages,
+        "shifts": [row for name, model in models.items() for row in together(name, model)],
         "reliability": [bins for name, model in models.items() for bins in _reliability(name, model)],
         "curves": [curve for name, model in models.items() for curve in _curves(name, model)],
         "differences": differences,
@@ -138,6 +141,7 @@ def _model(name: str, result: RobustnessResult) -> Values:
         "image_size": size_text(protocol["data"]["image_size"]),
         "logits": protocol["logits"],
         "complete": protocol["data"]["complete"],
+        "strengths": protocol.get("strengths"),
         "alphas": sorted({row.alpha for row in result.rows}),
         "chosen_alpha": result.chosen_alpha,
         "why_none_chosen": result.not_chosen,
@@ -182,6 +186,7 @@ def _protocol(row: Row, protocol: Mapping[str, Any]) -> Values:
         "half": protocol["logits"] == "float16",
         "bf16": protocol["precision"] == "bf16",
         "interpolated_logits": row.record is None,
+        "adapt": protocol.get("adapt"),
     }
 
 
@@ -197,6 +202,7 @@ def _mark(rows: list[Values]) -> None:
             "bf16": protocol["bf16"],
             "precision differs": len({other["protocol"]["bf16"] for other in same}) > 1,
             "class mask": protocol["mask"] is not None,
+            f"adapted at test time ({(protocol['adapt'] or {}).get('method')})": protocol["adapt"] is not None,
             title(row["kind"]): title(row["kind"]) != row["kind"],
             "preset differs": len({other["protocol"]["preset"] for other in same}) > 1,
             "image size differs": len({other["protocol"]["image_size"] for other in same}) > 1,

@@ -44,6 +44,7 @@ from vpt.robustness.evaluation_sets import (
     subset,
 )
 from vpt.robustness.logit_records import Record
+from vpt.robustness.test_time import Adaptation, Adapter, Stream, adapter
 from vpt.robustness.wise_ft import Swept, Way, sweep
 from vpt.run_record import file_identity
 from vpt.run_record import identity as identity_of
@@ -76,6 +77,7 @@ def run(
     half: bool = False,
     bf16: bool = False,
     strengths: Sequence[float] | None = None,
+    adapt: Adaptation | None = None,
 ) -> RobustnessResult:
     """Evaluates a delta file in and out of distribution and stores all logits.
 
@@ -103,6 +105,8 @@ def run(
             digits. Every record and report says so.
         strengths: Of each layer at α = 1, or of the first and the last with a line between (LiNeS), as
             `vpt.backbones.strength.checked_strength` reads them; α multiplies them. None for the tuned model.
+        adapt: Adapt to the test images while they are answered, at α = 1 (`vpt.robustness.test_time`), in batches of
+            `batch_size` and an order that follows from `seed`; an interrupted set begins anew. None for no adaptation.
 
     Raises:
         ConfigError: An argument is out of range or not known, or delta, anchor and data do not belong together.
@@ -119,6 +123,7 @@ def run(
     check_data(delta, model, data)
     check_multiclass(model.targets, "vpt robustness is")
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    alphas = alphas if adapt is None else (1.0,)
     layers = 1.0 if strengths is None else checked_strength(strengths, model.backbone)
     swept = sweep(delta, model.to(device), tensors, alphas, anchor, start, layers)
     way = swept.way
@@ -133,6 +138,10 @@ def run(
     precision = {"precision": "bf16" if bf16 else "fp32", "device": device}
     protocol = _protocol(files, model, data, way, half) | precision
     protocol |= {} if strengths is None else {"strengths": [layers] if isinstance(layers, float) else list(layers)}
+    stream = None if adapt is None else Stream(batch_size, seed)
+    adapting = None if adapt is None else adapter(adapt, swept.model, data, seed)
+    if stream is not None and adapting is not None:
+        protocol |= {"adapt": stream.protocol(adapting)}
     check_out(out, protocol | drawn)
     measured = [0.0, 1.0] if way == "head" and not half and wanted != [1.0] else wanted
     pairs = _pairs(data, sets, measured, protocol, out / "records", max_images, seed)
@@ -143,7 +152,10 @@ def run(
         for split in dict.fromkeys(item.split for item in sets):
             group = [pair for pair in pairs if pair.item.split == split]
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
-                evaluate(swept, data.split(split), group, batch_size, lambda n: progress.advance(bar, n))
+                if stream is None or adapting is None:
+                    evaluate(swept, data.split(split), group, batch_size, lambda n: progress.advance(bar, n))
+                else:
+                    _adapt(stream, adapting, data.split(split), group, lambda n: progress.advance(bar, n))
     rows = [row for item in sets for row in _rows([pair for pair in pairs if pair.item == item], wanted)]
     result = RobustnessResult(rows, protocol | drawn, out, not_chosen)
     result.write()
@@ -313,6 +325,16 @@ class Pair:
         done = slice(self.done)
         complete = self.done == len(self.index)
         return Record(self.index[done], self.labels[done], self.logits[done], self.protocol, complete)
+
+
+def _adapt(
+    stream: Stream, own: Adapter, dataset: ImageDataset, pairs: Sequence[Pair], advance: Callable[[int], None]
+) -> None:
+    """Answers each set as a stream, whole or not at all."""
+    for pair in pairs:
+        if pair.done < len(pair.index):
+            pair.put(0, stream.answers(own, dataset, pair.index, pair.item, advance))
+            pair.save()
 
 
 @torch.inference_mode()

@@ -47,7 +47,7 @@ def _run(options: Namespace, overrides: list[str]) -> None:
         check_writable(out, folder=True)
     for name in ("delta", "alphas", "severities", "corruptions"):
         check_different(f"--{name}", getattr(options, name) or ())
-    if options.max_images is None:
+    if options.max_images is None and options.adapt is None:
         check_effect(options, "without --max-images", "seed")
     if not options.severities:
         check_effect(options, "without --severities", "corruptions")
@@ -194,6 +194,8 @@ def _add_run(add: Add) -> None:
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster, logits to three digits")
     layers = "of the layers at α = 1: all, the first and the last (LiNeS), or a file of `vpt robustness strengths`"
     parser.add_argument("--strengths", nargs="+", help=layers)
+    adapt = "adapt to the unlabelled test images in batches, at α = 1: entropy minimisation, or FOA's prompts"
+    parser.add_argument("--adapt", choices=["entropy", "foa"], help=adapt)
     parser.add_argument("--out", type=output_folder, help="folder to write to (default: robustness/ beside the delta)")
 
 

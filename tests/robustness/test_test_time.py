@@ -1,0 +1,139 @@
+"""Adapting at test time: each rule written out for a batch; and streams are whole, repeatable and told of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.robustness.fakes import PROMPTS, kept, task, write_delta, write_full
+from vpt.errors import ConfigError, UnknownNameError
+from vpt.models import TunedModel, load_classifier
+from vpt.reports.robustness_report import robustness_report
+from vpt.reports.robustness_values import report
+from vpt.robustness import logit_records, run
+from vpt.robustness.test_time import Entropy, Foa, adapter, entropies
+
+RECIPE: tuple[dict[str, Any], ...] = (*PROMPTS, {"name": "bias"}, {"name": "lora", "rank": 2})
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("test-time")
+
+
+@pytest.fixture(scope="session")
+def delta(folder: Path) -> Path:
+    return write_delta(folder / "delta.safetensors", RECIPE)
+
+
+def images(rows: range = range(10)) -> torch.Tensor:
+    return torch.stack([task().split("test")[row]["image"] for row in rows])
+
+
+def test_entropy_minimisation_is_a_step_of_sgd_on_the_norms(delta: Path) -> None:
+    model = load_classifier(delta)
+    ours = adapter("entropy", model, task(), 0)
+    own, other = adapter("entropy", model, task(), 0).model, adapter("entropy", model, task(), 0).model
+    norms = [m for m in own.backbone.model.modules() if isinstance(m, nn.LayerNorm)]
+    trained = [p for module in norms for p in module.parameters()]
+    optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9)
+    for batch in images().split(5):  # type: ignore[no-untyped-call]
+        logits = own(batch)
+        p = logits.softmax(dim=1)
+        loss = -(p * p.log()).sum(dim=1).mean()
+        found = ours.answer(batch)
+        torch.testing.assert_close(found, logits.detach(), rtol=1e-4, atol=1e-5)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    changed = ours.answer(images())
+    torch.testing.assert_close(changed, own(images()).detach(), rtol=1e-4, atol=1e-5)
+    ours.reset()
+    torch.testing.assert_close(ours.answer(images()), other(images()).detach(), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(other(images()), model(images()), rtol=1e-3, atol=1e-3)
+
+
+def test_entropies_are_those_of_the_formula() -> None:
+    logits = torch.tensor([[0.0, 0.0], [30.0, 0.0]])
+    assert entropies(logits).tolist() == pytest.approx([np.log(2), 0.0], abs=1e-6)
+
+
+def test_foa_answers_with_the_best_of_its_prompts_and_shifts_features(delta: Path) -> None:
+    model = load_classifier(delta)
+    ours = Foa(model, task(), 0)
+    ours.reset()
+    answers = ours.answer(images())
+    again = Foa(model, task(), 0)
+    plain = load_classifier(delta)
+    with torch.no_grad():
+        source = plain.encode(torch.stack([task().split("train")[row]["image"] for row in range(6)])).mean(dim=0)
+    torch.testing.assert_close(again._pooled, source, rtol=1e-3, atol=1e-4)
+    losses = []
+    for _ in range(again._search.population_size):
+        drawn = again._search.ask()
+        again._tokens.copy_(torch.from_numpy(drawn).view_as(again._tokens))
+        with torch.no_grad():
+            pooled, blocks = again._features(images())
+            logits = again.model.classify(pooled + again._pooled - pooled.mean(dim=0))
+            std, mean = torch.std_mean(blocks, dim=1)
+            apart = (mean - again._source.mean).square().sum() + (std - again._source.std).square().sum()
+            losses.append((float(entropies(logits).sum() + 0.4 * 10 / 64 * apart), logits))
+    torch.testing.assert_close(answers, min(losses, key=lambda each: each[0])[1], rtol=1e-4, atol=1e-4)
+    assert ours.protocol["population"] == 4 + int(3 * np.log(3 * model.backbone.num_features))
+
+
+@pytest.mark.parametrize("method", ["entropy", "foa"])
+@pytest.mark.parametrize("kind", ["recipe", "full"])
+def test_streams_are_whole_repeatable_and_told_everywhere(
+    method: Any, kind: str, delta: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = delta if kind == "recipe" else write_full(folder / "full.safetensors")
+    options: dict[str, Any] = {"batch_size": 4, "adapt": method, "severities": (2,), "corruptions": ("contrast",)}
+    result = run(file, task(), (0.0, 1.0), tmp_path / "a", **options)
+    assert {row.alpha for row in result.rows} == {1.0}
+    assert {row.set for row in result.rows} == {"clean", "art", "contrast-2"}
+    assert result.protocol["adapt"]["method"] == method
+    assert result.protocol["adapt"]["order"] == "shuffled"
+    record = logit_records.read(kept(tmp_path / "a", "clean-alpha-1.0"))
+    assert record.index.tolist() == list(range(10))
+    values = report([tmp_path / "a"])
+    assert all(f"adapted at test time ({method})" in row["marks"] for row in values["rows"])
+    assert "adapted at test time" in values["shifts"][0]["way"]
+    robustness_report(values).write(tmp_path / "report")
+    answers, calls = Entropy.answer if method == "entropy" else Foa.answer, [0]
+
+    def killed(self: Any, batch: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == 5:
+            raise KeyboardInterrupt
+        return answers(self, batch)
+
+    monkeypatch.setattr(f"vpt.robustness.test_time.{'Entropy' if method == 'entropy' else 'Foa'}.answer", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(file, task(), (1.0,), tmp_path / "b", **options)
+    calls[0] = 5
+    again = run(file, task(), (1.0,), tmp_path / "b", **options)
+    for one, other in zip(result.rows, again.rows, strict=True):
+        assert np.array_equal(result.record(one).logits, again.record(other).logits)
+
+
+def test_what_cannot_be_adapted_is_refused(delta: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batches of several images"):
+        run(delta, task(), (1.0,), tmp_path / "one", batch_size=1, adapt="foa", severities=())
+    with pytest.raises((ConfigError, UnknownNameError), match="adapt"):
+        run(delta, task(), (1.0,), tmp_path / "none", adapt="sar", severities=())  # type: ignore[arg-type]
+    run(delta, task(), (1.0,), tmp_path / "kept", batch_size=5, severities=())
+    with pytest.raises(ConfigError, match="adapt differ"):
+        run(delta, task(), (1.0,), tmp_path / "kept", batch_size=5, adapt="entropy", severities=())
+    model = load_classifier(delta)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    own = adapter("entropy", model, task(), 0)
+    own.answer(images())
+    assert isinstance(own.model, TunedModel)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())

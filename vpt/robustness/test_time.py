@@ -1,0 +1,253 @@
+"""Adapting to unlabelled test images while they are answered; never mixed with numbers that saw no test image.
+
+Images come in batches, in an order that follows from a seed; each test set begins with the model as it was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vpt.data import ImageDataModule, ImageDataset
+from vpt.deltas.composition import Delta
+from vpt.errors import ConfigError, UnknownNameError
+from vpt.export.onnx_torch import fold
+from vpt.models import TunedModel
+from vpt.robustness.evaluation_sets import EvaluationSet, subset
+
+Adaptation = Literal["entropy", "foa"]
+SOURCE_IMAGES = 200
+"""Training images that the activation statistics are of."""
+
+
+class Adapter(Protocol):
+    """A `model` that changes with what it answers."""
+
+    model: TunedModel
+
+    def reset(self) -> None:
+        """Becomes what was trained."""
+
+    def answer(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of a batch of images, after which, or before which, it adapts."""
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """Which method with which options."""
+
+
+def adapter(method: str, model: TunedModel, data: ImageDataModule, seed: int) -> Adapter:
+    """The method by name, on a copy of a model in eval mode.
+
+    An UnknownNameError where it does not exist, a ConfigError or UnsupportedBackboneError where the model lacks what it
+    changes.
+    """
+    if method not in METHODS:
+        raise UnknownNameError("test-time adaptation", method, METHODS)
+    return METHODS[method](model, data, seed)
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """Entropy in nats of the softmax of each row, (N,)."""
+    return -(logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1)
+
+
+class Entropy:
+    """Entropy minimisation (Wang et al., "Tent", ICLR 2021): a step of SGD on all norms' scales and shifts a batch.
+
+    The answers are those before the step. Keys and values of prompts stay what they are.
+    """
+
+    rate: ClassVar[float] = 1e-3
+    momentum: ClassVar[float] = 0.9
+
+    def __init__(self, model: TunedModel, data: ImageDataModule, seed: int) -> None:
+        """Finds the norms; a ConfigError where there are none."""
+        self.model = fold(model)
+        norms = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d | nn.RMSNorm
+        found = [module for module in self.model.backbone.model.modules() if isinstance(module, norms)]
+        self._trained = [p for module in found for p in module.parameters(recurse=False)]
+        if not self._trained:
+            raise ConfigError(f"{model.backbone.name} has no norms with scales, which entropy minimisation adapts.")
+        for parameter in self._trained:
+            parameter.requires_grad_()
+        self._start = [parameter.detach().clone() for parameter in self._trained]
+        self.reset()
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """See `Adapter`."""
+        return {"method": "entropy", "rate": self.rate, "momentum": self.momentum}
+
+    def reset(self) -> None:
+        """See `Adapter`."""
+        with torch.no_grad():
+            for parameter, start in zip(self._trained, self._start, strict=True):
+                parameter.copy_(start)
+        self._optimizer = torch.optim.SGD(self._trained, lr=self.rate, momentum=self.momentum)
+
+    def answer(self, images: Tensor) -> Tensor:
+        """See `Adapter`."""
+        with torch.enable_grad():
+            logits: Tensor = self.model(images).float()
+            self._optimizer.zero_grad()
+            entropies(logits).mean().backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+        return logits.detach()
+
+
+@dataclass
+class _Statistics:
+    """Mean and standard deviation over images of the features of each block, (blocks, dim)."""
+
+    mean: Tensor
+    std: Tensor
+
+
+class Foa:
+    """FOA, prompts by CMA-ES (Niu et al., "Test-time model adaptation with only forward passes", ICML 2024).
+
+    For each batch of B images CMA-ES draws prompts before the first block, and the answers are those of the best by Σ
+    entropy + 0.4 · B / 64 · Σ (squared distances of means and deviations of the blocks' class tokens to those of
+    training images), equation 5; the pooled features are shifted by the distance of their running mean to that of
+    training images, equation 8.
+    """
+
+    prompts: ClassVar[int] = 3
+    weight: ClassVar[float] = 0.4
+    momentum: ClassVar[float] = 0.1
+    sigma: ClassVar[float] = 1.0
+
+    def __init__(self, model: TunedModel, data: ImageDataModule, seed: int) -> None:
+        """Measures training images, without prompts; a ConfigError where cmaes is not installed."""
+        try:
+            import cmaes
+        except ImportError as error:
+            raise ConfigError("FOA needs cmaes: pip install 'vpt[strengths]'.") from error
+        self._cma, self._seed = cmaes.CMA, seed
+        self.model = fold(model)
+        backbone = self.model.backbone
+        self._seen: list[Tensor] = []
+        for block in backbone.layout.blocks:
+            block.register_forward_hook(self._note)
+        self._prefix = backbone.layout.num_prefix
+        dataset = data.split("train")
+        rows = subset(dataset.labels, SOURCE_IMAGES, seed)
+        device = self.model.head.weight.device
+        with torch.inference_mode():
+            images = torch.stack([dataset[int(row)]["image"] for row in rows])
+            passes = [self._features(batch.to(device)) for batch in torch.split(images, 50)]
+        features = torch.cat([each[0] for each in passes])
+        self._pooled = features.mean(dim=0)
+        self._source = _measured(torch.cat([each[1] for each in passes], dim=1))
+        self._delta = Delta(backbone, [{"name": "prompt", "num_tokens": self.prompts, "deep": False}])
+        self._delta.attach()
+        self._tokens = next(self._delta.parameters()).requires_grad_(False)
+        self.reset()
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """See `Adapter`."""
+        told = {"prompts": self.prompts, "weight": self.weight, "population": self._search.population_size}
+        return {"method": "foa", **told, "sigma": self.sigma, "source_images": SOURCE_IMAGES}
+
+    def reset(self) -> None:
+        """See `Adapter`."""
+        self._search = self._cma(mean=np.zeros(self._tokens.numel()), sigma=self.sigma, seed=self._seed)
+        self._running: Tensor | None = None
+
+    def _note(self, block: nn.Module, args: Any, out: Tensor) -> None:
+        self._seen.append(out[:, 0] if self._prefix else out.mean(dim=1))
+
+    def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features (B, dim), and those of the blocks (blocks, B, dim)."""
+        self._seen = []
+        pooled = self.model.encode(images).float()
+        return pooled, torch.stack([each.float() for each in self._seen])
+
+    @torch.no_grad()
+    def answer(self, images: Tensor) -> Tensor:
+        """See `Adapter`."""
+        best: tuple[float, Tensor, Tensor] | None = None
+        told = []
+        for _ in range(self._search.population_size):
+            drawn = self._search.ask()
+            self._tokens.copy_(torch.from_numpy(drawn).view_as(self._tokens))
+            pooled, blocks = self._features(images)
+            logits = self.model.classify(self._shifted(pooled)).float()
+            loss = float(entropies(logits).sum() + self.weight * len(images) / 64 * self._distance(blocks))
+            told.append((drawn, loss))
+            if best is None or loss < best[0]:
+                best = loss, logits, pooled
+        self._search.tell(told)
+        if best is None:
+            raise ConfigError("CMA-ES drew no prompts.")
+        own = best[2].mean(dim=0)
+        self._running = own if self._running is None else torch.lerp(self._running, own, self.momentum)
+        return best[1]
+
+    def _shifted(self, pooled: Tensor) -> Tensor:
+        own = pooled.mean(dim=0)
+        running = own if self._running is None else torch.lerp(self._running, own, self.momentum)
+        return pooled + (self._pooled - running)
+
+    def _distance(self, blocks: Tensor) -> Tensor:
+        found = _measured(blocks)
+        return (found.mean - self._source.mean).square().sum() + (found.std - self._source.std).square().sum()
+
+
+def _measured(blocks: Tensor) -> _Statistics:
+    std, mean = torch.std_mean(blocks, dim=1, correction=min(1, blocks.shape[1] - 1))
+    return _Statistics(mean, std)
+
+
+METHODS: dict[str, Callable[[TunedModel, ImageDataModule, int], Adapter]] = {"entropy": Entropy, "foa": Foa}
+
+
+@dataclass
+class Stream:
+    """In which order images are answered; a part of the protocol."""
+
+    batch_size: int
+    seed: int
+    order: str = "shuffled"
+    reset: str = "each set"
+
+    def __post_init__(self) -> None:
+        """Refuses, by a ConfigError, batches that have no statistics."""
+        if self.batch_size < 2:
+            raise ConfigError("Adapting at test time needs batches of several images: raise --batch-size.")
+
+    def protocol(self, own: Adapter) -> dict[str, Any]:
+        """What a record says of it."""
+        return {**asdict(self), **own.protocol}
+
+    def answers(
+        self,
+        own: Adapter,
+        dataset: ImageDataset,
+        index: NDArray[np.int64],
+        item: EvaluationSet,
+        advance: Callable[[int], None],
+    ) -> Tensor:
+        """The logits of a set's images, (N, classes), in the order of their positions `index`."""
+        own.reset()
+        order = np.random.default_rng(self.seed).permutation(len(index))
+        found: list[Tensor] = []
+        device = own.model.head.weight.device
+        for start in range(0, len(order), self.batch_size):
+            rows = [int(index[at]) for at in order[start : start + self.batch_size]]
+            images = torch.stack([dataset[row]["image"] for row in rows])
+            images = item.variant(images, [dataset.paths[row] for row in rows])
+            found.append(own.answer(images.to(device)).cpu())
+            advance(len(rows))
+        logits = torch.cat(found)
+        if not bool(logits.isfinite().all()):
+            raise ConfigError(f"The answers to {item.name} are not finite: the adaptation diverged.")
+        return logits[torch.from_numpy(np.argsort(order))]
