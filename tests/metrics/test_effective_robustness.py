@@ -7,6 +7,35 @@ import pytest
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.metrics.effective_robustness import BASELINES, effective_robustness
 
+TIMM_MODELS: list[tuple[dict[str, float], dict[str, float]]] = [
+    (
+        {
+            "imagenet_val": 0.8124,
+            "imagenet_val_r": 0.9431,
+            "imagenet_val_a": 0.9477,
+        },
+        {
+            "imagenet_v2": 0.6969,
+            "imagenet_sketch": 0.29641,
+            "imagenet_r": 0.40417,
+            "imagenet_a": 0.1584,
+        },
+    ),
+    (
+        {
+            "imagenet_val": 0.85108,
+            "imagenet_val_r": 0.965,
+            "imagenet_val_a": 0.9716,
+        },
+        {
+            "imagenet_v2": 0.7532,
+            "imagenet_sketch": 0.45106,
+            "imagenet_r": 0.59223,
+            "imagenet_a": 0.49733,
+        },
+    ),
+]
+
 
 def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value))
@@ -37,6 +66,16 @@ def test_a_model_of_the_population_lies_near_its_lines() -> None:
     assert shifts.keys() == BASELINES.keys()
     for shift, accuracy in shifts.items():
         assert abs(effective_robustness(shift, accuracy, references)) < 5, shift
+
+
+def test_models_of_timm_lie_near_its_lines() -> None:
+    # resnet50.a1_in1k and vit_base_patch16_224.augreg2_in21k_ft_in1k in results/results-*.csv of timm.
+    population = "timm, 2025-10-30"
+    for references, shifts in TIMM_MODELS:
+        for shift, accuracy in shifts.items():
+            assert abs(effective_robustness(shift, accuracy, references, population)) < 8, shift
+    with pytest.raises(UnknownNameError, match="population of effective robustness"):
+        effective_robustness("imagenet_v2", 0.5, {"imagenet_val": 0.7}, "clip")
 
 
 def test_the_line_of_imagenet_a_has_a_knee() -> None:

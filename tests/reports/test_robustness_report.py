@@ -346,7 +346,9 @@ def test_effective_robustness_compares_with_the_matched_classes(tmp_path: Path) 
             tmp_path / "records" / f"{name}.parquet", logit_records.Record(np.arange(10), label, logits, own, True)
         )
     result = RobustnessResult(rows, protocol, tmp_path)
-    sketch, renditions = effective_rows("clip", result)
+    sketch, by_timm, renditions, _ = effective_rows("clip", result)
+    assert [sketch["population"], by_timm["population"]] == ["ImageNet testbed", "timm, 2025-10-30"]
+    assert by_timm["points"] == effective_robustness("imagenet_sketch", 0.42, {"imagenet_val": 0.7}, "timm, 2025-10-30")
     assert (sketch["reference"], sketch["reference_accuracy"], sketch["accuracy"]) == ("imagenet_val", 0.7, 0.42)
     assert sketch["points"] == effective_robustness("imagenet_sketch", 0.42, {"imagenet_val": 0.7})
     assert not sketch["extrapolated"]

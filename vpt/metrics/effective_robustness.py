@@ -1,7 +1,8 @@
 """Effective robustness: accuracy under shift beyond what accuracy on ImageNet predicts (Taori et al., NeurIPS 2020).
 
 Models trained on ImageNet alone lie on a line when both accuracies are on logit axes, β(x) = σ(a·logit(x) + b). What a
-model has above β is robustness that accuracy does not explain.
+model has above β is robustness that accuracy does not explain. A second population are the models that timm has
+measured, of any pretraining.
 """
 
 from __future__ import annotations
@@ -77,18 +78,38 @@ images; ResNet-50 itself, with 0 % there, is in neither line.
 classes: a slice of one record, see `logits.matched`."""
 
 
+TIMM: dict[str, Baseline] = {
+    "imagenet_v2": Baseline("imagenet_val", 0.4098, Line(0.9156, -0.4851, 1266, 0.993)),
+    "imagenet_sketch": Baseline("imagenet_val", 0.4098, Line(1.3852, -2.7352, 1266, 0.857)),
+    "imagenet_r": Baseline("imagenet_val_r", 0.6398, Line(0.9783, -2.9677, 1266, 0.751)),
+    "imagenet_a": Baseline("imagenet_val_a", 0.6216, Line(2.1519, -7.7689, 1265, 0.911)),
+}
+"""The same fit over all models of timm's results of 2025-10-30 (github.com/huggingface/pytorch-image-models, commit
+4e5207c, ``results/results-*.csv``), whatever they were trained on, each at its first listed resolution: what one may
+expect of a released checkpoint of that accuracy, not of training on ImageNet alone."""
+
+POPULATIONS = {"ImageNet testbed": BASELINES, "timm, 2025-10-30": TIMM}
+"""Baselines by the population of models that they were fitted on."""
+
+
 @checked
-def effective_robustness(shift: str, accuracy: float, references: Mapping[str, float]) -> float:
+def effective_robustness(
+    shift: str, accuracy: float, references: Mapping[str, float], population: str = "ImageNet testbed"
+) -> float:
     """Measures ρ, the accuracy above the baseline, in percentage points; above 0 is more robust than expected.
 
-    `shift` is a key of `BASELINES`; accuracies lie in [0, 1], both ends included, since only β is computed on logit
-    axes. The references, by name, must hold the one that the shift is compared with, e.g. ``imagenet_val_r`` for
-    ``imagenet_r``. An UnknownNameError where there is no baseline, a ConfigError where the reference is missing or an
-    accuracy is no share; a UserWarning where the reference lies below `begins`, so that the baseline is extrapolated.
+    `shift` is a key of the baselines of a `population`, one of `POPULATIONS`; accuracies lie in [0, 1], both ends
+    included, since only β is computed on logit axes. The references, by name, must hold the one that the shift is
+    compared with, e.g. ``imagenet_val_r`` for ``imagenet_r``. An UnknownNameError where there is no such population or
+    baseline, a ConfigError where the reference is missing or an accuracy is no share; a UserWarning where the reference
+    lies below `begins`, so that the baseline is extrapolated.
     """
-    if shift not in BASELINES:
-        raise UnknownNameError("set with a baseline population for effective robustness", shift, BASELINES)
-    baseline = BASELINES[shift]
+    if population not in POPULATIONS:
+        raise UnknownNameError("population of effective robustness", population, POPULATIONS)
+    baselines = POPULATIONS[population]
+    if shift not in baselines:
+        raise UnknownNameError("set with a baseline population for effective robustness", shift, baselines)
+    baseline = baselines[shift]
     if baseline.reference not in references:
         raise ConfigError(
             f"Effective robustness on {shift} compares with accuracy on {baseline.reference}, "

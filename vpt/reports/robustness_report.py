@@ -163,6 +163,7 @@ def _effective(report: Values) -> Table:
         "set": "set",
         "model": "model",
         "α": _alpha,
+        "population": "population",
         "compared with": "reference",
         "its top-1 (%)": lambda row: percent(row["reference_accuracy"]),
         "top-1 (%)": lambda row: percent(row["accuracy"]),
@@ -170,7 +171,10 @@ def _effective(report: Values) -> Table:
             f"{row['points']:+.1f}" + (" (extrapolated)" if row["extrapolated"] else "")
         ),
     }
-    note = "Accuracy above what models trained on ImageNet alone reach (Taori et al., NeurIPS 2020)."
+    note = (
+        "Accuracy above what models trained on ImageNet alone reach (testbed; Taori et al., NeurIPS 2020), and above "
+        "what timm's checkpoints of any pretraining reach."
+    )
     return table_of("Effective robustness", note, columns, _shown(report, report["effective"]))
 
 

@@ -19,7 +19,7 @@ from vpt.errors import ConfigError
 from vpt.image_size import size_text
 from vpt.metrics.accuracy import correct, difference, top1
 from vpt.metrics.calibration import equal_width, temperature
-from vpt.metrics.effective_robustness import BASELINES, effective_robustness
+from vpt.metrics.effective_robustness import POPULATIONS, effective_robustness
 from vpt.metrics.logits import matched, positions, predictions
 from vpt.metrics.summary import summary
 from vpt.reports.page import Values
@@ -306,26 +306,29 @@ def _other_images(one: Record, two: Record) -> str:
 def effective_rows(name: str, result: RobustnessResult) -> Iterator[Values]:
     """Compares accuracies under shift with what the accuracy on ImageNet predicts, in percentage points.
 
-    Nothing is given unless the clean set is ImageNet's validation set, in full precision. A baseline is extrapolated
-    where that accuracy lies below all models it was fitted on.
+    A row for each population (`POPULATIONS`) that the set has a baseline of. Nothing is given unless the clean set is
+    ImageNet's validation set, in full precision. A baseline is extrapolated where that accuracy lies below all models
+    it was fitted on.
     """
     if result.protocol["data"]["name"] != _REFERENCE or result.protocol["logits"] != "float32":
         return
     clean = {row.alpha: row for row in result.rows if row.kind == CLEAN}
-    for row in (row for row in result.rows if row.kind == SHIFT and row.set in BASELINES):
+    shifts = [row for row in result.rows if row.kind == SHIFT]
+    for row, population in ((r, p) for r in shifts for p, known in POPULATIONS.items() if r.set in known):
         groups, validation = result.record(row).protocol["groups"], result.record(clean[row.alpha])
         accuracy = top1(*matched(validation.logits, validation.label, groups))
-        reference = BASELINES[row.set].reference
+        baseline = POPULATIONS[population][row.set]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the row says so itself
-            points = effective_robustness(row.set, row.top1, {reference: accuracy})
+            points = effective_robustness(row.set, row.top1, {baseline.reference: accuracy}, population)
         yield {
             "model": name,
             "set": row.set,
             "alpha": row.alpha,
             "accuracy": row.top1,
-            "reference": reference,
+            "population": population,
+            "reference": baseline.reference,
             "reference_accuracy": accuracy,
             "points": points,
-            "extrapolated": accuracy < BASELINES[row.set].begins,
+            "extrapolated": accuracy < baseline.begins,
         }

@@ -286,6 +286,10 @@ class RobustnessResult:
 
     def _caption(self) -> str:
         way, head = self.protocol["way"], self.protocol["head"]
+        if (adapted := self.protocol.get("adapt")) is not None:
+            return (
+                f"Adapted to these test images while it answered ({adapted['method']}): no result of the model alone."
+            )
         if way == "none":
             return "No interpolation: the trained model only."
         text = {
@@ -295,6 +299,8 @@ class RobustnessResult:
             if head == "interpolated"
             else "α = 0: frozen backbone; α = 1: tuned model; the tuned head at every α.",
         }[way]
+        if strengths := self.protocol.get("strengths"):
+            text += f" Strengths of the layers at α = 1: {' '.join(f'{each:.2g}' for each in strengths)}."
         return text + (f" No α chosen on val: {self.not_chosen}" if self.not_chosen else "")
 
 
