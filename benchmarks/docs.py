@@ -27,7 +27,9 @@ from benchmarks import (
     real_protocol,
     robustness_tables,
     speed,
+    strengths,
     sweep,
+    test_time,
     unknown_images,
     whole_models,
 )
@@ -38,6 +40,8 @@ SOURCES = (
     real_protocol,
     real_costs,
     robustness_tables,
+    strengths,
+    test_time,
     speed,
     delta_steps,
     attention,

@@ -230,6 +230,7 @@ PACS_RATES = {
     "recipe": (1e-3, 3e-3),
 }
 PACS_PROBE = "pacs-linear"
+PACS_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHIFTS = ("art_painting", "cartoon", "sketch")
 
 
@@ -271,7 +272,8 @@ def _pacs_fit(place: Place, method: str, rate: float, seed: int) -> Row:
 def _pacs_sweep(place: Place, method: str, rate: float, seed: int) -> Row:
     name = f"pacs-{method}-{rate:g}-{seed}"
     _pacs_fit(place, method, rate, seed)
-    rows = measure(place, name, place.delta(name), _read(_pacs(place, seed)), place.alphas, _pacs_anchor(place))
+    alphas = place.alphas if place.quick else PACS_ALPHAS
+    rows = measure(place, name, place.delta(name), _read(_pacs(place, seed)), alphas, _pacs_anchor(place))
     return {"method": method, "rate": rate, "seed": seed, "rows": rows}
 
 

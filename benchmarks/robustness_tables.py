@@ -123,23 +123,7 @@ def pacs(found: Found) -> dict[str, str]:
         probe = found[PACS_PROBE]
         inside, outside = (f"{100 * share:.1f}" for share in accuracy(probe["rows"], 1.0))
         made["pacs probe"] = f"Linear probe, exact (penalty {probe['rate']:g}, no seed): ID {inside}, OOD {outside}."
-    return made | _shifts(found) | _winners(means) | _ensembles(found)
-
-
-def _ensembles(found: Found) -> dict[str, str]:
-    """One model at α = 0.5 beside both ends with their logits mixed, which `vpt robustness compare` measures."""
-    trial = found.get("pacs-ensemble-82")
-    if trial is None:
-        return {}
-    rows = []
-    for method, mixed in trial["mixed"].items():
-        alone = accuracy(found[f"pacs-{method}-sweep-{trial['seed']}"]["rows"], FIXED_ALPHA)[1]
-        rows.append([METHODS[method].title, f"{100 * alone:.1f}", f"{100 * mixed:.1f}"])
-    return {
-        "pacs ensemble": markdown(
-            ["OOD, seed 82", "interpolated model, α = 0.5", "ensemble of both ends, mean of logits"], rows
-        )
-    }
+    return made | _shifts(found) | _winners(means)
 
 
 def _shifts(found: Found) -> dict[str, str]:
@@ -171,7 +155,7 @@ def short(found: Found) -> str:
     if PACS_PROBE in found:
         inside, outside = accuracy(found[PACS_PROBE]["rows"], 1.0)
         rows.append(["linear probe (α = 0)", "–", f"{100 * inside:.1f}", "–", f"{100 * outside:.1f}"])
-    for method in ("lora", "shallow", "lpft", "deep", "full"):
+    for method in ("recipe", "lora", "shallow", "lpft", "deep", "full"):
         if trials := _sweeps(found, "pacs", method):
             at = [[accuracy(trial["rows"], alpha) for trial in trials] for alpha in (FIXED_ALPHA, 1.0)]
             cells = [percent([pair[which] for pair in pairs]) for which in (0, 1) for pairs in at]
