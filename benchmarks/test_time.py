@@ -30,7 +30,7 @@ from vpt.data import default_root
 from vpt.data.corruptions import BASIC, PUBLISHED
 from vpt.robustness import run
 
-WAYS = {"none": "as it is", "entropy": "entropy minimisation", "foa": "FOA"}
+WAYS = {"none": "as it is", "entropy": "entropy minimisation", "foa": "FOA", "fozo": "FOZO"}
 SEVERITIES = (3, 5)
 IMAGES, BATCH = 200, 25
 

@@ -16,7 +16,7 @@ from vpt.models import TunedModel, load_classifier
 from vpt.reports.robustness_report import robustness_report
 from vpt.reports.robustness_values import report
 from vpt.robustness import logit_records, run
-from vpt.robustness.test_time import Entropy, Foa, adapter, entropies
+from vpt.robustness.test_time import Entropy, Foa, Fozo, adapter, entropies
 
 RECIPE: tuple[dict[str, Any], ...] = (*PROMPTS, {"name": "bias"}, {"name": "lora", "rank": 2})
 
@@ -64,6 +64,37 @@ def test_entropies_are_those_of_the_formula() -> None:
     assert entropies(logits).tolist() == pytest.approx([np.log(2), 0.0], abs=1e-6)
 
 
+def by_hand(own: Foa | Fozo, to: torch.Tensor | None) -> tuple[float, torch.Tensor]:
+    """Loss and logits of all images with the present prompts, features shifted to a mean."""
+    pooled, blocks = own._features(images())
+    logits = own.model.classify(pooled if to is None else pooled + to - pooled.mean(dim=0))
+    std, mean = torch.std_mean(blocks, dim=1)
+    apart = (mean - own._source.mean).square().sum() + (std - own._source.std).square().sum()
+    return float(entropies(logits).sum() + 0.4 * 10 / 64 * apart), logits
+
+
+def test_fozo_steps_along_the_difference_of_two_losses(delta: Path) -> None:
+    model = load_classifier(delta)
+    ours, again = Fozo(model, task(), 3), Fozo(model, task(), 3)
+    start = again._tokens.clone()
+    answers = ours.answer(images())
+    drawn = torch.randn(start.shape, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        both = []
+        for sign in (1, -1):
+            again._tokens.copy_(start + sign * 0.5 * drawn)
+            both.append(by_hand(again, None))
+    torch.testing.assert_close(answers, min(both, key=lambda each: each[0])[1], rtol=1e-4, atol=1e-4)
+    expected = start - (0.7 * 0.08 + 0.1) * (both[0][0] - both[1][0]) / (2 * 0.5) * drawn
+    torch.testing.assert_close(ours._tokens, expected, rtol=1e-3, atol=1e-3)
+    assert ours._scale == pytest.approx(0.45)
+    ours._pace(1e9)
+    assert (ours._scale, ours._step) == (0.5, 0.1)
+    ours.reset()
+    assert torch.equal(ours._tokens, start)
+    torch.testing.assert_close(ours.answer(images()), answers, rtol=1e-5, atol=1e-5)
+
+
 def test_foa_answers_with_the_best_of_its_prompts_and_shifts_features(delta: Path) -> None:
     model = load_classifier(delta)
     ours = Foa(model, task(), 0)
@@ -79,16 +110,12 @@ def test_foa_answers_with_the_best_of_its_prompts_and_shifts_features(delta: Pat
         drawn = again._search.ask()
         again._tokens.copy_(torch.from_numpy(drawn).view_as(again._tokens))
         with torch.no_grad():
-            pooled, blocks = again._features(images())
-            logits = again.model.classify(pooled + again._pooled - pooled.mean(dim=0))
-            std, mean = torch.std_mean(blocks, dim=1)
-            apart = (mean - again._source.mean).square().sum() + (std - again._source.std).square().sum()
-            losses.append((float(entropies(logits).sum() + 0.4 * 10 / 64 * apart), logits))
+            losses.append(by_hand(again, again._pooled))
     torch.testing.assert_close(answers, min(losses, key=lambda each: each[0])[1], rtol=1e-4, atol=1e-4)
     assert ours.protocol["population"] == 4 + int(3 * np.log(3 * model.backbone.num_features))
 
 
-@pytest.mark.parametrize("method", ["entropy", "foa"])
+@pytest.mark.parametrize("method", ["entropy", "foa", "fozo"])
 @pytest.mark.parametrize("kind", ["recipe", "full"])
 def test_streams_are_whole_repeatable_and_told_everywhere(
     method: Any, kind: str, delta: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -106,15 +133,17 @@ def test_streams_are_whole_repeatable_and_told_everywhere(
     assert all(f"adapted at test time ({method})" in row["marks"] for row in values["rows"])
     assert "adapted at test time" in values["shifts"][0]["way"]
     robustness_report(values).write(tmp_path / "report")
-    answers, calls = Entropy.answer if method == "entropy" else Foa.answer, [0]
+    kind_of: Any = {"entropy": Entropy, "foa": Foa, "fozo": Fozo}[method]
+    answers, calls = kind_of.answer, [0]
 
     def killed(self: Any, batch: torch.Tensor) -> torch.Tensor:
         calls[0] += 1
         if calls[0] == 5:
             raise KeyboardInterrupt
-        return answers(self, batch)
+        found: torch.Tensor = answers(self, batch)
+        return found
 
-    monkeypatch.setattr(f"vpt.robustness.test_time.{'Entropy' if method == 'entropy' else 'Foa'}.answer", killed)
+    monkeypatch.setattr(kind_of, "answer", killed)
     with pytest.raises(KeyboardInterrupt):
         run(file, task(), (1.0,), tmp_path / "b", **options)
     calls[0] = 5

@@ -21,7 +21,7 @@ from vpt.export.onnx_torch import fold
 from vpt.models import TunedModel
 from vpt.robustness.evaluation_sets import EvaluationSet, subset
 
-Adaptation = Literal["entropy", "foa"]
+Adaptation = Literal["entropy", "foa", "fozo"]
 SOURCE_IMAGES = 200
 """Training images that the activation statistics are of."""
 
@@ -110,27 +110,20 @@ class _Statistics:
     std: Tensor
 
 
-class Foa:
-    """FOA, prompts by CMA-ES (Niu et al., "Test-time model adaptation with only forward passes", ICML 2024).
+class _Prompts:
+    """What adapts prompts before the first block of a vision transformer by forward passes, as FOA does.
 
-    For each batch of B images CMA-ES draws prompts before the first block, and the answers are those of the best by Σ
-    entropy + 0.4 · B / 64 · Σ (squared distances of means and deviations of the blocks' class tokens to those of
-    training images), equation 5; the pooled features are shifted by the distance of their running mean to that of
-    training images, equation 8.
+    The loss of a batch of B images is Σ entropy + 0.4 · B / 64 · Σ (squared distances of means and deviations of the
+    blocks' class tokens to those of training images), as in both released codes.
     """
 
     prompts: ClassVar[int] = 3
     weight: ClassVar[float] = 0.4
     momentum: ClassVar[float] = 0.1
-    sigma: ClassVar[float] = 1.0
 
     def __init__(self, model: TunedModel, data: ImageDataModule, seed: int) -> None:
-        """Measures training images, without prompts; a ConfigError where cmaes is not installed."""
-        try:
-            import cmaes
-        except ImportError as error:
-            raise ConfigError("FOA needs cmaes: pip install 'vpt[strengths]'.") from error
-        self._cma, self._seed = cmaes.CMA, seed
+        """Measures training images, without prompts."""
+        self._seed = seed
         self.model = fold(model)
         backbone = self.model.backbone
         self._seen: list[Tensor] = []
@@ -140,27 +133,30 @@ class Foa:
         dataset = data.split("train")
         rows = subset(dataset.labels, SOURCE_IMAGES, seed)
         device = self.model.head.weight.device
-        with torch.inference_mode():
+        with torch.no_grad():
             images = torch.stack([dataset[int(row)]["image"] for row in rows])
             passes = [self._features(batch.to(device)) for batch in torch.split(images, 50)]
-        features = torch.cat([each[0] for each in passes])
-        self._pooled = features.mean(dim=0)
+        self._pooled = torch.cat([each[0] for each in passes]).mean(dim=0)
         self._source = _measured(torch.cat([each[1] for each in passes], dim=1))
-        self._delta = Delta(backbone, [{"name": "prompt", "num_tokens": self.prompts, "deep": False}])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._delta = Delta(backbone, [{"name": "prompt", "num_tokens": self.prompts, "deep": False}])
         self._delta.attach()
         self._tokens = next(self._delta.parameters()).requires_grad_(False)
+        self._start = self._tokens.clone()
+        self._running: Tensor | None = None
         self.reset()
 
     @property
     def protocol(self) -> dict[str, Any]:
         """See `Adapter`."""
-        told = {"prompts": self.prompts, "weight": self.weight, "population": self._search.population_size}
-        return {"method": "foa", **told, "sigma": self.sigma, "source_images": SOURCE_IMAGES}
+        return {"prompts": self.prompts, "weight": self.weight, "source_images": SOURCE_IMAGES}
 
     def reset(self) -> None:
         """See `Adapter`."""
-        self._search = self._cma(mean=np.zeros(self._tokens.numel()), sigma=self.sigma, seed=self._seed)
-        self._running: Tensor | None = None
+        self._running = None
+        with torch.no_grad():
+            self._tokens.copy_(self._start)
 
     def _note(self, block: nn.Module, args: Any, out: Tensor) -> None:
         self._seen.append(out[:, 0] if self._prefix else out.mean(dim=1))
@@ -171,35 +167,119 @@ class Foa:
         pooled = self.model.encode(images).float()
         return pooled, torch.stack([each.float() for each in self._seen])
 
+    def _measure(self, images: Tensor, shift: Callable[[Tensor], Tensor]) -> tuple[float, Tensor, Tensor]:
+        """Loss, logits and the mean of the pooled features of a batch with the present prompts."""
+        pooled, blocks = self._features(images)
+        own = pooled.mean(dim=0)
+        logits = self.model.classify(pooled + shift(own)).float()
+        found = _measured(blocks)
+        apart = (found.mean - self._source.mean).square().sum() + (found.std - self._source.std).square().sum()
+        loss = float(entropies(logits).sum() + self.weight * len(images) / 64 * apart)
+        return loss, logits, own
+
+    def _remembered(self, own: Tensor) -> Tensor:
+        """The running mean of pooled features with that of one more batch."""
+        return own if self._running is None else torch.lerp(self._running, own, self.momentum)
+
+
+class Foa(_Prompts):
+    """FOA, prompts by CMA-ES (Niu et al., "Test-time model adaptation with only forward passes", ICML 2024).
+
+    For each batch CMA-ES draws prompts (equation 5), and the answers are those of the best; the pooled features are
+    shifted by the distance of their running mean, this batch included, to that of training images (equation 8).
+    """
+
+    sigma: ClassVar[float] = 1.0
+
+    def __init__(self, model: TunedModel, data: ImageDataModule, seed: int) -> None:
+        """Measures training images; a ConfigError where cmaes is not installed."""
+        try:
+            import cmaes
+        except ImportError as error:
+            raise ConfigError("FOA needs cmaes: pip install 'vpt[strengths]'.") from error
+        self._cma = cmaes.CMA
+        super().__init__(model, data, seed)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """See `Adapter`."""
+        own = {"method": "foa", "population": self._search.population_size, "sigma": self.sigma}
+        return own | super().protocol
+
+    def reset(self) -> None:
+        """See `Adapter`."""
+        super().reset()
+        self._search = self._cma(mean=np.zeros(self._tokens.numel()), sigma=self.sigma, seed=self._seed)
+
     @torch.no_grad()
     def answer(self, images: Tensor) -> Tensor:
         """See `Adapter`."""
-        best: tuple[float, Tensor, Tensor] | None = None
-        told = []
+        tried = []
         for _ in range(self._search.population_size):
             drawn = self._search.ask()
             self._tokens.copy_(torch.from_numpy(drawn).view_as(self._tokens))
-            pooled, blocks = self._features(images)
-            logits = self.model.classify(self._shifted(pooled)).float()
-            loss = float(entropies(logits).sum() + self.weight * len(images) / 64 * self._distance(blocks))
-            told.append((drawn, loss))
-            if best is None or loss < best[0]:
-                best = loss, logits, pooled
-        self._search.tell(told)
-        if best is None:
-            raise ConfigError("CMA-ES drew no prompts.")
-        own = best[2].mean(dim=0)
-        self._running = own if self._running is None else torch.lerp(self._running, own, self.momentum)
-        return best[1]
+            tried.append((drawn, *self._measure(images, lambda own: self._pooled - self._remembered(own))))
+        self._search.tell([(drawn, loss) for drawn, loss, _, _ in tried])
+        _, _, logits, own = min(tried, key=lambda each: each[1])
+        self._running = self._remembered(own)
+        return logits
 
-    def _shifted(self, pooled: Tensor) -> Tensor:
-        own = pooled.mean(dim=0)
-        running = own if self._running is None else torch.lerp(self._running, own, self.momentum)
-        return pooled + (self._pooled - running)
 
-    def _distance(self, blocks: Tensor) -> Tensor:
-        found = _measured(blocks)
-        return (found.mean - self._source.mean).square().sum() + (found.std - self._source.std).square().sum()
+class Fozo(_Prompts):
+    """FOZO, prompts by a zeroth-order gradient of two forward passes (Wang and Wang, CVPR 2026, algorithm 1).
+
+    Prompts P ± ε·Z, Z normal, give the losses l± (equation 5), and the answers are those of the smaller; P moves by
+    −η · (l₊ − l₋) / (2ε) · Z (equation 7). ε falls by a tenth a batch, to 0.2 at least, and is 0.5 again where the loss
+    is 5 % above its moving average (equation 12). η, and the shift of features by their running mean before this batch,
+    are those of the released code, which adds the means of both passes where here their mean is taken.
+    """
+
+    epsilon: ClassVar[tuple[float, float]] = (0.2, 0.5)
+    decay: ClassVar[float] = 0.9
+    threshold: ClassVar[float] = 1.05
+    rate: ClassVar[tuple[float, float]] = (0.1, 3.0)
+    first_rate: ClassVar[float] = 0.08
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """See `Adapter`."""
+        own = {"method": "fozo", "epsilon": list(self.epsilon), "rate": list(self.rate), "decay": self.decay}
+        return own | super().protocol
+
+    def reset(self) -> None:
+        """See `Adapter`."""
+        super().reset()
+        self._scale, self._step, self._average = self.epsilon[1], self.first_rate, 0.0
+        self._random = torch.Generator().manual_seed(self._seed)
+        self._batches = 0
+
+    @torch.no_grad()
+    def answer(self, images: Tensor) -> Tensor:
+        """See `Adapter`."""
+        own = self._tokens.clone()
+        drawn = torch.randn(own.shape, generator=self._random).to(own)
+        shift = torch.zeros_like(self._pooled) if self._running is None else self._pooled - self._running
+        both = []
+        for sign in (1.0, -1.0):
+            self._tokens.copy_(own + sign * self._scale * drawn)
+            both.append(self._measure(images, lambda _: shift))
+        slope = (both[0][0] - both[1][0]) / (2 * self._scale)
+        loss, logits, _ = min(both, key=lambda each: each[0])
+        self._pace(loss)
+        self._tokens.copy_(own - self._step * slope * drawn)
+        self._running = self._remembered((both[0][2] + both[1][2]) / 2)
+        return logits
+
+    def _pace(self, loss: float) -> None:
+        """Sets ε of the next batch and η of this one."""
+        self._average = loss if self._batches == 0 else 0.9 * self._average + 0.1 * loss
+        self._batches += 1
+        low, high = self.epsilon
+        if loss > self.threshold * self._average:
+            self._scale, self._step = high, self.rate[0]
+        else:
+            self._scale = max(low, self._scale * self.decay)
+            self._step = min(self.rate[1], max(self.rate[0], 0.7 * self._step + 0.1))
 
 
 def _measured(blocks: Tensor) -> _Statistics:
@@ -207,7 +287,11 @@ def _measured(blocks: Tensor) -> _Statistics:
     return _Statistics(mean, std)
 
 
-METHODS: dict[str, Callable[[TunedModel, ImageDataModule, int], Adapter]] = {"entropy": Entropy, "foa": Foa}
+METHODS: dict[str, Callable[[TunedModel, ImageDataModule, int], Adapter]] = {
+    "entropy": Entropy,
+    "foa": Foa,
+    "fozo": Fozo,
+}
 
 
 @dataclass

@@ -194,8 +194,10 @@ def _add_run(add: Add) -> None:
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster, logits to three digits")
     layers = "of the layers at α = 1: all, the first and the last (LiNeS), or a file of `vpt robustness strengths`"
     parser.add_argument("--strengths", nargs="+", help=layers)
-    adapt = "adapt to the unlabelled test images in batches, at α = 1: entropy minimisation, or FOA's prompts"
-    parser.add_argument("--adapt", choices=["entropy", "foa"], help=adapt)
+    adapt = (
+        "adapt to the unlabelled test images in batches, at α = 1: entropy minimisation, or prompts by forward passes"
+    )
+    parser.add_argument("--adapt", choices=["entropy", "foa", "fozo"], help=adapt)
     parser.add_argument("--out", type=output_folder, help="folder to write to (default: robustness/ beside the delta)")
 
 
