@@ -250,6 +250,7 @@ _IDLE = {
     "hyperparameters.frozen_dtype": None,
     "hyperparameters.probe_l2": None,
     "hyperparameters.start_decay": None,
+    "hyperparameters.keep_answers": None,
 }
 _SEEDS = ("seed", "data.seed", "data.subset.seed", "data.subset.sha256", "data.shared_with_train")
 _LENGTH = ("max_epochs", "training.max_steps", "training.callbacks", "read")

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from vpt.errors import ConfigError, UnknownNameError
+from vpt.image_size import sides
 
 Image = NDArray[Any]
 """Floats, (H, W, 3) from 0 to 1; (H, W) of what is overlaid on an image."""
@@ -323,6 +324,11 @@ BASIC: tuple[str, ...] = ("gaussian_noise", "gaussian_blur", "contrast", "jpeg_c
 def title(kind: str) -> str:
     """Names a corruption wherever a number of it is shown; frost is marked, as the published ice may not be shipped."""
     return f"{kind} (procedural)" if kind == "frost" else kind
+
+
+def can_corrupt(data: Any) -> bool:
+    """Whether the images of a data module can be corrupted: colours of 8 bits, no smaller than `SMALLEST`."""
+    return data.preset.channels is None and min(sides(data.image_size)) >= SMALLEST
 
 
 def corrupt(image: NDArray[np.uint8], kind: str, severity: int, name: str) -> NDArray[np.uint8]:

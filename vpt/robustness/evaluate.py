@@ -24,7 +24,7 @@ from vpt.argument_types import checked
 from vpt.atomic_write import make_folder, reserve, writing
 from vpt.backbones.strength import checked_strength
 from vpt.data import ImageDataModule, ImageDataset
-from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, title
+from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, can_corrupt, title
 from vpt.data.targets import check_multiclass
 from vpt.deltas import DeltaSpec
 from vpt.errors import ConfigError, check_number
@@ -39,7 +39,6 @@ from vpt.robustness.evaluation_sets import (
     VAL_CORRUPTED,
     VAL_SEVERITY,
     EvaluationSet,
-    can_corrupt,
     evaluation_sets,
     subset,
 )

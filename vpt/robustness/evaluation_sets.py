@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vpt.data import ImageDataModule
-from vpt.data.corruptions import BASIC, CORRUPTIONS, SEVERITIES, SMALLEST, corrupt
+from vpt.data.corruptions import BASIC, CORRUPTIONS, SEVERITIES, corrupt
 from vpt.errors import ConfigError, UnknownNameError, VPTWarning
-from vpt.image_size import sides
 
 CLEAN, VAL, SHIFT = "clean", "val", "shift"
 """Kinds of test sets that are not corrupted."""
@@ -58,11 +57,6 @@ class EvaluationSet:
 
     def _corruption(self, name: str) -> str:
         return BASIC[zlib.crc32(name.encode()) % len(BASIC)] if self.kind == VAL_CORRUPTED else self.kind
-
-
-def can_corrupt(data: ImageDataModule) -> bool:
-    """Whether corruptions can be made of the images: they are of colours of 8 bits, and no smaller than any needs."""
-    return data.preset.channels is None and min(sides(data.image_size)) >= SMALLEST
 
 
 def evaluation_sets(

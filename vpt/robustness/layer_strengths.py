@@ -21,14 +21,14 @@ from vpt.atomic_write import write_json
 from vpt.backbones.strength import Strength, checked_strength
 from vpt.backbones.target_modules import layer_numbers
 from vpt.data import ImageDataModule
-from vpt.data.corruptions import BASIC, PUBLISHED
+from vpt.data.corruptions import BASIC, PUBLISHED, can_corrupt
 from vpt.data.targets import check_multiclass
 from vpt.errors import ConfigError, DataError, check_number
 from vpt.models.delta_file import unfilled
 from vpt.models.delta_format import read_header
 from vpt.robustness.evaluate import check_data
 from vpt.robustness.evaluation_result import why_val_cannot_choose
-from vpt.robustness.evaluation_sets import VAL, VAL_CORRUPTED, VAL_SEVERITY, EvaluationSet, can_corrupt, subset
+from vpt.robustness.evaluation_sets import VAL, VAL_CORRUPTED, VAL_SEVERITY, EvaluationSet, subset
 from vpt.robustness.wise_ft import Swept, sweep
 from vpt.run_record import file_identity, read_json
 from vpt.screen import console

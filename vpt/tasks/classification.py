@@ -24,6 +24,7 @@ from vpt.tasks.base import Batch, TuningTask
 from vpt.tasks.initialization import agree, start_at_probe
 from vpt.tasks.losses import PLAIN, check_loss, class_weights, weighted_loss
 from vpt.tasks.objectives import OBJECTIVES, Objective
+from vpt.tasks.regularization import KeepAnswers
 
 
 class ClassificationTask(TuningTask):
@@ -55,6 +56,7 @@ class ClassificationTask(TuningTask):
         cutmix: float = 0.0,
         metrics: list[str | dict[str, Any]] | None = None,
         targets: Targets | None = None,
+        keep_answers: dict[str, Any] | None = None,
         **task: Any,
     ) -> None:
         """Builds the task.
@@ -77,6 +79,8 @@ class ClassificationTask(TuningTask):
                 `torchmetrics.classification`, or dicts of a ``name`` and arguments, that give a number each; of
                 ``Multilabel*`` for several labels an image, of `torchmetrics.regression` for numbers.
             targets: What images are labelled with; from the data when left out, ``multiclass`` without.
+            keep_answers: Options of `vpt.tasks.regularization.KeepAnswers`, which keeps the answers to corrupted
+                training images near those of the untuned model.
             **task: See `TuningTask`.
 
         Raises:
@@ -89,10 +93,12 @@ class ClassificationTask(TuningTask):
             check_number("probe_l2", probe_l2, 0)
         if probe_l2 is not None and (init_head != PROBE or not probe_l2):
             raise ConfigError(f"probe_l2 is a positive penalty of init_head: probe, got {probe_l2}.")
+        self._keep = None if keep_answers is None else KeepAnswers.of(keep_answers)
         self._class_weight: Tensor | None = None
         self._probed = False
         mixed = [name for name in ("mixup", "cutmix") if self.hparams[name]]
         mixed += ["init_head probe"] if init_head == PROBE else []
+        mixed += ["keep_answers"] if keep_answers is not None else []
         if self.targets != "multiclass" and (others := [*self.reshaped(), *mixed]):
             raise ConfigError(
                 f"{others[0]} is of images with one class each, and the targets are {self.targets}: leave it out."
@@ -127,6 +133,8 @@ class ClassificationTask(TuningTask):
     def check_fit(self, data: Any) -> None:
         """Also refuses class weights that the training data have no use for."""
         super().check_fit(data)
+        if self._keep is not None:
+            self._keep.check(self.hparams, self.model, data)
         if (rule := self.hparams["class_weights"]) is not None:
             if not hasattr(data, "class_counts"):
                 raise ConfigError("class_weights need a data module, whose training labels are counted.")
@@ -157,6 +165,11 @@ class ClassificationTask(TuningTask):
     def on_fit_start(self) -> None:
         """Fits the head, too, where training is to start at the probe, unless it is resumed."""
         super().on_fit_start()
+        self._start_at_probe()
+        if self._keep is not None and self.model.anchor_weight is None:
+            self.model.set_anchor(self.model.head)  # of the untuned model; a checkpoint keeps it
+
+    def _start_at_probe(self) -> None:
         if self.hparams["init_head"] != PROBE or self.trainer.ckpt_path is not None or self._probed:
             return
         self._probed = True
@@ -183,12 +196,18 @@ class ClassificationTask(TuningTask):
 
     def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The loss of the hyperparameters, with ``target`` (B, num_classes) where images are mixed."""
-        options = self.hparams
+        kept = self._kept_answers(batch)
         if not self.reshaped():
-            return self.loss(logits, batch)
+            return kept + self.loss(logits, batch)
+        options = self.hparams
         gamma = options["focal_gamma"] if options["loss"] == "focal" else 0.0
         target = batch.get("target", batch["label"])
-        return weighted_loss(logits, target, self._class_weight, options["label_smoothing"], gamma)
+        return kept + weighted_loss(logits, target, self._class_weight, options["label_smoothing"], gamma)
+
+    def _kept_answers(self, batch: Batch) -> float | Tensor:
+        if self._keep is None:
+            return 0.0
+        return self._keep.loss(self.model, batch["image"], batch["index"], f"{global_seed()}/{self.current_epoch}")
 
     def reshaped(self) -> list[str]:
         """The options that make the training loss another than the plain cross-entropy."""
@@ -216,6 +235,8 @@ class ClassificationTask(TuningTask):
         """Also keeps what images are labelled with."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["targets"] = self.targets
+        if self._keep is not None and self.model.anchor_weight is not None:
+            checkpoint["start_head"] = self.model.anchor_weight, self.model.anchor_bias
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also refuses, by a ConfigError, a checkpoint of other targets; what the base refuses besides."""
@@ -223,6 +244,9 @@ class ClassificationTask(TuningTask):
             raise ConfigError(f"The checkpoint is of {theirs} targets, the model of {self.targets}: they must agree.")
         super().on_load_checkpoint(checkpoint)
         self._probed = True
+        if self._keep is not None and "start_head" in checkpoint:
+            weight, bias = (part.to(self.model.head.weight) for part in checkpoint["start_head"])
+            self.model.anchor_weight, self.model.anchor_bias = weight, bias
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Predicts a batch, which needs no labels: ``index`` (B,) and ``logits`` (B, num_classes)."""

@@ -1,18 +1,21 @@
-"""Decay towards the start, against both rules written out over a recorded training."""
+"""Decay towards the start, against both rules written out over a recorded training; and answers that are kept."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.tasks.test_losses import _Stop
 from tests.tasks.test_tasks import BASE, data, trainer
+from vpt.data.corruptions import BASIC, corrupt
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.run_record import training_protocol
 from vpt.tasks import DeltaTuning, FineTuning, PromptTuning
@@ -113,3 +116,75 @@ def test_it_is_part_of_the_protocol_and_checked() -> None:
             PromptTuning(**BASE, start_decay=given)
     with pytest.raises(UnknownNameError, match="rule of start_decay"):
         PromptTuning(**BASE, start_decay={"rule": "ewc"})
+
+
+KEPT: dict[str, Any] = {"init_head": "probe", "probe_l2": 0.01, "keep_answers": {"rate": 2.0, "severity": 3}}
+
+
+def test_answers_that_are_kept_add_a_divergence_on_corrupted_copies() -> None:
+    L.seed_everything(3)
+    deltas: list[dict[str, Any]] = [{"name": "prompt", "num_tokens": 2}, {"name": "bias"}]
+    task, plain = (DeltaTuning(deltas, **BASE, **each) for each in (KEPT, {**KEPT, "keep_answers": None}))
+    module = data()
+    for each in (task, plain):
+        L.seed_everything(3)
+        trainer(epochs=1, batches=4).fit(each, datamodule=module)
+    weights = [each.model.owned()["delta.parts.0.tokens"] for each in (task, plain)]
+    assert not torch.equal(*weights)
+    batch = module.split("train").batch(range(6))
+    images = batch["image"].permute(0, 2, 3, 1).numpy()
+    names = [f"3/{task.current_epoch}/{int(i)}" for i in batch["index"]]
+    copies = [corrupt(image, BASIC[crc32(n.encode()) % 5], 3, n) for image, n in zip(images, names, strict=True)]
+    seen = torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2)
+    model = task.model.eval()
+    with torch.no_grad():
+        found = float(task._kept_answers(batch))
+        assert model.anchor_weight is not None
+        assert model.anchor_bias is not None
+        now, head = model(seen).softmax(dim=1), nn.Linear(model.head.in_features, model.head.out_features)
+        head.weight.copy_(model.anchor_weight)
+        head.bias.copy_(model.anchor_bias)
+        model.set_strength(0.0)
+        before = head(model.encode(seen)).softmax(dim=1)
+        model.set_strength(1.0)
+        assert not torch.equal(head.weight, model.head.weight)
+    expected = 2 * float((before * (before.log() - now.log())).sum(dim=1).mean())
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert expected > 1e-4
+
+
+def test_a_training_that_keeps_answers_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    def leg(stop: int, checkpoint: Path | None = None) -> PromptTuning:
+        L.seed_everything(0)
+        task = PromptTuning(**BASE, **KEPT)
+        keep = ModelCheckpoint(dirpath=tmp_path / str(stop), save_last=True)
+        run = trainer(epochs=3, callbacks=[keep, _Stop(stop)])
+        run.fit(task, datamodule=data(), ckpt_path=checkpoint, weights_only=True)
+        return task
+
+    whole, _ = leg(3), leg(1)
+    resumed = leg(3, tmp_path / "1" / "last.ckpt")
+    for key, tensor in whole.model.owned().items():
+        assert torch.equal(resumed.model.owned()[key], tensor), key
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        (PromptTuning, {"keep_answers": {}}, "needs init_head"),
+        (FineTuning, KEPT, "take DeltaTuning with the delta `full`"),
+        (PromptTuning, {**KEPT, "micro_batch": 2}, "leave micro_batch out"),
+        (PromptTuning, {**KEPT, "mixup": 0.2}, "leave mixup out"),
+    ],
+)
+def test_where_there_are_no_answers_to_keep_training_does_not_begin(
+    kind: Any, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        trainer().fit(kind(**BASE, **options), datamodule=data())
+
+
+def test_numbers_of_answers_to_keep_are_checked() -> None:
+    for given, said in (({"rate": 0}, "must be positive"), ({"severity": 6}, "severity"), ({"rates": 1}, "rates")):
+        with pytest.raises((ConfigError, UnknownNameError), match=said):
+            PromptTuning(**BASE, keep_answers=given)
