@@ -141,16 +141,17 @@ def fit(
     seed: int,
     epochs: int = EPOCHS,
     head: Path | float | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Row:
     """Trains, leaves the delta file in the build folder, and says how it went; `rate` is AdamW's, or penalties.
 
-    Training starts at a `head` of a file, or at a probe of that penalty.
+    Training starts at a `head` of a file, or at a probe of that penalty; `more` are options of the task.
     """
     own = {"l2": rate} if isinstance(rate, list) else {"base_lr": rate * 256 / BATCH}
     model: Section = {"backbone": BACKBONE, "weights": str(place.weights), "optimizer": "adamw"}
     start: Section = {"init_head": None if head is None else str(head)}
     model |= {"init_head": PROBE, "probe_l2": head} if isinstance(head, float) else start
-    model |= {**METHODS[method].options, **own}
+    model |= {**METHODS[method].options, **own, **(more or {})}
     trainer: Section = {"max_epochs": epochs, "precision": BF16, "num_sanity_val_steps": 0}
     trainer |= {**METHODS[method].trainer, "check_val_every_n_epoch": epochs} | (
         {"limit_train_batches": 2} if place.quick else {}

@@ -35,6 +35,7 @@ from benchmarks.robustness_runs import (
     _pacs_anchor,
     _pacs_fit,
     _read,
+    fit,
     select,
     trials,
 )
@@ -52,6 +53,14 @@ from vpt.robustness.per_image import answers, models
 
 AVERAGES = ("uniform soup of three", "mean without matching", "Model Stock of two", "Model Stock of three")
 ENSEMBLE = "mean of outputs of three"
+PACS_PENALTY = 0.1
+"""Of the probe under PACS."""
+REGULARISED: dict[str, dict[str, Any]] = {
+    "SPD": {"start_decay": {"rule": "spd", "rate": 1.0}},
+    "L2 to the start": {"start_decay": {"rule": "l2", "rate": 10.0}},
+    "from the probe": {"probe": True},
+    "from the probe, answers kept": {"probe": True, "keep_answers": {"rate": 1.0, "severity": 3}},
+}
 SEARCH = 100
 """Evaluations of learned strengths, of the first seed."""
 RUNS = ("deep", "full", "lora", "shallow", "recipe")
@@ -127,6 +136,26 @@ def _averaged(place: Place, method: str) -> Row:
             logits = np.mean([record.logits for record in records], axis=0)
             both.setdefault(rows[0].set, []).append(top1(logits, records[0].label))
     return found | {ENSEMBLE: both}
+
+
+def run_regularised(place: Place, methods: Sequence[str]) -> None:
+    """Trains the first seed of each method with what keeps it near its start."""
+    found = Records(place.out / "regularised.jsonl", "method", "way")
+    for method in methods:
+        for way, options in REGULARISED.items():
+            if found.find(method, way) is not None:
+                continue
+            name = _name(place, method, SEEDS[0])
+            rate = float(name.split("-", 2)[2].rpartition("-")[0])
+            start = PACS_PENALTY if options.get("probe") else None
+            data, own = _pacs(place, SEEDS[0]), f"{name}-{list(REGULARISED).index(way)}"
+            begun = time.monotonic()
+            more = {key: value for key, value in options.items() if key != "probe"}
+            fit(place, own, method, data, rate, SEEDS[0], head=start, more=more)
+            seconds = time.monotonic() - begun
+            result = _run(place, place.delta(own), place.build / "regularised" / own, SEEDS[0], ALPHAS)
+            row: Row = {"method": method, "way": way, "seed": SEEDS[0], "alphas": list(ALPHAS)}
+            found.put(row | {"top1": _of_alpha(result)["top1"], "seconds": round(seconds, 1)})
 
 
 def _learned(place: Place, method: str, objective: Objective) -> Row:
@@ -250,6 +279,8 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     made = {"strengths": _table(rows), "strength rules": _rules(rows)}
     if averages := Records(out / "averages.jsonl").rows():
         made["averages"] = _averages(averages)
+    if regularised := Records(out / "regularised.jsonl").rows():
+        made["regularised"] = _regularised(regularised, rows)
     if learned := Records(out / "learned_strengths.jsonl").rows():
         made["learned strengths"] = _searches(learned, rows)
     return made
@@ -265,6 +296,17 @@ def _averages(rows: Sequence[Row]) -> str:
             told = ["–" if sets is None else f"{100 * sets[CLEAN][at]:.1f} / {shifted(sets, at):.1f}" for sets in cells]
             lines.append([f"{way}, α = {alpha:g}", *told])
     return markdown(["photos / shifts", *(METHODS[method].title for method in methods)], lines)
+
+
+def _regularised(rows: Sequence[Row], runs: Sequence[Row]) -> str:
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        plain = [{**row, "way": "plain"} for row in runs if (row["method"], row["seed"]) == (method, SEEDS[0])]
+        for row in [*plain, *(row for row in rows if row["method"] == method)]:
+            at = [row["alphas"].index(alpha) for alpha in (0.5, 1.0)]
+            cells = [f"{100 * row['top1'][CLEAN][each]:.1f} / {shifted(row['top1'], each):.1f}" for each in at]
+            lines.append([METHODS[method].title, row["way"], *cells])
+    return markdown(["seed 42, photos / shifts", "training", "α = 0.5", "α = 1"], lines)
 
 
 def _searches(rows: Sequence[Row], runs: Sequence[Row]) -> str:
@@ -343,6 +385,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--print", action="store_true", help="run nothing, print what is there")
     parser.add_argument("--search", nargs="*", choices=list(RUNS), help="then learn strengths of the first seed")
+    parser.add_argument("--regularised", nargs="*", choices=list(RUNS), help="then train with what forgets less")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: two batches, 20 images a set")
     args = parser.parse_args(argv)
     if not args.print:
@@ -350,6 +393,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         place = Place(args.root, args.root / WEIGHTS, args.out, args.build, args.quick)
         run_all(place, args.methods, args.seeds)
         run_searches(place, args.search or ())
+        run_regularised(place, args.regularised or ())
     print(*blocks(args.out).values(), sep="\n\n")
 
 
