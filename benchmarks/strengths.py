@@ -53,8 +53,7 @@ from vpt.robustness.per_image import answers, models
 
 AVERAGES = ("uniform soup of three", "mean without matching", "Model Stock of two", "Model Stock of three")
 ENSEMBLE = "mean of outputs of three"
-PACS_PENALTY = 0.1
-"""Of the probe under PACS."""
+PACS_PENALTY = 0.1  # of its probe
 REGULARISED: dict[str, dict[str, Any]] = {
     "SPD": {"start_decay": {"rule": "spd", "rate": 1.0}},
     "L2 to the start": {"start_decay": {"rule": "l2", "rate": 10.0}},
