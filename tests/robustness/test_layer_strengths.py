@@ -11,6 +11,7 @@ import torch
 
 from tests.robustness.fakes import PROMPTS, split, task, write_delta, write_full
 from vpt.backbones.target_modules import layer_numbers
+from vpt.cli import main
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError, DataError
 from vpt.models import load_classifier
@@ -122,3 +123,24 @@ def test_a_line_of_a_fully_tuned_model_moves_each_layer_by_its_own(folder: Path,
     torch.testing.assert_close(torch.from_numpy(result.record(row).logits), expected, rtol=1e-3, atol=1e-3)
     strengths = result.protocol["strengths"]
     assert strengths == pytest.approx([number / last for number in range(last + 1)])
+
+
+@pytest.mark.parametrize("kind", ["delta", "whole", "probe"])
+def test_a_model_is_exported_at_its_strengths(
+    kind: str, delta: Path, probe: Path, folder: Path, tmp_path: Path
+) -> None:
+    file = {"delta": delta, "probe": probe}.get(kind) or write_full(folder / "exported.safetensors")
+    anchor = write_delta(folder / "anchor.safetensors", (), seed=9) if kind == "probe" else probe
+    strengths = ["0.3", "0.9"] if kind != "probe" else ["0.4"]
+    out = tmp_path / "model.pt2"
+    command = ["export", "--delta", str(file), "--format", "torch", "--out", str(out), "--anchor", str(anchor)]
+    assert main([*command, "--strengths", *strengths]) == 0
+    images = torch.stack([task().split("test")[row]["image"] for row in range(3)])
+    found = torch.export.load(out).module()(images)
+    given: Any = [float(each) for each in strengths] if len(strengths) > 1 else None
+    alphas = (0.0, 1.0) if given else (0.0, 0.4, 1.0)
+    result = run(file, task(3), alphas, tmp_path / "out", anchor, None, (), strengths=given)
+    row = next(row for row in result.rows if (row.set, row.alpha) == ("clean", 1.0 if given else 0.4))
+    logits = torch.from_numpy(result.record(row).logits)
+    torch.testing.assert_close(found, logits, rtol=1e-3, atol=2e-3)
+    assert main(["export", "--delta", str(file), "--format", "torch", "--anchor", str(anchor)]) != 0

@@ -75,7 +75,7 @@ def run(
     start: Path | None = None,
     half: bool = False,
     bf16: bool = False,
-    strengths: Sequence[float] | None = None,
+    strengths: float | Sequence[float] | None = None,
     adapt: Adaptation | None = None,
 ) -> RobustnessResult:
     """Evaluates a delta file in and out of distribution and stores all logits.
@@ -102,7 +102,7 @@ def run(
         half: Keep logits as float16; such records are not interpolated.
         bf16: Forward passes under autocast to bfloat16: about twice as fast where the processor has it, logits to three
             digits. Every record and report says so.
-        strengths: Of each layer at α = 1, or of the first and the last with a line between (LiNeS), as
+        strengths: Of each layer at α = 1, or of the first and the last with a line between (LiNeS), or one, as
             `vpt.backbones.strength.checked_strength` reads them; α multiplies them. None for the tuned model.
         adapt: Adapt to the test images while they are answered, at α = 1 (`vpt.robustness.test_time`), in batches of
             `batch_size` and an order that follows from `seed`; an interrupted set begins anew. None for no adaptation.

@@ -212,15 +212,14 @@ class _Trace:
         write_json(self.path, told)
 
 
-def strengths_of(given: Sequence[str] | None, delta: Path) -> list[float] | None:
-    """Reads strengths from a command line: numbers, or a file that `learn` wrote for this delta file.
+def strengths_of(given: Sequence[str], delta: Path) -> float | list[float]:
+    """Reads strengths from a command line: one number, several, or a file that `learn` wrote for this delta file.
 
     A ConfigError where it is neither, or of another delta file; a DataError where its search was not finished.
     """
-    if given is None:
-        return None
     try:
-        return [float(each) for each in given]
+        numbers = [float(each) for each in given]
+        return numbers[0] if len(numbers) == 1 else numbers
     except ValueError:
         if len(given) > 1 or not (path := Path(given[0])).is_file():
             raise ConfigError(f"Strengths are numbers from 0 to 1 or one file, got {' '.join(given):.80}.") from None

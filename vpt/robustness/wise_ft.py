@@ -18,7 +18,7 @@ from vpt.backbones.factory import Backbone
 from vpt.backbones.strength import Strength, by_place, checked_strength, times
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import check_fingerprint, fill, read_head
+from vpt.models.delta_file import check_fingerprint, fill, read_head, unfilled
 from vpt.models.delta_format import read_delta, targets_of
 
 Way = Literal["end-to-end", "strength", "head", "none"]
@@ -154,6 +154,20 @@ def sweep(
     swept = Swept(model, way, model.set_strength, strengths)
     swept.set_alpha(1.0)
     return swept
+
+
+def weakened(
+    delta: Path, strengths: float | Sequence[float], anchor: Path | None = None, weights: str | None = None
+) -> TunedModel:
+    """Loads the model of a delta file at strengths as `checked_strength` reads them; for the rest see `sweep`."""
+    model, tensors = unfilled(delta, weights)
+    layers = checked_strength(strengths, model.backbone)
+    if layers == 1.0 and anchor is None:
+        fill(model, tensors, str(delta))
+        return model
+    swept = sweep(delta, model, tensors, [0.0, 1.0], anchor)
+    swept.set_strength(layers)
+    return swept.model
 
 
 def _unmoved(model: TunedModel, strengths: Strength) -> Swept:

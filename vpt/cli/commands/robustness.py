@@ -58,7 +58,8 @@ def _run(options: Namespace, overrides: list[str]) -> None:
     options.corruptions, options.seed = tuple(dict.fromkeys(named)), options.seed or 0
     for delta, out in outs.items():
         data = delta_data(delta, options.data, overrides)
-        own = {"delta": delta, "data": data, "out": out, "strengths": strengths_of(options.strengths, delta)}
+        own = {"delta": delta, "data": data, "out": out}
+        own |= {} if options.strengths is None else {"strengths": strengths_of(options.strengths, delta)}
         result = measure(**vars(options) | own)
         show(result.table())
         print(f"written to {out}")
