@@ -39,7 +39,7 @@ def read_demo(folder: Path, out: Path) -> None:
         )
     result = folder / "digits" / "vpt_deep" / "version_0" / "robustness" / RESULT_FILE
     shifts: dict[str, Row] = {}
-    for row in json.loads(result.read_text())["rows"]:
+    for row in (row for row in json.loads(result.read_text())["rows"] if row["kind"] != "val-corrupted"):
         name = row["set"] if row["severity"] is None else f"{row['kind'].replace('_', ' ')}, severity {row['severity']}"
         kept = shifts.setdefault(name, {"table": "shift", "name": name, "n": row["n"], "top1": {}})
         kept["top1"][f"{row['alpha']:g}"] = row["top1"]

@@ -303,7 +303,7 @@ def own_head_figure(found: Found) -> Figure:
     """Accuracy at every α on the other half of the photos, on shapes and textures, and on corruptions."""
     trials = {method: _sweeps(found, "own-head", method) for method in HEAD_RATES}
     rows = [row for own in trials.values() for trial in own for row in trial["rows"]]
-    sets = dict.fromkeys(row["set"] for row in rows if row["kind"] != "val")
+    sets = dict.fromkeys(row["set"] for row in rows if row["kind"] not in ("val", "val-corrupted"))
     return alpha_curves(trials, {"photos" if each == "clean" else each: (each,) for each in sets})
 
 

@@ -83,6 +83,22 @@ def test_equal_strengths_are_one_strength_bit_for_bit(kind: str, family: str) ->
     assert torch.equal(features(delta, family), weak)
 
 
+@pytest.mark.parametrize("family", ["vit", "swin", "swinv2", "beit", "siglip"])
+@pytest.mark.parametrize("kind", DELTAS)
+def test_nearly_equal_strengths_are_nearly_one(kind: str, family: str) -> None:
+    delta = drawn(family, DELTAS[kind])
+    part: Any = delta.parts[0]
+    number = layer_numbers(part.backbone)[1] + 1
+    delta.set_strength(0.4)
+    one = features(delta, family)
+    delta.set_strength([0.4 + 1e-9 * layer for layer in range(number)])
+    assert not isinstance(delta.strength, float)
+    assert relative(features(delta, family), one) <= 1e-6
+    delta.set_strength([0.4] * (number - 1) + [0.5])
+    if kind != "mlp" and family in ("vit", "swin", "swinv2"):  # elsewhere the pool has weights, with the head
+        assert torch.equal(features(delta, family), one)
+
+
 @pytest.mark.parametrize("kind", ["lora", "adapter", "ssf", "bias", "full", "added"])
 def test_each_layer_is_weakened_by_its_own_strength(kind: str) -> None:
     delta, weakened = drawn("vit", DELTAS[kind]), drawn("vit", DELTAS[kind])

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,6 +45,10 @@ def test_what_is_learned_scores_what_it_says(
     found = learn(delta, task(), tmp_path / "s.json", probe, **options)
     assert found.score >= found.alpha_score
     assert learn(delta, task(), tmp_path / "again.json", probe, **options) == found
+    assert learn(delta, task(), tmp_path / "again.json", probe, **options) == found  # from its file
+    assert strengths_of([str(tmp_path / "s.json")], delta, probe) == list(found.strengths)
+    with pytest.raises(ConfigError, match="learned with another anchor"):
+        strengths_of([str(tmp_path / "s.json")], delta, None)
     name = "val-corrupted" if corrupted else "val"
     result = run(delta, task(), (0.0, 1.0), tmp_path / "out", probe, None, (), strengths=found.strengths)
     row = next(row for row in result.rows if (row.set, row.alpha) == (name, 1.0))
@@ -73,10 +78,10 @@ def test_an_interrupted_search_goes_on_to_the_same_strengths(
     with pytest.raises(KeyboardInterrupt):
         learn(delta, task(), tmp_path / "part.json", evaluations=40)
     with pytest.raises(DataError, match="was not finished"):
-        strengths_of([str(tmp_path / "part.json")], delta)
+        strengths_of([str(tmp_path / "part.json")], delta, None)
     monkeypatch.setattr(module, "score", score)
     assert learn(delta, task(), tmp_path / "part.json", evaluations=40) == whole
-    assert strengths_of([str(tmp_path / "part.json")], delta) == list(whole.strengths)
+    assert strengths_of([str(tmp_path / "part.json")], delta, None) == list(whole.strengths)
     kept = json.loads((tmp_path / "part.json").read_text())
     assert kept["scores"] == json.loads((tmp_path / "whole.json").read_text())["scores"]
     with pytest.raises(ConfigError, match=r"another search \(evaluations differ\)"):
@@ -90,16 +95,18 @@ def test_what_cannot_be_learned_is_refused(delta: Path, probe: Path, folder: Pat
     data = ImageDataModule("fake", task().class_names, splits, "square", 64, 4, 0, 0, "none", None)
     with pytest.raises(ConfigError, match="learned on validation images: 6 of its 6"):
         learn(delta, data, tmp_path / "s.json")
+    with pytest.raises(ConfigError, match="seed"):
+        learn(delta, task(), tmp_path / "s.json", seed=2**32)
     with pytest.raises(ConfigError, match="evaluations"):
         learn(delta, task(), tmp_path / "s.json", evaluations=3)
     with pytest.raises(ConfigError, match="numbers from 0 to 1 or one file"):
-        strengths_of(["linear"], delta)
+        strengths_of(["linear"], delta, None)
     learn(delta, task(), tmp_path / "s.json", evaluations=12)
     with pytest.raises(ConfigError, match="another delta file"):
-        strengths_of([str(tmp_path / "s.json")], probe)
+        strengths_of([str(tmp_path / "s.json")], probe, None)
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(ConfigError, match="no file of"):
-        strengths_of([str(tmp_path / "t.json")], delta)
+        strengths_of([str(tmp_path / "t.json")], delta, None)
     with pytest.raises(ConfigError, match="move nothing here"):
         run(probe, task(), (1.0,), tmp_path / "head", None, None, (), strengths=[0.0, 1.0])
     with pytest.raises(ConfigError, match="as a whole"):
@@ -143,4 +150,11 @@ def test_a_model_is_exported_at_its_strengths(
     row = next(row for row in result.rows if (row.set, row.alpha) == ("clean", 1.0 if given else 0.4))
     logits = torch.from_numpy(result.record(row).logits)
     torch.testing.assert_close(found, logits, rtol=1e-3, atol=2e-3)
+    extra = {"vpt.json": ""}
+    torch.export.load(out, extra_files=extra)
+    told = json.loads(extra["vpt.json"])["provenance"]
+    assert np.allclose(told["strengths"][0] if given else told["strengths"], float(strengths[0]))
+    assert "metrics" not in told
     assert main(["export", "--delta", str(file), "--format", "torch", "--anchor", str(anchor)]) != 0
+    if kind == "probe":
+        assert main([*command[:6], str(tmp_path / "none.pt2"), "--strengths", "0.4"]) != 0

@@ -216,6 +216,15 @@ def test_model_stock_lies_between_the_start_and_the_mean(spec: str, folder: Path
     expected = start + share(changes) * sum(changes) / 2
     torch.testing.assert_close(tensors["head.weight"].double(), expected.to(tensors["head.weight"].double()))
     shares = header["info"]["soup"]["shares"]
+    bare = load_classifier(probe).backbone.model.state_dict()
+    key = {"full": "delta.parts.0.values.blocks/1/mlp/fc1/weight", "bias": "delta.parts.0.values.blocks/1/mlp/fc1/bias"}
+    key |= {"ssf": "delta.parts.0.scale.blocks/1/mlp/fc1", "whole": "backbone.model.blocks.1.mlp.fc1.weight"}
+    if spec in key:
+        names = {"full": "blocks.1.mlp.fc1.weight", "bias": "blocks.1.mlp.fc1.bias", "whole": "blocks.1.mlp.fc1.weight"}
+        begin = bare[names[spec]].double() if spec in names else torch.ones_like(tensors[key[spec]]).double()
+        changes = [end[key[spec]].double() - begin for end in ends]
+        expected = begin + share(changes) * sum(changes) / 2
+        torch.testing.assert_close(tensors[key[spec]].double(), expected, rtol=1e-5, atol=1e-6)
     assert len(shares) > 3
     assert all(0 <= value <= 1 for value in shares.values())
     assert isinstance(load_classifier(out), TunedModel)

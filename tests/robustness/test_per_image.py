@@ -35,6 +35,8 @@ def test_a_sure_end_has_its_way_and_equal_ones_half() -> None:
     assert weights(unsure, sure, 1e-3) == pytest.approx(1.0)
     assert weights(sure, unsure, 1e-3) == pytest.approx(0.0)
     assert weights(sure, sure) == 0.5
+    left = np.array([[5.0, 0.0, -np.inf]]), np.array([[0.0, 0.1, -np.inf]])
+    assert answers(*left, 0.01).argmax(axis=1).tolist() == [0]
     masked = np.array([[1.0, 2.0, -np.inf]])
     assert entropy(masked) == pytest.approx(entropy(masked[:, :2]))
 

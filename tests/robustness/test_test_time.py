@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import pytest
 import torch
 from torch import nn
 
+from tests.deltas.families import images as family_images
+from tests.deltas.families import make
 from tests.robustness.fakes import PROMPTS, kept, task, write_delta, write_full
+from vpt.deltas import attach
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.models import TunedModel, load_classifier
 from vpt.reports.robustness_report import robustness_report
 from vpt.reports.robustness_values import report
 from vpt.robustness import logit_records, run
-from vpt.robustness.test_time import Entropy, Foa, Fozo, adapter, entropies
+from vpt.robustness.test_time import Entropy, Foa, Fozo, _Prompts, adapter, entropies
 
 RECIPE: tuple[dict[str, Any], ...] = (*PROMPTS, {"name": "bias"}, {"name": "lora", "rank": 2})
 
@@ -152,11 +156,35 @@ def test_streams_are_whole_repeatable_and_told_everywhere(
         assert np.array_equal(result.record(one).logits, again.record(other).logits)
 
 
+@pytest.mark.parametrize("family", ["vit", "avg-pool"])
+def test_statistics_are_of_the_class_token_or_of_the_patches_alone(family: str) -> None:
+    backbone, _ = make(family)
+    own = _Prompts.__new__(_Prompts)
+    own._seen, own._prefix = [], backbone.layout.num_prefix
+    own.model = Namespace(backbone=backbone)  # type: ignore[assignment]
+    outputs: list[torch.Tensor] = []
+    for block in backbone.layout.blocks:
+        block.register_forward_hook(own._note)
+        block.register_forward_hook(lambda _, __, out: outputs.append(out))
+    attach(backbone, [{"name": "prompt", "num_tokens": 3, "deep": False}])
+    backbone(family_images(family))
+    assert outputs[0].shape[1] == 16 + 3 + own._prefix
+    expected = [out[:, 0] if own._prefix else out[:, 3:].mean(dim=1) for out in outputs]
+    torch.testing.assert_close(torch.stack(own._seen), torch.stack(expected))
+
+
 def test_what_cannot_be_adapted_is_refused(delta: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batches of several images"):
         run(delta, task(), (1.0,), tmp_path / "one", batch_size=1, adapt="foa", severities=())
     with pytest.raises((ConfigError, UnknownNameError), match="adapt"):
         run(delta, task(), (1.0,), tmp_path / "none", adapt="sar", severities=())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="seed"):
+        run(delta, task(), (1.0,), tmp_path / "seed", adapt="foa", severities=(), seed=2**32)
+    with pytest.raises(ConfigError, match="anchor and start have no part"):
+        run(delta, task(), (1.0,), tmp_path / "anchor", delta, adapt="foa", severities=())
+    swin = TunedModel(make("swin")[0].float(), 3).eval()
+    with pytest.raises(ConfigError, match="adapt by entropy"):
+        Foa(swin, task(), 0)
     run(delta, task(), (1.0,), tmp_path / "kept", batch_size=5, severities=())
     with pytest.raises(ConfigError, match="adapt differ"):
         run(delta, task(), (1.0,), tmp_path / "kept", batch_size=5, adapt="entropy", severities=())

@@ -18,7 +18,7 @@ from tests.tasks.test_tasks import BASE, data, trainer
 from vpt.data.corruptions import BASIC, corrupt
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.run_record import training_protocol
-from vpt.tasks import DeltaTuning, FineTuning, PromptTuning
+from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning
 from vpt.tasks.run_protocol import protocol
 
 
@@ -139,11 +139,11 @@ def test_answers_that_are_kept_add_a_divergence_on_corrupted_copies() -> None:
     model = task.model.eval()
     with torch.no_grad():
         found = float(task._kept_answers(batch))
-        assert model.anchor_weight is not None
-        assert model.anchor_bias is not None
+        assert model.anchor_weight is None  # nothing is left on the model
+        assert task._start_head is not None
         now, head = model(seen).softmax(dim=1), nn.Linear(model.head.in_features, model.head.out_features)
-        head.weight.copy_(model.anchor_weight)
-        head.bias.copy_(model.anchor_bias)
+        head.weight.copy_(task._start_head[0])
+        head.bias.copy_(task._start_head[1])
         model.set_strength(0.0)
         before = head(model.encode(seen)).softmax(dim=1)
         model.set_strength(1.0)
@@ -175,6 +175,8 @@ def test_a_training_that_keeps_answers_goes_on_as_if_it_had_not_stopped(tmp_path
         (FineTuning, KEPT, "take DeltaTuning with the delta `full`"),
         (PromptTuning, {**KEPT, "micro_batch": 2}, "leave micro_batch out"),
         (PromptTuning, {**KEPT, "mixup": 0.2}, "leave mixup out"),
+        (PromptTuning, {**KEPT, "init_delta": "delta.safetensors"}, "init_delta, which leaves it"),
+        (LinearProbe, {"start_decay": {}}, "nothing but the head trains"),
     ],
 )
 def test_where_there_are_no_answers_to_keep_training_does_not_begin(
@@ -185,6 +187,8 @@ def test_where_there_are_no_answers_to_keep_training_does_not_begin(
 
 
 def test_numbers_of_answers_to_keep_are_checked() -> None:
+    with pytest.raises(ConfigError, match="start_decay has no effect with solver lbfgs"):
+        LinearProbe(solver="lbfgs", **BASE, start_decay={})
     for given, said in (({"rate": 0}, "must be positive"), ({"severity": 6}, "severity"), ({"rates": 1}, "rates")):
         with pytest.raises((ConfigError, UnknownNameError), match=said):
             PromptTuning(**BASE, keep_answers=given)

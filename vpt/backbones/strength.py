@@ -30,9 +30,9 @@ def checked_strength(alpha: object, backbone: Backbone) -> Strength:
     """Reads a strength: a number, one for each layer, or two, those of the first and the last, with a line between.
 
     The layers are timm's (`vpt.backbones.target_modules.layer_numbers`): on a vision transformer the embeddings, each
-    block, the last one with the norm behind it, and the head, depth + 2 of them. Equal ones are one number. A
-    ConfigError where they are no numbers in [0, 1], or not so many; an UnsupportedBackboneError where timm tells no
-    layers.
+    block, the last one with the norm behind it, and the head with what the pool adds, depth + 2 of them. Equal ones are
+    one number. A ConfigError where they are no numbers in [0, 1], or not so many; an UnsupportedBackboneError where
+    timm tells no layers.
     """
     if isinstance(alpha, Real):
         return _checked(alpha)

@@ -151,9 +151,11 @@ def base_config(data: Mapping[str, Any], backbone: str, weights: str, seed: int)
     }
 
 
-def recipe_config(config: Config, name: str, epochs: int) -> Config:
-    """The shared config with a recipe in it."""
+def recipe_config(config: Config, name: str, epochs: int, known: bool = True) -> Config:
+    """The shared config with a recipe in it; of a backbone whose blocks are not `known` prompts alone."""
     own = dict(RECIPES[name])
+    if name == "prompt" and not known:
+        own |= {"deltas": [{"name": "prompt", "num_tokens": 10}]}
     model = {"class_path": f"vpt.tasks.{own.pop('task')}", "init_args": {**config["model"]["init_args"], **own}}
     values = {"trainer.max_epochs": 1 if name == PROBE else epochs} | TRAINER.get(name, {})
     return merged({**config, "model": model}, values)
@@ -227,7 +229,8 @@ class _Search:
 
     def run(self) -> Tuned:
         if "precision" not in self.kept:
-            self.keep(precision=precision(), forward=self.timed())
+            forward, known = self.timed()
+            self.keep(precision=precision(), forward=forward, known=known)
         self.config = merged(self.config, {"trainer.precision": self.kept["precision"]})
         probe = self.trial(PROBE, 1)
         if probe is None:
@@ -260,8 +263,8 @@ class _Search:
         looks = forward * (self.tests + 3 * self.val + every + 1000)  # tests, validations, and the page
         return choose_scheme((RESERVE * self.limit - self.spent - looks) / (STEP * forward), self.train, every)
 
-    def timed(self) -> float:
-        """The seconds that an image takes in a forward pass of the backbone."""
+    def timed(self) -> tuple[float, bool]:
+        """The seconds that an image takes in a forward pass of the backbone, and whether its blocks are known."""
         args = self.config["model"]["init_args"]
         own = {key: args[key] for key in ("pool", "frozen_dtype") if args.get(key) is not None}
         backbone = create_backbone(
@@ -276,14 +279,17 @@ class _Search:
             with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=precision() != "32-true"):
                 float(backbone(images).float().sum())  # waits for the device
             seconds.append((time.perf_counter() - start) / len(images))
-        return min(seconds)
+        return min(seconds), backbone.has_layout
+
+    def recipe(self, name: str, epochs: int) -> Config:
+        return recipe_config(self.config, name, epochs, self.kept.get("known", True))
 
     def folder(self, name: str) -> Path:
         return self.out / "search" / name
 
     def trial(self, name: str, epochs: int, stop: int | None = None) -> Record | None:
         """Trains a recipe; None where that failed."""
-        trial = Trial(f"search/{name}", recipe_config(self.config, name, epochs), stop=stop)
+        trial = Trial(f"search/{name}", self.recipe(name, epochs), stop=stop)
         try:
             record = finished(trial, self.out) or run_trial(trial, self.out)
         except VPTError as error:
@@ -347,11 +353,11 @@ class _Search:
         self.keep(epochs=epochs, left=left)
         values: dict[str, Any] = {} if self.calibrate else {"data.train_on_val": True, "trainer.limit_val_batches": 0}
         self.say(f"{winner}: training on {'the training' if self.calibrate else 'all'} images, {epochs} epochs")
-        probe = Trial("probe", merged(recipe_config(self.config, PROBE, 1), values), test=self.tests > 0)
+        probe = Trial("probe", merged(self.recipe(PROBE, 1), values), test=self.tests > 0)
         run_trial(probe, self.out)
         if winner == PROBE:
             return self.out / probe.name, self.out / probe.name, 0.0
-        config = merged(recipe_config(self.config, winner, epochs), values | {"trainer.max_time": {"seconds": left}})
+        config = merged(self.recipe(winner, epochs), values | {"trainer.max_time": {"seconds": left}})
         record = run_trial(Trial("final", config, test=self.tests > 0), self.out)
         if record["status"] in ENDED:
             return self.out / "final", self.out / probe.name, 0.0

@@ -187,6 +187,7 @@ def _models(report: Values) -> Table:
         "delta sha256": lambda model: (model["delta_sha256"] or "–")[:12],
         "delta": lambda model: ", ".join(map(_spec, model["specs"])) or "none",
         "α moves": lambda model: METHODS.get(model["way"], "nothing"),
+        "adapted at test time": lambda model: model["adapt"] or "no",
         "strengths of layers at α = 1": lambda model: " ".join(f"{each:.2g}" for each in model["strengths"] or [1]),
         "head": "head",
         "preset": "preset",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, harmonic_mean
-from typing import Any
 
-from vpt.metrics.accuracy import top1
+import numpy as np
+
+from vpt.metrics.accuracy import correct, top1
 from vpt.reports.page import Values
 from vpt.robustness import per_image
 from vpt.robustness.evaluation_result import RobustnessResult, Row
@@ -56,8 +57,14 @@ def _of_sets(sets: Mapping[str, float]) -> Values:
 
 
 def _by_image(result: RobustnessResult, rows: Sequence[Row]) -> dict[str, float]:
-    matched = {row.alpha: result.record(row).matched for row in rows}
-    logits: dict[float, Any] = {alpha: each[0] for alpha, each in matched.items()}
-    labels = matched[0.0][1]
-    both = {"answers": per_image.answers(logits[0.0], logits[1.0]), "models": per_image.models(logits)}
-    return {kind: top1(each, labels) for kind, each in both.items()}
+    """Accuracies of one set; a record or two are in memory at a time."""
+    ends = {row.alpha: result.record(row).matched for row in rows if row.alpha in (0.0, 1.0)}
+    (start, labels), (end, _) = ends[0.0], ends[1.0]
+    alphas = np.array(sorted(row.alpha for row in rows))
+    nearest = alphas[np.abs(per_image.weights(start, end)[:, None] - alphas).argmin(axis=1)]
+    right = np.zeros(len(labels), dtype=bool)
+    for row in rows:
+        chosen = nearest == row.alpha
+        if chosen.any():
+            right[chosen] = correct(result.record(row).matched[0][chosen], labels[chosen])
+    return {"answers": top1(per_image.answers(start, end), labels), "models": float(right.mean())}

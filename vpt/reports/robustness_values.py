@@ -142,6 +142,7 @@ def _model(name: str, result: RobustnessResult) -> Values:
         "logits": protocol["logits"],
         "complete": protocol["data"]["complete"],
         "strengths": protocol.get("strengths"),
+        "adapt": (protocol.get("adapt") or {}).get("method"),
         "alphas": sorted({row.alpha for row in result.rows}),
         "chosen_alpha": result.chosen_alpha,
         "why_none_chosen": result.not_chosen,
@@ -280,6 +281,9 @@ def _curves(name: str, result: RobustnessResult) -> Iterator[Values]:
 def _differences(models: dict[str, RobustnessResult]) -> tuple[list[Values], list[str]]:
     found, refused = [], []
     for (first, ours), (second, theirs) in combinations(models.items(), 2):
+        if adapted := [name for name, each in ((first, ours), (second, theirs)) if each.protocol.get("adapt")]:
+            refused.append(f"{first} and {second}: {adapted[0]} was adapted to the test images.")
+            continue
         rows = {(row.set, row.alpha): row for row in theirs.rows}
         for row in ours.rows:
             other = rows.get((row.set, row.alpha))
@@ -311,6 +315,8 @@ def effective_rows(name: str, result: RobustnessResult) -> Iterator[Values]:
     it was fitted on.
     """
     if result.protocol["data"]["name"] != _REFERENCE or result.protocol["logits"] != "float32":
+        return
+    if result.protocol.get("adapt") is not None:  # the line is of models that saw no test image
         return
     clean = {row.alpha: row for row in result.rows if row.kind == CLEAN}
     shifts = [row for row in result.rows if row.kind == SHIFT]

@@ -178,7 +178,8 @@ def curves(folders: Sequence[Path]) -> list[Curve]:
         ):
             if ours != theirs:
                 raise ConfigError(f"{first.out} and {other.out} are of different {what}: compare like with like.")
-    return [*found, _ensemble(first)]
+    plain = next((curve.result for curve in found if not curve.result.protocol.get("strengths")), first)
+    return [*found, _ensemble(plain)]
 
 
 def _drawn(result: RobustnessResult) -> list[object]:
@@ -191,7 +192,7 @@ def _named(result: RobustnessResult) -> Curve:
     way = result.protocol["way"]
     if way not in METHODS:
         raise ConfigError(f"In {result.out} α moves nothing, so there is nothing to compare: evaluate with an anchor.")
-    return Curve(METHODS[way], result)
+    return Curve(METHODS[way] + (" by layer" if result.protocol.get("strengths") else ""), result)
 
 
 def _ensemble(result: RobustnessResult) -> Curve:

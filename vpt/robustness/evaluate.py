@@ -92,7 +92,7 @@ def run(
         out: Folder for ``robustness.json`` and ``records/*.parquet``.
         anchor: A linear probe's delta file, whose head belongs to α = 0; None for the tuned head at every α.
         max_images: Of each list, drawn by class; None for all.
-        severities: Of each corruption; empty for no corruptions.
+        severities: Of each corruption; empty for no corrupted test images.
         batch_size: Images in a forward pass.
         seed: Of the draw for `max_images`.
         weights: Where the backbone's weights are; None for where they were at training time.
@@ -122,6 +122,8 @@ def run(
     check_data(delta, model, data)
     check_multiclass(model.targets, "vpt robustness is")
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if adapt is not None and (anchor is not None or start is not None):
+        raise ConfigError("Adapting at test time is of α = 1, where anchor and start have no part: leave them out.")
     alphas = alphas if adapt is None else (1.0,)
     layers = 1.0 if strengths is None else checked_strength(strengths, model.backbone)
     swept = sweep(delta, model.to(device), tensors, alphas, anchor, start, layers)

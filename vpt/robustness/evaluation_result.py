@@ -36,7 +36,12 @@ _FORM: Form = {
     "delta.specs": of(list),
     "way": lambda value: value in ("end-to-end", "head", "strength", "none"),
 }
-_OPTIONAL: Form = {"data.fingerprints": of(dict), "start": of(dict, None)}  # version 0.1 has none of the first
+_OPTIONAL: Form = {
+    "data.fingerprints": of(dict),  # version 0.1 has none
+    "start": of(dict, None),
+    "strengths": lambda value: isinstance(value, list) and all(map(share, value)),
+    "adapt": lambda value: isinstance(value, dict) and isinstance(value.get("method"), str),
+}
 _OF_ROW: Form = {
     **dict.fromkeys(("set", "kind"), of(str)),
     **dict.fromkeys(("alpha", "top1", "low", "high", "mean_per_class"), share),
@@ -54,9 +59,9 @@ FIXED_ALPHA = 0.5
 class Row:
     """Scores of one test set at one strength; accuracies lie in [0, 1].
 
-    `kind` is ``"clean"``, ``"val"``, ``"shift"`` or the corruption, which has a severity. Top-1 has a 95 % Wilson
-    interval from `low` to `high`; `mean_per_class` is over the classes present. `record` is the record's file name;
-    None if the logits are those of α = 0 and α = 1, interpolated: then these two are the `ends`.
+    `kind` is ``"clean"``, ``"val"``, ``"val-corrupted"``, ``"shift"`` or the corruption, which has a severity. A 95 %
+    Wilson interval of top-1 goes from `low` to `high`; `mean_per_class` is over the classes present. `record` is the
+    record's file name; None if the logits are those of α = 0 and α = 1, interpolated: then these two are the `ends`.
     """
 
     set: str

@@ -84,7 +84,7 @@ def evaluation_sets(
     sets += [EvaluationSet("test", kind, severity) for kind in corruptions for severity in sorted(severities)]
     names = [item.name for item in sets]
     for name in names:
-        if names.count(name) > 1:
+        if names.count(name) > 1 or name in (VAL, VAL_CORRUPTED):
             raise ConfigError(f"The list shift_{name} has the name of another test set: rename it.")
     return sets
 

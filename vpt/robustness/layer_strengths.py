@@ -6,6 +6,7 @@ its own objective.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from vpt.atomic_write import write_json
 from vpt.backbones.strength import Strength, checked_strength
 from vpt.backbones.target_modules import layer_numbers
 from vpt.data import ImageDataModule
-from vpt.data.corruptions import BASIC, PUBLISHED, can_corrupt
+from vpt.data.corruptions import BASIC, PUBLISHED, SMALLEST, can_corrupt
 from vpt.data.targets import check_multiclass
 from vpt.errors import ConfigError, DataError, check_number
 from vpt.models.delta_file import unfilled
@@ -29,6 +30,7 @@ from vpt.models.delta_format import read_header
 from vpt.robustness.evaluate import check_data
 from vpt.robustness.evaluation_result import why_val_cannot_choose
 from vpt.robustness.evaluation_sets import VAL, VAL_CORRUPTED, VAL_SEVERITY, EvaluationSet, subset
+from vpt.robustness.test_time import LARGEST_SEED
 from vpt.robustness.wise_ft import Swept, sweep
 from vpt.run_record import file_identity, read_json
 from vpt.screen import console
@@ -96,6 +98,7 @@ def learn(
     """
     check_number("evaluations", evaluations, len(GRID) + 1, 10**6, whole=True)
     check_number("batch_size", batch_size, 1, 10**6, whole=True)
+    check_number("seed", seed, 0, LARGEST_SEED, whole=True)
     model, tensors = unfilled(delta, weights)
     check_data(delta, model, data)
     check_multiclass(model.targets, "vpt robustness is")
@@ -103,7 +106,8 @@ def learn(
     if reason := why_val_cannot_choose([read_header(file)["info"] for file in files], data):
         raise ConfigError(f"Strengths are learned on validation images: {reason}")
     if corrupted and not can_corrupt(data):
-        raise ConfigError("These images cannot be corrupted (8-bit colours of at least 32 pixels can): leave it out.")
+        can = f"8-bit colours of at least {SMALLEST} pixels can"
+        raise ConfigError(f"These images cannot be corrupted ({can}): leave it out.")
     swept = sweep(delta, model.to("cuda" if torch.cuda.is_available() else "cpu"), tensors, [0.0, 1.0], anchor)
     if swept.way in ("none", "head"):
         raise ConfigError(f"{delta} trains a head alone: no layer has a strength. Give a delta of the backbone.")
@@ -186,7 +190,8 @@ class _Trace:
     """What was measured so far, in the order of the search, which follows from its seed."""
 
     def __init__(self, path: Path, told: Mapping[str, Any], seed: int, evaluations: int) -> None:
-        self.path, self.told = path, {**told, "seed": seed, "evaluations": evaluations}
+        self.path = path
+        self.told = json.loads(json.dumps({**told, "seed": seed, "evaluations": evaluations}))  # as it is read again
         self.scores: list[list[float]] = []
         self.at = 0
         if path.is_file():
@@ -212,8 +217,8 @@ class _Trace:
         write_json(self.path, told)
 
 
-def strengths_of(given: Sequence[str], delta: Path) -> float | list[float]:
-    """Reads strengths from a command line: one number, several, or a file that `learn` wrote for this delta file.
+def strengths_of(given: Sequence[str], delta: Path, anchor: Path | None) -> float | list[float]:
+    """Reads strengths from a command line: one number, several, or a file that `learn` wrote for these two files.
 
     A ConfigError where it is neither, or of another delta file; a DataError where its search was not finished.
     """
@@ -228,6 +233,9 @@ def strengths_of(given: Sequence[str], delta: Path) -> float | list[float]:
         raise ConfigError(f"{path} is no file of `vpt robustness strengths`.")
     if kept["delta"] != file_identity(delta):
         raise ConfigError(f"The strengths in {path} were learned for another delta file than {delta}.")
+    if kept["anchor"] != (None if anchor is None else file_identity(anchor)):
+        given_then = "without an anchor" if kept["anchor"] is None else "with another anchor"
+        raise ConfigError(f"The strengths in {path} were learned {given_then}: give --anchor as it was then.")
     if "strengths" not in kept:
         raise DataError(f"The search in {path} was not finished: the same command goes on with it.")
     return [float(each) for each in kept["strengths"]]

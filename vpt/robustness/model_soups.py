@@ -137,7 +137,8 @@ def stock(deltas: Sequence[Path], out: Path, anchor: Path | None = None, weights
     for key, start in starts.items():
         changes = [each[key].double() - start.double() for each in ingredients]
         shares[key] = share(changes)
-        tensors[key] = (start.double() + shares[key] * torch.stack(changes).mean(dim=0)).to(start.dtype)
+        pulled = start.double() + shares[key] * torch.stack(changes).mean(dim=0)
+        tensors[key] = pulled.to(tensors[key].dtype)
     for index, spec in enumerate(headers[0]["specs"]):
         if spec["name"] == "lora":
             room = f"delta.parts.{index}."

@@ -41,7 +41,9 @@ def entropy(logits: Logits) -> NDArray[np.float64]:
 def answers(start: Logits, end: Logits, temperature: float = TEMPERATURE) -> Logits:
     """The logits of both ends, (N, classes), mixed by the weight of each image: an ensemble of outputs."""
     weight = weights(start, end, temperature)[:, None]
-    return np.asarray((1 - weight) * start.astype(np.float64) + weight * end.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # 0 · −∞, of what is left out
+        mixed = (1 - weight) * start.astype(np.float64) + weight * end.astype(np.float64)
+    return np.where(np.isneginf(start) & np.isneginf(end), -np.inf, mixed)
 
 
 def models(by_alpha: Mapping[float, Logits], temperature: float = TEMPERATURE) -> Logits:

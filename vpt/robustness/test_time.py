@@ -5,9 +5,10 @@ Images come in batches, in an order that follows from a seed; each test set begi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -15,13 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vpt.data import ImageDataModule, ImageDataset
+from vpt.deltas.base import DeltaPart
 from vpt.deltas.composition import Delta
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.errors import ConfigError, UnknownNameError, check_number
 from vpt.export.onnx_torch import fold
 from vpt.models import TunedModel
 from vpt.robustness.evaluation_sets import EvaluationSet, subset
 
 Adaptation = Literal["entropy", "foa", "fozo"]
+LARGEST_SEED = 2**32 - 1  # of cmaes
 SOURCE_IMAGES = 200
 """Training images that the activation statistics are of."""
 
@@ -48,6 +51,7 @@ def adapter(method: str, model: TunedModel, data: ImageDataModule, seed: int) ->
     An UnknownNameError where it does not exist, a ConfigError or UnsupportedBackboneError where the model lacks what it
     changes.
     """
+    check_number("seed", seed, 0, LARGEST_SEED, whole=True)
     if method not in METHODS:
         raise UnknownNameError("test-time adaptation", method, METHODS)
     return METHODS[method](model, data, seed)
@@ -126,6 +130,11 @@ class _Prompts:
         self._seed = seed
         self.model = fold(model)
         backbone = self.model.backbone
+        if backbone.layout.windowed or any(cast("DeltaPart", part).merged for part in backbone.attached):
+            raise ConfigError(
+                f"FOA and FOZO put prompts before the first block of a vision transformer, which {backbone.name} with "
+                "this delta has no place for: adapt by entropy."
+            )
         self._seen: list[Tensor] = []
         for block in backbone.layout.blocks:
             block.register_forward_hook(self._note)
@@ -159,7 +168,8 @@ class _Prompts:
             self._tokens.copy_(self._start)
 
     def _note(self, block: nn.Module, args: Any, out: Tensor) -> None:
-        self._seen.append(out[:, 0] if self._prefix else out.mean(dim=1))
+        patches = out[:, -math.prod(self.model.backbone.layout.grid) :]  # not the drawn prompts
+        self._seen.append(out[:, 0] if self._prefix else patches.mean(dim=1))
 
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled features (B, dim), and those of the blocks (blocks, B, dim)."""

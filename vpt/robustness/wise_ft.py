@@ -18,8 +18,9 @@ from vpt.backbones.factory import Backbone
 from vpt.backbones.strength import Strength, by_place, checked_strength, times
 from vpt.errors import ConfigError
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_file import check_fingerprint, fill, read_head, unfilled
+from vpt.models.delta_file import check_fingerprint, fill, load_classifier, read_head, unfilled
 from vpt.models.delta_format import read_delta, targets_of
+from vpt.run_record import file_identity
 
 Way = Literal["end-to-end", "strength", "head", "none"]
 """What α moves: all tensors, the strength of a delta, the head alone, or nothing."""
@@ -139,7 +140,8 @@ def sweep(
         if head is None:
             raise ConfigError(
                 f"{delta} trained the whole backbone, so at α = 0 there is the pretrained one, whose head for these "
-                "classes would be drawn at random: give --anchor with a linear probe's delta file, or --alphas 1."
+                "classes would be drawn at random: give --anchor with a linear probe's delta file"
+                + (", or --alphas 1." if strengths == 1.0 else ".")
             )
         bare = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("backbone.")}
         if not all(key in tensors and same_bits(tensor, tensors[key]) for key, tensor in bare.items()):
@@ -159,15 +161,18 @@ def sweep(
 def weakened(
     delta: Path, strengths: float | Sequence[float], anchor: Path | None = None, weights: str | None = None
 ) -> TunedModel:
-    """Loads the model of a delta file at strengths as `checked_strength` reads them; for the rest see `sweep`."""
+    """Loads the model of a delta file at strengths as `checked_strength` reads them; for the rest see `sweep`.
+
+    Its `info` says so, and has no metrics, which are of the tuned model.
+    """
     model, tensors = unfilled(delta, weights)
     layers = checked_strength(strengths, model.backbone)
-    if layers == 1.0 and anchor is None:
-        fill(model, tensors, str(delta))
-        return model
-    swept = sweep(delta, model, tensors, [0.0, 1.0], anchor)
-    swept.set_strength(layers)
-    return swept.model
+    if layers == 1.0:
+        return load_classifier(delta, weights)
+    model = sweep(delta, model, tensors, [0.0, 1.0], anchor, None, layers).model
+    told = {"strengths": layers, "anchor": None if anchor is None else file_identity(anchor)}
+    model.info = {key: value for key, value in model.info.items() if key != "metrics"} | told
+    return model
 
 
 def _unmoved(model: TunedModel, strengths: Strength) -> Swept:

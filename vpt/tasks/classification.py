@@ -94,6 +94,7 @@ class ClassificationTask(TuningTask):
         if probe_l2 is not None and (init_head != PROBE or not probe_l2):
             raise ConfigError(f"probe_l2 is a positive penalty of init_head: probe, got {probe_l2}.")
         self._keep = None if keep_answers is None else KeepAnswers.of(keep_answers)
+        self._start_head: tuple[Tensor, Tensor] | None = None
         self._class_weight: Tensor | None = None
         self._probed = False
         mixed = [name for name in ("mixup", "cutmix") if self.hparams[name]]
@@ -166,8 +167,8 @@ class ClassificationTask(TuningTask):
         """Fits the head, too, where training is to start at the probe, unless it is resumed."""
         super().on_fit_start()
         self._start_at_probe()
-        if self._keep is not None and self.model.anchor_weight is None:
-            self.model.set_anchor(self.model.head)  # of the untuned model; a checkpoint keeps it
+        if self._keep is not None and self.trainer.ckpt_path is None:
+            self._start_head = (self.model.head.weight.detach().clone(), self.model.head.bias.detach().clone())
 
     def _start_at_probe(self) -> None:
         if self.hparams["init_head"] != PROBE or self.trainer.ckpt_path is not None or self._probed:
@@ -205,9 +206,9 @@ class ClassificationTask(TuningTask):
         return kept + weighted_loss(logits, target, self._class_weight, options["label_smoothing"], gamma)
 
     def _kept_answers(self, batch: Batch) -> float | Tensor:
-        if self._keep is None:
+        if self._keep is None or self._start_head is None:
             return 0.0
-        return self._keep.loss(self.model, batch["image"], batch["index"], f"{global_seed()}/{self.current_epoch}")
+        return self._keep.loss(self.model, self._start_head, batch, f"{global_seed()}/{self.current_epoch}")
 
     def reshaped(self) -> list[str]:
         """The options that make the training loss another than the plain cross-entropy."""
@@ -234,9 +235,7 @@ class ClassificationTask(TuningTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also keeps what images are labelled with."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["targets"] = self.targets
-        if self._keep is not None and self.model.anchor_weight is not None:
-            checkpoint["start_head"] = self.model.anchor_weight, self.model.anchor_bias
+        checkpoint |= {"targets": self.targets, "start_head": self._start_head}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also refuses, by a ConfigError, a checkpoint of other targets; what the base refuses besides."""
@@ -244,9 +243,7 @@ class ClassificationTask(TuningTask):
             raise ConfigError(f"The checkpoint is of {theirs} targets, the model of {self.targets}: they must agree.")
         super().on_load_checkpoint(checkpoint)
         self._probed = True
-        if self._keep is not None and "start_head" in checkpoint:
-            weight, bias = (part.to(self.model.head.weight) for part in checkpoint["start_head"])
-            self.model.anchor_weight, self.model.anchor_bias = weight, bias
+        self._start_head = checkpoint.get("start_head")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Predicts a batch, which needs no labels: ``index`` (B,) and ``logits`` (B, num_classes)."""
@@ -310,7 +307,9 @@ class LinearProbe(ClassificationTask):
             check_number("l2", each, 0)
         if not self._candidates or min(self._candidates) <= 0.0:
             raise ConfigError(f"l2 must be positive, got {l2}.")
-        if solver == "lbfgs" and (others := [*self.reshaped(), *filter(self.hparams.get, ("ema_decay", "init_head"))]):
+        if solver == "lbfgs" and (
+            others := [*self.reshaped(), *filter(self.hparams.get, ("ema_decay", "init_head", "start_decay"))]
+        ):
             raise ConfigError(
                 f"{others[0]} has no effect with solver lbfgs, which finds the minimum of the plain cross-entropy of "
                 "whole images: leave it out, or train with solver gradient."

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt.argument_types import Options
-from vpt.data.corruptions import BASIC, can_corrupt, corrupt
+from vpt.data.corruptions import BASIC, SMALLEST, can_corrupt, corrupt
 from vpt.errors import ConfigError, UnknownNameError, check_number
 from vpt.models.classifier import TunedModel
 
@@ -70,6 +70,11 @@ class DecayToStart(L.Callback):
         for name, parameter in cast("nn.Module", cast("Any", pl_module).model).named_parameters():
             if parameter.requires_grad and (self.decay.head or not name.startswith("head.")):
                 yield name, parameter
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuses, by a ConfigError, a training of nothing that has a start."""
+        if stage == "fit" and next(self._tensors(pl_module), None) is None:
+            raise ConfigError("start_decay keeps nothing near its start: nothing but the head trains. Leave it out.")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keeps the start, once deltas and head have their initial values."""
@@ -133,25 +138,33 @@ class KeepAnswers(Options):
                 "keep_answers keeps those of an untuned model, which needs init_head (`probe`, or a file) and a delta: "
                 "instead of FineTuning take DeltaTuning with the delta `full`."
             )
+        if options["init_delta"] is not None:
+            raise ConfigError(
+                "keep_answers keeps those of the frozen backbone: drop it, or init_delta, which leaves it."
+            )
         if others := [name for name in ("micro_batch", "mixup", "cutmix") if options[name]]:
             raise ConfigError(f"keep_answers looks at whole batches of plain images: leave {others[0]} out.")
         if not hasattr(data, "preset") or not can_corrupt(data):
-            raise ConfigError("keep_answers corrupts images of 8-bit colours of at least 32 pixels: leave it out.")
+            raise ConfigError(f"keep_answers corrupts 8-bit colours of at least {SMALLEST} pixels: leave it out.")
 
-    def loss(self, model: TunedModel, images: Tensor, indices: Tensor, place: str) -> Tensor:
-        """The second loss, a scalar, of images (B, 3, H, W) uint8; their `indices` and the `place` seed corruptions."""
+    def loss(self, model: TunedModel, start: tuple[Tensor, Tensor], batch: Mapping[str, Tensor], place: str) -> Tensor:
+        """The second loss, a scalar, of a batch of ``image`` uint8 (B, 3, H, W) and ``index`` (B,).
+
+        `start` are weight and bias of the head that training starts from; indices and the `place` seed corruptions.
+        """
+        names = [f"{place}/{int(index)}" for index in batch["index"]]
+        images = batch["image"].permute(0, 2, 3, 1).cpu().numpy()
         copies = [
             corrupt(image, BASIC[crc32(name.encode()) % len(BASIC)], self.severity, name)
-            for image, name in zip(
-                images.permute(0, 2, 3, 1).cpu().numpy(), (f"{place}/{int(i)}" for i in indices), strict=True
-            )
+            for image, name in zip(images, names, strict=True)
         ]
-        seen = torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2).contiguous().to(images.device)
+        seen = torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2).contiguous().to(batch["image"].device)
         strength = model.strength
         try:
             model.set_strength(0.0)
             with torch.no_grad():
-                before = model(seen).float().log_softmax(dim=1)
+                weight, bias = (part.to(model.head.weight) for part in start)
+                before = nn.functional.linear(model.encode(seen), weight, bias).float().log_softmax(dim=1)
         finally:
             model.set_strength(strength)
         now = model(seen).float().log_softmax(dim=1)

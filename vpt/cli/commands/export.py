@@ -60,7 +60,12 @@ def _export(args: list[str]) -> None:
     if options.strengths is None:
         model = load_classifier(options.delta, options.weights)
     else:
-        model = weakened(options.delta, strengths_of(options.strengths, options.delta), options.anchor, options.weights)
+        model = weakened(
+            options.delta,
+            strengths_of(options.strengths, options.delta, options.anchor),
+            options.anchor,
+            options.weights,
+        )
     model = model.float()  # other runtimes know it best
     if options.format == "peft":
         export_peft(model, out)

@@ -36,6 +36,7 @@ def run(args: list[str]) -> None:
 def _run(options: Namespace, overrides: list[str]) -> None:
     from vpt.atomic_write import check_writable
     from vpt.data.corruptions import BASIC, CORRUPTIONS
+    from vpt.robustness import ALPHAS
     from vpt.robustness import run as measure
     from vpt.robustness.layer_strengths import strengths_of
     from vpt.screen import show
@@ -45,6 +46,9 @@ def _run(options: Namespace, overrides: list[str]) -> None:
     outs = {delta: options.out or delta.parent / "robustness" for delta in options.delta}
     for out in outs.values():
         check_writable(out, folder=True)
+    if options.adapt is not None:
+        check_effect(options, "with --adapt", "alphas", "anchor", "start")
+    options.alphas = options.alphas or ALPHAS
     for name in ("delta", "alphas", "severities", "corruptions"):
         check_different(f"--{name}", getattr(options, name) or ())
     if options.max_images is None and options.adapt is None:
@@ -59,7 +63,8 @@ def _run(options: Namespace, overrides: list[str]) -> None:
     for delta, out in outs.items():
         data = delta_data(delta, options.data, overrides)
         own = {"delta": delta, "data": data, "out": out}
-        own |= {} if options.strengths is None else {"strengths": strengths_of(options.strengths, delta)}
+        if options.strengths is not None:
+            own |= {"strengths": strengths_of(options.strengths, delta, options.anchor)}
         result = measure(**vars(options) | own)
         show(result.table())
         print(f"written to {out}")
@@ -180,8 +185,8 @@ def _add_run(add: Add) -> None:
     parser.add_argument("--data", type=Path, help=DATA_HELP)
     parser.add_argument("--anchor", type=Path, help="delta file of a linear probe, whose head is used at α = 0")
     parser.add_argument("--start", type=Path, help="delta file used as α = 0, e.g. init.safetensors of the run")
-    alphas = [0.0, 0.25, 0.5, 0.75, 1.0]
-    parser.add_argument("--alphas", type=number(0, 1), nargs="+", default=alphas, help="from 0 to 1")
+    alphas = "from 0 to 1 (default: 0 0.25 0.5 0.75 1)"
+    parser.add_argument("--alphas", type=number(0, 1), nargs="+", help=alphas)
     severities = "of each corruption, from 1 to 5; none for no corruptions"
     parser.add_argument("--severities", type=at_least(1, 5), nargs="*", default=[1, 2, 3, 4, 5], help=severities)
     basic = "gaussian_noise, gaussian_blur, contrast, jpeg_compression, pixelate"
