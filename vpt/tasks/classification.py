@@ -307,9 +307,8 @@ class LinearProbe(ClassificationTask):
             check_number("l2", each, 0)
         if not self._candidates or min(self._candidates) <= 0.0:
             raise ConfigError(f"l2 must be positive, got {l2}.")
-        if solver == "lbfgs" and (
-            others := [*self.reshaped(), *filter(self.hparams.get, ("ema_decay", "init_head", "start_decay"))]
-        ):
+        given = [name for name in ("ema_decay", "init_head", "start_decay") if self.hparams[name] not in (None, 0.0)]
+        if solver == "lbfgs" and (others := [*self.reshaped(), *given]):
             raise ConfigError(
                 f"{others[0]} has no effect with solver lbfgs, which finds the minimum of the plain cross-entropy of "
                 "whole images: leave it out, or train with solver gradient."
