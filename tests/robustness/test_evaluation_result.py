@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ def test_alpha_is_chosen_by_validation_rows_alone() -> None:
 )
 def test_of_equal_alphas_the_one_nearest_to_a_half_is_chosen(best: tuple[float, ...], chosen: float) -> None:
     assert choose_alpha([row(alpha, 0.5) for alpha in best] + [row(0.6, 0.4)]) == chosen
+
+
+def test_alpha_is_chosen_by_the_likelihood_under_corruptions_where_it_was_measured() -> None:
+    plain = [row(0.0, 0.9), row(1.0, 0.8)]
+    corrupted = [
+        replace(row(alpha, 0.5, "val-corrupted"), nll=nll) for alpha, nll in ((0.0, 1.5), (0.75, 1.2), (1.0, 1.2))
+    ]
+    assert choose_alpha([*plain, *corrupted, replace(row(0.5, 1.0, "clean"), nll=0.1)]) == 0.75
+    assert choose_alpha([*plain, *(replace(each, nll=None) for each in corrupted)]) == 0.0
 
 
 def test_without_validation_rows_nothing_is_chosen() -> None:

@@ -29,7 +29,8 @@ def notes(report: Values) -> list[str]:
     """Says what a reader of all tables must know, in sentences."""
     return [
         "α = 0 is the model before tuning, α = 1 the tuned one. The fixed α = 0.5 and the α chosen on validation "
-        "images are results; the oracle α is selected on test labels and is not. Brackets hold 95 % intervals.",
+        "images are results; the oracle α is selected on test labels and is not. α is chosen by the likelihood of "
+        "validation images under corruptions, or where there are none by their accuracy. Brackets hold 95 % intervals.",
         *(f"No α chosen for {m['model']}: {m['why_none_chosen']}" for m in report["models"] if m["why_none_chosen"]),
         *(
             f"No exact α curve for {model['model']}: {model['why_no_exact_curve']}"

@@ -19,6 +19,7 @@ from vpt.data.corruptions import BASIC, CORRUPTIONS, GROUPS, PUBLISHED, SEVERITI
 from vpt.errors import ConfigError, DataError, RecordError
 from vpt.image_size import is_size
 from vpt.metrics import accuracy
+from vpt.metrics.logits import predictions
 from vpt.robustness import logit_records
 from vpt.robustness.evaluation_sets import SHIFT, VAL, VAL_CORRUPTED
 from vpt.robustness.logit_records import Record
@@ -48,6 +49,7 @@ _OF_ROW: Form = {
     "severity": lambda value: value in (None, *SEVERITIES),
     "n": lambda value: count(value) and value > 0,
     "record": of(str, None),
+    "nll": lambda value: value is None or (isinstance(value, float | int) and value >= 0),
     "ends": lambda value: value is None or (len(value) == 2 and all(isinstance(each, str) for each in value)),
 }
 _OF_SETS = ("max_images", "seed", "corruptions")  # a record has them only where they say something of its set
@@ -62,6 +64,7 @@ class Row:
     `kind` is ``"clean"``, ``"val"``, ``"val-corrupted"``, ``"shift"`` or the corruption, which has a severity. A 95 %
     Wilson interval of top-1 goes from `low` to `high`; `mean_per_class` is over the classes present. `record` is the
     record's file name; None if the logits are those of α = 0 and α = 1, interpolated: then these two are the `ends`.
+    `nll` is the mean negative log-likelihood in nats; None in evaluations of version 0.1.
     """
 
     set: str
@@ -75,6 +78,7 @@ class Row:
     mean_per_class: float
     record: str | None
     ends: tuple[str, str] | None = None
+    nll: float | None = None
 
 
 def between(start: Record, end: Record, alpha: float) -> Record:
@@ -129,15 +133,17 @@ def check_out(out: Path, protocol: Mapping[str, Any]) -> None:
 
 @checked
 def choose_alpha(rows: Sequence[Row]) -> float:
-    """Chooses α by top-1 on validation images of the training distribution; no other row has a say.
+    """Chooses α by the negative log-likelihood of validation images under corruptions; no test row has a say.
 
+    docs/robustness.md compares the rules. Where there are none it is chosen by top-1 on validation images as they are.
     Of several best it is the one nearest to 0.5, then the smaller. Raises a ConfigError if there are no validation
     rows.
     """
-    candidates = [row for row in rows if row.kind == VAL]
-    if not candidates:
+    corrupted = [(row.nll, row.alpha) for row in rows if row.kind == VAL_CORRUPTED and row.nll is not None]
+    plain = [(-row.top1, row.alpha) for row in rows if row.kind == VAL]
+    if not (candidates := corrupted or plain):
         raise ConfigError("α is chosen on a validation set, but none was evaluated: use the fixed α = 0.5.")
-    return min(candidates, key=lambda row: (-row.top1, abs(row.alpha - FIXED_ALPHA), row.alpha)).alpha
+    return min(candidates, key=lambda each: (each[0], abs(each[1] - FIXED_ALPHA), each[1]))[1]
 
 
 def shown_alphas(alphas: Sequence[float]) -> list[float]:
@@ -159,6 +165,7 @@ def score(record: Record, name: str | None, ends: tuple[str, str] | None = None)
         mean_per_class=accuracy.mean_per_class(logits, record.label),
         record=name,
         ends=ends,
+        nll=predictions(*record.matched).nll,
     )
 
 
