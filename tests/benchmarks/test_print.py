@@ -21,7 +21,9 @@ from benchmarks import (
     real_protocol,
     robustness_tables,
     speed,
+    strengths,
     sweep,
+    test_time,
     unknown_images,
     whole_models,
 )
@@ -44,6 +46,8 @@ ALL = (
     decoding,
     prediction,
     prompt_recipe,
+    strengths,
+    test_time,
 )
 
 
