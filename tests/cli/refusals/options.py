@@ -21,6 +21,7 @@ _SWEEP = f"sweep {_RUN} --grid grid.yaml"
 _HEAD = "robustness head --backbone vit_nano_patch8_64 --data {configs}/demo.yaml --out head.safetensors"
 _SOUP = "robustness soup --deltas {delta} other.safetensors --out soup.safetensors"
 _EVALUATE = "robustness run --delta {delta} --max-images 1 --out out"
+_LEARN = "robustness strengths --delta {delta} --out learned.json"
 _ATTEND = "attention --delta {delta}"
 _NANO = "vit_nano_patch8_64"
 _ON_RAY = f"sweep {_DEMO} --grid grid.yaml --out out"
@@ -141,6 +142,28 @@ ROWS = [
     Row(f"{_SOUP} --batch-size 3", "no validation", "--batch-size has no effect without --greedy"),
     Row(f"{_SOUP} --weights nope", "no validation", "--weights has no effect without --greedy"),
     Row(f"{_SOUP} --gredy", "an unknown name", "did you mean --greedy?"),
+    Row(f"{_SOUP} --anchor {{delta}}", "no start", "--anchor has no effect without --stock"),
+    Row(f"{_SOUP} --stock --weights nope", "no file", "No delta file other.safetensors"),
+    Row(f"{_SOUP} --stock --batch-size 3", "no validation", "--batch-size has no effect with --stock"),
+    Row(f"{_SOUP} --stock --greedy", "two rules", "--greedy and --stock are two rules"),
+    Row(f"{_EVALUATE} --strengths x", "text", "Strengths are numbers from 0 to 1 or one file, got x"),
+    Row(f"{_EVALUATE} --strengths list.yaml", "no JSON", "list.yaml"),
+    Row(f"{_EVALUATE} --strengths 0 1 2", "too many", "between 0 (backbone)"),
+    Row(f"{_EVALUATE} --strengths 0 0.5 1", "too few", "one for each of the 8 layers"),
+    Row(f"{_EVALUATE} --adapt sar", "an unknown name", "invalid choice: 'sar'"),
+    Row(f"{_EVALUATE} --adapt foa --alphas 0.5", "of α = 1", "--alphas has no effect with --adapt"),
+    Row(f"{_EVALUATE} --adapt foa --batch-size 1", "no statistics", "batches of several images"),
+    Row("export --delta {delta} --format torch --strengths x", "text", "Strengths are numbers from 0 to 1"),
+    Row("export --delta {delta} --format torch --anchor {delta}", "of strengths", "no effect without --strengths"),
+    Row(f"{_LEARN} --evaluations 3", "too few", "3 is not a whole number of at least 12"),
+    Row(f"{_LEARN} --objective auc", "an unknown name", "invalid choice: 'auc'"),
+    Row(f"{_LEARN} --max-images 0", "none", "0 is not a whole number of at least 1"),
+    Row(f"{_LEARN} --batch-size 0", "none", "0 is not a whole number of at least 1"),
+    Row(f"{_LEARN} --seed -1", "below 0", "-1 is not a whole number of at least 0"),
+    Row(f"{_LEARN} --seed 4294967296", "beyond the seeds", "seed"),
+    Row(f"{_LEARN} --anchor nothere", "no file", "No delta file nothere"),
+    Row(f"{_LEARN} --data nothere.yaml", "no file", "No config nothere.yaml"),
+    Row("robustness strengths --delta nothere", "no file", "No delta file nothere"),
     Row(_SOUP, "no file", "No delta file other.safetensors"),
     Row("robustness soup --deltas {delta} --out s", "one alone", "at least two delta files"),
     Row("attention --delta nothere", "no file", "No delta file nothere"),

@@ -41,6 +41,7 @@ _FILES = {
     "soup": "robustness soup --deltas {delta} other.safetensors --out",
     "greedy soup": "robustness soup --greedy --deltas {delta} other.safetensors --out",
     "head": "robustness head --backbone vit_nano_patch8_64 --data {configs}/demo.yaml --out",
+    "strengths": "robustness strengths --delta {delta} --out",
     "corruptions": "data corruptions --out",
     "onnx": "export --delta {delta} --format onnx --out",
     "torch": "export --delta {delta} --format torch --out",

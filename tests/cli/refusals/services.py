@@ -40,6 +40,7 @@ _WITH_WEIGHTS = {
     "attention --delta {delta} --weights": "attention",
     "export --delta {delta} --format torch --weights": "export",
     "robustness run --delta {delta} --out new --weights": "robustness run",
+    "robustness strengths --delta {delta} --out new --weights": "robustness strengths",
     f"{_HEAD} --backbone vit_nano_patch8_64 --weights": "robustness head",
     "profile -c {configs}/demo.yaml --classes 3 --model.weights": "profile",
 }
