@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, get_args
@@ -55,10 +55,10 @@ AVERAGES = ("uniform soup of three", "mean without matching", "Model Stock of tw
 ENSEMBLE = "mean of outputs of three"
 PACS_PENALTY = 0.1  # of its probe
 REGULARISED: dict[str, dict[str, Any]] = {
+    "from the probe, answers kept": {"probe": True, "keep_answers": {"rate": 1.0, "severity": 3}},
+    "from the probe": {"probe": True},
     "SPD": {"start_decay": {"rule": "spd", "rate": 1.0}},
     "L2 to the start": {"start_decay": {"rule": "l2", "rate": 10.0}},
-    "from the probe": {"probe": True},
-    "from the probe, answers kept": {"probe": True, "keep_answers": {"rate": 1.0, "severity": 3}},
 }
 SEARCH = 100
 """Evaluations of learned strengths, of the first seed."""
@@ -137,24 +137,21 @@ def _averaged(place: Place, method: str) -> Row:
     return found | {ENSEMBLE: both}
 
 
-def run_regularised(place: Place, methods: Sequence[str]) -> None:
-    """Trains the first seed of each method with what keeps it near its start."""
-    found = Records(place.out / "regularised.jsonl", "method", "way")
-    for method in methods:
-        for way, options in REGULARISED.items():
-            if found.find(method, way) is not None:
-                continue
-            name = _name(place, method, SEEDS[0])
-            rate = float(name.split("-", 2)[2].rpartition("-")[0])
-            start = PACS_PENALTY if options.get("probe") else None
-            data, own = _pacs(place, SEEDS[0]), f"{name}-{list(REGULARISED).index(way)}"
-            begun = time.monotonic()
-            more = {key: value for key, value in options.items() if key != "probe"}
-            fit(place, own, method, data, rate, SEEDS[0], head=start, more=more)
-            seconds = time.monotonic() - begun
-            result = _run(place, place.delta(own), place.build / "regularised" / own, SEEDS[0], ALPHAS)
-            row: Row = {"method": method, "way": way, "seed": SEEDS[0], "alphas": list(ALPHAS)}
-            found.put(row | {"top1": _of_alpha(result)["top1"], "seconds": round(seconds, 1)})
+def run_regularised(place: Place, methods: Sequence[str], seeds: Sequence[int]) -> None:
+    """Trains each method with what keeps it near its start."""
+    found = Records(place.out / "regularised.jsonl", "method", "way", "seed")
+    for method, seed, way in product(methods, seeds, REGULARISED):
+        if found.find(method, way, seed) is not None:
+            continue
+        name, options = _name(place, method, seed), dict(REGULARISED[way])
+        rate = float(name.split("-", 2)[2].rpartition("-")[0])
+        start = PACS_PENALTY if options.pop("probe", False) else None
+        own, begun = f"{name}-{way.replace(' ', '-').replace(',', '')}", time.monotonic()
+        fit(place, own, method, _pacs(place, seed), rate, seed, head=start, more=options)
+        seconds = time.monotonic() - begun
+        result = _run(place, place.delta(own), place.build / "regularised" / own, seed, ALPHAS)
+        row: Row = {"method": method, "way": way, "seed": seed, "alphas": list(ALPHAS)}
+        found.put(row | {"top1": _of_alpha(result)["top1"], "seconds": round(seconds, 1)})
 
 
 def _learned(place: Place, method: str, objective: Objective) -> Row:
@@ -300,12 +297,18 @@ def _averages(rows: Sequence[Row]) -> str:
 def _regularised(rows: Sequence[Row], runs: Sequence[Row]) -> str:
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
-        plain = [{**row, "way": "plain"} for row in runs if (row["method"], row["seed"]) == (method, SEEDS[0])]
-        for row in [*plain, *(row for row in rows if row["method"] == method)]:
-            at = [row["alphas"].index(alpha) for alpha in (0.5, 1.0)]
-            cells = [f"{100 * row['top1'][CLEAN][each]:.1f} / {shifted(row['top1'], each):.1f}" for each in at]
-            lines.append([METHODS[method].title, row["way"], *cells])
-    return markdown(["seed 42, photos / shifts", "training", "α = 0.5", "α = 1"], lines)
+        every = [{**row, "way": "plain"} for row in runs] + list(rows)
+        for way in ("plain", *REGULARISED):
+            own = [row for row in every if (row["method"], row["way"]) == (method, way)]
+            cells = [_both(row for row in own if row["seed"] == SEEDS[0]), _both(own) if len(own) > 1 else "–"]
+            if own:
+                lines.append([METHODS[method].title, way, *cells])
+    return markdown(["photos / shifts at α = 1", "training", "seed 42", "three seeds"], lines)
+
+
+def _both(rows: Iterable[Row]) -> str:
+    photos, shifts = zip(*((100 * row["top1"][CLEAN][-1], shifted(row["top1"], -1)) for row in rows), strict=True)
+    return f"{mean(photos):.1f} / {_spread(shifts)}"
 
 
 def _searches(rows: Sequence[Row], runs: Sequence[Row]) -> str:
@@ -392,7 +395,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         place = Place(args.root, args.root / WEIGHTS, args.out, args.build, args.quick)
         run_all(place, args.methods, args.seeds)
         run_searches(place, args.search or ())
-        run_regularised(place, args.regularised or ())
+        run_regularised(place, args.regularised or (), args.seeds)
     print(*blocks(args.out).values(), sep="\n\n")
 
 
