@@ -60,8 +60,7 @@ def _by_image(result: RobustnessResult, rows: Sequence[Row]) -> dict[str, float]
     """Accuracies of one set; a record or two are in memory at a time."""
     ends = {row.alpha: result.record(row).matched for row in rows if row.alpha in (0.0, 1.0)}
     (start, labels), (end, _) = ends[0.0], ends[1.0]
-    alphas = np.array(sorted(row.alpha for row in rows))
-    nearest = alphas[np.abs(per_image.weights(start, end)[:, None] - alphas).argmin(axis=1)]
+    nearest = per_image.nearest(start, end, [row.alpha for row in rows])
     right = np.zeros(len(labels), dtype=bool)
     for row in rows:
         chosen = nearest == row.alpha

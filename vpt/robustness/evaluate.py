@@ -43,7 +43,7 @@ from vpt.robustness.evaluation_sets import (
     subset,
 )
 from vpt.robustness.logit_records import Record
-from vpt.robustness.test_time import Adaptation, Adapter, Stream, adapter
+from vpt.robustness.test_time import Adaptation, Stream, adapter
 from vpt.robustness.wise_ft import Swept, Way, sweep
 from vpt.run_record import file_identity
 from vpt.run_record import identity as identity_of
@@ -139,10 +139,8 @@ def run(
     precision = {"precision": "bf16" if bf16 else "fp32", "device": device}
     protocol = _protocol(files, model, data, way, half) | precision
     protocol |= {} if strengths is None else {"strengths": [layers] if isinstance(layers, float) else list(layers)}
-    stream = None if adapt is None else Stream(batch_size, seed)
-    adapting = None if adapt is None else adapter(adapt, swept.model, data, seed)
-    if stream is not None and adapting is not None:
-        protocol |= {"adapt": stream.protocol(adapting)}
+    stream = None if adapt is None else Stream(adapter(adapt, swept.model, data, seed), batch_size, seed)
+    protocol |= {} if stream is None else {"adapt": stream.protocol}
     check_out(out, protocol | drawn)
     measured = [0.0, 1.0] if way == "head" and not half and wanted != [1.0] else wanted
     pairs = _pairs(data, sets, measured, protocol, out / "records", max_images, seed)
@@ -153,10 +151,10 @@ def run(
         for split in dict.fromkeys(item.split for item in sets):
             group = [pair for pair in pairs if pair.item.split == split]
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
-                if stream is None or adapting is None:
+                if stream is None:
                     evaluate(swept, data.split(split), group, batch_size, lambda n: progress.advance(bar, n))
                 else:
-                    _adapt(stream, adapting, data.split(split), group, lambda n: progress.advance(bar, n))
+                    _adapt(stream, data.split(split), group, lambda n: progress.advance(bar, n))
     rows = [row for item in sets for row in _rows([pair for pair in pairs if pair.item == item], wanted)]
     result = RobustnessResult(rows, protocol | drawn, out, not_chosen)
     result.write()
@@ -328,13 +326,11 @@ class Pair:
         return Record(self.index[done], self.labels[done], self.logits[done], self.protocol, complete)
 
 
-def _adapt(
-    stream: Stream, own: Adapter, dataset: ImageDataset, pairs: Sequence[Pair], advance: Callable[[int], None]
-) -> None:
+def _adapt(stream: Stream, dataset: ImageDataset, pairs: Sequence[Pair], advance: Callable[[int], None]) -> None:
     """Answers each set as a stream, whole or not at all."""
     for pair in pairs:
         if pair.done < len(pair.index):
-            pair.put(0, stream.answers(own, dataset, pair.index, pair.item, advance))
+            pair.put(0, stream.answers(dataset, pair.index, pair.item, advance))
             pair.save()
 
 

@@ -6,7 +6,7 @@ the tuned model is the softmax of both ends' negative entropies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +52,13 @@ def models(by_alpha: Mapping[float, Logits], temperature: float = TEMPERATURE) -
     α = 0 and 1 are among the keys. It is DaWin's interpolated model but for the distance of the measured α, one forward
     pass more where they are not at hand. Of two equally near ones the smaller α is taken.
     """
-    alphas = np.array(sorted(by_alpha))
-    weight = weights(by_alpha[0.0], by_alpha[1.0], temperature)
-    nearest = np.abs(weight[:, None] - alphas[None]).argmin(axis=1)
-    stacked = np.stack([by_alpha[float(alpha)] for alpha in alphas])
-    return np.asarray(stacked[nearest, np.arange(len(weight))])
+    chosen = nearest(by_alpha[0.0], by_alpha[1.0], list(by_alpha), temperature)
+    return np.stack([by_alpha[alpha][row] for row, alpha in enumerate(chosen.tolist())])
+
+
+def nearest(
+    start: Logits, end: Logits, alphas: Sequence[float], temperature: float = TEMPERATURE
+) -> NDArray[np.float64]:
+    """Of each image the α, (N,), among some that is nearest to its weight; of two equally near ones the smaller."""
+    known = np.array(sorted(alphas))
+    return np.asarray(known[np.abs(weights(start, end, temperature)[:, None] - known).argmin(axis=1)])

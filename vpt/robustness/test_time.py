@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
@@ -306,8 +306,9 @@ METHODS: dict[str, Callable[[TunedModel, ImageDataModule, int], Adapter]] = {
 
 @dataclass
 class Stream:
-    """In which order images are answered; a part of the protocol."""
+    """What answers images, and in which order; a part of the protocol."""
 
+    own: Adapter
     batch_size: int
     seed: int
     order: str = "shuffled"
@@ -318,19 +319,21 @@ class Stream:
         if self.batch_size < 2:
             raise ConfigError("Adapting at test time needs batches of several images: raise --batch-size.")
 
-    def protocol(self, own: Adapter) -> dict[str, Any]:
+    @property
+    def protocol(self) -> dict[str, Any]:
         """What a record says of it."""
-        return {**asdict(self), **own.protocol}
+        told = {"batch_size": self.batch_size, "seed": self.seed, "order": self.order, "reset": self.reset}
+        return told | self.own.protocol
 
     def answers(
         self,
-        own: Adapter,
         dataset: ImageDataset,
         index: NDArray[np.int64],
         item: EvaluationSet,
         advance: Callable[[int], None],
     ) -> Tensor:
         """The logits of a set's images, (N, classes), in the order of their positions `index`."""
+        own = self.own
         own.reset()
         order = np.random.default_rng(self.seed).permutation(len(index))
         found: list[Tensor] = []
