@@ -26,7 +26,7 @@ from vpt.deltas.base import DeltaPart, Handle
 from vpt.deltas.extra_key_values import Edited, per_row
 from vpt.deltas.lora import Lora
 from vpt.deltas.prefix import Prefix
-from vpt.deltas.prompt import Prompt
+from vpt.deltas.prompts.prompt import Prompt
 from vpt.experiments.profile import interleaved
 
 CLASSES = 10

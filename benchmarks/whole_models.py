@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks.records import RESULTS, Records, Row, machine, markdown
 from vpt.backbones import create_backbone
 from vpt.backbones.attention.base import OpenAttention
-from vpt.deltas.prompt import Prompt
+from vpt.deltas.prompts.prompt import Prompt
 from vpt.experiments.profile import interleaved
 
 CLASSES = 10

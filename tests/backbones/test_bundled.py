@@ -19,7 +19,7 @@ from tests.deltas.oracle import concatenated_features
 from vpt.backbones import Backbone, create_backbone
 from vpt.backbones.bundled import default_cfgs, weights_file
 from vpt.deltas import attach
-from vpt.deltas.prompt import Prompt
+from vpt.deltas.prompts.prompt import Prompt
 
 SWIN = "swin_nano_patch4_window8_64"
 SHIPPED = list(default_cfgs)

@@ -14,7 +14,7 @@ from vpt.backbones.factory import Backbone, create_backbone
 from vpt.deltas import DELTAS, Delta, attach
 from vpt.deltas.adapter import Adapter
 from vpt.deltas.lora import Lora
-from vpt.deltas.prompt_add_pad import PromptAdd, PromptPad
+from vpt.deltas.prompts.add_pad import PromptAdd, PromptPad
 from vpt.deltas.ssf import ScaleShift
 from vpt.errors import ConfigError, UnknownNameError
 from vpt.models.classifier import TunedModel

@@ -11,7 +11,7 @@ from tests.deltas.families import FAMILIES, images, make, relative
 from vpt.deltas import attach
 from vpt.deltas.base import pick
 from vpt.deltas.prefix import Prefix
-from vpt.deltas.prompt import Prompt
+from vpt.deltas.prompts.prompt import Prompt
 from vpt.errors import ConfigError, UnknownNameError
 
 

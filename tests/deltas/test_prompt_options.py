@@ -24,8 +24,8 @@ from vpt.backbones import create_backbone
 from vpt.backbones.attention.recording import recording
 from vpt.deltas import attach
 from vpt.deltas.prefix import Prefix
-from vpt.deltas.prompt import Prompt
-from vpt.deltas.prompt_adaptive import Adaptive, ImagePrompts
+from vpt.deltas.prompts.adaptive import Adaptive, ImagePrompts
+from vpt.deltas.prompts.prompt import Prompt
 from vpt.errors import ConfigError, UnknownNameError, VPTError
 from vpt.models import TunedModel, load_classifier
 from vpt.models.delta_file import fill

@@ -13,7 +13,7 @@ from tests.deltas.families import FAMILIES, SWINS, images, make, relative
 from tests.deltas.oracle import concatenated_features, merged, swin_block
 from vpt.backbones.factory import Backbone, create_backbone
 from vpt.deltas import Delta, attach
-from vpt.deltas.prompt import Prompt
+from vpt.deltas.prompts.prompt import Prompt
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
 
 CASES = [(family, deep) for family in FAMILIES for deep in (True, False)]
@@ -62,7 +62,7 @@ def test_dropout_on_prompts_equals_the_concatenation_with_equal_masks(
         drawn.append(mask)
         return x * mask
 
-    monkeypatch.setattr("vpt.deltas.prompt.drop", dropout)
+    monkeypatch.setattr("vpt.deltas.prompts.prompt.drop", dropout)
     ours = backbone(images())
     assert drawn[0].shape[0] == (3 if mode == "sample" else 1)
     masks = torch.stack([mask.expand(3, -1, -1) for mask in drawn])
@@ -246,7 +246,7 @@ def test_an_image_gets_its_own_mask_in_all_of_its_windows(
         drawn.append((torch.rand_like(x) >= p) / (1 - p))
         return x * drawn[-1]
 
-    monkeypatch.setattr("vpt.deltas.prompt.drop", keep)
+    monkeypatch.setattr("vpt.deltas.prompts.prompt.drop", keep)
     ours = backbone(images(family))
     tokens = prompts(delta, len(backbone.layout.blocks))
     assert [len(mask) for mask in drawn] == [3 if mode == "sample" else 1] * len(tokens)

@@ -69,7 +69,9 @@ def test_a_delta_of_ones_own_is_attached_saved_and_loaded(tmp_path: Path) -> Non
 
 
 def test_a_name_is_given_once() -> None:
-    with pytest.raises(ConfigError, match=r"'prompt' is vpt\.deltas\.prompt\.Prompt already: choose another name"):
+    with pytest.raises(
+        ConfigError, match=r"'prompt' is vpt\.deltas\.prompts\.prompt\.Prompt already: choose another name"
+    ):
         register_delta("prompt")(Gain)
 
 

@@ -15,7 +15,7 @@ from tests.deltas.families import FAMILIES, SWINS, images, make
 from vpt.backbones import recording
 from vpt.backbones.attention.windows import BESIDE, merge_tokens, rest_of_block
 from vpt.deltas import attach
-from vpt.deltas.prompt import Prompt
+from vpt.deltas.prompts.prompt import Prompt
 from vpt.models import TunedModel
 from vpt.visualize import attention_maps
 

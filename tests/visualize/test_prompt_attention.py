@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.robustness.fakes import BACKBONE, SIZE, images
 from vpt.backbones import create_backbone
-from vpt.deltas.prompt import Prompt
+from vpt.deltas.prompts.prompt import Prompt
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
 from vpt.visualize.attention_maps import measure_attention

@@ -2,7 +2,8 @@
 
 from vpt.tasks.base import TuningTask
 from vpt.tasks.callbacks import DeltaWriter, InitWriter, RunRecord
-from vpt.tasks.classification import ClassificationTask, DeltaTuning, FineTuning, LinearProbe, PromptTuning
+from vpt.tasks.classification import ClassificationTask, DeltaTuning, FineTuning, PromptTuning
+from vpt.tasks.linear_probe import LinearProbe
 from vpt.tasks.segmentation import SegmentationTask
 
 __all__ = [

@@ -104,7 +104,7 @@ class TuningTask(L.LightningModule):
                 layer_decay^(L + 1 - l), 0 being the embeddings, L + 1 the head (BEiT, Bao et al., ICLR 2022).
             ema_decay: Of an exponential moving average of what is trained, in (0, 1), which is then what is validated,
                 kept and tested (`WeightAverage`); 0 for none.
-            start_decay: Options of `vpt.tasks.regularization.StartDecay`, which keeps what is trained near its start.
+            start_decay: Options of `vpt.tasks.regularization.start_decay.StartDecay`: decay towards the start.
 
         Raises:
             ConfigError: A value is of another type or out of range, or num_classes is missing or too small.

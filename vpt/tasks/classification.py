@@ -6,8 +6,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from vpt.backbones import Backbone
@@ -18,13 +17,12 @@ from vpt.errors import ConfigError, UnknownNameError, check_number
 from vpt.metrics.logits import restrict
 from vpt.models.classifier import TunedModel, ValueHead
 from vpt.models.delta_file import read_head
-from vpt.models.logistic_regression import choose_l2, fit_logistic
 from vpt.run_record import PROBE, global_seed
 from vpt.tasks.base import Batch, TuningTask
 from vpt.tasks.initialization import agree, start_at_probe
 from vpt.tasks.losses import PLAIN, check_loss, class_weights, weighted_loss
 from vpt.tasks.objectives import OBJECTIVES, Objective
-from vpt.tasks.regularization import KeepAnswers
+from vpt.tasks.regularization import SECOND_LOSSES, State
 
 
 class ClassificationTask(TuningTask):
@@ -79,8 +77,8 @@ class ClassificationTask(TuningTask):
                 `torchmetrics.classification`, or dicts of a ``name`` and arguments, that give a number each; of
                 ``Multilabel*`` for several labels an image, of `torchmetrics.regression` for numbers.
             targets: What images are labelled with; from the data when left out, ``multiclass`` without.
-            keep_answers: Options of `vpt.tasks.regularization.KeepAnswers`, which keeps the answers to corrupted
-                training images near those of the untuned model.
+            keep_answers: Options of `vpt.tasks.regularization.keep_answers.KeepAnswers`, a second loss: answers to
+                corrupted training images stay near those of the untuned model.
             **task: See `TuningTask`.
 
         Raises:
@@ -93,13 +91,15 @@ class ClassificationTask(TuningTask):
             check_number("probe_l2", probe_l2, 0)
         if probe_l2 is not None and (init_head != PROBE or not probe_l2):
             raise ConfigError(f"probe_l2 is a positive penalty of init_head: probe, got {probe_l2}.")
-        self._keep = None if keep_answers is None else KeepAnswers.of(keep_answers)
-        self._start_head: tuple[Tensor, Tensor] | None = None
+        self._seconds = {
+            name: kind.of(self.hparams[name]) for name, kind in SECOND_LOSSES.items() if self.hparams[name] is not None
+        }
+        self._remembered: dict[str, State] = {}
         self._class_weight: Tensor | None = None
         self._probed = False
         mixed = [name for name in ("mixup", "cutmix") if self.hparams[name]]
         mixed += ["init_head probe"] if init_head == PROBE else []
-        mixed += ["keep_answers"] if keep_answers is not None else []
+        mixed += self._seconds
         if self.targets != "multiclass" and (others := [*self.reshaped(), *mixed]):
             raise ConfigError(
                 f"{others[0]} is of images with one class each, and the targets are {self.targets}: leave it out."
@@ -134,8 +134,8 @@ class ClassificationTask(TuningTask):
     def check_fit(self, data: Any) -> None:
         """Also refuses class weights that the training data have no use for."""
         super().check_fit(data)
-        if self._keep is not None:
-            self._keep.check(self.hparams, self.model, data)
+        for second in self._seconds.values():
+            second.check(self.hparams, self.model, data)
         if (rule := self.hparams["class_weights"]) is not None:
             if not hasattr(data, "class_counts"):
                 raise ConfigError("class_weights need a data module, whose training labels are counted.")
@@ -167,8 +167,8 @@ class ClassificationTask(TuningTask):
         """Fits the head, too, where training is to start at the probe, unless it is resumed."""
         super().on_fit_start()
         self._start_at_probe()
-        if self._keep is not None and self.trainer.ckpt_path is None:
-            self._start_head = (self.model.head.weight.detach().clone(), self.model.head.bias.detach().clone())
+        if self.trainer.ckpt_path is None:
+            self._remembered = {name: second.start(self.model) for name, second in self._seconds.items()}
 
     def _start_at_probe(self) -> None:
         if self.hparams["init_head"] != PROBE or self.trainer.ckpt_path is not None or self._probed:
@@ -197,18 +197,19 @@ class ClassificationTask(TuningTask):
 
     def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The loss of the hyperparameters, with ``target`` (B, num_classes) where images are mixed."""
-        kept = self._kept_answers(batch)
+        second = self._second_losses(logits, batch)
         if not self.reshaped():
-            return kept + self.loss(logits, batch)
+            return second + self.loss(logits, batch)
         options = self.hparams
         gamma = options["focal_gamma"] if options["loss"] == "focal" else 0.0
         target = batch.get("target", batch["label"])
-        return kept + weighted_loss(logits, target, self._class_weight, options["label_smoothing"], gamma)
+        return second + weighted_loss(logits, target, self._class_weight, options["label_smoothing"], gamma)
 
-    def _kept_answers(self, batch: Batch) -> float | Tensor:
-        if self._keep is None or self._start_head is None:
-            return 0.0
-        return self._keep.loss(self.model, self._start_head, batch, f"{global_seed()}/{self.current_epoch}")
+    def _second_losses(self, logits: Tensor, batch: Batch) -> float | Tensor:
+        place, total = f"{global_seed()}/{self.current_epoch}", cast("float | Tensor", 0.0)
+        for name, second in self._seconds.items():
+            total = total + second.loss(self.model, self._remembered.get(name, {}), batch, logits, place)
+        return total
 
     def reshaped(self) -> list[str]:
         """The options that make the training loss another than the plain cross-entropy."""
@@ -235,7 +236,7 @@ class ClassificationTask(TuningTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also keeps what images are labelled with."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint |= {"targets": self.targets, "start_head": self._start_head}
+        checkpoint |= {"targets": self.targets, "second_losses": self._remembered}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also refuses, by a ConfigError, a checkpoint of other targets; what the base refuses besides."""
@@ -243,7 +244,7 @@ class ClassificationTask(TuningTask):
             raise ConfigError(f"The checkpoint is of {theirs} targets, the model of {self.targets}: they must agree.")
         super().on_load_checkpoint(checkpoint)
         self._probed = True
-        self._start_head = checkpoint.get("start_head")
+        self._remembered = checkpoint.get("second_losses", {})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Predicts a batch, which needs no labels: ``index`` (B,) and ``logits`` (B, num_classes)."""
@@ -268,110 +269,12 @@ class PromptTuning(ClassificationTask):
             num_tokens: Prompts per layer.
             deep: Prompts before every block (VPT-deep) or only before the first (VPT-shallow).
             dropout: Dropout probability of the prompts, in [0, 1).
-            dropout_mode: What is dropped: see `vpt.deltas.prompt.Prompt`.
+            dropout_mode: What is dropped: see `vpt.deltas.prompts.prompt.Prompt`.
             **task: See `ClassificationTask`.
         """
         given = {"num_tokens": num_tokens, "deep": deep, "dropout": dropout, "dropout_mode": dropout_mode}
         self._specs = [{"name": "prompt", **given}]
         super().__init__(**task)
-
-
-class LinearProbe(ClassificationTask):
-    """A linear head on the pooled features of a frozen backbone.
-
-    Without augmentation each image passes through the backbone once; later epochs use cached features.
-    """
-
-    def __init__(
-        self, solver: Literal["gradient", "lbfgs"] = "gradient", l2: float | list[float] = 0.01, **task: Any
-    ) -> None:
-        """Builds the task.
-
-        Args:
-            solver: ``gradient`` trains with the optimiser; ``lbfgs`` finds the exact minimum of the regularised
-                cross-entropy over the images of the epoch (`vpt.models.logistic_regression`); one epoch is enough.
-            l2: L2 penalty on the head's weights with ``lbfgs``, positive. Of several, the one with the best validation
-                accuracy, fitted to the training images that are not validation images; then the head is fitted to all
-                training images.
-            **task: See `ClassificationTask`.
-
-        Raises:
-            ConfigError: `l2` is empty or not positive.
-            UnknownNameError: The solver does not exist.
-        """
-        super().__init__(**task)
-        if solver not in ("gradient", "lbfgs"):
-            raise UnknownNameError("solver", solver, ("gradient", "lbfgs"))
-        self._candidates = list(l2) if isinstance(l2, list) else [l2]
-        for each in self._candidates:
-            check_number("l2", each, 0)
-        if not self._candidates or min(self._candidates) <= 0.0:
-            raise ConfigError(f"l2 must be positive, got {l2}.")
-        given = [name for name in ("ema_decay", "init_head", "start_decay") if self.hparams[name] not in (None, 0.0)]
-        if solver == "lbfgs" and (others := [*self.reshaped(), *given]):
-            raise ConfigError(
-                f"{others[0]} has no effect with solver lbfgs, which finds the minimum of the plain cross-entropy of "
-                "whole images: leave it out, or train with solver gradient."
-            )
-        if solver == "lbfgs" and self.targets != "multiclass":
-            raise ConfigError(f"solver lbfgs is of images with one class each, not of {self.targets} targets.")
-        self.automatic_optimization = solver == "gradient"
-        self._epoch: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """The mean loss of a step of the optimiser; or, with ``lbfgs``, None.
-
-        Then features are collected, and the head is solved for when the epoch is complete. A DivergedError where the
-        loss is not finite, or the minimum was not reached.
-        """
-        if self.automatic_optimization:
-            return super().training_step(batch, batch_idx)
-        self._epoch.append((self.features(batch, "train"), batch["label"], batch["index"]))
-        if self.trainer.is_last_batch:  # before validation, which an epoch's end would come after
-            self._solve()
-        return None
-
-    def _solve(self) -> None:
-        gathered = (self.all_gather(torch.cat(column)) for column in zip(*self._epoch, strict=True))
-        features, labels, index = (cast("Tensor", tensor) for tensor in gathered)
-        features, labels, index = features.flatten(0, -2), labels.flatten(), index.flatten()
-        self._epoch = []
-        seen: dict[int, int] = {image: row for row, image in enumerate(index.tolist())}
-        rows = list(seen.values())  # a distributed sampler repeats images so that all processes get as many
-        features, labels, index = features[rows], labels[rows], index[rows]
-        head, l2 = self.model.head, self._candidates[0]
-        if len(self._candidates) > 1:
-            l2 = self._choose(features, labels, index)
-            self.log("train/l2", l2, batch_size=len(rows))
-        weight, bias = fit_logistic(features, labels, head.out_features, l2)
-        with torch.no_grad():
-            head.weight.copy_(weight)
-            head.bias.copy_(bias)
-        cast("Any", self.optimizers()).step()
-        loss = nn.functional.cross_entropy(self.model.classify(features), labels)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(rows))
-
-    def _choose(self, features: Tensor, labels: Tensor, index: Tensor) -> float:
-        """Chooses `l2` on the validation images, with a head that has not seen them."""
-        data = cast("Any", self.trainer).datamodule
-        if data is None:
-            raise ConfigError("Several values of l2 need a data module with validation images to choose on.")
-        apart = torch.from_numpy(~data.shared("train", "val")).to(index.device)[index]
-        # All images in each process, where a loader gives a share: every process has to choose the same.
-        dataset, size = data.split("val"), data.batch_size
-        parts = (dataset.batch(range(at, min(at + size, len(dataset)))) for at in range(0, len(dataset), size))
-        batches = [{key: part.to(index.device) for key, part in batch.items()} for batch in parts]
-        val = torch.cat([self.features(batch, "val") for batch in batches]), torch.cat([b["label"] for b in batches])
-        return choose_l2((features[apart], labels[apart]), val, self.model.head.out_features, self._candidates)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Builds optimiser and schedule; for ``lbfgs`` one that never moves anything.
-
-        Lightning counts steps, and keeps a checkpoint, only where an optimiser steps.
-        """
-        if self.automatic_optimization:
-            return super().configure_optimizers()
-        return torch.optim.SGD(self.model.head.parameters(), lr=0.0)
 
 
 class DeltaTuning(ClassificationTask):

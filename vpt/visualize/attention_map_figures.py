@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from torch import Tensor
 
-from vpt.deltas.prompt import Prompt
+from vpt.deltas.prompts.prompt import Prompt
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
 from vpt.reports.style import ACCENT, NEUTRAL, SEQUENTIAL, short, style

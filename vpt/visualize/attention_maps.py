@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vpt.argument_types import checked
 from vpt.backbones import AttentionCall, Backbone, class_attention, extra_shares, recording
 from vpt.backbones.attention.recording import summarise
-from vpt.deltas.prompt import Prompt
+from vpt.deltas.prompts.prompt import Prompt
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
 

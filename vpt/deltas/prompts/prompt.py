@@ -33,10 +33,11 @@ from vpt.deltas.extra_key_values import (
     per_row,
     unstacked,
 )
-from vpt.deltas.prompt_adaptive import Adaptive, ImagePrompts
-from vpt.deltas.prompt_init import INITS, Images, tokens_of_images, transformed
+from vpt.deltas.prompts.adaptive import Adaptive, ImagePrompts
+from vpt.deltas.prompts.checks import check_numbers, check_pooling, check_shallow, check_start
+from vpt.deltas.prompts.initialization import Images, tokens_of_images, transformed, transformed_prompts
 from vpt.deltas.registry import register_delta
-from vpt.errors import ConfigError, UnknownNameError, check_number
+from vpt.errors import ConfigError
 
 
 @register_delta("prompt")
@@ -102,21 +103,21 @@ class Prompt(ExtraKeys):
         by_layer = {"layers": layers is not None, "shared": shared, "gate": gate is not None}
         by_layer |= {"adaptive": adaptive is not None, "a list of num_tokens": not isinstance(num_tokens, int)}
         self.fourier, self.init = fourier, init
-        self._check_start(deep, shared or project is not None)
+        check_start(fourier, init, deep, shared or project is not None)
         if not deep:
-            self._check_shallow(by_layer)
+            check_shallow(self, by_layer)
         if adaptive is not None and (shared or project is not None or init != "uniform" or self.layout.windowed):
             raise ConfigError("adaptive prompts are of a ViT, each layer's own: leave out shared, project and init.")
         last = len(self.layout.blocks) - 1
         if reference_pooling:
-            self._check_pooling(deep, last)
+            check_pooling(self, deep, last)
         self.deep, self.shared = deep, shared
         self.pools = self.changes_pool = reference_pooling
         shallow = [] if deep or not self.layout.windowed else range(last + 1)
         self._blocks_beside = [last] if deep and reference_pooling else list(shallow)
         numbers = numbers_by_layer(num_tokens, len(blocks))
         shapes = [(number, self.layout.dims[block]) for number, block in zip(numbers, blocks, strict=True)]
-        self._check_numbers(numbers, blocks)
+        check_numbers(self, fourier, init, numbers, blocks)
         if shared and len(set(shapes)) > 1:
             raise ConfigError("Shared prompts need the same number and width in every layer.")
         self.adaptive: ImagePrompts | None = None
@@ -128,48 +129,6 @@ class Prompt(ExtraKeys):
         height, width = self.layout.patch_size
         bound = math.sqrt(6 / (3 * height * width + drawn[0][1]))
         self.tokens = stack(drawn, backbone.mean, lambda tensor: tensor.uniform_(-bound, bound))
-
-    def _check_start(self, deep: bool, mapped: bool) -> None:
-        check_number("fourier", self.fourier, 0, 1)
-        if self.init not in INITS:
-            raise UnknownNameError("init of prompts", self.init, INITS)
-        if self.init != "uniform" and (not deep or mapped):
-            raise ConfigError(f"init {self.init} needs deep prompts of each layer's own: leave out shared and project.")
-
-    def _check_pooling(self, deep: bool, last: int) -> None:
-        if not (self.layout.windowed and (not deep or last in self.blocks)):
-            raise ConfigError("reference_pooling needs prompts in the last block of a Swin: no other pool reads them.")
-        if self.backbone.pool is not None:
-            raise ConfigError(
-                f"reference_pooling is a mean, but the backbone pools by {self.backbone.pool!r}: leave one out."
-            )
-        if self.gate is not None:
-            raise ConfigError("A gate is of attention, and reference_pooling reads the prompts past it: leave one out.")
-        if self.dropout_mode not in ("sample", "shared"):
-            raise ConfigError(f"reference_pooling takes dropout_mode 'sample' or 'shared', got {self.dropout_mode!r}.")
-
-    def _check_numbers(self, numbers: Sequence[int], blocks: Sequence[int]) -> None:
-        if self.fourier and any(self._transformed(number) == 0 for number in numbers):
-            raise ConfigError(f"fourier {self.fourier} of {min(numbers)} prompts, rounded down, transforms none.")
-        for number, block in zip(numbers, blocks, strict=True) if self.init in ("mean", "max") else ():
-            tokens = self.layout.patches[block] + (0 if self.layout.windowed else self.backbone.layout.num_prefix)
-            if number > tokens:
-                raise ConfigError(
-                    f"init {self.init} cuts an image's tokens into as many parts as prompts: {tokens} enter block "
-                    f"{block}, for {number} prompts."
-                )
-
-    def _transformed(self, number: int) -> int:
-        """How many of so many prompts are transformed."""
-        return math.floor(self.fourier * number + 1e-9)
-
-    def _check_shallow(self, by_layer: Mapping[str, bool]) -> None:
-        if self.dropout_mode not in ("sample", "shared"):
-            raise ConfigError(
-                f"dropout_mode {self.dropout_mode!r} needs deep prompts; shallow ones take 'sample' or 'shared'."
-            )
-        if given := [name for name, there in by_layer.items() if there]:
-            raise ConfigError(f"{', '.join(given)}: only with deep prompts.")
 
     def _projection(self, width: int, like: Tensor) -> nn.Linear:
         """As the reference draws it: Kaiming normal over the outputs."""
@@ -365,7 +324,9 @@ class Prompt(ExtraKeys):
 
     def _mapped(self, prompts: Tensor) -> Tensor:
         """Prompts (B, n, dim) of which the Fourier share is transformed."""
-        return transformed(prompts, share) if (share := self._transformed(prompts.shape[1])) else prompts
+        return (
+            transformed(prompts, share) if (share := transformed_prompts(self.fourier, prompts.shape[1])) else prompts
+        )
 
     def _weaken_tokens(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """The edit of a shallow prompt: its bias on the prompts' columns, which follow the prefix tokens."""

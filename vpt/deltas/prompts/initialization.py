@@ -6,6 +6,7 @@ The latter is Self-Prompt Tuning (Wang et al., "Revisiting the Power of Prompt f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -90,6 +91,11 @@ def _entering(backbone: Backbone, blocks: Sequence[int], images: Tensor) -> list
         for hook in hooks:
             hook.remove()
     return [found[block] for block in blocks]
+
+
+def transformed_prompts(share: float, number: int) -> int:
+    """How many of so many prompts a Fourier share transforms: rounded down."""
+    return math.floor(share * number + 1e-9)
 
 
 def transformed(prompts: Tensor, share: int) -> Tensor:

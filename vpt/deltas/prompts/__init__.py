@@ -1,0 +1,1 @@
+"""Visual prompts: deep, shallow, around the image, with their options."""
