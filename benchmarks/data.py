@@ -29,7 +29,8 @@ from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 
 from benchmarks.records import RESULTS, Records, Row, machine, markdown
 from vpt.backbones import create_backbone
-from vpt.data import FolderDataModule, ImageDataModule, VTABDataModule, image_cache
+from vpt.data import FolderDataModule, ImageDataModule, VTABDataModule
+from vpt.data.cache import image_cache
 from vpt.experiments.profile import interleaved
 from vpt.models import TunedModel
 

@@ -34,7 +34,9 @@ def decoded(paths: Sequence[Path], fast: bool) -> list[NDArray[np.uint8]]:
 
 def measure(folder: Path, name: str, photos: int, rounds: int) -> Row:
     """Milliseconds an image of both, and how many images differ in a pixel."""
-    paths = [path for path in find_images(folder / name, LeftOut()) if path.suffix.lower() in (".jpg", ".jpeg")]
+    paths = [
+        path for path in map(Path, find_images(folder / name, LeftOut())) if path.suffix.lower() in (".jpg", ".jpeg")
+    ]
     paths = paths[:photos]
     ways: dict[str, Callable[[], list[NDArray[np.uint8]]]] = {
         "Pillow": lambda: decoded(paths, False),

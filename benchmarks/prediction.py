@@ -34,7 +34,7 @@ def measure(root: Path, photos: int, rounds: int) -> Row:
     """Milliseconds a photo of both."""
     preset = PRESETS["square"]
     model = TunedModel(create_backbone(NAME, str(root / WEIGHTS)), 10, preset=preset.to_dict()).eval()
-    paths = find_images(root / "flickr_in1k_1000" / "images", LeftOut())[:photos]
+    paths = [Path(path) for path in find_images(root / "flickr_in1k_1000" / "images", LeftOut())[:photos]]
 
     def plain() -> None:
         for start in range(0, len(paths), BATCH):

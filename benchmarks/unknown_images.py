@@ -97,7 +97,7 @@ def measure(root: Path, build: Path, method: str, fold: int) -> Row:
             listed = root / folder / "test.txt"
             lines = listed.read_text().splitlines() if listed.is_file() else []
             paths = [root / folder / line.rsplit(maxsplit=1)[0] for line in lines]
-            unknown[title] = paths or find_images(root / folder / "images", LeftOut())
+            unknown[title] = paths or list(map(Path, find_images(root / folder / "images", LeftOut())))
     delta = train(root, table, method, table.parent / method)
     data = FolderDataModule(table)
     told = calibrate(delta, data, delta.with_name("calibrated.safetensors"), test=True)

@@ -254,7 +254,7 @@ def test_the_cache_holds_what_is_decoded(fields: Path, monkeypatch: pytest.Monke
     kept = module(fields, **options).split("train")
     again = module(fields, **options).split("train")
     assert isinstance(again.images, np.memmap)
-    monkeypatch.setattr("vpt.data.image_cache.DISK_SHARE", 0.0)
+    monkeypatch.setattr("vpt.data.cache.image_cache.DISK_SHARE", 0.0)
     monkeypatch.setenv("VPT_CACHE", str(fields.parent / "other"))
     with pytest.warns(UserWarning, match="decoded anew"):
         anew = module(fields, **options).split("train")

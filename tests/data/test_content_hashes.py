@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from tests.tasks.test_tasks import trainer
-from vpt.data import FolderDataModule, content_hashes, image_cache
-from vpt.data.content_hashes import cache_folder
+from vpt.data import FolderDataModule
+from vpt.data.cache import content_hashes, image_cache
+from vpt.data.cache.content_hashes import cache_folder
+from vpt.data.cache.image_cache import decoded
 from vpt.data.datasets.torchvision_datasets import TorchvisionList
-from vpt.data.image_cache import decoded
 from vpt.data.images import ImageList
 from vpt.data.list_files import read_list
 from vpt.data.transforms import PRESETS

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 import vpt.data
-from vpt.data import DigitsDataModule, VTABDataModule, image_cache
-from vpt.data.datamodule import ImageDataset
+from vpt.data import DigitsDataModule, VTABDataModule
+from vpt.data.cache import image_cache
+from vpt.data.image_dataset import ImageDataset
 from vpt.data.samplers import EpochSampler
 from vpt.data.splits import position_hash
 from vpt.errors import ConfigError, UnknownNameError

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vpt.data import image_cache
-from vpt.data.content_hashes import cache_folder
-from vpt.data.image_cache import OnDemand, Ragged, decoded
+from vpt.data.cache import image_cache
+from vpt.data.cache.content_hashes import cache_folder
+from vpt.data.cache.image_cache import OnDemand, Ragged, decoded
 from vpt.data.images import ImageList
 from vpt.data.list_files import read_list
 from vpt.data.transforms import PRESETS

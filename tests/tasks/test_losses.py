@@ -27,9 +27,9 @@ from vpt.models import load_classifier
 from vpt.run_record import cell_protocol, epoch_rule, training_protocol
 from vpt.tasks import DeltaTuning, DeltaWriter, FineTuning, LinearProbe, PromptTuning, RunRecord, SegmentationTask
 from vpt.tasks.classification import ClassificationTask
-from vpt.tasks.losses import class_weights, weighted_loss
 from vpt.tasks.run_protocol import protocol
-from vpt.tasks.scores import KNOWN, named_metrics
+from vpt.tasks.targets.losses import class_weights, weighted_loss
+from vpt.tasks.targets.scores import KNOWN, named_metrics
 
 _OF_SEVERAL = {
     *(

@@ -30,8 +30,8 @@ from vpt.robustness.model_soups import uniform
 from vpt.run_record import cell_protocol
 from vpt.tasks import DeltaTuning, DeltaWriter, FineTuning, LinearProbe, PromptTuning, RunRecord
 from vpt.tasks.classification import ClassificationTask
-from vpt.tasks.objectives import OBJECTIVES
 from vpt.tasks.run_protocol import protocol
+from vpt.tasks.targets.objectives import OBJECTIVES
 
 TAGS: dict[str, Any] = {"label_column": list(COLOURS), "targets": "multilabel"}
 LIGHT: dict[str, Any] = {"label_column": ["light", "share"], "targets": "regression"}

@@ -41,7 +41,7 @@ from vpt.tasks import (
 )
 from vpt.tasks.optimizers import warmup_cosine
 from vpt.tasks.run_protocol import _INDIFFERENT, protocol
-from vpt.tasks.scores import MeanPerClass
+from vpt.tasks.targets.scores import MeanPerClass
 
 BASE: dict[str, Any] = {"backbone": "vit_nano_patch8_64", "num_classes": 10, "base_lr": 0.02}
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # `X as X` because they are for others
     from vpt.data.datamodule import ImageDataModule as ImageDataModule
-    from vpt.data.datamodule import ImageDataset as ImageDataset
     from vpt.data.datasets.demo import DigitsDataModule as DigitsDataModule
     from vpt.data.datasets.demo import ShapeScenesDataModule as ShapeScenesDataModule
     from vpt.data.datasets.demo import ShapesDataModule as ShapesDataModule
@@ -19,6 +18,7 @@ if TYPE_CHECKING:  # `X as X` because they are for others
     from vpt.data.datasets.published_files import default_root as default_root
     from vpt.data.datasets.shape_texture import ShapeTextureDataModule as ShapeTextureDataModule
     from vpt.data.datasets.vtab import VTABDataModule as VTABDataModule
+    from vpt.data.image_dataset import ImageDataset as ImageDataset
     from vpt.data.images import ImageList as ImageList
     from vpt.data.masks import MaskDataModule as MaskDataModule
     from vpt.data.masks import MaskDataset as MaskDataset

@@ -13,102 +13,25 @@ import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from vpt.argument_types import checked
 from vpt.data.augmentation import Augmentation
+from vpt.data.cache.content_hashes import as_hashes, kept_numbers, progress
+from vpt.data.cache.image_cache import end_with_parent
 from vpt.data.catalog.cards import Card
 from vpt.data.channels import channel_statistics
-from vpt.data.content_hashes import as_hashes, kept_numbers, progress
-from vpt.data.image_cache import end_with_parent
+from vpt.data.image_dataset import Batch, Batches, BatchLoader, ImageDataset, as_it_is
 from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import Split, few_shot, position_hash
 from vpt.data.targets import Targets, check_multiclass, fits, positives, renumbered
-from vpt.data.transforms import Preset, centre_crop, get_preset
+from vpt.data.transforms import Preset, get_preset
 from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning, check_number
 from vpt.image_size import GivenSize, as_size, plain_size
 from vpt.run_record import global_seed
 from vpt.version import pixel_versions
 
-Batch = dict[str, Any]
 _STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
-
-
-class ImageDataset(Dataset[Batch]):
-    """The images of one split, decoded: uint8 (3, H, W) each, or float32 (C, H, W) where they have channels.
-
-    ``dataset[i]`` is ``{"image": tensor of that, "label": int, "index": i}``. An item may also be asked for as
-    ``(epoch, i)``, which is how :class:`EpochSampler` tells the epoch to the augmentation in any worker. `images` are
-    an array wherever all have one size and fit the disk.
-    """
-
-    images: Any
-
-    def __init__(self, split: Split, augmentation: Augmentation | None = None) -> None:
-        self.paths = split.paths
-        self.labels = split.labels
-        self.augmentation = augmentation
-        self._split = split
-        self._open()
-
-    def _open(self) -> None:
-        whole = self.augmentation is not None and self.augmentation.before_crop
-        self.images = self._split.pixels(cropped=False) if whole else self._split.pixels()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "images"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()  # a worker process maps the cache file and is not sent its contents
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, item: int | tuple[int, int]) -> Batch:
-        row = {key: values[0] for key, values in self.batch([item]).items()}
-        return {key: value if value.ndim else int(value) for key, value in row.items()}
-
-    def batch(self, items: Sequence[int | tuple[int, int]]) -> Batch:
-        """Returns B items, by indices or pairs (epoch, index), at once, which is much faster without augmentation.
-
-        ``image`` is uint8 (B, 3, H, W) or float32 (B, C, H, W), ``label`` and ``index`` int64 (B,).
-        """
-        pairs = [item if isinstance(item, tuple) else (None, item) for item in items]
-        index = np.array([index for _, index in pairs], dtype=np.int64)
-        if isinstance(self.images, np.ndarray) and self.augmentation is None:
-            images = np.asarray(self.images[index])
-        else:
-            images = np.stack([self._image(epoch, index) for epoch, index in pairs])
-        return {
-            "image": torch.from_numpy(images),
-            "label": torch.from_numpy(self.labels[index]),
-            "index": torch.from_numpy(index),
-        }
-
-    def _image(self, epoch: int | None, index: int) -> NDArray[Any]:
-        image = self.images[index]
-        if self.augmentation is not None:
-            rows = np.ascontiguousarray(image.transpose(1, 2, 0))
-            if epoch is not None:
-                rows = self.augmentation(rows, epoch, index)
-            else:
-                rows = centre_crop(rows, self.augmentation.image_size)
-            image = rows.transpose(2, 0, 1)
-        return np.array(image, order="C")  # a copy: the map is read-only, tensors are not
-
-
-class _Batches(Dataset[Any]):
-    """What a loader reads: its ``__getitems__`` gives a whole batch, where a list of items is the convention."""
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, items: Sequence[int | tuple[int, int]]) -> Batch:
-        return self.dataset.batch(items)
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -299,23 +222,45 @@ class ImageDataModule(L.LightningDataModule):
             self._found[name, other] = np.isin(ours, there)
         return self._found[name, other]
 
+    @property
+    def hashed(self) -> bool:
+        """Whether it is known, or soon, what the images are: see `Split.hashed`."""
+        return all(split.hashed for split in (*self._splits.values(), *self._listed.values()))
+
+    def shared_names(self, name: str, other: str = "train") -> NDArray[np.bool_]:
+        """Says which of the N images of a split are in another one by their paths, bool (N,), without reading any."""
+        ours, theirs = (self._splits[each].paths if each in self._splits else () for each in (name, other))
+        there = set(theirs)
+        return np.array([path in there for path in ours], dtype=bool)
+
     def describe(self) -> dict[str, Any]:
-        """Says which data these are, in plain values for JSON.
+        """Says which data these are, in plain values for JSON: `outline`, and what the images are, which reads them.
 
         ``fingerprints`` are those of the whole lists: of the images' contents, labels and names; ``fingerprint`` is of
-        all of them and the class names. ``complete`` is True if every list has the official number of images, False if
+        all of them and the class names. ``shared_with_train`` counts the images of a split that are trained on
+        (:meth:`shared`).
+        """
+        fingerprints = {name: split.fingerprint for name, split in self._listed.items()}
+        content = [self.class_names, fingerprints, self._subset and self._subset["sha256"]]
+        return self.outline() | {
+            "shared_with_train": {name: int(self.shared(name).sum()) for name in self._splits if name != "train"},
+            "fingerprints": fingerprints,
+            "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        }
+
+    def outline(self) -> dict[str, Any]:
+        """Says in plain values which data these are as far as that is known without reading an image.
+
+        ``complete`` is True if every list has the official number of images, False if
         one has not, None if no card states the numbers; ``partial`` is there where it is not None. ``preset_papers`` is
         what the preset's papers read and split. ``transforms`` is the whole list where ``augment`` is a recipe or
-        ``"custom"``. ``shared_with_train`` counts the images of a split that are trained on (:meth:`shared`).
-        ``channels`` are there where the preset has some. ``subset`` is None if all training images are; its ``sha256``
-        is that of their positions.
+        ``"custom"``. ``channels`` are there where the preset has some. ``subset`` is None if all training images are;
+        its ``sha256`` is that of their positions.
         """
         counts = {name: len(split.labels) for name, split in self._splits.items()}
         sizes = self.card.sizes if self.card else {}
         official = {name: sizes[key] for name, split in self._splits.items() if (key := _stem(split.source)) in sizes}
         wrong = [name for name, size in official.items() if len(self._listed[name].labels) != size]
-        fingerprints = {name: split.fingerprint for name, split in self._listed.items()}
-        content = [self.class_names, fingerprints, self._subset and self._subset["sha256"]]
         described: dict[str, Any] = {
             "name": self.name,
             "preset": self.preset.name,
@@ -330,9 +275,6 @@ class ImageDataModule(L.LightningDataModule):
             "official_counts": official,
             "complete": not wrong if official else None,
             "subset": self._subset,
-            "shared_with_train": {name: int(self.shared(name).sum()) for name in self._splits if name != "train"},
-            "fingerprints": fingerprints,
-            "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         }
         if self.targets != "multiclass":
             described["targets"] = self.targets
@@ -354,12 +296,13 @@ class ImageDataModule(L.LightningDataModule):
             raise UnknownNameError("stage", stage, _STAGE_SPLITS)
         for name in _STAGE_SPLITS[stage]:
             self.split(name)
-        if stage == "fit" and self._labelled:
-            self._warn_of_contradictions()
+        if stage == "fit" and self._splits["train"].hashed:
+            self.warn_of_contradictions()
 
-    def _warn_of_contradictions(self) -> None:
+    def warn_of_contradictions(self) -> None:
+        """Warns, by a VPTWarning, of training images that are there again with another label."""
         train = self._splits["train"]
-        if found := train.contradictions():
+        if self._labelled and (found := train.contradictions()):
             one, two = (f"{train.paths[i]} {self._labelled_as(train.labels[i])}" for i in found[0])
             text = f"{len(found):,} training images are others of another class again, for instance {one} and {two}"
             warnings.warn(f"{text}: correct the labels, or remove one of them.", VPTWarning, stacklevel=2)
@@ -384,10 +327,10 @@ class ImageDataModule(L.LightningDataModule):
     predict_dataloader = test_dataloader
 
     def _loader(self, name: str, sampler: Sampler[Any] | None = None) -> DataLoader[Batch]:
-        return DataLoader(
-            _Batches(self.split(name)),
+        return BatchLoader(
+            Batches(self.split(name)),
             batch_size=self.batch_size,
-            collate_fn=dict,
+            collate_fn=as_it_is,
             sampler=sampler or ListSampler(self.split(name)),
             num_workers=self.num_workers,
             worker_init_fn=end_with_parent,

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vpt.data.cache.content_hashes import WIDTH, Hashes, content_hash, file_state, is_settled, kept_hashes
 from vpt.data.channels import Channels, Raster, read_channels
-from vpt.data.content_hashes import Hashes, content_hash, kept_hashes
 from vpt.errors import DataError, VPTWarning
 
 SYSTEM_FOLDERS = frozenset(
@@ -103,9 +103,26 @@ class ImageList:
         """What pixels are made of beside the files."""
         return ""
 
-    def _files(self) -> Iterator[Path]:
-        folder = self.folder.resolve()
-        return (folder / path for path in self.paths)
+    def _files(self) -> Iterator[str]:
+        folder = str(self.folder.resolve())
+        return (f"{folder}/{path}" for path in self.paths)
+
+    def files_of(self, position: int) -> tuple[Path, ...]:
+        """All files that an image is made of."""
+        return (self.folder / self.paths[position],)
+
+    def state(self, position: int) -> bytes | None:
+        """16 bytes that change with an image's files; None where one is missing, or may change without another state.
+
+        The latter is as long as it is younger than what its time distinguishes.
+        """
+        try:
+            states = [file_state(file) for file in self.files_of(position)]
+        except OSError:
+            return None
+        if not all(is_settled(changed) for _, changed in states):
+            return None
+        return content_hash(self._made_of.encode(), *(state for state, _ in states))[:WIDTH]
 
     def _content(self, position: int) -> bytes:
         return content_hash(self._made_of.encode(), regular_file(self.folder / self.paths[position]).read_bytes())
@@ -181,8 +198,8 @@ class LeftOut:
             warnings.warn(f"Not read of {shown(root)}: {text}.", VPTWarning, stacklevel=2)
 
 
-def list_folder(folder: Path, left: LeftOut, arrays: bool = False) -> tuple[list[Path], list[Path]]:
-    """Lists the folders and the image files that lie directly in a folder, by name; adds all else to `left`.
+def list_folder(folder: Path, left: LeftOut, arrays: bool = False) -> tuple[list[Path], list[str]]:
+    """Lists the folders and the paths of image files that lie directly in a folder, by name; adds all else to `left`.
 
     An image file has a suffix of a kind that Pillow reads, or with `arrays` NumPy's. Links are followed, but not back
     to a folder above.
@@ -194,8 +211,8 @@ def list_folder(folder: Path, left: LeftOut, arrays: bool = False) -> tuple[list
         return [], []
     folders, images = [], []
     for entry in found:
-        path = Path(entry.path)
-        if path.is_dir() if entry.is_symlink() else entry.is_dir():
+        if Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir():
+            path = Path(entry.path)
             if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
                 left.folders.append((path, "hidden"))
             elif entry.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
@@ -205,7 +222,7 @@ def list_folder(folder: Path, left: LeftOut, arrays: bool = False) -> tuple[list
         elif why := _unread(entry, arrays):
             left.files[why] += 1
         else:
-            images.append(path)
+            images.append(entry.path)
     left.read += len(images)
     return folders, images
 
@@ -221,9 +238,9 @@ def _unread(entry: os.DirEntry[str], arrays: bool) -> str:
     return "" if entry.is_file() else "of a device"
 
 
-def find_images(folder: Path, left: LeftOut, arrays: bool = False) -> list[Path]:
-    """Lists the image files in and below a folder, sorted by path, as `list_folder` does; each folder once."""
-    images, waiting, seen = list[Path](), [folder], set[Path]()
+def find_images(folder: Path, left: LeftOut, arrays: bool = False) -> list[str]:
+    """Lists the paths of image files in and below a folder, sorted by folder and name; each folder once."""
+    images, waiting, seen = list[str](), [folder], set[Path]()
     while waiting:
         here = waiting.pop()
         if here.resolve() in seen:
@@ -233,7 +250,7 @@ def find_images(folder: Path, left: LeftOut, arrays: bool = False) -> list[Path]
         folders, found = list_folder(here, left, arrays)
         images += found
         waiting += reversed(folders)
-    return sorted(images)
+    return sorted(images, key=lambda path: path.replace(os.sep, "\0"))  # by folder before name
 
 
 def is_image_name(name: str, arrays: bool = False) -> bool:

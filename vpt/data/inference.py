@@ -56,7 +56,7 @@ def each_image(images: Any, arrays: bool = False) -> Iterator[Any]:
         if not found:
             instead = f" (not read: {text})" if (text := left.text(Path(images))) else ""
             raise DataError(f"{images} holds no image{instead}.")
-        yield from found
+        yield from map(Path, found)
     elif is_single(images):
         yield images
     elif isinstance(images, Iterable) and not isinstance(images, bytes | dict):

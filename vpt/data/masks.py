@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from vpt.argument_types import checked
+from vpt.data.cache.content_hashes import Hashes, content_hash
+from vpt.data.cache.image_cache import Images, decoded
 from vpt.data.catalog.cards import Card
-from vpt.data.content_hashes import Hashes, content_hash
-from vpt.data.datamodule import Batch, ImageDataModule, ImageDataset
-from vpt.data.image_cache import Images, decoded
+from vpt.data.datamodule import ImageDataModule
+from vpt.data.image_dataset import Batch, ImageDataset
 from vpt.data.images import ImageList
 from vpt.data.splits import Split, rows_of
 from vpt.data.transforms import Preset
@@ -138,9 +139,13 @@ class MaskList(ImageList):
     def _made_of(self) -> str:
         return f"masks {sorted(self.classes.items())}"
 
-    def _files(self) -> Iterator[Path]:
-        folder = self.folder.resolve()
-        return chain(super()._files(), (folder / path for path in self.images))
+    def _files(self) -> Iterator[str]:
+        folder = str(self.folder.resolve())
+        return chain(super()._files(), (f"{folder}/{path}" for path in self.images))
+
+    def files_of(self, position: int) -> tuple[Path, ...]:
+        """Mask and image."""
+        return (*super().files_of(position), self.folder / self.images[position])
 
     def _content(self, position: int) -> bytes:
         return content_hash(super()._content(position), (self.folder / self.images[position]).read_bytes())
@@ -199,7 +204,7 @@ def decoded_masks(
 ) -> Images:
     """Returns a list's masks, or those at positions, resized by nearest neighbour to where the preset puts the images.
 
-    They are uint8 (height, width) each; errors as of `MaskList.decode` and `vpt.data.image_cache.decoded`.
+    They are uint8 (height, width) each; errors as of `MaskList.decode` and `vpt.data.cache.image_cache.decoded`.
     """
     nearest = replace(preset, name=f"{preset.name}-nearest", interpolation="nearest", fill=(IGNORED,) * 3)
     return _OneChannel(decoded(masks, nearest, as_size(image_size), positions))

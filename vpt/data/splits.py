@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vpt.data.content_hashes import Hashes, as_hashes, content_hash
-from vpt.data.image_cache import Images, decoded
+from vpt.data.cache.content_hashes import LARGE, Hashes, as_hashes, content_hash
+from vpt.data.cache.image_cache import Images, decoded
 from vpt.data.images import ImageSource
 from vpt.data.transforms import Preset
 from vpt.errors import ConfigError, UnknownNameError, check_number
@@ -59,6 +59,11 @@ class Split:
             return self.contents()
         images = self.pixels()
         return as_hashes(content_hash(np.ascontiguousarray(images[i]).tobytes()) for i in range(len(images)))
+
+    @property
+    def hashed(self) -> bool:
+        """Whether the hashes are at hand, or soon: not before they are asked for where the list is `LARGE`."""
+        return len(self) <= LARGE or "hashes" in self.__dict__
 
     @cached_property
     def fingerprint(self) -> str:

@@ -23,6 +23,7 @@ from vpt.models.delta_file import check_fingerprint, fill, start_from
 from vpt.models.delta_format import IDENTITY, identity
 from vpt.models.feature_cache import FeatureCache
 from vpt.tasks.checkpoints import check_classes, check_whole_epoch
+from vpt.tasks.counted_images import CountedImages
 from vpt.tasks.initialization import agree, check_start, start_deltas
 from vpt.tasks.optimizers import (
     TrainingCurves,
@@ -49,7 +50,7 @@ class TuningTask(L.LightningModule):
         ignored: Value of a target that does not count; None for no such value.
         model: What is trained.
         tally: What the last test, or validation that was a run of its own, keeps for tables and figures: the confusion
-            matrix, (classes, classes), rows are true classes; or outputs and labels (`vpt.tasks.objectives`).
+            matrix, (classes, classes), rows are true classes; or outputs and labels (`vpt.tasks.targets.objectives`).
     """
 
     target: str
@@ -130,7 +131,7 @@ class TuningTask(L.LightningModule):
         self.test_metrics = metrics.clone(prefix="test/")
         self.tally = self._tally(num_classes)
         self._shown = {"val": "val", "test": "test"}
-        self._left_out: Tensor | None = None
+        self._counted = CountedImages()
         self._trained_val: str | None = None
         self._limit_val: float = 1.0
         self._finite: Tensor | None = None
@@ -204,15 +205,10 @@ class TuningTask(L.LightningModule):
 
     def _leave_out_trained(self, data: Any, stage: str) -> None:
         """Evaluates no validation image that is trained on; where all are, all of them on request, as `trained`."""
-        shared = torch.from_numpy(data.shared("val"))
-        every = len(shared) > 0 and (bool(shared.all()) or self._trained_val == data.fingerprint("val"))
-        self._left_out = shared if shared.any() and not every else None
-        self._shown["val"] = "trained" if every else "val"
+        found = self._counted.look(data, stage == "fit", self._trained_val)
+        self._shown["val"] = "trained" if self._counted.none else "val"
         self.val_metrics.prefix = f"{self._shown['val']}/"
-        trained = f"{int(shared.sum()):,} of {len(shared):,} validation images are trained on"
-        if self._left_out is not None:
-            rank_zero_info(f"{trained}: the others are evaluated.")
-        if not every:
+        if not self._counted.none:
             return
         if stage == "validate":
             self.trainer.limit_val_batches = self.trainer.limit_val_batches or self._limit_val
@@ -220,11 +216,11 @@ class TuningTask(L.LightningModule):
         for callback in cast("Any", self.trainer).callbacks:
             if str(watched := getattr(callback, "monitor", None)).startswith("val/"):
                 raise ConfigError(
-                    f"{type(callback).__name__} watches {watched}, which is not measured, since {trained}: watch "
+                    f"{type(callback).__name__} watches {watched}, which is not measured, since {found}: watch "
                     "train/loss, or train on a list without them."
                 )
         if self.trainer.limit_val_batches:
-            rank_zero_info(f"{trained}: they are not evaluated, unless by `vpt validate`, as trained/acc and so on.")
+            rank_zero_info(f"{found}: they are not evaluated, unless by `vpt validate`, as trained/acc and so on.")
             self._limit_val, self.trainer.limit_val_batches = self.trainer.limit_val_batches, 0
 
     def forward(self, images: Tensor) -> Tensor:
@@ -245,10 +241,10 @@ class TuningTask(L.LightningModule):
         backbone, cut = self.model.backbone, self.model.constant_blocks()
         place = (self.model.format, cut, backbone.trim, str(self.trainer.precision), str(self.device))
         if self._kept is None or self._kept[0] != (data, place):  # other data or precision, another cut
-            described = data.describe()
-            images = (described["fingerprint"], described["preset"], str(described.get("channels")), data.image_size)
-            constants = (backbone.fingerprint, str(backbone.normalization), *images, *place)
-            self._kept = (data, place), FeatureCache(halves[0], constants)
+            described = data.describe() if (known := getattr(data, "hashed", True)) else data.outline()
+            images = (described.get("fingerprint"), described["preset"], str(described.get("channels")))
+            constants = (backbone.fingerprint, str(backbone.normalization), *images, data.image_size, *place)
+            self._kept = (data, place), FeatureCache(halves[0], constants if known else None)
         return halves[1](self._kept[1](split, len(data.split(split)), batch["index"], batch["image"]))
 
     def logits(self, batch: Batch, split: str) -> Tensor:
@@ -323,9 +319,7 @@ class TuningTask(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Updates the validation metrics."""
-        if self._left_out is not None:
-            kept = ~self._left_out.to(batch["index"].device)[batch["index"]]
-            batch = {key: column[kept] for key, column in batch.items()}
+        batch = self._counted.of(batch)
         if len(batch["index"]):
             self._evaluate(batch, "val", self.val_metrics)
         else:
@@ -339,7 +333,11 @@ class TuningTask(L.LightningModule):
         """Starts anew what is kept for tables and figures."""
         self.tally.reset()
 
-    on_validation_epoch_start = on_test_epoch_start
+    def on_validation_epoch_start(self) -> None:
+        """As that of a test; the first one that counts leaves out what is trained on, where that was not known yet."""
+        self.tally.reset()
+        if not self.trainer.sanity_checking:
+            self._counted.read(self.trainer)
 
     def on_test_epoch_end(self) -> None:
         """Completes it on every process: it gathers."""
@@ -351,8 +349,9 @@ class TuningTask(L.LightningModule):
             self.tally.compute()
 
     def on_train_epoch_end(self) -> None:
-        """Stops before a checkpoint of a diverged model is written."""
+        """Stops before a checkpoint of a diverged model is written, and knows the images that it is of."""
         self._check_finite()
+        self._counted.read(self.trainer)
 
     def _check_finite(self) -> None:
         if self._finite is not None and not bool(self._finite):

@@ -111,10 +111,9 @@ class RunRecord(L.Callback):
         """Counts parameters, prints them, and writes the protocol before anything is trained."""
         self._start, self._loaded = time.monotonic(), None
         self.trained = self.trained if trainer.ckpt_path is not None else {}
-        self._update(trainer, pl_module, {"status": "running"}, anew=True)
+        self._update(trainer, pl_module, {"status": "running"}, anew=True, read=False)
         if isinstance(pl_module, TuningTask):
-            self._protocol = training_protocol(protocol(trainer, pl_module))
-        if isinstance(pl_module, TuningTask):
+            self._protocol = training_protocol(protocol(trainer, pl_module, read=False))
             trainable, total = pl_module.model.parameter_counts()
             rank_zero_info(f"Training {trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %).")
             for logger in trainer.loggers:
@@ -143,7 +142,7 @@ class RunRecord(L.Callback):
         if trainer.state.fn == "fit" and not self._over:
             status = "interrupted" if isinstance(exception, KeyboardInterrupt | SystemExit) else "failed"
             news = {"status": status, "epochs": trainer.current_epoch, "steps": trainer.global_step}
-            self._update(trainer, pl_module, news)
+            self._update(trainer, pl_module, news, read=False)
             folder = run_folder(trainer)
             if folder is None or (folder / TRIAL_FILE).is_file():
                 return
@@ -152,7 +151,9 @@ class RunRecord(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps what training depends on, and what its last epoch measured: a run may be killed before its record."""
-        checkpoint["protocol"] = self._protocol
+        data: Any = getattr(trainer, "datamodule", None)
+        read = training_protocol({"data": data.describe()}) if hasattr(data, "describe") else {}
+        checkpoint["protocol"] = None if self._protocol is None else self._protocol | read
         checkpoint["trained"] = {key: each for key, each in _metrics(trainer).items() if key.startswith("train/")}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -190,12 +191,17 @@ class RunRecord(L.Callback):
         self._evaluated(trainer, pl_module, "test")
 
     def _update(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, news: dict[str, Any], anew: bool = False
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        news: dict[str, Any],
+        anew: bool = False,
+        read: bool = True,
     ) -> None:
         if (found := _written(trainer, pl_module)) is not None:
             folder, task = found
             path = folder / RUN_FILE
-            write_json(path, _with(({} if anew else _read(path)) | protocol(trainer, task), news))
+            write_json(path, _with(({} if anew else _read(path)) | protocol(trainer, task, read), news))
 
     def _evaluated(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
         """Keeps what was measured in the run's record, or beside it in a file of its own.

@@ -20,9 +20,9 @@ from vpt.models.delta_file import read_head
 from vpt.run_record import PROBE, global_seed
 from vpt.tasks.base import Batch, TuningTask
 from vpt.tasks.initialization import agree, start_at_probe
-from vpt.tasks.losses import PLAIN, check_loss, class_weights, weighted_loss
-from vpt.tasks.objectives import OBJECTIVES, Objective
 from vpt.tasks.regularization import SECOND_LOSSES, State
+from vpt.tasks.targets.losses import PLAIN, check_loss, class_weights, weighted_loss
+from vpt.tasks.targets.objectives import OBJECTIVES, Objective
 
 
 class ClassificationTask(TuningTask):
@@ -36,7 +36,7 @@ class ClassificationTask(TuningTask):
     The data say whether an image has one class, several or numbers (`vpt.data.targets.Targets`). With several labels,
     uint8 (B, C), the loss is the binary cross-entropy, and the scores are ``mean_ap`` and ``f1``; with numbers, float32
     (B, K), they are the squared error in units of the training labels' variance, ``mae`` and ``r2``
-    (`vpt.tasks.objectives`).
+    (`vpt.tasks.targets.objectives`).
     """
 
     target = "label"
@@ -69,8 +69,8 @@ class ClassificationTask(TuningTask):
             focal_gamma: γ of the focal loss, from 0, which makes it the cross-entropy, to 100.
             label_smoothing: Share of each target that is given to all classes alike, in [0, 1); not with ``focal``.
             class_weights: Of the training loss, whose mean over a batch is then weighted: ``balanced``, ``inv`` or
-                ``inv_sqrt``, of how often classes are trained on (`vpt.tasks.losses.class_weights`), or weights by
-                class name, 1 for classes without.
+                ``inv_sqrt``, of how often classes are trained on (`vpt.tasks.targets.losses.class_weights`), or weights
+                by class name, 1 for classes without.
             mixup: α of mixup of training images, from 0.001 to 1000; 0 for none.
             cutmix: α of CutMix, likewise; with both, a batch gets either with probability ½ (`vpt.backbones.mixup`).
             metrics: More to measure of validation and test: names of ``Multiclass*`` classes of

@@ -19,13 +19,15 @@ from vpt.tasks.base import TuningTask
 from vpt.version import versions
 
 
-def protocol(trainer: L.Trainer, task: TuningTask) -> dict[str, Any]:
+def protocol(trainer: L.Trainer, task: TuningTask, read: bool = True) -> dict[str, Any]:
     """Everything that a number of this run depends on, as plain JSON values.
 
     Task, hyperparameters and the files that it starts from, seed, training, data (preset, counts, fingerprints),
-    backbone, parameters, machine and versions.
+    backbone, parameters, machine and versions. Without `read` the fingerprints are left out where images would have to
+    be read for them (`ImageDataModule.hashed`).
     """
     data: Any = getattr(trainer, "datamodule", None)
+    describe = getattr(data, "describe" if read or getattr(data, "hashed", True) else "outline", None)
     trainable, total = task.model.parameter_counts()
     starts = {key: task.hparams.get(key) for key in ("init_delta", "init_head")}
     return {
@@ -42,7 +44,7 @@ def protocol(trainer: L.Trainer, task: TuningTask) -> dict[str, Any]:
         "precision": str(trainer.precision),
         "training": _training(trainer),
         "machine": machine(),
-        "data": data.describe() if hasattr(data, "describe") else None,
+        "data": None if describe is None else describe(),
         "backbone": identity(task.model),
         "parameters": {"trainable": trainable, "total": total},
         "versions": versions(),

@@ -164,7 +164,7 @@ def _expand(paths: Sequence[Path], arrays: bool) -> list[Path]:
             if not inside:
                 others = f" (not read: {text})" if (text := left.text(path)) else ""
                 raise DataError(f"There is no image in the folder {path}{others}.")
-            files += inside[:_IN_FOLDER]
+            files += map(Path, inside[:_IN_FOLDER])
         else:
             files.append(path)
     if not files:

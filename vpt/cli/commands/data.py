@@ -190,8 +190,8 @@ def _prepare(options: Namespace) -> None:
 
 
 def _cache(options: Namespace) -> None:
-    from vpt.data.content_hashes import cache_folder
-    from vpt.data.image_cache import clear, usage
+    from vpt.data.cache.content_hashes import cache_folder
+    from vpt.data.cache.image_cache import clear, usage
 
     if cache_folder().is_file():
         raise ConfigError(f"VPT_CACHE is {cache_folder()}, a file: set it to a folder.")

@@ -63,6 +63,7 @@ class VPTCLI(LightningCLI):
     given: dict[str, Any]
     whole: dict[str, int]
     hyperparameters: dict[str, Any]
+    _data: ImageDataModule
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -98,7 +99,7 @@ class VPTCLI(LightningCLI):
         """
         config_checks.check_run(str(self.subcommand), self.config[self.subcommand].as_dict(), self.args)
         check_writable(self._home(), folder=True)
-        settled = settle(self._left_open(), bool(self.hyperparameters) and self.subcommand != "fit")[0]
+        settled, self._data = settle(self._left_open(), bool(self.hyperparameters) and self.subcommand != "fit")
         config = self.config[self.subcommand]
         config.data.init_args.image_size = settled["data"]["init_args"]["image_size"]
         for key in (*FROM_DATA, *config_checks.FREE_OF_CHECKPOINT):
@@ -145,9 +146,17 @@ class VPTCLI(LightningCLI):
         return config
 
     def instantiate_classes(self) -> None:
-        """Builds data, model and trainer; what they refuse comes without jsonargparse's wrapping."""
+        """Builds model and trainer around the data, which are there: they may have taken long to list.
+
+        What they refuse comes without jsonargparse's wrapping.
+        """
+        config = self.config.clone()
+        config[self.subcommand].data = self.datamodule = self._data
         try:
-            super().instantiate_classes()
+            self.config_init = self.parser.instantiate_classes(config)
+            self.model = self._get(self.config_init, "model")
+            self._add_configure_optimizers_method_to_model(self.subcommand)
+            self.trainer = self.instantiate_trainer()
         except ValueError as error:
             if not str(error).startswith("Does not validate"):
                 raise

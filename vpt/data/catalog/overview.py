@@ -10,8 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from vpt.data.cache.content_hashes import home_path
 from vpt.data.catalog.cards import Card, card_names, find_card, load_card
-from vpt.data.content_hashes import home_path
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.fgvc import FGVCDataModule
 from vpt.data.datasets.folder import FolderDataModule

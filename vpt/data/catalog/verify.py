@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
 
+from vpt.data.cache.content_hashes import in_threads
 from vpt.data.catalog.cards import bare_name
 from vpt.data.catalog.overview import MANY_SETS, card_on_disk, image_lists, in_vtab_layout, own_data, parts
 from vpt.data.channels import Raster
-from vpt.data.content_hashes import in_threads
 from vpt.data.images import ImageList
 from vpt.data.targets import num_classes, positives
 from vpt.errors import DataError

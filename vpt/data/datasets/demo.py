@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vpt.argument_types import checked
+from vpt.data.cache.content_hashes import Hashes, as_hashes, content_hash
 from vpt.data.catalog.cards import load_card
-from vpt.data.content_hashes import Hashes, as_hashes, content_hash
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.masks import MaskDataModule, MaskSplit
 from vpt.data.splits import Split, chosen_splits, generated_split

@@ -220,9 +220,9 @@ class FGVCDataModule(ImageDataModule):
         )
         super().__init__(dataset, found.class_names, splits, preset, image_size, card=card, **options)
 
-    def describe(self) -> dict[str, Any]:
+    def outline(self) -> dict[str, Any]:
         """Adds ``split_source`` to the base's description."""
-        return super().describe() | {"split_source": self.split_source}
+        return super().outline() | {"split_source": self.split_source}
 
 
 def _read(card: Card, root: str | Path | None) -> tuple[Official, str]:

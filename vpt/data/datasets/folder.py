@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from vpt.argument_types import checked
+from vpt.data.cache.content_hashes import home_path
 from vpt.data.channels import Channels
-from vpt.data.content_hashes import home_path
 from vpt.data.datamodule import ImageDataModule
 from vpt.data.datasets.table import SPLIT_NAMES, UNDERSTOOD, Columns, Lists, Rows, label_rows, read_rows, split_name
 from vpt.data.datasets.torchvision_datasets import TorchvisionList, torchvision_lists
@@ -139,9 +139,9 @@ class FolderDataModule(ImageDataModule):
         self._held_out = {**held, "split_seed": split_seed} if "test" in held else None
         super().__init__(name, class_names, splits, chosen, image_size, card=None, targets=targets, **options)
 
-    def describe(self) -> dict[str, Any]:
+    def outline(self) -> dict[str, Any]:
         """Says which data these are, as the base class does; ``held_out`` has the shares where one is for testing."""
-        return super().describe() | ({"held_out": self._held_out} if self._held_out else {})
+        return super().outline() | ({"held_out": self._held_out} if self._held_out else {})
 
 
 def _of_channels(images: ImageList | TorchvisionList, channels: Channels | None) -> ImageList | TorchvisionList:
@@ -223,18 +223,20 @@ def _find_splits(root: Path, arrays: bool) -> tuple[dict[str, Path], LeftOut]:
 def _read_folders(root: Path, found: Mapping[str, Path], left: LeftOut, arrays: bool) -> Lists:
     """Lists the images of every split folder; the root itself is one where it holds the classes."""
     rows = {split: Rows(folder) for split, folder in found.items()}
+    above = "" if str(root) == "." else f"{root}{os.sep}" if root.name else str(root)
     for split, folder in found.items():
         for name, path in _class_files(folder, left, arrays):
-            parts = path.relative_to(root).parts
+            below = path.removeprefix(above).replace(os.sep, "/")
+            parts = below.split("/")
             if folder == root and len(parts) > 2 and SPLIT_NAMES.get(parts[1].casefold()) == "train":
                 raise DataError(f"{shown(root / parts[0])} holds splits itself ({parts[1]}): name that folder as root.")
-            rows[split].paths.append("/".join(parts))
+            rows[split].paths.append(below)
             rows[split].names.append(name)
     left.warn(root)
     return label_rows(root, rows)
 
 
-def _class_files(folder: Path, left: LeftOut, arrays: bool) -> Iterator[tuple[str, Path]]:
+def _class_files(folder: Path, left: LeftOut, arrays: bool) -> Iterator[tuple[str, str]]:
     """Yields (class name, image) of one split folder, sorted."""
     homes, stray = list_folder(folder, left, arrays)
     if stray:

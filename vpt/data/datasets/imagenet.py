@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -113,9 +114,9 @@ class ImageNetDataModule(ImageDataModule):
         """
         return self._groups.get(name)
 
-    def describe(self) -> dict[str, Any]:
+    def outline(self) -> dict[str, Any]:
         """Adds how complete the data are, which classes count and what was cut off."""
-        described = super().describe()
+        described = super().outline()
         tested = {name: groups for name, groups in self._groups.items() if groups is not None}
         cropped = any("objectnet" in split.source for split in self._splits.values())
         return described | {
@@ -289,7 +290,9 @@ def class_images(
             f"the expected layout is\n{card.layout.rstrip()}"
         )
     present = sorted((label, name) for name, label in labels.items() if name in found)
-    names = {name: [path.name for path in sorted(list_folder(folder / name, left)[1])] for _, name in present}
+    names = {
+        name: sorted(path.rpartition(os.sep)[2] for path in list_folder(folder / name, left)[1]) for _, name in present
+    }
     empty = [name for name in names if not names[name]]
     if empty and not allow_partial:
         raise DataError(f"{folder / empty[0]} is a class folder without images; unpack the archive again.")

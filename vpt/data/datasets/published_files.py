@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from vpt.data.cache.content_hashes import home_path
 from vpt.data.catalog.cards import Card
-from vpt.data.content_hashes import home_path
 from vpt.data.images import ImageList, first_repeated
 from vpt.data.splits import hold_out_every
 from vpt.errors import DataError

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vpt.data.content_hashes import home_path
+from vpt.data.cache.content_hashes import home_path
 from vpt.data.datasets.torchvision_datasets import TorchvisionList
 from vpt.data.images import ImageList, LeftOut, first_repeated, is_image_name, list_folder, shown
 from vpt.data.list_files import check_class_names, class_name, read_table, whole_number
@@ -155,7 +155,7 @@ def _find_files(file: Path, folder: Path, paths: Iterable[str], lines: Iterable[
             home, _, stem = here.rpartition("/")
             if home not in stems:
                 stems[home] = {}
-                for image in list_folder(folder / home, LeftOut())[1]:
+                for image in map(Path, list_folder(folder / home, LeftOut())[1]):
                     stems[home].setdefault(image.stem, []).append(image.name)
             names = stems[home].get(stem, [])
             if names and not os.path.lexists(folder / here):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vpt.data.content_hashes import Hashes, cache_folder, content_hash, kept_hashes
+from vpt.data.cache.content_hashes import Hashes, cache_folder, content_hash, kept_hashes
 from vpt.data.images import to_rgb
 from vpt.errors import ConfigError, DataError, UnknownNameError
 

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from vpt.atomic_write import atomic_write, write_text
+from vpt.data.cache.content_hashes import home_path, in_threads
 from vpt.data.catalog.cards import find_card
-from vpt.data.content_hashes import home_path, in_threads
 from vpt.data.images import first_repeated
 from vpt.data.prepare import arrays, image_files
 from vpt.data.prepare.originals import Chosen, MissingOriginalError, Part, Picture, Reader, SplitRule, choose

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track
 
 from vpt.atomic_write import atomic_write, make_folder, write_json
@@ -27,10 +28,14 @@ from vpt.screen import console, plain
 Hashes = NDArray[np.uint8]
 """uint8 (N, 16), one row an image; of zeros where a file cannot be read."""
 
+LARGE = 10_000
+"""Images in a list above which contents are read, and pixels decoded, when they are needed and not before."""
+
 WIDTH = 16
 SUFFIX, NUMBERS = ".hashes", ".numbers"
 _SETTLED_AFTER = 2.0  # seconds: a file that is younger may change again without another time
 _SHOW_PROGRESS_ABOVE = 300  # images
+_LINE_EVERY = 5.0  # seconds
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -62,7 +67,21 @@ def as_hashes(rows: Iterable[bytes]) -> Hashes:
     return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, WIDTH)
 
 
-def kept_hashes(title: str, about: str, files: Iterable[Path], count: int, content: Callable[[int], bytes]) -> Hashes:
+def file_state(file: str | Path) -> tuple[bytes, float]:
+    """Returns what changes with a file, as text, and when it changed last; an OSError where there is none."""
+    status = os.stat(file)  # noqa: PTH116  a Path for each of a million files takes longer than the call
+    state = f" {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}".encode()
+    return state, max(status.st_mtime, status.st_ctime)
+
+
+def is_settled(changed: float) -> bool:
+    """Says whether a file that changed at a time cannot change again at that time."""
+    return time.time() - changed > _SETTLED_AFTER
+
+
+def kept_hashes(
+    title: str, about: str, files: Iterable[str | Path], count: int, content: Callable[[int], bytes]
+) -> Hashes:
     """Returns the hashes of N images; computes them unless they were kept for files of the same state.
 
     Args:
@@ -76,9 +95,9 @@ def kept_hashes(title: str, about: str, files: Iterable[Path], count: int, conte
     for file in files:
         digest.update(f"\n{file}".encode("utf-8", "surrogateescape"))
         with suppress(OSError):
-            status = file.stat()
-            digest.update(f" {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}".encode())
-            youngest = max(youngest, status.st_mtime, status.st_ctime)
+            state, changed = file_state(file)
+            digest.update(state)
+            youngest = max(youngest, changed)
     path = cache_folder() / f"{digest.hexdigest()[:32]}{SUFFIX}"
     with suppress(OSError):
         if len(found := path.read_bytes()) == count * WIDTH:
@@ -90,7 +109,7 @@ def kept_hashes(title: str, about: str, files: Iterable[Path], count: int, conte
         except OSError:
             return bytes(WIDTH)
 
-    settled = time.time() - youngest > _SETTLED_AFTER
+    settled = is_settled(youngest)
     hashes = as_hashes(in_threads(answer, range(count), f"Reading {title}"))
     if settled:
         with suppress(OutputError), atomic_write(path) as partial:
@@ -112,9 +131,23 @@ def kept_numbers(key: Any, compute: Callable[[], dict[str, list[float]]]) -> dic
 
 
 def progress(answers: Iterable[Answer], description: str, count: int) -> Iterable[Answer]:
-    """Shows a progress bar on stderr while answers, one an image, are iterated over, unless they are few."""
+    """Shows on stderr how far it is while answers, one an image, are iterated over, unless they are few.
+
+    That is a bar, or off a terminal a line every `_LINE_EVERY` seconds.
+    """
     few, shown = count < _SHOW_PROGRESS_ABOVE, console(stderr=True)
+    if not few and not shown.is_terminal:
+        return _lines(answers, description, count, shown)
     return track(answers, plain(description), total=count, console=shown, transient=True, disable=few)
+
+
+def _lines(answers: Iterable[Answer], description: str, count: int, shown: Console) -> Iterator[Answer]:
+    told = begun = time.monotonic()
+    for done, answer in enumerate(answers, start=1):
+        if (now := time.monotonic()) - told >= _LINE_EVERY:
+            told, left = now, (now - begun) * (count - done) / done
+            shown.print(f"{description}: {done:,} of {count:,}, about {left:,.0f} s left", soft_wrap=True)
+        yield answer
 
 
 def in_threads(work: Callable[[Item], Answer], items: Sequence[Item], description: str) -> Iterator[Answer]:

@@ -1,8 +1,9 @@
 """Each image is decoded once, into a memory-mapped file that runs and processes share.
 
 Decoding happens here, before training and in several processes, so that a damaged file is reported by one sentence
-and not in the middle of an epoch. Where a list is too large for the disk, or the disk cannot be written, its images
-are decoded each time they are asked for instead.
+and not in the middle of an epoch. Images of a list that is `LARGE` are decoded when they are first read instead
+(:mod:`vpt.data.cache.growing_cache`). Where a list is too large for the disk, or the disk cannot be written, its images
+are decoded each time they are asked for.
 
 A file holds the pixels of all images, one after the other, and then a table of their heights and widths; images of
 different sizes, which a random crop is cut from, need no padding. It is written under another name and renamed when
@@ -33,9 +34,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from vpt.atomic_write import FULL, atomic_write, make_folder
-from vpt.data.content_hashes import NUMBERS, cache_folder, progress
-from vpt.data.content_hashes import SUFFIX as HASHES
-from vpt.data.images import ImageSource
+from vpt.data.cache.content_hashes import LARGE, NUMBERS, cache_folder, progress
+from vpt.data.cache.content_hashes import SUFFIX as HASHES
+from vpt.data.cache.growing_cache import GrowingCache
+from vpt.data.images import ImageList, ImageSource
 from vpt.data.transforms import Preset
 from vpt.errors import DataError, OutputError, VPTWarning
 from vpt.image_size import ImageSize, plain_size, sides, size_text
@@ -96,6 +98,10 @@ class OnDemand:
         resize = self.preset if self.cropped else self.preset.scale
         return np.ascontiguousarray(resize(self.source.decode(position), self.image_size).transpose(2, 0, 1))
 
+    def state(self, position: int) -> bytes | None:
+        """See `vpt.data.cache.growing_cache.Decoder`."""
+        return self.source.state(position) if isinstance(self.source, ImageList) else None
+
     def num_bytes(self) -> int:
         """Returns the size of all when decoded; where shapes differ, at an aspect ratio of 3:2."""
         area = math.prod(sides(self.image_size)) / (1 if self.cropped else self.preset.crop_fraction**2)
@@ -105,7 +111,7 @@ class OnDemand:
 
 def usage() -> tuple[int, int]:
     """Returns the number of cache files, unfinished ones included, and their bytes."""
-    sizes = [status.st_size for _, status in _files()]
+    sizes = [_on_disk(status) for _, status in _files()]
     return len(sizes), sum(sizes)
 
 
@@ -114,7 +120,12 @@ def clear() -> tuple[int, int]:
     removed = _files()
     for path, _ in removed:
         path.unlink(missing_ok=True)
-    return len(removed), sum(status.st_size for _, status in removed)
+    return len(removed), sum(_on_disk(status) for _, status in removed)
+
+
+def _on_disk(status: os.stat_result) -> int:
+    """Bytes of a file, without the rows that a growing one lacks."""
+    return min(status.st_size, 512 * getattr(status, "st_blocks", status.st_size))
 
 
 def decoded(
@@ -135,8 +146,9 @@ def decoded(
 
     Returns:
         A read-only array uint8 (N, 3, H, W), or float32 (N, C, H, W), if all images have one size, else
-        :class:`Ragged`; or :class:`OnDemand`, with a warning that says why, if they need more than `DISK_SHARE` of the
-        free disk or the cache folder cannot be written.
+        :class:`Ragged`; :class:`GrowingCache` of a `LARGE` list of files; or :class:`OnDemand`, with a warning that
+        says why, if they need more than `DISK_SHARE` of the free disk, the cache folder cannot be written, or a `LARGE`
+        list has images of different sizes.
 
     Raises:
         DataError: An image is missing or cannot be decoded, the decoding processes lack memory or open files, or the
@@ -144,6 +156,8 @@ def decoded(
     """
     source = source if positions is None else source.take(positions)
     images = OnDemand(source, preset, image_size, cropped)
+    if len(source) > LARGE and isinstance(source, ImageList):
+        return _growing(images, source)
     path = cache_folder() / f"{source.title}-{preset.name}-{size_text(image_size)}-{_key(images)}{_SUFFIX}"
     if (cached := _open(path, images)) is not None:
         return cached
@@ -162,6 +176,28 @@ def decoded(
         return _on_demand(images, str(error).rstrip("."))
     cached = _open(path, images)
     return images if cached is None else cached  # None: another process has cleared the cache
+
+
+def _growing(images: OnDemand, source: ImageList) -> GrowingCache | OnDemand:
+    """A cache that is known by the paths of its images; each row knows the state of its file."""
+    if not images.cropped:
+        return _on_demand(images, f"they are more than {LARGE:,}, of different sizes")
+    form = [_FORMAT, images.preset.to_dict(), plain_size(images.image_size), pixel_versions(), str(source.folder)]
+    digest = hashlib.sha256(json.dumps(form).encode())
+    digest.update("\n".join(source.paths).encode("utf-8", "surrogateescape"))
+    size = size_text(images.image_size)
+    path = cache_folder() / f"{source.title}-{images.preset.name}-{size}-{digest.hexdigest()[:16]}-growing{_SUFFIX}"
+    height, width = sides(images.image_size)
+    try:
+        make_folder(path.parent)
+        there = _on_disk(path.stat()) if path.is_file() else 0
+        free = shutil.disk_usage(path.parent).free
+        if images.num_bytes() - there > DISK_SHARE * free:
+            return _on_demand(images, f"they need {_gb(images.num_bytes())}, and {_gb(free)} are free there")
+        shape = (images.preset.num_channels, height, width)
+        return GrowingCache(path, images, shape, np.dtype(images.preset.dtype))
+    except OutputError as error:
+        return _on_demand(images, str(error).rstrip("."))
 
 
 def _on_demand(images: OnDemand, reason: str) -> OnDemand:

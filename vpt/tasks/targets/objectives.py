@@ -13,7 +13,7 @@ from vpt.data.targets import Targets
 from vpt.metrics.multilabel import mean_ap, mean_f1
 from vpt.metrics.regression import mean_r2
 from vpt.models.classifier import TunedModel, ValueHead
-from vpt.tasks.scores import AnswerScore, AnswerTable, MeanPerClass, named_metrics
+from vpt.tasks.targets.scores import AnswerScore, AnswerTable, MeanPerClass, named_metrics
 
 Metrics = dict[str, Metric | MetricCollection]
 Named = Sequence[str | Mapping[str, Any]]

@@ -1,0 +1,1 @@
+"""What is known of images beyond their files: pixels once decoded, and hashes of their contents."""
