@@ -49,7 +49,8 @@ class WrittenOut:
     def low_rank(self, index: int, name: str, x: Tensor) -> Tensor:
         lora = self.parts["lora"]
         key = f"{index}_{name}"
-        return lora.factor * linear(linear(x, lora.down[key]), lora.up[key])
+        change: Tensor = lora.factor * linear(linear(x, lora.down[key]), lora.up[key])
+        return change
 
     def adapted(self, index: int, name: str, out: Tensor) -> Tensor:
         if "adapter" not in self.parts:
@@ -64,7 +65,7 @@ class WrittenOut:
         if "lora" in self.parts:
             q, v = self.low_rank(index, "q", x), self.low_rank(index, "v", x)
             qkv = qkv + self.noisy(torch.cat([q, torch.zeros_like(q), v], dim=-1), index)
-        q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(*x.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
         mixed = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
         return linear(mixed.transpose(1, 2).flatten(2), attn.proj.weight, attn.proj.bias)
 
@@ -95,7 +96,7 @@ def fitted(deltas: list[dict[str, Any]], **options: Any) -> DeltaTuning:
 def test_loss_and_gradient_are_those_of_two_passes_written_out(deltas: list[dict[str, Any]], spare_first: bool) -> None:
     task = fitted(deltas, pace={"rate": 0.7, "sigma": 1.3, "spare_first": spare_first}).double()
     batch = data().split("train").batch(range(5))
-    depth = len(task.model.backbone.model.blocks)
+    depth = len(task.model.backbone.layout.blocks)
     written = WrittenOut(task.model, published_sigmas(1.3, depth + 1, int(spare_first)))
     trained = [p for p in task.model.parameters() if p.requires_grad]
     torch.manual_seed(11)
@@ -179,12 +180,13 @@ def test_it_trains_what_else_adds_to_outputs(backbone: str, delta: dict[str, Any
 
 
 def test_noise_is_of_each_image_and_channel_and_has_mean_1() -> None:
-    pace = {"sigma": 0.5, "spare_first": False}
+    pace: dict[str, Any] = {"sigma": 0.5, "spare_first": False}
     task = fitted([{"name": "adapter", "targets": ["patch_embed.proj"]}], pace=pace).double()
-    up = task.model.parts()[0].up["patch_embed/proj"]  # type: ignore[operator,union-attr]
+    added: Any = task.model.parts()[0]
+    up = added.up["patch_embed/proj"]
     torch.nn.init.zeros_(up.weight)
     torch.nn.init.ones_(up.bias)  # so that 1 is added everywhere
-    layer = task.model.backbone.model.patch_embed.proj
+    layer = added.adds_to()[0]
     images = task.model.backbone.normalize(data().split("train").batch(range(64))["image"])
     torch.manual_seed(0)
     with torch.no_grad(), Pace(**pace).around(task.model):
