@@ -251,6 +251,7 @@ _IDLE = {
     "hyperparameters.probe_l2": None,
     "hyperparameters.start_decay": None,
     "hyperparameters.keep_answers": None,
+    "hyperparameters.pace": None,
 }
 _SEEDS = ("seed", "data.seed", "data.subset.seed", "data.subset.sha256", "data.shared_with_train")
 _LENGTH = ("max_epochs", "training.max_steps", "training.callbacks", "read")

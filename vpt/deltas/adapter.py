@@ -119,6 +119,10 @@ class Adapter(DeltaPart):
         """See `DeltaPart`."""
         return dict(self._sublayers)
 
+    def adds_to(self) -> list[nn.Module]:
+        """See `DeltaPart`."""
+        return list(self._sublayers.values())
+
     def expected_parameters(self) -> int:
         """2 · rank · dim + rank + dim for each adapter."""
         return sum(2 * self.rank * dim + self.rank + dim for dim in self._dims.values())

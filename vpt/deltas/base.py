@@ -106,6 +106,10 @@ class DeltaPart(nn.Module, ABC):
         """See `vpt.backbones.block_forward.Attached`: none, unless a delta says otherwise."""
         return None
 
+    def adds_to(self) -> list[nn.Module]:
+        """The layers that it adds to the outputs of, by hooks, where it changes nothing else; otherwise none."""
+        return []
+
     def rate_scales(self) -> dict[nn.Parameter, float]:
         """Multiples of the learning rate, by parameter; 1 for those that it lacks."""
         return {}

@@ -121,6 +121,10 @@ class Lora(MergeablePart):
         """See `DeltaPart`."""
         return {**{key: target.module for key, target in self.targets.items()}, **self.convolutions}
 
+    def adds_to(self) -> list[nn.Module]:
+        """See `DeltaPart`; the change of a convolution lies in its weight."""
+        return [] if self.convolutions else [*self._by_module]
+
     def expected_parameters(self) -> int:
         """Σ rank · (inputs + outputs) over the maps; the inputs of a convolution are those of one group, times k²."""
         rank = len(next(iter(self.down.values())))

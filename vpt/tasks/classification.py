@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any, Literal, cast
 
 import torch
@@ -55,6 +56,7 @@ class ClassificationTask(TuningTask):
         metrics: list[str | dict[str, Any]] | None = None,
         targets: Targets | None = None,
         keep_answers: dict[str, Any] | None = None,
+        pace: dict[str, Any] | None = None,
         **task: Any,
     ) -> None:
         """Builds the task.
@@ -79,6 +81,8 @@ class ClassificationTask(TuningTask):
             targets: What images are labelled with; from the data when left out, ``multiclass`` without.
             keep_answers: Options of `vpt.tasks.regularization.keep_answers.KeepAnswers`, a second loss: answers to
                 corrupted training images stay near those of the untuned model.
+            pace: Options of `vpt.tasks.regularization.pace.Pace`, a second loss: answers stay the same under noise on
+                what LoRA or adapters add.
             **task: See `TuningTask`.
 
         Raises:
@@ -204,6 +208,13 @@ class ClassificationTask(TuningTask):
         gamma = options["focal_gamma"] if options["loss"] == "focal" else 0.0
         target = batch.get("target", batch["label"])
         return second + weighted_loss(logits, target, self._class_weight, options["label_smoothing"], gamma)
+
+    def _in_parts(self, batch: Batch) -> Tensor:
+        """Training logits, computed within what second losses put around that."""
+        with ExitStack() as surrounded:
+            for second in self._seconds.values():
+                surrounded.enter_context(second.around(self.model))
+            return super()._in_parts(batch)
 
     def _second_losses(self, logits: Tensor, batch: Batch) -> float | Tensor:
         place, total = f"{global_seed()}/{self.current_epoch}", cast("float | Tensor", 0.0)

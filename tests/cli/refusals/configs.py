@@ -169,6 +169,8 @@ _VALUES = {  # flags after those of a run that would be trained
     "--model.ema_decay 1": "ema_decay in [0, 1), got 1.0, 1.0 and 1.0",
     "--model.ema_decay -1": "ema_decay must be a number of at least 0",
     "-c {configs}/method/linear_lbfgs.yaml --model.ema_decay 0.9": "ema_decay has no effect with solver lbfgs",
+    "--model.pace '{{sigma: 1}}'": "pace puts noise on what a delta adds to the outputs of layers",
+    "--model.pace '{{sigma: 0}}'": "sigma of pace must be positive",
     "--model.layer_decay 0.5": "the layers of the backbone are not fine-tuned",
     "-c {configs}/method/full.yaml --model.layer_decay 0": "layer_decay lies in (0, 1]",
     "-c {configs}/method/linear_lbfgs.yaml --model.mixup 0.5": "mixup has no effect with solver lbfgs",

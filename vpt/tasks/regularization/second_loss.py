@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,10 @@ class SecondLoss(Options):
         """What it remembers of a model before its first step."""
         return {}
 
+    def around(self, model: TunedModel) -> AbstractContextManager[None]:
+        """What surrounds the forward pass of each training step; when it ends, nothing of it is left on the model."""
+        return nullcontext()
+
     @abstractmethod
     def loss(
         self, model: TunedModel, state: Mapping[str, Tensor], batch: Mapping[str, Tensor], logits: Tensor, place: str
@@ -35,6 +40,6 @@ class SecondLoss(Options):
             model: As it is in training.
             state: What `start` gave.
             batch: ``image`` uint8 (B, 3, H, W), ``label`` and ``index`` (B,).
-            logits: (B, num_classes), of the batch.
+            logits: (B, num_classes), of the batch, computed within `around`.
             place: Names run and epoch, for what is drawn.
         """
