@@ -49,9 +49,10 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor | None]
 class OpenAttention(nn.Module):
     """An attention module with edits to its keys and values, and with optional trimming of its queries.
 
-    `edits`, by the id of their handles, apply in order, those that act on all keys last; where none is active (and nothing is trimmed) timm's own code
-    runs. `windows` consecutive rows of a batch belong to one image. `fusible` says whether timm would call PyTorch's
-    fused attention, `fusible_with_edits` whether we may: timm leaves it to us in a Swin, whose own code does not.
+    `edits`, by the id of their handles, apply in order, those that act on all keys last; where none is active (and
+    nothing is trimmed) timm's own code runs. `windows` consecutive rows of a batch belong to one image. `fusible` says
+    whether timm would call PyTorch's fused attention, `fusible_with_edits` whether we may: timm leaves it to us in a
+    Swin, whose own code does not.
     """
 
     edits: OrderedDict[int, AttentionEdit]
