@@ -193,7 +193,7 @@ class ExtraKeys(DeltaPart):
     def key_bias(self, layer: int, keys: Tensor, number: int, before: int, after: int = 0) -> Tensor | None:
         """The bias on the logits: log α + g (less log n) on the own n columns, 0 on those before and behind them.
 
-        (1, heads or 1, 1, before + n + after), or None where all is 0; `keys` gives dtype and device.
+        (1, softmaxes or 1, 1, before + n + after), or None where all is 0; `keys` gives dtype and device.
         """
         opening = self.opening(layer)
         strength = self.at(layer)
@@ -204,6 +204,8 @@ class ExtraKeys(DeltaPart):
             own = keys.new_full((1, 1, 1, number), math.log(odds))
         else:
             own = (opening + math.log(odds)).to(keys).view(1, -1, 1, 1).expand(-1, -1, -1, number)
+            # Differential attention: two softmaxes, one behind the other, are of one head.
+            own = own.repeat_interleave(max(1, keys.shape[1] // own.shape[1]), dim=1) if own.shape[1] > 1 else own
         return pad(own, (before, after))
 
     def _whole(self, keys: Tensor, images: int, number: int) -> Tensor:
