@@ -30,6 +30,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "adaptive": {"hidden": 3, "dropout": 0.0},
         "gate": {"init": -1.0},
     },
+    "prompt-temperature": {"name": "prompt", "num_tokens": 5, "temperature": {"per": "head"}},
     "prompt-add": {"name": "prompt_add"},
     "prompt-add-deep": {"name": "prompt_add", "deep": True},
     "prompt-pad": {"name": "prompt_pad", "width": 3},

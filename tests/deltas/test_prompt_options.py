@@ -211,7 +211,9 @@ def test_processes_agree_on_what_the_first_has_computed() -> None:
     assert all(torch.equal(tensor, alone[key] + 1) for key, tensor in model.owned().items())
 
 
-@pytest.mark.parametrize("spec", [{"gate": {"init": -1.0}}, {"adaptive": {"dropout": 0.0}}, {"fourier": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "spec", [{"gate": {"init": -1.0}}, {"adaptive": {"dropout": 0.0}}, {"fourier": 0.5}, {"temperature": {}}], ids=str
+)
 def test_activation_checkpointing_and_copies_change_nothing(spec: dict[str, Any]) -> None:
     backbone, _, delta, part = prompt_on("vit", **spec)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,22 @@ def test_prefixes_gates_and_dropout_of_whole_prompts_have_their_place(family: st
     assert not torch.allclose(backbone(x), bare)
     prefix.set_strength(0.0)
     assert torch.equal(backbone(x), bare)
+
+
+def test_a_gate_of_each_head_is_of_both_its_softmaxes_in_differential_attention() -> None:
+    backbone, twin = make("differential")
+    x = images(backbone.input_shape[1])
+    delta = attach(backbone, [{"name": "prompt", "num_tokens": 2, "gate": {"init": math.log(3)}}])
+    part: Any = delta.parts[0]
+    with torch.no_grad():
+        part.tokens.normal_()
+    concatenate(twin, [tokens.detach().repeat(3, 1) for tokens in part.tokens])
+    close(backbone(x), features(twin, x))
+    with torch.no_grad():
+        part.gate.view(2, 2)[0, 1] = -math.inf  # the second head of the first block
+    attention, tokens = backbone.attention_layout.attentions[0], torch.randn(1, 5, 24).double()
+    shares = attention.weights(None, tokens)[..., 5:].sum(dim=-1)[0].amax(dim=1)
+    assert (shares > 0).tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize("spec", [{"deep": False}, {"adaptive": {}}, {"init": "mean"}])

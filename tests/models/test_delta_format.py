@@ -217,6 +217,7 @@ def test_a_header_is_read_without_its_tensors(good: Path, monkeypatch: pytest.Mo
         "fourier": 0.0,
         "init": "uniform",
         "adaptive": None,
+        "temperature": None,
     }
     assert (header["backbone_tuned"], header["dtype"]) == (False, "float32")
 

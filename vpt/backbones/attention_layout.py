@@ -222,7 +222,7 @@ def _place(model: nn.Module, name: str, attention: nn.Module) -> tuple[nn.Module
 class _Watch:
     """An edit that changes nothing and notes what passes it."""
 
-    active = True
+    active, on_all = True, False
 
     def __init__(self) -> None:
         self.calls: list[tuple[OpenAttention, int, int]] = []

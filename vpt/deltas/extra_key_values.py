@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,7 +33,8 @@ class KeyEdit:
     layer: int
     change: Callable[[int, OpenAttention, Tensor, Tensor], Edited]
     finish: Callable[[int, OpenAttention, Tensor, Tensor, Tensor | None], None] | None = None
-    key: int | None = None  # of the strength; None for the layer
+    key: Hashable = None  # of the strength; None for the layer
+    on_all: bool = False  # whether the keys of all edits are changed, so that it runs behind them
 
     @property
     def active(self) -> bool:
@@ -121,9 +122,9 @@ class ExtraKeys(DeltaPart):
         learned = torch.split(self.gate, self._gates())[layer]
         return self._gate.init + (learned if learned.dtype == torch.float64 else learned.float())
 
-    def kept_gate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The gate's own among tensors by name."""
-        return {name: tensor for name, tensor in tensors.items() if name == "gate"}
+    def of_logits(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Among tensors by name those that change the logits, a gate and temperatures: files keep them as they are."""
+        return {name: tensor for name, tensor in tensors.items() if name in ("gate", "temperature.learned")}
 
     def rate_scales(self) -> dict[nn.Parameter, float]:
         """See `DeltaPart`: that of the gate."""
@@ -192,7 +193,7 @@ class ExtraKeys(DeltaPart):
     def key_bias(self, layer: int, keys: Tensor, number: int, before: int, after: int = 0) -> Tensor | None:
         """The bias on the logits: log α + g (less log n) on the own n columns, 0 on those before and behind them.
 
-        (1, heads or 1, 1, before + n + after), or None where all is 0; `keys` gives dtype and device.
+        (1, softmaxes or 1, 1, before + n + after), or None where all is 0; `keys` gives dtype and device.
         """
         opening = self.opening(layer)
         strength = self.at(layer)
@@ -203,6 +204,8 @@ class ExtraKeys(DeltaPart):
             own = keys.new_full((1, 1, 1, number), math.log(odds))
         else:
             own = (opening + math.log(odds)).to(keys).view(1, -1, 1, 1).expand(-1, -1, -1, number)
+            # Differential attention: two softmaxes, one behind the other, are of one head.
+            own = own.repeat_interleave(max(1, keys.shape[1] // own.shape[1]), dim=1) if own.shape[1] > 1 else own
         return pad(own, (before, after))
 
     def _whole(self, keys: Tensor, images: int, number: int) -> Tensor:
@@ -217,6 +220,7 @@ class FixedKeys(nn.Module):
     `bias`, (sets, heads or 1, 1, n), is added to the logits of these keys; None where it is 0 for all.
     """
 
+    on_all = False
     keys: Tensor
     values: Tensor
     bias: Tensor | None

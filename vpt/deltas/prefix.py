@@ -110,7 +110,7 @@ class Prefix(ExtraKeys):
         pairs = [self.pair(layer) for layer in range(len(self._shapes))]
         keys, values = ([part.detach() for part in parts] for parts in zip(*pairs, strict=True))
         found = named_stack("keys", keys) | named_stack("values", values)
-        return {"hidden": None}, found | self.kept_gate(self.state_dict(keep_vars=True))
+        return {"hidden": None}, found | self.of_logits(self.state_dict(keep_vars=True))
 
     @torch.no_grad()
     def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -137,4 +137,4 @@ class Prefix(ExtraKeys):
         for name, wide in (("weight", weight.T), ("bias", bias)):
             parts = cast("Any", wide.to(like)).split(widths)
             found |= {f"outer.{index}.{name}": part for index, part in enumerate(parts)}
-        return found | self.kept_gate(tensors)
+        return found | self.of_logits(tensors)

@@ -171,7 +171,10 @@ def _extras(task: str, model: TunedModel) -> dict[int, Edited]:
     found: dict[int, Edited] = {}
     for part in () if model.delta is None else model.delta.parts:
         if not isinstance(part, ExtraKeys) or not part.constant:
-            raise ConfigError(f"A bank mixes deep prompts and prefixes; {task} has a {type(part).__name__.lower()}.")
+            more = " that does more than to add the same keys for each image" if isinstance(part, ExtraKeys) else ""
+            raise ConfigError(
+                f"A bank mixes deep prompts and prefixes; {task} has a {type(part).__name__.lower()}{more}."
+            )
         for block, layer in part.constants().items():
             found[block] = _joined(found[block], layer) if block in found else layer
     return found

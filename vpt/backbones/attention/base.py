@@ -28,6 +28,10 @@ class AttentionEdit(Protocol):
     def active(self) -> bool:
         """Whether it changes anything now; where no edit does, timm's own code runs."""
 
+    @property
+    def on_all(self) -> bool:
+        """Whether it acts on the keys of all others, too: such edits run behind the others."""
+
     def __call__(self, attention: OpenAttention, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Appends keys and values behind the given ones (B, heads, K, head_dim), or changes these, and adds a bias.
 
@@ -45,9 +49,10 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor | None]
 class OpenAttention(nn.Module):
     """An attention module with edits to its keys and values, and with optional trimming of its queries.
 
-    `edits`, by the id of their handles, apply in order; where none is active (and nothing is trimmed) timm's own code
-    runs. `windows` consecutive rows of a batch belong to one image. `fusible` says whether timm would call PyTorch's
-    fused attention, `fusible_with_edits` whether we may: timm leaves it to us in a Swin, whose own code does not.
+    `edits`, by the id of their handles, apply in order, those that act on all keys last; where none is active (and
+    nothing is trimmed) timm's own code runs. `windows` consecutive rows of a batch belong to one image. `fusible` says
+    whether timm would call PyTorch's fused attention, `fusible_with_edits` whether we may: timm leaves it to us in a
+    Swin, whose own code does not.
     """
 
     edits: OrderedDict[int, AttentionEdit]
@@ -111,10 +116,11 @@ class OpenAttention(nn.Module):
     def _changed(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys, values, and the summed bias of the edits alone."""
         changes: Tensor | None = None
-        for edit in self.edits.values():
-            if edit.active:
-                keys, values, change = edit(self, keys, values)
-                changes = _sum(changes, change, keys.shape[2])
+        for on_all in (False, True):
+            for edit in self.edits.values():
+                if edit.active and edit.on_all is on_all:
+                    keys, values, change = edit(self, keys, values)
+                    changes = _sum(changes, change, keys.shape[2])
         return keys, values, changes
 
     def forward(self, x: Tensor, *args: Any, keep: int | None = None, **kwargs: Any) -> Tensor:

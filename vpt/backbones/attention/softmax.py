@@ -101,7 +101,9 @@ class OpenDifferential(OpenAttention, DiffAttention):  # type: ignore[misc]  # t
 
     def key_shape(self) -> tuple[int, int]:
         """See `OpenAttention`; an UnsupportedBackboneError, since keys and values differ in width."""
-        raise UnsupportedBackboneError("Differential attention has values of another width than keys: no prefix.")
+        raise UnsupportedBackboneError(
+            "Differential attention has values of another width than keys: no prefix, and no temperature for each head."
+        )
 
 
 class OpenTnt(OpenAttention, TntAttention):  # type: ignore[misc]  # timm is untyped

@@ -22,6 +22,7 @@ from torch.nn.functional import dropout as drop
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.windows import BESIDE, Beside, window_answers
 from vpt.backbones.factory import Backbone
+from vpt.backbones.strength import Place
 from vpt.deltas.base import Handle, chosen_blocks, named_stack, numbers_by_layer, pick, stack
 from vpt.deltas.extra_key_values import (
     DropoutMode,
@@ -36,6 +37,7 @@ from vpt.deltas.extra_key_values import (
 from vpt.deltas.prompts.adaptive import Adaptive, ImagePrompts
 from vpt.deltas.prompts.checks import check_numbers, check_pooling, check_shallow, check_start
 from vpt.deltas.prompts.initialization import Images, tokens_of_images, transformed, transformed_prompts
+from vpt.deltas.prompts.temperature import Temperature, Temperatures
 from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
 
@@ -66,6 +68,7 @@ class Prompt(ExtraKeys):
         fourier: float = 0.0,
         init: Literal["uniform", "token", "mean", "max"] = "uniform",
         adaptive: Adaptive | None = None,
+        temperature: Temperature | None = None,
     ) -> None:
         """Draws prompts from U(-v, v) with v = √(6 / (3·p² + dim)), the paper's Xavier bound for patches of p pixels.
 
@@ -96,6 +99,8 @@ class Prompt(ExtraKeys):
                 prompts are as if ``uniform``.
             adaptive: On a ViT, with deep prompts: those of all blocks but the first are functions of the image's tokens
                 (VAPT, `ImagePrompts`); None for constant ones.
+            temperature: Learns a temperature of the attention in every block that has prompts, of all its keys (Yoo et
+                al., ICML 2023; `Temperature`); shallow prompts are in every block. None for that of the backbone.
         """
         layout = backbone.attention_layout if deep and init == "uniform" and not adaptive else backbone.layout
         blocks = chosen_blocks(len(layout.blocks), layers) if deep else [0]
@@ -123,6 +128,12 @@ class Prompt(ExtraKeys):
         self.adaptive: ImagePrompts | None = None
         if adaptive is not None:
             self.adaptive = ImagePrompts(shapes[1:], backbone.layout.grid, Adaptive.of(adaptive), backbone.mean)
+        self.temperature: Temperatures | None = None
+        if temperature is not None:
+            attentions = self.layout.attentions
+            own = blocks if deep else range(len(attentions))
+            options = Temperature.of(temperature)
+            self.temperature = Temperatures({block: attentions[block] for block in own}, options, backbone.mean)
         self._shapes = shapes[:1] if shared or self.adaptive is not None else shapes
         self.projection = None if project is None else self._projection(project, backbone.mean)
         drawn = self._shapes if project is None else [(number, project) for number, _ in self._shapes]
@@ -156,10 +167,11 @@ class Prompt(ExtraKeys):
     def expected_parameters(self) -> int:
         """Σ n · dim over the layers (one if shallow or shared); projected from width d: Σ n · d + (d + 1) · dim.
 
-        A gate has one more for each head, or block; adaptive prompts have those of `ImagePrompts`.
+        A gate and temperatures have one more for each head, or block; adaptive prompts those of `ImagePrompts`.
         """
         gates = 0 if self._gate is None else sum(self._gates())
         gates += 0 if self.adaptive is None else self.adaptive.expected_parameters()
+        gates += 0 if self.temperature is None else self.temperature.expected_parameters()
         if self.projection is None:
             return gates + sum(number * dim for number, dim in self._shapes)
         width, dim = self.projection.in_features, self.projection.out_features
@@ -185,7 +197,7 @@ class Prompt(ExtraKeys):
         if self.projection is None:
             return {"init": "uniform"}, self.state_dict(keep_vars=True)
         mapped = [self.prompts(layer).detach() for layer in range(len(self._shapes))]
-        return {"project": None}, named_stack("tokens", mapped) | self.kept_gate(self.state_dict(keep_vars=True))
+        return {"project": None}, named_stack("tokens", mapped) | self.of_logits(self.state_dict(keep_vars=True))
 
     @torch.no_grad()
     def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -202,7 +214,7 @@ class Prompt(ExtraKeys):
         weight = torch.where(even > 0, weight / even, like.T).T
         tokens = cast("Any", (narrow * even.T).to(like)).split([len(matrix) for matrix in mapped])
         projection = {"projection.weight": weight.to(like), "projection.bias": bias.to(like)}
-        return named_stack("tokens", tokens) | projection | self.kept_gate(tensors)
+        return named_stack("tokens", tokens) | projection | self.of_logits(tensors)
 
     def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the prompts, projected by the block's LayerNorm and weights."""
@@ -232,7 +244,7 @@ class Prompt(ExtraKeys):
     @property
     def constant(self) -> bool:
         """Whether all that they do is to add keys and values: shallow ones travel, and the pool may read deep ones."""
-        return self.deep and not self._blocks_beside and self.adaptive is None
+        return self.deep and not self._blocks_beside and self.adaptive is None and self.temperature is None
 
     def joining(self, block: int, images: int) -> Tensor | None:
         """The prompts beside the map of a Swin: shallow ones from the first block on, pooled deep ones in the last."""
@@ -245,12 +257,28 @@ class Prompt(ExtraKeys):
         """See `vpt.backbones.block_forward.Attached`: shallow ones have that of the first block."""
         return self.at(self._layer(self._blocks_beside[0]))
 
+    def places(self) -> Mapping[Any, Place]:
+        """See `DeltaPart`: by layer, and the temperature of each block, also of shallow prompts, in that block."""
+        there = {} if self.temperature is None else self.temperature.places(self.layout.attentions)
+        return {**super().places(), **there}
+
+    def rate_scales(self) -> dict[nn.Parameter, float]:
+        """See `DeltaPart`: those of the gate and of temperatures."""
+        own = self.temperature
+        return super().rate_scales() | ({} if own is None else {own.learned: own.options.lr_scale})
+
+    def curves(self) -> dict[str, Tensor]:
+        """See `DeltaPart`: of the gate and of temperatures."""
+        return super().curves() | ({} if self.temperature is None else self.temperature.curves())
+
     def _layer(self, block: int) -> int:
         """The position of a block among those that have prompts; shallow ones have one."""
         return self.blocks.index(block) if self.deep else 0
 
     def hooks(self) -> Iterator[Handle]:
         """Keys and values in every chosen block (deep), or tokens before the first block (shallow)."""
+        if self.temperature is not None:
+            yield from self.temperature.edits(self, self.layout.attentions)
         for block in self._blocks_beside:
             yield self.layout.attentions[block].register_edit(
                 KeyEdit(self, block, self._join_windows, self._gather, self._layer(block))
