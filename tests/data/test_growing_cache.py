@@ -313,6 +313,21 @@ def test_validation_images_that_are_all_trained_on_under_other_names_are_refused
         trainer(tmp_path, callbacks=[]).fit(PromptTuning(**BASE), datamodule=data)
 
 
+def test_a_few_shots_of_a_large_list_are_decoded_at_once_and_none_is_hashed(
+    folder: Path, decodings: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: ImageList) -> None:
+        assert len(self) <= 5
+
+    contents = ImageList.contents
+    monkeypatch.setattr(ImageList, "contents", lambda self: (refuse(self), contents(self))[1])
+    data = FolderDataModule(folder, image_size=SIZE, shots=2)
+    data.setup("fit")
+    assert len(data.split("train")) == 4
+    assert len(decodings) == 4 + len(data.split("val"))
+    assert not data.hashed
+
+
 def test_validation_images_that_are_trained_on_by_name_are_known_before_training(folder: Path) -> None:
     data = FolderDataModule(folder, image_size=SIZE, batch_size=4, train_on_val=True)
     counted = CountedImages()

@@ -39,6 +39,7 @@ class Split:
         pixels: Returns the images, uint8 (3, height, width) each. Called with ``positions``, an int64 array,
             for some of them only, and with ``cropped=False`` for what is there before the preset's centre crop.
         contents: Returns the hash of each image, uint8 (N, 16); None for that of its pixels.
+        part_of: How many images `contents` reads where it is of a part of them; None for N.
     """
 
     source: str
@@ -46,6 +47,7 @@ class Split:
     labels: NDArray[Any]
     pixels: Callable[..., Images]
     contents: Callable[[], Hashes] | None = None
+    part_of: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,7 +65,7 @@ class Split:
     @property
     def hashed(self) -> bool:
         """Whether the hashes are at hand, or soon: not before they are asked for where the list is `LARGE`."""
-        return len(self) <= LARGE or "hashes" in self.__dict__
+        return (self.part_of or len(self)) <= LARGE or "hashes" in self.__dict__
 
     @cached_property
     def fingerprint(self) -> str:
@@ -88,6 +90,7 @@ class Split:
             labels=self.labels[positions],
             pixels=partial(self.pixels, positions=positions),
             contents=None if self.contents is None else partial(rows_of, self.contents, positions),
+            part_of=None if self.contents is None else self.part_of or len(self),
         )
 
 
