@@ -58,7 +58,7 @@ def loader_of(side: str, root: Path, size: int) -> Callable[[], DataLoader[Any]]
 
         data = FolderDataModule(root, image_size=size, batch_size=BATCH, num_workers=WORKERS, seed=0)
         return data.train_dataloader
-    from torchvision import datasets, transforms
+    from torchvision import datasets, transforms  # type: ignore[import-untyped]
 
     steps = [transforms.Resize((size, size), transforms.InterpolationMode.BICUBIC), transforms.PILToTensor()]
     images: Dataset[Any] = datasets.ImageFolder(str(root), transforms.Compose(steps))
@@ -87,7 +87,7 @@ def children() -> Iterator[int]:
 
 def measure_side(side: str, root: Path, size: int, batches: int) -> Row:
     """Seconds and memory of one side in this process; importing it is not counted."""
-    import torchvision.datasets  # noqa: F401
+    import torchvision.datasets  # type: ignore[import-untyped]  # noqa: F401
 
     import vpt.data.datasets.folder  # noqa: F401
 

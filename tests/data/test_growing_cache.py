@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vpt.data import FolderDataModule
-from vpt.data.cache import content_hashes, growing_cache, image_cache
+from vpt.data.cache import content_hashes, image_cache
 from vpt.data.cache.growing_cache import GrowingCache
 from vpt.data.images import ImageList
 from vpt.data.transforms import get_preset
@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_images_that_are_decoded_each_time(
         raise OSError(28, "No space left on device")
 
     cache = grown(images)
-    monkeypatch.setattr(growing_cache.os, "pwrite", refuse)
+    monkeypatch.setattr("vpt.data.cache.growing_cache.os.pwrite", refuse)
     with pytest.warns(VPTWarning, match="cannot grow .No space left on device.*Free space, or set VPT_CACHE"):
         cache[0]
     for _ in range(2):
@@ -229,7 +229,7 @@ def test_a_damaged_image_is_one_sentence_in_the_middle_of_an_epoch(folder: Path,
 def test_batches_are_those_of_a_small_list(folder: Path, monkeypatch: pytest.MonkeyPatch, augment: str) -> None:
     def batches() -> Iterator[dict[str, Any]]:
         data = FolderDataModule(folder, image_size=SIZE, batch_size=5, seed=3, augment=augment)
-        assert isinstance(data.split("train").images, GrowingCache) is (image_cache.LARGE == 5)
+        assert isinstance(data.split("train").images, GrowingCache) is (vars(image_cache)["LARGE"] == 5)
         for epoch in range(2):
             loader = data.train_dataloader()
             loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -246,8 +246,14 @@ BASE: dict[str, Any] = {"backbone": "vit_nano_patch8_64", "weights": "random", "
 
 
 def trainer(folder: Path, **options: Any) -> L.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return L.Trainer(default_root_dir=folder, **({"max_epochs": 2, "callbacks": [RunRecord()]} | quiet | options))
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
+    given: dict[str, Any] = {"max_epochs": 2, "callbacks": [RunRecord()], **quiet, **options}
+    return L.Trainer(default_root_dir=folder, **given)
 
 
 def test_no_image_is_hashed_before_the_first_step(
@@ -269,14 +275,14 @@ def test_no_image_is_hashed_before_the_first_step(
     data = FolderDataModule(folder, image_size=SIZE, batch_size=4)
     keep = ModelCheckpoint(dirpath=tmp_path / "kept", save_last=True)
     run = trainer(tmp_path, callbacks=[RunRecord(), keep], enable_checkpointing=True)
-    assert not data.hashed
+    before = data.hashed
     run.fit(PromptTuning(**BASE), datamodule=data)
+    assert (before, data.hashed) == (False, True)
     assert order[0] == "step"
     assert "hash" in order
     kept = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)["protocol"]
     described = data.describe()
     assert kept["data.fingerprint"] == described["fingerprint"]
-    assert data.hashed
     small = FolderDataModule(folder, image_size=SIZE, batch_size=4)
     monkeypatch.setattr("vpt.data.splits.LARGE", 100)
     assert small.hashed
@@ -316,11 +322,13 @@ def test_validation_images_that_are_all_trained_on_under_other_names_are_refused
 def test_a_few_shots_of_a_large_list_are_decoded_at_once_and_none_is_hashed(
     folder: Path, decodings: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: ImageList) -> None:
-        assert len(self) <= 5
-
     contents = ImageList.contents
-    monkeypatch.setattr(ImageList, "contents", lambda self: (refuse(self), contents(self))[1])
+
+    def of_small_lists(self: ImageList) -> Any:
+        assert len(self) <= 5
+        return contents(self)
+
+    monkeypatch.setattr(ImageList, "contents", of_small_lists)
     data = FolderDataModule(folder, image_size=SIZE, shots=2)
     data.setup("fit")
     assert len(data.split("train")) == 4

@@ -13,7 +13,7 @@ from functools import cache
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +93,11 @@ class ImageList:
             labels=self.labels[positions],
             lines=[self.lines[position] for position in positions] if self.lines else (),
         )
+
+    def joined(self, other: ImageList) -> ImageList:
+        """Returns this list and another one of the same folder behind it."""
+        labels = np.concatenate([self.labels, other.labels])
+        return replace(self, paths=[*self.paths, *other.paths], labels=labels, lines=[*self.lines, *other.lines])
 
     def contents(self) -> Hashes:
         """Returns the hash of each file's bytes and of all else that its pixels are made of, as `ImageSource` does."""
@@ -323,15 +328,19 @@ def _fault(path: Path, error: Exception) -> str:
 def _decode(path: Path, channels: Channels | None) -> Image.Image | Raster:
     if channels is not None:
         return read_channels(regular_file(path), channels)
-    with regular_file(path).open("rb") as file:
-        if file.read(2) == b"\xff\xd8" and (pixels := _decoded_jpeg(file)) is not None:
-            return Image.fromarray(pixels)
-    with Image.open(path) as image:
+    return decode_content(regular_file(path).read_bytes())
+
+
+def decode_content(content: bytes) -> Image.Image:
+    """Decodes the bytes of an image file of any kind, as `decode_rgb` does; errors are Pillow's."""
+    if content[:2] == b"\xff\xd8" and (pixels := _decoded_jpeg(content)) is not None:
+        return Image.fromarray(pixels)
+    with Image.open(BytesIO(content)) as image:
         image.load()
         return to_rgb(image)
 
 
-def _decoded_jpeg(file: BinaryIO) -> NDArray[np.uint8] | None:
+def _decoded_jpeg(content: bytes) -> NDArray[np.uint8] | None:
     """Decodes a plain JPEG by simplejpeg, in less time; None where Pillow might give other pixels, or an error.
 
     That is where simplejpeg is missing, for other colours than grey and YCbCr, for files that may say how they are
@@ -339,8 +348,6 @@ def _decoded_jpeg(file: BinaryIO) -> NDArray[np.uint8] | None:
     """
     if (jpeg := _simplejpeg()) is None:
         return None
-    file.seek(0)
-    content = file.read()
     if any(mark in content for mark in (b"Exif\0", b"http://ns.adobe.com/xap/")):
         return None
     try:

@@ -15,6 +15,7 @@ from vpt.argument_types import checked
 from vpt.data.cache.content_hashes import home_path
 from vpt.data.channels import Channels
 from vpt.data.datamodule import ImageDataModule
+from vpt.data.datasets.shards import find_shards, is_address, read_shards
 from vpt.data.datasets.table import SPLIT_NAMES, UNDERSTOOD, Columns, Lists, Rows, label_rows, read_rows, split_name
 from vpt.data.datasets.torchvision_datasets import TorchvisionList, torchvision_lists
 from vpt.data.images import ImageList, LeftOut, find_images, list_folder, shown
@@ -33,14 +34,23 @@ _LAYOUT = (
 )
 
 
+_OF_TABLES = (
+    "path_column, label_column, label_separator, targets, split_column, columns and images_root are of tables only."
+)
+
+
 class FolderDataModule(ImageDataModule):
     """Images of your own, in three lines of YAML.
 
     A folder holds ``train/<class>/``, and optionally ``val/``, ``test/`` and ``shift_<name>/`` with the same classes;
     or ``<class>/`` alone, of which test and validation images are held out. A table (CSV, TSV or Parquet) has the
     columns ``path`` (relative to the table's folder), ``label`` (a name or a whole number) and optionally ``split``;
-    images may also have several labels each, or numbers. Classes are matched by name, so that label indices stay fixed
-    where a class is missing from the test images. Their order: by number if all names are whole numbers (2 before 10),
+    images may also have several labels each, or numbers. Shards are tar files as of WebDataset, with ``.cls`` or
+    ``.json`` beside each image or folders of classes inside, or Parquet files with embedded images, as of Hugging Face;
+    their names or folders say the split, and the root may be an address such as ``hf://datasets/...``.
+
+    Classes are matched by name, so that label indices stay fixed where a class is missing from the test images. Their
+    order: by number if all names are whole numbers (2 before 10),
     else by name. A torchvision dataset keeps its own order.
     """
 
@@ -69,7 +79,8 @@ class FolderDataModule(ImageDataModule):
         """Lists the images; decodes none.
 
         Args:
-            root: The folder of folders, or the table; for a torchvision dataset its ``root``.
+            root: The folder of folders, the table, or a shard or a folder of shards, which may be an address of fsspec;
+                for a torchvision dataset its ``root``.
             torchvision: Class in ``torchvision.datasets``, e.g. ``"CIFAR10"``; it is read and never downloaded.
             val_fraction: Share of each training class that is held out for validation where no validation images exist,
                 in (0, 1).
@@ -80,8 +91,8 @@ class FolderDataModule(ImageDataModule):
             torchvision_args: Further arguments of the torchvision class, e.g. ``{"split": "letters"}`` of ``"EMNIST"``.
             test_fraction: Share of each class that is held out for testing, in (0, 1), before any for validation; 0 for
                 none; None for 0.2 where folders of classes name no split, else 0. Two images of each class stay.
-            path_column: Name of a table's column of paths. A path may have backslashes between folders, and no
-                suffix where one image has its name.
+            path_column: Name of a table's column of paths, or of a Parquet file's column of images. A path may have
+                backslashes between folders, and no suffix where one image has its name.
             label_column: Name of its column of classes, of several classes each, or of numbers; or the names of several
                 columns, of 0 and 1 for a class each, or of numbers.
             label_separator: The sign between the classes of an image in a column of several, e.g. ``"|"``; an empty
@@ -100,31 +111,18 @@ class FolderDataModule(ImageDataModule):
         """
         if torchvision_args and torchvision is None:
             raise ConfigError("torchvision_args are arguments of a torchvision dataset: name it by torchvision.")
-        root = home_path(root)
         if torchvision and channels is not None:
             raise ConfigError("channels are of image files, and torchvision's images are read by torchvision.")
         chosen = get_preset(preset, channels)
         table = Columns(path_column, label_column, label_separator, targets, split_column, columns, images_root)
-        is_table = torchvision is None and root.suffix.lower() in {*SEPARATORS, ".parquet"} and not root.is_dir()
-        if not is_table and table != Columns():
-            raise ConfigError(
-                "path_column, label_column, label_separator, targets, split_column, columns and images_root are of "
-                "tables only."
-            )
+        if torchvision is not None and table != Columns():
+            raise ConfigError(_OF_TABLES)
         lists: dict[str, ImageList | TorchvisionList]
-        share = 0.0
         if torchvision is not None:
-            name = torchvision.lower()
-            class_names, lists = torchvision_lists(torchvision, root, torchvision_args or {})
-        elif is_table:
-            name, (class_names, lists) = root.stem, read_rows(root, table)
-        elif root.is_file():
-            raise DataError(f"{root} is no folder, and no table that is read: these are .csv, .tsv and .parquet.")
+            name, share = torchvision.lower(), 0.0
+            class_names, lists = torchvision_lists(torchvision, home_path(root), torchvision_args or {})
         else:
-            found, left = _find_splits(root, channels is not None)
-            share = 0.0 if found else TEST_FRACTION
-            name = Path(os.path.realpath(root)).name
-            class_names, lists = _read_folders(root, found or {"train": root}, left, channels is not None)
+            name, class_names, lists, share = _read_root(root, table, channels is not None)
         if test_fraction and "test" in lists:
             raise ConfigError(f"test_fraction has no effect: {name} has test images; leave it out.")
         shares = {"test": share if test_fraction is None else test_fraction, "val": val_fraction}
@@ -142,6 +140,31 @@ class FolderDataModule(ImageDataModule):
     def outline(self) -> dict[str, Any]:
         """Says which data these are, as the base class does; ``held_out`` has the shares where one is for testing."""
         return super().outline() | ({"held_out": self._held_out} if self._held_out else {})
+
+
+def _read_root(
+    given: str | Path, table: Columns, channels: bool
+) -> tuple[str, list[str], dict[str, ImageList | TorchvisionList], float]:
+    """Name, class names and lists of shards, a table or folders, and the share to be tested on where none is named."""
+    root = Path(given) if is_address(given) else home_path(given)
+    if shards := find_shards(given if is_address(given) else root):
+        own = {"path_column": table.path_column, "label_column": table.label_column}
+        if channels or table != Columns(**own) or not isinstance(table.label_column, str):  # type: ignore[arg-type]
+            raise ConfigError(
+                "Images in shards are of 8-bit RGB, with one class each: path_column and label_column say where."
+            )
+        column = None if table.path_column == Columns().path_column else table.path_column
+        class_names, lists = read_shards(root, shards, table.label_column, column)
+        return root.stem, class_names, lists, 0.0 if len(lists) > 1 else TEST_FRACTION
+    if root.suffix.lower() in {*SEPARATORS, ".parquet"} and not root.is_dir():
+        return (root.stem, *read_rows(root, table), 0.0)
+    if table != Columns():
+        raise ConfigError(_OF_TABLES)
+    if root.is_file():
+        raise DataError(f"{root} is no folder, and no table that is read: these are .csv, .tsv and .parquet.")
+    found, left = _find_splits(root, channels)
+    class_names, lists = _read_folders(root, found or {"train": root}, left, channels)
+    return Path(os.path.realpath(root)).name, class_names, lists, 0.0 if found else TEST_FRACTION
 
 
 def _of_channels(images: ImageList | TorchvisionList, channels: Channels | None) -> ImageList | TorchvisionList:
@@ -177,9 +200,9 @@ def _hold_out(
 
 
 def _joined(train: ImageList | TorchvisionList, val: ImageList | TorchvisionList) -> ImageList | TorchvisionList:
-    labels = np.concatenate([train.labels, val.labels])
     if isinstance(train, ImageList) and isinstance(val, ImageList):
-        return replace(train, paths=[*train.paths, *val.paths], labels=labels, lines=[*train.lines, *val.lines])
+        return train.joined(val)
+    labels = np.concatenate([train.labels, val.labels])
     if isinstance(train, TorchvisionList) and isinstance(val, TorchvisionList) and train.dataset is val.dataset:
         return replace(train, positions=np.concatenate([train.positions, val.positions]), labels=labels)
     raise ConfigError("train_on_val is not known of a torchvision dataset that has validation images: leave it out.")
