@@ -31,6 +31,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "gate": {"init": -1.0},
     },
     "prompt-temperature": {"name": "prompt", "num_tokens": 5, "temperature": {"per": "head"}},
+    "prompt-pruned": {"name": "prompt", "num_tokens": 3, "layers": [0, 2], "mask": ["x. .. xx", ".x .. .."]},
     "prompt-add": {"name": "prompt_add"},
     "prompt-add-deep": {"name": "prompt_add", "deep": True},
     "prompt-pad": {"name": "prompt_pad", "width": 3},

@@ -21,6 +21,7 @@ EQUAL: list[tuple[str, list[dict[str, Any]]]] = [
     (VIT, [DEEP | {"gate": {"init": -1.0}, "fourier": 0.5}, {"name": "prefix", "num_tokens": 2, "shared": True}]),
     (VIT, [DEEP | {"deep": False, "fourier": 0.5}]),
     (VIT, [DEEP | {"adaptive": {}}]),
+    (VIT, [DEEP | {"mask": ["xx. ... .x."] * 6}, DEEP | {"deep": False, "mask": ["xx. ... .x."]}]),
     (VIT, [DEEP, {"name": "adapter"}, {"name": "bias"}]),
     (VIT, [{"name": "full"}]),
     (VIT, [{"name": place} for place in ("prompt_add", "prompt_pad", "sidetune", "mlp_head", "linear")]),

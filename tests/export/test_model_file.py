@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "swin": (SWIN, [DEEP]),
     "adaptive": (VIT, [DEEP | {"adaptive": {}, "gate": {}, "fourier": 0.5}]),
     "temperature": (SWIN, [DEEP | {"temperature": {}}, {"name": "prefix", "num_tokens": 2}]),
+    "pruned": (VIT, [DEEP | {"mask": ["x. .. xx", "xx .x x."]}, DEEP | {"deep": False, "mask": [".. x. xx"]}]),
 }
 WRITERS = {"model.onnx": export_onnx, "model.pt2": export_torch}
 ONNX_ALONE = """
@@ -85,7 +86,7 @@ def run_alone(folder: Path, file: str, where: Path) -> tuple[torch.Tensor, dict[
 
 @pytest.mark.parametrize("file", WRITERS)
 @pytest.mark.parametrize(
-    "case", ["deep", "shallow", "lora", "swin", "adaptive", "temperature"]
+    "case", ["deep", "shallow", "lora", "swin", "adaptive", "temperature", "pruned"]
 )  # the others are written by the tests below
 def test_the_file_gives_the_models_logits(case: str, file: str, tmp_path: Path) -> None:
     needs_onnx(file)

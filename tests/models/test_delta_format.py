@@ -218,6 +218,7 @@ def test_a_header_is_read_without_its_tensors(good: Path, monkeypatch: pytest.Mo
         "init": "uniform",
         "adaptive": None,
         "temperature": None,
+        "mask": None,
     }
     assert (header["backbone_tuned"], header["dtype"]) == (False, "float32")
 

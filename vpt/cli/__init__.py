@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "transfer": ("experiments", "transfer the delta of each task to every other task"),
     "report": ("runs", "tables and figures of tested runs, and a page of them"),
     "profile": ("runs", "the cost of a method: parameters, file size, FLOPs, memory, time"),
+    "prune": ("prune", "the run that starts again without the least important prompts"),
     "rerun": ("runs", "repeat a run, and check that its metrics are reproduced"),
     "backbones": ("backbones", "list timm's models: which take prompts, and their weights"),
     "configs": ("configs", "list the configs that come with the package, or copy them"),

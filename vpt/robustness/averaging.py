@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from vpt.deltas import DeltaSpec
+from vpt.deltas.prompts.pruning import prunes_whole
 
 Tensors = Mapping[str, Tensor]
 Spec = dict[str, Any]
@@ -94,8 +95,8 @@ def _none(spec: Spec) -> None:
 
 
 def _prompts(spec: Spec) -> Matching | None:
-    # A transform over prompts, and a function of the image, know their order.
-    if spec["fourier"] or spec["adaptive"] is not None:
+    # A transform over prompts, a function of the image, and prompts that lack segments know their order.
+    if spec["fourier"] or spec["adaptive"] is not None or not prunes_whole(spec["mask"] or ()):
         return None
     return "tokens", (), lambda tokens: layer_norm(tokens, tokens.shape[-1:])  # what a block's norm lets through
 

@@ -22,6 +22,7 @@ _HEAD = "robustness head --backbone vit_nano_patch8_64 --data {configs}/demo.yam
 _SOUP = "robustness soup --deltas {delta} other.safetensors --out soup.safetensors"
 _EVALUATE = "robustness run --delta {delta} --max-images 1 --out out"
 _LEARN = "robustness strengths --delta {delta} --out learned.json"
+_PRUNE = "prune --delta {delta} --tokens 50"
 _ATTEND = "attention --delta {delta}"
 _NANO = "vit_nano_patch8_64"
 _ON_RAY = f"sweep {_DEMO} --grid grid.yaml --out out"
@@ -155,6 +156,17 @@ ROWS = [
     Row(f"{_EVALUATE} --adapt foa --batch-size 1", "no statistics", "batches of several images"),
     Row("export --delta {delta} --format torch --strengths x", "text", "Strengths are numbers from 0 to 1"),
     Row("export --delta {delta} --format torch --anchor {delta}", "of strengths", "no effect without --strengths"),
+    Row("prune --delta nothere --tokens 50", "no file", "nothere"),
+    Row("prune --delta {delta}", "nothing to prune", "give --tokens or --segments"),
+    Row("prune --delta {delta} --tokens 0 --segments 0", "nothing to prune", "give --tokens or --segments"),
+    Row("prune --delta {delta} --tokens 9 --data.shots 1", "less than one", "9 % of the prompts of a layer and 0 %"),
+    Row("prune --delta {delta} --tokens 100", "all", "100 is not a whole number from 0 to 99"),
+    Row("prune --delta {delta} --segments half", "no number", "invalid whole number value: 'half'"),
+    Row("prune --delta {delta} --segments 50 50", "one twice", "--segments has 50 twice"),
+    Row(f"{_PRUNE} --batch-size 0", "none", "0 is not a whole number of at least 1"),
+    Row(f"{_PRUNE} --weights nothere", "no weights", "nothere"),
+    Row(f"{_PRUNE} --data nothere.yaml", "no config", "No config nothere.yaml"),
+    Row(f"{_PRUNE} --out grid.yaml", "a file that is there", "grid.yaml exists already"),
     Row(f"{_LEARN} --evaluations 3", "too few", "3 is not a whole number of at least 12"),
     Row(f"{_LEARN} --objective auc", "an unknown name", "invalid choice: 'auc'"),
     Row(f"{_LEARN} --max-images 0", "none", "0 is not a whole number of at least 1"),

@@ -45,6 +45,15 @@ def check_numbers(part: ExtraKeys, fourier: float, init: str, numbers: Sequence[
             )
 
 
+def check_mapped(mapped: Mapping[str, bool], init: str, fourier: float, masked: bool, windowed: bool) -> None:
+    """Refuses options of each layer's own free prompts with `shared`, `project`, `adaptive`; `mapped` says which."""
+    if mapped["adaptive"] and (mapped["shared"] or mapped["project"] or init != "uniform" or windowed):
+        raise ConfigError("adaptive prompts are of a ViT, each layer's own: leave out shared, project and init.")
+    given = [name for name, there in (*mapped.items(), ("fourier", fourier > 0)) if there]
+    if masked and given:
+        raise ConfigError(f"mask prunes each layer's own free prompts: leave {' and '.join(given)} out.")
+
+
 def check_shallow(part: ExtraKeys, by_layer: Mapping[str, bool]) -> None:
     """Refuses with shallow prompts what is of deep ones; `by_layer` says which options are given."""
     if part.dropout_mode not in ("sample", "shared"):

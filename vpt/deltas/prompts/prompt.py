@@ -35,8 +35,9 @@ from vpt.deltas.extra_key_values import (
     unstacked,
 )
 from vpt.deltas.prompts.adaptive import Adaptive, ImagePrompts
-from vpt.deltas.prompts.checks import check_numbers, check_pooling, check_shallow, check_start
+from vpt.deltas.prompts.checks import check_mapped, check_numbers, check_pooling, check_shallow, check_start
 from vpt.deltas.prompts.initialization import Images, tokens_of_images, transformed, transformed_prompts
+from vpt.deltas.prompts.pruning import Mask, probed
 from vpt.deltas.prompts.temperature import Temperature, Temperatures
 from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
@@ -47,7 +48,8 @@ class Prompt(ExtraKeys):
     """Learned prompts for a vision transformer.
 
     `tokens` are (layers, n, dim), layers being 1 if shallow, shared or adaptive; a list of such for runs of equal
-    layers. `projection` leads from narrower ones to the backbone's width, one for all layers; or None.
+    layers; with a `mask` what is left of them. `projection` leads from narrower ones to the backbone's width, one for
+    all layers; or None. `shapes` are (n, dim) of the prompts of each layer of `tokens`.
     """
 
     modes = ("sample", "shared", "key_value", "prompt")
@@ -69,6 +71,7 @@ class Prompt(ExtraKeys):
         init: Literal["uniform", "token", "mean", "max"] = "uniform",
         adaptive: Adaptive | None = None,
         temperature: Temperature | None = None,
+        mask: Sequence[str] | None = None,
     ) -> None:
         """Draws prompts from U(-v, v) with v = √(6 / (3·p² + dim)), the paper's Xavier bound for patches of p pixels.
 
@@ -101,6 +104,8 @@ class Prompt(ExtraKeys):
                 (VAPT, `ImagePrompts`); None for constant ones.
             temperature: Learns a temperature of the attention in every block that has prompts, of all its keys (Yoo et
                 al., ICML 2023; `Temperature`); shallow prompts are in every block. None for that of the backbone.
+            mask: Prunes prompts, and segments of others, as a `Mask` says, layer by layer; what is left starts as it
+                does without (E²VPT). None for all of them.
         """
         layout = backbone.attention_layout if deep and init == "uniform" and not adaptive else backbone.layout
         blocks = chosen_blocks(len(layout.blocks), layers) if deep else [0]
@@ -111,8 +116,8 @@ class Prompt(ExtraKeys):
         check_start(fourier, init, deep, shared or project is not None)
         if not deep:
             check_shallow(self, by_layer)
-        if adaptive is not None and (shared or project is not None or init != "uniform" or self.layout.windowed):
-            raise ConfigError("adaptive prompts are of a ViT, each layer's own: leave out shared, project and init.")
+        mapped = {"shared": shared, "project": project is not None, "adaptive": adaptive is not None}
+        check_mapped(mapped, init, fourier, mask is not None, self.layout.windowed)
         last = len(self.layout.blocks) - 1
         if reference_pooling:
             check_pooling(self, deep, last)
@@ -134,16 +139,20 @@ class Prompt(ExtraKeys):
             own = blocks if deep else range(len(attentions))
             options = Temperature.of(temperature)
             self.temperature = Temperatures({block: attentions[block] for block in own}, options, backbone.mean)
-        self._shapes = shapes[:1] if shared or self.adaptive is not None else shapes
+        self.shapes = shapes[:1] if shared or self.adaptive is not None else shapes
         self.projection = None if project is None else self._projection(project, backbone.mean)
-        drawn = self._shapes if project is None else [(number, project) for number, _ in self._shapes]
+        drawn = self.shapes if project is None else [(number, project) for number, _ in self.shapes]
         height, width = self.layout.patch_size
         bound = math.sqrt(6 / (3 * height * width + drawn[0][1]))
-        self.tokens = stack(drawn, backbone.mean, lambda tensor: tensor.uniform_(-bound, bound))
+        tokens = stack(drawn, backbone.mean, lambda tensor: tensor.uniform_(-bound, bound))
+        self.mask = None if mask is None else Mask(mask, shapes, backbone.mean)
+        if self.mask is not None:
+            self._numbers, self.shapes = numbers, self.mask.shapes
+        self.tokens = tokens if self.mask is None else self.mask.drawn(tokens, backbone.mean)
 
     def _projection(self, width: int, like: Tensor) -> nn.Linear:
         """As the reference draws it: Kaiming normal over the outputs."""
-        dims = {dim for _, dim in self._shapes}
+        dims = {dim for _, dim in self.shapes}
         if width < 1 or len(dims) > 1:
             raise ConfigError(
                 f"project maps prompts of a positive width to one width of tokens, got {width} to {sorted(dims)}."
@@ -155,14 +164,15 @@ class Prompt(ExtraKeys):
     def prompts(self, layer: int) -> Tensor:
         """The prompts of a layer, (n, dim), by its position among the layers that have prompts.
 
-        Of adaptive ones (B, n, dim), while their block runs.
+        Of adaptive ones (B, n, dim), while their block runs; so are all under masks (`mask_gradients`).
         """
         if self.adaptive is not None and layer > 0:
             if (entering := _ENTERING.get().get(self)) is None:
                 raise ConfigError("Adaptive prompts are of an image: they can be had while their block runs alone.")
             return cast("Tensor", self.adaptive(layer - 1, entering))
         own = pick(self.tokens, 0 if self.shared else layer)
-        return own if self.projection is None else cast("Tensor", self.projection(own))
+        own = own if self.mask is None else self.mask.filled(layer, own)
+        return probed(self, layer, own if self.projection is None else cast("Tensor", self.projection(own)))
 
     def expected_parameters(self) -> int:
         """Σ n · dim over the layers (one if shallow or shared); projected from width d: Σ n · d + (d + 1) · dim.
@@ -173,9 +183,10 @@ class Prompt(ExtraKeys):
         gates += 0 if self.adaptive is None else self.adaptive.expected_parameters()
         gates += 0 if self.temperature is None else self.temperature.expected_parameters()
         if self.projection is None:
-            return gates + sum(number * dim for number, dim in self._shapes)
+            stored = self.shapes if self.mask is None else self.mask.stored
+            return gates + sum(number * dim for number, dim in stored)
         width, dim = self.projection.in_features, self.projection.out_features
-        return gates + sum(number for number, _ in self._shapes) * width + (width + 1) * dim
+        return gates + sum(number for number, _ in self.shapes) * width + (width + 1) * dim
 
     @property
     def starts_from_images(self) -> bool:
@@ -186,17 +197,17 @@ class Prompt(ExtraKeys):
     def start_from_images(self, number: int, images: Images, rng: np.random.Generator) -> None:
         """See `DeltaPart`; a ConfigError where all images together have fewer tokens than there are prompts."""
         if self.starts_from_images:
-            numbers = [size for size, _ in self._shapes]
+            numbers = [size for size, _ in self.shapes] if self.mask is None else self._numbers
             drawn = tokens_of_images(self.backbone, self.blocks, numbers, self.init, number, images, rng)
             for layer, tokens in enumerate(drawn):
-                pick(self.tokens, layer).copy_(tokens)
+                pick(self.tokens, layer).copy_(tokens if self.mask is None else self.mask.cut(layer, tokens))
             self.started = True
 
     def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Prompts behind their projection, wherever they began."""
         if self.projection is None:
             return {"init": "uniform"}, self.state_dict(keep_vars=True)
-        mapped = [self.prompts(layer).detach() for layer in range(len(self._shapes))]
+        mapped = [self.prompts(layer).detach() for layer in range(len(self.shapes))]
         return {"project": None}, named_stack("tokens", mapped) | self.of_logits(self.state_dict(keep_vars=True))
 
     @torch.no_grad()
@@ -358,7 +369,7 @@ class Prompt(ExtraKeys):
 
     def _weaken_tokens(self, layer: int, attention: OpenAttention, keys: Tensor, values: Tensor) -> Edited:
         """The edit of a shallow prompt: its bias on the prompts' columns, which follow the prefix tokens."""
-        before, number = self.backbone.layout.num_prefix + self._inserted_before(), self._shapes[0][0]
+        before, number = self.backbone.layout.num_prefix + self._inserted_before(), self.shapes[0][0]
         return keys, values, self.key_bias(layer, keys, number, before, keys.shape[2] - before - number)
 
     def _inserted_before(self) -> int:
@@ -366,7 +377,7 @@ class Prompt(ExtraKeys):
         parts = self.backbone.attached
         later = parts[parts.index(self) + 1 :] if self.attached else []
         return sum(
-            part._shapes[0][0] for part in later if isinstance(part, Prompt) and part.in_sequence and part.at(0) != 0.0
+            part.shapes[0][0] for part in later if isinstance(part, Prompt) and part.in_sequence and part.at(0) != 0.0
         )
 
     def _insert_tokens(self, block: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -382,7 +393,7 @@ class Prompt(ExtraKeys):
         if self.at(0) == 0.0 or kwargs.get("keep") is not None:
             return x
         prefix = self.backbone.layout.num_prefix
-        return torch.cat([x[:, :prefix], x[:, prefix + self._shapes[0][0] :]], dim=1)
+        return torch.cat([x[:, :prefix], x[:, prefix + self.shapes[0][0] :]], dim=1)
 
 
 _ENTERING: ContextVar[Mapping[Prompt, Tensor]] = ContextVar("tokens that enter a block", default=MappingProxyType({}))
