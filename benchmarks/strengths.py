@@ -59,7 +59,10 @@ REGULARISED: dict[str, dict[str, Any]] = {
     "from the probe": {"probe": True},
     "SPD": {"start_decay": {"rule": "spd", "rate": 1.0}},
     "L2 to the start": {"start_decay": {"rule": "l2", "rate": 10.0}},
+    "PACE": {"pace": {"rate": 1.0, "sigma": 1.0}},
 }
+ONLY = {"PACE": ("lora",)}
+"""Methods that a way is defined for, where it is not for all."""
 SEARCH = 100
 """Evaluations of learned strengths, of the first seed."""
 RUNS = ("deep", "full", "lora", "shallow", "recipe")
@@ -141,7 +144,7 @@ def run_regularised(place: Place, methods: Sequence[str], seeds: Sequence[int]) 
     """Trains each method with what keeps it near its start."""
     found = Records(place.out / "regularised.jsonl", "method", "way", "seed")
     for method, seed, way in product(methods, seeds, REGULARISED):
-        if found.find(method, way, seed) is not None:
+        if found.find(method, way, seed) is not None or method not in ONLY.get(way, methods):
             continue
         name, options = _name(place, method, seed), dict(REGULARISED[way])
         rate = float(name.split("-", 2)[2].rpartition("-")[0])

@@ -68,7 +68,7 @@ class UnknownNameError(VPTError):
         names = self.known = list(known)
         close = get_close_matches(str(name), names, n=1, cutoff=0.4)
         hints = [f"did you mean {close[0]!r}?"] if close else []
-        if len(names) <= 25:
+        if len(names) <= 40:
             hints.append(f"Known are {', '.join(names)}.")
         elif not close:
             hints.append(f"{len(names)} names are known.")
