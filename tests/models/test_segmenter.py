@@ -20,7 +20,7 @@ from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import load_classifier, load_segmentation, save_delta, start_from
 from vpt.models.delta_format import read_delta
 from vpt.models.segmenter import DenseModel
-from vpt.robustness.model_soups import uniform
+from vpt.robustness.soups.model_soups import uniform
 
 NANO = "vit_nano_patch8_64"
 PROMPT: dict[str, Any] = {"name": "prompt", "num_tokens": 7}

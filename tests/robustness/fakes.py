@@ -53,6 +53,7 @@ def write_delta(path: Path, specs: tuple[dict[str, object], ...], seed: int = 0,
     backbone = create_backbone(BACKBONE, weights(path.parent), SIZE)
     arguments = {"class_names": CLASSES, "preset": task().preset.to_dict()} | changes
     model = TunedModel(backbone, len(arguments["class_names"]), specs, **arguments)  # type: ignore[arg-type]
+    model.info = {"starts": {}}
     with torch.no_grad():
         for tensor in model.owned().values():
             tensor.normal_()
@@ -65,6 +66,7 @@ def write_full(path: Path, seed: int = 0, scale: float = 0.05, **changes: object
     arguments = {"class_names": CLASSES, "preset": task().preset.to_dict()} | changes
     model = TunedModel(create_backbone(BACKBONE, weights(path.parent), SIZE), len(CLASSES), (), **arguments)  # type: ignore[arg-type]
     model.backbone.unfreeze()
+    model.info = {"starts": {}}
     with torch.no_grad():
         for key, tensor in model.owned().items():
             tensor.add_(torch.randn_like(tensor), alpha=1.0 if key.startswith("head.") else scale)

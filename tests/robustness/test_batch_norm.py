@@ -22,7 +22,7 @@ from vpt.models import load_classifier
 from vpt.models.delta_format import read_delta
 from vpt.robustness import RobustnessResult
 from vpt.robustness.logit_records import read
-from vpt.robustness.model_soups import greedy, uniform
+from vpt.robustness.soups.model_soups import greedy, uniform
 from vpt.robustness.wise_ft import Interpolation, check_alike
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -16,8 +16,8 @@ from vpt.models import TunedModel, load_classifier
 from vpt.models.delta_file import unfilled
 from vpt.models.delta_format import read_delta
 from vpt.models.delta_format import write_delta as write_delta_to
-from vpt.robustness.averaging import averaged, low_rank_changes, mean
-from vpt.robustness.model_soups import Step, count_hits, greedy, share, stock, uniform
+from vpt.robustness.soups.averaging import averaged, low_rank_changes, mean
+from vpt.robustness.soups.model_soups import Step, count_hits, greedy, share, stock, uniform
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from vpt.models.calibration import LabelThresholds, Residuals
 from vpt.models.classifier import ValueHead
 from vpt.models.delta_format import about, model_digest, read_calibration, read_delta, read_header, write_delta
 from vpt.reports.evaluation import score_lines
-from vpt.robustness.model_soups import uniform
+from vpt.robustness.soups.model_soups import uniform
 from vpt.run_record import cell_protocol
 from vpt.tasks import DeltaTuning, DeltaWriter, FineTuning, LinearProbe, PromptTuning, RunRecord
 from vpt.tasks.classification import ClassificationTask

@@ -177,6 +177,7 @@ ROWS = [
     Row(f"{_LEARN} --data nothere.yaml", "no file", "No config nothere.yaml"),
     Row("robustness strengths --delta nothere", "no file", "No delta file nothere"),
     Row(_SOUP, "no file", "No delta file other.safetensors"),
+    Row(f"{_SOUP} --by-layer", "no rule", "--by-layer has no effect without --greedy"),
     Row("robustness soup --deltas {delta} --out s", "one alone", "at least two delta files"),
     Row("attention --delta nothere", "no file", "No delta file nothere"),
     Row(f"{_ATTEND} --weights nothere", "no file", "No weights file nothere"),

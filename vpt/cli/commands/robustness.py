@@ -114,13 +114,15 @@ def _head(options: Namespace, overrides: list[str]) -> None:
 
 
 def _soup(options: Namespace, overrides: list[str]) -> None:
-    from vpt.robustness import model_soups
+    from vpt.models.delta_format import read_header
+    from vpt.robustness.soups import model_soups
 
     if options.greedy and options.stock:
         raise ConfigError("--greedy and --stock are two rules: give one of them.")
     if not options.stock:
         check_effect(options, "without --stock", "anchor")
     if not options.greedy:
+        check_effect(options, "without --greedy", "by_layer")
         rule = "with --stock" if options.stock else "without --greedy"
         check_effect(options, rule, "data", "batch_size", *(() if options.stock else ("weights",)))
         if overrides:
@@ -131,13 +133,17 @@ def _soup(options: Namespace, overrides: list[str]) -> None:
             model_soups.uniform(options.deltas, options.out)
     else:
         data = delta_data(options.deltas[0], options.data, overrides)
-        model_soups.greedy(options.deltas, options.out, data, options.batch_size or _BATCH, options.weights, _say)
+        size, by_layer = options.batch_size or _BATCH, options.by_layer
+        model_soups.greedy(options.deltas, options.out, data, size, options.weights, _say, by_layer)
+        told = read_header(options.out)["info"]["soup"]
+        print(f"{told['evaluations']} evaluations of up to {told['images']} validation images")
     print(f"written to {options.out}")
 
 
 def _say(step: Any) -> None:
     found = f"soup worse after {step.images} images" if step.soup is None else f"soup {100 * step.soup:.1f}"
-    print(f"{'added' if step.kept else 'dropped':7} {step.file}: alone {100 * step.alone:.1f}, {found}")
+    where = "" if step.layer is None else f" to layer {step.layer}" if step.kept else f" at layer {step.layer}"
+    print(f"{('added' if step.kept else 'dropped') + where:7} {step.file}: alone {100 * step.alone:.1f}, {found}")
 
 
 def _compare(options: Namespace, overrides: list[str]) -> None:
@@ -251,6 +257,8 @@ def _add_soup(add: Add) -> None:
     parser.add_argument("--deltas", type=Path, nargs="+", required=True, help="delta files of one backbone and method")
     parser.add_argument("--out", type=output_file, required=True, help="delta file to write, a new one")
     parser.add_argument("--greedy", action="store_true", help="add a run only if validation accuracy does not drop")
+    layer = "with --greedy: choose the runs of each layer by themselves, N + (N - 1) * layers evaluations at most"
+    parser.add_argument("--by-layer", action="store_true", help=layer)
     stock = "pull the mean to the pretrained weights by how little the runs agree (Model Stock)"
     parser.add_argument("--stock", action="store_true", help=stock)
     parser.add_argument("--anchor", type=Path, help="with --stock: a linear probe's delta file, the start of the head")

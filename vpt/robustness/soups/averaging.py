@@ -19,26 +19,39 @@ from vpt.deltas.prompts.pruning import prunes_whole
 
 Tensors = Mapping[str, Tensor]
 Spec = dict[str, Any]
+Shares = Mapping[str, Sequence[Tensor]]
+"""By tensor, what each ingredient counts: numbers, or what has the tensor's dimensions."""
 
 
-def mean(ingredients: Sequence[Tensors]) -> dict[str, Tensor]:
+def mean(ingredients: Sequence[Tensors], shares: Shares | None = None) -> dict[str, Tensor]:
     """The mean of floating tensors, summed in double precision; others are equal and stay, or are the first's.
 
-    The latter are batch norm's counters of batches; its means and variances are averaged.
+    The latter are batch norm's counters of batches; its means and variances are averaged. With `shares` it is a
+    weighted mean.
     """
     first = ingredients[0]
     if len(ingredients) == 1:
         return dict(first)
-    return {
-        key: torch.stack([each[key].double() for each in ingredients]).mean(dim=0).to(tensor.dtype)
-        if tensor.is_floating_point()
-        else tensor
-        for key, tensor in first.items()
-    }
+    found = dict(first)
+    for key, tensor in first.items():
+        if tensor.is_floating_point():
+            each = torch.stack([one[key].double() for one in ingredients])
+            whole = each.mean(dim=0) if shares is None else _weighted(each, shares[key])
+            found[key] = whole.to(tensor.dtype)
+    return found
 
 
-def averaged(specs: Sequence[Spec], ingredients: Sequence[Tensors]) -> tuple[list[Spec], dict[str, Tensor]]:
-    """The specs and tensors of the mean of models whose tensors are named as in delta files."""
+def _weighted(each: Tensor, shares: Sequence[Tensor]) -> Tensor:
+    return torch.stack([share.to(one.device) * one for share, one in zip(shares, each, strict=True)]).sum(dim=0)
+
+
+def averaged(
+    specs: Sequence[Spec], ingredients: Sequence[Tensors], shares: Shares | None = None
+) -> tuple[list[Spec], dict[str, Tensor]]:
+    """The specs and tensors of the mean of models whose tensors are named as in delta files.
+
+    `shares` say how much of each tensor comes from each model; None for the same of all.
+    """
     if len(ingredients) == 1:
         return list(specs), dict(ingredients[0])
     matched: list[Tensors] = [dict(each) for each in ingredients]
@@ -48,12 +61,17 @@ def averaged(specs: Sequence[Spec], ingredients: Sequence[Tensors]) -> tuple[lis
                 matched[0],
                 *(_matched(f"delta.parts.{index}.", *matches, matched[0], each) for each in matched[1:]),
             ]
-    found, made = mean(matched), list(specs)
+    found, made = mean(matched, shares), list(specs)
     for index, spec in enumerate(specs):
         if spec["name"] == "lora":
             room = f"delta.parts.{index}."
             made[index] = widened(spec, len(ingredients))
-            found |= stacked(room, ingredients, dict.fromkeys(_targets(room, ingredients[0]), 1 / len(ingredients)))
+            equal = [1 / len(ingredients)] * len(ingredients)
+            own = {
+                target: equal if shares is None else list(map(float, shares[f"{room}up.{target}"]))
+                for target in _targets(room, ingredients[0])
+            }
+            found |= stacked(room, ingredients, own)
     return made, found
 
 
@@ -63,13 +81,13 @@ def widened(spec: Spec, times: int) -> Spec:
     return DeltaSpec.read({**spec, "rank": times * spec["rank"], "scale": scale}).plain()
 
 
-def stacked(room: str, ingredients: Sequence[Tensors], shares: Mapping[str, float]) -> dict[str, Tensor]:
-    """A and B of the sum of changes of low rank, beside each other; each target's change counts by its share."""
+def stacked(room: str, ingredients: Sequence[Tensors], shares: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
+    """A and B of the sum of changes of low rank, beside each other; each change counts by its share of the target."""
     found = {}
-    for target, share in shares.items():
+    for target, own in shares.items():
         down, up = f"{room}down.{target}", f"{room}up.{target}"
         found[down] = torch.cat([each[down] for each in ingredients])
-        found[up] = torch.cat([each[up] * share for each in ingredients], dim=1)
+        found[up] = torch.cat([each[up] * share for each, share in zip(ingredients, own, strict=True)], dim=1)
     return found
 
 
