@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -101,6 +102,49 @@ def test_robustness_makes_soups_and_chooses_only_on_unseen_images(vpt: Vpt, trai
     answer = vpt("robustness", "soup", "--deltas", "unseen.safetensors", "unseen.safetensors", *chosen)
     assert answer.status == 0, answer.err
     assert answer.out.count("added") == 2
+
+
+def test_a_soup_by_layer_says_how_often_it_asked(vpt: Vpt, trained: Run) -> None:
+    header, tensors = read_delta(trained.folder / "delta.safetensors")
+    header["info"]["data"]["shared_with_train"]["val"] = 0
+    write_delta("one.safetensors", header, tensors)
+    write_delta("two.safetensors", header, {key: tensor * 1.1 for key, tensor in tensors.items()})
+    data = ["--data", str(CONFIGS / "demo.yaml"), "--data.train=train800"]
+    answer = vpt(
+        "robustness",
+        "soup",
+        "--deltas",
+        "one.safetensors",
+        "two.safetensors",
+        "--out=s.safetensors",
+        *data,
+        "--greedy",
+        "--by-layer",
+    )
+    assert answer.status == 0, answer.err
+    soup = read_delta("s.safetensors")[0]["info"]["soup"]
+    assert soup["rule"] == "greedy by layer"
+    assert len(soup["layers"]) >= 2  # head and deltas
+    assert f"{soup['evaluations']} evaluations of up to {soup['images']} validation images" in answer.out
+    assert soup["evaluations"] == 2 + len(soup["layers"])
+    other = header | {"info": header["info"] | {"starts": {"init_delta": "a" * 64}}}
+    write_delta("three.safetensors", other, tensors)
+    answer = vpt("robustness", "soup", "--deltas", "one.safetensors", "three.safetensors", "--out=no.safetensors")
+    assert "start from other values of the delta" in answer.sentence
+
+
+def test_a_report_knows_unknown_images(vpt: Vpt, trained: Run, tmp_path: Path) -> None:
+    (tmp_path / "noise").mkdir()
+    for place in range(5):
+        pixels = np.random.default_rng(place).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "noise" / f"{place}.png")
+    few = ["--max-images=10", "--severities", "--alphas", "1", "--out=result"]
+    answer = vpt("robustness", "run", "--delta", str(trained.folder / "delta.safetensors"), *few, "--unknown", "noise")
+    assert answer.status == 0, answer.err
+    assert vpt("robustness", "report", "result").status == 0
+    rows = json.loads(Path("result/report.json").read_text())["unknown"]
+    assert [row["score"] for row in rows] == ["max softmax", "energy", "Mahalanobis", "nearest neighbour"]
+    assert {(row["set"], row["known"], row["unknown"]) for row in rows} == {("noise", 10, 5)}
 
 
 def test_no_command_writes_over_a_run_or_over_what_it_reads(vpt: Vpt, trained: Run, tmp_path: Path) -> None:

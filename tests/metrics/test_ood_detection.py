@@ -5,6 +5,7 @@ import pytest
 from scipy.spatial.distance import cdist
 from scipy.special import softmax
 from sklearn.covariance import LedoitWolf
+from sklearn.metrics import roc_auc_score
 
 from vpt.errors import ConfigError
 from vpt.metrics import ood_detection as ood
@@ -67,6 +68,18 @@ def test_detection_is_that_of_all_pairs() -> None:
     for value, (low, high) in ((found.auroc, found.auroc_interval), (found.fpr95, found.fpr95_interval)):
         assert low <= value <= high
     assert ood.detection(known, unknown) == found
+
+
+def test_intervals_are_those_of_resampled_images() -> None:
+    known, unknown = RANDOM.integers(0, 30, 41).astype(float), RANDOM.normal(18, 9, 23)
+    random, draws = np.random.default_rng(3), []
+    for _ in range(ood.RESAMPLES):
+        one, other = random.choice(known, len(known)), random.choice(unknown, len(unknown))
+        truth = np.r_[np.zeros(len(one)), np.ones(len(other))]
+        draws.append((roc_auc_score(truth, np.r_[one, other]), (other <= np.sort(one)[38]).mean()))  # 39 of 41
+    found = ood.detection(known, unknown, seed=3)
+    ends = np.quantile(draws, (0.025, 0.975), axis=0)
+    np.testing.assert_allclose(ends.T, [found.auroc_interval, found.fpr95_interval], rtol=1e-12)
 
 
 def test_detection_needs_images_of_both_kinds() -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from vpt.argument_types import checked
 from vpt.data.augmentation import Augmentation
-from vpt.data.cache.content_hashes import as_hashes, kept_numbers, progress
+from vpt.data.cache.content_hashes import Hashes, as_hashes, kept_numbers, progress
 from vpt.data.cache.image_cache import end_with_parent
 from vpt.data.catalog.cards import Card
 from vpt.data.channels import channel_statistics
@@ -213,11 +213,14 @@ class ImageDataModule(L.LightningDataModule):
         """Returns what a split is, sha256 of its images' contents, labels and names, hexadecimal."""
         return self._splits[name].fingerprint if name in self._splits else ""
 
+    def hashes(self, name: str) -> Hashes:
+        """Returns the hash of each image's content of a split, uint8 (N, 16); of none where there is no such split."""
+        return self._splits[name].hashes if name in self._splits else as_hashes([])
+
     def shared(self, name: str, other: str = "train") -> NDArray[np.bool_]:
         """Says which of the N images of a split are in another one, bool (N,), by the hashes of their contents."""
         if (name, other) not in self._found:
-            found = (self._splits[each].hashes if each in self._splits else as_hashes([]) for each in (name, other))
-            ours, theirs = (hashes.view("<u8,<u8").ravel() for hashes in found)
+            ours, theirs = (self.hashes(each).view("<u8,<u8").ravel() for each in (name, other))
             there = theirs[theirs != np.zeros((), theirs.dtype)]  # zeros are of files that are missing
             self._found[name, other] = np.isin(ours, there)
         return self._found[name, other]

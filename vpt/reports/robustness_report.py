@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vpt.reports.page import Columns, Report, Table, Values, p_value, percent, table_of
 from vpt.reports.robustness_figures import CAPTIONS, figures
+from vpt.reports.robustness_unknown import unknown_table
 from vpt.robustness.alpha_curve import METHODS
 from vpt.robustness.evaluation_result import shown_alphas
 
@@ -21,7 +22,7 @@ def robustness_report(values: Values) -> Report:
 
 def tables(report: Values) -> list[Table]:
     """All tables that a report has values for: headline first, protocol last."""
-    makers = (_headline, _shifts, _scores, _averages, _differences, _effective, _models)
+    makers = (_headline, _shifts, _scores, _averages, _differences, _effective, _agreement, _unknown, _models)
     return [table for table in (make(report) for make in makers) if table.rows]
 
 
@@ -38,6 +39,7 @@ def notes(report: Values) -> list[str]:
             if model["way"] == "head" and not model["exact_curve"]
         ),
         *(f"Not compared: {sentence}" for sentence in report["not_compared"]),
+        *(f"No agreement on the line: {sentence}" for sentence in report.get("no_agreement", [])),
     ]
 
 
@@ -177,6 +179,31 @@ def _effective(report: Values) -> Table:
         "what timm's checkpoints of any pretraining reach."
     )
     return table_of("Effective robustness", note, columns, _shown(report, report["effective"]))
+
+
+def _agreement(report: Values) -> Table:
+    columns: Columns = {
+        "set": "set",
+        "model": "model",
+        "α": _alpha,
+        "top-1 on clean (%)": lambda row: percent(row["clean"]),
+        "estimated: ALine-S (%)": lambda row: percent(row["aline_s"]),
+        "ALine-D (%)": lambda row: "–" if row["aline_d"] is None else percent(row["aline_d"]),
+        "measured (%)": lambda row: percent(row["shifted"]),
+        "slope": "slope",
+        "R²": "r2",
+        "pairs": lambda row: f"{row['pairs']} of {row['pairs'] + row['left_out']}",
+    }
+    note = (
+        "Top-1 under shift, estimated without labels of shifted images from how often pairs of models agree (Baek et "
+        "al., NeurIPS 2022), on probit axes. R² is of the line through their agreements: its authors trust estimates "
+        "from 0.95 on. Pairs that agree on more than 98 % or less than 5 % of the images are left out."
+    )
+    return table_of("Agreement on the line", note, columns, _by_set(report.get("agreement", [])), words=2)
+
+
+def _unknown(report: Values) -> Table:
+    return unknown_table(_by_set(_shown(report, report.get("unknown", []))))
 
 
 def _models(report: Values) -> Table:

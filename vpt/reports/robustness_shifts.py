@@ -1,13 +1,19 @@
-"""All shifts of an evaluation together, at each α and with a strength for each image: mean, worst, harmonic mean."""
+"""All shifts of an evaluation together, at each α and with a strength for each image: mean, worst, harmonic mean.
+
+And several evaluations together: agreement on the line, which estimates accuracy under shift without labels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, harmonic_mean
+from typing import Any
 
 import numpy as np
 
+from vpt.errors import ConfigError
 from vpt.metrics.accuracy import correct, top1
+from vpt.metrics.agreement_line import agreement
 from vpt.reports.page import Values
 from vpt.robustness import per_image
 from vpt.robustness.evaluation_result import RobustnessResult, Row
@@ -67,3 +73,49 @@ def _by_image(result: RobustnessResult, rows: Sequence[Row]) -> dict[str, float]
         if chosen.any():
             right[chosen] = correct(result.record(row).matched[0][chosen], labels[chosen])
     return {"answers": top1(per_image.answers(start, end), labels), "models": float(right.mean())}
+
+
+def agreements(models: Mapping[str, RobustnessResult], alphas: Sequence[float]) -> tuple[list[Values], list[str]]:
+    """Agreement on the line (`vpt.metrics.agreement_line`) of at least three models on each shift, or corrupted set.
+
+    A row for each set, α and model: accuracies in [0, 1], ``clean``, ``shifted``, which was measured, and the estimates
+    ``aline_s`` and ``aline_d`` (None where there is none); of the line ``slope``, ``intercept``, ``r2``, ``pairs``,
+    ``left_out``, and in the row of the first model each pair's agreement ``inside`` and ``outside``. Beside them a
+    sentence for each set that has no line. Models that were adapted to the test images have no part.
+    """
+    own = {name: result for name, result in models.items() if result.protocol.get("adapt") is None}
+    found: list[Values] = []
+    refused: list[str] = []
+    for alpha in alphas if len(own) >= 3 else ():
+        at = {name: {row.set: row for row in result.rows if row.alpha == alpha} for name, result in own.items()}
+        first = next(iter(at.values()))
+        sets = [row.set for row in first.values() if row.kind == SHIFT] or [r.set for r in first.values() if r.severity]
+        for name in sets if all(CLEAN in each for each in at.values()) else ():
+            if all(name in each for each in at.values()):
+                try:
+                    found += _agreement(own, {model: (each[CLEAN], each[name]) for model, each in at.items()})
+                except ConfigError as error:
+                    refused.append(f"{name} at α = {alpha:g}: {error}")
+    return found, refused
+
+
+def _agreement(models: Mapping[str, RobustnessResult], rows: Mapping[str, tuple[Row, Row]]) -> list[Values]:
+    classes: tuple[list[Any], list[Any]] = [], []
+    for side, kept in enumerate(classes):
+        records = [models[model].record(both[side]) for model, both in rows.items()]
+        if not all(each.same_images(records[0]) for each in records):
+            raise ConfigError("The models were evaluated on different images.")
+        kept += [record.scored.argmax(axis=1) for record in records]
+    accuracy = np.array([clean.top1 for clean, _ in rows.values()])
+    line = agreement(*(np.array(each) for each in classes), accuracy)
+    told = {key: getattr(line, key) for key in ("slope", "intercept", "r2", "pairs", "left_out")}
+    found: list[Values] = []
+    for place, (model, (clean, shifted)) in enumerate(rows.items()):
+        estimates = {
+            "aline_s": float(line.aline_s[place]),
+            "aline_d": None if line.aline_d is None else float(line.aline_d[place]),
+        }
+        own: Values = {"model": model, "set": shifted.set, "alpha": shifted.alpha, "clean": clean.top1}
+        found.append(own | {"shifted": shifted.top1} | estimates | told)
+    found[0] |= {"inside": line.inside.tolist(), "outside": line.outside.tolist()}
+    return found

@@ -23,7 +23,8 @@ from vpt.metrics.effective_robustness import POPULATIONS, effective_robustness
 from vpt.metrics.logits import matched, positions, predictions
 from vpt.metrics.summary import summary
 from vpt.reports.page import Values
-from vpt.reports.robustness_shifts import together
+from vpt.reports.robustness_shifts import agreements, together
+from vpt.reports.robustness_unknown import detected
 from vpt.robustness.alpha_curve import accuracy_curve
 from vpt.robustness.evaluation_result import FIXED_ALPHA, RobustnessResult, Row
 from vpt.robustness.evaluation_sets import CLEAN, SHIFT, VAL, VAL_CORRUPTED
@@ -57,6 +58,9 @@ def report(folders: Sequence[Path]) -> Values:
     - ``curves``: exact curves over α where only the head differs.
     - ``differences``: paired bootstrap at α = 1 and 0.5; ``not_compared`` says which pairs have other images.
     - ``effective``: effective robustness, where a set has a baseline population.
+    - ``agreement``: accuracy under shift by agreement on the line, of three models and more
+      (`vpt.reports.robustness_shifts`); ``no_agreement`` says where there is no line.
+    - ``unknown``: AUROC for images of unknown classes (`vpt.reports.robustness_unknown`), where some were scored.
 
     Raises:
         ConfigError: A folder is named twice, or the models were evaluated on different data.
@@ -70,6 +74,7 @@ def report(folders: Sequence[Path]) -> Values:
     _mark(rows)
     averages = [row for name, model in models.items() for row in _averages(name, model, rows)]
     differences, not_compared = _differences(models)
+    lines, no_lines = agreements(models, COMPARED)
     data = next(iter(models.values())).protocol["data"]
     return {
         "format": FORMAT,
@@ -84,6 +89,9 @@ def report(folders: Sequence[Path]) -> Values:
         "differences": differences,
         "not_compared": not_compared,
         "effective": [row for name, model in models.items() for row in effective_rows(name, model)],
+        "agreement": lines,
+        "no_agreement": no_lines,
+        "unknown": [row for name, model in models.items() for row in detected(name, model)],
     }
 
 

@@ -40,10 +40,12 @@ from vpt.robustness.evaluation_sets import (
     VAL_SEVERITY,
     EvaluationSet,
     evaluation_sets,
+    groups,
     subset,
 )
 from vpt.robustness.logit_records import Record
 from vpt.robustness.test_time import Adaptation, Stream, adapter
+from vpt.robustness.unknown_images import measure, unknown_splits
 from vpt.robustness.wise_ft import Swept, Way, sweep
 from vpt.run_record import file_identity
 from vpt.run_record import identity as identity_of
@@ -77,6 +79,7 @@ def run(
     bf16: bool = False,
     strengths: float | Sequence[float] | None = None,
     adapt: Adaptation | None = None,
+    unknown: Sequence[Path] = (),
 ) -> RobustnessResult:
     """Evaluates a delta file in and out of distribution and stores all logits.
 
@@ -106,6 +109,7 @@ def run(
             `vpt.backbones.strength.checked_strength` reads them; α multiplies them. None for the tuned model.
         adapt: Adapt to the test images while they are answered, at α = 1 (`vpt.robustness.test_time`), in batches of
             `batch_size` and an order that follows from `seed`; an interrupted set begins anew. None for no adaptation.
+        unknown: Folders of images of none of the classes, each scored at every α (`vpt.robustness.unknown_images`).
 
     Raises:
         ConfigError: An argument is out of range or not known, or delta, anchor and data do not belong together.
@@ -124,6 +128,9 @@ def run(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if adapt is not None and (anchor is not None or start is not None):
         raise ConfigError("Adapting at test time is of α = 1, where anchor and start have no part: leave them out.")
+    if adapt is not None and unknown:
+        raise ConfigError("Unknown images are told by the model as it is: leave them out where it adapts.")
+    strangers = unknown_splits(data, unknown)
     alphas = alphas if adapt is None else (1.0,)
     layers = 1.0 if strengths is None else checked_strength(strengths, model.backbone)
     swept = sweep(delta, model.to(device), tensors, alphas, anchor, start, layers)
@@ -156,7 +163,10 @@ def run(
                 else:
                     _adapt(stream, data.split(split), group, lambda n: progress.advance(bar, n))
     rows = [row for item in sets for row in _rows([pair for pair in pairs if pair.item == item], wanted)]
-    result = RobustnessResult(rows, protocol | drawn, out, not_chosen)
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        place, taken = out / "records", (batch_size, max_images, seed)
+        found = measure(swept, data, strangers, wanted, protocol, place, *taken) if strangers else []
+    result = RobustnessResult(rows, protocol | drawn, out, not_chosen, found)
     result.write()
     return result
 
@@ -255,19 +265,6 @@ def _pairs(
             path = folder / f"{item.name}-alpha-{float(alpha)}-{identity_of(full)[:12]}.parquet"
             pairs.append(Pair(item, float(alpha), index, dataset.labels[index], logits, full, path))
     return pairs
-
-
-def groups(data: ImageDataModule, split: str) -> list[list[int]] | None:
-    """Positions of each class's logits on a split, its label first; None if all classes of the data module count.
-
-    Raises a ConfigError if an image's class is not among them.
-    """
-    found = data.groups(split) if hasattr(data, "groups") else None
-    if found is None:
-        return None
-    if strange := sorted(set(data.split(split).labels.tolist()) - {group[0] for group in found}):
-        raise ConfigError(f"Class {strange[0]} occurs in {split!r} of {data.name}, but its class mask leaves it out.")
-    return [[int(position) for position in group] for group in found]
 
 
 def table(pairs: int, images: int, classes: int, half: bool, folder: Path) -> NDArray[np.floating[Any]]:

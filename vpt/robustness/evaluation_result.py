@@ -20,9 +20,10 @@ from vpt.errors import ConfigError, DataError, RecordError
 from vpt.image_size import is_size
 from vpt.metrics import accuracy
 from vpt.metrics.logits import predictions
-from vpt.robustness import logit_records
+from vpt.robustness import logit_records, unknown_images
 from vpt.robustness.evaluation_sets import SHIFT, VAL, VAL_CORRUPTED
 from vpt.robustness.logit_records import Record
+from vpt.robustness.unknown_images import UnknownRecord, UnknownRow
 from vpt.run_record import Form, count, identity, lacking, misfit, of, read_json, share
 from vpt.screen import Table
 
@@ -51,6 +52,11 @@ _OF_ROW: Form = {
     "record": of(str, None),
     "nll": lambda value: value is None or (isinstance(value, float | int) and value >= 0),
     "ends": lambda value: value is None or (len(value) == 2 and all(isinstance(each, str) for each in value)),
+}
+_OF_UNKNOWN: Form = {
+    **dict.fromkeys(("set", "record"), of(str)),
+    **dict.fromkeys(("known", "unknown"), lambda value: count(value) and value > 0),
+    "alpha": share,
 }
 _OF_SETS = ("max_images", "seed", "corruptions")  # a record has them only where they say something of its set
 FIXED_ALPHA = 0.5
@@ -174,13 +180,14 @@ class RobustnessResult:
     """All rows of an evaluation, by set, then by strength.
 
     `protocol` is what all rows have in common; `out` holds ``robustness.json`` and ``records/``; `not_chosen` says why
-    no α is chosen on validation images, None if one is.
+    no α is chosen on validation images, None if one is; `unknown` is what was scored of images of unknown classes.
     """
 
     rows: Sequence[Row]
     protocol: Mapping[str, Any]
     out: Path
     not_chosen: str | None = None
+    unknown: Sequence[UnknownRow] = ()
 
     @classmethod
     @checked
@@ -192,8 +199,10 @@ class RobustnessResult:
         content = read_json(path)
         try:
             rows = [Row(**row | {"ends": row.get("ends") and tuple(row["ends"])}) for row in content["rows"]]
+            unknown = [UnknownRow(**row) for row in content.get("unknown", [])]
             protocol, why_not = content["protocol"], content["alpha"]["why_not"]
             faults = [misfit(asdict(row), _OF_ROW) for row in rows]
+            faults += [misfit(asdict(row), _OF_UNKNOWN) for row in unknown]
             lacks = lacking(protocol, _FORM) or [] if rows else ["rows"]
             fault = next((each for each in (*faults, misfit(protocol, {**_FORM, **_OPTIONAL})) if each), None)
         except (AttributeError, KeyError, TypeError) as error:
@@ -201,7 +210,7 @@ class RobustnessResult:
         if fault or lacks:
             reason = fault or f"it has no {', '.join(lacks)}"
             raise DataError(f"{path} is no evaluation of this version ({reason}): repair it, or move it away.")
-        return cls(rows, protocol, out, why_not)
+        return cls(rows, protocol, out, why_not, unknown)
 
     def record(self, row: Row) -> Record:
         """Reads the logits that a row was computed from, so that only a record or two are in memory.
@@ -219,6 +228,20 @@ class RobustnessResult:
         names = row.ends or (kept.get(0.0), kept.get(1.0))
         start, end = (self._read_record(row, alpha, name) for alpha, name in zip((0.0, 1.0), names, strict=True))
         return start, end
+
+    def unknown_record(self, row: UnknownRow) -> UnknownRecord:
+        """Reads the scores of unknown images and of the known ones beside them; a DataError as of `record`."""
+        path = self.out / "records" / Path(row.record).name
+        again = f"`vpt robustness run` with the same options, --unknown and --out {self.out} writes it anew."
+        if not path.is_file():
+            raise DataError(f"{self.out} lacks records/{path.name}: {again}")
+        record = unknown_images.read(path)
+        told = record.protocol
+        same = all(told.get(key) == value for key, value in self.protocol.items() if key not in _OF_SETS)
+        same &= path.stem.endswith(identity(told)[:12]) and (told.get("set"), told.get("alpha")) == (row.set, row.alpha)
+        if not same or (len(record.known["energy"]), len(record.unknown["energy"])) != (row.known, row.unknown):
+            raise DataError(f"{path} belongs to another evaluation than robustness.json beside it: {again}")
+        return record
 
     def _read_record(self, row: Row, alpha: float, name: str | None) -> Record:
         again = f"`vpt robustness run` with the same options and --out {self.out} completes it."
@@ -253,6 +276,7 @@ class RobustnessResult:
         """Writes ``robustness.json``."""
         alpha = {"fixed": FIXED_ALPHA, "chosen_on_val": self.chosen_alpha, "why_not": self.not_chosen}
         content = {"protocol": self.protocol, "alpha": alpha, "rows": [asdict(row) for row in self.rows]}
+        content |= {"unknown": [asdict(row) for row in self.unknown]} if self.unknown else {}
         write_json(self.out / RESULT_FILE, content)
 
     def table(self) -> Table:

@@ -110,3 +110,16 @@ def subset(labels: NDArray[np.int64], max_images: int | None, seed: int) -> NDAr
         for label, count in zip(classes, counts, strict=True)
     ]
     return np.sort(np.concatenate(drawn))
+
+
+def groups(data: ImageDataModule, split: str) -> list[list[int]] | None:
+    """Positions of each class's logits on a split, its label first; None if all classes of the data module count.
+
+    Raises a ConfigError if an image's class is not among them.
+    """
+    found = data.groups(split) if hasattr(data, "groups") else None
+    if found is None:
+        return None
+    if strange := sorted(set(data.split(split).labels.tolist()) - {group[0] for group in found}):
+        raise ConfigError(f"Class {strange[0]} occurs in {split!r} of {data.name}, but its class mask leaves it out.")
+    return [[int(position) for position in group] for group in found]

@@ -49,7 +49,7 @@ def _run(options: Namespace, overrides: list[str]) -> None:
     if options.adapt is not None:
         check_effect(options, "with --adapt", "alphas", "anchor", "start")
     options.alphas = options.alphas or ALPHAS
-    for name in ("delta", "alphas", "severities", "corruptions"):
+    for name in ("delta", "alphas", "severities", "corruptions", "unknown"):
         check_different(f"--{name}", getattr(options, name) or ())
     if options.max_images is None and options.adapt is None:
         check_effect(options, "without --max-images", "seed")
@@ -210,6 +210,8 @@ def _add_run(add: Add) -> None:
         "adapt to the unlabelled test images in batches, at α = 1: entropy minimisation, or prompts by forward passes"
     )
     parser.add_argument("--adapt", choices=["entropy", "foa", "fozo"], help=adapt)
+    strange = "folders of images of none of the classes: how well each score tells them from the test images"
+    parser.add_argument("--unknown", type=Path, nargs="+", default=[], help=strange)
     parser.add_argument("--out", type=output_folder, help="folder to write to (default: robustness/ beside the delta)")
 
 
