@@ -18,7 +18,15 @@ from vpt.errors import ConfigError, HubError, RecordError
 from vpt.hub.model_card import model_card
 from vpt.models import delta_file
 from vpt.models.classifier import TunedModel
-from vpt.models.delta_format import known, public_identity, read_calibration, read_delta, without_places, write_delta
+from vpt.models.delta_format import (
+    known,
+    public_identity,
+    read_activations,
+    read_calibration,
+    read_delta,
+    without_places,
+    write_delta,
+)
 from vpt.models.segmenter import DenseModel
 from vpt.run_record import CONFIG_FILE, DELTA_FILE, RUN_FILE, read_record
 
@@ -177,7 +185,7 @@ def _write_public(delta: Path, repo: str, folder: Path) -> None:
     header, tensors = read_delta(delta)
     header |= {key: without_places(header[key]) for key in ("specs", "preset", "info")}
     header["backbone"] = public_identity(header["backbone"])
-    write_delta(folder / DELTA_FILE, header, tensors, read_calibration(delta))
+    write_delta(folder / DELTA_FILE, header, tensors, read_calibration(delta), read_activations(delta))
     if (config := _beside(delta, CONFIG_FILE)) is not None:
         settings = without_places(_settings(config))
         write_text(folder / CONFIG_FILE, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))

@@ -21,6 +21,7 @@ from vpt.deltas.composition import Delta
 from vpt.deltas.registry import Specs
 from vpt.errors import ConfigError, DataError
 from vpt.metrics import conformal
+from vpt.models.activations import Activations
 from vpt.models.calibration import HeldOut
 from vpt.models.prediction import Prediction, answers, predictions, rule_of
 
@@ -64,6 +65,7 @@ class AdaptedModel(nn.Module):
         self.preset = dict(preset or {})
         self.info: dict[str, Any] = {}
         self.calibration: HeldOut | None = None
+        self.activations: Activations | None = None
         self._strength: Strength = 1.0
         self.train()
 

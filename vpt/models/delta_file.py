@@ -29,6 +29,7 @@ from vpt.models.delta_format import (
     IDENTITY,
     check_readable,
     identity,
+    read_activations,
     read_calibration,
     read_delta,
     targets_of,
@@ -88,7 +89,9 @@ def save_delta(path: str | Path, model: AdaptedModel) -> Path:
         **model.file_header(),
     }
     check_readable(path, header, kept)
-    return write_delta(path, header, kept, model.calibration if isinstance(model, TunedModel) else None)
+    return write_delta(
+        path, header, kept, model.calibration if isinstance(model, TunedModel) else None, model.activations
+    )
 
 
 def load_model(path: str | Path, weights: str | Path | None = None) -> TunedModel | DenseModel:
@@ -140,7 +143,7 @@ def _loaded(path: str | Path, weights: str | Path | None, formats: tuple[str, ..
         for key in IDENTITY:
             setattr(backbone, key, as_size(recorded[key]) if key == "image_size" else recorded[key])
     if isinstance(model, TunedModel):
-        model.calibration = read_calibration(path)
+        model.calibration, model.activations = read_calibration(path), read_activations(path)
     return model.eval()
 
 

@@ -26,6 +26,7 @@ from vpt.data.targets import Targets
 from vpt.deltas.registry import DeltaSpec, read_specs
 from vpt.errors import DeltaFileError, VPTError
 from vpt.image_size import is_size, plain_size
+from vpt.models.activations import Activations, check_activations
 from vpt.models.calibration import KINDS, HeldOut, check_calibration
 from vpt.models.classifier import AdaptedModel, TunedModel
 from vpt.models.segmenter import HEADS, DenseModel
@@ -45,8 +46,8 @@ IDENTITY: dict[str, type | tuple[type, ...]] = {
 }
 """What makes a backbone the one that a delta was trained on, and the types of the values."""
 
-CALIBRATION = "calibration"
-"""Of a header, and of the names of the tensors that belong to it."""
+CALIBRATION, ACTIVATIONS = "calibration", "activations"
+"""Of a header, and of the names of the tensors that belong to it: what is kept beside the model."""
 
 _PLACE = re.compile(r"(file://)?(~|\.{1,2}|[A-Za-z]:)?[/\\]")
 _INSIDE = re.compile(r"""(?<=[\s=,:;"'(\[])(?:~|\.{1,2}|[A-Za-z]:)?[/\\][^\s/\\"',;)\]][^\s"',;)\]]*""")
@@ -87,16 +88,32 @@ def read_calibration(path: str | Path) -> HeldOut | None:
 
     A DeltaFileError where it is damaged, or of another model than the file's.
     """
+    if (read := _read_beside(path, CALIBRATION)) is None:
+        return None
+    header, digest, *kept = read
+    found = KINDS[targets_of(header)](*kept)
+    check_calibration(str(path), found, len(header["class_names"]), digest)
+    return found
+
+
+def read_activations(path: str | Path) -> Activations | None:
+    """Reads what a delta file knows of activations on training images; None and errors as of `read_calibration`."""
+    if (read := _read_beside(path, ACTIVATIONS)) is None:
+        return None
+    found = Activations(*read[2:])
+    check_activations(str(path), found, read[1])
+    return found
+
+
+def _read_beside(path: str | Path, room: str) -> tuple[dict[str, Any], str, dict[str, Any], dict[str, Tensor]] | None:
+    """Header and digest of a model, and what a room of its file tells and holds; None where there is no such room."""
     with _opened(path, (FORMAT, DENSE)) as (header, file):
-        about = header.get(CALIBRATION)
-        if about is None:
+        if (about := header.get(room)) is None:
             return None
         tensors = {key: file.get_tensor(key) for key in header["tensors"]}
-        kept = {key: file.get_tensor(f"{CALIBRATION}.{key}") for key in about["tensors"]}
+        kept = {key: file.get_tensor(f"{room}.{key}") for key in about["tensors"]}
     told = {key: value for key, value in about.items() if key != "tensors"}
-    found = KINDS[targets_of(header)](told, kept)
-    check_calibration(str(path), found, len(header["class_names"]), model_digest(header, tensors))
-    return found
+    return header, model_digest(header, tensors), told, kept
 
 
 def targets_of(header: Mapping[str, Any]) -> Targets:
@@ -119,21 +136,30 @@ def model_digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> st
 
 
 def write_delta(
-    path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor], calibration: HeldOut | None = None
+    path: str | Path,
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    calibration: HeldOut | None = None,
+    activations: Activations | None = None,
 ) -> Path:
-    """Writes a delta file from its halves, whole or not at all; the inverse of `read_delta` and `read_calibration`.
+    """Writes a delta file from its parts, whole or not at all.
 
-    Numbers in the header that are not finite become null. A DeltaFileError where it holds other than plain values, or
-    the calibration is of another model.
+    The inverse of `read_delta`, `read_calibration` and `read_activations`. Numbers in the header that are not finite
+    become null. A DeltaFileError where it holds other than plain values, or calibration or activations are of another
+    model.
     """
     path = Path(path)
     header = {**header, "tensors": sorted(tensors)}
-    if calibration is None:
-        header.pop(CALIBRATION, None)
-    else:
-        check_calibration(str(path), calibration, len(header["class_names"]), model_digest(header, tensors))
-        header[CALIBRATION] = {**calibration.about, "tensors": sorted(calibration.tensors)}
-        tensors = {**tensors, **{f"{CALIBRATION}.{key}": tensor for key, tensor in calibration.tensors.items()}}
+    digest = "" if calibration is None and activations is None else model_digest(header, tensors)
+    if calibration is not None:
+        check_calibration(str(path), calibration, len(header["class_names"]), digest)
+    if activations is not None:
+        check_activations(str(path), activations, digest)
+    for room, beside in ((CALIBRATION, calibration), (ACTIVATIONS, activations)):
+        header.pop(room, None)
+        if beside is not None:
+            header[room] = {**beside.about, "tensors": sorted(beside.tensors)}
+            tensors = {**tensors, **{f"{room}.{key}": tensor for key, tensor in beside.tensors.items()}}
     kept, places = dict[str, Tensor](), set[int]()
     for key, tensor in tensors.items():
         whole = tensor.detach().cpu().contiguous()
@@ -228,13 +254,14 @@ def _checked(
     header = defaults | header
     if lacking := _lacking(header):
         raise DeltaFileError(f"{path} is incomplete: its header has no valid {', '.join(lacking)}.")
-    calibration = {f"{CALIBRATION}.{key}" for key in header.get(CALIBRATION, {}).get("tensors", ())}
-    if absent := sorted({*header["tensors"], *calibration} - tensors.keys()):
+    rooms = (CALIBRATION, ACTIVATIONS)
+    beside = {f"{room}.{key}" for room in rooms for key in header.get(room, {}).get("tensors", ())}
+    if absent := sorted({*header["tensors"], *beside} - tensors.keys()):
         raise DeltaFileError(f"{path} is incomplete: {', '.join(absent)} missing.")
-    tensors = {key: shape for key, shape in tensors.items() if key not in calibration}
-    rooms = ("delta.", "head.", "backbone.") if header["backbone_tuned"] else ("delta.", "head.")
+    tensors = {key: shape for key, shape in tensors.items() if key not in beside}
+    own = ("delta.", "head.", "backbone.") if header["backbone_tuned"] else ("delta.", "head.")
     for key in tensors:
-        if key not in header["tensors"] or not key.startswith(rooms):
+        if key not in header["tensors"] or not key.startswith(own):
             raise DeltaFileError(f"{path} holds {key!r:.200}, which its header does not tell of.")
     heads = [shape for key, shape in tensors.items() if key.startswith("head.")]
     classes = len(header["class_names"])
@@ -268,7 +295,7 @@ def _lacking(header: Mapping[str, Any]) -> list[str]:
         "head": dense or header["format"] != DENSE,
         "targets": targets_of(header) in (get_args(Targets) if header["format"] == FORMAT else ("multiclass",))
         and targets_of(header) == _trained_on(header["info"], targets_of(header)),
-        CALIBRATION: _names_tensors(header.get(CALIBRATION, {"tensors": []})),
+        **{room: _names_tensors(header.get(room, {"tensors": []})) for room in (CALIBRATION, ACTIVATIONS)},
     }
     odd = misfit(known(header["info"]))
     return [key for key, fine in valid.items() if not fine] + ([f"info ({odd})"] if odd else [])
@@ -280,8 +307,8 @@ def _trained_on(info: Mapping[str, Any], unknown: str) -> Any:
     return data.get("targets", "multiclass") if "hyperparameters" in info and isinstance(data, dict) else unknown
 
 
-def _names_tensors(calibration: Any) -> bool:
-    names = calibration.get("tensors") if isinstance(calibration, dict) else None
+def _names_tensors(beside: Any) -> bool:
+    names = beside.get("tensors") if isinstance(beside, dict) else None
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 

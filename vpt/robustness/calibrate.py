@@ -108,7 +108,7 @@ def calibrate(
     of = {"name": data.name, "images": len(held_out), "fingerprint": described["fingerprints"]["val"]}
     if model.targets != "multiclass":
         told = _other_targets(model, val, {"data": of, "model": model_digest(header, tensors)})
-        write_delta(out, header, tensors, told[0])
+        write_delta(out, header, tensors, told[0], model.activations)
         write_json(out.with_suffix(".json"), told[1])
         return told[1]
     labels = data.split("train").labels
@@ -132,7 +132,7 @@ def calibrate(
     if test:
         every = np.arange(len(data.split("test").labels))
         found["test"] = measured(kept, _answers(model, data.split("test"), every, batch_size, "test"))
-    write_delta(out, header, tensors, kept)
+    write_delta(out, header, tensors, kept, model.activations)
     write_json(out.with_suffix(".json"), found)
     return found
 

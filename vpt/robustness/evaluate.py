@@ -31,7 +31,7 @@ from vpt.errors import ConfigError, check_number
 from vpt.image_size import plain_size, size_text
 from vpt.models import TunedModel
 from vpt.models.delta_file import unfilled
-from vpt.models.delta_format import identity, read_header
+from vpt.models.delta_format import identity, read_activations, read_header
 from vpt.robustness import logit_records
 from vpt.robustness.evaluation_result import RobustnessResult, Row, between, check_out, score, why_val_cannot_choose
 from vpt.robustness.evaluation_sets import (
@@ -108,7 +108,8 @@ def run(
         strengths: Of each layer at α = 1, or of the first and the last with a line between (LiNeS), or one, as
             `vpt.backbones.strength.checked_strength` reads them; α multiplies them. None for the tuned model.
         adapt: Adapt to the test images while they are answered, at α = 1 (`vpt.robustness.test_time`), in batches of
-            `batch_size` and an order that follows from `seed`; an interrupted set begins anew. None for no adaptation.
+            `batch_size` and an order that follows from `seed`; an interrupted set begins anew. What it needs to know of
+            training images is measured, unless the delta file keeps it and all strengths are 1. None for no adaptation.
         unknown: Folders of images of none of the classes, each scored at every α (`vpt.robustness.unknown_images`).
 
     Raises:
@@ -146,7 +147,8 @@ def run(
     precision = {"precision": "bf16" if bf16 else "fp32", "device": device}
     protocol = _protocol(files, model, data, way, half) | precision
     protocol |= {} if strengths is None else {"strengths": [layers] if isinstance(layers, float) else list(layers)}
-    stream = None if adapt is None else Stream(adapter(adapt, swept.model, data, seed), batch_size, seed)
+    source = read_activations(delta) if adapt is not None and layers == 1.0 else None
+    stream = None if adapt is None else Stream(adapter(adapt, swept.model, data, seed, source), batch_size, seed)
     protocol |= {} if stream is None else {"adapt": stream.protocol}
     check_out(out, protocol | drawn)
     measured = [0.0, 1.0] if way == "head" and not half and wanted != [1.0] else wanted

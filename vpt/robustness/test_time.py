@@ -6,7 +6,7 @@ Images come in batches, in an order that follows from a seed; each test set begi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, cast
 
@@ -21,6 +21,7 @@ from vpt.deltas.composition import Delta
 from vpt.errors import ConfigError, UnknownNameError, check_number
 from vpt.export.onnx_torch import fold
 from vpt.models import TunedModel
+from vpt.models.activations import Activations
 from vpt.robustness.evaluation_sets import EvaluationSet, subset
 
 Adaptation = Literal["entropy", "foa", "fozo"]
@@ -45,16 +46,19 @@ class Adapter(Protocol):
         """Which method with which options."""
 
 
-def adapter(method: str, model: TunedModel, data: ImageDataModule, seed: int) -> Adapter:
+def adapter(
+    method: str, model: TunedModel, data: ImageDataModule, seed: int, source: Activations | None = None
+) -> Adapter:
     """The method by name, on a copy of a model in eval mode.
 
-    An UnknownNameError where it does not exist, a ConfigError or UnsupportedBackboneError where the model lacks what it
+    What it needs to know of training images is what `source` says, or is measured where that is None. An
+    UnknownNameError where it does not exist, a ConfigError or UnsupportedBackboneError where the model lacks what it
     changes.
     """
     check_number("seed", seed, 0, LARGEST_SEED, whole=True)
     if method not in METHODS:
         raise UnknownNameError("test-time adaptation", method, METHODS)
-    return METHODS[method](model, data, seed)
+    return METHODS[method](model, data, seed, source)
 
 
 def entropies(logits: Tensor) -> Tensor:
@@ -71,7 +75,7 @@ class Entropy:
     rate: ClassVar[float] = 1e-3
     momentum: ClassVar[float] = 0.9
 
-    def __init__(self, model: TunedModel, data: ImageDataModule, seed: int) -> None:
+    def __init__(self, model: TunedModel, data: ImageDataModule, seed: int, source: Activations | None = None) -> None:
         """Finds the norms; a ConfigError where there are none."""
         self.model = fold(model)
         norms = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d | nn.RMSNorm
@@ -125,8 +129,8 @@ class _Prompts:
     weight: ClassVar[float] = 0.4
     momentum: ClassVar[float] = 0.1
 
-    def __init__(self, model: TunedModel, data: ImageDataModule, seed: int) -> None:
-        """Measures training images, without prompts."""
+    def __init__(self, model: TunedModel, data: ImageDataModule, seed: int, source: Activations | None = None) -> None:
+        """Measures training images, without prompts, unless their `source` is known."""
         self._seed = seed
         self.model = fold(model)
         backbone = self.model.backbone
@@ -139,14 +143,10 @@ class _Prompts:
         for block in backbone.layout.blocks:
             block.register_forward_hook(self._note)
         self._prefix = backbone.layout.num_prefix
-        dataset = data.split("train")
-        rows = subset(dataset.labels, SOURCE_IMAGES, seed)
-        device = self.model.head.weight.device
-        with torch.no_grad():
-            images = torch.stack([dataset[int(row)]["image"] for row in rows])
-            passes = [self._features(batch.to(device)) for batch in torch.split(images, 50)]
-        self._pooled = torch.cat([each[0] for each in passes]).mean(dim=0)
-        self._source = _measured(torch.cat([each[1] for each in passes], dim=1))
+        self._carried = source
+        self.statistics = self._measure_source(data, seed) if source is None else source.tensors
+        mean, std, self._pooled = (self.statistics[name].to(backbone.mean) for name in ("mean", "std", "pooled"))
+        self._source = _Statistics(mean, std)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._delta = Delta(backbone, [{"name": "prompt", "num_tokens": self.prompts, "deep": False}])
@@ -156,10 +156,26 @@ class _Prompts:
         self._running: Tensor | None = None
         self.reset()
 
+    @torch.no_grad()
+    def _measure_source(self, data: ImageDataModule, seed: int) -> Mapping[str, Tensor]:
+        """Statistics of `SOURCE_IMAGES` training images, drawn by class, as `Activations` keeps them."""
+        dataset = data.split("train")
+        rows = subset(dataset.labels, SOURCE_IMAGES, seed)
+        images = torch.stack([dataset[int(row)]["image"] for row in rows])
+        device = self.model.head.weight.device
+        passes = [self._features(batch.to(device)) for batch in torch.split(images, 50)]
+        blocks = _measured(torch.cat([each[1] for each in passes], dim=1))
+        pooled = torch.cat([each[0] for each in passes]).mean(dim=0)
+        return {"mean": blocks.mean, "std": blocks.std, "pooled": pooled}
+
     @property
     def protocol(self) -> dict[str, Any]:
         """See `Adapter`."""
-        return {"prompts": self.prompts, "weight": self.weight, "source_images": SOURCE_IMAGES}
+        own = {"prompts": self.prompts, "weight": self.weight, "source_images": SOURCE_IMAGES}
+        if self._carried is None:
+            return own
+        about = {key: value for key, value in self._carried.about.items() if key != "model"}
+        return own | {"source_images": about["images"], "source": about}
 
     def reset(self) -> None:
         """See `Adapter`."""
@@ -201,14 +217,14 @@ class Foa(_Prompts):
 
     sigma: ClassVar[float] = 1.0
 
-    def __init__(self, model: TunedModel, data: ImageDataModule, seed: int) -> None:
+    def __init__(self, model: TunedModel, data: ImageDataModule, seed: int, source: Activations | None = None) -> None:
         """Measures training images; a ConfigError where cmaes is not installed."""
         try:
             import cmaes
         except ImportError as error:
             raise ConfigError("FOA needs cmaes: pip install 'vpt[strengths]'.") from error
         self._cma = cmaes.CMA
-        super().__init__(model, data, seed)
+        super().__init__(model, data, seed, source)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -297,11 +313,16 @@ def _measured(blocks: Tensor) -> _Statistics:
     return _Statistics(mean, std)
 
 
-METHODS: dict[str, Callable[[TunedModel, ImageDataModule, int], Adapter]] = {
+METHODS: dict[str, Callable[[TunedModel, ImageDataModule, int, Activations | None], Adapter]] = {
     "entropy": Entropy,
     "foa": Foa,
     "fozo": Fozo,
 }
+
+
+def source_statistics(model: TunedModel, data: ImageDataModule, seed: int) -> Mapping[str, Tensor]:
+    """What FOA and FOZO need to know of training images, as `Activations` keeps it; errors as of `adapter`."""
+    return _Prompts(model, data, seed).statistics
 
 
 @dataclass

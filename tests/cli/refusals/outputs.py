@@ -41,6 +41,7 @@ _FILES = {
     "soup": "robustness soup --deltas {delta} other.safetensors --out",
     "greedy soup": "robustness soup --greedy --deltas {delta} other.safetensors --out",
     "head": "robustness head --backbone vit_nano_patch8_64 --data {configs}/demo.yaml --out",
+    "statistics": "robustness statistics --delta {delta} --out",
     "strengths": "robustness strengths --delta {delta} --out",
     "corruptions": "data corruptions --out",
     "onnx": "export --delta {delta} --format onnx --out",
@@ -59,7 +60,7 @@ ROWS = [
     *(
         Row(f"{_FILES[name]} kept/delta.safetensors", "a file that is there", "exists already")
         for name in _FILES
-        if name in ("soup", "greedy soup", "head")
+        if name in ("soup", "greedy soup", "statistics", "head")
     ),
     Row(f"{_FILES['onnx']} kept/model.onnx", "a file that is there", "kept/model.onnx exists already"),
     Row(f"{_FILES['torch']} kept/model.pt2", "a file that is there", "kept/model.pt2 exists already"),

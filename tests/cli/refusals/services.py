@@ -41,6 +41,7 @@ _WITH_WEIGHTS = {
     "export --delta {delta} --format torch --weights": "export",
     "robustness run --delta {delta} --out new --weights": "robustness run",
     "robustness strengths --delta {delta} --out new --weights": "robustness strengths",
+    "robustness statistics --delta {delta} --out new --weights": "robustness statistics",
     f"{_HEAD} --backbone vit_nano_patch8_64 --weights": "robustness head",
     "profile -c {configs}/demo.yaml --classes 3 --model.weights": "profile",
 }

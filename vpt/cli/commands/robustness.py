@@ -83,6 +83,14 @@ def _strengths(options: Namespace, overrides: list[str]) -> None:
     print(f"written to {options.out}")
 
 
+def _statistics(options: Namespace, overrides: list[str]) -> None:
+    from vpt.robustness.activation_statistics import keep_statistics
+
+    data = delta_data(options.delta, options.data, overrides)
+    keep_statistics(options.delta, data, options.out, options.seed, options.weights)
+    print(f"written to {options.out}")
+
+
 def _head(options: Namespace, overrides: list[str]) -> None:
     import json
 
@@ -169,7 +177,7 @@ def _report(options: Namespace, overrides: list[str]) -> None:
 def _parser() -> Parser:
     root = Parser(prog="vpt robustness")
     root.onward = DATA_FLAGS
-    actions = root.add_subparsers(required=True, metavar="run|strengths|report|compare|head|soup")
+    actions = root.add_subparsers(required=True, metavar="run|strengths|statistics|report|compare|head|soup")
 
     def add(name: str, action: Any, text: str, epilog: str | None = DATA_OVERRIDES) -> Parser:
         made: Parser = actions.add_parser(name, help=text, epilog=epilog)
@@ -177,7 +185,7 @@ def _parser() -> Parser:
         made.onward = DATA_FLAGS if epilog else None
         return made
 
-    for part in (_add_run, _add_strengths, _add_report, _add_head, _add_soup):
+    for part in (_add_run, _add_strengths, _add_statistics, _add_report, _add_head, _add_soup):
         part(add)
     return root
 
@@ -229,6 +237,16 @@ def _add_strengths(add: Add) -> None:
     parser.add_argument("--weights", help=WEIGHTS_HELP)
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster, logits to three digits")
     parser.add_argument("--out", type=output_file, help="JSON file (default: strengths.json beside the delta)")
+
+
+def _add_statistics(add: Add) -> None:
+    text = "write a delta file that keeps what --adapt foa and fozo need to know of training images"
+    parser = add("statistics", _statistics, text)
+    parser.add_argument("--delta", type=Path, required=True, help="delta.safetensors of a run")
+    parser.add_argument("--out", type=output_file, required=True, help="delta file to write, a new one")
+    parser.add_argument("--data", type=Path, help=DATA_HELP)
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the draw of 200 training images (default: 0)")
+    parser.add_argument("--weights", help=WEIGHTS_HELP)
 
 
 def _add_report(add: Add) -> None:
