@@ -45,11 +45,11 @@ from vpt.metrics.accuracy import top1
 from vpt.metrics.logits import predictions
 from vpt.models.delta_format import read_delta, write_delta
 from vpt.robustness import RobustnessResult, run
-from vpt.robustness.soups.averaging import mean as plain_mean
 from vpt.robustness.evaluation_sets import CLEAN, VAL, VAL_CORRUPTED
 from vpt.robustness.layer_strengths import Objective, learn
-from vpt.robustness.soups.model_soups import stock, uniform
 from vpt.robustness.per_image import answers, models
+from vpt.robustness.soups.averaging import mean as plain_mean
+from vpt.robustness.soups.model_soups import stock, uniform
 
 AVERAGES = ("uniform soup of three", "mean without matching", "Model Stock of two", "Model Stock of three")
 ENSEMBLE = "mean of outputs of three"

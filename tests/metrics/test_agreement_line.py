@@ -44,10 +44,11 @@ def test_the_line_and_both_estimates_are_those_of_the_paper(seed: int) -> None:
     np.testing.assert_allclose(found.aline_s, [NORMAL.cdf(slope * each + intercept) for each in probit])
 
     def apart(w: NDArray[np.float64]) -> float:
-        return sum(
+        total: float = sum(
             ((w[i] + w[j]) / 2 - y[place] - slope * ((probit[i] + probit[j]) / 2 - x[place])) ** 2
             for place, (i, j) in enumerate(pairs)
         )
+        return total
 
     best = minimize(apart, np.zeros(5), tol=1e-14).x
     assert found.aline_d is not None
@@ -78,11 +79,11 @@ def test_without_a_shift_the_line_is_the_diagonal() -> None:
 def test_models_that_pairs_do_not_determine_have_no_direct_estimate() -> None:
     inside, labels, outside, _ = drawn(2, models=4)
     twins = [np.concatenate([each[:3], each[2:3]]) for each in (inside, outside)]  # the last two agree on all
-    found = agreement(*twins, (twins[0] == labels).mean(axis=1))
+    found = agreement(twins[0], twins[1], (twins[0] == labels).mean(axis=1))
     assert (found.pairs, found.left_out) == (5, 1)
     assert found.aline_d is not None  # the other pairs suffice
     alone = [np.concatenate([each[:3], each[:1] * 0 + 99]) for each in (inside, outside)]  # agrees with nobody
-    found = agreement(*alone, np.array([*(inside[:3] == labels).mean(axis=1), 0.1]))
+    found = agreement(alone[0], alone[1], np.array([*(inside[:3] == labels).mean(axis=1), 0.1]))
     assert (found.pairs, found.left_out, found.aline_d) == (3, 3, None)
 
 

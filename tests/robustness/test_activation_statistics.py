@@ -128,19 +128,25 @@ def test_the_command_writes_a_file_that_adapts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    rows = ["path,label,split"]
     for place, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (18, SIZE, SIZE, 3), dtype=np.uint8)):
         part, name = ("train", "val", "test")[place % 3], "ab"[place % 2]
-        (tmp_path / "photos" / part / name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / "photos" / part / name / f"{place}.png")
+        (tmp_path / part).mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / part / f"{place}.png")
+        rows.append(f"{part}/{place}.png,{name},{part}")
+    (tmp_path / "photos.csv").write_text("\n".join(rows))
     model = ["--model.class_path=PromptTuning", "--model.backbone=vit_nano_patch8_64", "--model.num_tokens=2"]
-    data = ["--data.class_path=FolderDataModule", "--data.root=photos", "--data.image_size=64", "--data.batch_size=3"]
+    data = ["--data.class_path=FolderDataModule", "--data.root=photos.csv", "--data.image_size=64"]
     trainer = ["--trainer.max_epochs=1", "--trainer.default_root_dir=run", "--seed_everything=0"]
     assert main(["fit", *model, *data, *trainer]) == 0
     (own,) = tmp_path.glob("run/**/delta.safetensors")
     out = own.with_name("carrying.safetensors")
     assert main(["robustness", "statistics", "--delta", str(own), "--out", str(out)]) == 0
-    shutil.rmtree(tmp_path / "photos" / "train")
+    shutil.rmtree(tmp_path / "train")
     adapt = ["--severities", "--batch-size=3", "--adapt=foa"]
+    monkeypatch.setenv("VPT_CACHE", str(tmp_path / "an empty cache"))
+    capsys.readouterr()
     assert main(["robustness", "run", "--delta", str(own), *adapt, "--out=none"]) == 1
-    assert "have no train images" in capsys.readouterr().err
+    assert "train/0.png" in capsys.readouterr().err
     assert main(["robustness", "run", "--delta", str(out), *adapt, "--out=carried"]) == 0
+    assert "written to carried" in capsys.readouterr().out

@@ -107,7 +107,7 @@ def _agreement(models: Mapping[str, RobustnessResult], rows: Mapping[str, tuple[
             raise ConfigError("The models were evaluated on different images.")
         kept += [record.scored.argmax(axis=1) for record in records]
     accuracy = np.array([clean.top1 for clean, _ in rows.values()])
-    line = agreement(*(np.array(each) for each in classes), accuracy)
+    line = agreement(np.array(classes[0]), np.array(classes[1]), accuracy)
     told = {key: getattr(line, key) for key in ("slope", "intercept", "r2", "pairs", "left_out")}
     found: list[Values] = []
     for place, (model, (clean, shifted)) in enumerate(rows.items()):

@@ -171,7 +171,7 @@ def _layers(layers: Layers, ingredients: Sequence[Tensors]) -> list[int | None]:
     """Those in which runs differ, ascending."""
     first, *others = ingredients
     differ = [key for key, tensor in first.items() if not all(torch.equal(tensor, each[key]) for each in others)]
-    return sorted({layer for key in differ for layer in layers[key]})
+    return [*sorted({layer for key in differ for layer in layers[key]})]
 
 
 def stock(deltas: Sequence[Path], out: Path, anchor: Path | None = None, weights: str | None = None) -> Path:
