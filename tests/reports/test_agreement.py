@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from tests.robustness.fakes import CLASSES, kept, split, write_delta
 from vpt.cli import main
 from vpt.data import ImageDataModule
 from vpt.metrics.agreement_line import agreement
 from vpt.models import TunedModel
+from vpt.reports.robustness_figures import agreements
 from vpt.reports.robustness_report import notes, tables
 from vpt.reports.robustness_values import report
 from vpt.robustness import logit_records, run
@@ -54,6 +56,18 @@ def test_a_report_of_three_models_has_the_line_of_their_records(root: Path, tmp_
     assert {(row["slope"], row["r2"], row["pairs"]) for row in rows} == {(expected.slope, expected.r2, expected.pairs)}
     (table,) = (each for each in tables(values) if each.title == "Agreement on the line")
     assert len(table.rows) == 7
+    figure = agreements(values)
+    assert figure is not None
+    (axes,) = figure.axes
+    diagonal, line, pairs, *models = axes.lines
+    x, y = (np.asarray(each, dtype=float) for each in line.get_data())
+    np.testing.assert_allclose(y, expected.slope * x + expected.intercept)
+    np.testing.assert_allclose(np.asarray(diagonal.get_data()[0]), np.asarray(diagonal.get_data()[1]))
+    drawn = [norm.cdf(np.asarray(each, dtype=float)) for each in pairs.get_data()]
+    np.testing.assert_allclose(drawn, [expected.inside, expected.outside])
+    places = np.array([[float(np.asarray(each)[0]) for each in model.get_data()] for model in models])
+    np.testing.assert_allclose(norm.cdf(places), [[row["clean"], row["shifted"]] for row in rows])
+    assert agreements(values | {"agreement": []}) is None
 
 
 def test_two_models_have_no_line_and_equal_ones_say_why(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,9 @@ CAPTIONS = {
     "several sets have none). 0 % and 100 %, whose logits are infinite, lie at the ends of the axes.",
     "Clean against all shifts": "The mean over the shifted sets over the clean set, in percent: a mark for each α, "
     "hollow at 0, and stars for both ways of a strength for each image.",
+    "Agreement on the line": "Probit axes, at the largest α. Hollow: pairs of models, by how often both predict one "
+    "class; the line is fitted to these, which need no labels. Filled: the accuracies of the models, which lie near it "
+    "where the estimates hold. Dashed: equal with and without shift.",
     "Strengths of layers": "At α = 1; timm's layers: the embeddings, the blocks, the head.",
     "Accuracy at every α": "Bands: 95 % Wilson intervals; means over several sets have none. Steps: exact curves where "
     "only the head differs. α may be chosen on the validation images only.",
@@ -41,7 +45,7 @@ _ACROSS = 3  # panels in a row
 
 def figures(report: Values) -> dict[str, Figure]:
     """Draws what values of `vpt.reports.robustness_values.report` (or read from JSON) there are for; by title."""
-    makers = (scatter, plane, strengths, curves, reliability, heat_map)
+    makers = (scatter, plane, agreements, strengths, curves, reliability, heat_map)
     drawn = zip(CAPTIONS, (make(report) for make in makers), strict=True)
     return {name: figure for name, figure in drawn if figure is not None}
 
@@ -131,6 +135,52 @@ def plane(report: Values) -> Figure | None:
         axes.margins(0.08)
         _legend(figure, [axes])
     return figure
+
+
+def agreements(report: Values) -> Figure | None:
+    """Draws the agreements of pairs of models, their line, and the models' accuracies, a panel for each set."""
+    rows = report.get("agreement", [])
+    if not rows:
+        return None
+    alpha = max(row["alpha"] for row in rows)
+    sets = list(dict.fromkeys(row["set"] for row in rows if row["alpha"] == alpha))
+    with style():
+        figure, panels = _panels(len(sets), 3.3)
+        for axes, name in zip(panels, sets, strict=True):
+            own = [row for row in rows if (row["set"], row["alpha"]) == (name, alpha)]
+            _line_of_agreement(axes, own, _looks(report))
+            axes.set_title(folded(f"{name}, R² {own[0]['r2']:.2f}", 36), loc="left")
+        _axis_names(panels, "on clean (%)", "on the shift (%)")
+        _legend(figure, panels)
+    return figure
+
+
+def _line_of_agreement(axes: Axes, rows: Sequence[Values], looks: dict[str, tuple[str, str]]) -> None:
+    first = rows[0]
+    shares = [*first["inside"], *first["outside"], *(row[key] for row in rows for key in ("clean", "shifted"))]
+    found = [share for share in map(_probit, shares) if math.isfinite(share)]
+    low, high = min(found) - 0.2, max(found) + 0.2
+
+    def place(share: float) -> float:
+        return min(max(_probit(share), low), high)
+
+    axes.plot([low, high], [low, high], color=NEUTRAL, linestyle="--", linewidth=0.8, zorder=1)
+    ends = np.array([low, high])
+    axes.plot(ends, first["slope"] * ends + first["intercept"], color=NEUTRAL, linewidth=1, zorder=1)
+    pairs = [[place(share) for share in first[key]] for key in ("inside", "outside")]
+    axes.plot(*pairs, "o", mfc="white", color=NEUTRAL, markersize=5, label="pairs of models")
+    for row in rows:
+        colour, marker = looks[row["model"]]
+        point = place(row["clean"]), place(row["shifted"])
+        axes.plot(*point, marker, color=colour, markersize=6, label=folded(row["model"]), clip_on=False)
+    ticks = [tick for tick in _TICKS if low < _probit(tick) < high]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks([place(tick) for tick in ticks], [f"{100 * tick:g}" for tick in ticks])
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+
+
+def _probit(share: float) -> float:
+    return NormalDist().inv_cdf(share) if 0 < share < 1 else math.copysign(math.inf, share - 0.5)
 
 
 def strengths(report: Values) -> Figure | None:

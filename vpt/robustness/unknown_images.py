@@ -108,13 +108,12 @@ def measure(
     batch_size: int,
     max_images: int | None,
     seed: int,
-    advance: Callable[[int], None] = lambda images: None,
 ) -> list[UnknownRow]:
     """Scores the clean test images and those of `splits` at each α; what was scored before is taken up.
 
     Records are written to `out`, under names that end in the hash of all that they depend on: `protocol`, which all
     records of the evaluation share, and which images they are of and are fitted to. `max_images` and `seed` are of the
-    clean set; `advance` is called with the number of images that a step has answered.
+    clean set.
 
     Raises:
         ConfigError: The training images of each class have equal features.
@@ -141,12 +140,10 @@ def measure(
             swept.set_alpha(alpha)
             score = _scorer(swept.model, train, fitted, own["groups"], batch_size)
             known = score(test, rows)
-            advance(len(fitted) + len(rows))
             for name in missing:
                 strange = ImageDataset(splits[name])
                 record = UnknownRecord(known, score(strange, np.arange(len(strange))), told[name])
                 write(files[name], record)
-                advance(len(strange))
         found += [
             UnknownRow(name, float(alpha), len(rows), len(split), files[name].name) for name, split in splits.items()
         ]
