@@ -76,9 +76,8 @@ def unknown_splits(data: ImageDataModule, folders: Sequence[Path]) -> dict[str, 
             raise DataError(f"There is no folder {folder} of unknown images.")
         if name in found:
             raise ConfigError(f"Two folders of unknown images are called {name}: rename one.")
-        paths = [
-            path.relative_to(folder).as_posix() for path in find_images(folder, left, data.preset.channels is not None)
-        ]
+        files = find_images(folder, left, data.preset.channels is not None)
+        paths = [Path(file).relative_to(folder).as_posix() for file in files]
         if not paths:
             raise DataError(f"{folder} holds no image.")
         left.warn(folder)
