@@ -23,7 +23,7 @@ from vpt.errors import ConfigError, DeltaFileError
 from vpt.experiments.prune import importance
 from vpt.models import TunedModel, load_classifier, save_delta
 from vpt.models.delta_file import start_from
-from vpt.robustness.averaging import averaged
+from vpt.robustness.soups.averaging import averaged
 
 MASK = "xxx ... x.x .xx"  # of four prompts in three segments; the second is gone
 
