@@ -24,7 +24,7 @@ from vpt.backbones import create_backbone
 from vpt.backbones.attention.base import OpenAttention
 from vpt.deltas.base import DeltaPart, Handle
 from vpt.deltas.extra_key_values import Edited, per_row
-from vpt.deltas.lora import Lora
+from vpt.deltas.low_rank.lora import Lora
 from vpt.deltas.prefix import Prefix
 from vpt.deltas.prompts.prompt import Prompt
 from vpt.experiments.profile import interleaved

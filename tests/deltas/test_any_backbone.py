@@ -18,7 +18,7 @@ import vpt
 from tests.deltas.families import relative
 from vpt.backbones import create_backbone
 from vpt.deltas import attach
-from vpt.deltas.lora import Lora
+from vpt.deltas.low_rank.lora import Lora
 from vpt.errors import ConfigError, UnknownNameError, VPTError
 from vpt.export import export_peft, fold
 from vpt.models import TunedModel, save_delta

@@ -13,7 +13,7 @@ from tests.deltas.families import images, make, relative
 from vpt.backbones.factory import Backbone
 from vpt.deltas import attach
 from vpt.deltas.composition import Delta
-from vpt.deltas.lora import Lora
+from vpt.deltas.low_rank.lora import Lora
 from vpt.errors import ConfigError, DeltaFileError
 from vpt.models import TunedModel, save_delta
 

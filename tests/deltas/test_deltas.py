@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from tests.deltas.families import FAMILIES, SWINS, images, make, relative
 from vpt.backbones.factory import Backbone, create_backbone
 from vpt.deltas import DELTAS, Delta, attach
-from vpt.deltas.adapter import Adapter
-from vpt.deltas.lora import Lora
+from vpt.deltas.adapters.adapter import Adapter
+from vpt.deltas.base import MergeablePart
+from vpt.deltas.low_rank.lora import Lora
 from vpt.deltas.prompts.add_pad import PromptAdd, PromptPad
-from vpt.deltas.ssf import ScaleShift
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
 from vpt.models.classifier import TunedModel
 
 SPECS: dict[str, dict[str, Any]] = {
@@ -39,12 +39,20 @@ SPECS: dict[str, dict[str, Any]] = {
     "prefix-mlp": {"name": "prefix", "num_tokens": 5, "hidden": 7},
     "prefix-shared": {"name": "prefix", "num_tokens": 5, "shared": True, "gate": {"per": "block", "init": -1.0}},
     "lora": {"name": "lora", "rank": 3, "targets": ["q", "k", "v", "proj", "fc2"]},
+    "dora": {"name": "dora", "rank": 3, "targets": ["q", "k", "v", "proj", "fc2"]},
+    "vera": {"name": "vera", "rank": 30, "targets": ["q", "k", "v", "proj", "fc2"]},
+    "fact-tt": {"name": "fact", "rank": 3, "format": "tt", "targets": ["q", "k", "v", "proj", "fc2"]},
+    "fact-tk": {"name": "fact", "rank": 3, "format": "tk", "targets": ["q", "k", "v", "proj", "fc2"]},
     "adapter": {"name": "adapter", "rank": 3},
     "houlsby": {"name": "adapter", "rank": 3, "placement": "houlsby"},
     "adaptformer": {"name": "adapter", "rank": 3, "placement": "parallel", "factor": 0.5},
     "adaptformer-released": {"name": "adapter", "rank": 3, "placement": "parallel", "reads": "residual", "factor": 0.5},
+    "adapter-plus": {"name": "adapter", "rank": 3, "placement": "post", "channel_scale": True, "std": 0.01},
+    "convpass": {"name": "convpass", "rank": 3},
+    "rep-adapter": {"name": "rep_adapter", "rank": 4},
     "sidetune": {"name": "sidetune", "width": 3},
     "ssf": {"name": "ssf"},
+    "scales": {"name": "ssf", "targets": ["proj", "norm2"], "shift": False},
     "mlp-head": {"name": "mlp_head"},
     "bias": {"name": "bias"},
     "norm": {"name": "norm"},
@@ -155,7 +163,8 @@ def test_a_second_delta_trains_on_a_frozen_first() -> None:
     assert same(backbone, before)
 
 
-PLACED = [(family, name) for family in FAMILIES for name in SPECS if family not in SWINS or name != "prompt-adaptive"]
+SEQUENCES_ONLY = ("prompt-adaptive", "adapter-plus", "convpass")
+PLACED = [(family, name) for family in FAMILIES for name in SPECS if family not in SWINS or name not in SEQUENCES_ONLY]
 
 
 @pytest.mark.parametrize(("family", "name"), PLACED)
@@ -222,6 +231,9 @@ def test_golden_numbers_of_parameters() -> None:
         delta = attach(backbone, [{"name": name, **spec}])
         counts[name] = sum(p.numel() for p in delta.parameters())
         delta.detach()
+    delta = attach(backbone, DIFFFIT)
+    # Of every bias, 25 norms' scales, and two scales a block.
+    assert sum(p.numel() for p in delta.parameters()) == counts["bias"] + 25 * 768 + 12 * 2 * 768 == 140_544
     # 12·50·768; 12 blocks · 2 maps · 8·(768+768); ViT-B/16 without head: 85,798,656 (timm's own count).
     assert counts["prompt"] == 460_800
     assert counts["lora"] == 294_912
@@ -254,7 +266,7 @@ def test_deltas_compose_and_come_off_in_any_order() -> None:
     assert all(relative(output, outputs[0]) <= 1e-12 for output in outputs[1:])
 
 
-@pytest.mark.parametrize("name", ["lora", "ssf"])
+@pytest.mark.parametrize("name", ["lora", "dora", "vera", "fact-tt", "fact-tk", "rep-adapter", "ssf", "scales"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reparameterisations_merge_to_the_same_function_and_unmerge_bit_for_bit(family: str, name: str) -> None:
     backbone, _ = make(family)
@@ -263,7 +275,7 @@ def test_reparameterisations_merge_to_the_same_function_and_unmerge_bit_for_bit(
     train(backbone, delta, steps=3, family=family)
     apart = backbone(images(family))
     (part,) = delta.parts
-    assert isinstance(part, Lora | ScaleShift)
+    assert isinstance(part, MergeablePart)
     part.merge()
     assert same(backbone, before)  # the change is in what is computed with, not in the parameters
     assert relative(backbone(images(family)), apart) <= 1e-12
@@ -277,11 +289,12 @@ def test_reparameterisations_merge_to_the_same_function_and_unmerge_bit_for_bit(
 
 @pytest.mark.parametrize(
     ("placement", "reads"),
-    [("pfeiffer", "normalised"), ("houlsby", "normalised"), ("parallel", "normalised"), ("parallel", "residual")],
+    [(place, "normalised") for place in ("pfeiffer", "houlsby", "parallel", "post")] + [("parallel", "residual")],
 )
 def test_adapters_are_where_their_papers_or_released_codes_put_them(placement: str, reads: str) -> None:
     backbone, twin = make("layer-scale")
     spec = {"name": "adapter", "rank": 4, "placement": placement, "factor": 0.5, "activation": "relu", "reads": reads}
+    spec |= {"channel_scale": placement in ("post", "houlsby")}
     delta = attach(backbone, [spec])
     with torch.no_grad():
         for parameter in delta.parameters():
@@ -291,7 +304,8 @@ def test_adapters_are_where_their_papers_or_released_codes_put_them(placement: s
     def bottleneck(key: str, x: Tensor) -> Tensor:
         assert isinstance(part, Adapter)
         up, down = cast("nn.Linear", part.up[key]), cast("nn.Linear", part.down[key])
-        return cast("Tensor", 0.5 * up(down(x).clamp(min=0)))
+        change = cast("Tensor", 0.5 * up(down(x).clamp(min=0)))
+        return change * part.scale[key] if key in part.scale else change
 
     model = cast("Any", twin)
     x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images()))))
@@ -301,8 +315,65 @@ def test_adapters_are_where_their_papers_or_released_codes_put_them(placement: s
         z = block.norm2(x)
         m = block.mlp(z)
         fed = {"normalised": z, "residual": x}[reads] if placement == "parallel" else m
-        x = x + block.ls2(m + bottleneck(f"{index}_mlp", fed))
+        x = x + block.ls2(m if placement == "post" else m + bottleneck(f"{index}_mlp", fed))
+        x = x + bottleneck(f"{index}_block", x) if placement == "post" else x
     assert relative(backbone(images()), model.norm(x)[:, 0]) <= 1e-12
+
+
+def test_adapter_plus_has_as_many_parameters_as_in_its_paper() -> None:
+    backbone = create_backbone("vit_base_patch16_224", "random")
+    heads = 769 * 940 / 19  # the 19 tasks of VTAB have 940 classes
+    for rank, millions in {1: "0.07", 2: "0.09", 4: "0.13", 8: "0.20", 16: "0.35"}.items():  # its table of VTAB
+        part = Adapter(backbone, rank=rank, placement="post", channel_scale=True)
+        own = sum(parameter.numel() for parameter in part.parameters())
+        assert own == 12 * (2 * 768 * rank + rank + 2 * 768)
+        assert f"{(own + heads) / 1e6:.2f}" == millions
+
+
+def test_an_adapter_behind_the_blocks_of_a_swin_is_refused() -> None:
+    with pytest.raises(UnsupportedBackboneError, match="give pfeiffer, houlsby or parallel"):
+        attach(make("swin")[0], [SPECS["adapter-plus"]])
+
+
+def test_the_layers_of_an_adapter_are_drawn_within_two_deviations() -> None:
+    part = Adapter(create_backbone("vit_nano_patch8_64"), placement="post", std=0.01)
+    for layer in [*part.down.values(), *part.up.values()]:
+        assert isinstance(layer, nn.Linear)
+        assert 0.006 < layer.weight.std() < 0.011
+        assert layer.weight.abs().max() <= 0.02
+        assert not layer.bias.any()
+
+
+DIFFFIT: list[dict[str, Any]] = [
+    {"name": "bias"},
+    {"name": "norm", "bias": False},
+    {"name": "ssf", "std": 0.0, "targets": ["attn.proj", "mlp.fc2"], "shift": False},
+]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+@pytest.mark.parametrize("family", ["layer-scale", "beit", "eva02-fused"])
+def test_difffit_is_biases_norms_and_a_scale_of_every_branch(family: str, alpha: float) -> None:
+    backbone, twin = make(family)
+    delta = attach(backbone, DIFFFIT)
+    with torch.no_grad():
+        for parameter in delta.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        delta.set_strength(alpha)
+        features = backbone(images(family))
+        own = dict(twin.named_parameters())
+        trained = [cast("Any", part).values for part in delta.parts[:2]]
+        for key, value in [pair for values in trained for pair in values.items()]:
+            own[key.replace("/", ".")].lerp_(value, alpha)
+        for key, scale in cast("Any", delta.parts[2]).scale.items():
+            branch = cast("Any", twin).blocks[int(key.split("/")[1])].get_submodule(key.split("/")[2])
+            branch.register_forward_hook(lambda _, args, out, scale=scale: out * (1 + alpha * (scale - 1)))
+        model = cast("Any", twin)
+        pixels = backbone.normalize(images(family))
+        assert relative(features, model.forward_head(model.forward_features(pixels), pre_logits=True)) <= 1e-12
+    assert sum(parameter.numel() for parameter in delta.parameters()) == sum(
+        cast("Any", part).expected_parameters() for part in delta.parts
+    )
 
 
 def test_lora_on_one_map_of_the_fused_layer_is_the_layer_with_that_matrix_changed() -> None:
@@ -355,6 +426,8 @@ def test_a_trained_model_moves_to_another_precision_and_back_off() -> None:
         ([{"name": "prompt_pad", "width": 16}], ConfigError, "does not fit 32 pixels: give 1 to 15"),
         ([{"name": "prompt_add", "layers": [0, 1]}], ConfigError, "layers needs deep prompts"),
         ([{"name": "prompt", "num_tokens": 1, "project": 0}], ConfigError, "positive width"),
+        ([{"name": "ssf", "targets": []}], ConfigError, "one or more layers by name, such as attn.proj"),
+        ([{"name": "ssf", "targets": ["attn.prj"]}], UnknownNameError, r"layer of .* did you mean"),
         ([{"name": "lorra"}], UnknownNameError, "did you mean 'lora'"),
     ],
 )

@@ -66,7 +66,7 @@ def test_every_delta_trains_and_merges_there(family: str, name: str) -> None:
     backbone, x = made(family)
     before, bare = state(backbone), backbone(x)
     spec = SPECS[name]
-    if spec["name"] == "lora" and "fc1_x" in str([*dict(backbone.model.named_modules())]):
+    if "q" in spec.get("targets", ()) and "fc1_x" in str([*dict(backbone.model.named_modules())]):
         spec = spec | {"targets": ["q", "v", "fc2"]}
     delta = attach(backbone, [spec])
     with torch.no_grad():

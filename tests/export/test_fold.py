@@ -22,6 +22,7 @@ EQUAL: list[tuple[str, list[dict[str, Any]]]] = [
     (VIT, [DEEP | {"deep": False, "fourier": 0.5}]),
     (VIT, [DEEP | {"adaptive": {}}]),
     (VIT, [DEEP | {"mask": ["xx. ... .x."] * 6}, DEEP | {"deep": False, "mask": ["xx. ... .x."]}]),
+    (VIT, [{"name": "adapter", "placement": "post", "channel_scale": True, "std": 0.01}, {"name": "convpass"}]),
     (VIT, [DEEP, {"name": "adapter"}, {"name": "bias"}]),
     (VIT, [{"name": "full"}]),
     (VIT, [{"name": place} for place in ("prompt_add", "prompt_pad", "sidetune", "mlp_head", "linear")]),
@@ -31,6 +32,17 @@ MERGED: list[tuple[str, list[dict[str, Any]]]] = [
     (VIT, [{"name": "lora", "targets": ["q", "v", "fc1"]}]),
     (VIT, [{"name": "lora"}, DEEP, {"name": "bias"}]),
     (SWIN, [{"name": "ssf"}, DEEP]),
+    *((VIT, [{"name": name}]) for name in ("dora", "vera", "fact", "rep_adapter")),
+    (SWIN, [{"name": "dora", "targets": ["q", "fc1"]}, DEEP]),
+    (SWIN, [{"name": "rep_adapter", "rank": 4}, {"name": "bias"}]),
+    (
+        VIT,
+        [
+            {"name": "bias"},
+            {"name": "norm", "bias": False},
+            {"name": "ssf", "targets": ["attn.proj", "mlp.fc2"], "shift": False},
+        ],
+    ),
 ]
 
 

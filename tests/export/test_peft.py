@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -23,10 +24,19 @@ NAMES = ["vit_nano_patch8_64", "swin_nano_patch4_window8_64"]
 TARGETS = ["q", "v", "proj", "fc1"]
 
 
+SPECS: list[dict[str, Any]] = [
+    {"name": "lora", "rank": 3, "scale": 6.0, "targets": TARGETS},
+    {"name": "dora", "rank": 3, "scale": 6.0, "targets": TARGETS},
+    {"name": "vera", "rank": 5, "targets": TARGETS},
+    {"name": "vera", "rank": 300, "targets": ["q", "fc2"]},
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec["name"])
 @pytest.mark.parametrize("name", NAMES)
-def test_peft_loads_the_adapter_and_gives_equal_logits(name: str, tmp_path: Path) -> None:
+def test_peft_loads_the_adapter_and_gives_equal_logits(name: str, spec: dict[str, Any], tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="the optional library peft is not installed")
-    model = tuned(name, "pretrained", [{"name": "lora", "rank": 3, "scale": 6.0, "targets": TARGETS}])
+    model = tuned(name, "pretrained", [spec])
     folder = export_peft(model, tmp_path / "adapter")
     other = timm.create_model(name, num_classes=5).eval()
     own = {key: tensor for key, tensor in model.backbone.model.state_dict().items() if key in other.state_dict()}
@@ -60,9 +70,44 @@ def test_the_adapter_holds_the_change_of_every_layer(name: str, tmp_path: Path) 
         torch.testing.assert_close(factor * up @ down, change, rtol=1e-4, atol=1e-6)
 
 
+def merged(path: Path, layer: str, before: torch.Tensor) -> torch.Tensor:
+    """A layer's weight as the files of peft say it: by the equations of LoRA, DoRA and VeRA as peft writes them."""
+    tensors = load_file(path / "adapter_model.safetensors")
+    config = json.loads((path / "adapter_config.json").read_text())
+    own = {key.rpartition(f"{layer}.")[2]: tensor for key, tensor in tensors.items() if f".{layer}." in key}
+    if config["peft_type"] == "VERA":
+        down, up = (tensors[f"base_model.vera_{part}"] for part in "AB")
+        rows, columns = before.shape
+        found: torch.Tensor = before + own["vera_lambda_b"][:, None] * up[:rows] @ (
+            own["vera_lambda_d"][:, None] * down[:, :columns]
+        )
+        return found
+    factor = config["alpha_pattern"][layer] / config["rank_pattern"][layer]
+    changed: torch.Tensor = before + factor * own["lora_B.weight"] @ own["lora_A.weight"]
+    if config["use_dora"]:
+        changed = own["lora_magnitude_vector"][:, None] * changed / changed.norm(dim=1, keepdim=True)
+    return changed
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec["name"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_files_say_the_merged_weight_of_every_layer(name: str, spec: dict[str, Any], tmp_path: Path) -> None:
+    model = tuned(name, "pretrained", [spec])
+    folder = export_peft(model, tmp_path)
+    before = {key: tensor.clone() for key, tensor in model.backbone.model.state_dict().items()}
+    assert model.delta is not None
+    model.delta.parts[0].merge_for_good()  # type: ignore[operator]
+    after = model.backbone.model.state_dict()
+    changed = {key.removesuffix(".weight") for key in after if not torch.equal(after[key], before[key])}
+    assert changed == set(json.loads((folder / "adapter_config.json").read_text())["target_modules"])
+    for layer in changed:
+        expected, start = after[f"{layer}.weight"], before[f"{layer}.weight"]
+        torch.testing.assert_close(merged(folder, layer, start), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_only_a_lora_alone_is_written(tmp_path: Path) -> None:
     both = tuned("vit_nano_patch8_64", "pretrained", [{"name": "lora"}, {"name": "prompt", "num_tokens": 2}])
-    with pytest.raises(ConfigError, match="one LoRA, this one has Lora, Prompt"):
+    with pytest.raises(ConfigError, match="one LoRA, DoRA or VeRA, this one has Lora, Prompt"):
         export_peft(both, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
     half = tuned("vit_nano_patch8_64", "pretrained", [{"name": "lora"}])

@@ -200,12 +200,13 @@ def test_a_share_is_that_of_the_paper(values: list[float], number: int) -> None:
     assert share([torch.tensor([1.0, 0.0], dtype=torch.float64), half]) == pytest.approx(2 * 0.5 / 1.5)
 
 
-@pytest.mark.parametrize("spec", ["full", "bias", "ssf", "lora", "whole"])
+@pytest.mark.parametrize("spec", ["full", "bias", "ssf", "lora", "dora", "whole"])
 def test_model_stock_lies_between_the_start_and_the_mean(spec: str, folder: Path, tmp_path: Path) -> None:
     if spec == "whole":
         runs = [write_full(folder / f"stock{seed}.safetensors", seed) for seed in range(2)]
     else:
-        specs: tuple[dict[str, Any], ...] = LORA if spec == "lora" else ({"name": spec},)
+        low_rank = {"lora": LORA, "dora": ({**LORA[0], "name": "dora"},)}
+        specs: tuple[dict[str, Any], ...] = low_rank.get(spec, ({"name": spec},))
         runs = [write_delta(folder / f"stock-{spec}{seed}.safetensors", specs, seed) for seed in range(2)]
     probe = write_delta(folder / "anchor.safetensors", (), seed=7)
     out = stock(runs, tmp_path / "stock.safetensors", probe)
@@ -228,7 +229,13 @@ def test_model_stock_lies_between_the_start_and_the_mean(spec: str, folder: Path
     assert len(shares) > 3
     assert all(0 <= value <= 1 for value in shares.values())
     assert isinstance(load_classifier(out), TunedModel)
-    if spec == "lora":
+    if spec == "dora":
+        name = "delta.parts.0.magnitude.1_q"
+        begin = bare["blocks.1.attn.qkv.weight"][: len(tensors[name])].double().norm(dim=1)
+        changes = [end[name].double() - begin for end in ends]
+        expected = begin + share(changes) * sum(changes) / 2
+        torch.testing.assert_close(tensors[name].double(), expected, rtol=1e-5, atol=1e-6)
+    if spec in ("lora", "dora"):
         merged = [low_rank_changes("delta.parts.0.", end)["1_q"] for end in ends]
         found = low_rank_changes("delta.parts.0.", tensors)["1_q"]
         torch.testing.assert_close(found, share(merged) * sum(merged) / 2, rtol=1e-5, atol=1e-5)

@@ -144,8 +144,8 @@ NORMS: dict[type[nn.Module], str | dict[str, str]] = {
 RUN_WHOLE = (
     "timm runs this model whole, and what enters its blocks is not known. Deep prompts and prefixes take it, without "
     "what needs its tokens (init from images, adaptive); so do linear, mlp_head, sidetune, bias, norm, ssf, partial, "
-    "prompt_pad, full, and lora and adapters on layers by name. Shallow prompts, lora and adapters by the names of the "
-    "papers, figures of attention maps and segmentation do not."
+    "prompt_pad, full, and lora, dora, vera and adapters on layers by name. Shallow prompts, these by the names of the "
+    "papers, other deltas, figures of attention maps and segmentation do not."
 )
 
 KEYLESS = {"ChannelAttention", "ChannelAttentionV2", "ConvAttention", "OutlookAttention"}
@@ -169,7 +169,7 @@ def read_attention(model: nn.Module, shape: tuple[int, int, int]) -> AttentionLa
         raise UnsupportedBackboneError(
             f"Where {type(model).__name__} attends is not known: prompts and prefixes take timm's vision transformers, "
             "Swins and others that `vpt backbones --prompts` lists; linear, mlp_head, sidetune, bias, norm, ssf, "
-            "partial, prompt_pad, full, and lora and adapters on layers by name take it."
+            "partial, prompt_pad, full, and lora, dora, vera and adapters on layers by name take it."
         )
     found = [(name, module) for name, module in model.named_modules() if type(module) in OPEN]
     other = sorted({type(module).__name__ for module in model.modules() if _attends(module)} - KEYLESS)

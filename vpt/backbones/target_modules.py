@@ -108,12 +108,13 @@ def norms_before_mlp(backbone: Backbone) -> dict[int, nn.Module]:
     }
 
 
-def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
+def affine_layers(backbone: Backbone, names: Sequence[str] | None = None) -> dict[str, nn.Module]:
     """Everything with a weight per output channel on the way of the tokens: patch embedding, norms, linear maps.
 
     By timm's name, in the order of its modules. What acts on heads or on positions, not on the tokens' channels, is
     left out, and so is the convolutional network before the patch embedding of a hybrid. Of a backbone whose blocks are
-    not known it is every convolution, linear map and norm.
+    not known it is every convolution, linear map and norm. With `names` only those that are called so, or end so; an
+    UnknownNameError where a name is that of none.
     """
     off_path: list[Any] = []
     if backbone.has_layout:
@@ -121,12 +122,16 @@ def affine_layers(backbone: Backbone) -> dict[str, nn.Module]:
         for attention in backbone.layout.attentions:
             off_path += [getattr(attention, name, None) for name in ("q_norm", "k_norm", "cpb_mlp")]
     inner = {id(module) for each in off_path if each is not None for module in each.modules()}
-    return {
+    layers = {
         name: module
         for name, module in backbone.model.named_modules()
         if (isinstance(module, nn.Linear | nn.Conv2d) or _is_norm(module)) and id(module) not in inner
         if backbone.reads(f"{name}.")
     }
+    for name in names or ():
+        if not any(_called(key, name) for key in layers):
+            raise UnknownNameError(f"layer of {backbone.name}", name, sorted({_end(key) for key in layers}))
+    return {key: layer for key, layer in layers.items() if names is None or any(_called(key, name) for name in names)}
 
 
 def channel_dim(layer: nn.Module) -> int:

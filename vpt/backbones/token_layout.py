@@ -124,7 +124,7 @@ def read_layout(model: nn.Module) -> TokenLayout:
     known = ", ".join(cls.__name__ for cls in (*SEQUENCES, *WINDOWED))
     raise UnsupportedBackboneError(
         f"The blocks of {type(model).__name__} are not known: linear, mlp_head, sidetune, bias, norm, ssf, partial, "
-        "prompt_pad, full, and lora and adapters on layers by name take it; all other deltas take timm's "
+        "prompt_pad, full, and lora, dora, vera and adapters on layers by name take it; all other deltas take timm's "
         f"{known}."
     )
 

@@ -1,8 +1,11 @@
-"""Scaling and shifting features (Lian et al., "SSF", NeurIPS 2022, equation 2): y = γ ⊙ x + β behind every layer."""
+"""Scaling and shifting features (Lian et al., "SSF", NeurIPS 2022, equation 2): y = γ ⊙ x + β behind every layer.
+
+The scales alone, behind the branches of each block, are what DiffFit adds to biases and norms (Xie et al., ICCV 2023).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -14,7 +17,7 @@ from vpt.backbones.strength import Place
 from vpt.backbones.target_modules import absorbs_scale, affine_layers, channel_dim
 from vpt.deltas.base import Handle, MergeablePart, MergedWeight
 from vpt.deltas.registry import register_delta
-from vpt.errors import check_number
+from vpt.errors import ConfigError, check_number
 
 
 @register_delta("ssf")
@@ -29,16 +32,32 @@ class ScaleShift(MergeablePart):
     (`vpt.backbones.target_modules.absorbs_scale`) keep these beside them.
     """
 
-    def __init__(self, backbone: Backbone, std: float = 0.02) -> None:
-        """Draws γ from N(1, std²), β from N(0, std²), as the paper's code; 0 starts from the backbone."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        std: float = 0.02,
+        targets: Sequence[str] | None = None,
+        shift: bool = True,
+    ) -> None:
+        """Draws γ from N(1, std²), β from N(0, std²), as the paper's code; 0 starts from the backbone.
+
+        Args:
+            backbone: The backbone whose features are scaled.
+            std: 0 or more.
+            targets: Only behind these of the layers, by timm's names or the ends of them; None for all.
+            shift: Whether there is a β.
+        """
         super().__init__(backbone)
         check_number("std", std, 0)
-        self._layers = {name.replace(".", "/"): layer for name, layer in affine_layers(backbone).items()}
+        if targets is not None and not targets:
+            raise ConfigError("targets of ssf are one or more layers by name, such as attn.proj; null for all.")
+        self._layers = {name.replace(".", "/"): layer for name, layer in affine_layers(backbone, targets).items()}
         self.scale, self.shift = nn.ParameterDict(), nn.ParameterDict()
         for key, layer in self._layers.items():
             channels = _weight(layer).shape[0]
             self.scale[key] = nn.Parameter(1.0 + std * torch.randn(channels).to(backbone.mean))
-            self.shift[key] = nn.Parameter(std * torch.randn(channels).to(backbone.mean))
+            if shift:
+                self.shift[key] = nn.Parameter(std * torch.randn(channels).to(backbone.mean))
 
     def hooks(self) -> Iterator[Handle]:
         """Scale and shift behind every layer."""
@@ -50,8 +69,9 @@ class ScaleShift(MergeablePart):
         return dict(self._layers)
 
     def expected_parameters(self) -> int:
-        """Twice the channels of every layer."""
-        return sum(2 * _weight(layer).shape[0] for layer in self._layers.values())
+        """Twice the channels of every layer, or once without a shift."""
+        each = 2 if len(self.shift) else 1
+        return sum(each * _weight(layer).shape[0] for layer in self._layers.values())
 
     @property
     def merges_wholly(self) -> bool:
@@ -63,20 +83,23 @@ class ScaleShift(MergeablePart):
         for key, layer in self._layers.items():
             if absorbs_scale(layer):
                 yield MergedWeight(layer, "weight", partial(self._scaled, key))
-                yield MergedWeight(layer, "bias", partial(self._scaled_and_shifted, key))
+                if len(self.shift) or layer._parameters["bias"] is not None:
+                    yield MergedWeight(layer, "bias", partial(self._scaled_and_shifted, key))
 
     def _scaled(self, key: str, weight: Tensor) -> Tensor:
         return weight * self._between(key)[0].view(-1, *[1] * (weight.ndim - 1))
 
     def _scaled_and_shifted(self, key: str, bias: Tensor | None) -> Tensor:
         scale, shift = self._between(key)
-        return shift if bias is None else bias * scale + shift
+        if bias is None or shift is None:
+            return cast("Tensor", shift if bias is None else bias * scale)
+        return bias * scale + shift
 
-    def _between(self, key: str) -> tuple[Tensor, Tensor]:
-        scale, shift = self.scale[key], self.shift[key]
+    def _between(self, key: str) -> tuple[Tensor, Tensor | None]:
+        scale, shift = self.scale[key], self.shift[key] if len(self.shift) else None
         if (strength := self.at(key)) == 1.0:
             return scale, shift
-        return 1.0 + strength * (scale - 1.0), strength * shift
+        return 1.0 + strength * (scale - 1.0), None if shift is None else strength * shift
 
     def _change(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if self.at(key) == 0.0 or (self.merged and absorbs_scale(module)):
@@ -84,8 +107,8 @@ class ScaleShift(MergeablePart):
         scale, shift = self._between(key)
         if (dim := channel_dim(module)) != -1:
             behind = [1] * (out.ndim - dim - 1)
-            scale, shift = scale.view(-1, *behind), shift.view(-1, *behind)
-        return torch.addcmul(shift, out, scale)
+            scale, shift = scale.view(-1, *behind), None if shift is None else shift.view(-1, *behind)
+        return out * scale if shift is None else torch.addcmul(shift, out, scale)
 
 
 def _weight(layer: nn.Module) -> Tensor:

@@ -1,7 +1,8 @@
 """The mean of deltas of one configuration, tensor by tensor where that means something, and else in another form.
 
-A change of low rank is averaged as the matrix that it is: the mean of m of rank r is one of rank m·r, exactly. Prompts
-and prefixes are sets, whose order says nothing: those of each layer are matched to the first file's by assignment.
+A change of low rank is averaged as the matrix that it is: the mean of m of rank r is one of rank m·r, exactly; of DoRA
+so is that of the directions, beside the mean of the lengths. Prompts and prefixes are sets, whose order says nothing:
+those of each layer are matched to the first file's by assignment.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ Tensors = Mapping[str, Tensor]
 Spec = dict[str, Any]
 Shares = Mapping[str, Sequence[Tensor]]
 """By tensor, what each ingredient counts: numbers, or what has the tensor's dimensions."""
+
+LOW_RANK = ("lora", "dora")
+"""Deltas whose tensors `down` and `up` are A and B of a change; DoRA's is that of the directions."""
 
 
 def mean(ingredients: Sequence[Tensors], shares: Shares | None = None) -> dict[str, Tensor]:
@@ -63,7 +67,7 @@ def averaged(
             ]
     found, made = mean(matched, shares), list(specs)
     for index, spec in enumerate(specs):
-        if spec["name"] == "lora":
+        if spec["name"] in LOW_RANK:
             room = f"delta.parts.{index}."
             made[index] = widened(spec, len(ingredients))
             equal = [1 / len(ingredients)] * len(ingredients)
@@ -76,7 +80,7 @@ def averaged(
 
 
 def widened(spec: Spec, times: int) -> Spec:
-    """LoRA of so many times the rank, and the same factor."""
+    """LoRA or DoRA of so many times the rank, and the same factor."""
     scale = None if spec["scale"] is None else times * spec["scale"]
     return DeltaSpec.read({**spec, "rank": times * spec["rank"], "scale": scale}).plain()
 

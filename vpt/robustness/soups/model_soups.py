@@ -27,7 +27,7 @@ from vpt.models.delta_format import read_delta, write_delta
 from vpt.robustness.evaluate import check_data
 from vpt.robustness.evaluation_result import why_val_cannot_choose
 from vpt.robustness.evaluation_sets import VAL
-from vpt.robustness.soups.averaging import Tensors, averaged, low_rank_changes, stacked
+from vpt.robustness.soups.averaging import LOW_RANK, Tensors, averaged, low_rank_changes, stacked
 from vpt.robustness.soups.layers import Layers, layers_of, shares
 from vpt.robustness.soups.starts import Start, common_start
 from vpt.robustness.wise_ft import check_alike
@@ -179,9 +179,9 @@ def stock(deltas: Sequence[Path], out: Path, anchor: Path | None = None, weights
 
     Each trained copy, matrix or vector of the backbone gets the share t = N·c / (1 + (N − 1)·c) of N runs whose changes
     have the cosine c with each other, the mean of all pairs and at least 0 (Jang et al., "Model Stock", ECCV 2024,
-    section 4.2); of LoRA the merged change, of the head the change from an `anchor`'s, a linear probe's delta file.
-    What starts nowhere, such as prompts and a head without an anchor, is averaged as by `uniform`; `weights` and errors
-    are as of `greedy`.
+    section 4.2); of LoRA the merged change, of DoRA that of the directions, of the head the change from an `anchor`'s,
+    a linear probe's delta file. What starts nowhere, such as prompts and a head without an anchor, is averaged as by
+    `uniform`; `weights` and errors are as of `greedy`.
     """
     check_unused(out)
     headers, ingredients, start = _read(deltas)
@@ -198,7 +198,7 @@ def stock(deltas: Sequence[Path], out: Path, anchor: Path | None = None, weights
         pulled = begun.double() + shares[key] * torch.stack(changes).mean(dim=0)
         tensors[key] = pulled.to(tensors[key].dtype)
     for index, spec in enumerate(headers[0]["specs"]):
-        if spec["name"] == "lora":
+        if spec["name"] in LOW_RANK:
             room = f"delta.parts.{index}."
             merged = [low_rank_changes(room, each) for each in ingredients]
             own = {target: share([each[target] for each in merged]) for target in merged[0]}
@@ -231,6 +231,8 @@ def _starts(specs: Sequence[Mapping[str, Any]], model: TunedModel, tensors: Tens
             kind, _, name = key.removeprefix(room).partition(".")
             if kind == "values" and spec["name"] in ("bias", "norm", "full", "partial"):
                 found[key] = own[name.replace("/", ".")]
+            elif spec["name"] == "dora" and kind == "magnitude":
+                found[key] = model.owned()[key].detach().clone()  # which are not yet those of a file
             elif spec["name"] == "ssf":
                 found[key] = torch.full_like(tensors[key], float(kind == "scale"))
     return {key: start.cpu() for key, start in found.items() if start.is_floating_point()}

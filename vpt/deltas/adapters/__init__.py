@@ -1,0 +1,1 @@
+"""Small networks behind, beside or before the parts of a block."""

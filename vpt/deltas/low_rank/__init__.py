@@ -1,0 +1,1 @@
+"""Changes of the backbone's linear maps of low rank."""
