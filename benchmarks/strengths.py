@@ -303,8 +303,9 @@ def _regularised(rows: Sequence[Row], runs: Sequence[Row]) -> str:
         every = [{**row, "way": "plain"} for row in runs] + list(rows)
         for way in ("plain", *REGULARISED):
             own = [row for row in every if (row["method"], row["way"]) == (method, way)]
-            cells = [_both(row for row in own if row["seed"] == SEEDS[0]), _both(own) if len(own) > 1 else "–"]
+            first = [row for row in own if row["seed"] == SEEDS[0]]
             if own:
+                cells = [_both(each) if each else "–" for each in (first, own if len(own) > 1 else ())]
                 lines.append([METHODS[method].title, way, *cells])
     return markdown(["photos / shifts at α = 1", "training", "seed 42", "three seeds"], lines)
 
