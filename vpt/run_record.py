@@ -238,7 +238,8 @@ _ENVIRONMENT = ("machine", "versions", "parameters")
 _PLACES = ("hyperparameters.weights", "hyperparameters.init_", "hyperparameters._", "backbone.weights")
 CHANNELS = tuple(f"{part}.normalization.{key}" for part in ("hyperparameters", "backbone") for key in ("mean", "std"))
 """Statistics of channels, by dotted key."""
-_EXACT = ("hyperparameters.micro_batch", "hyperparameters.metrics")  # change no other number but by rounding
+# Change no other number but by rounding.
+_EXACT = ("hyperparameters.micro_batch", "hyperparameters.metrics", "hyperparameters.compile")
 # Options at what they do nothing by, as in runs from before they were there.
 _IDLE = {
     "hyperparameters.loss": "cross_entropy",

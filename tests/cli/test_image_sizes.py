@@ -14,7 +14,7 @@ from PIL import Image
 
 import vpt as package
 from vpt.backbones import Backbone
-from vpt.backbones.factory import feature_map
+from vpt.models.segmenter import feature_map
 
 from .conftest import CONFIGS, QUICK, SMALL, Run, Vpt
 

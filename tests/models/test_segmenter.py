@@ -13,7 +13,7 @@ from tests.deltas.families import images as float_images
 from tests.deltas.families import make
 from tests.deltas.test_deltas import SEQUENCES_ONLY, SPECS
 from vpt.backbones import create_backbone
-from vpt.backbones.factory import feature_map, map_size
+from vpt.models.segmenter import feature_map, map_size
 from vpt.deltas import attach
 from vpt.errors import ConfigError, DeltaFileError, UnknownNameError, UnsupportedBackboneError, VPTError
 from vpt.models.classifier import TunedModel

@@ -230,6 +230,18 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def function_fingerprint(weights: str, name: str, pool: str | None, narrow: bool) -> str:
+    """Hashes what makes a function: weights (their hash), name and pool; equal tensors may compute others."""
+    record = config(name)
+    parts = (weights, architecture_of(name), *record["mean"], *record["std"], pool or "", *["bfloat16"] * narrow)
+    return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
+
+
+def architecture_of(name: str) -> str:
+    """A name without the tag of its weights."""
+    return current_name(name).partition(".")[0]
+
+
 def _create(name: str, options: dict[str, Any]) -> nn.Module:
     """Builds a model that is not filled."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +14,16 @@ from torch import Tensor, nn
 from vpt.argument_types import checked, shown
 from vpt.backbones.attention_layout import RUN_WHOLE, AttentionLayout, read_attention
 from vpt.backbones.block_forward import Attached, BlockInputs, block_inputs, embed, run_blocks
-from vpt.backbones.checkpoints import build, config, current_name, fingerprint, width
+from vpt.backbones.checkpoints import (
+    architecture_of,
+    build,
+    config,
+    current_name,
+    fingerprint,
+    function_fingerprint,
+    width,
+)
+from vpt.backbones.compilation import CompiledCalls
 from vpt.backbones.frozen_weights import wide_weights
 from vpt.backbones.normalization import Normalization, check_normalization, check_values, plain, statistics
 from vpt.backbones.token_layout import TokenLayout, read_layout
@@ -77,7 +85,7 @@ class Backbone(nn.Module):
         self.pool = pool
         self.num_features = width(model)
         self.weights_fingerprint = fingerprint(model)
-        self.fingerprint = _function(self.weights_fingerprint, name, pool, narrow)
+        self.fingerprint = function_fingerprint(self.weights_fingerprint, name, pool, narrow)
         mean, std = statistics(name, normalization)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -89,6 +97,7 @@ class Backbone(nn.Module):
             _or_reason(read_attention, model, self.input_shape) if self._layout is None else (self._layout, "")
         )
         self.tuned = self.folded = False
+        self._compiled: CompiledCalls | None = None
         self.narrow = narrow
         self.freeze()
         self._apply(lambda tensor: tensor)
@@ -103,7 +112,7 @@ class Backbone(nn.Module):
         """
         if recorded["fingerprint"] == self.fingerprint:
             return True
-        alike = _architecture(recorded["name"]) == _architecture(self.name)
+        alike = architecture_of(recorded["name"]) == architecture_of(self.name)
         own = self.pool is None and recorded.get("pool") is None and not self.narrow
         return alike and own and recorded["fingerprint"] == self.weights_fingerprint
 
@@ -232,13 +241,24 @@ class Backbone(nn.Module):
         scaled = images.to(self.mean.dtype)
         return ((scaled if images.is_floating_point() else scaled / 255) - self.mean) / self.std
 
+    def compile(self, **options: Any) -> None:  # type: ignore[override]
+        """Computes under `torch.compile`, with its options, all from normalised images to `readout`.
+
+        Numbers change by rounding. In place: state dicts stay as they are. Copies are not compiled.
+        """
+        self._compiled = CompiledCalls(**options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is compiled for this very module."""
+        return super().__getstate__() | {"_compiled": None}  # type: ignore[no-any-return, no-untyped-call]
+
     def forward(self, images: Tensor) -> Tensor:
         """Encodes images as `normalize` takes them into pooled features before any classifier, (B, num_features)."""
         return cast("Tensor", self.readout(self.pooled(images)))
 
     def pooled(self, images: Tensor) -> Tensor:
         """Encodes images without what hooks on `readout`, (B, num_features)."""
-        return self._precisely(self._pooled, images)
+        return self._precisely(self._pooled, self.normalize(images))
 
     def computing(self) -> AbstractContextManager[Any]:
         """In what whatever computes with its layers has to: autocast where their weights are `narrow`."""
@@ -246,38 +266,38 @@ class Backbone(nn.Module):
 
     def _precisely(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         """Calls a part of the forward pass in the precision of the weights, which it does not give on."""
-        if not self.narrow:
-            return function(*args)
-        with self.computing():
-            found = function(*args)
-        return found.to(self.mean.dtype)
+        found = self._call(function, *args)
+        return found.to(self.mean.dtype) if self.narrow else found
 
-    def _pooled(self, images: Tensor) -> Tensor:
+    def _call(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        with self.computing():
+            return function(*args) if self._compiled is None else self._compiled(function, *args)
+
+    def _pooled(self, normalized: Tensor) -> Tensor:
         if self._layout is None:
             model = cast("Any", self.model)
-            return cast(
-                "Tensor",
-                model.forward_head(model.forward_features(self.entry(self.normalize(images))), pre_logits=True),
-            )
-        return self._from_block(0, *embed(self.model, self.entry(self.normalize(images))))
+            return cast("Tensor", model.forward_head(model.forward_features(self.entry(normalized)), pre_logits=True))
+        return self._from_block(0, *embed(self.model, self.entry(normalized)))
 
     def tokens(self, images: Tensor) -> Tensor:
         """Final tokens of a ViT, (B, prefix + patches, num_features) without prompts; else the final map."""
-        return self._precisely(self._tokens, images)
+        return self._precisely(self._tokens, self.normalize(images))
 
-    def _tokens(self, images: Tensor) -> Tensor:
+    def _tokens(self, normalized: Tensor) -> Tensor:
         model = cast("Any", self.model)
         if self._layout is None:
-            return cast("Tensor", model.forward_features(self.entry(self.normalize(images))))
-        x, given = embed(model, self.entry(self.normalize(images)))
+            return cast("Tensor", model.forward_features(self.entry(normalized)))
+        x, given = embed(model, self.entry(normalized))
         blocks = range(len(self._layout.blocks))
         return cast("Tensor", model.norm(run_blocks(model, self._layout, x, given, blocks, self.attached)[0]))
 
     def before_block(self, images: Tensor, block: int) -> Tensor:
         """The first half of the forward pass, up to `block` ≥ 1: tokens (B, N, dim), or (B, H, W, dim) with windows."""
-        with self.computing():  # tokens stay in the precision in which they come to the next block
-            x, given = embed(self.model, self.entry(self.normalize(images)))
-            return run_blocks(self.model, self.layout, x, given, range(block), self.attached)[0]
+        return self._call(self._before_block, block, self.normalize(images))  # in the precision of the next block
+
+    def _before_block(self, block: int, normalized: Tensor) -> Tensor:
+        x, given = embed(self.model, self.entry(normalized))
+        return run_blocks(self.model, self.layout, x, given, range(block), self.attached)[0]
 
     def from_block(self, tokens: Tensor, block: int) -> Tensor:
         """The second half: what `before_block` gave to pooled features, (B, num_features), `readout` included."""
@@ -364,37 +384,3 @@ def create_backbone(
 def input_size(name: str) -> ImageSize:
     """The image size that a backbone's weights were trained at, in pixels."""
     return as_size(config(name)["input_size"][1:])
-
-
-def _function(weights: str, name: str, pool: str | None, narrow: bool) -> str:
-    """Hashes what makes a function: weights (their hash), name and pool; equal tensors may compute others."""
-    record = config(name)
-    parts = (weights, _architecture(name), *record["mean"], *record["std"], pool or "", *["bfloat16"] * narrow)
-    return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
-
-
-def _architecture(name: str) -> str:
-    return current_name(name).partition(".")[0]
-
-
-def map_size(backbone: Backbone) -> tuple[int, int]:
-    """(rows, columns) of a ViT's patches or a Swin's last map; an UnsupportedBackboneError for other backbones."""
-    try:
-        return backbone.layout.grid
-    except UnsupportedBackboneError as error:
-        raise UnsupportedBackboneError(
-            f"{backbone.name} has no known map of patches: segmentation takes timm's vision transformers and Swins."
-        ) from error
-
-
-def feature_map(backbone: Backbone, images: Tensor) -> Tensor:
-    """Computes the final tokens of the patches in their places, (B, num_features, rows, columns) as `map_size` says.
-
-    Deep prompts are keys and values and never tokens; shallow ones leave the sequence behind the last block. The map is
-    what timm's `forward_features` gives: behind the model's last norm, where that stands before the pool.
-    """
-    rows, columns = map_size(backbone)
-    tokens = backbone.tokens(images)
-    if not backbone.layout.windowed:  # a Swin's are a map already
-        tokens = tokens[:, backbone.layout.num_prefix :].unflatten(1, (rows, columns))  # type: ignore[no-untyped-call]
-    return tokens.permute(0, 3, 1, 2)

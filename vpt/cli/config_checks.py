@@ -48,8 +48,8 @@ _IDLE: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
 }
 
 # Weights may lie elsewhere on this machine, and the fingerprint in the checkpoint guards what is in them; metrics are
-# of the evaluation.
-FREE_OF_CHECKPOINT = {"weights", "metrics"}
+# of the evaluation, and a compiler is of the machine.
+FREE_OF_CHECKPOINT = {"weights", "metrics", "compile"}
 
 
 def init_args(section: Section | None) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def check_nothing_lost(name: str, args: list[str], given: Section | None, accept
 def check_checkpoint(given: Section | None, checkpoint: Mapping[str, Any], path: str) -> None:
     """Refuses a ``model`` section that differs from the hyperparameters that a checkpoint was trained with.
 
-    Lightning keeps the class under ``_class_path``; only ``weights`` may differ, else a ConfigError.
+    Lightning keeps the class under ``_class_path``; only `FREE_OF_CHECKPOINT` may differ, else a ConfigError.
     """
     mine = init_args(given)
     theirs = {key: value for key, value in checkpoint.items() if key not in FREE_OF_CHECKPOINT}

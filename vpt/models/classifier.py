@@ -98,6 +98,10 @@ class AdaptedModel(nn.Module):
         """What a delta file must say of the head for it to be drawn again: plain JSON values by name."""
         return {}
 
+    def compile(self, **options: Any) -> None:  # type: ignore[override]
+        """Runs the backbone with its deltas under `torch.compile` from now on: see `Backbone.compile`."""
+        self.backbone.compile(**options)
+
     def parts(self) -> list[DeltaPart]:
         """The deltas of the model, in order."""
         return [] if self.delta is None else [cast("DeltaPart", part) for part in self.delta.parts]

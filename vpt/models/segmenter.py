@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from vpt.argument_types import checked
-from vpt.backbones.factory import Backbone, feature_map, map_size
+from vpt.backbones.factory import Backbone
 from vpt.deltas.base import READOUT
 from vpt.deltas.registry import Specs
-from vpt.errors import ConfigError, UnknownNameError
+from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
 from vpt.models.classifier import AdaptedModel
 
 HEADS = ("linear", "conv")
@@ -86,6 +86,29 @@ class DenseModel(AdaptedModel):
     def file_header(self) -> dict[str, Any]:
         """Kind and width of the head."""
         return {"head": {"kind": self._kind, "width": self._width}}
+
+
+def map_size(backbone: Backbone) -> tuple[int, int]:
+    """(rows, columns) of a ViT's patches or a Swin's last map; an UnsupportedBackboneError for other backbones."""
+    try:
+        return backbone.layout.grid
+    except UnsupportedBackboneError as error:
+        raise UnsupportedBackboneError(
+            f"{backbone.name} has no known map of patches: segmentation takes timm's vision transformers and Swins."
+        ) from error
+
+
+def feature_map(backbone: Backbone, images: Tensor) -> Tensor:
+    """Computes the final tokens of the patches in their places, (B, num_features, rows, columns) as `map_size` says.
+
+    Deep prompts are keys and values and never tokens; shallow ones leave the sequence behind the last block. The map is
+    what timm's `forward_features` gives: behind the model's last norm, where that stands before the pool.
+    """
+    rows, columns = map_size(backbone)
+    tokens = backbone.tokens(images)
+    if not backbone.layout.windowed:  # a Swin's are a map already
+        tokens = tokens[:, backbone.layout.num_prefix :].unflatten(1, (rows, columns))  # type: ignore[no-untyped-call]
+    return tokens.permute(0, 3, 1, 2)
 
 
 def enlarge(logits: Tensor, size: tuple[int, int]) -> Tensor:

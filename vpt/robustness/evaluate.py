@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vpt.argument_types import checked
 from vpt.atomic_write import make_folder, reserve, writing
+from vpt.backbones.compilation import compile_for
 from vpt.backbones.strength import checked_strength
 from vpt.data import ImageDataModule, ImageDataset
 from vpt.data.corruptions import BASIC, PARAMETERS, PUBLISHED, can_corrupt, title
@@ -80,6 +81,7 @@ def run(
     strengths: float | Sequence[float] | None = None,
     adapt: Adaptation | None = None,
     unknown: Sequence[Path] = (),
+    compile: bool = False,
 ) -> RobustnessResult:
     """Evaluates a delta file in and out of distribution and stores all logits.
 
@@ -111,6 +113,7 @@ def run(
             `batch_size` and an order that follows from `seed`; an interrupted set begins anew. What it needs to know of
             training images is measured, unless the delta file keeps it and all strengths are 1. None for no adaptation.
         unknown: Folders of images of none of the classes, each scored at every α (`vpt.robustness.unknown_images`).
+        compile: Forward passes under `torch.compile`, anew at each α: logits differ by rounding. Every record says so.
 
     Raises:
         ConfigError: An argument is out of range or not known, or delta, anchor and data do not belong together.
@@ -132,9 +135,13 @@ def run(
     if adapt is not None and unknown:
         raise ConfigError("Unknown images are told by the model as it is: leave them out where it adapts.")
     strangers = unknown_splits(data, unknown)
+    if adapt is not None and compile:
+        raise ConfigError("Adapting at test time computes with a copy of the model that is not compiled: drop compile.")
     alphas = alphas if adapt is None else (1.0,)
     layers = 1.0 if strengths is None else checked_strength(strengths, model.backbone)
     swept = sweep(delta, model.to(device), tensors, alphas, anchor, start, layers)
+    if compile:
+        compile_for(swept.model, torch.device(device))
     way = swept.way
     wanted = [1.0] if way == "none" else sorted(float(alpha) for alpha in alphas)
     files = {"delta": delta, "anchor": anchor, "start": start}
@@ -146,6 +153,7 @@ def run(
     drawn = {"max_images": max_images, "seed": seed if max_images else None, "corruptions": PUBLISHED}
     precision = {"precision": "bf16" if bf16 else "fp32", "device": device}
     protocol = _protocol(files, model, data, way, half) | precision
+    protocol |= {"compile": True} if compile else {}
     protocol |= {} if strengths is None else {"strengths": [layers] if isinstance(layers, float) else list(layers)}
     source = read_activations(delta) if adapt is not None and layers == 1.0 else None
     stream = None if adapt is None else Stream(adapter(adapt, swept.model, data, seed, source), batch_size, seed)

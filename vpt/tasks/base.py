@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vpt.argument_types import check_arguments
 from vpt.backbones import Backbone, create_backbone
+from vpt.backbones.compilation import compile_for
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, check_number
 from vpt.image_size import plain_size
 from vpt.models.classifier import AdaptedModel
@@ -23,8 +24,9 @@ from vpt.models.delta_file import check_fingerprint, fill, start_from
 from vpt.models.delta_format import IDENTITY, identity
 from vpt.models.feature_cache import FeatureCache
 from vpt.tasks.checkpoints import check_classes, check_whole_epoch
-from vpt.tasks.counted_images import CountedImages
+from vpt.tasks.counted_images import CountedImages, all_trained
 from vpt.tasks.initialization import agree, check_start, start_deltas
+from vpt.tasks.kept_features import feature_cache
 from vpt.tasks.optimizers import (
     TrainingCurves,
     WeightAverage,
@@ -79,6 +81,7 @@ class TuningTask(L.LightningModule):
         layer_decay: float = 1.0,
         ema_decay: float = 0.0,
         start_decay: dict[str, Any] | None = None,
+        compile: bool | None = False,
     ) -> None:
         """Builds backbone, delta and head. Only plain values, so that checkpoints load with ``weights_only=True``.
 
@@ -106,6 +109,7 @@ class TuningTask(L.LightningModule):
             ema_decay: Of an exponential moving average of what is trained, in (0, 1), which is then what is validated,
                 kept and tested (`WeightAverage`); 0 for none.
             start_decay: Options of `vpt.tasks.regularization.start_decay.StartDecay`: decay towards the start.
+            compile: Whether the backbone with its deltas runs under `torch.compile` in a trainer; None for no.
 
         Raises:
             ConfigError: A value is of another type or out of range, or num_classes is missing or too small.
@@ -127,8 +131,7 @@ class TuningTask(L.LightningModule):
         # Lightning's own mean over processes with unequal shares is not that over the images.
         self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
         metrics = MetricCollection(self._metrics(num_classes), compute_groups=False)
-        self.val_metrics = metrics.clone(prefix="val/")
-        self.test_metrics = metrics.clone(prefix="test/")
+        self.val_metrics, self.test_metrics = (metrics.clone(prefix=f"{split}/") for split in ("val", "test"))
         self.tally = self._tally(num_classes)
         self._shown = {"val": "val", "test": "test"}
         self._counted = CountedImages()
@@ -168,7 +171,9 @@ class TuningTask(L.LightningModule):
         check_start(self.model, data)
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Adds curves and what keeps the average of weights; refuses first what `check_trainer` refuses."""
+        """Adds curves and the average of weights; first refuses what `check_trainer` does, and to compile in vain."""
+        if self.hparams["compile"]:
+            compile_for(self.model, self.trainer.strategy.root_device)
         if self.trainer.state.fn == "fit":
             check_trainer(self.trainer)
             check_monitors(self.trainer, ["val/loss", *map(str, self.val_metrics.keys())])  # with their prefix
@@ -233,18 +238,14 @@ class TuningTask(L.LightningModule):
         Where images are a constant of their index, what lies before the first trained parameter is computed once for
         each training and validation image and kept.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        halves = self.model.constant_part()
+        data, halves = getattr(self.trainer, "datamodule", None), self.model.constant_part()
         augmented = getattr(data, "augmented", True) or "target" in batch  # mixed with others
         if halves is None or split == "test" or data is None or augmented:
             return self.model.encode(batch["image"])
-        backbone, cut = self.model.backbone, self.model.constant_blocks()
-        place = (self.model.format, cut, backbone.trim, str(self.trainer.precision), str(self.device))
+        place = (str(self.trainer.precision), str(self.device), bool(self.hparams["compile"]))
+        place = (self.model.format, self.model.constant_blocks(), self.model.backbone.trim, *place)
         if self._kept is None or self._kept[0] != (data, place):  # other data or precision, another cut
-            described = data.describe() if (known := getattr(data, "hashed", True)) else data.outline()
-            images = (described.get("fingerprint"), described["preset"], str(described.get("channels")))
-            constants = (backbone.fingerprint, str(backbone.normalization), *images, data.image_size, *place)
-            self._kept = (data, place), FeatureCache(halves[0], constants if known else None)
+            self._kept = (data, place), feature_cache(self.model.backbone, data, halves[0], place)
         return halves[1](self._kept[1](split, len(data.split(split)), batch["index"], batch["image"]))
 
     def logits(self, batch: Batch, split: str) -> Tensor:
@@ -265,8 +266,9 @@ class TuningTask(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The mean loss of a batch, a scalar; a DivergedError if this or an earlier one is not finite."""
         loss = self.training_loss(self._in_parts(batch), batch)
-        parallel = self.trainer.world_size > 1
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["index"]), sync_dist=parallel)
+        self.log(
+            "train/loss", loss, prog_bar=True, batch_size=len(batch["index"]), sync_dist=self.trainer.world_size > 1
+        )
         self._finite = loss.detach().isfinite() & (True if self._finite is None else self._finite)
         if loss.device.type == "cpu" or batch_idx % 50 == 0:  # elsewhere looking at a number stops the device
             self._check_finite()
@@ -370,9 +372,7 @@ class TuningTask(L.LightningModule):
         checkpoint["state_dict"] = {f"model.{key}": tensor for key, tensor in self.model.owned().items()}
         checkpoint["backbone"] = identity(self.model)
         checkpoint |= {"class_names": list(self.model.class_names), "channels": self.model.preset.get("channels")}
-        data: Any = getattr(self._trainer, "datamodule", None)
-        every = hasattr(data, "shared") and bool(data.shared("val").all())
-        checkpoint["trained_val"] = data.fingerprint("val") if every else None
+        checkpoint["trained_val"] = all_trained(getattr(self._trainer, "datamodule", None))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that a checkpoint is complete and belongs to this backbone, and completes it with what is frozen.

@@ -72,5 +72,10 @@ class CountedImages:
         return {key: column[kept] for key, column in batch.items()}
 
 
+def all_trained(data: Any) -> str | None:
+    """The fingerprint of a data module's validation images where all of them are trained on, else None."""
+    return data.fingerprint("val") if hasattr(data, "shared") and bool(data.shared("val").all()) else None
+
+
 def _found(shared: Tensor) -> str:
     return f"{int(shared.sum()):,} of {len(shared):,} validation images are trained on"

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vpt.backbones.compilation import eagerly
 from vpt.errors import ConfigError
 from vpt.models import TunedModel
 from vpt.reports.style import short
@@ -48,7 +49,7 @@ def layer_features(model: TunedModel, images: Tensor) -> list[Array]:
         for block, own, patches in zip(layout.blocks, kept, layout.patches, strict=True)
     ]
     try:
-        with evaluating(model):
+        with evaluating(model), eagerly():
             for batch in torch.split(images, _BATCH):
                 model.backbone(batch.to(model.head.weight.device))
     finally:

@@ -18,6 +18,7 @@ from torch import Tensor
 from vpt.argument_types import checked
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.windows import Places, window_places
+from vpt.backbones.compilation import eagerly
 from vpt.backbones.factory import Backbone
 
 T = TypeVar("T")
@@ -82,6 +83,7 @@ def recording(backbone: Backbone) -> Iterator[list[AttentionCall]]:
     """
     layout, calls = backbone.layout, list[AttentionCall]()
     with ExitStack() as stack:
+        stack.enter_context(eagerly())
         for block, attention in enumerate(layout.attentions):
             places = window_places(layout.blocks[block]) if layout.windowed else Places(layout.grid, layout.grid)
             keep = partial(_keep, backbone, calls, places, layout.num_prefix)
@@ -166,6 +168,7 @@ def extra_shares(backbone: Backbone, images: Tensor) -> list[ExtraShare]:
     found = dict[OpenAttention, ExtraShare]()
     attentions = backbone.attention_layout.attentions
     with ExitStack() as stack:
+        stack.enter_context(eagerly())
         for attention in attentions:
             stack.enter_context(_measuring(attention, len(images), found))
         backbone(images)

@@ -60,6 +60,8 @@ def _parser(command: str, epilog: str | None = None) -> Parser:
     parser.add_argument("--out", type=output_file, required=True, help=_OUT)
     parser.add_argument("--weights", help=WEIGHTS_HELP)
     parser.add_argument("--batch-size", type=at_least(1, 10**6), default=64, help="images in a forward pass (64)")
+    compiled = "run under torch.compile: it takes a while before the first images"
+    parser.add_argument("--compile", action="store_true", help=compiled)
     return parser
 
 
@@ -201,7 +203,12 @@ def _model_and_images(options: argparse.Namespace) -> tuple[TunedModel, list[Pat
             paths.append(place)
     import torch
 
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), paths, len(paths)
+    from vpt.backbones.compilation import compile_for
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.compile:
+        compile_for(model, device)
+    return model.to(device), paths, len(paths)
 
 
 def _with_progress(items: Iterator[Any], count: int, what: str) -> Iterator[Any]:

@@ -47,7 +47,7 @@ def _run(options: Namespace, overrides: list[str]) -> None:
     for out in outs.values():
         check_writable(out, folder=True)
     if options.adapt is not None:
-        check_effect(options, "with --adapt", "alphas", "anchor", "start")
+        check_effect(options, "with --adapt", "alphas", "anchor", "start", "compile")
     options.alphas = options.alphas or ALPHAS
     for name in ("delta", "alphas", "severities", "corruptions", "unknown"):
         check_different(f"--{name}", getattr(options, name) or ())
@@ -212,6 +212,8 @@ def _add_run(add: Add) -> None:
     parser.add_argument("--weights", help=WEIGHTS_HELP)
     parser.add_argument("--half", action="store_true", help="store logits in half precision; no exact α curves then")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster, logits to three digits")
+    compiled = "run under torch.compile: it takes a while before the first images, at each α"
+    parser.add_argument("--compile", action="store_true", help=compiled)
     layers = "of the layers at α = 1: all, the first and the last (LiNeS), or a file of `vpt robustness strengths`"
     parser.add_argument("--strengths", nargs="+", help=layers)
     adapt = (

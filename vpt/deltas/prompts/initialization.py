@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vpt.backbones.compilation import eagerly
 from vpt.backbones.factory import Backbone
 from vpt.errors import ConfigError
 
@@ -86,7 +87,8 @@ def _entering(backbone: Backbone, blocks: Sequence[int], images: Tensor) -> list
 
     hooks = [backbone.layout.blocks[block].register_forward_pre_hook(partial(keep, block)) for block in blocks]
     try:
-        backbone(images)
+        with eagerly():
+            backbone(images)
     finally:
         for hook in hooks:
             hook.remove()

@@ -59,6 +59,8 @@ class Pace(SecondLoss):
             )
         if options["micro_batch"]:
             raise ConfigError("pace compares two passes of a whole batch: leave micro_batch out.")
+        if options["compile"]:
+            raise ConfigError("pace changes layers in each step, which would be compiled again: leave compile out.")
         self.sigmas(model)
 
     def sigmas(self, model: TunedModel) -> dict[nn.Module, float]:
