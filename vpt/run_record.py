@@ -152,7 +152,7 @@ _FORM: Form = {
     "data.image_size": is_size,
     **dict.fromkeys(("seed", "data.seed"), of(int, None)),
     "max_epochs": of(int),
-    **dict.fromkeys(("metrics.*", "seconds"), of(int, float)),
+    **dict.fromkeys(("metrics.*", "seconds", "precision_measured.*"), of(int, float)),
     **dict.fromkeys([f"metrics.{split}/{name}" for split in ("val", "test") for name in ("acc", "mean_ap")], share),
     "data.complete": of(bool, None),
 }
@@ -234,7 +234,7 @@ def epoch_rule(record: Mapping[str, Any]) -> str:
 
 
 _RESULTS = ("status", "metrics", "epochs", "steps", "seconds", "images", "evaluated", "epoch_rule", "read.val", "best")
-_ENVIRONMENT = ("machine", "versions", "parameters")
+_ENVIRONMENT = ("machine", "versions", "parameters", "precision_measured")
 _PLACES = ("hyperparameters.weights", "hyperparameters.init_", "hyperparameters._", "backbone.weights")
 CHANNELS = tuple(f"{part}.normalization.{key}" for part in ("hyperparameters", "backbone") for key in ("mean", "std"))
 """Statistics of channels, by dotted key."""

@@ -13,13 +13,12 @@ from tests.deltas.families import images as float_images
 from tests.deltas.families import make
 from tests.deltas.test_deltas import SEQUENCES_ONLY, SPECS
 from vpt.backbones import create_backbone
-from vpt.models.segmenter import feature_map, map_size
 from vpt.deltas import attach
 from vpt.errors import ConfigError, DeltaFileError, UnknownNameError, UnsupportedBackboneError, VPTError
 from vpt.models.classifier import TunedModel
 from vpt.models.delta_file import load_classifier, load_segmentation, save_delta, start_from
 from vpt.models.delta_format import read_delta
-from vpt.models.segmenter import DenseModel
+from vpt.models.segmenter import DenseModel, feature_map, map_size
 from vpt.robustness.soups.model_soups import uniform
 
 NANO = "vit_nano_patch8_64"

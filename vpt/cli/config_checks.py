@@ -52,6 +52,9 @@ _IDLE: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
 FREE_OF_CHECKPOINT = {"weights", "metrics", "compile"}
 
 
+_LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")  # words that Lightning resolves itself
+
+
 def init_args(section: Section | None) -> dict[str, Any]:
     """The values of a section that are not null."""
     args = (section or {}).get("init_args") or {}
@@ -163,6 +166,30 @@ def check_nothing_lost(name: str, args: list[str], given: Section | None, accept
             f"{name}.{key} was set by {source} and lost when {name}.class_path changed and changed back: "
             f"repeat {name}.{key} after the last class_path."
         )
+
+
+def read_checkpoint(command: str, path: str | None, trying: bool) -> dict[str, Any]:
+    """Reads the checkpoint of a run; nothing of no path, and a ConfigError where a trained model is needed."""
+    import torch
+
+    if path is None:
+        if command != "fit" and not trying:
+            raise ConfigError(f"vpt {command} needs a trained model: give --ckpt_path RUN/checkpoints/last.ckpt.")
+        return {}
+    if path.partition(":")[0] in _LIGHTNING_CHECKPOINTS:  # Lightning would go on without any where it finds none
+        raise ConfigError(f"--ckpt_path {path} says of no run: give the file, such as RUN/checkpoints/last.ckpt.")
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on a name that is too long
+        raise ConfigError(f"No checkpoint {path:.200}: a run keeps its last epoch in checkpoints/last.ckpt.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the bytes lead to
+        raise ConfigError(f"{path} is not a checkpoint that torch can load safely ({type(error).__name__}).") from error
+    known = checkpoint if isinstance(checkpoint, dict) else {}
+    if not all(isinstance(known.get(key), dict) for key in ("state_dict", "hyper_parameters", "backbone")) or (
+        "pytorch-lightning_version" not in known
+    ):
+        raise ConfigError(f"{path} is no checkpoint of a run: a run keeps its last epoch in checkpoints/last.ckpt.")
+    return known
 
 
 def check_checkpoint(given: Section | None, checkpoint: Mapping[str, Any], path: str) -> None:

@@ -66,7 +66,10 @@ def _written(trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[Path, Tu
 
 
 class RunRecord(L.Callback):
-    """Keeps `run.json` up to date: the protocol of every number that the run prints."""
+    """Keeps `run.json` up to date: the protocol of every number that the run prints.
+
+    `measured` is what the precision was chosen by, if it was.
+    """
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -77,6 +80,7 @@ class RunRecord(L.Callback):
         self._before, self._images = 0.0, 0
         self._over = False
         self.kept: Path | None = None
+        self.measured: dict[str, float] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses, before anything is computed, a folder that cannot be written to (OutputError), a damaged record."""
@@ -92,11 +96,12 @@ class RunRecord(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What training has cost so far, all legs of a resumed run together."""
-        return {"seconds": self._seconds(), "images": self._images}
+        return {"seconds": self._seconds(), "images": self._images, "measured": self.measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting where the checkpoint stood."""
         self._before, self._images = state_dict["seconds"], state_dict["images"]
+        self.measured = state_dict.get("measured")
 
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._start
@@ -201,7 +206,8 @@ class RunRecord(L.Callback):
         if (found := _written(trainer, pl_module)) is not None:
             folder, task = found
             path = folder / RUN_FILE
-            write_json(path, _with(({} if anew else _read(path)) | protocol(trainer, task, read), news))
+            now = protocol(trainer, task, read) | ({"precision_measured": self.measured} if self.measured else {})
+            write_json(path, _with(({} if anew else _read(path)) | now, news))
 
     def _evaluated(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
         """Keeps what was measured in the run's record, or beside it in a file of its own.

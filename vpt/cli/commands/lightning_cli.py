@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import os
 from argparse import ArgumentError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -22,6 +20,7 @@ import vpt.tasks
 from vpt.atomic_write import check_writable, writing
 from vpt.cli import config_checks
 from vpt.cli.arguments import explain, refuse_odd_yaml
+from vpt.cli.precision import AUTO, Trainer, choose, refuse_auto
 from vpt.cli.warning_filters import hush
 from vpt.data import ImageDataModule
 from vpt.errors import ConfigError
@@ -39,7 +38,6 @@ from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
 
 _CLASSES = [*vpt.tasks.__all__, *vpt.data.__all__]
-_LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")  # words that Lightning resolves itself
 
 
 class _Closing(L.Callback):
@@ -56,13 +54,15 @@ class VPTCLI(LightningCLI):
     """LightningCLI that fills the model in from the data and refuses what would be settled silently.
 
     `args` is the command line, `given` what files and flags say, section by section, without defaults; `whole` are
-    those of the trainer's values that are whole numbers; `hyperparameters` are the checkpoint's.
+    those of the trainer's values that are whole numbers; `hyperparameters` are the checkpoint's, `recorded` its
+    precision.
     """
 
     args: list[str]
     given: dict[str, Any]
     whole: dict[str, int]
     hyperparameters: dict[str, Any]
+    recorded: str | None
     _data: ImageDataModule
 
     @staticmethod
@@ -89,7 +89,10 @@ class VPTCLI(LightningCLI):
         config_checks.check_values(config.as_dict())
         for name in ("model", "data"):
             config_checks.check_nothing_lost(name, args, self.given.get(name), config[name].init_args)
-        self.hyperparameters = _hyperparameters(command, config.ckpt_path, bool(config.trainer.fast_dev_run))
+        checkpoint = config_checks.read_checkpoint(command, config.ckpt_path, bool(config.trainer.fast_dev_run))
+        known = checkpoint.get("hyper_parameters", {})
+        self.hyperparameters = {key: value for key, value in known.items() if key != "_instantiator"}
+        self.recorded = (checkpoint.get("protocol") or {}).get("precision")
         config_checks.check_checkpoint(self.given.get("model"), self.hyperparameters, str(config.ckpt_path))
 
     def before_instantiate_classes(self) -> None:
@@ -175,7 +178,10 @@ class VPTCLI(LightningCLI):
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
             callbacks.append(last_checkpoint())
         self.trainer_defaults["callbacks"] = callbacks
-        return self._trainer(kwargs)
+        trainer = self._trainer(kwargs)
+        if config.trainer.precision == AUTO:  # what is chosen stands in the saved config
+            config.trainer.precision = choose(trainer, self.model, self.datamodule.batch_size, self.recorded)
+        return trainer
 
     def after_fit(self) -> None:
         """Says where the run lies, and how to test it."""
@@ -257,6 +263,7 @@ class _Resolver(VPTCLI):
     def before_instantiate_classes(self) -> None:
         """Keeps the config with what it leaves open, and refuses what a run would refuse."""
         self.resolved = self._left_open()
+        refuse_auto(self.resolved["trainer"])
         if self.reads_data:
             settle(self.resolved)
 
@@ -331,6 +338,7 @@ def typed(args: list[str]) -> Callable[[str, Any], Any]:
             said = str(explain(str(error), _CLASSES, _options(parser)))
             raise ConfigError(f"{key}: {said.removeprefix(f'{key}: ')}") from None
         config_checks.check_finite(section, parsed)
+        refuse_auto(parsed if section == "trainer" else {})
         return (parsed if section == "trainer" else parsed["init_args"])[name] if name else parsed
 
     return value_of
@@ -355,6 +363,7 @@ def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
         return of_one(
             TuningTask,
             ImageDataModule,
+            trainer_class=Trainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -369,25 +378,3 @@ def _cli(cli: type[VPTCLI], args: list[str]) -> VPTCLI:
         raise explain(str(error), _CLASSES) from None
     except MisconfigurationException as error:
         raise ConfigError(" ".join(str(error).split())) from error
-
-
-def _hyperparameters(command: str, path: str | None, trying: bool) -> dict[str, Any]:
-    """Reads a checkpoint's hyperparameters; refuses to measure a model that nobody trained."""
-    if path is None:
-        if command != "fit" and not trying:
-            raise ConfigError(f"vpt {command} needs a trained model: give --ckpt_path RUN/checkpoints/last.ckpt.")
-        return {}
-    if path.partition(":")[0] in _LIGHTNING_CHECKPOINTS:  # Lightning would go on without any where it finds none
-        raise ConfigError(f"--ckpt_path {path} says of no run: give the file, such as RUN/checkpoints/last.ckpt.")
-    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on a name that is too long
-        raise ConfigError(f"No checkpoint {path:.200}: a run keeps its last epoch in checkpoints/last.ckpt.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the bytes lead to
-        raise ConfigError(f"{path} is not a checkpoint that torch can load safely ({type(error).__name__}).") from error
-    known = checkpoint if isinstance(checkpoint, dict) else {}
-    if not all(isinstance(known.get(key), dict) for key in ("state_dict", "hyper_parameters", "backbone")) or (
-        "pytorch-lightning_version" not in known
-    ):
-        raise ConfigError(f"{path} is no checkpoint of a run: a run keeps its last epoch in checkpoints/last.ckpt.")
-    return {key: value for key, value in checkpoint["hyper_parameters"].items() if key != "_instantiator"}
