@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import vpt as package
@@ -83,6 +84,28 @@ def test_photos_are_classified_as_in_python(vpt: Vpt, run: Run, photos: Path, tm
     page = (tmp_path / "page" / "index.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 5
     assert "5 images" in page
+
+
+def test_compiled_predictions_are_the_same(
+    vpt: Vpt, run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+
+    def compile_for(model: TunedModel, device: torch.device) -> None:
+        compiled.append(device.type)
+        model.compile(backend="eager")
+
+    monkeypatch.setattr("vpt.backbones.compilation.compile_for", compile_for)
+    told = []
+    for place, flags in enumerate(([], ["--compile"])):
+        out = tmp_path / f"{place}.csv"
+        base = ["predict", "--delta", str(run.folder / "delta.safetensors"), "--images", str(photos), "--out", str(out)]
+        assert vpt(*base, *flags).status == 0
+        told.append(rows(out))
+    assert compiled == ["cuda" if torch.cuda.is_available() else "cpu"]
+    for eager, own in zip(*told, strict=True):
+        assert own["class"] == eager["class"]
+        assert float(own["probability"]) == pytest.approx(float(eager["probability"]), abs=1e-4)
 
 
 def test_the_forms_of_a_table_say_the_same(vpt: Vpt, run: Run, photos: Path, tmp_path: Path) -> None:

@@ -212,7 +212,8 @@ def test_everything_in_a_protocol_but_the_seed_sets_a_cell_apart(tested: dict[st
         "data.shared_with_train.val",
         "data.shared_with_train.test",
     }
-    own = {"hyperparameters.micro_batch", "hyperparameters.metrics"}  # what else is measured changes nothing
+    # what else is measured changes nothing
+    own = {f"hyperparameters.{key}" for key in ("micro_batch", "metrics", "compile")}
     assert same == results | environment | places | seeds | own
 
 
@@ -230,7 +231,7 @@ def test_training_goes_on_where_all_but_its_length_is_as_it_was(tested: dict[str
         "training.callbacks",
     }
     places = {"hyperparameters.weights", "hyperparameters.init_delta", "hyperparameters.init_head", "backbone.weights"}
-    assert same == length | places | {"hyperparameters.micro_batch", "hyperparameters.metrics"}
+    assert same == length | places | {f"hyperparameters.{key}" for key in ("micro_batch", "metrics", "compile")}
 
 
 def paths(record: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

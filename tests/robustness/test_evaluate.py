@@ -262,6 +262,19 @@ def test_batch_size_does_not_change_a_record(size: int, prompts: Path, whole: Pa
         np.testing.assert_allclose(record.logits, fours[name].logits, rtol=1e-4, atol=1e-4)
 
 
+def test_a_compiled_evaluation_differs_by_rounding_and_says_so(
+    prompts: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vpt.robustness.evaluate.compile_for", lambda model, device: model.compile(backend="eager"))
+    measure(prompts, tmp_path, (0.0, 0.5, 1.0), compile=True, severities=())
+    for alpha in (0.0, 0.5, 1.0):
+        found, plain = (read(kept(out, f"clean-alpha-{alpha}")) for out in (tmp_path, whole))
+        assert found.protocol == plain.protocol | {"compile": True}
+        np.testing.assert_allclose(found.logits, plain.logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match="a copy of the model that is not compiled"):
+        measure(prompts, tmp_path / "other", compile=True, adapt="entropy")
+
+
 def test_a_model_without_prompts_is_evaluated_once(linear: Path, tmp_path: Path) -> None:
     result = measure(linear, tmp_path)
     assert {row.alpha for row in result.rows} == {1.0}

@@ -257,7 +257,8 @@ def test_whatever_kept_features_depend_on_is_part_of_their_key(monkeypatch: pyte
             keys.append(key)
             super().__init__(compute)
 
-    monkeypatch.setattr("vpt.tasks.base.FeatureCache", Watched)
+    monkeypatch.setattr("vpt.tasks.kept_features.FeatureCache", Watched)
+    monkeypatch.setattr("vpt.tasks.base.compile_for", lambda *_: None)
 
     def key(given: dict[str, Any], precision: Any = "32-true", **options: Any) -> tuple[Any, ...]:
         run = trainer(epochs=1, batches=1, precision=precision)
@@ -272,6 +273,7 @@ def test_whatever_kept_features_depend_on_is_part_of_their_key(monkeypatch: pyte
         *(key({}, preset="timm"), key({"image_size": 32}, image_size=32)),
         key({"deltas": [{"name": "partial", "blocks": 1}]}),
         key({}, precision="bf16-mixed"),
+        key({"compile": True}),
     ]
     assert len({base, *others}) == 1 + len(others)
     differ = [{position for position, value in enumerate(other) if value != base[position]} for other in others]

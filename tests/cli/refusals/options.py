@@ -156,6 +156,8 @@ ROWS = [
     Row(f"{_EVALUATE} --unknown . --adapt entropy", "of another model", "leave them out where it adapts"),
     Row(f"{_EVALUATE} --adapt sar", "an unknown name", "invalid choice: 'sar'"),
     Row(f"{_EVALUATE} --adapt foa --alphas 0.5", "of α = 1", "--alphas has no effect with --adapt"),
+    Row(f"{_EVALUATE} --adapt foa --compile", "a copy that is not compiled", "--compile has no effect with --adapt"),
+    Row(f"{_SWEEP} --trainer.precision auto", "each would measure", "trainer.precision auto is of `vpt fit`"),
     Row(f"{_EVALUATE} --adapt foa --batch-size 1", "no statistics", "batches of several images"),
     Row("export --delta {delta} --format torch --strengths x", "text", "Strengths are numbers from 0 to 1"),
     Row("export --delta {delta} --format torch --anchor {delta}", "of strengths", "no effect without --strengths"),
