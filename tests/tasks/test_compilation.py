@@ -68,5 +68,5 @@ def test_without_a_compiler_training_does_not_begin(monkeypatch: pytest.MonkeyPa
 
 def test_pace_is_not_compiled() -> None:
     task = DeltaTuning([{"name": "lora"}], **BASE, pace={}, compile=True)
-    with pytest.raises(ConfigError, match="pace changes layers in each step, .*: leave compile out"):
+    with pytest.raises(ConfigError, match=r"pace changes layers in each step, .*: leave compile out"):
         task.check_fit(None)
