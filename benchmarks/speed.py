@@ -2,6 +2,7 @@
 
     python -m benchmarks [--backbones vit_base_patch16_224] [--tokens 10 50 100 200] [--precisions fp32 bf16]
 
+    python -m benchmarks --compiled --threads 1 [--backbones vit_tiny_patch16_224 vit_base_patch16_224]
     python -m benchmarks --print
 
 Everything is measured in turn, A B C A B C ..., and medians are compared. Weights are random: time does not depend on
@@ -11,6 +12,7 @@ them. Each row is kept with its machine as a line of OUT/speed.jsonl, in the pla
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import sys
 import tempfile
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks.plain import CLASSES, Bare, Concatenated, matmul_ceiling, vit_flops
 from benchmarks.records import RESULTS, Records, Row, machine, markdown
 from vpt.backbones import Backbone, create_backbone
-from vpt.experiments.profile import counted_flops, forward_pass, interleaved, step_memory, training_step
+from vpt.experiments.profile import Run, counted_flops, forward_pass, interleaved, step_memory, training_step
 from vpt.models import TunedModel, save_delta
 from vpt.models.feature_cache import FeatureCache
 from vpt.models.prompt_bank import PromptBank
@@ -91,6 +93,25 @@ def _flops(models: list[nn.Module], images: Tensor, tokens: int) -> Row:
         head = 2 * len(images) * backbone.num_features * CLASSES
         row["counted/formula"] = counted[1] / (vit_flops(backbone.model, len(images), tokens, True) + head)
     return row
+
+
+def compiled_steps(name: str, args: argparse.Namespace, device: str) -> Row:
+    """A step of VPT-deep as users run it: eager and compiled in place, in fp32 and under autocast to bfloat16."""
+    eager = TunedModel(create_backbone(name, "random"), CLASSES, [{"name": "prompt", "num_tokens": 10}]).to(device)
+    compiled = copy.deepcopy(eager)
+    compiled.compile()
+    images = pictures(args.batch, eager.backbone, device)
+    steps = [training_step(model, images) for model in (eager, compiled)]
+    halves = [partial(_mixed, step, device) for step in steps]
+    seconds = interleaved([*steps, *halves], args.rounds)
+    ways = ("fp32", "fp32 compiled", "bf16", "bf16 compiled")
+    ms = {way: round(1000 * each / args.batch, 2) for way, each in zip(ways, seconds, strict=True)}
+    return {"backbone": name, "batch": args.batch, "step_ms": ms}
+
+
+def _mixed(step: Run, device: str) -> None:
+    with torch.autocast(device, torch.bfloat16):
+        step()
 
 
 def kept_features(name: str, epochs: int, args: argparse.Namespace, device: str) -> Row:
@@ -169,7 +190,7 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
         [head[0], head[1], *head[2:4], head[5], f"{MEMORY}, concatenated", "ours"],
         [[*row[:4], row[5], *row[9:11]] for row in rows],
     )
-    return {
+    return _compiled(out) | {
         "speed": markdown(head, rows),
         "speed short": short,
         "speed all": markdown(others, lines, 3),
@@ -180,6 +201,18 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
 def _ratios(row: Row) -> list[str]:
     operations = f"{row['flops plain/ours']:.2f}" if "flops plain/ours" in row else "–"
     return [f"{row['plain/ours']:.2f}", operations, f"{row['ours/bare']:.2f}", f"{row['untrimmed/bare']:.2f}"]
+
+
+def _compiled(out: Path) -> dict[str, str]:
+    """Compiled steps against eager ones in fp32; nothing where none was measured."""
+    found = [row for row in _kept(out).rows() if row["table"] == "compiled"]
+    rows = [
+        [TITLES.get(row["backbone"], row["backbone"]), way, f"{ms:.1f}", f"{row['step_ms']['fp32'] / ms:.2f}"]
+        for row in found
+        for way, ms in row["step_ms"].items()
+    ]
+    head = ["backbone", "step", "ms/image", "speed-up over fp32"]
+    return {"compiled": markdown(head, rows, 2)} if rows else {}
 
 
 def _features(out: Path) -> str:
@@ -203,18 +236,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 10, 50, 100, 200])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=list(PRECISIONS))
     parser.add_argument("--modes", nargs="+", default=["eager"], choices=["eager", "compiled"])
+    parser.add_argument("--compiled", action="store_true", help="measure compiled steps alone")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--print", action="store_true", help="measure nothing, print what is there")
     args = parser.parse_args(argv)
     if not args.print:
+        torch.set_num_threads(args.threads)
         _measure(args, "cuda" if torch.cuda.is_available() else "cpu")
     print(*blocks(args.out).values(), sep="\n\n")
 
 
 def _measure(args: argparse.Namespace, device: str) -> None:
     where = machine(device)
+    if args.compiled:
+        for name in args.backbones:
+            row = {"table": "compiled", **compiled_steps(name, args, device), "machine": where}
+            _kept(args.out).put(row)
+            print(row, file=sys.stderr, flush=True)
+        return
     where["matmul_tflops"] = {key: round(matmul_ceiling(PRECISIONS[key], device) / 1e12, 3) for key in args.precisions}
 
     def keep(table: str, row: Row) -> None:
