@@ -202,11 +202,7 @@ class ClassificationTask(TuningTask):
 
     def training_losses(self, logits: Tensor, batch: Batch) -> list[Weighed]:
         """Second losses, and that of the hyperparameters, with ``target`` (B, num_classes) where images are mixed."""
-        place = f"{global_seed()}/{self.current_epoch}"
-        losses: list[Weighed] = [
-            (second.loss(self.model, self._remembered.get(name, {}), batch, logits, place), len(logits))
-            for name, second in self._seconds.items()
-        ]
+        losses: list[Weighed] = [(self._second_losses(logits, batch), len(logits))] if self._seconds else []
         if not self.reshaped():
             return [*losses, *super().training_losses(logits, batch)]
         options, weight = self.hparams, self._class_weight
@@ -221,6 +217,15 @@ class ClassificationTask(TuningTask):
             for second in self._seconds.values():
                 surrounded.enter_context(second.around(self.model))
             return super()._in_parts(batch)
+
+    def _second_losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Their sum; each is a mean over images."""
+        place = f"{global_seed()}/{self.current_epoch}"
+        losses = (
+            second.loss(self.model, self._remembered.get(name, {}), batch, logits, place)
+            for name, second in self._seconds.items()
+        )
+        return cast("Tensor", sum(losses))
 
     def reshaped(self) -> list[str]:
         """The options that make the training loss another than the plain cross-entropy."""
