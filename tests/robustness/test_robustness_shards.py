@@ -11,7 +11,7 @@ from tests.robustness.fakes import PROMPTS, task, write_delta
 from vpt.data import ImageDataset
 from vpt.errors import ConfigError
 from vpt.robustness import RobustnessResult, run, run_shard
-from vpt.shards import Shard
+from vpt.sharding import Shard
 
 OPTIONS: dict[str, Any] = {"severities": (2,), "corruptions": ("gaussian_noise",), "batch_size": 4}
 

@@ -21,7 +21,7 @@ from vpt.run_record import CONFIG_FILE
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.data import ImageDataModule
-    from vpt.shards import Shard
+    from vpt.sharding import Shard
 
 
 _COPY = "`vpt configs --copy configs` copies those that come with the package"
@@ -88,7 +88,7 @@ def output_folder(text: str) -> Path:
 
 def shard(text: str) -> Shard:
     """Type of an option that names a share of the images, ``I/N``."""
-    from vpt.shards import Shard
+    from vpt.sharding import Shard
 
     return Shard.read(text)
 

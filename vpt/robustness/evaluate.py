@@ -43,7 +43,7 @@ from vpt.robustness.wise_ft import Swept, Way, sweep
 from vpt.run_record import file_identity
 from vpt.run_record import identity as identity_of
 from vpt.screen import console, plain
-from vpt.shards import Shard, claim, dissolve
+from vpt.sharding import Shard, claim, dissolve
 from vpt.version import versions
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -22,7 +22,7 @@ from vpt.robustness import logit_records
 from vpt.robustness.evaluation_sets import EvaluationSet
 from vpt.robustness.logit_records import Record
 from vpt.robustness.wise_ft import Swept
-from vpt.shards import Shard
+from vpt.sharding import Shard
 
 SAVE_EVERY = 60.0
 """Seconds of work that a killed evaluation loses at most, or twenty times what saving takes."""

@@ -30,7 +30,7 @@ from vpt.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from vpt.models import TunedModel
     from vpt.models.prediction import Prediction
-    from vpt.shards import Shard
+    from vpt.sharding import Shard
 
 _DELTA = "delta.safetensors of a run, or hf://user/name"
 _IMAGES = "image files, folders, or tables (.csv, .tsv, .parquet) with a column path"
@@ -127,7 +127,7 @@ def _write(
 ) -> Counter[str] | None:
     """Writes the table, and counts its rows; None of a shard, where others are missing."""
     from vpt.row_files import row_writer
-    from vpt.shards import dissolve, fill, together
+    from vpt.sharding import dissolve, fill, together
 
     def shown(some: Sequence[Path]) -> Iterator[Any]:
         return _with_progress(rows(some), len(some), what)
@@ -160,7 +160,7 @@ def _claim(folder: Path, own: Shard, options: argparse.Namespace, images: Sequen
 
     from vpt.hub.client import local
     from vpt.run_record import file_identity, identity
-    from vpt.shards import claim
+    from vpt.sharding import claim
     from vpt.version import versions
 
     apart = ("delta", "images", "weights", "out", "shard", "page")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpt.errors import ConfigError, RecordError
-from vpt.shards import Shard, claim, dissolve, fill, together
+from vpt.sharding import Shard, claim, dissolve, fill, together
 
 IMAGES = [Path(f"{number} \udcff.png") for number in range(7)]
 
