@@ -197,7 +197,7 @@ def _prepared(
     score_unknown = partial(
         measure, swept, data, strangers, wanted, protocol, out / "records", batch_size, max_images, seed
     )
-    found = score_unknown if strangers else list
+    found: Callable[[], list[UnknownRow]] = score_unknown if strangers else list
     return _Evaluation(swept, stream, data, targets, wanted, protocol | drawn, out, batch_size, not_chosen, found)
 
 
