@@ -281,11 +281,11 @@ def of_steps(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
     How many these are changes results by rounding alone, but for what each draws, as for dropout.
     """
-    shares = [protocol.get(key) for key in ("data.batch_size", "training.devices")]
-    if None in shares:
+    batch, processes = (protocol.get(key) for key in ("data.batch_size", "training.devices"))
+    if batch is None or processes is None:
         return dict(protocol)
     rest = {key: value for key, value in protocol.items() if key not in ("data.batch_size", "training.devices")}
-    return rest | {"images of a step": math.prod(shares)}
+    return rest | {"images of a step": batch * processes}
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -32,7 +32,8 @@ class Process:
 
     def batches(self) -> list[dict[str, Tensor]]:
         indices = [index for _, index in cast("Any", self.train_dataloader.sampler)]
-        return [{"index": part} for part in torch.tensor(indices).split(cast("int", self.train_dataloader.batch_size))]
+        parts = torch.split(torch.tensor(indices), cast("int", self.train_dataloader.batch_size))
+        return [{"index": part} for part in parts]
 
 
 @pytest.mark.parametrize(("images", "count"), [(35, 2), (33, 2), (32, 2), (37, 3), (34, 3), (36, 3), (2, 3), (1, 4)])

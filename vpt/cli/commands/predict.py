@@ -107,8 +107,8 @@ def _predict(args: list[str]) -> None:
 
     def rows(some: Sequence[Path]) -> Iterator[dict[str, Any]]:
         top = len(model.class_names) if model.targets == "multilabel" else options.top or 1
-        rates = (options.max_risk, options.coverage, options.set_rule or "lac", options.false_alarms)
-        return map(told, model.predictions(some, top, *rates, options.batch_size))
+        rates = {name: getattr(options, name) for name in ("max_risk", "coverage", "false_alarms", "batch_size")}
+        return map(told, model.predictions(some, top, set_rule=options.set_rule or "lac", **rates))
 
     counts = _write(options, images, rows, "Predicting")
     if counts is None:
