@@ -277,6 +277,18 @@ def training_protocol(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in json.loads(json.dumps(dict(_flat("", record)))).items() if not below(key, out)}
 
 
+def of_steps(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """A training protocol with the images of a step in place of the processes that share them.
+
+    How many these are changes results by rounding alone, but for what each draws, as for dropout.
+    """
+    batch, processes = (protocol.get(key) for key in ("data.batch_size", "training.devices"))
+    if batch is None or processes is None:
+        return dict(protocol)
+    rest = {key: value for key, value in protocol.items() if key not in ("data.batch_size", "training.devices")}
+    return rest | {"images of a step": batch * processes}
+
+
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():

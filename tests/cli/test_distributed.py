@@ -6,15 +6,19 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.fakes import make_task
+from tests.fakes_suites import make_pets
 from vpt.models.delta_format import read_delta
 
-from .conftest import DEMO, QUICK, Vpt
+from .conftest import CONFIGS, DEMO, QUICK, Vpt
 
 DDP = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
 
@@ -72,7 +76,95 @@ def _rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _started(folder: Path, *args: str) -> None:
-    command = [sys.executable, "-m", "vpt", *args]
+def _started(folder: Path, *args: str, module: Sequence[str] = ("vpt",)) -> None:
+    command = [sys.executable, "-m", *module, *args]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+SCRIPT = """
+import json
+from pathlib import Path
+from vpt.cli import main
+for command in json.loads(Path("commands.json").read_text()):
+    assert main(command) == 0, command
+"""
+EXACT = ["--trainer.precision=64-true", "--trainer.accelerator=cpu", "--trainer.max_epochs=2", *QUICK[1:],
+         "--trainer.logger=TensorBoardLogger", "--trainer.logger.name=", "--trainer.logger.version=run",
+         "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=train/loss",
+         "--trainer.callbacks.save_top_k=-1", "--model.optimizer=sgd"]  # fmt: skip
+COLOURS = [*DEMO, "--data=VTABDataModule", "--data.train=train800", "--data.image_size=64"]
+PETS = ["-c", str(CONFIGS / "segmentation" / "pets.yaml"), "--data.train=trainval", "--data.border=ignore",
+        "--data.allow_partial=true", "--data.image_size=64", "--model.backbone=vit_nano_patch8_64"]  # fmt: skip
+
+
+def _overlay(name: str) -> list[str]:
+    return [*COLOURS, "-c", str(CONFIGS / "method" / f"{name}.yaml")]
+
+
+# Of 33 images in batches of 16, the second of two processes has none in the last step; of 35 it has one of three.
+METHODS = {
+    "prompt": [*COLOURS, "--data.task=rest"],
+    "lora": [*_overlay("lora"), "--data.task=odd"],
+    "bias": [*_overlay("bias"), "--data.task=rest", '--model.class_weights={"colour 0": 9}', "--model.base_lr=0.01"],
+    "full": [*_overlay("full"), "--data.task=odd", "--model.ema_decay=0.9", "--trainer.gradient_clip_val=0.5"],
+    "segmentation": PETS,
+}
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_in_double_precision_and_one_goes_on_from_their_checkpoint(
+    vpt: Vpt, tmp_path: Path
+) -> None:
+    """All methods in one launch of torchrun, whose processes import Lightning once."""
+    make_task(tmp_path / "odd", classes=3, per_class=(11, 3, 1))
+    make_task(tmp_path / "rest", classes=5, per_class=(7, 2, 1))
+    _cover(make_pets(tmp_path, each=9) / "annotations" / "trimaps")
+
+    def fit(method: str, root: str, *flags: str) -> list[str]:
+        places = [f"--trainer.{key}={root}/{method}" for key in ("default_root_dir", "logger.save_dir")]
+        return ["fit", *METHODS[method], f"--data.root={tmp_path}", *EXACT, *places, *flags]
+
+    ddp = [*DDP, "--data.batch_size=8"]
+    (tmp_path / "commands.json").write_text(json.dumps([fit(method, "two", *ddp) for method in METHODS]))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    _started(tmp_path, "script.py", module=["torch.distributed.run", "--standalone", "--nproc-per-node=2"])
+    alone = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.batch_size=16"]
+    for method in METHODS:
+        answer = vpt(*fit(method, "one", *alone))
+        assert answer.status == 0, answer.err
+        start = _trained(tmp_path / "one" / method / "run", "epoch=0-*")
+        for name in ("epoch=0-*", "last"):
+            ours, theirs = (_trained(tmp_path / root / method / "run", name) for root in ("one", "two"))
+            assert ours.keys() == theirs.keys()
+            for key, tensor in ours.items():
+                torch.testing.assert_close(theirs[key], tensor, rtol=1e-12, atol=1e-12)
+        assert any((tensor - start[key]).abs().max() > 1e-5 for key, tensor in ours.items())
+        one, two = (json.loads((tmp_path / root / method / "run" / "run.json").read_text()) for root in ("one", "two"))
+        assert one["images"] == two["images"]
+        for key, value in one["metrics"].items():
+            assert two["metrics"][key] == pytest.approx(value, rel=1e-6), key
+    run = tmp_path / "two" / "prompt" / "run"
+    expected = _trained(run, "last")
+    (first,) = (run / "checkpoints").glob("epoch=0-*.ckpt")
+    (run / "checkpoints" / "last.ckpt").unlink()
+    answer = vpt("fit", "-c", str(run / "config.yaml"), *alone, "--ckpt_path", str(first))
+    assert answer.status == 0, answer.err
+    for key, tensor in _trained(run, "last").items():  # Lightning restores weights before it makes a model double
+        torch.testing.assert_close(tensor, expected[key], rtol=1e-6, atol=1e-7)
+    answer = vpt("fit", "-c", str(run / "config.yaml"), *alone[:2], "--data.batch_size=8", "--ckpt_path", str(first))
+    assert "images of a step 16 then, 8 now" in answer.sentence
+
+
+def _cover(trimaps: Path) -> None:
+    """Makes more pixels of some masks count for nothing."""
+    for path in sorted(trimaps.iterdir())[::2]:
+        mask = np.asarray(Image.open(path)).copy()
+        mask[:10] = 3
+        Image.fromarray(mask).save(path)
+
+
+def _trained(run: Path, name: str) -> dict[str, torch.Tensor]:
+    (path,) = (run / "checkpoints").glob(f"{name}.ckpt")
+    tensors: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return {key: tensor.detach().double() for key, tensor in tensors.items()}

@@ -165,3 +165,40 @@ def test_a_folder_becomes_a_model_and_a_page(
 def test_what_was_trained_on_calibrates_nothing(vpt: Vpt, trained: Run) -> None:
     answer = vpt("calibrate", "--delta", str(trained.folder / "delta.safetensors"), "--out", "c.safetensors")
     assert "were trained on" in answer.sentence
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_shards_join_to_the_table_of_one_process(vpt: Vpt, run: Run, photos: Path, tmp_path: Path, suffix: str) -> None:
+    (photos / "2 broken.png").write_bytes(b"no image")
+    delta = ["--delta", str(run.folder / "calibrated.safetensors"), "--images", str(photos), "--batch-size", "2"]
+    asked = [*delta, "--top", "2", "--coverage", "0.9", "--max-risk", "0.3"]
+    for command, options in (("predict", asked), ("embed", delta)):
+        for number in (3, 1, 2):
+            answer = vpt(command, *options, "--out", f"{command}-two{suffix}", "--shard", f"{number}/3")
+            if number != 2:
+                assert answer.status == 0, answer.err
+                assert answer.out.endswith(
+                    f"shard {number}/3 is done: the last one to be done writes {command}-two{suffix}\n"
+                )
+                assert not (tmp_path / f"{command}-two{suffix}").exists()
+        alone = vpt(command, *options, "--out", f"{command}-one{suffix}")
+        assert answer.out.replace("-two", "-one") == alone.out
+        assert answer.sentence.replace("-two", "-one") == alone.sentence
+        assert "1 of 6 images could not be read" in alone.sentence
+        one, two = ((tmp_path / f"{command}-{name}{suffix}").read_bytes() for name in ("one", "two"))
+        assert one == two
+    assert not list(tmp_path.glob("*.shards"))
+
+
+def test_shards_of_other_images_or_options_are_refused(vpt: Vpt, run: Run, photos: Path, tmp_path: Path) -> None:
+    start = ["predict", "--delta", str(run.folder / "calibrated.safetensors"), "--images", str(photos)]
+    start += ["--out", "found.csv"]
+    assert vpt(*start, "--shard", "1/2").status == 0
+    assert "(shards 2 then, 3 now)" in vpt(*start, "--shard", "2/3").sentence
+    assert "batch_size 64 then, 2 now" in vpt(*start, "--shard", "2/2", "--batch-size", "2").sentence
+    assert "top None then, 2 now" in vpt(*start, "--shard", "2/2", "--top", "2").sentence
+    assert "delta " in vpt(*start[:2], str(run.folder / "delta.safetensors"), *start[3:], "--shard", "2/2").sentence
+    assert "command predict then, embed now" in vpt("embed", *start[1:], "--shard", "2/2").sentence
+    Image.new("RGB", (9, 9)).save(photos / "9.png")
+    assert "images " in vpt(*start, "--shard", "2/2").sentence
+    assert not (tmp_path / "found.csv").exists()

@@ -17,8 +17,8 @@ from vpt.data import ImageDataModule, ImageDataset
 from vpt.errors import ConfigError, DataError
 from vpt.models import TunedModel, load_classifier
 from vpt.robustness import RobustnessResult, run
-from vpt.robustness.evaluate import table
 from vpt.robustness.logit_records import read, resume, write
+from vpt.robustness.pairs import table
 from vpt.run_record import identity
 
 ALPHAS = (0.0, 0.5, 1.0)

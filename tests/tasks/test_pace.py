@@ -100,7 +100,7 @@ def test_loss_and_gradient_are_those_of_two_passes_written_out(deltas: list[dict
     written = WrittenOut(task.model, published_sigmas(1.3, depth + 1, int(spare_first)))
     trained = [p for p in task.model.parameters() if p.requires_grad]
     torch.manual_seed(11)
-    found = task.training_loss(task._in_parts(batch), batch)
+    found = torch.stack([mean for mean, _ in task.training_losses(task._in_parts(batch), batch)]).sum()
     gradients = torch.autograd.grad(found, trained)
     torch.manual_seed(11)
     task.model.delta.detach()  # type: ignore[union-attr]
@@ -119,7 +119,7 @@ def test_nothing_of_the_noise_is_left_on_the_model_and_no_evaluation_has_any() -
     batch = data().split("train").batch(range(4))
     before = task.model(batch["image"])
     noisy = task._in_parts(batch)
-    task.training_loss(noisy, batch)
+    task.training_losses(noisy, batch)
     assert torch.equal(task.model(batch["image"]), before)
     assert torch.equal(task.logits(batch, "val"), before)
     assert not torch.equal(noisy, before)

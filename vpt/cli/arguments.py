@@ -21,6 +21,7 @@ from vpt.run_record import CONFIG_FILE
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.data import ImageDataModule
+    from vpt.sharding import Shard
 
 
 _COPY = "`vpt configs --copy configs` copies those that come with the package"
@@ -85,6 +86,13 @@ def output_folder(text: str) -> Path:
     return Path(text)
 
 
+def shard(text: str) -> Shard:
+    """Type of an option that names a share of the images, ``I/N``."""
+    from vpt.sharding import Shard
+
+    return Shard.read(text)
+
+
 def number(least: float, most: float = math.inf, whole: bool = False) -> Callable[[str], float]:
     """Type of an option that takes a finite number from `least` to `most`, perhaps a `whole` one."""
 
@@ -105,6 +113,7 @@ def at_least(least: int, most: float = math.inf) -> Callable[[str], float]:
 
 DATA_HELP = "config with a data section (default: config.yaml beside the delta)"
 WEIGHTS_HELP = "backbone weights on this machine (default: where they were in training)"
+SHARD_HELP = "I/N: answer the I-th of N shares of the images, in any process or machine; the last one joins them"
 DATA_OVERRIDES = "Flags --data.KEY VALUE override single values of the data, for instance --data.root FOLDER."
 
 

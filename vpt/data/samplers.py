@@ -26,6 +26,11 @@ class EpochSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         return ((self.epoch, index) for index in super().__iter__())
 
+    @property
+    def repeats(self) -> bool:
+        """Whether the last image of this process is another's: it is there so that all have as many."""
+        return 0 < len(cast("Sized", self.dataset)) % self.num_replicas <= self.rank
+
 
 class ListSampler(DistributedSampler[Any]):
     """List order, each image in one process only: torch's own repeats some so that all get as many, and counts them."""

@@ -5,23 +5,17 @@ Every image is decoded once, then corrupted once per set and classified at every
 
 from __future__ import annotations
 
-import math
-import tempfile
-import time
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from vpt.argument_types import checked
-from vpt.atomic_write import make_folder, reserve, writing
 from vpt.backbones.compilation import compile_for
 from vpt.backbones.strength import checked_strength
 from vpt.data import ImageDataModule, ImageDataset
@@ -33,7 +27,6 @@ from vpt.image_size import plain_size, size_text
 from vpt.models import TunedModel
 from vpt.models.delta_file import unfilled
 from vpt.models.delta_format import identity, read_activations, read_header
-from vpt.robustness import logit_records
 from vpt.robustness.evaluation_result import RobustnessResult, Row, between, check_out, score, why_val_cannot_choose
 from vpt.robustness.evaluation_sets import (
     VAL,
@@ -44,22 +37,17 @@ from vpt.robustness.evaluation_sets import (
     groups,
     subset,
 )
-from vpt.robustness.logit_records import Record
+from vpt.robustness.pairs import Pair, Target, evaluate, gather, make_pairs
 from vpt.robustness.test_time import Adaptation, Stream, adapter
-from vpt.robustness.unknown_images import measure, unknown_splits
+from vpt.robustness.unknown_images import UnknownRow, measure, unknown_splits
 from vpt.robustness.wise_ft import Swept, Way, sweep
 from vpt.run_record import file_identity
 from vpt.run_record import identity as identity_of
 from vpt.screen import console, plain
+from vpt.sharding import Shard, claim, dissolve
 from vpt.version import versions
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-SAVE_EVERY = 60.0
-"""Seconds of work that a killed evaluation loses at most, or twenty times what saving takes."""
-
-CHUNK = 4
-"""Batches that are classified at one α before the model moves to the next."""
 
 
 @checked
@@ -121,6 +109,59 @@ def run(
         DataError: An image cannot be read.
         WeightsError: The backbone's weights cannot be found.
     """
+    return _prepared(**locals()).whole()
+
+
+@checked
+def run_shard(
+    shard: Shard, delta: Path, data: ImageDataModule, alphas: Sequence[float], out: Path, **options: Any
+) -> RobustnessResult | None:
+    """Evaluates a share of the images of every test set, while other processes or machines evaluate the others.
+
+    An interrupted shard is continued. The one that finds all others done puts them together to what `run` writes, byte
+    for byte where the machines compute alike, and gives the result; the others give None.
+
+    Args:
+        shard: Which share. How many there are and `batch_size` are the same for all of them.
+        delta: As of `run`, like all that follows.
+        data: The task.
+        alphas: In [0, 1].
+        out: A folder that all of them see. Records of shards lie below it in ``shards`` until they are put together.
+        **options: More arguments of `run`, but neither `adapt` nor `unknown`.
+
+    Raises:
+        ConfigError: `out` holds shards of another evaluation; or answers are to be adapted, which has an order, or
+            unknown images are given. And what `run` raises.
+    """
+    given = inspect.signature(run).bind(delta, data, alphas, out, **options)
+    given.apply_defaults()
+    if given.arguments["adapt"] is not None:
+        raise ConfigError("Adapting at test time is along a stream of images, which has no shards: leave one out.")
+    if given.arguments["unknown"]:
+        raise ConfigError("Unknown images have no shards: give them afterwards, to a run that finds the rest done.")
+    return _prepared(**given.arguments).share(shard)
+
+
+def _prepared(
+    delta: Path,
+    data: ImageDataModule,
+    alphas: Sequence[float],
+    out: Path,
+    anchor: Path | None,
+    max_images: int | None,
+    severities: Sequence[int],
+    batch_size: int,
+    seed: int,
+    weights: str | None,
+    corruptions: Sequence[str],
+    start: Path | None,
+    half: bool,
+    bf16: bool,
+    strengths: float | Sequence[float] | None,
+    adapt: Adaptation | None,
+    unknown: Sequence[Path],
+) -> _Evaluation:
+    """Checks the arguments of `run`, and reads what they name."""
     if not alphas or len(set(alphas)) < len(alphas) or not all(0.0 <= alpha <= 1.0 for alpha in alphas):
         raise ConfigError(f"alphas are distinct numbers between 0 (backbone) and 1 (tuned), got {list(alphas)}.")
     check_number("batch_size", batch_size, 1, 10**6, whole=True)
@@ -150,7 +191,6 @@ def run(
     if not_chosen is None:
         chosen_on = [VAL, VAL_CORRUPTED] if can_corrupt(data) else [VAL]
         sets = [*(EvaluationSet(VAL, kind) for kind in chosen_on), *sets]
-    drawn = {"max_images": max_images, "seed": seed if max_images else None, "corruptions": PUBLISHED}
     precision = {"precision": "bf16" if bf16 else "fp32", "device": device}
     protocol = _protocol(files, model, data, way, half) | precision
     protocol |= {"compile": True} if compile else {}
@@ -158,27 +198,82 @@ def run(
     source = read_activations(delta) if adapt is not None and layers == 1.0 else None
     stream = None if adapt is None else Stream(adapter(adapt, swept.model, data, seed, source), batch_size, seed)
     protocol |= {} if stream is None else {"adapt": stream.protocol}
+    drawn = {"max_images": max_images, "seed": seed if max_images else None, "corruptions": PUBLISHED}
     check_out(out, protocol | drawn)
     measured = [0.0, 1.0] if way == "head" and not half and wanted != [1.0] else wanted
-    pairs = _pairs(data, sets, measured, protocol, out / "records", max_images, seed)
-    columns = (TextColumn("Evaluating {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(stderr=True)) as progress:
-        answers = sum(len(pair.index) for pair in pairs)
-        bar = progress.add_task(plain(str(data.name)), total=answers, completed=sum(pair.done for pair in pairs))
-        for split in dict.fromkeys(item.split for item in sets):
-            group = [pair for pair in pairs if pair.item.split == split]
-            with torch.autocast(device, torch.bfloat16, enabled=bf16):
-                if stream is None:
-                    evaluate(swept, data.split(split), group, batch_size, lambda n: progress.advance(bar, n))
-                else:
-                    _adapt(stream, data.split(split), group, lambda n: progress.advance(bar, n))
-    rows = [row for item in sets for row in _rows([pair for pair in pairs if pair.item == item], wanted)]
-    with torch.autocast(device, torch.bfloat16, enabled=bf16):
-        place, taken = out / "records", (batch_size, max_images, seed)
-        found = measure(swept, data, strangers, wanted, protocol, place, *taken) if strangers else []
-    result = RobustnessResult(rows, protocol | drawn, out, not_chosen, found)
-    result.write()
-    return result
+    targets = _targets(data, sets, measured, protocol, out / "records", max_images, seed)
+    score_unknown = partial(
+        measure, swept, data, strangers, wanted, protocol, out / "records", batch_size, max_images, seed
+    )
+    found: Callable[[], list[UnknownRow]] = score_unknown if strangers else list
+    return _Evaluation(swept, stream, data, targets, wanted, protocol | drawn, out, batch_size, not_chosen, found)
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What is to be answered, the rows at the `wanted` α that come of it, and their common protocol."""
+
+    swept: Swept
+    stream: Stream | None
+    data: ImageDataModule
+    targets: Sequence[Target]
+    wanted: Sequence[float]
+    protocol: Mapping[str, Any]
+    out: Path
+    batch_size: int
+    not_chosen: str | None
+    score_unknown: Callable[[], list[UnknownRow]]
+
+    def whole(self) -> RobustnessResult:
+        """Answers all images."""
+        return self._result(self._answered(self.targets))
+
+    def share(self, shard: Shard) -> RobustnessResult | None:
+        """Answers those of a shard, and puts all together where nothing is missing."""
+        folder = self.out / "shards"
+        names = [target.path.name for target in self.targets]
+        claim(folder, shard, {"batch_size": self.batch_size, "records": names, **self.protocol})
+        parts = [[target.part(each, self.batch_size, folder) for target in self.targets] for each in shard.all()]
+        if not all(target.answered() for target in self.targets):
+            self._answered([each for each in parts[shard.number - 1] if len(each.index)])
+        if not all(gather(*each) for each in zip(self.targets, *parts, strict=True)):
+            return None
+        result = self.whole()
+        dissolve(folder)
+        return result
+
+    def _answered(self, targets: Sequence[Target]) -> list[Pair]:
+        """Fills them."""
+        pairs = make_pairs(targets, self.data.num_classes, self.out / "records")
+        columns = (
+            TextColumn("Evaluating {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console(stderr=True)) as progress:
+            total, done = sum(len(pair.index) for pair in pairs), sum(pair.done for pair in pairs)
+            bar = progress.add_task(plain(str(self.data.name)), total=total, completed=done)
+            for split in dict.fromkeys(pair.item.split for pair in pairs):
+                group, dataset = [pair for pair in pairs if pair.item.split == split], self.data.split(split)
+                with self._precision():
+                    if self.stream is None:
+                        evaluate(self.swept, dataset, group, self.batch_size, lambda n: progress.advance(bar, n))
+                    else:
+                        _adapt(self.stream, dataset, group, lambda n: progress.advance(bar, n))
+        return pairs
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.protocol["device"], torch.bfloat16, enabled=self.protocol["precision"] == "bf16")
+
+    def _result(self, pairs: Sequence[Pair]) -> RobustnessResult:
+        items = dict.fromkeys(pair.item for pair in pairs)
+        rows = [row for item in items for row in _rows([pair for pair in pairs if pair.item == item], self.wanted)]
+        with self._precision():
+            found = self.score_unknown()
+        result = RobustnessResult(rows, self.protocol, self.out, self.not_chosen, found)
+        result.write()
+        return result
 
 
 def _rows(pairs: Sequence[Pair], alphas: Sequence[float]) -> list[Row]:
@@ -237,7 +332,7 @@ def _protocol(
     }
 
 
-def _pairs(
+def _targets(
     data: ImageDataModule,
     sets: Sequence[EvaluationSet],
     alphas: Sequence[float],
@@ -245,8 +340,8 @@ def _pairs(
     folder: Path,
     max_images: int | None,
     seed: int,
-) -> list[Pair]:
-    lists, pairs = data.describe()["lists"], []
+) -> list[Target]:
+    lists, targets = data.describe()["lists"], []
     for item in sets:
         dataset = data.split(item.split)
         index = subset(dataset.labels, max_images, seed)
@@ -269,68 +364,11 @@ def _pairs(
         half = protocol["logits"] == "float16"
         if half and own["groups"] is not None:
             raise ConfigError(f"{item.name} is scored among some classes, which needs full precision: no --half.")
-        answers = table(len(alphas), len(index), data.num_classes, half, folder)
-        for alpha, logits in zip(alphas, answers, strict=True):
-            full = protocol | own | {"alpha": float(alpha)}
-            path = folder / f"{item.name}-alpha-{float(alpha)}-{identity_of(full)[:12]}.parquet"
-            pairs.append(Pair(item, float(alpha), index, dataset.labels[index], logits, full, path))
-    return pairs
-
-
-def table(pairs: int, images: int, classes: int, half: bool, folder: Path) -> NDArray[np.floating[Any]]:
-    """Space for the logits of one set, on disk, so that many α of many images need no more memory than one.
-
-    Returns (pairs, images, classes) in float32, or float16 where `half`, for at least 1 image. The file lies in
-    `folder`, has no name, and goes with the process.
-    """
-    make_folder(folder)
-    kind, shape = np.float16 if half else np.float32, (pairs, images, classes)
-    with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
-        reserve(file.fileno(), math.prod(shape) * np.dtype(kind).itemsize)
-        return np.memmap(file, kind, "w+", shape=shape)
-
-
-@dataclass
-class Pair:
-    """One evaluation set at one strength, filled image by image and resumed from its file.
-
-    `index` (N,) are positions in the list; `done` of its images are classified, counted from the first. Answers go
-    into `logits` (N, classes).
-    """
-
-    item: EvaluationSet
-    alpha: float
-    index: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    logits: NDArray[np.floating[Any]]
-    protocol: Mapping[str, Any]
-    path: Path
-    done: int = 0
-
-    def __post_init__(self) -> None:
-        """Takes up what an earlier evaluation under the same protocol has left."""
-        if (earlier := logit_records.resume(self.path, self.protocol)) is not None:
-            self.done = len(earlier.index)
-            self.logits[: self.done] = earlier.logits
-        self._saved = self.done
-
-    def put(self, start: int, logits: Tensor) -> None:
-        """Adds the logits (B, classes) of a batch that starts at `done` or before; what is done keeps its logits."""
-        stop = start + len(logits)
-        self.logits[self.done : stop] = logits[self.done - start :].float().cpu().numpy()
-        self.done = stop
-
-    def save(self) -> None:
-        """Writes the record so far, if there is anything new."""
-        if self.done > self._saved:
-            logit_records.write(self.path, self.record())
-            self._saved = self.done
-
-    def record(self) -> Record:
-        """The record so far."""
-        done = slice(self.done)
-        complete = self.done == len(self.index)
-        return Record(self.index[done], self.labels[done], self.logits[done], self.protocol, complete)
+        for alpha in map(float, alphas):
+            full = protocol | own | {"alpha": alpha}
+            path = folder / f"{item.name}-alpha-{alpha}-{identity_of(full)[:12]}.parquet"
+            targets.append(Target(item, alpha, index, dataset.labels[index], full, path))
+    return targets
 
 
 def _adapt(stream: Stream, dataset: ImageDataset, pairs: Sequence[Pair], advance: Callable[[int], None]) -> None:
@@ -338,42 +376,4 @@ def _adapt(stream: Stream, dataset: ImageDataset, pairs: Sequence[Pair], advance
     for pair in pairs:
         if pair.done < len(pair.index):
             pair.put(0, stream.answers(dataset, pair.index, pair.item, advance))
-            pair.save()
-
-
-@torch.inference_mode()
-def evaluate(
-    swept: Swept, dataset: ImageDataset, pairs: Sequence[Pair], batch_size: int, advance: Callable[[int], None]
-) -> None:
-    """Fills all pairs of one list, which have one index, and saves them even when it is interrupted.
-
-    `advance` is called with the number of answers given since its last call.
-    """
-    device = swept.model.head.weight.device
-    encode, answer = swept.halves()
-    index = pairs[0].index
-    first = min(pair.done for pair in pairs) // batch_size * batch_size
-    saved, pause = time.monotonic(), SAVE_EVERY
-    try:
-        for start in range(first, len(index), batch_size * CHUNK):
-            rows = index[start : start + batch_size * CHUNK]
-            images = torch.stack([dataset[int(row)]["image"] for row in rows])
-            names = [dataset.paths[row] for row in rows]
-            waiting = [pair for pair in pairs if pair.done < start + len(rows)]
-            for item, group in groupby(waiting, key=lambda pair: pair.item):
-                batches = torch.split(item.variant(images, names).to(device), batch_size)
-                encoded = [encode(batch) for batch in batches]
-                for pair in group:
-                    swept.set_alpha(pair.alpha)
-                    for begin, batch in zip(range(start, len(index), batch_size), encoded, strict=False):
-                        if begin + len(batch) > pair.done:
-                            advance(begin + len(batch) - pair.done)
-                            pair.put(begin, answer(batch))
-            if (now := time.monotonic()) - saved > pause:
-                for pair in pairs:
-                    pair.save()
-                saved = time.monotonic()
-                pause = max(SAVE_EVERY, 20 * (saved - now))
-    finally:
-        for pair in pairs:
             pair.save()

@@ -37,6 +37,7 @@ from vpt.tasks.optimizers import (
     scheduled_optimizer,
     seed_epoch,
 )
+from vpt.tasks.parallel import Weighed, joint_mean, without_repeat
 from vpt.tasks.regularization import DecayToStart, StartDecay
 
 Batch = dict[str, Tensor]
@@ -161,9 +162,13 @@ class TuningTask(L.LightningModule):
         """The mean loss, a scalar, of logits (B, num_classes, ...) of a batch, as validation and test measure it."""
         raise NotImplementedError
 
-    def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """What training makes smaller, a scalar; `loss` unless a subclass says otherwise."""
-        return self.loss(logits, batch)
+    def training_losses(self, logits: Tensor, batch: Batch) -> list[Weighed]:
+        """What training makes smaller the sum of; `loss`, a mean over images, unless a subclass says otherwise."""
+        return [(self.loss(logits, batch), len(batch["index"]))]
+
+    def mixed(self, batch: Batch, batch_idx: int) -> Batch:
+        """The batch that is trained on, of the one that is loaded: the same unless a subclass mixes its images."""
+        return batch
 
     def check_fit(self, data: Any) -> None:
         """Refuses, by a ConfigError and before anything is written, options without effect; `data` is the module."""
@@ -218,12 +223,7 @@ class TuningTask(L.LightningModule):
         if stage == "validate":
             self.trainer.limit_val_batches = self.trainer.limit_val_batches or self._limit_val
             return
-        for callback in cast("Any", self.trainer).callbacks:
-            if str(watched := getattr(callback, "monitor", None)).startswith("val/"):
-                raise ConfigError(
-                    f"{type(callback).__name__} watches {watched}, which is not measured, since {found}: watch "
-                    "train/loss, or train on a list without them."
-                )
+        check_monitors(self.trainer, (), f"since {found}: watch train/loss, or train on a list without them")
         if self.trainer.limit_val_batches:
             rank_zero_info(f"{found}: they are not evaluated, unless by `vpt validate`, as trained/acc and so on.")
             self._limit_val, self.trainer.limit_val_batches = self.trainer.limit_val_batches, 0
@@ -264,11 +264,11 @@ class TuningTask(L.LightningModule):
             seed_epoch(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """The mean loss of a batch, a scalar; a DivergedError if this or an earlier one is not finite."""
-        loss = self.training_loss(self._in_parts(batch), batch)
-        self.log(
-            "train/loss", loss, prog_bar=True, batch_size=len(batch["index"]), sync_dist=self.trainer.world_size > 1
-        )
+        """This process's part of the mean loss, a scalar (`joint_mean`); a DivergedError if one is not finite."""
+        batch, counts = without_repeat(batch, batch_idx, self.trainer)
+        batch, parallel = self.mixed(batch, batch_idx), self.trainer.world_size > 1
+        loss = joint_mean(self.training_losses(self._in_parts(batch), batch), self.trainer, counts)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["index"]), sync_dist=parallel)
         self._finite = loss.detach().isfinite() & (True if self._finite is None else self._finite)
         if loss.device.type == "cpu" or batch_idx % 50 == 0:  # elsewhere looking at a number stops the device
             self._check_finite()

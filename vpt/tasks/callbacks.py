@@ -26,10 +26,12 @@ from vpt.run_record import (
     RUN_FILE,
     TRIAL_FILE,
     identity,
+    of_steps,
     read_record,
     training_protocol,
 )
 from vpt.tasks.base import TuningTask
+from vpt.tasks.parallel import images_of_step
 from vpt.tasks.run_protocol import callbacks_of, protocol
 
 
@@ -110,7 +112,7 @@ class RunRecord(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts the images of all devices."""
-        self._images += len(batch["index"]) * trainer.world_size
+        self._images += images_of_step(batch, batch_idx, trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Counts parameters, prints them, and writes the protocol before anything is trained."""
@@ -168,7 +170,7 @@ class RunRecord(L.Callback):
         before = checkpoint.get("protocol")  # version 0.1.0 did not keep it
         if before is None or trainer.state.fn != "fit" or not isinstance(pl_module, TuningTask):
             return
-        now = training_protocol(protocol(trainer, pl_module))
+        before, now = of_steps(before), of_steps(training_protocol(protocol(trainer, pl_module)))
         if differs := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
             told = "; ".join(f"{key} {before.get(key)!s:.24} then, {now.get(key)!s:.24} now" for key in differs[:3])
             raise ConfigError(
@@ -282,7 +284,7 @@ class EpochLines(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts the images of all devices."""
-        self._images += len(batch["index"]) * trainer.world_size
+        self._images += images_of_step(batch, batch_idx, trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes that the validation metrics are of this epoch."""

@@ -21,8 +21,9 @@ from vpt.models.delta_file import read_head
 from vpt.run_record import PROBE, global_seed
 from vpt.tasks.base import Batch, TuningTask
 from vpt.tasks.initialization import agree, start_at_probe
+from vpt.tasks.parallel import Weighed
 from vpt.tasks.regularization import SECOND_LOSSES, State
-from vpt.tasks.targets.losses import PLAIN, check_loss, class_weights, weighted_loss
+from vpt.tasks.targets.losses import PLAIN, check_loss, class_weights, weight_of, weighted_loss
 from vpt.tasks.targets.objectives import OBJECTIVES, Objective
 
 
@@ -199,15 +200,16 @@ class ClassificationTask(TuningTask):
         """Mean loss, a scalar, of logits (B, num_classes) with ``label``: plain cross-entropy, or as of `objective`."""
         return self.objective.loss(self.model, logits, batch["label"])
 
-    def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The loss of the hyperparameters, with ``target`` (B, num_classes) where images are mixed."""
-        second = self._second_losses(logits, batch)
+    def training_losses(self, logits: Tensor, batch: Batch) -> list[Weighed]:
+        """Second losses, and that of the hyperparameters, with ``target`` (B, num_classes) where images are mixed."""
+        losses: list[Weighed] = [(self._second_losses(logits, batch), len(logits))] if self._seconds else []
         if not self.reshaped():
-            return second + self.loss(logits, batch)
-        options = self.hparams
+            return [*losses, *super().training_losses(logits, batch)]
+        options, weight = self.hparams, self._class_weight
         gamma = options["focal_gamma"] if options["loss"] == "focal" else 0.0
         target = batch.get("target", batch["label"])
-        return second + weighted_loss(logits, target, self._class_weight, options["label_smoothing"], gamma)
+        own = weighted_loss(logits, target, weight, options["label_smoothing"], gamma)
+        return [*losses, (own, len(logits) if weight is None else weight_of(target, weight))]
 
     def _in_parts(self, batch: Batch) -> Tensor:
         """Training logits, computed within what second losses put around that."""
@@ -216,27 +218,29 @@ class ClassificationTask(TuningTask):
                 surrounded.enter_context(second.around(self.model))
             return super()._in_parts(batch)
 
-    def _second_losses(self, logits: Tensor, batch: Batch) -> float | Tensor:
-        place, total = f"{global_seed()}/{self.current_epoch}", cast("float | Tensor", 0.0)
-        for name, second in self._seconds.items():
-            total = total + second.loss(self.model, self._remembered.get(name, {}), batch, logits, place)
-        return total
+    def _second_losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Their sum; each is a mean over images."""
+        place = f"{global_seed()}/{self.current_epoch}"
+        losses = (
+            second.loss(self.model, self._remembered.get(name, {}), batch, logits, place)
+            for name, second in self._seconds.items()
+        )
+        return cast("Tensor", sum(losses))
 
     def reshaped(self) -> list[str]:
         """The options that make the training loss another than the plain cross-entropy."""
         return [name for name, plain in PLAIN.items() if self.hparams[name] != plain]
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+    def mixed(self, batch: Batch, batch_idx: int) -> Batch:
         """Mixes the images where that is asked for; the draws follow from seed, process, epoch and step."""
         mixup, cutmix = self.hparams["mixup"], self.hparams["cutmix"]
-        if mixup or cutmix:
-            seed = global_seed()
-            place = None if seed is None else [seed, self.current_epoch, self.global_rank, batch_idx]
-            classes = len(self.model.class_names)
-            raw = self.model.backbone.raw
-            image, target = mix(batch["image"], batch["label"], classes, mixup, cutmix, place, raw)
-            batch = batch | {"image": image, "target": target}
-        return super().training_step(batch, batch_idx)
+        if not mixup and not cutmix:
+            return batch
+        seed = global_seed()
+        place = None if seed is None else [seed, self.current_epoch, self.global_rank, batch_idx]
+        classes, raw = len(self.model.class_names), self.model.backbone.raw
+        image, target = mix(batch["image"], batch["label"], classes, mixup, cutmix, place, raw)
+        return batch | {"image": image, "target": target}
 
     def _to_compare(self, logits: Tensor, split: str) -> Tensor:
         """Leaves the logits of the classes of a split, where the data say that not all are (ImageNet-R, ObjectNet)."""

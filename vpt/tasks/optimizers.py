@@ -18,6 +18,7 @@ from vpt.backbones.target_modules import layer_numbers
 from vpt.errors import ConfigError, UnknownNameError, check_number
 from vpt.models.classifier import AdaptedModel
 from vpt.run_record import global_seed
+from vpt.tasks.parallel import check_strategy
 
 # They change model, batch or rate and tell nobody, so that the files and numbers of a run are not of one model.
 _REFUSED: dict[type[L.Callback], str] = {
@@ -228,8 +229,10 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
 def check_trainer(trainer: L.Trainer) -> None:
     """Refuses what would train another model than the record says.
 
-    A ConfigError where batches are accumulated, or a callback of Lightning's changes model, batch or rate.
+    A ConfigError where batches are accumulated, a model is spread over processes, or a callback of Lightning's changes
+    model, batch or rate.
     """
+    check_strategy(trainer)
     if (batches := trainer.accumulate_grad_batches) != 1:
         raise ConfigError(
             f"trainer.accumulate_grad_batches is {batches}: Lightning takes the mean of batches, not of their images, "
@@ -253,11 +256,16 @@ def check_trainer(trainer: L.Trainer) -> None:
             )
 
 
-def check_monitors(trainer: L.Trainer, measured: Collection[str]) -> None:
-    """Refuses, by an UnknownNameError, a callback that watches what is not `measured` on validation images."""
+def check_monitors(trainer: L.Trainer, measured: Collection[str], why_none: str = "") -> None:
+    """Refuses, by an UnknownNameError, a callback that watches what is not `measured` on validation images.
+
+    By a ConfigError where nothing is, which says `why_none`.
+    """
     for callback in cast("Any", trainer).callbacks:
         watched = str(getattr(callback, "monitor", None))
         if watched.startswith("val/") and watched not in measured:
+            if why_none:
+                raise ConfigError(f"{type(callback).__name__} watches {watched}, which is not measured, {why_none}.")
             raise UnknownNameError(f"metric that {type(callback).__name__} watches", watched, measured)
 
 

@@ -18,6 +18,7 @@ from vpt.data.masks import IGNORED
 from vpt.errors import ConfigError
 from vpt.models.segmenter import DenseModel, enlarge
 from vpt.tasks.base import Batch, TuningTask
+from vpt.tasks.parallel import Weighed
 
 
 class SegmentationTask(TuningTask):
@@ -93,6 +94,10 @@ class SegmentationTask(TuningTask):
         mask = batch["mask"].long()
         summed = nn.functional.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="sum")
         return summed / (mask != IGNORED).sum().clamp(min=1)
+
+    def training_losses(self, logits: Tensor, batch: Batch) -> list[Weighed]:
+        """`loss`, which is a mean over pixels."""
+        return [(self.loss(logits, batch), (batch["mask"] != IGNORED).sum())]
 
     def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
         count = cast("SumMetric", self.counts[split])

@@ -125,6 +125,13 @@ ROWS = [
     Row(f"{_EVALUATE} --corruptions fog fog", "one twice", "--corruptions has fog twice"),
     Row(f"{_EVALUATE} --corruptions all basic fgo", "an unknown name", "Unknown corruption 'fgo': did you mean 'fog'"),
     Row(f"{_EVALUATE} --batch-size 0", "none", "0 is not a whole number of at least 1"),
+    *(
+        Row(f"{_EVALUATE} --shard {text}", "no share", f"A shard is I/N, the I-th of N, {says}: got {text}.")
+        for text, says in (("0/2", "with I from 1 to N"), ("3/2", "with I from 1 to N"))
+    ),
+    Row(f"{_EVALUATE} --shard 2", "one number", "A shard is I/N, the I-th of N, for instance 2/8: got '2'"),
+    Row(f"{_EVALUATE} --shard 1/2 --adapt entropy", "a stream", "--shard has no effect with --adapt"),
+    Row("robustness run --delta {delta} --out new/out --shard 1/2 --unknown {run}", "not shared", "have no shards"),
     Row("robustness report nothere", "no folder", "nothere holds no evaluation"),
     Row("robustness report {run} {run}", "one twice", "twice: name each once"),
     Row("robustness report {run} --data.root x", "no data", "unrecognized arguments: --data.root"),

@@ -51,6 +51,8 @@ ROWS = [
             Row(f"{command} --delta {{delta}} --images photo.png --out file/x.csv", "in a file", "file"),
             Row(f"{command} {_ONE} --batch-size 0", "no batch", "0 is not a whole number from 1"),
             Row(f"{command} {_ONE} --weights nothere", "no weights", "nothere"),
+            Row(f"{command} {_ONE} --shard 5/4", "no share", "A shard is I/N, the I-th of N"),
+            Row(f"{command} {_ONE} --shard half", "no share", "for instance 2/8: got 'half'"),
             Row(f"{command} {_ONE} --data.root x", "data", "unrecognized arguments: --data.root"),
         )
     ),
@@ -63,6 +65,8 @@ ROWS = [
     Row(f"predict {_ONE} --set-rule aps", "without sets", "--set-rule has no effect without --coverage"),
     Row(f"predict {_ONE} --set-rule raps --coverage 0.9", "no rule", "invalid choice: 'raps'"),
     Row(f"predict {_ONE} --page page", "is there", "page/index.html"),
+    Row(f"predict {_ONE} --page new --shard 1/2", "of all images", "--shard has no effect with --page"),
+    Row(f"predict {_ONE} --shard 1/2 --max-risk 0.1", "no calibration", "max_risk needs a calibrated"),
     Row(f"predict {_ONE} --page file", "a file", "file"),
     Row("tune --out out", "no folder", "required: folder"),
     Row("tune texts", "no place", "required: --out"),

@@ -34,6 +34,7 @@ from vpt.tasks.build import FROM_DATA, image_size, settle
 from vpt.tasks.callbacks import EpochLines, best_checkpoints, best_delta, run_folder, run_of
 from vpt.tasks.checkpoints import last_checkpoint
 from vpt.tasks.optimizers import check_trainer
+from vpt.tasks.parallel import check_strategy
 from vpt.tasks.predictions import PredictionWriter
 from vpt.visualize.callbacks import FigureLogger
 
@@ -240,6 +241,7 @@ class VPTCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, ImportError, RuntimeError) as error:  # all that it is given is the user's
             raise ConfigError(" ".join(str(error).split())) from error
+        check_strategy(trainer)
         if self.subcommand == "fit":
             check_trainer(trainer)  # before it makes a folder
         return trainer

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from vpt.cli.arguments import (
     DATA_HELP,
     DATA_OVERRIDES,
     FIT_FLAGS,
+    SHARD_HELP,
     WEIGHTS_HELP,
     Parser,
     at_least,
@@ -21,12 +23,14 @@ from vpt.cli.arguments import (
     number,
     output_file,
     output_folder,
+    shard,
 )
 from vpt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from vpt.models import TunedModel
     from vpt.models.prediction import Prediction
+    from vpt.sharding import Shard
 
 _DELTA = "delta.safetensors of a run, or hf://user/name"
 _IMAGES = "image files, folders, or tables (.csv, .tsv, .parquet) with a column path"
@@ -62,6 +66,8 @@ def _parser(command: str, epilog: str | None = None) -> Parser:
     parser.add_argument("--batch-size", type=at_least(1, 10**6), default=64, help="images in a forward pass (64)")
     compiled = "run under torch.compile: it takes a while before the first images"
     parser.add_argument("--compile", action="store_true", help=compiled)
+    parser.add_argument("--shard", type=shard, help=SHARD_HELP)
+    parser.set_defaults(command=command)
     return parser
 
 
@@ -77,48 +83,93 @@ def _predict(args: list[str]) -> None:
     options = parser.parse_args(args[1:])
     if options.coverage is None:
         check_effect(options, "without --coverage", "set_rule")
-    from vpt.atomic_write import check_unused
-
     if options.page is not None:
-        check_unused(options.page / "index.html")
-    from vpt.row_files import row_writer
+        check_effect(options, "with --page, which is of all images", "shard")
+        from vpt.atomic_write import check_unused
 
-    model, images, count = _model_and_images(options)
+        check_unused(options.page / "index.html")
+
+    model, images = _model_and_images(options)
     if model.targets != "multiclass":
         check_effect(options, f"with a model of {model.targets} targets", "top", "set_rule")
-    found = model.predictions(
-        images,
-        len(model.class_names) if model.targets == "multilabel" else options.top or 1,
-        options.max_risk,
-        options.coverage,
-        options.set_rule or "lac",
-        options.false_alarms,
-        options.batch_size,
-    )
     declines = options.max_risk is not None or options.false_alarms is not None
     if model.targets == "regression" and options.page is not None:
         raise ConfigError("--page shows images by class, of which a model of numbers has none: leave it out.")
-    counts = {"answered": 0, "declined": 0, "faults": 0}
     sheet = None
     if options.page is not None:
         from vpt.data.transforms import Preset
         from vpt.reports.contact_sheet import ContactSheet
 
         sheet = ContactSheet(model.class_names, Preset.from_dict(model.preset).channels)
-    with row_writer(options.out) as write:
-        for each in _with_progress(found, count, "Predicting"):
-            counts["faults" if each.fault else "declined" if each.declined else "answered"] += 1
-            write(_row(each, options, model, declines))
-            if sheet is not None:
-                sheet.add(each)
-    print(f"written to {options.out}")
+
+    def told(each: Prediction) -> dict[str, Any]:
+        if sheet is not None:
+            sheet.add(each)
+        return _row(each, options, model, declines)
+
+    def rows(some: Sequence[Path]) -> Iterator[dict[str, Any]]:
+        top = len(model.class_names) if model.targets == "multilabel" else options.top or 1
+        rates = {name: getattr(options, name) for name in ("max_risk", "coverage", "false_alarms", "batch_size")}
+        return map(told, model.predictions(some, top, set_rule=options.set_rule or "lac", **rates))
+
+    counts = _write(options, images, rows, "Predicting")
+    if counts is None:
+        return
     if sheet is not None:
         print(f"written to {sheet.write(options.page)}")
     if declines:
         print(f"{counts['answered']:,} answered, {counts['declined']:,} declined")
     elif model.calibration is None:
         print(_UNCALIBRATED[model.targets])
-    _end(counts["faults"], sum(counts.values()), options.out)
+    _end(counts, options.out)
+
+
+def _write(
+    options: argparse.Namespace, images: Sequence[Path], rows: Callable[[Sequence[Path]], Iterator[Any]], what: str
+) -> Counter[str] | None:
+    """Writes the table, and counts its rows; None of a shard, where others are missing."""
+    from vpt.row_files import row_writer
+    from vpt.sharding import dissolve, fill, together
+
+    def shown(some: Sequence[Path]) -> Iterator[Any]:
+        return _with_progress(rows(some), len(some), what)
+
+    if (own := options.shard) is None:
+        found: Iterator[Any] | None = shown(images)
+    else:
+        folder = options.out.with_name(f"{options.out.name}.shards")
+        rows(())  # refuses options before there is a folder
+        _claim(folder, own, options, images)
+        fill(folder, own, images, options.batch_size, shown)
+        found = together(folder, own, images, options.batch_size)
+    if found is None:
+        print(f"shard {own} is done: the last one to be done writes {options.out}")
+        return None
+    counts: Counter[str] = Counter()
+    with row_writer(options.out) as write:
+        for row in found:
+            counts["faults" if row["error"] else "declined" if row.get("declined") else "answered"] += 1
+            write(row)
+    if own is not None:
+        dissolve(folder)
+    print(f"written to {options.out}")
+    return counts
+
+
+def _claim(folder: Path, own: Shard, options: argparse.Namespace, images: Sequence[Path]) -> None:
+    """Refuses shards of other images, by names and sizes, of another model or other options."""
+    import torch
+
+    from vpt.hub.client import local
+    from vpt.run_record import file_identity, identity
+    from vpt.sharding import claim
+    from vpt.version import versions
+
+    apart = ("delta", "images", "weights", "out", "shard", "page")
+    plan = {key: value for key, value in vars(options).items() if key not in apart}
+    plan["images"] = identity([[str(path), path.stat().st_size if path.is_file() else None] for path in images])
+    plan |= {"delta": file_identity(local(options.delta)), "versions": versions(), "cuda": torch.cuda.is_available()}
+    claim(folder, own, plan)
 
 
 def _row(each: Prediction, options: argparse.Namespace, model: TunedModel, declines: bool) -> dict[str, Any]:
@@ -156,29 +207,24 @@ def _embed(args: list[str]) -> None:
     options = _parser("embed").parse_args(args[1:])
 
     from vpt.models.prediction import answers
-    from vpt.row_files import row_writer
 
-    model, images, count = _model_and_images(options)
-    width, faults, total = model.backbone.num_features, 0, 0
+    model, images = _model_and_images(options)
+    width = model.backbone.num_features
     columns = [f"feature_{place}" for place in range(width)]
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for group, _, features in answers(model, images, options.batch_size):
+    def rows(some: Sequence[Path]) -> Iterator[dict[str, Any]]:
+        for group, _, features in answers(model, some, options.batch_size):
             found = iter(features.tolist())
             for photo in group:
                 values = [None] * width if photo.fault else next(found)
                 yield {"path": photo.name, **dict(zip(columns, values, strict=True)), "error": photo.fault}
 
-    with row_writer(options.out) as write:
-        for row in _with_progress(rows(), count, "Reading"):
-            total, faults = total + 1, faults + bool(row["error"])
-            write(row)
-    print(f"written to {options.out}")
-    _end(faults, total, options.out)
+    if (counts := _write(options, images, rows, "Reading")) is not None:
+        _end(counts, options.out)
 
 
-def _model_and_images(options: argparse.Namespace) -> tuple[TunedModel, list[Path], int]:
-    """The model, and all paths, of which there are so many."""
+def _model_and_images(options: argparse.Namespace) -> tuple[TunedModel, list[Path]]:
+    """The model, and all paths."""
     check_different("--images", options.images)
     from vpt.atomic_write import check_unused
     from vpt.data.inference import each_image
@@ -208,7 +254,7 @@ def _model_and_images(options: argparse.Namespace) -> tuple[TunedModel, list[Pat
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.compile:
         compile_for(model, device)
-    return model.to(device), paths, len(paths)
+    return model.to(device), paths
 
 
 def _with_progress(items: Iterator[Any], count: int, what: str) -> Iterator[Any]:
@@ -219,9 +265,11 @@ def _with_progress(items: Iterator[Any], count: int, what: str) -> Iterator[Any]
     return iter(track(items, what, total=count, console=console(stderr=True)))
 
 
-def _end(faults: int, count: int, out: Path) -> None:
-    if faults:
-        raise DataError(f"{faults:,} of {count:,} images could not be read: the column error of {out} says why.")
+def _end(counts: Counter[str], out: Path) -> None:
+    if counts["faults"]:
+        raise DataError(
+            f"{counts['faults']:,} of {counts.total():,} images could not be read: the column error of {out} says why."
+        )
 
 
 def _calibrate(args: list[str]) -> None:

@@ -11,6 +11,7 @@ from vpt.cli.arguments import (
     DATA_FLAGS,
     DATA_HELP,
     DATA_OVERRIDES,
+    SHARD_HELP,
     WEIGHTS_HELP,
     Parser,
     at_least,
@@ -21,6 +22,7 @@ from vpt.cli.arguments import (
     number,
     output_file,
     output_folder,
+    shard,
 )
 from vpt.errors import ConfigError
 
@@ -36,7 +38,7 @@ def run(args: list[str]) -> None:
 def _run(options: Namespace, overrides: list[str]) -> None:
     from vpt.atomic_write import check_writable
     from vpt.data.corruptions import BASIC, CORRUPTIONS
-    from vpt.robustness import ALPHAS
+    from vpt.robustness import ALPHAS, run_shard
     from vpt.robustness import run as measure
     from vpt.robustness.layer_strengths import strengths_of
     from vpt.screen import show
@@ -47,7 +49,8 @@ def _run(options: Namespace, overrides: list[str]) -> None:
     for out in outs.values():
         check_writable(out, folder=True)
     if options.adapt is not None:
-        check_effect(options, "with --adapt", "alphas", "anchor", "start", "compile")
+        check_effect(options, "with --adapt", "alphas", "anchor", "start", "compile", "shard")
+    own_shard = vars(options).pop("shard")
     options.alphas = options.alphas or ALPHAS
     for name in ("delta", "alphas", "severities", "corruptions", "unknown"):
         check_different(f"--{name}", getattr(options, name) or ())
@@ -65,7 +68,11 @@ def _run(options: Namespace, overrides: list[str]) -> None:
         own = {"delta": delta, "data": data, "out": out}
         if options.strengths is not None:
             own |= {"strengths": strengths_of(options.strengths, delta, options.anchor)}
-        result = measure(**vars(options) | own)
+        arguments = vars(options) | own
+        result = measure(**arguments) if own_shard is None else run_shard(own_shard, **arguments)
+        if result is None:
+            print(f"shard {own_shard} is done: the last one to be done writes {out}")
+            continue
         show(result.table())
         print(f"written to {out}")
 
@@ -222,6 +229,7 @@ def _add_run(add: Add) -> None:
     parser.add_argument("--adapt", choices=["entropy", "foa", "fozo"], help=adapt)
     strange = "folders of images of none of the classes: how well each score tells them from the test images"
     parser.add_argument("--unknown", type=Path, nargs="+", default=[], help=strange)
+    parser.add_argument("--shard", type=shard, help=SHARD_HELP)
     parser.add_argument("--out", type=output_folder, help="folder to write to (default: robustness/ beside the delta)")
 
 

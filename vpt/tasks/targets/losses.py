@@ -101,3 +101,9 @@ def weighted_loss(
     if gamma:  # the slope of x^γ is infinite at 0 for γ < 1
         loss = loss * (-log_p.expm1()).clamp(min=torch.finfo(log_p.dtype).tiny) ** gamma
     return (weighed * loss).sum() / (weighed * shares).sum()
+
+
+def weight_of(target: Tensor, weight: Tensor) -> Tensor:
+    """What a batch weighs in a weighted mean, a scalar: Σ w_y over labels (B,), or Σ w · shares over (B, C)."""
+    weight = weight.to(target.device)
+    return (weight[target] if target.ndim == 1 else weight * target).sum()
