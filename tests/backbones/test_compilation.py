@@ -131,6 +131,7 @@ def test_names_stay_and_copies_are_not_compiled() -> None:
     assert [name for name, _ in own.named_modules() if "_orig_mod" in name] == []
     for twin in (copy.deepcopy(own), pickle.loads(pickle.dumps(own))):  # noqa: S301
         assert relative(twin(x), expected) <= 1e-12
+        assert twin.delta is not None
         nn.init.zeros_(next(iter(twin.delta.parameters())))
         assert relative(own(x), expected) <= 1e-12
     assert backend.runs == runs + 2  # of `own` alone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_a_measurement_takes_the_images_that_time_suffices_for_and_leaves_the_mo
     """With a step in single precision of so many milliseconds an image, and one in bfloat16 of half of that."""
     kinds: list[torch.dtype] = []
 
-    def interleaved(runs: Sequence[precision.Run], rounds: int) -> list[float]:
+    def interleaved(runs: Sequence[Callable[[], None]], rounds: int) -> list[float]:
         for run in runs:
             run()
         seconds = seen.pop(0) * milliseconds / 1000

@@ -269,7 +269,7 @@ def test_a_compiled_evaluation_differs_by_rounding_and_says_so(
     measure(prompts, tmp_path, (0.0, 0.5, 1.0), compile=True, severities=())
     for alpha in (0.0, 0.5, 1.0):
         found, plain = (read(kept(out, f"clean-alpha-{alpha}")) for out in (tmp_path, whole))
-        assert found.protocol == plain.protocol | {"compile": True}
+        assert found.protocol == {**plain.protocol, "compile": True}
         np.testing.assert_allclose(found.logits, plain.logits, rtol=1e-4, atol=1e-4)
     with pytest.raises(ConfigError, match="a copy of the model that is not compiled"):
         measure(prompts, tmp_path / "other", compile=True, adapt="entropy")

@@ -241,7 +241,7 @@ class Backbone(nn.Module):
         scaled = images.to(self.mean.dtype)
         return ((scaled if images.is_floating_point() else scaled / 255) - self.mean) / self.std
 
-    def compile(self, **options: Any) -> None:  # type: ignore[override]
+    def compile(self, **options: Any) -> None:
         """Computes under `torch.compile`, with its options, all from normalised images to `readout`.
 
         Numbers change by rounding. In place: state dicts stay as they are. Copies are not compiled.

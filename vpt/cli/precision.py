@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning.pytorch.trainer.connectors.accelerator_connector import _PRECISION_INPUT
 
 from vpt.errors import ConfigError
 from vpt.experiments.precision import LEAST, measure
@@ -30,7 +30,7 @@ class Trainer(L.Trainer):
                 32-true.
             **options: Lightning's.
         """
-        super().__init__(precision=None if precision == AUTO else precision, **options)
+        super().__init__(precision=cast("_PRECISION_INPUT | None", None if precision == AUTO else precision), **options)
 
 
 def choose(trainer: L.Trainer, task: TuningTask, batch_size: int, recorded: str | None) -> str:

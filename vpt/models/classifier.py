@@ -98,7 +98,7 @@ class AdaptedModel(nn.Module):
         """What a delta file must say of the head for it to be drawn again: plain JSON values by name."""
         return {}
 
-    def compile(self, **options: Any) -> None:  # type: ignore[override]
+    def compile(self, **options: Any) -> None:
         """Runs the backbone with its deltas under `torch.compile` from now on: see `Backbone.compile`."""
         self.backbone.compile(**options)
 

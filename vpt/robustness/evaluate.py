@@ -160,6 +160,7 @@ def _prepared(
     strengths: float | Sequence[float] | None,
     adapt: Adaptation | None,
     unknown: Sequence[Path],
+    compile: bool,
 ) -> _Evaluation:
     """Checks the arguments of `run`, and reads what they name."""
     if not alphas or len(set(alphas)) < len(alphas) or not all(0.0 <= alpha <= 1.0 for alpha in alphas):

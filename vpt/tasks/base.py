@@ -242,8 +242,8 @@ class TuningTask(L.LightningModule):
         augmented = getattr(data, "augmented", True) or "target" in batch  # mixed with others
         if halves is None or split == "test" or data is None or augmented:
             return self.model.encode(batch["image"])
-        place = (str(self.trainer.precision), str(self.device), bool(self.hparams["compile"]))
-        place = (self.model.format, self.model.constant_blocks(), self.model.backbone.trim, *place)
+        cut = (self.model.format, self.model.constant_blocks(), self.model.backbone.trim)
+        place = (*cut, str(self.trainer.precision), str(self.device), bool(self.hparams["compile"]))
         if self._kept is None or self._kept[0] != (data, place):  # other data or precision, another cut
             self._kept = (data, place), feature_cache(self.model.backbone, data, halves[0], place)
         return halves[1](self._kept[1](split, len(data.split(split)), batch["index"], batch["image"]))
