@@ -67,7 +67,7 @@ def waits(device: torch.device) -> Iterator[list[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    found += [f"{each.filename}:{each.lineno}" for each in caught if "synchroniz" in str(each.message)]
+    found += [f"{each.filename}:{each.lineno}" for each in caught if "called a synchronizing" in str(each.message)]
 
 
 class _Watch(L.Callback):
