@@ -8,12 +8,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -38,55 +38,37 @@ HALF = torch.bfloat16
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured: `FULL` on a card, `TINY` to try the program.
+    """How much is measured: all of it of the first backbone, whose images have `size` pixels; steps of all of them.
 
-    Attributes:
-        backbones: Random weights of these, the first of which all but the steps use; `size` of their images.
-        tokens: Numbers of prompts, the most important first.
-        batch: Images of a step, of `rounds` each.
-        side: Of the square matrices whose product is the ceiling.
-        images: Of the trial and of the α sweep.
-        epochs: Of the trial.
-        tasks: Numbers of tasks in a batch of a bank.
-        compiler: Backend of `torch.compile`.
+    `tokens` come with the most important first; `images` are of the trial, of `epochs`, and of the α sweep; `side` is
+    of the matrices whose product is the ceiling.
     """
 
-    backbones: tuple[str, ...]
-    size: int
-    tokens: tuple[int, ...]
-    batch: int
-    rounds: int
-    side: int
-    images: int
-    epochs: int
-    tasks: tuple[int, ...]
-    compiler: str
+    backbones: tuple[str, ...] = (
+        "vit_base_patch16_224",
+        "vit_large_patch16_224",
+        "vit_large_patch16_dinov3",
+        "swin_base_patch4_window7_224",
+    )
+    size: int = 224
+    tokens: tuple[int, ...] = (50, 200, 10, 100)
+    batch: int = 64
+    rounds: int = 7
+    side: int = 8192
+    images: int = 1000
+    epochs: int = 100
+    tasks: tuple[int, ...] = (1, 10, 100)
+    compiler: str = "inductor"
 
 
-FULL = Scale(
-    ("vit_base_patch16_224", "vit_large_patch16_224", "vit_large_patch16_dinov3", "swin_base_patch4_window7_224"),
-    size=224,
-    tokens=(50, 200, 10, 100),
-    batch=64,
-    rounds=7,
-    side=8192,
-    images=1000,
-    epochs=100,
-    tasks=(1, 10, 100),
-    compiler="inductor",
-)
-TINY = Scale(("vit_nano_patch8_64",), 64, (2,), 2, 1, 64, 10, 1, (1, 2), "eager")
+FULL = Scale()
+TINY = Scale(("vit_nano_patch8_64",), 64, (2,), 2, 1, side=64, images=10, epochs=1, tasks=(1, 2), compiler="eager")
 
 
 @cache
 def backbone(name: str, size: int, device: str) -> Backbone:
     """Random weights, built once: to be copied."""
     return create_backbone(name, "random", image_size=size).to(device)
-
-
-def pictures(scale: Scale, device: str, count: int) -> Tensor:
-    """Noise, uint8 (count, 3, size, size)."""
-    return torch.randint(0, 256, (count, 3, scale.size, scale.size), dtype=torch.uint8, device=device)
 
 
 def ceiling(scale: Scale, device: str) -> Iterator[Row]:
@@ -162,20 +144,16 @@ def _steps(scale: Scale, device: str, mode: str, name: str, tokens: int) -> Row:
         "bare": Bare(next(own)),
     }
     models = {key: model.to(device, HALF) for key, model in models.items()}
-    images = pictures(scale, device, scale.batch)
+    images = backbone(name, scale.size, device).random_images(scale.batch).to(device)
     work = {key: _flops(models[key], images) for key in ("plain", "ours")}
     if mode == "compiled":
         torch.compiler.reset()  # or a model too many is silently not compiled
-        compiled = {key: torch.compile(model, backend=scale.compiler) for key, model in models.items()}
-        models = {key: _as_module(model) for key, model in compiled.items()}
+        models = {key: cast("nn.Module", torch.compile(each, backend=scale.compiler)) for key, each in models.items()}
     seconds = interleaved([training_step(model, images) for model in models.values()], scale.rounds)
     spent = dict(zip(models, seconds, strict=True))
-    return {
+    row: Row = {"backbone": name, "tokens": tokens, "mode": mode, "batch": scale.batch}
+    return row | {
         "what": f"{name}, {tokens} tokens",
-        "backbone": name,
-        "tokens": tokens,
-        "mode": mode,
-        "batch": scale.batch,
         "step_ms": {key: 1000 * each / scale.batch for key, each in spent.items()},
         "memory_mib": {key: step_memory(model, images) / 2**20 for key, model in models.items()},
         "tflops": {key: work[key] / spent[key] / 1e12 for key in work},
@@ -184,13 +162,7 @@ def _steps(scale: Scale, device: str, mode: str, name: str, tokens: int) -> Row:
 
 def _flops(model: nn.Module, images: Tensor) -> int:
     """Operations of a step, counted without computing it."""
-    twin = copy.deepcopy(model).to("meta")
-    return counted_flops(training_step(twin, images.to("meta")))
-
-
-def _as_module(model: Any) -> nn.Module:
-    assert isinstance(model, nn.Module)  # noqa: S101
-    return model
+    return counted_flops(training_step(copy.deepcopy(model).to("meta"), images.to("meta")))
 
 
 @contextmanager
@@ -285,18 +257,15 @@ def bank(scale: Scale, device: str) -> Iterator[Row]:
                     nn.init.normal_(parameter, std=0.1)
             files[str(task)] = save_delta(Path(scratch) / f"{task}.safetensors", model)
         whole = PromptBank(files).eval().to(device)
-    images = pictures(scale, device, batch := max(scale.batch, 2 * most))
-    orders = [[str(place % tasks) for place in range(batch)] for tasks in scale.tasks]
+    batch = max(scale.batch, 2 * most)
+    images = whole.backbone.random_images(batch).to(device)
 
-    def passed(order: list[str]) -> Callable[[], None]:
-        def run() -> None:
-            with torch.inference_mode(), torch.autocast(device, HALF):
-                whole(images, order)
-            wait(images)
+    def passed(tasks: int) -> None:
+        with torch.inference_mode(), torch.autocast(device, HALF):
+            whole(images, [str(place % tasks) for place in range(batch)])
+        wait(images)
 
-        return run
-
-    seconds = interleaved([passed(order) for order in orders], scale.rounds)
+    seconds = interleaved([partial(passed, tasks) for tasks in scale.tasks], scale.rounds)
     for tasks, each in zip(scale.tasks, seconds, strict=True):
         yield {"what": f"{tasks} tasks", "backbone": name, "tasks": tasks, "batch": batch, "images_per_s": batch / each}
 

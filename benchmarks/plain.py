@@ -40,8 +40,11 @@ class Concatenated(nn.Module):
         return self.head(model.forward_head(model.norm(x), pre_logits=True))  # type: ignore[no-any-return]
 
     def _sequence(self, model: Any, x: Tensor) -> Tensor:
-        x = model._pos_embed(x)
-        x, given = (x[0], {"rope": x[1]}) if isinstance(x, tuple) else (x, {})
+        given: dict[str, Any] = {}
+        if hasattr(model, "rope"):
+            x, given["rope"] = model._pos_embed(x)
+        else:
+            x = model._pos_embed(x)
         x = model.norm_pre(x)
         for prompts, block in zip(self.prompts, model.blocks, strict=True):
             x = torch.cat([x[:, :1], prompts.expand(len(x), -1, -1), x[:, 1:]], dim=1)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vpt.data import DigitsDataModule
-from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning
+from vpt.tasks import DeltaTuning, FineTuning, LinearProbe, PromptTuning, RunRecord
 from vpt.tasks.classification import ClassificationTask
 
 BASE: dict[str, Any] = {"backbone": "vit_nano_patch8_64", "num_classes": 10, "base_lr": 0.02}
@@ -37,11 +37,11 @@ TASKS: dict[str, tuple[type[ClassificationTask], dict[str, Any]]] = {
 }
 
 
-class _Looks(TorchDispatchMode):
+class _Looks(TorchDispatchMode):  # type: ignore[no-untyped-call]  # so is its base
     """Where Python is told a number of a tensor."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -111,7 +111,7 @@ def test_a_training_step_needs_no_number_of_the_device(name: str) -> None:
     kind, options = TASKS[name]
     task = kind(**BASE, **options).to("meta")
     task.trainer = SimpleNamespace(world_size=1, datamodule=None, current_epoch=0, progress_bar_callback=None)  # type: ignore[assignment]
-    task.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    task.log = lambda *_, **__: None  # type: ignore[method-assign]
     images = torch.zeros(4, 3, 64, 64, dtype=torch.uint8, device="meta")
     batch = {key: torch.zeros(4, dtype=torch.int64, device="meta") for key in ("label", "index")}
     optimizer = torch.optim.AdamW([each for each in task.parameters() if each.requires_grad], 0.1)
@@ -127,7 +127,7 @@ def test_a_training_step_needs_no_number_of_the_device(name: str) -> None:
 def test_no_step_of_a_run_waits_for_the_device(name: str, device: torch.device) -> None:
     kind, options = TASKS[name]
     watch = _Watch(device, last=6)
-    run = trainer(device, 1, 6, callbacks=[watch])
+    run = trainer(device, 1, 6, callbacks=[watch, RunRecord()])
     run.fit(kind(**BASE, **options, optimizer="sgd"), datamodule=data())
     # On the processor each of the five steps looks whether its loss is finite, which a card is asked every fifty.
     assert len(watch.found) == (5 if device.type == "cpu" else 0), watch.found
