@@ -124,7 +124,9 @@ def tests(scale: Scale, device: str) -> Iterator[Row]:
     failed = [each for each in outcomes.found["failed"] if OutOfTime.__name__ not in each]
     counts = {key: len(names) for key, names in outcomes.found.items()} | {"failed": len(failed)}
     left = outcomes.collected - sum(counts.values())
-    yield {"what": "tests", **counts, "not_run": left, "failures": failed, "ended": pytest.ExitCode(code).name}
+    yield {"what": "tests", **counts, "not_run": left, "failures": failed}
+    if code in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+        raise RuntimeError(f"pytest ended with {pytest.ExitCode(code).name}")
 
 
 def steps(scale: Scale, device: str, mode: str = "eager") -> Iterator[Row]:

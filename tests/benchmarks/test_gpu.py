@@ -114,6 +114,10 @@ def test_tests_that_do_not_end_are_counted(tmp_path: Path, monkeypatch: pytest.M
     }
     assert row["failures"] == ["test_b: assert 1 == 2"]
     assert "| tests passed, failed, skipped, not run | 1, 1, 0, 2 |" in gpu.blocks(tmp_path / "out")["gpu"]
+    assert notes(tmp_path / "out") == {}
+    monkeypatch.setattr(gpu_sections, "TESTS", tmp_path / "out")
+    gpu.measure(TINY, "cpu", 2.0, tmp_path / "none")
+    assert notes(tmp_path / "none") == {"tests": "failed: RuntimeError: pytest ended with NO_TESTS_COLLECTED"}
 
 
 @pytest.mark.parametrize(
