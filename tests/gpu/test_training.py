@@ -110,7 +110,8 @@ def test_a_training_step_needs_no_number_of_the_device(name: str) -> None:
     """The meta device has none: whatever looks at one fails."""
     kind, options = TASKS[name]
     task = kind(**BASE, **options).to("meta")
-    task.trainer = SimpleNamespace(world_size=1, datamodule=None, current_epoch=0, progress_bar_callback=None)  # type: ignore[assignment]
+    empty = dict.fromkeys(("datamodule", "train_dataloader", "progress_bar_callback"))
+    task.trainer = SimpleNamespace(world_size=1, current_epoch=0, **empty)  # type: ignore[assignment]
     task.log = lambda *_, **__: None  # type: ignore[method-assign]
     images = torch.zeros(4, 3, 64, 64, dtype=torch.uint8, device="meta")
     batch = {key: torch.zeros(4, dtype=torch.int64, device="meta") for key in ("label", "index")}
