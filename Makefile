@@ -5,6 +5,7 @@
 # make test-minimal  the tests without optional extras
 # make docs    the documentation site, in build/site
 # make bench   speed and memory against the plain formulation
+# make bench-gpu  the tests of tests/gpu, speed and memory on one card, in eight minutes
 # make lint    ruff and mypy
 # make clean   removes caches and builds, not runs/ and not .venv/
 #
@@ -19,7 +20,7 @@ DEMO := runs/demo
 LINEAR := $(DEMO)/digits/linear/version_0
 DEEP := $(DEMO)/digits/vpt_deep/version_0
 
-.PHONY: demo test test-floor test-minimal check docs bench lint clean
+.PHONY: demo test test-floor test-minimal check docs bench bench-gpu lint clean
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml
@@ -62,6 +63,9 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.delta_steps
 	$(BIN)/python -m benchmarks.whole_models
+
+bench-gpu: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gpu
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from benchmarks import (
     decoding,
     delta_steps,
     examples,
+    gpu,
     log_bias,
     prediction,
     prompt_recipe,
@@ -55,6 +56,7 @@ SOURCES = (
     prediction,
     backbones,
     whole_models,
+    gpu,
 )
 ROWS = {
     "linear": (),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from vpt.backbones import create_backbone
+from vpt.backbones import Backbone, create_backbone
 from vpt.experiments.profile import interleaved, wait
 
 CLASSES = 100
@@ -20,11 +20,14 @@ class Concatenated(nn.Module):
     Softmax attention is computed as ours is, so that only the formulation differs.
     """
 
-    def __init__(self, name: str, tokens: int) -> None:
-        """Builds a frozen backbone, prompts and a head."""
+    def __init__(self, backbone: str | Backbone, tokens: int) -> None:
+        """Builds prompts and a head on a frozen backbone, which is its own from now on, or is built by its name."""
         super().__init__()
-        self.backbone = create_backbone(name, "random")
+        self.backbone = _built(backbone)
         layout = self.backbone.layout
+        if hasattr(self.backbone.model, "rope"):  # positions are of the patches behind them
+            for block in layout.blocks:
+                cast("Any", block).attn.num_prefix_tokens += tokens
         prompts = [torch.empty(tokens, dim).uniform_(-0.1, 0.1) for dim in layout.dims]
         self.prompts = nn.ParameterList(nn.Parameter(own) for own in prompts)
         self.head = nn.Linear(self.backbone.num_features, CLASSES)
@@ -37,10 +40,15 @@ class Concatenated(nn.Module):
         return self.head(model.forward_head(model.norm(x), pre_logits=True))  # type: ignore[no-any-return]
 
     def _sequence(self, model: Any, x: Tensor) -> Tensor:
-        x = model.norm_pre(model._pos_embed(x))
+        given: dict[str, Any] = {}
+        if hasattr(model, "rope"):
+            x, given["rope"] = model._pos_embed(x)
+        else:
+            x = model._pos_embed(x)
+        x = model.norm_pre(x)
         for prompts, block in zip(self.prompts, model.blocks, strict=True):
             x = torch.cat([x[:, :1], prompts.expand(len(x), -1, -1), x[:, 1:]], dim=1)
-            x = block(x)
+            x = block(x, **given)
             x = torch.cat([x[:, :1], x[:, 1 + len(prompts) :]], dim=1)
         return x
 
@@ -84,10 +92,10 @@ def _attend(attn: Any, tokens: Tensor, mask: Tensor | None, number: int) -> Tens
 class Bare(nn.Module):
     """The frozen backbone with a gradient at its input: what no prompt tuning can undercut without trimming."""
 
-    def __init__(self, name: str) -> None:
-        """Builds the backbone."""
+    def __init__(self, backbone: str | Backbone) -> None:
+        """Takes a backbone, or builds it by its name."""
         super().__init__()
-        self.backbone = create_backbone(name, "random")
+        self.backbone = _built(backbone)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of uint8 images, whole last block."""
@@ -96,9 +104,13 @@ class Bare(nn.Module):
         return model.forward_head(model.forward_features(x), pre_logits=True)  # type: ignore[no-any-return]
 
 
-def matmul_ceiling(dtype: torch.dtype, device: str, rounds: int = 5) -> float:
+def _built(backbone: str | Backbone) -> Backbone:
+    return create_backbone(backbone, "random") if isinstance(backbone, str) else backbone
+
+
+def matmul_ceiling(dtype: torch.dtype, device: str, rounds: int = 5, side: int | None = None) -> float:
     """Operations a second of a large square matrix product: what a step could reach at best."""
-    side = 8192 if device == "cuda" else 2048
+    side = side or (8192 if device == "cuda" else 2048)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
 
     def product() -> None:

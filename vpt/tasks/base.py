@@ -268,7 +268,8 @@ class TuningTask(L.LightningModule):
         batch, counts = without_repeat(batch, batch_idx, self.trainer)
         batch, parallel = self.mixed(batch, batch_idx), self.trainer.world_size > 1
         loss = joint_mean(self.training_losses(self._in_parts(batch), batch), self.trainer, counts)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["index"]), sync_dist=parallel)
+        bar = self.trainer.progress_bar_callback is not None  # Lightning looks at what a bar shows after every step
+        self.log("train/loss", loss, prog_bar=bar, batch_size=len(batch["index"]), sync_dist=parallel)
         self._finite = loss.detach().isfinite() & (True if self._finite is None else self._finite)
         if loss.device.type == "cpu" or batch_idx % 50 == 0:  # elsewhere looking at a number stops the device
             self._check_finite()
