@@ -21,6 +21,7 @@ from benchmarks import (
     delta_steps,
     examples,
     gpu,
+    large_folder,
     log_bias,
     prediction,
     prompt_recipe,
@@ -38,6 +39,7 @@ from benchmarks.records import RESULTS, Records, markdown
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (
+    large_folder,
     real_protocol,
     real_costs,
     robustness_tables,

@@ -15,6 +15,7 @@ from benchmarks import (
     delta_steps,
     examples,
     gpu,
+    large_folder,
     log_bias,
     prediction,
     prompt_recipe,
@@ -50,6 +51,7 @@ ALL = (
     strengths,
     test_time,
     gpu,
+    large_folder,
 )
 
 

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from tests.fakes import make_task
 from vpt.backbones import create_backbone
 from vpt.backbones.support import model_names
+from vpt.cli import main
+from vpt.deltas import DELTAS
 from vpt.models import load_classifier
 
 from .conftest import CONFIGS, DEMO, QUICK, Vpt
@@ -88,3 +90,22 @@ def test_a_model_that_timm_runs_whole_goes_from_fit_to_test_without_a_map_of_att
     assert (run / "figures" / "attention.png").is_file()  # the share of attention on prompts
     share = vpt("attention", "--delta", str(run / "delta.safetensors"), "--kind", "share", "--out=share.png")
     assert share.status == 0, share.err
+
+
+def test_deltas_are_listed_with_their_sizes_on_a_backbone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["deltas", "--backbone", "vit_nano_patch8_64"]) == 0
+    printed = capsys.readouterr().out
+    rows = {cells[0]: cells[1:3] for line in printed.splitlines() if (cells := line.strip("│ ").split("│"))[1:]}
+    found = {name.strip(): [cell.strip() for cell in cells] for name, cells in rows.items()}
+    width, layers = 192, 6
+    assert found["prompt"] == [f"{10 * width * layers:,}", "costs"]
+    assert found["lora"] == [f"{2 * 8 * 2 * width * layers:,}", "free"]
+    assert found["linear"] == ["0", "free"]
+    assert set(DELTAS) <= set(found)
+
+
+def test_deltas_that_a_backbone_does_not_take_say_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["deltas", "--backbone", "resnet10t"]) == 0
+    printed = capsys.readouterr().out
+    assert "not on resnet10t: prompt: resnet10t: Where ResNet attends is not known" in printed
+    assert "│bias" in printed

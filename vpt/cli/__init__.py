@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prune": ("prune", "the run that starts again without the least important prompts"),
     "rerun": ("runs", "repeat a run, and check that its metrics are reproduced"),
     "backbones": ("backbones", "list timm's models: which take prompts, and their weights"),
+    "deltas": ("deltas", "list what can be trained on a backbone, and its size there"),
     "configs": ("configs", "list the configs that come with the package, or copy them"),
     "runs": ("runs", "list the runs below a folder: accuracy, seed, files"),
 }

@@ -81,6 +81,7 @@ ROWS = [
     Row(f"combine {_RUN} --deltas [1]", "a list", "A part of a delta is a dict"),
     Row(f"combine {_RUN} --deltas '{{{{name: lora, scale: .nan}}}}'", "NaN", "must be a number or null, got nan"),
     Row(f"combine {_RUN} --deltas '{{{{name: lora'", "no YAML", "is not YAML"),
+    Row("deltas --backbone nonsense", "an unknown name", "Unknown backbone 'nonsense'"),
     Row(f"scale {_RUN} --backbones nonsense", "an unknown name", "Unknown backbone 'nonsense'"),
     Row(f"scale {_RUN} --backbones {_NANO} {_NANO}", "one twice", "--backbones has vit_nano_patch8_64 twice"),
     Row(f"scale {_RUN} --backbones {_NANO} --weights-of MISSPELT=file", "a name", "is of none of the --backbones"),
