@@ -236,7 +236,7 @@ def test_what_needs_the_tokens_one_by_one_is_refused(spec: dict[str, Any]) -> No
     backbone, _ = make("coatnet")
     with pytest.raises(UnsupportedBackboneError, match="timm runs this model whole"):
         attach(backbone, [{"name": "prompt", "num_tokens": 2} | spec])
-    with pytest.raises(UnsupportedBackboneError, match="Shallow prompts, lora and adapters"):
+    with pytest.raises(UnsupportedBackboneError, match="Shallow prompts, these by the names of the papers"):
         attach(backbone, [{"name": "adapter"}])
 
 
