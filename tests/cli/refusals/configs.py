@@ -118,7 +118,7 @@ _VALUES = {  # flags after those of a run that would be trained
     "--trainer.devices -2 --trainer.accelerator cpu": "should be an int > 0",
     "--trainer.accelerator abacus": "invalid accelerator name",
     "--trainer.strategy nonsense": "invalid strategy name",
-    "--trainer.strategy '{{class_path: lightning.pytorch.strategies.ModelParallelStrategy}}'": "is ModelParallelStrategy",
+    "--trainer.strategy '{{class_path: lightning.pytorch.strategies.ModelParallelStrategy}}'": "ModelParallelStrategy",
     "--trainer.precision nonsense": "Expected one of",
     "--trainer.precision auto --trainer.devices 2 --trainer.accelerator cpu": "auto is measured on one device",
     "--model.compile maybe": "model.compile: Expected true or false",
