@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,6 +198,25 @@ def test_processes_fill_one_file(images: ImageList, decodings: list[int]) -> Non
         assert np.array_equal(cache[position], expected(images, position))
     assert decodings == []
     assert len(list(cache.path.parent.glob("*.pixels"))) == 1
+
+
+def fill_until_killed(images: ImageList) -> None:
+    cache = grown(images)
+    for position in range(24):
+        if position == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        cache[position]
+
+
+def test_what_was_decoded_before_a_process_was_killed_is_kept(images: ImageList, decodings: list[int]) -> None:
+    process = multiprocessing.get_context("fork").Process(target=fill_until_killed, args=(images,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    cache = grown(images)
+    for position in range(24):
+        assert np.array_equal(cache[position], expected(images, position))
+    assert decodings == list(range(9, 24))
 
 
 def test_the_file_takes_the_space_of_what_it_holds(images: ImageList) -> None:

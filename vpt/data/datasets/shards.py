@@ -128,12 +128,20 @@ def find_shards(root: str | Path) -> list[Shard]:
     root = Path(root)
     if root.is_file():
         return [_local(root, root.name)] if _holds_images(root) else []
-    homes = [root, *(path for path in sorted(root.glob("*")) if path.is_dir())] if root.is_dir() else []
-    found = [path for home in homes for path in sorted(home.glob("*")) if path.suffix.lower() in SUFFIXES]
+    homes = [root, *(Path(each.path) for each in _entries(root) if Path(each.path).is_dir())]
+    found = [Path(each.path) for home in homes for each in _entries(home) if each.name.lower().endswith(SUFFIXES)]
     shards = [path for path in found if path.is_file() and _holds_images(path)]
     if not shards or _has_photos(root):
         return []
     return [_local(path, path.relative_to(root).as_posix()) for path in shards]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, by name; nothing where it cannot be read, which listing its photos then says."""
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []
 
 
 def _local(path: Path, name: str) -> Shard:
