@@ -64,6 +64,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "`fourier: 0.5` (VFPT)": _prompts(fourier=0.5),
     "`adaptive` (VAPT)": _prompts(adaptive={}),
     "`log_bias`": _prompts(log_bias=True),
+    "`temperature` (gated prompt tuning)": _prompts(temperature={}),
+    "`prefix` beside (free keys and values)": _deltas(PROMPT, {"name": "prefix", "num_tokens": 4}, BIAS, SCALE, LORA),
     "`ema_decay: 0.99`": {"model.ema_decay": 0.99},
 }
 """Each is added to the recipe."""
