@@ -3,8 +3,8 @@
     python -m benchmarks.halving [--tasks digits shapes] [--seeds 42 44 82] [--schedules 1 2 4 8 16 32] [--threads 1]
     python -m benchmarks.halving --print
 
-Every point of a grid of 24 (rate x tokens x decay) is trained on train800 with the backbone that ships with the package
-and measured on val200 after every epoch, and on the test split at its end. Stopping a trial does not change the epochs
+Every point of a grid of 24 (rate x tokens x decay) is trained on train800, at 32 pixels with the ViT that ships with the
+package, and measured on val200 after every epoch, and on the test split at its end. Stopping a trial does not change the epochs
 before, so that any rule can be replayed from these curves: what it would have trained, and the test accuracy of what it
 would have chosen. ASHA's answers are those of Ray Tune's scheduler, fed with the curves in random orders of arrival.
 ``--schedules`` also trains every point with the learning rate scheduled to the end of shorter trainings, for rules that
@@ -37,7 +37,7 @@ from vpt.run_record import score
 CONFIGS = Path(__file__).parents[1] / "configs"
 TASKS = {"digits": "demo", "shapes": "local/shapes"}
 SEEDS = (42, 44, 82)
-EPOCHS, BATCH = 32, 64
+EPOCHS, BATCH, SIZE = 32, 64, 32
 GRID = {
     "model.base_lr": (0.005, 0.01, 0.02, 0.04, 0.08, 0.16),
     "model.num_tokens": (5, 20),
@@ -81,7 +81,7 @@ def _arguments(task: str) -> list[str]:
     """Those of `vpt fit`."""
     configs = ["-c", str(CONFIGS / f"{TASKS[task]}.yaml"), "-c", str(CONFIGS / "method/vpt_deep.yaml")]
     trainer = ["--trainer.precision=bf16-mixed", "--trainer.num_sanity_val_steps=0"]
-    return [*configs, *trainer, f"--data.batch_size={BATCH}"]
+    return [*configs, *trainer, f"--data.batch_size={BATCH}", f"--data.image_size={SIZE}"]
 
 
 def whole(curves: Curves) -> Answer:
