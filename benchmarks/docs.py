@@ -19,8 +19,10 @@ from benchmarks import (
     data,
     decoding,
     delta_steps,
+    domains,
     examples,
     gpu,
+    halving,
     large_folder,
     log_bias,
     prediction,
@@ -59,6 +61,8 @@ SOURCES = (
     backbones,
     whole_models,
     gpu,
+    domains,
+    halving,
 )
 ROWS = {
     "linear": (),

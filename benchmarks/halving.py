@@ -3,12 +3,13 @@
     python -m benchmarks.halving [--tasks digits shapes] [--seeds 42 44 82] [--schedules 1 2 4 8 16 32] [--threads 1]
     python -m benchmarks.halving --print
 
-Every point of a grid of 24 (rate x tokens x decay) is trained on train800, at 32 pixels with the ViT that ships with the
-package, and measured on val200 after every epoch, and on the test split at its end. Stopping a trial does not change the epochs
-before, so that any rule can be replayed from these curves: what it would have trained, and the test accuracy of what it
-would have chosen. ASHA's answers are those of Ray Tune's scheduler, fed with the curves in random orders of arrival.
-``--schedules`` also trains every point with the learning rate scheduled to the end of shorter trainings, for rules that
-train a survivor anew. A finished trial is a line of OUT/halving.jsonl, and an interrupted run continues.
+Every point of a grid of 24 (rate x tokens x decay) is trained on train800, at 32 pixels with the ViT that ships with
+the package, and measured on val200 after every epoch, and on the test split at its end. Stopping a trial does not
+change the epochs before, so that any rule can be replayed from these curves: what it would have trained, and the test
+accuracy of what it would have chosen. ASHA's answers are those of Ray Tune's scheduler, fed with the curves in random
+orders of arrival. ``--schedules`` also trains every point with the learning rate scheduled to the end of shorter
+trainings, for rules that train a survivor anew. A finished trial is a line of OUT/halving.jsonl, and an interrupted run
+continues.
 """
 
 from __future__ import annotations

@@ -13,8 +13,10 @@ from benchmarks import (
     data,
     decoding,
     delta_steps,
+    domains,
     examples,
     gpu,
+    halving,
     large_folder,
     log_bias,
     prediction,
@@ -52,6 +54,8 @@ ALL = (
     test_time,
     gpu,
     large_folder,
+    domains,
+    halving,
 )
 
 
