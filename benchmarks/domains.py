@@ -124,7 +124,7 @@ def _own(rows: Sequence[Row], method: str, domain: str) -> list[Row]:
 
 def shifted(row: Row, at: int) -> float:
     """Mean over the other three domains, in percent."""
-    return 100 * mean(values[at] for name, values in row["top1"].items() if name != "test")
+    return 100 * mean(float(values[at]) for name, values in row["top1"].items() if name != "test")
 
 
 def gain(row: Row, at: int) -> float:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -16,6 +17,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import instantiate_class
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from benchmarks.records import Records, Row
 from vpt.backbones import create_backbone
@@ -86,6 +88,7 @@ METHODS = {
     "joint": Method("joint: VPT-deep + full (not frozen)", "DeltaTuning", {"deltas": [_PROMPT, {"name": "full"}]}),
     "recipe": Method("prompt recipe", "DeltaTuning", *_recipe()),
     "recipe_probe": Method("prompt recipe from the probe", "DeltaTuning", *_recipe()),
+    "recipe_mean": Method("mean answers of four recipes: two rates, two starts", "DeltaTuning", *_recipe()),
 }
 
 
@@ -289,6 +292,9 @@ SHOT_RATES = {
 """What val200 chose of three to five after training on all of train800, four epochs; joint takes that of full.
 
 A probe to start at has the penalty of the linear one."""
+SHOT_MEAN = "recipe_mean"
+SHOT_MEMBERS = tuple(product(("recipe", "recipe_probe"), (1e-3, 3e-3)))
+"""What it averages: the grid of a user who has no images to choose on, the same for every task (FewTrans' protocol)."""
 SHOT_STEPS = 100
 
 
@@ -297,14 +303,40 @@ def run_fewshot(place: Place) -> None:
     for seed in SEEDS:
         for task, counts in SHOTS.items():
             for shots in counts:
-                for method in SHOT_RATES[task]:
-                    make = partial(_fewshot, place, task, method, shots, seed)
+                for method in (*SHOT_RATES[task], SHOT_MEAN):
+                    make = partial(_fewshot_mean, place, task, shots, seed)
+                    if method != SHOT_MEAN:
+                        make = partial(_fewshot, place, task, method, shots, seed)
                     place.kept("fewshot", f"fewshot-{task}-{method}-{shots}-{seed}", make)
 
 
-def _fewshot(place: Place, task: str, method: str, shots: int, seed: int) -> Row:
+def _fewshot_mean(place: Place, task: str, shots: int, seed: int) -> Row:
+    answers, members = [], []
+    for method, rate in SHOT_MEMBERS:
+        trial = _fewshot(place, task, method, shots, seed, rate)
+        row = trial["rows"][0]
+        name = _shot_name(task, method, shots, seed, rate)
+        record = next((place.build / name / "records").glob("*.parquet"))
+        answers.append(logit_records.read(record))
+        members.append({"start": method, "rate": rate, "top1": row["top1"]})
+    if not all(each.same_images(answers[0]) for each in answers):
+        raise ValueError("the members were tested on different images")
+    mixed = np.log(np.mean([softmax(each.scored.astype(np.float64), axis=1) for each in answers], axis=0))
+    found = summary(mixed.astype(np.float32), answers[0].label)
+    scores = {key: round(cast("float", found[key]), 6) for key in SCORES}
+    rows = [{**row, **scores}]
+    kept = {key: trial[key] for key in ("seed", "epochs", "batch", "precision", "preset", "train_n", "val_n")}
+    return {"method": SHOT_MEAN, "shots": shots, **kept, "members": members, "rows": rows}
+
+
+def _shot_name(task: str, method: str, shots: int, seed: int, rate: float | None = None) -> str:
+    return f"fewshot-{task}-{method}-{shots}-{seed}" + ("" if rate is None else f"-{rate:g}")
+
+
+def _fewshot(place: Place, task: str, method: str, shots: int, seed: int, other_rate: float | None = None) -> Row:
     data = _vtab(place, task, SHOT_PRESETS[task], seed, shots=shots, subset_seed=seed)
-    name, rate, solved = f"fewshot-{task}-{method}-{shots}-{seed}", SHOT_RATES[task][method], METHODS[method].solved
+    name, solved = _shot_name(task, method, shots, seed, other_rate), METHODS[method].solved
+    rate = SHOT_RATES[task][method] if other_rate is None else other_rate
     steps = math.ceil(len(_read(data).split("train")) / BATCH)
     epochs = 1 if solved or place.quick else max(EPOCHS, math.ceil(SHOT_STEPS / steps))
     head = SHOT_RATES[task]["linear"] if method == "recipe_probe" else None

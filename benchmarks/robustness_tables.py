@@ -31,6 +31,7 @@ from benchmarks.robustness_runs import (
     PACS_RATES,
     SEEDS,
     SHIFTS,
+    SHOT_MEAN,
     SHOT_PRESETS,
     SHOT_RATES,
     SHOT_STEPS,
@@ -53,7 +54,7 @@ SCORES = {"top1": "top-1", "ece": "ECE"}
 COLOURS = dict(
     zip(
         METHODS,
-        ("#4b5563", "#1d4ed8", "#0e7490", "#a16207", "#c2410c", "#7e22ce", "#be185d", "#15803d", "#65a30d"),
+        ("#4b5563", "#1d4ed8", "#0e7490", "#a16207", "#c2410c", "#7e22ce", "#be185d", "#15803d", "#65a30d", "#111827"),
         strict=True,
     )
 )
@@ -233,7 +234,7 @@ def fewshot(found: Found) -> dict[str, str]:
         n = next((found[name]["rows"][0]["n"] for name in first if name in found), 0)
         for score, title in SCORES.items():
             lines = []
-            for method in SHOT_RATES[task]:
+            for method in (*SHOT_RATES[task], SHOT_MEAN):
                 cells = [_cell(_shots(found, task, method, shots, score)) for shots in counts]
                 lines.append([METHODS[method].title, *cells])
             name = f"{task}, n = {n:,}, preset {SHOT_PRESETS[task]}: {title} by shots"
@@ -316,7 +317,7 @@ def fewshot_figure(found: Found) -> Figure:
         axes = drawn.subplots(len(SHOTS), len(SCORES), squeeze=False)
         for row, (task, counts) in zip(axes, SHOTS.items(), strict=True):
             for axis, (score, title) in zip(row, SCORES.items(), strict=True):
-                for method in SHOT_RATES[task]:
+                for method in (*SHOT_RATES[task], SHOT_MEAN):
                     curve: dict[float, list[float]] = {
                         shots: each for shots in counts if (each := _shots(found, task, method, shots, score))
                     }
