@@ -59,7 +59,6 @@ def test_a_notebook_runs_on_real_weights_and_images(
     path: Path, tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VPT_DATA", str(real_data))
-    monkeypatch.delenv("OMP_NUM_THREADS")  # the kernel runs alone
     execute(path, tmp_path)
 
 

@@ -22,28 +22,32 @@ from vpt.models import load_classifier
 from .conftest import CONFIGS, DEMO, QUICK, Vpt
 
 WIDE = {"dinov3_l16", "siglip2_l16", "siglip2_so400m14"}  # which are what their narrow siblings are, for longer
+WHOLE = {"vit_b16_in21k", "dinov3_b16", "swin_b"}  # one of each kind of block
+OVERLAYS = sorted((CONFIGS / "backbone").glob("*.yaml"))
 BACKBONES = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in WIDE else [])
-    for path in sorted((CONFIGS / "backbone").glob("*.yaml"))
+    *(pytest.param(path, True, id=path.stem, marks=[pytest.mark.slow] * (path.stem in WIDE)) for path in OVERLAYS),
+    *(
+        pytest.param(path, False, id=f"{path.stem}-whole", marks=pytest.mark.slow)
+        for path in OVERLAYS
+        if path.stem in WHOLE
+    ),
 ]
 TWO = [f"--trainer.limit_{stage}_batches=2" for stage in ("train", "val", "test")]
 
 
-@pytest.fixture(params=["shallow", pytest.param("whole", marks=pytest.mark.slow)])
-def _depth(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _shallow(name: str, **options: Any) -> Any:
     """What an overlay asks for differs in its blocks, not in their number: two of them are a sixth of the time."""
-    if request.param == "shallow":
-
-        def create(name: str, **options: Any) -> Any:
-            blocks: dict[str, Any] = {"depths": (1, 1, 1, 1)} if "swin" in name else {"depth": 2}
-            return timm.create_model(name, **options | ({} if "nano" in name else blocks))
-
-        monkeypatch.setattr("vpt.backbones.checkpoints.timm", SimpleNamespace(**vars(timm) | {"create_model": create}))
+    blocks: dict[str, Any] = {"depths": (1, 1, 1, 1)} if "swin" in name else {"depth": 2}
+    return timm.create_model(name, **options | ({} if "nano" in name else blocks))
 
 
-@pytest.mark.usefixtures("_depth")
-@pytest.mark.parametrize("overlay", BACKBONES)
-def test_a_backbone_overlay_runs_from_fit_to_a_loaded_delta(vpt: Vpt, tmp_path: Path, overlay: Path) -> None:
+@pytest.mark.parametrize(("overlay", "shallow"), BACKBONES)
+def test_a_backbone_overlay_runs_from_fit_to_a_loaded_delta(
+    vpt: Vpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlay: Path, shallow: bool
+) -> None:
+    if shallow:
+        own = SimpleNamespace(**vars(timm) | {"create_model": _shallow})
+        monkeypatch.setattr("vpt.backbones.checkpoints.timm", own)
     name = yaml.safe_load(overlay.read_text())["model"]["init_args"]["backbone"]
     weights = tmp_path / "weights.safetensors"
     save_file({k: t.half() for k, t in create_backbone(name, "random").model.state_dict().items()}, weights)
