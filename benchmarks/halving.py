@@ -6,8 +6,8 @@
 Every point of a grid of 24 (rate x tokens x decay) is trained on train800, at 32 pixels with the ViT that ships with
 the package, and measured on val200 after every epoch, and on the test split at its end. Stopping a trial does not
 change the epochs before, so that any rule can be replayed from these curves: what it would have trained, and the test
-accuracy of what it would have chosen. ASHA's answers are those of Ray Tune's scheduler, fed with the curves in random
-orders of arrival. ``--schedules`` also trains every point with the learning rate scheduled to the end of shorter
+accuracy of what it would have chosen. ASHA's answers are those of Ray Tune's scheduler, for the curves in random orders
+of arrival. ``--schedules`` also trains every point with the learning rate scheduled to the end of shorter
 trainings, for rules that train a survivor anew. A finished trial is a line of OUT/halving.jsonl, and an interrupted run
 continues.
 """
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 import torch
 from scipy.stats import t as student
 
@@ -107,24 +108,23 @@ def halve(curves: Curves, stops: Sequence[int], keep: float, by: str, anew: bool
     return Answer(spent, _best(curves[EPOCHS], "val", EPOCHS, alive))
 
 
-def asha(curves: Curves, keep: float, grace: int, order: Sequence[int]) -> Answer:
-    """Ray Tune's: trials report in an order, all one epoch further at a time, and stop when they are told to."""
-    from ray.tune.experiment import Trial as RayTrial
-    from ray.tune.schedulers import AsyncHyperBandScheduler
+def asha(curves: Curves, keep: int, grace: int, order: Sequence[int]) -> Answer:
+    """Asynchronous halving as Ray Tune's scheduler does it.
 
-    scheduler = AsyncHyperBandScheduler("epoch", "val", "max", EPOCHS, grace, keep)
-    trials = {point: RayTrial("replayed", stub=True) for point in order}
-    for trial in trials.values():
-        scheduler.on_trial_add(None, trial)
-    alive, spent, last = list(order), 0, {}
+    Trials report in an order, all one epoch further at a time. At each rung one stops that is below the quantile
+    1 - 1/`keep` of what has been reported there before.
+    """
+    stops = {grace * keep**power for power in range(EPOCHS)} & set(range(EPOCHS))
+    reported: dict[int, list[float]] = {stop: [] for stop in stops}
+    alive, spent = list(order), 0
     for epoch in range(1, EPOCHS + 1):
-        for point in list(alive):
-            result = {"epoch": epoch, "val": curves[EPOCHS][point]["val"][epoch - 1]}
-            spent, last[point] = spent + 1, epoch
-            if scheduler.on_trial_result(None, trials[point], result) != "CONTINUE":
+        spent += len(alive)
+        for point in list(alive) if epoch in stops else ():
+            value, before = float(curves[EPOCHS][point]["val"][epoch - 1]), reported[epoch]
+            if before and value < np.percentile(before, 100 * (1 - 1 / keep)):
                 alive.remove(point)
-    ended = sorted(point for point, epoch in last.items() if epoch == EPOCHS)
-    return Answer(spent, _best(curves[EPOCHS], "val", EPOCHS, ended))
+            before.append(value)
+    return Answer(spent, _best(curves[EPOCHS], "val", EPOCHS, sorted(alive)))
 
 
 def _order(row: Row, by: str, epochs: int) -> float:
