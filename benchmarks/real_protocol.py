@@ -70,6 +70,17 @@ METHODS = {
     "full": (3e-5, 1e-4, 3e-4),
 }
 """By config of configs/method: AdamW's rates at batch 10."""
+OTHERS = {
+    "dora": (1e-3, 2e-3, 4e-3),
+    "vera": (4e-3, 1e-2, 3e-2),
+    "fact": (1e-3, 2e-3, 4e-3),
+    "adapter_plus": (1e-3, 2e-3, 4e-3),
+    "convpass": (1e-3, 2e-3, 4e-3),
+    "rep_adapter": (1e-3, 2e-3, 4e-3),
+    "difffit": (1e-3, 3e-3, 1e-2),
+}
+"""Of a table of their own, as far as it has been measured."""
+RATES = METHODS | OTHERS
 IN_FULL = ("prompt",)
 """Methods whose rates are all trained to the end: at half of its epochs the recipe's best rate is often not ahead."""
 TRANSFERRED = "vpt_deep"
@@ -136,7 +147,7 @@ def arguments(place: Place, task: str, method: str) -> list[str]:
 
 def plan(place: Place, method: str) -> Plan:
     """Three rates by val200, then the seeds."""
-    rates = [rate * 256 / BATCH for rate in METHODS[method]]
+    rates = [rate * 256 / BATCH for rate in RATES[method]]
     choose, retrain = {"data.train": "train800"}, {"data.train": "train800val200"}
     halving = None if method in IN_FULL else HALVING
     return Plan({RATE: rates}, choose, retrain, place.seeds, halving, widen=WIDEN)
@@ -265,11 +276,12 @@ def _first_run(place: Place, task: str) -> Path:
 
 
 def accuracy(out: Path = RESULTS, methods: Sequence[str] = tuple(METHODS)) -> str:
-    """The table of test accuracies, or some rows of it."""
+    """The table of test accuracies, or some rows of it, with the tasks that any of them has."""
     cells = {(row["task"], row["method"]): row for row in Records(out / "real_protocol.jsonl").rows()}
-    shown = {key: _accuracy(cell) for key, cell in cells.items()}
-    rows = [[f"`{method}`", *(shown.get((task, method), "–") for task in TASKS)] for method in methods]
-    return markdown(["method", *TASKS], rows)
+    shown = {key: _accuracy(cell) for key, cell in cells.items() if key[1] in methods}
+    tasks = [task for task in TASKS if any(task == key[0] for key in shown)]
+    rows = [[f"`{method}`", *(shown.get((task, method), "–") for task in tasks)] for method in methods]
+    return markdown(["method", *tasks], rows)
 
 
 def blocks(out: Path = RESULTS) -> dict[str, str]:
@@ -280,6 +292,8 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     for method in METHODS:
         rows.append([f"`{method}`", *(_chosen(cells.get((task, method))) for task in TASKS)])
     made = {"protocol": accuracy(out), "rates": markdown(["method", *TASKS], rows)}
+    if others := [method for method in OTHERS if any(name == method for _, name in cells)]:
+        made["other deltas"] = accuracy(out, others)
     if sizes := {row["task"]: row["run"]["read"]["test"] for row in Records(out / "real_protocol_runs.jsonl").rows()}:
         made["test images"] = f"Test images: {', '.join(f'{task} {n:,}' for task, n in sizes.items())}."
     if found:
@@ -339,7 +353,7 @@ def command_line(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--root", type=Path, default=Path(default_root()))
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--build", type=Path, default=Path("build/real_protocol"))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(RATES))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--print", action="store_true", help="run nothing, print what is there")
     return parser
