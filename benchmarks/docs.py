@@ -30,6 +30,7 @@ from benchmarks import (
     real_costs,
     real_protocol,
     robustness_tables,
+    shards,
     speed,
     strengths,
     sweep,
@@ -63,6 +64,7 @@ SOURCES = (
     gpu,
     domains,
     halving,
+    shards,
 )
 ROWS = {
     "linear": (),

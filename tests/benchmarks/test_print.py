@@ -24,6 +24,7 @@ from benchmarks import (
     real_costs,
     real_protocol,
     robustness_tables,
+    shards,
     speed,
     strengths,
     sweep,
@@ -56,6 +57,7 @@ ALL = (
     large_folder,
     domains,
     halving,
+    shards,
 )
 
 
