@@ -53,9 +53,9 @@ def pack(task: str, root: Path, home: Path) -> list[Path]:
         with tarfile.open(home / f"tar/train-{shard:04d}.tar", "w") as archive:
             for number in rows:
                 archive.add(files[number], f"{number:06d}{files[number].suffix}")
-                name = tarfile.TarInfo(f"{number:06d}.cls")
-                name.size = len(labels[number])
-                archive.addfile(name, io.BytesIO(labels[number].encode()))
+                said = tarfile.TarInfo(f"{number:06d}.cls")
+                said.size = len(labels[number])
+                archive.addfile(said, io.BytesIO(labels[number].encode()))
         images = [{"bytes": files[number].read_bytes(), "path": files[number].name} for number in rows]
         table = pa.table({"image": images, "label": [labels[number] for number in rows]})
         pq.write_table(table, home / f"parquet/train-{shard:05d}-of-{SHARDS:05d}.parquet", row_group_size=GROUP)
@@ -102,8 +102,7 @@ def measure(task: str, root: Path, rounds: int) -> Row:
 
 
 def _data(home: Path, name: str) -> FolderDataModule:
-    column = "label" if name == "parquet" else None
-    return FolderDataModule(home / name, preset="timm", image_size=SIZE, batch_size=BATCH, label_column=column)
+    return FolderDataModule(home / name, preset="timm", image_size=SIZE, batch_size=BATCH)
 
 
 def _train(home: Path, name: str) -> Sequence[str]:
