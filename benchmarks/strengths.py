@@ -50,6 +50,7 @@ from vpt.robustness.layer_strengths import Objective, learn
 from vpt.robustness.per_image import answers, models
 from vpt.robustness.soups.averaging import mean as plain_mean
 from vpt.robustness.soups.model_soups import stock, uniform
+from vpt.robustness.test_time import Adaptation
 
 AVERAGES = ("uniform soup of three", "mean without matching", "Model Stock of two", "Model Stock of three")
 ENSEMBLE = "mean of outputs of three"
@@ -71,6 +72,8 @@ LINES = (0.0, 0.5)
 """LiNeS: the strength of the first layer; the last has 1."""
 TEMPERATURES = (0.1, 0.3, 1.0, 3.0)
 FIXED = 0.5
+ADAPT_BATCH = 20
+"""Images that a model adapts to at once."""
 PHOTO = 0.99
 """What is asked for on photos where a table says so."""
 
@@ -155,6 +158,21 @@ def run_regularised(place: Place, methods: Sequence[str], seeds: Sequence[int]) 
         result = _run(place, place.delta(own), place.build / "regularised" / own, seed, ALPHAS)
         row: Row = {"method": method, "way": way, "seed": seed, "alphas": list(ALPHAS)}
         found.put(row | {"top1": _of_alpha(result)["top1"], "seconds": round(seconds, 1)})
+
+
+def run_adapted(place: Place, methods: Sequence[str]) -> None:
+    """Lets the first seed of each method adapt to the unlabelled test images."""
+    found = Records(place.out / "adapted.jsonl", "method", "way")
+    for method, way in product(methods, get_args(Adaptation)):
+        if found.find(method, way) is not None:
+            continue
+        delta, data = _trained(place, method, SEEDS[0]), _read(_pacs(place, SEEDS[0]))
+        images, out, begun = 20 if place.quick else None, place.build / "adapted" / f"{method}-{way}", time.monotonic()
+        options: dict[str, Any] = {"batch_size": ADAPT_BATCH, "weights": str(place.weights), "bf16": True, "adapt": way}
+        result = run(delta, data, (1.0,), out, None, images, (), **options)
+        sets, n = {row.set: round(row.top1, 6) for row in result.rows}, sum(row.n for row in result.rows)
+        seconds = round((time.monotonic() - begun) / n, 5)
+        found.put({"method": method, "way": way, "seed": SEEDS[0], "sets": sets, "seconds_per_image": seconds})
 
 
 def _learned(place: Place, method: str, objective: Objective) -> Row:
@@ -280,6 +298,8 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
         made["averages"] = _averages(averages)
     if regularised := Records(out / "regularised.jsonl").rows():
         made["regularised"] = _regularised(regularised, rows)
+    if adapted := Records(out / "adapted.jsonl").rows():
+        made["adapted"] = _adapted(adapted, rows)
     if learned := Records(out / "learned_strengths.jsonl").rows():
         made["learned strengths"] = _searches(learned, rows)
     return made
@@ -308,6 +328,18 @@ def _regularised(rows: Sequence[Row], runs: Sequence[Row]) -> str:
                 cells = [_both(each) if each else "–" for each in (first, own if len(own) > 1 else ())]
                 lines.append([METHODS[method].title, way, *cells])
     return markdown(["photos / shifts at α = 1", "training", "seed 42", "three seeds"], lines)
+
+
+def _adapted(rows: Sequence[Row], runs: Sequence[Row]) -> str:
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        plain = [row for row in runs if (row["method"], row["seed"]) == (method, SEEDS[0])]
+        lines.append([METHODS[method].title, "none", _both(plain), "–"])
+        for row in rows:
+            if row["method"] == method:
+                both = f"{100 * row['sets'][CLEAN]:.1f} / {shifted(row['sets']):.1f}"
+                lines.append([METHODS[method].title, row["way"], both, f"{1000 * row['seconds_per_image']:.0f}"])
+    return markdown(["seed 42, α = 1", "adapted at test time by", "photos / shifts", "ms an image"], lines, 2)
 
 
 def _both(rows: Iterable[Row]) -> str:
@@ -392,6 +424,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--print", action="store_true", help="run nothing, print what is there")
     parser.add_argument("--search", nargs="*", choices=list(RUNS), help="then learn strengths of the first seed")
     parser.add_argument("--regularised", nargs="*", choices=list(RUNS), help="then train with what forgets less")
+    parser.add_argument("--adapted", nargs="*", choices=list(RUNS), help="then adapt the first seed at test time")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: two batches, 20 images a set")
     args = parser.parse_args(argv)
     if not args.print:
@@ -400,6 +433,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_all(place, args.methods, args.seeds)
         run_searches(place, args.search or ())
         run_regularised(place, args.regularised or (), args.seeds)
+        run_adapted(place, args.adapted or ())
     print(*blocks(args.out).values(), sep="\n\n")
 
 
