@@ -14,8 +14,9 @@ from scipy.special import softmax
 
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.hyperparameter_ensemble import ensemble_variants
-from vpt.experiments.sweep import Plan, by_shots, few_shot_plan
+from vpt.experiments.sweep import Plan
 from vpt.experiments.trial import ANSWERS_FILE, Config, Failure, Record, Trial, merged
+from vpt.experiments.variants import by_shots, few_shot_plan
 from vpt.robustness import logit_records
 
 PLAN = few_shot_plan(Plan({"model.base_lr": [0.1, 0.2, 0.4]}, retrain={"data.train": "train800"}, seeds=(1, 2)))

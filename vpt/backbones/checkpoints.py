@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import timm
 import torch
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants, get_session, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.layers import SelectAdaptivePool2d
 from timm.models import get_deprecated_models
@@ -272,6 +272,17 @@ def one_try(endpoint: str | None = None) -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = not online
+
+
+def at_hand(name: str, weights: str) -> bool:
+    """Whether weights, as `create_backbone` takes them, lie on this machine; those of the hub are looked for alone."""
+    if random_seed(weights) is not None or (weights == "pretrained" and name.partition(".")[0] in SHIPPED):
+        return True
+    if weights != "pretrained":
+        return Path(weights).expanduser().is_file()
+    hub = timm.get_pretrained_cfg(current_name(name)).hf_hub_id or ""
+    kept = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    return bool(hub) and any(isinstance(try_to_load_from_cache(hub, file), str) for file in kept)
 
 
 def _from_timm(name: str, options: dict[str, Any]) -> tuple[nn.Module, str]:

@@ -153,7 +153,7 @@ class RayEngine:
                 raise ConfigError(f"Ray finds no cluster at {place}: {' '.join(str(error).split()):.200}") from error
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, stop)  # Ray's would end its processes while they are still waited for
-        cpus, gpus = self._shares()
+        cpus, gpus = self.shares()
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_worker)
         waiting: list[Trial] = list(trials)
         running: dict[Any, Trial] = {}
@@ -172,7 +172,17 @@ class RayEngine:
             if started:
                 ray.shutdown()
 
-    def _shares(self) -> tuple[int, float]:
+    def at_once(self) -> int | None:
+        """How many trials this machine runs at a time; of a cluster `workers`."""
+        if self.address is not None:
+            return self.workers
+        cpus, gpus = self.shares()
+        room = (os.cpu_count() or 1) // cpus
+        room = min(room, int(torch.cuda.device_count() / gpus)) if gpus else room
+        return max(1, min(room, self.workers or room))
+
+    def shares(self) -> tuple[int, float]:
+        """Cores, which are a trial's threads, and GPUs of each trial."""
         gpus = self.gpus if self.gpus is not None else float(torch.cuda.is_available())
         if self.cpus is not None:
             return self.cpus, gpus

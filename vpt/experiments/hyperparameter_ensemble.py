@@ -17,25 +17,26 @@ from scipy.special import softmax
 from vpt.atomic_write import write_json
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.executors import Engine
-from vpt.experiments.sweep import SERIES_FILE, SWEEP_FILE, Outcome, Plan, plain, rows_of, tested_trial
+from vpt.experiments.sweep import SERIES_FILE, SWEEP_FILE, Outcome, Plan, plain, results, rows_of, tested_trial
 from vpt.experiments.trial import ANSWERS_FILE, Config, Failure, Record, Trial
 from vpt.metrics.accuracy import top1
 from vpt.robustness import logit_records
 from vpt.run_record import SCORES, score
 
 
-def ensemble_variants(variants: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
+def ensemble_variants(
+    variants: Mapping[str, Config], plan: Plan, root: Path, engine: Engine
+) -> dict[str, Outcome | Failure]:
     """Trains every variant with every point of the grid and every seed, and scores the mean answers of the points.
 
     An answer is the probability of each class for a test image; a point that diverged gives none, and is reported. The
     outcomes are written as by `sweep_variants`: ``chosen`` is empty, ``tried`` has the mean ``test`` score of each
-    point alone over the seeds that have one, and ``members`` how many points each seed's mean is of. ``choose`` of the
-    plan is not used.
+    point alone over the seeds that have one, and ``members`` how many points each seed's mean is of; of a variant of
+    which no seed gave a result there is the reason. ``choose`` of the plan is not used.
 
     Raises:
         ConfigError: The grid has fewer than two points, the plan stops or widens a search that there is none of, or the
             answers of a trial are not kept: of several devices, or where images do not have one class each.
-        VPTError: No seed of a variant gave a result.
     """
     points = plan.points()
     if len(points) < 2:
@@ -49,9 +50,10 @@ def ensemble_variants(variants: Mapping[str, Config], plan: Plan, root: Path, en
         for name, config in variants.items()
     }
     found = engine([each for of_seed in trials.values() for group in of_seed.values() for each in group], root)
-    outcomes = {name: _outcome(trials[name], found, root) for name in variants}
-    for name, config in variants.items():
-        write_json(root / name / SWEEP_FILE, plain(config, plan, outcomes[name]))
+    each, failed = results(variants, lambda name: _outcome(trials[name], found, root))
+    for name, outcome in each.items():
+        write_json(root / name / SWEEP_FILE, plain(variants[name], plan, outcome))
+    outcomes = {name: (each | failed)[name] for name in variants}
     write_json(root / SERIES_FILE, rows_of(outcomes))
     return outcomes
 

@@ -21,7 +21,7 @@ from vpt.deltas.composition import Delta
 from vpt.errors import ConfigError, DivergedError
 from vpt.experiments.executors import Engine
 from vpt.experiments.sweep import Outcome, Plan, sweep_variants
-from vpt.experiments.trial import Config, claim, identity, merged, trainer_options
+from vpt.experiments.trial import Config, Failure, claim, identity, merged, trainer_options
 from vpt.models.delta_file import save_delta
 from vpt.run_record import TRIAL_FILE
 from vpt.tasks.base import Batch
@@ -171,7 +171,7 @@ def _trainer(config: Config, folder: Path) -> L.Trainer:
     return L.Trainer(**trainer_options(config) | ours, callbacks=callbacks, logger=False, enable_model_summary=False)
 
 
-def compare(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
+def compare(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome | Failure]:
     """Tunes every task from the shared delta and from nothing, by the same search: ``TASK/alone``, ``TASK/shared``.
 
     Where the search chooses, the shared delta is trained on what its trials are trained on (train800), for all uses: a

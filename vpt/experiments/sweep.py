@@ -2,7 +2,8 @@
 
 VTAB-1k as in Jia et al. (ECCV 2022): every point of a grid is trained on train800; the best top-1 on val200 after the
 last epoch wins, ties go to the smaller learning rate; then train800val200 is trained on with several seeds, and each
-reads the test split once. Likewise for each of several variants: numbers of shots, combinations of deltas, backbones.
+reads the test split once. Likewise for each of several variants (`vpt.experiments.variants`), of which one that gives
+no result does not keep the others from theirs.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from vpt.atomic_write import write_json
 from vpt.errors import ConfigError, VPTError
@@ -122,44 +123,78 @@ class Outcome:
 
 
 def sweep(config: Config, plan: Plan, root: Path, engine: Engine) -> Outcome:
-    """Searches, retrains and tests by `sweeps` a single config, which is as `Trial.config`."""
-    return sweeps({"": config}, plan, root, engine)[""]
+    """Searches, retrains and tests by `sweeps` a single config, which is as `Trial.config`.
+
+    A VPTError where it gave no result.
+    """
+    found = sweeps({"": config}, plan, root, engine)[""]
+    if isinstance(found, Failure):
+        raise VPTError(found.reason)
+    return found
 
 
-def sweeps(configs: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
+def sweeps(
+    configs: Mapping[str, Config], plan: Plan | Mapping[str, Plan], root: Path, engine: Engine
+) -> dict[str, Outcome | Failure]:
     """Searches, retrains and tests several configs at once, so that the trials of all fill the machine together.
 
-    Configs are by the folder of each search below `root`, where what is finished is not repeated. Each outcome is also
-    written to ``sweep.json`` in its folder. A VPTError where a search gave no result.
+    Configs are by the folder of each search below `root`, where what is finished is not repeated; perhaps each has a
+    plan of its own, by the same names. Each outcome is also written to ``sweep.json`` in its folder; where a search or
+    all of its seeds gave no result there is the reason instead.
     """
-    points = {prefix: _points(prefix, config, plan, plan.points()) for prefix, config in configs.items()}
+    plans = dict.fromkeys(configs, plan) if isinstance(plan, Plan) else plan
+    points = {
+        prefix: search_trials(prefix, config, plans[prefix], plans[prefix].points())
+        for prefix, config in configs.items()
+    }
     searched = {prefix: trials for prefix, trials in points.items() if len(trials) > 1}
-    found = _search(list(searched.values()), plan, root, engine) if searched else {}
+    found = _search(searched, plans, root, engine) if searched else {}
     best: dict[str, tuple[Trial, float | None]] = {prefix: (trials[0], None) for prefix, trials in points.items()}
-    best |= {prefix: _best(trials, found) for prefix, trials in searched.items()}
-    going = dict(searched)
-    for _ in range(plan.widen):
-        more = {p: _farther(p, configs[p], plan, best[p][0], points[p], found) for p in going}
+    chosen, failed = results(searched, lambda prefix: _best(searched[prefix], found))
+    best |= chosen
+    going = {prefix: searched[prefix] for prefix in chosen}
+    for done in range(max((each.widen for each in plans.values()), default=0)):
+        going = {p: trials for p, trials in going.items() if done < plans[p].widen}
+        more = {p: _farther(p, configs[p], plans[p], best[p][0], points[p], found) for p in going}
         going = {p: trials for p, trials in more.items() if trials}
         found |= engine([trial for trials in going.values() for trial in trials], root) if going else {}
         points |= {p: _ordered([*points[p], *trials]) for p, trials in going.items()}
         going = {p: trials for p, trials in going.items() if _top(trials, found) > cast("float", best[p][1])}
         best |= {p: _best(trials, found) for p, trials in going.items()}
     finals = {
-        prefix: [tested_trial(prefix, config, plan, best[prefix][0].values, seed) for seed in plan.seeds]
-        for prefix, config in configs.items()
+        p: [tested_trial(p, configs[p], plans[p], best[p][0].values, seed) for seed in plans[p].seeds]
+        for p in configs
+        if p not in failed
     }
     tested = engine([trial for trials in finals.values() for trial in trials], root)
-    outcomes = {}
-    for prefix, config in configs.items():
+
+    def outcome(prefix: str) -> Outcome:
         tried = {trial.name: found[trial.name] for trial in points[prefix] if prefix in searched}
         last = {trial.name: tested[trial.name] for trial in finals[prefix]}
-        outcomes[prefix] = _outcome(plan, best[prefix], points[prefix], tried, last)
-        write_json(root / prefix / SWEEP_FILE, plain(config, plan, outcomes[prefix]))
-    return outcomes
+        return _outcome(plans[prefix], best[prefix], points[prefix], tried, last)
+
+    outcomes, untested = results(finals, outcome)
+    for prefix, each in outcomes.items():
+        write_json(root / prefix / SWEEP_FILE, plain(configs[prefix], plans[prefix], each))
+    return {prefix: (outcomes | failed | untested)[prefix] for prefix in configs}
 
 
-def _points(prefix: str, config: Config, plan: Plan, points: Sequence[dict[str, Any]]) -> list[Trial]:
+T = TypeVar("T")
+
+
+def results(prefixes: Iterable[str], result: Callable[[str], T]) -> tuple[dict[str, T], dict[str, Failure]]:
+    """The result of each, and the reason of each that gave none."""
+    found, failed = {}, {}
+    for prefix in prefixes:
+        try:
+            found[prefix] = result(prefix)
+        except VPTError as error:
+            failed[prefix] = Failure(str(error))
+    return found, failed
+
+
+def search_trials(prefix: str, config: Config, plan: Plan, points: Sequence[dict[str, Any]]) -> list[Trial]:
+    """The trials of some points of a search."""
     fixed = plan.choose | plan.seeded(plan.seeds[0])
     return [
         Trial(_name(prefix, "choose", point, fixed | point), merged(config, fixed | point), values=point)
@@ -176,7 +211,7 @@ def _farther(
     found: Mapping[str, Record | Failure],
 ) -> list[Trial]:
     rows = [trial.values | _row(found[trial.name]) for trial in trials]
-    return _points(prefix, config, plan, beyond(best.values, rows))
+    return search_trials(prefix, config, plan, beyond(best.values, rows))
 
 
 def _top(trials: Sequence[Trial], found: Mapping[str, Record | Failure]) -> float:
@@ -221,14 +256,22 @@ def tested_trial(prefix: str, config: Config, plan: Plan, point: Mapping[str, An
     return Trial(name, merged(config, own), test=True, values=dict(point))
 
 
-def _search(groups: list[list[Trial]], plan: Plan, root: Path, engine: Engine) -> dict[str, Record | Failure]:
-    if plan.halving is None:
-        return engine([trial for group in groups for trial in group], root)
+def _search(
+    groups: Mapping[str, list[Trial]], plans: Mapping[str, Plan], root: Path, engine: Engine
+) -> dict[str, Record | Failure]:
+    """Trains what is tried, of each group that is halved to its own rungs, all groups side by side."""
+    left, stops = dict(groups), {prefix: stops_of(trials, plans[prefix]) for prefix, trials in groups.items()}
     found: dict[str, Record | Failure] = {}
-    for stop in rungs(_epochs(groups[0][0].config), len(groups[0]), plan.halving):
-        found |= engine([replace(trial, stop=stop) for group in groups for trial in group], root)
-        groups = [_survivors(group, found, plan.halving) for group in groups]
-    return found | engine([trial for group in groups for trial in group], root)
+    while any(stops.values()):
+        now = {prefix: rest.pop(0) for prefix, rest in stops.items() if rest}
+        found |= engine([replace(trial, stop=stop) for prefix, stop in now.items() for trial in left[prefix]], root)
+        left |= {prefix: _survivors(left[prefix], found, cast("int", plans[prefix].halving)) for prefix in now}
+    return found | engine([trial for trials in left.values() for trial in trials], root)
+
+
+def stops_of(trials: Sequence[Trial], plan: Plan) -> list[int]:
+    """The epochs after which only the best of a search go on; none without halving."""
+    return [] if plan.halving is None else rungs(_epochs(trials[0].config), len(trials), plan.halving)
 
 
 def _epochs(config: Config) -> int:
@@ -241,7 +284,12 @@ def _epochs(config: Config) -> int:
 def _survivors(group: list[Trial], found: Mapping[str, Record | Failure], halving: int) -> list[Trial]:
     measured = [trial for trial in group if val_score(found[trial.name]) > -math.inf]
     ranked = sorted(measured, key=lambda trial: -val_score(found[trial.name]))
-    return ranked[: max(1, math.ceil(len(group) / halving))]
+    return ranked[: kept(len(group), halving)]
+
+
+def kept(trials: int, halving: int) -> int:
+    """How many of some trials go on at a rung."""
+    return max(1, math.ceil(trials / halving))
 
 
 def rungs(epochs: int, points: int, halving: int) -> list[int]:
@@ -260,7 +308,8 @@ def _best(points: Sequence[Trial], found: Mapping[str, Record | Failure]) -> tup
     good = [(trial, record) for trial in points if isinstance(record := found.get(trial.name), dict)]
     good = [(trial, record) for trial, record in good if val_score(record) > -math.inf]
     if not good:
-        reasons = [result.reason for result in found.values() if isinstance(result, Failure)]
+        own = (found.get(trial.name) for trial in points)
+        reasons = [result.reason for result in own if isinstance(result, Failure)]
         raise VPTError(
             f"No trial gave a validation score: {reasons[0] if reasons else 'there are no val images, or too few'}"
         )
@@ -332,59 +381,22 @@ def plain(config: Config, plan: Plan, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def sweep_variants(variants: Mapping[str, Config], plan: Plan, root: Path, engine: Engine) -> dict[str, Outcome]:
+def sweep_variants(
+    variants: Mapping[str, Config], plan: Plan | Mapping[str, Plan], root: Path, engine: Engine
+) -> dict[str, Outcome | Failure]:
     """Runs `sweeps` of every variant, by its name, and sums the outcomes up in ``series.json``."""
     outcomes = sweeps(variants, plan, root, engine)
     write_json(root / SERIES_FILE, rows_of(outcomes))
     return outcomes
 
 
-def rows_of(outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
-    """What ``series.json`` holds: a row for each variant."""
+def rows_of(outcomes: Mapping[str, Outcome | Failure]) -> list[dict[str, Any]]:
+    """What ``series.json`` holds: a row for each variant, with why it failed where it has no result."""
     return [
-        {"variant": name, "chosen": each.chosen, "val": each.val, "tests": list(each.tests.values()), "mean": each.mean}
-        | {"std": each.std, "seeds": list(each.tests), "seconds": round(each.seconds, 1), "images": each.images}
+        {"variant": name, "failed": each.reason}
+        if isinstance(each, Failure)
+        else {"variant": name, "chosen": each.chosen, "val": each.val, "tests": list(each.tests.values())}
+        | {"mean": each.mean, "std": each.std, "seeds": list(each.tests), "seconds": round(each.seconds, 1)}
+        | {"images": each.images}
         for name, each in outcomes.items()
     ]
-
-
-def by_shots(config: Config, shots: Sequence[int]) -> dict[str, Config]:
-    """Variants with so many training images of each class, ``shots=N``; smaller subsets lie within larger ones."""
-    return {f"shots={each}": merged(config, {"data.shots": each}) for each in dict.fromkeys(shots)}
-
-
-def few_shot_plan(plan: Plan) -> Plan:
-    """The same search with a subset of its own for each seed."""
-    return replace(plan, by_seed=(*plan.by_seed, "data.subset_seed"))
-
-
-def combinations(config: Config, deltas: Sequence[dict[str, Any]]) -> dict[str, Config]:
-    """All 2^k on/off combinations of deltas (Ding et al., "Delta Tuning", 2022, section 4.2).
-
-    Each has a ``name`` and its arguments (a ConfigError if not, or if one occurs twice); the task of the config is
-    replaced. Variants are named by what is on, joined by ``+``; ``none`` is the linear probe.
-    """
-    names = [each.get("name") for each in deltas]
-    if None in names or len(set(names)) < len(names):
-        raise ConfigError(f"Combinations need deltas with different names, got {names}.")
-    dropped = {"solver", "l2", "num_tokens", "deep", "dropout", "dropout_mode", "deltas"}  # of single tasks
-    shared = {key: value for key, value in config["model"]["init_args"].items() if key not in dropped}
-    found = {}
-    for count in range(len(deltas) + 1):
-        for chosen in itertools.combinations(deltas, count):
-            task = "DeltaTuning" if chosen else "LinearProbe"
-            args = shared | ({"deltas": [dict(each) for each in chosen]} if chosen else {})
-            model = {"class_path": f"vpt.tasks.{task}", "init_args": args}
-            found["+".join(str(each["name"]) for each in chosen) or "none"] = {**config, "model": model}
-    return found
-
-
-def by_backbone(
-    config: Config, backbones: Sequence[str], weights: Mapping[str, str] | None = None
-) -> dict[str, Config]:
-    """One recipe on several of timm's backbones, whose image sizes are their own unless the data fix it.
-
-    `weights` says where those of a backbone are, if not as in the config.
-    """
-    own = {name: {"model.weights": path} for name, path in (weights or {}).items()}
-    return {name: merged(config, {"model.backbone": name} | own.get(name, {})) for name in dict.fromkeys(backbones)}

@@ -53,6 +53,14 @@ _FOLLOWS = (
 """Differs because something else does."""
 
 
+def group_of(task: str) -> str:
+    """A task's group of VTAB-1k: natural, specialized or structured; else its suite, or ``other``."""
+    card = load_card(task)
+    if card is None:
+        return "other"
+    return card.group if card.suite == "vtab" and card.group else card.suite
+
+
 @dataclass(frozen=True)
 class Row:
     """A tested run: its folder, its ``run.json``, and seeds of its data that set it apart from its cell."""
@@ -68,11 +76,8 @@ class Row:
 
     @cached_property
     def group(self) -> str:
-        """Of VTAB-1k: natural, specialized or structured; else the suite, or ``other``."""
-        card = load_card(self.task)
-        if card is None:
-            return "other"
-        return card.group if card.suite == "vtab" and card.group else card.suite
+        """See `group_of`."""
+        return group_of(self.task)
 
     @cached_property
     def method(self) -> str:

@@ -14,6 +14,7 @@ from vpt.reports.style import style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_NAMED_RUNS = 5
 TITLE = "Tuned models on their tasks"
 CAPTIONS = {
     "Learning curves": "One run of each method, by training steps. Validation accuracy is meaningful only where "
@@ -51,7 +52,8 @@ def notes(report: Values) -> list[str]:
     for (backbone, reason), methods in refused.items():
         said.append(f"No mean of {', '.join(methods)} on {backbone}: {reason} (--mixed averages anyway).")
     if untested := report.get("untested"):  # which reports of version 0.1 do not have
-        said.append(f"Not tested, and not here: {', '.join(untested)}.")
+        more = f" and {len(untested) - _NAMED_RUNS:,} more" if len(untested) > _NAMED_RUNS else ""
+        said.append(f"Not tested, and not here: {', '.join(untested[:_NAMED_RUNS])}{more}.")
     return said + [f"Left out: {sentence}" for sentence in report.get("damaged", [])]
 
 
@@ -98,10 +100,24 @@ def _means(report: Values) -> Table:
 
 
 def _published(report: Values) -> Table:
-    columns: Columns = {name: name for name in ("task", "method", "backbone", "preset", "source")}
-    rows = [{"preset": None, **row} for row in report["published"]]
+    columns: dict[str, Any] = {name: name for name in ("task", "method", "backbone", "preset", "source")}
+    rows = [{"preset": None, "here": None, **row} for row in report["published"]]
+    if any(row["here"] is not None for row in rows):
+        columns = {**columns, "here": _place}
+    columns = {**columns, "top-1": lambda row: f"{row['accuracy']:.1f}"}
+    if "here" in columns:
+        columns |= {"top-1 here": lambda row: percent(row["here"]), "difference": _difference}
     note = "From papers, with their backbones, presets and full test sets: comparable only if all of these agree."
-    return table_of("Published", note, {**columns, "top-1": lambda row: f"{row['accuracy']:.1f}"}, rows, words=5)
+    return table_of("Published", note, columns, rows, words=5 + ("here" in columns))
+
+
+def _place(row: Values) -> str:
+    return "–" if row["here"] is None else f"{row['label']}, {row['backbone_here']}, preset {row['preset_here']}"
+
+
+def _difference(row: Values) -> str:
+    """Points that a run here lies above the published number."""
+    return "–" if row["here"] is None else f"{100 * row['here'] - row['accuracy']:+.1f}"
 
 
 def _agreement(report: Values) -> Table:
@@ -122,10 +138,19 @@ def _ranks(report: Values) -> Table:
     columns: Columns = {
         "method": "method",
         "mean rank": lambda row: f"{row['mean']:.2f}",
+        "95 % interval": lambda row: rank_interval(row) or "–",
         "tasks": lambda row: str(len(row["ranks"])),
     }
-    note = "By mean accuracy over the tasks that all methods were run on; 1 is best."
+    note = (
+        "By mean accuracy over the tasks that all methods were run on; 1 is best. The interval is a bootstrap over "
+        "tasks: what other tasks of their kind would have given, not the spread of seeds."
+    )
     return table_of("Mean rank", note, columns, report["ranks"], words=1)
+
+
+def rank_interval(row: Values) -> str:
+    """The interval of a mean rank (`run_values.ranks_of`); empty where there is none."""
+    return "" if row.get("low") is None else f"{row['low']:.2f}–{row['high']:.2f}"
 
 
 def _protocols(report: Values) -> Table:

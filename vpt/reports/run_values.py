@@ -15,9 +15,9 @@ from vpt.data.catalog.cards import load_card
 from vpt.errors import DataError
 from vpt.experiments.profile import scalars
 from vpt.experiments.trial import ANSWERS_FILE
-from vpt.metrics.accuracy import wilson
+from vpt.metrics.accuracy import bootstrap, wilson
 from vpt.reports.page import Values
-from vpt.reports.read_runs import Cell, Row, cells, differing, plain, read_runs
+from vpt.reports.read_runs import Cell, Row, cells, differing, group_of, plain, read_runs
 from vpt.robustness import logit_records
 from vpt.robustness.logit_records import Record
 
@@ -43,9 +43,7 @@ def report(folders: Sequence[Path], mixed: bool = False) -> Values:
     return {
         "tasks": [_task(name, [cell.first for cell in found if cell.first.task == name]) for name in tasks],
         "methods": [_method(*key, own, mixed) for key, own in by_method.items()],
-        "published": [
-            {"task": name, **row} for name in tasks if (card := load_card(name)) is not None for row in card.published
-        ],
+        "published": [row for name in tasks for row in _published(name, found)],
         "agreement": [row for name in tasks for row in _agreement(name, found, damaged)],
         "curves": [row for cell in found for row in _curves(cell)],
         "ranks": _ranks(found),
@@ -92,13 +90,19 @@ def _number(cell: Cell) -> Values:
 
 
 def _means(own: Sequence[Cell]) -> Values:
-    """Both means of VTAB-1k where all of its tasks are there; else the mean of those that are, under its own name."""
-    shares = {cell.first.task: mean(row.accuracy for row in cell.rows) for cell in own}
+    return means_of({cell.first.task: mean(row.accuracy for row in cell.rows) for cell in own})
+
+
+def means_of(shares: Mapping[str, float]) -> dict[str, float]:
+    """Means of a method's results by task, each under its own name.
+
+    Both means of VTAB-1k where all of its tasks are there; else the mean of those that are.
+    """
     groups: dict[str, list[float]] = {}
-    for cell in own:
-        if cell.first.group in GROUPS:
-            groups.setdefault(cell.first.group, []).append(shares[cell.first.task])
-    means: Values = {f"mean of {len(shares)} tasks": mean(shares.values())} if len(shares) > 1 else {}
+    for task, value in shares.items():
+        if (group := group_of(task)) in GROUPS:
+            groups.setdefault(group, []).append(value)
+    means = {f"mean of {len(shares)} tasks": mean(shares.values())} if len(shares) > 1 else {}
     whole = {name: values for name, values in groups.items() if len(values) == GROUPS[name]}
     means |= {name: mean(values) for name, values in whole.items()}
     if len(whole) == len(GROUPS):
@@ -161,18 +165,51 @@ def _curves(cell: Cell) -> Iterator[Values]:
 
 
 def _ranks(found: Sequence[Cell]) -> list[Values]:
-    """Rank of every method on the tasks that all of them have; ties share the mean rank."""
     table: dict[str, Mapping[str, float]] = {}
     several = len({cell.first.backbone for cell in found}) > 1
     for cell in found:
         key = f"{cell.label}, {cell.first.backbone}" if several else cell.label
         table[key] = {**table.get(key, {}), cell.first.task: mean(row.accuracy for row in cell.rows)}
-    shared = set.intersection(*(set(numbers) for numbers in table.values()))
+    return ranks_of(table)
+
+
+def ranks_of(table: Mapping[str, Mapping[str, float]]) -> list[Values]:
+    """Rank of every method on the tasks that all of them have, the best mean rank first; ties share the mean rank.
+
+    `table` has results by method and task. ``low`` and ``high`` are the ends of the 95 % bootstrap interval of the mean
+    rank over these tasks (`vpt.metrics.accuracy.bootstrap`), None of a single one.
+    """
+    shared = set.intersection(*(set(numbers) for numbers in table.values())) if table else set()
     if len(table) < 2 or not shared:
         return []
     ranks: dict[str, list[float]] = {key: [] for key in table}
     for task in sorted(shared):
         for own, rank in zip(ranks.values(), rankdata([-numbers[task] for numbers in table.values()]), strict=True):
             own.append(float(rank))
-    rows: list[Values] = [{"method": key, "ranks": values, "mean": mean(values)} for key, values in ranks.items()]
+    rows: list[Values] = [
+        {"method": key, "ranks": values, "mean": mean(values)} | _interval(values) for key, values in ranks.items()
+    ]
     return sorted(rows, key=lambda row: float(row["mean"]))
+
+
+def _interval(ranks: Sequence[float]) -> Values:
+    if len(ranks) < 2:
+        return {"low": None, "high": None}
+    _, low, high = bootstrap(lambda weights: float(np.average(ranks, weights=weights)), len(ranks))
+    return {"low": low, "high": high}
+
+
+def _published(name: str, found: Sequence[Cell]) -> Iterator[Values]:
+    """The published numbers of a task, each beside every cell of the same method that was run here."""
+    card = load_card(name)
+    for row in card.published if card is not None else []:
+        own = [cell for cell in found if (cell.first.task, cell.first.method) == (name, row["method"])]
+        for cell in own:
+            place = {
+                "label": cell.label,
+                "backbone_here": cell.first.backbone,
+                "preset_here": cell.first.record["data"]["preset"],
+            }
+            yield {"task": name, **row, "here": mean(each.accuracy for each in cell.rows), **place}
+        if not own:
+            yield {"task": name, **row, "here": None}

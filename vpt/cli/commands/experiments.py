@@ -21,13 +21,16 @@ from vpt.cli.arguments import (
     read_config,
     read_yaml,
 )
+from vpt.cli.commands import suite
 from vpt.cli.config_checks import check_end, check_overruled
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, DataError, VPTError
 from vpt.run_record import CONFIG_FILE
 
 if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.experiments.executors import Engine
     from vpt.experiments.sweep import Outcome, Plan
+    from vpt.experiments.trial import Failure
+    from vpt.screen import Table
 
 _FIT = "All other arguments are those of vpt fit: -c CONFIG, --data.root FOLDER, --model.base_lr 0.1, ..."
 
@@ -39,7 +42,7 @@ def run(args: list[str]) -> None:
     commands[args[0]](Parser(prog=f"vpt {args[0]}", epilog=_FIT), args[1:])
 
 
-def _parsed(parser: Parser, args: list[str], plan: bool = True) -> tuple[Namespace, list[str]]:
+def _parsed(parser: Parser, args: list[str], plan: bool = True, dry: bool = False) -> tuple[Namespace, list[str]]:
     """The options of a command, to which those of all are added, and what is for `vpt fit`."""
     if plan:
         grid = "YAML: what to search, e.g. configs/sweep/vpt.yaml (default: nothing)"
@@ -50,6 +53,9 @@ def _parsed(parser: Parser, args: list[str], plan: bool = True) -> tuple[Namespa
         parser.add_argument("--halving", type=at_least(2), help=halving)
         widen = "go on beyond an end of the grid that is the best, for up to N rounds (default: none)"
         parser.add_argument("--widen", type=at_least(1), metavar="N", help=widen)
+    if dry:
+        told = "train nothing: check all, and print trials, epochs, images, and hours by a measured step"
+        parser.add_argument("--dry-run", action="store_true", help=told)
     parser.add_argument("--out", type=output_folder, required=True, help="folder of the experiment")
     parser.add_argument("--resume", action="store_true", help="resume in --out; finished trials are not repeated")
     parser.add_argument("--serial", action="store_true", help="one trial after another in this process, without Ray")
@@ -66,7 +72,8 @@ def _parsed(parser: Parser, args: list[str], plan: bool = True) -> tuple[Namespa
         check_different("--seeds", options.seeds or ())
     if options.serial:
         check_effect(options, "with --serial", "workers", "cpus_per_trial", "gpus_per_trial", "address")
-    if not options.resume and options.out.is_dir() and any(options.out.iterdir()):
+    nothing = dry and options.dry_run
+    if not nothing and not options.resume and options.out.is_dir() and any(options.out.iterdir()):
         raise ConfigError(f"{options.out} is not empty: --resume goes on in it, or name another --out.")
     return options, rest
 
@@ -127,13 +134,18 @@ def read_plan(path: Path, args: list[str], seeds: Sequence[int] | None = None, h
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _config(rest: list[str]) -> dict[str, Any]:
-    """What a trial is; refuses what experiments decide for themselves."""
+def _config(rest: list[str], missing: bool = False) -> dict[str, Any]:
+    """What a trial is, of data that may be `missing`; refuses what experiments decide for themselves."""
     from vpt.cli.commands.lightning_cli import resolve
 
     if any(arg.partition("=")[0] == "--ckpt_path" for arg in rest):
         raise ConfigError("--ckpt_path is of `vpt fit`: --resume goes on in --out.")
-    config = resolve(rest)
+    try:
+        config = resolve(rest)
+    except DataError:
+        if not missing:
+            raise
+        config = resolve(rest, data=False)
     check_end(config["trainer"])
     for key, unused in (("logger", True), ("fast_dev_run", False), ("barebones", False)):
         if config["trainer"].get(key, unused) != unused:
@@ -142,35 +154,50 @@ def _config(rest: list[str]) -> dict[str, Any]:
 
 
 def _sweep(parser: Parser, args: list[str]) -> None:
-    from vpt.experiments.sweep import sweep
+    from vpt.experiments.sweep import sweep, sweep_variants
 
-    options, rest = _parsed(parser, args)
-    if options.grid is None:
+    suite.add_options(parser)
+    options, rest = _parsed(parser, args, dry=True)
+    if options.grid is None and not options.grid_of:
         raise ConfigError("vpt sweep needs --grid FILE, e.g. configs/sweep/vpt.yaml.")
-    _show({"": sweep(_config(rest), _plan(options, rest), options.out, _engine(options))}, options.out)
+    cells = suite.cells(options, rest)
+    plans, configs = {}, {}
+    for name, cell in cells.items():
+        with suite.told(name):
+            plans[name] = _plan(Namespace(**vars(options) | {"grid": cell.grid}), cell.args)
+            configs[name] = _config(cell.args, options.dry_run)
+    if options.dry_run:
+        suite.show_forecast(configs, plans, _engine(options))
+    elif not options.tasks and not options.methods:
+        _show({"": sweep(configs[""], plans[""], options.out, _engine(options))}, options.out)
+    else:
+        found = sweep_variants(configs, plans, options.out, _engine(options))
+        _show(found, options.out, suite.table(found, configs, cells))
 
 
 def _fewshot(parser: Parser, args: list[str]) -> None:
-    from vpt.experiments.sweep import by_shots, few_shot_plan
+    from vpt.experiments.variants import by_shots, few_shot_plan
 
     parser.add_argument("--shots", type=at_least(1), nargs="+", required=True, help="training images of each class")
     together = "choose nothing: train the whole grid and average its answers (no validation images are needed)"
     parser.add_argument("--ensemble", action="store_true", help=together)
-    options, rest = _parsed(parser, args)
+    options, rest = _parsed(parser, args, dry=True)
     check_different("--shots", options.shots)
+    if options.ensemble:
+        check_effect(options, "with --ensemble, which trains the whole grid with every seed", "dry_run")
     plan = few_shot_plan(_plan(options, rest))
     check_overruled(rest, {"data.shots": options.shots, "data.subset_seed": plan.seeds})
-    _vary(by_shots(_config(rest), options.shots), plan, options, options.ensemble)
+    _vary(by_shots(_config(rest, options.dry_run), options.shots), plan, options, options.ensemble)
 
 
 def _combine(parser: Parser, args: list[str]) -> None:
     from vpt.deltas.registry import read_specs
-    from vpt.experiments.sweep import combinations
+    from vpt.experiments.variants import combinations
 
     deltas = "names or YAML such as '{name: lora, rank: 4}' (default: the config's)"
     parser.add_argument("--deltas", nargs="+", help=deltas)
-    options, rest = _parsed(parser, args)
-    config = _config(rest)
+    options, rest = _parsed(parser, args, dry=True)
+    config = _config(rest, options.dry_run)
     if options.deltas:
         check_overruled(rest, {"model.deltas": options.deltas})
     given = options.deltas or config["model"]["init_args"].get("deltas")
@@ -185,11 +212,11 @@ def _combine(parser: Parser, args: list[str]) -> None:
 
 def _scale(parser: Parser, args: list[str]) -> None:
     from vpt.backbones import input_size
-    from vpt.experiments.sweep import by_backbone
+    from vpt.experiments.variants import by_backbone
 
     parser.add_argument("--backbones", nargs="+", required=True, help="timm's names")
     parser.add_argument("--weights-of", nargs="*", default=[], metavar="NAME=FILE", help="weights of single backbones")
-    options, rest = _parsed(parser, args)
+    options, rest = _parsed(parser, args, dry=True)
     check_different("--backbones", options.backbones)
     check_overruled(rest, {"model.backbone": options.backbones})
     pairs = [pair.partition("=")[::2] for pair in options.weights_of]
@@ -203,13 +230,16 @@ def _scale(parser: Parser, args: list[str]) -> None:
     files = dict(pairs)
     for name in options.backbones:
         input_size(name)
-    _vary(by_backbone(_config(rest), options.backbones, files), _plan(options, rest), options)
+    _vary(by_backbone(_config(rest, options.dry_run), options.backbones, files), _plan(options, rest), options)
 
 
 def _vary(variants: Mapping[str, dict[str, Any]], plan: Plan, options: Namespace, together: bool = False) -> None:
     from vpt.experiments.hyperparameter_ensemble import ensemble_variants
     from vpt.experiments.sweep import sweep_variants
 
+    if options.dry_run:
+        suite.show_forecast(variants, dict.fromkeys(variants, plan), _engine(options))
+        return
     run = ensemble_variants if together else sweep_variants
     _show(run(variants, plan, options.out, _engine(options)), options.out)
 
@@ -229,9 +259,7 @@ def _pretrain(parser: Parser, args: list[str]) -> None:
 
 def _on_task(rest: list[str], task: Path) -> list[str]:
     """Puts the data section of a task's config over the other configs, and under the flags."""
-    configs = [at for at, arg in enumerate(rest) if arg.partition("=")[0] in ("-c", "--config")]
-    end = configs[-1] + 2 - ("=" in rest[configs[-1]]) if configs else 0
-    return [*rest[:end], "--data", json.dumps(data_section(task)), *rest[end:]]
+    return suite.over(rest, "--data", json.dumps(data_section(task)))
 
 
 def _transfer(parser: Parser, args: list[str]) -> None:
@@ -258,9 +286,26 @@ def _transfer(parser: Parser, args: list[str]) -> None:
     print(f"written to {options.out}")
 
 
-def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
-    from vpt.experiments.sweep import beyond
-    from vpt.screen import Table, show
+def _show(found: Mapping[str, Outcome | Failure], out: Path, table: Table | None = None) -> None:
+    """Prints the table of all, or another one, and what there is to say; a VPTError where a variant has no result."""
+    from vpt.experiments.trial import Failure
+    from vpt.screen import show
+
+    outcomes = {name: each for name, each in found.items() if not isinstance(each, Failure)}
+    failed = {name: each.reason for name, each in found.items() if isinstance(each, Failure)}
+    if outcomes:
+        show(table or _table(outcomes, out))
+        _remark(outcomes, out)
+    for name, reason in failed.items():
+        print(f"failed: {name}: {reason}")
+    print(f"written to {out}")
+    if failed:
+        name, reason = next(iter(failed.items()))
+        raise VPTError(f"{len(failed)} of {len(found)} variants gave no result, {name} since: {reason}")
+
+
+def _table(outcomes: Mapping[str, Outcome], out: Path) -> Table:
+    from vpt.screen import Table
 
     scores = " or ".join(dict.fromkeys(found.score for found in outcomes.values()))
     title = f"{scores} (%), mean ± std over seeds, last epoch"
@@ -268,11 +313,15 @@ def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
     for name, found in outcomes.items():
         chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in found.chosen.items())
         val = "–" if found.val is None else f"{100 * found.val:.1f}"
-        test = f"{100 * found.mean:.1f}" + (f" ± {100 * found.std:.1f}" if len(found.tests) > 1 else "")
         averaged = "–".join(map(str, sorted({*found.members.values()})))
         chosen = chosen or (f"mean of {averaged} of {len(found.tried)} points" if found.members else "–")
-        table.add_row(name or out.name, chosen, val, test, str(len(found.tests)))
-    show(table)
+        table.add_row(name or out.name, chosen, val, suite.percent(found), str(len(found.tests)))
+    return table
+
+
+def _remark(outcomes: Mapping[str, Outcome], out: Path) -> None:
+    from vpt.experiments.sweep import beyond
+
     trained, whole = (sum(found.epochs[which] for found in outcomes.values()) for which in (0, 1))
     seconds, images = (sum(getattr(found, key) for found in outcomes.values()) for key in ("seconds", "images"))
     if trained < whole:
@@ -289,4 +338,3 @@ def _show(outcomes: Mapping[str, Outcome], out: Path) -> None:
                 print(f"failed: {name} {row}")
         for seed, reason in found.failed.items():
             print(f"failed: {name} seed {seed}: {reason}")
-    print(f"written to {out}")
