@@ -95,7 +95,9 @@ def test_the_published_grid_has_its_240_points_and_five_seeds() -> None:
     assert plan.seeds == SEEDS == (42, 44, 82, 100, 800)
 
 
-@pytest.mark.parametrize(("name", "points"), [("full", 16), ("linear", 40), ("rates", 3), ("vpt_swin", 160)])
+@pytest.mark.parametrize(
+    ("name", "points"), [("full", 16), ("linear", 40), ("none", 1), ("rates", 3), ("vpt_swin", 160)]
+)
 def test_every_shipped_grid_is_one(name: str, points: int) -> None:
     found = read_plan(CONFIGS / "sweep" / f"{name}.yaml", DEMO, seeds=[7])
     assert (len(found.points()), found.seeds) == (points, (7,))

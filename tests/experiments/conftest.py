@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vpt.experiments.trial import Config
+from vpt.experiments.sweep import Outcome
+from vpt.experiments.trial import Config, Failure
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +40,13 @@ def small_config() -> Config:
         "model": {"class_path": "vpt.tasks.PromptTuning", "init_args": model},
         "data": {"class_path": "vpt.data.DigitsDataModule", "init_args": {"train": "train800", "batch_size": 8}},
     }
+
+
+def whole(found: Mapping[str, Outcome | Failure]) -> dict[str, Outcome]:
+    """Outcomes of which none failed."""
+    outcomes = {name: each for name, each in found.items() if not isinstance(each, Failure)}
+    assert len(outcomes) == len(found)
+    return outcomes
 
 
 @pytest.fixture

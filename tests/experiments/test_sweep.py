@@ -16,6 +16,8 @@ from vpt.experiments.trial import Config, Failure, Record, Trial, finished, merg
 from vpt.experiments.variants import by_backbone, by_shots, combinations, few_shot_plan
 from vpt.run_record import read_record
 
+from .conftest import whole
+
 
 class Pretend:
     """An engine that trains nothing: accuracy is a function of the config."""
@@ -117,7 +119,7 @@ def test_each_variant_is_widened_by_its_own_best(config: Config, root: Path) -> 
     configs = {"low": merged(config, {"model.num_tokens": 1}), "high": merged(config, {"model.num_tokens": 9})}
     engine = Pretend(lambda args, epochs: args["base_lr"] * (-1 if args["num_tokens"] == 1 else 1))
     plan = replace(PLAN, grid={"model.base_lr": [0.1, 0.2]}, widen=2)
-    found = sweeps(configs, plan, root, engine)
+    found = whole(sweeps(configs, plan, root, engine))
     assert [row["model.base_lr"] for row in found["low"].tried] == [0.025, 0.05, 0.1, 0.2]
     assert [row["model.base_lr"] for row in found["high"].tried] == [0.1, 0.2, 0.4, 0.8]
 
@@ -165,7 +167,7 @@ def test_rungs(epochs: int, points: int, halving: int, expected: list[int]) -> N
 
 def test_several_searches_share_their_engine(config: Config, root: Path) -> None:
     engine = Pretend(lambda args, epochs: args["base_lr"])
-    found = sweeps({"a": config, "b": config}, PLAN, root, engine)
+    found = whole(sweeps({"a": config, "b": config}, PLAN, root, engine))
     assert found["a"].tests == found["b"].tests
     assert len({trial.name for trial in engine.trials}) == len(engine.trials) == 16
 
@@ -221,7 +223,7 @@ def test_a_rate_that_diverges_does_not_win(config: Config, root: Path, tmp_path:
 
 def test_few_shots_draw_a_nested_subset_for_each_seed(config: Config, root: Path) -> None:
     plan = few_shot_plan(Plan({}, seeds=(3, 4)))
-    found = sweep_variants(by_shots(config, [1, 2]), plan, root, serially)
+    found = whole(sweep_variants(by_shots(config, [1, 2]), plan, root, serially))
     assert list(found) == ["shots=1", "shots=2"]
     counts = {}
     for shots in (1, 2):
@@ -252,7 +254,7 @@ def test_all_combinations_of_deltas_are_built_and_none_is_the_probe(config: Conf
         "prompt+lora+bias",
     ]
     chosen = {name: variants[name] for name in ("none", "prompt+lora")}
-    found = sweep_variants(chosen, Plan({}, seeds=(1,)), root, serially)
+    found = whole(sweep_variants(chosen, Plan({}, seeds=(1,)), root, serially))
     assert all(0 <= each.mean <= 1 for each in found.values())
     record = read_record(root / found["prompt+lora"].runs[1])
     assert [delta["name"] for delta in record["hyperparameters"]["deltas"]] == ["prompt", "lora"]
@@ -264,7 +266,7 @@ def test_all_combinations_of_deltas_are_built_and_none_is_the_probe(config: Conf
 def test_one_recipe_on_several_backbones(config: Config, root: Path) -> None:
     variants = by_backbone(config, ["vit_nano_patch8_64", "swin_nano_patch4_window7_64", "swin_nano_patch4_window8_64"])
     del variants["swin_nano_patch4_window7_64"]  # there is none
-    found = sweep_variants(variants, Plan({}, seeds=(1,)), root, serially)
+    found = whole(sweep_variants(variants, Plan({}, seeds=(1,)), root, serially))
     assert set(found) == {"vit_nano_patch8_64", "swin_nano_patch4_window8_64"}
 
 

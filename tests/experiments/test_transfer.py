@@ -17,7 +17,7 @@ from vpt.experiments.trial import Config, Failure, Record, Trial, finished, merg
 from vpt.models.delta_format import read_delta
 from vpt.run_record import read_record
 
-from .conftest import small_config
+from .conftest import small_config, whole
 
 
 def make_two(root: Path) -> dict[str, Config]:
@@ -146,7 +146,7 @@ def test_training_starts_from_another_tasks_delta_but_not_its_head(
 def test_one_prompt_is_trained_on_all_tasks_and_each_starts_from_it(two: dict[str, Config], root: Path) -> None:
     few = {"data.train": "val200", "trainer.max_epochs": 1}  # shared training reads all of them
     two = {name: merged(config, few) for name, config in two.items()}
-    found = compare(two, Plan({}, seeds=(1,)), root, serially)
+    found = whole(compare(two, Plan({}, seeds=(1,)), root, serially))
     assert list(found) == ["warm/alone", "cold/alone", "warm/shared", "cold/shared"]
     header, tensors = read_delta(root / "shared.safetensors")
     assert set(header["info"]["shared"]) == {"warm", "cold"}

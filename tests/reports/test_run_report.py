@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -22,7 +23,7 @@ from vpt.experiments.executors import serially
 from vpt.experiments.trial import Config, Trial
 from vpt.reports.page import document, markdown
 from vpt.reports.run_report import TITLE, csv, latex, notes, tables
-from vpt.reports.run_values import GROUPS, report
+from vpt.reports.run_values import GROUPS, ranks_of, report
 from vpt.run_record import cell_protocol, training_protocol
 from vpt.tasks import PromptTuning, RunRecord
 
@@ -325,6 +326,13 @@ def test_published_numbers_stand_beside_with_their_source(tmp_path: Path) -> Non
     assert card is not None
     assert [row["accuracy"] for row in values["published"]] == [row["accuracy"] for row in card.published]
     assert "V-PETL Bench README" in text_of(values)
+    told = {row["method"]: row["here"] for row in values["published"]}
+    assert told == {"vpt_deep": 0.9, "vpt_shallow": None, "linear": None, "full": None}
+    (line,) = [line for line in text_of(values).splitlines() if "| vpt_deep, vit, preset vpt |" in line]
+    assert [cell.strip() for cell in line.split("|")][-4:-1] == ["90.8", "90.0", "-0.8"]
+    run(tmp_path, "caltech101", 0.8, backbone={"weights_id": "other", "fingerprint": "c"})
+    both = [row for row in report([tmp_path])["published"] if row["method"] == "vpt_deep"]
+    assert [(row["backbone_here"], row["here"]) for row in both] == [("vit", 0.9), ("other", 0.8)]
 
 
 def test_ranks_share_ties(tmp_path: Path) -> None:
@@ -333,6 +341,31 @@ def test_ranks_share_ties(tmp_path: Path) -> None:
         run(tmp_path, task, 0.5 if task == "a" else 0.7, hyperparameters={"deep": False})
     ranks = {row["method"]: row["ranks"] for row in report([tmp_path])["ranks"]}
     assert ranks == {"vpt_deep": [1.5, 2.0], "vpt_shallow": [1.5, 1.0]}
+
+
+def test_a_mean_rank_has_an_interval_over_tasks(tmp_path: Path) -> None:
+    """Of two tasks a resample has one of them twice in a quarter of the cases each: the ends are both ranks."""
+    for task, other in (("a", 0.5), ("b", 0.7)):
+        run(tmp_path, task, 0.5, hyperparameters={"deep": True})
+        run(tmp_path, task, other, hyperparameters={"deep": False})
+    values = report([tmp_path])
+    assert {row["method"]: (row["low"], row["high"]) for row in values["ranks"]} == {
+        "vpt_shallow": (1.0, 1.5),
+        "vpt_deep": (1.5, 2.0),
+    }
+    assert "1.00–1.50" in text_of(values)
+    assert "interval" not in text_of({**values, "ranks": []})
+    (tmp_path / "one").mkdir()
+    for deep in (True, False):
+        run(tmp_path / "one", "a", 0.5 + deep / 10, hyperparameters={"deep": deep})
+    assert [(row["low"], row["high"]) for row in report([tmp_path / "one"])["ranks"]] == [(None, None)] * 2
+    many = {name: {str(task): float(rank) for task, rank in enumerate(own)} for name, own in _RANKS.items()}
+    for row in ranks_of(many):
+        spread = 1.96 * np.std(row["ranks"]) / np.sqrt(len(row["ranks"]))
+        assert (row["low"], row["high"]) == pytest.approx((row["mean"] - spread, row["mean"] + spread), abs=0.06)
+
+
+_RANKS = {"x": [0.1, 0.9] * 40, "y": [0.5] * 80, "z": [0.3] * 60 + [0.7] * 20}
 
 
 def test_real_runs_give_agreement_and_curves_and_every_form(config: Config, root: Path) -> None:

@@ -153,6 +153,8 @@ def run_trial(trial: Trial, root: Path) -> Record:
     if (found := finished(trial, root)) is not None:
         return found
     folder = root / trial.name
+    if not (folder / RUN_FILE).is_file():  # one that was refused before it began may be mended
+        (folder / TRIAL_FILE).unlink(missing_ok=True)
     claim(folder, identity(trial.config))
     write_text(folder / CONFIG_FILE, yaml.safe_dump(trial.config, sort_keys=False))
     config = trial.config

@@ -25,6 +25,7 @@ _LEARN = "robustness strengths --delta {delta} --out learned.json"
 _PRUNE = "prune --delta {delta} --tokens 50"
 _ATTEND = "attention --delta {delta}"
 _NANO = "vit_nano_patch8_64"
+_LORA, _BIAS = ("{configs}/method/lora.yaml", "{configs}/method/bias.yaml")
 _ON_RAY = f"sweep {_DEMO} --grid grid.yaml --out out"
 _COMMANDS = {  # of experiments, with what each needs
     "sweep": "--grid grid.yaml",
@@ -51,6 +52,24 @@ ROWS = [
         for command, needs in _COMMANDS.items()
         for flags, says in _COMMON.items()
     ),
+    Row(f"{_SWEEP} --tasks nothere.yaml", "no file", "No config nothere.yaml"),
+    Row(f"{_SWEEP} --tasks list.yaml", "a list", "list.yaml is no config: it holds a list"),
+    Row(f"{_SWEEP} --tasks grid.yaml", "no data", "grid.yaml has no data section"),
+    Row(f"{_SWEEP} --tasks {{configs}}/demo.yaml {{configs}}/demo.yaml", "one twice", "called demo"),
+    Row(f"{_SWEEP} --methods nothere.yaml", "no file", "No config nothere.yaml"),
+    Row(f"{_SWEEP} --methods list.yaml", "a list", "list.yaml is no config: it holds a list"),
+    Row(f"{_SWEEP} --methods {_LORA} {_LORA}", "one twice", "Two of the --methods are called lora"),
+    Row(f"{_SWEEP} --methods {_LORA} --model.num_tokens 5", "no option of it", "lora: "),
+    Row(f"{_SWEEP} --grid-of lora=grid.yaml", "no methods", "is of none of the --methods: give --methods"),
+    Row(f"{_SWEEP} --methods {_LORA} --grid-of lor=grid.yaml", "a name", "give any of lora=FILE"),
+    Row(f"{_SWEEP} --methods {_LORA} --grid-of lora", "no file", "give any of lora=FILE"),
+    Row(f"{_SWEEP} --methods {_LORA} --grid-of lora=nothere", "no file", "lora: No config nothere"),
+    Row(f"{_SWEEP} --methods {_LORA} --grid-of lora=a lora=b", "one twice", "--grid-of has lora twice"),
+    Row(f"sweep {_RUN} --methods {_LORA} --grid-of full=grid.yaml", "a name", "give any of lora=FILE"),
+    Row(f"sweep {_RUN} --methods {_LORA} {_BIAS} --grid-of lora=grid.yaml", "no grid", "--grid-of bias=FILE"),
+    Row(f"{_SWEEP} --dry-run --model.warmup 2", "beyond 1", "warmup and momentum lie in [0, 1)"),
+    Row(f"pretrain {_RUN} --tasks {{configs}}/demo.yaml --dry-run", "of others", "unrecognized arguments: --dry-run"),
+    Row(f"fewshot {_RUN} --shots 2 --grid grid.yaml --ensemble --dry-run", "of others", "--dry-run has no effect with"),
     Row(f"{_SWEEP} --seeds 4294967296", "beyond the seeds", "is not a whole number from 0 to"),
     Row(f"{_SWEEP} --seeds x", "text", "invalid whole number value: 'x'"),
     Row(f"{_SWEEP} --seed 3", "a name that is not whole", "did you mean --seeds?"),

@@ -166,13 +166,14 @@ def _sweep(parser: Parser, args: list[str]) -> None:
         with suite.told(name):
             plans[name] = _plan(Namespace(**vars(options) | {"grid": cell.grid}), cell.args)
             configs[name] = _config(cell.args, options.dry_run)
+    remarks = suite.differences(configs) if options.tasks and options.methods else []
     if options.dry_run:
-        suite.show_forecast(configs, plans, _engine(options))
+        suite.show_forecast(configs, plans, _engine(options), remarks)
     elif not options.tasks and not options.methods:
         _show({"": sweep(configs[""], plans[""], options.out, _engine(options))}, options.out)
     else:
         found = sweep_variants(configs, plans, options.out, _engine(options))
-        _show(found, options.out, suite.table(found, configs, cells))
+        _show(found, options.out, suite.table(found, configs, cells), remarks)
 
 
 def _fewshot(parser: Parser, args: list[str]) -> None:
@@ -286,7 +287,9 @@ def _transfer(parser: Parser, args: list[str]) -> None:
     print(f"written to {options.out}")
 
 
-def _show(found: Mapping[str, Outcome | Failure], out: Path, table: Table | None = None) -> None:
+def _show(
+    found: Mapping[str, Outcome | Failure], out: Path, table: Table | None = None, remarks: Sequence[str] = ()
+) -> None:
     """Prints the table of all, or another one, and what there is to say; a VPTError where a variant has no result."""
     from vpt.experiments.trial import Failure
     from vpt.screen import show
@@ -295,6 +298,7 @@ def _show(found: Mapping[str, Outcome | Failure], out: Path, table: Table | None
     failed = {name: each.reason for name, each in found.items() if isinstance(each, Failure)}
     if outcomes:
         show(table or _table(outcomes, out))
+        print(*remarks, sep="\n", end="\n" if remarks else "")
         _remark(outcomes, out)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}")

@@ -102,10 +102,12 @@ def told(name: str) -> Iterator[None]:
         raise ConfigError(f"{name}: {error}") from error
 
 
-def show_forecast(configs: Mapping[str, Config], plans: Mapping[str, Plan], engine: Engine) -> None:
+def show_forecast(
+    configs: Mapping[str, Config], plans: Mapping[str, Plan], engine: Engine, remarks: Sequence[str] = ()
+) -> None:
     """Prints what a sweep of several configs, by their folders, takes: a row for each method, or for each of them.
 
-    Every model is built once, with random weights, so that what it refuses is refused here.
+    `remarks` are printed, too. Every model is built once, with random weights, so that what it refuses is refused here.
     """
     from vpt.experiments.executors import RayEngine
     from vpt.experiments.forecast import Forecaster, Part
@@ -140,7 +142,12 @@ def show_forecast(configs: Mapping[str, Config], plans: Mapping[str, Plan], engi
         table.add_row(name or "–", *counts, f"{both.validated + both.tested:,}", f"{both.seconds / 3600:.3g}")
     show(table)
     at_once = 1 if ray is None else ray.at_once()
-    for sentence in (*_hours(total, forecaster, at_once), *_remarks(configs, plans), *_missing(configs, forecaster)):
+    for sentence in (
+        *_hours(total, forecaster, at_once),
+        *_remarks(configs, plans),
+        *remarks,
+        *_missing(configs, forecaster),
+    ):
         print(sentence)
     print("nothing was trained")
 
@@ -174,8 +181,6 @@ def _remarks(configs: Mapping[str, Config], plans: Mapping[str, Plan]) -> Iterat
     ]
     if seconds:
         yield f"not in the hours: the passes of {' and '.join(seconds)}"
-    if differing := unlike(configs):
-        yield different(differing)
 
 
 def _missing(configs: Mapping[str, Config], forecaster: Forecaster) -> Iterator[str]:
@@ -205,10 +210,12 @@ def unlike(configs: Mapping[str, Config]) -> dict[str, list[str]]:
     return found
 
 
-def different(found: Mapping[str, Sequence[str]]) -> str:
-    """Says that tasks are not of one protocol, and how they become that."""
-    said = ", ".join(f"data.{key} ({', '.join(values)})" for key, values in found.items())
-    return f"no means over tasks, which differ in {said}: flags such as --data.{next(iter(found))} make them alike"
+def differences(configs: Mapping[str, Config]) -> list[str]:
+    """Says that tasks are not of one protocol, and how they become that, where that is so."""
+    if not (found := unlike(configs)):
+        return []
+    told = ", ".join(f"data.{key} ({', '.join(values)})" for key, values in found.items())
+    return [f"no means over tasks, which differ in {told}: flags such as --data.{next(iter(found))} make them alike"]
 
 
 def table(
