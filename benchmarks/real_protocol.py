@@ -34,9 +34,10 @@ from vpt.atomic_write import atomic_write, write_json
 from vpt.cli.commands.lightning_cli import resolve
 from vpt.data import default_root
 from vpt.experiments.executors import serially
-from vpt.experiments.sweep import RATE, SERIES_FILE, SWEEP_FILE, Plan, beyond, sweep
+from vpt.experiments.sweep import RATE, SWEEP_FILE, Plan, beyond, sweep
 from vpt.experiments.transfer import Mode, transfer
 from vpt.experiments.trial import ANSWERS_FILE, Failure, Trial, merged, run_trial
+from vpt.experiments.variants import SERIES_FILE
 from vpt.models.delta_format import without_places
 from vpt.robustness import logit_records
 from vpt.run_record import CONFIG_FILE, RUN_FILE, score

@@ -14,7 +14,7 @@ from vpt.data.catalog.cards import card_names, load_card
 from vpt.experiments.executors import serially
 from vpt.experiments.forecast import Forecaster, Part
 from vpt.experiments.sweep import Plan, sweep
-from vpt.experiments.trial import Failure, merged
+from vpt.experiments.trial import Config, Failure, merged
 from vpt.run_record import read_record
 
 from .conftest import CONFIGS, QUICK, Vpt
@@ -189,11 +189,9 @@ def test_limits_and_steps_are_counted_as_lightning_does(vpt: Vpt, suite: list[st
     data = {"task": "warm", "root": "data", "train": "train800", "image_size": 64, "batch_size": 4}
     trainer = {"max_epochs": 5, "limit_val_batches": 0, "accelerator": "cpu", "num_sanity_val_steps": 0}
     section = {"class_path": "vpt.data.VTABDataModule", "init_args": data}
-    config = {"seed_everything": 0, "trainer": trainer, "model": model, "data": section}
-    for place, limits in enumerate(
-        ({"trainer.limit_train_batches": 0.5}, {"trainer.limit_train_batches": 3}, {"trainer.max_steps": 6})
-    ):
-        limited = merged(config, limits)
+    config: Config = {"seed_everything": 0, "trainer": trainer, "model": model, "data": section}
+    for place, (name, limit) in enumerate([("limit_train_batches", 0.5), ("limit_train_batches", 3), ("max_steps", 6)]):
+        limited = merged(config, {f"trainer.{name}": limit})
         _, final = Forecaster()("", limited, Plan({}, seeds=(1,)))
         found = sweep(limited, Plan({}, seeds=(1,)), tmp_path / str(place), serially)
         record = read_record(tmp_path / str(place) / found.runs[1])

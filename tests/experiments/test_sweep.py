@@ -11,9 +11,9 @@ import pytest
 from tests.fakes import make_folder
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.executors import serially
-from vpt.experiments.sweep import Plan, beyond, rungs, sweep, sweep_variants, sweeps
+from vpt.experiments.sweep import Plan, beyond, rungs, sweep, sweeps
 from vpt.experiments.trial import Config, Failure, Record, Trial, finished, merged
-from vpt.experiments.variants import by_backbone, by_shots, combinations, few_shot_plan
+from vpt.experiments.variants import by_backbone, by_shots, combinations, few_shot_plan, sweep_variants
 from vpt.run_record import read_record
 
 from .conftest import whole

@@ -195,9 +195,9 @@ def _ends(points: Sequence[Trial], plan: Plan) -> list[int | None]:
     left = len(points)
     for stop in stops_of(points, plan):
         following = kept(left, cast("int", plan.halving))
-        found = [stop] * (left - following) + found
+        found = [*[stop] * (left - following), *found]
         left = following
-    return [None] * left + found
+    return [*[None] * left, *found]
 
 
 def _lists(config: Config) -> Lists:
@@ -225,7 +225,7 @@ def _option(config: Config, name: str, default: Any) -> Any:
 
 
 def _processes(trainer: Mapping[str, Any]) -> int:
-    devices = trainer.get("devices")
+    devices: Any = trainer.get("devices")
     named = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
     return named * int(trainer.get("num_nodes") or 1)
 

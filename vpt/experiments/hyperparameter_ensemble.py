@@ -17,8 +17,9 @@ from scipy.special import softmax
 from vpt.atomic_write import write_json
 from vpt.errors import ConfigError, VPTError
 from vpt.experiments.executors import Engine
-from vpt.experiments.sweep import SERIES_FILE, SWEEP_FILE, Outcome, Plan, plain, results, rows_of, tested_trial
+from vpt.experiments.sweep import SWEEP_FILE, Outcome, Plan, plain, results, tested_trial
 from vpt.experiments.trial import ANSWERS_FILE, Config, Failure, Record, Trial
+from vpt.experiments.variants import SERIES_FILE, rows_of
 from vpt.metrics.accuracy import top1
 from vpt.robustness import logit_records
 from vpt.run_record import SCORES, score

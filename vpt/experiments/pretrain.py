@@ -20,8 +20,9 @@ from vpt.data.targets import check_multiclass
 from vpt.deltas.composition import Delta
 from vpt.errors import ConfigError, DivergedError
 from vpt.experiments.executors import Engine
-from vpt.experiments.sweep import Outcome, Plan, sweep_variants
+from vpt.experiments.sweep import Outcome, Plan
 from vpt.experiments.trial import Config, Failure, claim, identity, merged, trainer_options
+from vpt.experiments.variants import sweep_variants
 from vpt.models.delta_file import save_delta
 from vpt.run_record import TRIAL_FILE
 from vpt.tasks.base import Batch

@@ -27,7 +27,6 @@ SEEDS = (42, 44, 82, 100, 800)
 """Those of the reference's script."""
 RATE = "model.base_lr"
 SWEEP_FILE = "sweep.json"
-SERIES_FILE = "series.json"
 
 
 @dataclass(frozen=True)
@@ -379,24 +378,3 @@ def plain(config: Config, plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "epochs_of_the_grid": whole,
         "seconds": round(outcome.seconds, 1),
     }
-
-
-def sweep_variants(
-    variants: Mapping[str, Config], plan: Plan | Mapping[str, Plan], root: Path, engine: Engine
-) -> dict[str, Outcome | Failure]:
-    """Runs `sweeps` of every variant, by its name, and sums the outcomes up in ``series.json``."""
-    outcomes = sweeps(variants, plan, root, engine)
-    write_json(root / SERIES_FILE, rows_of(outcomes))
-    return outcomes
-
-
-def rows_of(outcomes: Mapping[str, Outcome | Failure]) -> list[dict[str, Any]]:
-    """What ``series.json`` holds: a row for each variant, with why it failed where it has no result."""
-    return [
-        {"variant": name, "failed": each.reason}
-        if isinstance(each, Failure)
-        else {"variant": name, "chosen": each.chosen, "val": each.val, "tests": list(each.tests.values())}
-        | {"mean": each.mean, "std": each.std, "seeds": list(each.tests), "seconds": round(each.seconds, 1)}
-        | {"images": each.images}
-        for name, each in outcomes.items()
-    ]

@@ -1,15 +1,41 @@
-"""Variants of one recipe, by name, for `sweep_variants`: numbers of shots, combinations of deltas, backbones."""
+"""Variants of one recipe, by name, and the search of all: numbers of shots, combinations of deltas, backbones."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from vpt.atomic_write import write_json
 from vpt.errors import ConfigError
-from vpt.experiments.sweep import Plan
-from vpt.experiments.trial import Config, merged
+from vpt.experiments.executors import Engine
+from vpt.experiments.sweep import Outcome, Plan, sweeps
+from vpt.experiments.trial import Config, Failure, merged
+
+SERIES_FILE = "series.json"
+
+
+def sweep_variants(
+    variants: Mapping[str, Config], plan: Plan | Mapping[str, Plan], root: Path, engine: Engine
+) -> dict[str, Outcome | Failure]:
+    """Runs `sweeps` of every variant, by its name, and sums the outcomes up in ``series.json``."""
+    outcomes = sweeps(variants, plan, root, engine)
+    write_json(root / SERIES_FILE, rows_of(outcomes))
+    return outcomes
+
+
+def rows_of(outcomes: Mapping[str, Outcome | Failure]) -> list[dict[str, Any]]:
+    """What ``series.json`` holds: a row for each variant, with why it failed where it has no result."""
+    return [
+        {"variant": name, "failed": each.reason}
+        if isinstance(each, Failure)
+        else {"variant": name, "chosen": each.chosen, "val": each.val, "tests": list(each.tests.values())}
+        | {"mean": each.mean, "std": each.std, "seeds": list(each.tests), "seconds": round(each.seconds, 1)}
+        | {"images": each.images}
+        for name, each in outcomes.items()
+    ]
 
 
 def by_shots(config: Config, shots: Sequence[int]) -> dict[str, Config]:

@@ -154,7 +154,8 @@ def _config(rest: list[str], missing: bool = False) -> dict[str, Any]:
 
 
 def _sweep(parser: Parser, args: list[str]) -> None:
-    from vpt.experiments.sweep import sweep, sweep_variants
+    from vpt.experiments.sweep import sweep
+    from vpt.experiments.variants import sweep_variants
 
     suite.add_options(parser)
     options, rest = _parsed(parser, args, dry=True)
@@ -236,7 +237,7 @@ def _scale(parser: Parser, args: list[str]) -> None:
 
 def _vary(variants: Mapping[str, dict[str, Any]], plan: Plan, options: Namespace, together: bool = False) -> None:
     from vpt.experiments.hyperparameter_ensemble import ensemble_variants
-    from vpt.experiments.sweep import sweep_variants
+    from vpt.experiments.variants import sweep_variants
 
     if options.dry_run:
         suite.show_forecast(variants, dict.fromkeys(variants, plan), _engine(options))

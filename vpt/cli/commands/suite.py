@@ -67,12 +67,12 @@ def cells(options: Namespace, rest: Sequence[str]) -> dict[str, Cell]:
         for task in options.tasks or [None]:
             own = [] if method is None else ["-c", str(method)]
             own += [] if task is None else ["--data", json.dumps(data_section(task))]
-            names = ["" if path is None else path.stem for path in (method, task)]
-            grid = grids.get(names[0], options.grid)
+            name, on = ("" if path is None else path.stem for path in (method, task))
+            grid = grids.get(name, options.grid)
             if grid is None:
-                known = "--grid FILE" + (f", or --grid-of {names[0]}=FILE" if names[0] else "")
+                known = "--grid FILE" + (f", or --grid-of {name}=FILE" if name else "")
                 raise ConfigError(f"vpt sweep needs {known}, e.g. configs/sweep/vpt.yaml.")
-            found.append(Cell(*names, grid, over(rest, *own)))
+            found.append(Cell(name, on, grid, over(rest, *own)))
     return {cell.name: cell for cell in found}
 
 
