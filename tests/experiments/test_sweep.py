@@ -159,7 +159,14 @@ def test_halving_trains_the_best_to_the_end_and_says_what_it_saved(config: Confi
 
 @pytest.mark.parametrize(
     ("epochs", "points", "halving", "expected"),
-    [(8, 8, 2, [1, 2, 4]), (100, 240, 3, [2, 4, 12, 34]), (2, 4, 2, [1]), (10, 1, 2, []), (1, 9, 3, [])],
+    [
+        (8, 8, 2, [1, 2, 4]),
+        (100, 240, 3, [12, 34]),
+        (100, 240, 2, [7, 13, 25, 50]),
+        (2, 4, 2, [1]),
+        (10, 1, 2, []),
+        (1, 9, 3, []),
+    ],
 )
 def test_rungs(epochs: int, points: int, halving: int, expected: list[int]) -> None:
     assert rungs(epochs, points, halving) == [each for each in expected if each < epochs]

@@ -26,6 +26,8 @@ from vpt.run_record import ENDED, identity, score, score_names
 SEEDS = (42, 44, 82, 100, 800)
 """Those of the reference's script."""
 RATE = "model.base_lr"
+EARLIEST = 16
+"""Before this part of a training, warm-up and chance rank what is tried (`benchmarks.halving`)."""
 SWEEP_FILE = "sweep.json"
 
 
@@ -276,7 +278,9 @@ def stops_of(trials: Sequence[Trial], plan: Plan) -> list[int]:
 def _epochs(config: Config) -> int:
     epochs = config["trainer"].get("max_epochs")
     if epochs is None or epochs < 1:
-        raise ConfigError("Halving stops trials after whole epochs: give trainer.max_epochs.")
+        raise ConfigError(
+            "Halving stops trials after whole epochs: give trainer.max_epochs, or train the whole grid (--halving 1)."
+        )
     return int(epochs)
 
 
@@ -294,11 +298,13 @@ def kept(trials: int, halving: int) -> int:
 def rungs(epochs: int, points: int, halving: int) -> list[int]:
     """Epochs below `epochs`, ascending, at which only the best 1/halving of so many trials, at least 2, go on.
 
+    They grow by `halving`, and none lies before 1/`EARLIEST` of the training.
+
     Ray Tune's ASHA and optuna's SuccessiveHalvingPruner stop trials in the order in which they report, so what survives
     depends on the machine; these rungs wait for all trials, so that every engine finds the same.
     """
     count = math.floor(math.log(max(points, 1), halving) + 1e-9)
-    found = {math.ceil(epochs / halving**power) for power in range(count, 0, -1)}
+    found = {math.ceil(epochs / halving**power) for power in range(count, 0, -1) if halving**power <= EARLIEST}
     return sorted(each for each in found if each < epochs)
 
 

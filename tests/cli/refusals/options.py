@@ -37,7 +37,7 @@ _COMMANDS = {  # of experiments, with what each needs
 _COMMON = {  # options of all of them
     "--seeds 1 1": "--seeds has 1 twice",
     "--seeds -1": "-1 is not a whole number from 0 to 4294967295",
-    "--halving 1": "1 is not a whole number of at least 2",
+    "--halving 0": "0 is not a whole number of at least 1",
     "--widen 0": "0 is not a whole number of at least 1",
     "--grid nothere.yaml": "No config nothere.yaml",
     "--serial --workers 3": "--workers has no effect with --serial",

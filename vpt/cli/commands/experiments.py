@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.experiments.trial import Failure
     from vpt.screen import Table
 
+HALVING = 2
+"""Of a search that does not say it: the rule of `benchmarks.halving` that lost nothing."""
 _FIT = "All other arguments are those of vpt fit: -c CONFIG, --data.root FOLDER, --model.base_lr 0.1, ..."
 
 
@@ -49,8 +51,8 @@ def _parsed(parser: Parser, args: list[str], plan: bool = True, dry: bool = Fals
         parser.add_argument("--grid", type=Path, help=grid)
         seeds = "of the final runs (default: the grid's; 42 44 82 100 800)"
         parser.add_argument("--seeds", type=at_least(0, 2**32 - 1), nargs="+", help=seeds)
-        halving = "keep the best 1/N of the grid at each rung (default: train all)"
-        parser.add_argument("--halving", type=at_least(2), help=halving)
+        halving = "keep the best 1/N of the grid at each rung; 1 trains all of it (default: 2)"
+        parser.add_argument("--halving", type=at_least(1), metavar="N", help=halving)
         widen = "go on beyond an end of the grid that is the best, for up to N rounds (default: none)"
         parser.add_argument("--widen", type=at_least(1), metavar="N", help=widen)
     if dry:
@@ -90,7 +92,8 @@ def _plan(options: Namespace, rest: list[str]) -> Plan:
     from vpt.experiments.sweep import SEEDS, Plan
 
     if options.grid is not None:
-        plan = replace(read_plan(options.grid, rest, options.seeds, options.halving), widen=options.widen or 0)
+        plan = read_plan(options.grid, rest, options.seeds)
+        plan = replace(plan, halving=_halving(options, plan), widen=options.widen or 0)
     elif options.halving is not None or options.widen is not None:
         raise ConfigError("--halving and --widen are of a grid: give --grid FILE, too.")
     else:
@@ -100,7 +103,14 @@ def _plan(options: Namespace, rest: list[str]) -> Plan:
     return plan
 
 
-def read_plan(path: Path, args: list[str], seeds: Sequence[int] | None = None, halving: int | None = None) -> Plan:
+def _halving(options: Namespace, plan: Plan) -> int | None:
+    """What is asked for, or what loses nothing that could be measured; a mean of the whole grid drops none of it."""
+    given: int | None = options.halving
+    whole = getattr(options, "ensemble", False) or any(key.startswith("trainer.max_") for key in plan.grid)
+    return (None if whole else HALVING) if given is None else None if given == 1 else given
+
+
+def read_plan(path: Path, args: list[str], seeds: Sequence[int] | None = None) -> Plan:
     """Reads a grid file: YAML with ``grid`` by dotted keys, and perhaps ``choose``, ``retrain`` and ``seeds``.
 
     `args` are those of `vpt fit`, which say what keys and values there are; `seeds` count instead of the file's. Raises
@@ -128,7 +138,6 @@ def read_plan(path: Path, args: list[str], seeds: Sequence[int] | None = None, h
             {key: value_of(key, value) for key, value in choose.items()},
             {key: value_of(key, value) for key, value in retrain.items()},
             tuple(dict.fromkeys(wanted)) if isinstance(wanted, list | tuple) else (wanted,),
-            halving,
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -165,8 +174,8 @@ def _sweep(parser: Parser, args: list[str]) -> None:
     plans, configs = {}, {}
     for name, cell in cells.items():
         with suite.told(name):
-            plans[name] = _plan(Namespace(**vars(options) | {"grid": cell.grid}), cell.args)
             configs[name] = _config(cell.args, options.dry_run)
+            plans[name] = _plan(Namespace(**vars(options) | {"grid": cell.grid}), cell.args)
     remarks = suite.differences(configs) if options.tasks and options.methods else []
     if options.dry_run:
         suite.show_forecast(configs, plans, _engine(options), remarks)
