@@ -176,8 +176,8 @@ def test_the_published_search_on_all_of_vtab_is_counted_without_a_machine(monkey
     assert final.images == 19 * 5 * 100 * 1000
     assert final.tested == 5 * 387_904
     assert (search.trials, final.trials) == (4560, 95)
-    halved, _ = Forecaster()(name, config, Plan(grid, plan.choose, plan.retrain, halving=3))
-    assert halved.epochs == 1252
+    halved, _ = Forecaster()(name, config, Plan(grid, plan.choose, plan.retrain, halving=2))
+    assert halved.epochs == 4620
 
 
 class _Free:
