@@ -144,24 +144,25 @@ def rules() -> dict[str, Callable[[Curves, random.Random], Answer]]:
     def add(name: str, stops: Sequence[int], keep: int, by: str, anew: bool = False) -> None:
         made[name] = lambda curves, _: halve(curves, stops, keep, by, anew)
 
-    for keep in (2, 3, 4):
-        stops = rungs(EPOCHS, points, keep)
-        shown = ", ".join(map(str, stops))
-        add(f"halving {keep}, rungs {shown}", stops, keep, "val")
-        add(f"halving {keep}, rungs {shown}, by loss", stops, keep, "loss")
-    for keep, stops in ((4, [1, 4, 16]), (4, [1, 3, 9]), (3, [1, 3, 9]), (3, [2, 4, 8]), (8, [1, 8]), (8, [2, 8])):
-        shown = ", ".join(map(str, stops))
+    for keep, first in ((2, 8), (2, 16), (2, 32), (3, 9), (4, 16)):
+        stops = rungs(EPOCHS, points, keep, 1 / first)
         for by, told in (("val", ""), ("loss", ", by loss")):
-            add(f"keeps 1/{keep} at {shown}{told}", stops, keep, by)
-    for keep, stops in ((2, [2, 4, 8, 16]), (4, [2, 8]), (4, [1, 4, 16])):
-        add(f"trained anew, 1/{keep} at {', '.join(map(str, stops))}", stops, keep, "val", anew=True)
-    for keep, grace in ((2, 1), (3, 1), (4, 1), (4, 2)):
+            add(f"halving {keep}, rungs {_told(stops)}{told}", stops, keep, by)
+    for keep, stops in ((4, [4, 16]), (4, [1, 4, 16]), (8, [4]), (8, [1, 8])):
+        add(f"keeps 1/{keep} at {_told(stops)}", stops, keep, "val")
+    for keep, stops in ((2, [4, 8, 16]), (4, [2, 8])):
+        add(f"trained anew, 1/{keep} at {_told(stops)}", stops, keep, "val", anew=True)
+    for keep, grace in ((2, 1), (4, 1), (2, 4), (4, 4)):
 
         def ask(curves: Curves, source: random.Random, keep: int = keep, grace: int = grace) -> Answer:
             return asha(curves, keep, grace, source.sample(range(points), points))
 
         made[f"ASHA {keep}, from epoch {grace}"] = ask
     return made
+
+
+def _told(stops: Sequence[int]) -> str:
+    return ", ".join(map(str, stops))
 
 
 def grids(rows: Sequence[Row]) -> dict[tuple[str, int], Curves]:

@@ -177,7 +177,7 @@ def test_the_published_search_on_all_of_vtab_is_counted_without_a_machine(monkey
     assert final.tested == 5 * 387_904
     assert (search.trials, final.trials) == (4560, 95)
     halved, _ = Forecaster()(name, config, Plan(grid, plan.choose, plan.retrain, halving=2))
-    assert halved.epochs == 4620
+    assert halved.epochs == 7560
 
 
 class _Free:

@@ -161,8 +161,8 @@ def test_halving_trains_the_best_to_the_end_and_says_what_it_saved(config: Confi
     ("epochs", "points", "halving", "expected"),
     [
         (8, 8, 2, [1, 2, 4]),
-        (100, 240, 3, [12, 34]),
-        (100, 240, 2, [7, 13, 25, 50]),
+        (100, 240, 3, [34]),
+        (100, 240, 2, [13, 25, 50]),
         (2, 4, 2, [1]),
         (10, 1, 2, []),
         (1, 9, 3, []),
@@ -170,6 +170,11 @@ def test_halving_trains_the_best_to_the_end_and_says_what_it_saved(config: Confi
 )
 def test_rungs(epochs: int, points: int, halving: int, expected: list[int]) -> None:
     assert rungs(epochs, points, halving) == [each for each in expected if each < epochs]
+
+
+def test_a_first_rung_may_lie_earlier() -> None:
+    assert rungs(100, 240, 3, first=0.0) == [2, 4, 12, 34]
+    assert rungs(100, 240, 2, first=1 / 16) == [7, 13, 25, 50]
 
 
 def test_several_searches_share_their_engine(config: Config, root: Path) -> None:
@@ -183,6 +188,7 @@ def test_several_searches_share_their_engine(config: Config, root: Path) -> None
     ("change", "message"),
     [
         ({"halving": 1}, "keeps one of 2 or more, got 1"),
+        ({"first_rung": 1.0}, "from 0 to below 1, got 1.0"),
         ({"seeds": ()}, "seeds are one or more whole numbers"),
         ({"seeds": (True,)}, "seeds are one or more whole numbers"),
         ({"seeds": (-1,)}, "seeds are one or more whole numbers"),

@@ -26,8 +26,8 @@ from vpt.run_record import ENDED, identity, score, score_names
 SEEDS = (42, 44, 82, 100, 800)
 """Those of the reference's script."""
 RATE = "model.base_lr"
-EARLIEST = 16
-"""Before this part of a training, warm-up and chance rank what is tried (`benchmarks.halving`)."""
+FIRST_RUNG = 1 / 8
+"""Before this share of a training, chance has too much of a say in what is best (`benchmarks.halving`)."""
 SWEEP_FILE = "sweep.json"
 
 
@@ -42,6 +42,7 @@ class Plan:
         seeds: Of the trials that are tested; the first is also that of those that choose.
         halving: Successive halving (Jamieson & Talwalkar, AISTATS 2016; ASHA's rungs): only the best 1/halving of the
             grid trains on at each rung; None for none.
+        first_rung: The share of the training before which no rung lies, in [0, 1).
         by_seed: Other keys that take the value of the seed, e.g. ``data.subset_seed``.
         widen: How many rounds a search goes on beyond an end of the grid that is its best value (`beyond`).
 
@@ -54,6 +55,7 @@ class Plan:
     retrain: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = SEEDS
     halving: int | None = None
+    first_rung: float = FIRST_RUNG
     by_seed: tuple[str, ...] = ()
     widen: int = 0
 
@@ -65,6 +67,10 @@ class Plan:
             raise ConfigError(f"seeds are one or more whole numbers from 0 to 2^32 - 1, got {list(self.seeds)}.")
         if self.halving is not None and self.halving < 2:
             raise ConfigError(f"Halving keeps one of 2 or more, got {self.halving}.")
+        if not 0 <= self.first_rung < 1:
+            raise ConfigError(
+                f"The first rung lies at a share of the training from 0 to below 1, got {self.first_rung}."
+            )
         seeded = self.seeded(0).keys()
         for key in self.grid.keys() & (self.choose.keys() | self.retrain.keys()):
             raise ConfigError(f"{key} is in the grid, which searches it: leave it out of choose and retrain.")
@@ -272,7 +278,7 @@ def _search(
 
 def stops_of(trials: Sequence[Trial], plan: Plan) -> list[int]:
     """The epochs after which only the best of a search go on; none without halving."""
-    return [] if plan.halving is None else rungs(_epochs(trials[0].config), len(trials), plan.halving)
+    return [] if plan.halving is None else rungs(_epochs(trials[0].config), len(trials), plan.halving, plan.first_rung)
 
 
 def _epochs(config: Config) -> int:
@@ -295,16 +301,16 @@ def kept(trials: int, halving: int) -> int:
     return max(1, math.ceil(trials / halving))
 
 
-def rungs(epochs: int, points: int, halving: int) -> list[int]:
+def rungs(epochs: int, points: int, halving: int, first: float = FIRST_RUNG) -> list[int]:
     """Epochs below `epochs`, ascending, at which only the best 1/halving of so many trials, at least 2, go on.
 
-    They grow by `halving`, and none lies before 1/`EARLIEST` of the training.
+    They grow by `halving`, and none lies before the share `first` of the training.
 
     Ray Tune's ASHA and optuna's SuccessiveHalvingPruner stop trials in the order in which they report, so what survives
     depends on the machine; these rungs wait for all trials, so that every engine finds the same.
     """
     count = math.floor(math.log(max(points, 1), halving) + 1e-9)
-    found = {math.ceil(epochs / halving**power) for power in range(count, 0, -1) if halving**power <= EARLIEST}
+    found = {math.ceil(epochs / halving**power) for power in range(count, 0, -1) if halving**-power >= first}
     return sorted(each for each in found if each < epochs)
 
 

@@ -38,6 +38,7 @@ _COMMON = {  # options of all of them
     "--seeds 1 1": "--seeds has 1 twice",
     "--seeds -1": "-1 is not a whole number from 0 to 4294967295",
     "--halving 0": "0 is not a whole number of at least 1",
+    "--first-rung 1": "1 is not a number from 0 to 0.999",
     "--widen 0": "0 is not a whole number of at least 1",
     "--grid nothere.yaml": "No config nothere.yaml",
     "--serial --workers 3": "--workers has no effect with --serial",

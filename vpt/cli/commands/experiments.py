@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # imported when used: --help does not wait for torch
     from vpt.screen import Table
 
 HALVING = 2
-"""Of a search that does not say it: the rule of `benchmarks.halving` that lost nothing."""
+"""Of a search that does not say it (`benchmarks.halving`)."""
 _FIT = "All other arguments are those of vpt fit: -c CONFIG, --data.root FOLDER, --model.base_lr 0.1, ..."
 
 
@@ -53,6 +53,8 @@ def _parsed(parser: Parser, args: list[str], plan: bool = True, dry: bool = Fals
         parser.add_argument("--seeds", type=at_least(0, 2**32 - 1), nargs="+", help=seeds)
         halving = "keep the best 1/N of the grid at each rung; 1 trains all of it (default: 2)"
         parser.add_argument("--halving", type=at_least(1), metavar="N", help=halving)
+        first = "share of the training before which no rung lies (default: 0.125)"
+        parser.add_argument("--first-rung", type=number(0, 0.999), metavar="SHARE", help=first)
         widen = "go on beyond an end of the grid that is the best, for up to N rounds (default: none)"
         parser.add_argument("--widen", type=at_least(1), metavar="N", help=widen)
     if dry:
@@ -93,9 +95,10 @@ def _plan(options: Namespace, rest: list[str]) -> Plan:
 
     if options.grid is not None:
         plan = read_plan(options.grid, rest, options.seeds)
-        plan = replace(plan, halving=_halving(options, plan), widen=options.widen or 0)
-    elif options.halving is not None or options.widen is not None:
-        raise ConfigError("--halving and --widen are of a grid: give --grid FILE, too.")
+        first = plan.first_rung if options.first_rung is None else options.first_rung
+        plan = replace(plan, halving=_halving(options, plan), first_rung=first, widen=options.widen or 0)
+    elif any(each is not None for each in (options.halving, options.first_rung, options.widen)):
+        raise ConfigError("--halving, --first-rung and --widen are of a grid: give --grid FILE, too.")
     else:
         plan = Plan({}, seeds=tuple(options.seeds or SEEDS))
     both = {key: [plan.choose[key], plan.retrain[key]] for key in plan.choose.keys() & plan.retrain.keys()}
@@ -104,7 +107,7 @@ def _plan(options: Namespace, rest: list[str]) -> Plan:
 
 
 def _halving(options: Namespace, plan: Plan) -> int | None:
-    """What is asked for, or what loses nothing that could be measured; a mean of the whole grid drops none of it."""
+    """What is asked for, or the default, which is none where the grid is to be averaged or searches the epochs."""
     given: int | None = options.halving
     whole = getattr(options, "ensemble", False) or any(key.startswith("trainer.max_") for key in plan.grid)
     return (None if whole else HALVING) if given is None else None if given == 1 else given
