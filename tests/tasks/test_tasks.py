@@ -25,6 +25,7 @@ from vpt.data.splits import Split
 from vpt.deltas import attach
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models import load_classifier
+from vpt.models.closed_form import fit_class_means, fit_ridge
 from vpt.models.delta_format import read_delta
 from vpt.models.feature_cache import FeatureCache
 from vpt.models.logistic_regression import fit_logistic
@@ -296,6 +297,43 @@ def test_lbfgs_puts_the_head_at_the_minimum_in_one_epoch() -> None:
     torch.testing.assert_close(head.weight, weight)
     torch.testing.assert_close(head.bias, bias)
     assert float(run.callback_metrics["val/acc"]) > 0.7  # measured with the solved head, not the drawn one
+
+
+@pytest.mark.parametrize("solver", ["ridge", "ncm"])
+def test_a_closed_form_is_that_of_the_features_of_the_epoch(solver: str, tmp_path: Path) -> None:
+    L.seed_everything(0)
+    task, module = LinearProbe(**BASE, solver=solver, l2=0.05), data(train="train800")
+    run = trainer(tmp_path, epochs=1, batches=20, callbacks=[DeltaWriter()])
+    run.fit(task, datamodule=module)
+    store = task._kept[1]._stores["train"] if task._kept else None
+    assert store is not None
+    index = store.known.nonzero().flatten()
+    rows, labels = store.values[index], torch.tensor([module.split("train")[int(i)]["label"] for i in index])
+    fitted = fit_ridge(rows, labels, 10, 0.05) if solver == "ridge" else fit_class_means(rows, labels, 10)
+    for found in (task.model, load_classifier(tmp_path / "run" / "0" / "delta.safetensors")):
+        torch.testing.assert_close((found.head.weight.detach(), found.head.bias.detach()), fitted)
+    assert float(run.callback_metrics["val/acc"]) > 0.5  # measured with this head: a drawn one has a tenth
+
+
+def test_ridge_chooses_its_penalty_on_images_that_the_head_has_not_seen() -> None:
+    candidates = [0.01, 0.1, 1000.0]
+    task, module = LinearProbe(**BASE, solver="ridge", l2=candidates), data(train="train800val200")
+    run = trainer(epochs=1, batches=125)
+    run.fit(task, datamodule=module)
+    assert task._kept is not None
+    stores = task._kept[1]._stores
+    (train, labels), val = (
+        (stores[name].values, torch.from_numpy(module.split(name).labels))  # type: ignore[union-attr]
+        for name in ("train", "val")
+    )
+    scores = {}
+    for l2 in candidates:  # train800 comes first in train800val200
+        weight, bias = fit_ridge(train[:800], labels[:800], 10, l2)
+        scores[l2] = float(((val[0] @ weight.T + bias).argmax(dim=1) == val[1]).float().mean())
+    best = max(candidates, key=lambda l2: (scores[l2], l2))
+    assert len(set(scores.values())) > 1
+    assert float(run.callback_metrics["train/l2"]) == pytest.approx(best)
+    torch.testing.assert_close(task.model.head.weight.detach(), fit_ridge(train, labels, 10, best)[0])
 
 
 def test_lbfgs_chooses_its_penalty_on_images_that_the_head_has_not_seen() -> None:
@@ -610,6 +648,9 @@ def test_bad_hyperparameters_are_refused(options: dict[str, Any], error: type[Ex
         ({"solver": "lbfg"}, UnknownNameError, "did you mean 'lbfgs'"),
         ({"solver": "lbfgs", "l2": 0.0}, ConfigError, "l2 must be positive"),
         ({"solver": "lbfgs", "l2": []}, ConfigError, "l2 must be positive"),
+        ({"solver": "ridge", "l2": [0.1, 0.0]}, ConfigError, "l2 must be positive"),
+        ({"solver": "ridge", "targets": "multilabel"}, ConfigError, "solver ridge is of images with one class each"),
+        ({"solver": "ncm", "ema_decay": 0.9}, ConfigError, "ema_decay has no effect with solver ncm"),
     ],
 )
 def test_bad_solvers_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -1,4 +1,4 @@
-"""A linear head alone: by gradient, or the exact minimum."""
+"""A linear head alone: trained by gradient, or solved for."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vpt.errors import ConfigError, UnknownNameError, check_number
-from vpt.models.logistic_regression import choose_l2, fit_logistic
+from vpt.models.closed_form import fit_class_means, fit_ridge
+from vpt.models.logistic_regression import Fit, choose_l2, fit_logistic
 from vpt.tasks.base import Batch
 from vpt.tasks.classification import ClassificationTask
+
+SOLVERS: dict[str, Fit] = {
+    "lbfgs": fit_logistic,
+    "ridge": fit_ridge,
+    "ncm": lambda features, labels, num_classes, _: fit_class_means(features, labels, num_classes),
+}
+"""How a head is found from the features of an epoch; the last one has no penalty."""
 
 
 class LinearProbe(ClassificationTask):
@@ -21,16 +29,21 @@ class LinearProbe(ClassificationTask):
     """
 
     def __init__(
-        self, solver: Literal["gradient", "lbfgs"] = "gradient", l2: float | list[float] = 0.01, **task: Any
+        self,
+        solver: Literal["gradient", "lbfgs", "ridge", "ncm"] = "gradient",
+        l2: float | list[float] = 0.01,
+        **task: Any,
     ) -> None:
         """Builds the task.
 
         Args:
-            solver: ``gradient`` trains with the optimiser; ``lbfgs`` finds the exact minimum of the regularised
-                cross-entropy over the images of the epoch (`vpt.models.logistic_regression`); one epoch is enough.
-            l2: L2 penalty on the head's weights with ``lbfgs``, positive. Of several, the one with the best validation
-                accuracy, fitted to the training images that are not validation images; then the head is fitted to all
-                training images.
+            solver: ``gradient`` trains with the optimiser. The others take the images of the epoch at once, and one
+                epoch is enough: ``lbfgs`` finds the exact minimum of the regularised cross-entropy
+                (`vpt.models.logistic_regression`), ``ridge`` that of the regularised squared error, and ``ncm`` is the
+                nearest class mean (`vpt.models.closed_form`).
+            l2: L2 penalty on the head's weights with ``lbfgs`` and ``ridge``, positive. Of several, the one with the
+                best validation accuracy, fitted to the training images that are not validation images; then the head is
+                fitted to all training images.
             **task: See `ClassificationTask`.
 
         Raises:
@@ -38,29 +51,30 @@ class LinearProbe(ClassificationTask):
             UnknownNameError: The solver does not exist.
         """
         super().__init__(**task)
-        if solver not in ("gradient", "lbfgs"):
-            raise UnknownNameError("solver", solver, ("gradient", "lbfgs"))
-        self._candidates = list(l2) if isinstance(l2, list) else [l2]
-        for each in self._candidates:
+        if solver not in ("gradient", *SOLVERS):
+            raise UnknownNameError("solver", solver, ("gradient", *SOLVERS))
+        penalties = list(l2) if isinstance(l2, list) else [l2]
+        for each in penalties:
             check_number("l2", each, 0)
-        if not self._candidates or min(self._candidates) <= 0.0:
+        if not penalties or min(penalties) <= 0.0:
             raise ConfigError(f"l2 must be positive, got {l2}.")
+        self._candidates = penalties[:1] if solver == "ncm" else penalties
         given = [name for name in ("ema_decay", "init_head", "start_decay") if self.hparams[name] not in (None, 0.0)]
-        if solver == "lbfgs" and (others := [*self.reshaped(), *given]):
-            raise ConfigError(
-                f"{others[0]} has no effect with solver lbfgs, which finds the minimum of the plain cross-entropy of "
-                "whole images: leave it out, or train with solver gradient."
-            )
-        if solver == "lbfgs" and self.targets != "multiclass":
-            raise ConfigError(f"solver lbfgs is of images with one class each, not of {self.targets} targets.")
         self.automatic_optimization = solver == "gradient"
+        if not self.automatic_optimization and (others := [*self.reshaped(), *given]):
+            raise ConfigError(
+                f"{others[0]} has no effect with solver {solver}, which takes all images at once, whole and alike: "
+                "leave it out, or train with solver gradient."
+            )
+        if not self.automatic_optimization and self.targets != "multiclass":
+            raise ConfigError(f"solver {solver} is of images with one class each, not of {self.targets} targets.")
         self._epoch: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """The mean loss of a step of the optimiser; or, with ``lbfgs``, None.
+        """The mean loss of a step of the optimiser; or, with another solver, None.
 
         Then features are collected, and the head is solved for when the epoch is complete. A DivergedError where the
-        loss is not finite, or the minimum was not reached.
+        loss or a feature is not finite, or the minimum was not reached.
         """
         if self.automatic_optimization:
             return super().training_step(batch, batch_idx)
@@ -81,7 +95,7 @@ class LinearProbe(ClassificationTask):
         if len(self._candidates) > 1:
             l2 = self._choose(features, labels, index)
             self.log("train/l2", l2, batch_size=len(rows))
-        weight, bias = fit_logistic(features, labels, head.out_features, l2)
+        weight, bias = self._solver(features, labels, head.out_features, l2)
         with torch.no_grad():
             head.weight.copy_(weight)
             head.bias.copy_(bias)
@@ -100,10 +114,15 @@ class LinearProbe(ClassificationTask):
         parts = (dataset.batch(range(at, min(at + size, len(dataset)))) for at in range(0, len(dataset), size))
         batches = [{key: part.to(index.device) for key, part in batch.items()} for batch in parts]
         val = torch.cat([self.features(batch, "val") for batch in batches]), torch.cat([b["label"] for b in batches])
-        return choose_l2((features[apart], labels[apart]), val, self.model.head.out_features, self._candidates)
+        rest = features[apart], labels[apart]
+        return choose_l2(rest, val, self.model.head.out_features, self._candidates, fit=self._solver)
+
+    @property
+    def _solver(self) -> Fit:
+        return SOLVERS[self.hparams["solver"]]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Builds optimiser and schedule; for ``lbfgs`` one that never moves anything.
+        """Builds optimiser and schedule; for another solver one that never moves anything.
 
         Lightning counts steps, and keeps a checkpoint, only where an optimiser steps.
         """

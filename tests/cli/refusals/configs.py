@@ -215,7 +215,10 @@ _VALUES = {  # flags after those of a run that would be trained
     "--data.fraction 2": "it must lie in (0, 1]",
     "--data.fraction .nan": "data.fraction is nan",
     "--data.subset_seed 3": "--data.subset_seed has no effect without data.shots or data.fraction",
-    "-c {configs}/method/linear.yaml --model.l2 0.5": "--model.l2 has no effect without model.solver lbfgs",
+    "-c {configs}/method/linear.yaml --model.l2 0.5": "--model.l2 has no effect without model.solver lbfgs or ridge",
+    "-c {configs}/method/linear_ncm.yaml --model.l2 0.5": "--model.l2 has no effect without model.solver lbfgs",
+    "-c {configs}/method/linear_ridge.yaml --model.l2 0": "l2 must be positive, got 0",
+    "-c {configs}/method/linear_ncm.yaml --model.mixup 0.5": "mixup has no effect with solver ncm",
     "-c {configs}/method/linear_lbfgs.yaml --model.l2 -1": "l2 must be a number of at least 0, got -1.0",
     "-c {configs}/method/linear_lbfgs.yaml --model.l2 [0.1,.inf]": "model.l2.1 is inf",
 }
