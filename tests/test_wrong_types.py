@@ -282,6 +282,7 @@ ROWS = [
     Wrong("vpt.PromptTuning(backbone=NANO, num_classes=2.5)", "half a class", ConfigError, "num_classes of"),
     Wrong('vpt.PromptTuning("3", backbone=NANO, num_classes=2)', "text", ConfigError, "num_tokens of Prompt"),
     Wrong('vpt.LinearProbe(l2="x", backbone=NANO, num_classes=2)', "text", ConfigError, "l2 of LinearProbe must"),
+    Wrong('vpt.NearestNeighbours(k="x", backbone=NANO, num_classes=2)', "text", ConfigError, "k of NearestNeighbours"),
     Wrong('vpt.FineTuning(backbone=NANO, num_classes=2, base_lr="x")', "text", ConfigError, "base_lr of FineT"),
     Wrong("vpt.DeltaTuning(3, backbone=NANO, num_classes=2)", "a number", ConfigError, "deltas of DeltaTuning"),
     Wrong('vpt.SegmentationTask(backbone=NANO, num_classes="2")', "text", ConfigError, "num_classes of Segm"),

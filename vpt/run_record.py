@@ -187,7 +187,7 @@ def lacking(record: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     return [key for key in keys if not any(True for _ in _matching(record, key))]
 
 
-_NAMES = {"LinearProbe": "linear", "FineTuning": "full"}
+_NAMES = {"LinearProbe": "linear", "NearestNeighbours": "knn", "FineTuning": "full"}
 
 
 def method_name(task: str, hyperparameters: Mapping[str, Any]) -> str:

@@ -37,6 +37,7 @@ from vpt.tasks import (
     FineTuning,
     InitWriter,
     LinearProbe,
+    NearestNeighbours,
     PromptTuning,
     RunRecord,
 )
@@ -300,7 +301,7 @@ def test_lbfgs_puts_the_head_at_the_minimum_in_one_epoch() -> None:
 
 
 @pytest.mark.parametrize("solver", ["ridge", "ncm"])
-def test_a_closed_form_is_that_of_the_features_of_the_epoch(solver: str, tmp_path: Path) -> None:
+def test_a_closed_form_is_that_of_the_features_of_the_epoch(solver: Any, tmp_path: Path) -> None:
     L.seed_everything(0)
     task, module = LinearProbe(**BASE, solver=solver, l2=0.05), data(train="train800")
     run = trainer(tmp_path, epochs=1, batches=20, callbacks=[DeltaWriter()])
@@ -334,6 +335,42 @@ def test_ridge_chooses_its_penalty_on_images_that_the_head_has_not_seen() -> Non
     assert len(set(scores.values())) > 1
     assert float(run.callback_metrics["train/l2"]) == pytest.approx(best)
     torch.testing.assert_close(task.model.head.weight.detach(), fit_ridge(train, labels, 10, best)[0])
+
+
+def test_the_number_of_neighbours_is_chosen_on_other_images_than_it_is_chosen_by(tmp_path: Path) -> None:
+    candidates = [1, 7, 300]
+    task, module = NearestNeighbours(**BASE, k=candidates), data(train="train800val200")
+    run = trainer(tmp_path, epochs=1, batches=125, callbacks=[DeltaWriter()])
+    run.fit(task, datamodule=module)
+    assert task._kept is not None
+    stores = task._kept[1]._stores
+    (train, labels), val = (
+        (nn.functional.normalize(stores[name].values), torch.from_numpy(module.split(name).labels))  # type: ignore[union-attr]
+        for name in ("train", "val")
+    )
+    scores = {}
+    for k in candidates:  # train800 comes first in train800val200
+        near = (val[0] @ train[:800].T).topk(k)
+        votes = torch.zeros(200, 10).scatter_add_(1, labels[near.indices], (near.values / 0.07).exp())
+        scores[k] = float((votes.argmax(dim=1) == val[1]).float().mean())
+    best = max(candidates, key=lambda k: (scores[k], k))
+    assert len(set(scores.values())) > 1
+    assert float(run.callback_metrics["train/k"]) == best
+    for head in (task.model.head, load_classifier(tmp_path / "run" / "0" / "delta.safetensors").head):
+        torch.testing.assert_close(head.features, train)
+        assert torch.equal(head.labels, labels)
+        assert head.k == best
+
+
+def test_a_head_of_one_pass_is_the_same_in_any_order_of_the_images() -> None:
+    kept: list[Any] = []
+    for seed in (0, 1):
+        L.seed_everything(seed)
+        task = NearestNeighbours(**BASE)
+        trainer(epochs=1, batches=25).fit(task, datamodule=data(train="val200", seed=seed))
+        kept.append(task.model.head)
+    assert torch.equal(kept[0].labels, kept[1].labels)
+    torch.testing.assert_close(kept[0].features, kept[1].features)
 
 
 def test_lbfgs_chooses_its_penalty_on_images_that_the_head_has_not_seen() -> None:

@@ -22,7 +22,7 @@ def fit_ridge(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> 
     """
     if l2 <= 0.0:
         raise ConfigError(f"l2 must be positive, got {l2}: without a penalty there may be no single minimum.")
-    x, y = _rows(features, labels, num_classes)
+    x, y = finite_rows(features, labels, num_classes)
     targets = nn.functional.one_hot(y, num_classes).double()
     centre, share = x.mean(dim=0), targets.mean(dim=0)
     x, targets = x - centre, targets - share
@@ -41,7 +41,7 @@ def fit_class_means(features: Tensor, labels: Tensor, num_classes: int) -> tuple
     has W_c = 0 and the mean of the others' biases: the mean of their logits, so it is never above all of them.
     Features, labels, result and errors are as of `fit_ridge`.
     """
-    x, y = _rows(features, labels, num_classes)
+    x, y = finite_rows(features, labels, num_classes)
     counts = torch.bincount(y, minlength=num_classes)
     known = counts > 0
     means = (x.new_zeros(num_classes, x.shape[1]).index_add_(0, y, x) / counts[:, None])[known]
@@ -54,7 +54,8 @@ def fit_class_means(features: Tensor, labels: Tensor, num_classes: int) -> tuple
     return weight.to(features), bias.to(features)
 
 
-def _rows(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def finite_rows(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Features (N, dim) in float64 and labels (N,), both on the CPU; the errors are those of `fit_ridge`."""
     check_rows(features, labels, num_classes)
     if not bool(features.isfinite().all()):
         raise DivergedError("Features of training images are not finite: take other weights, or another precision.")
