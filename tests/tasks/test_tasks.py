@@ -356,7 +356,8 @@ def test_the_number_of_neighbours_is_chosen_on_other_images_than_it_is_chosen_by
     best = max(candidates, key=lambda k: (scores[k], k))
     assert len(set(scores.values())) > 1
     assert float(run.callback_metrics["train/k"]) == best
-    for head in (task.model.head, load_classifier(tmp_path / "run" / "0" / "delta.safetensors").head):
+    heads: list[Any] = [task.model.head, load_classifier(tmp_path / "run" / "0" / "delta.safetensors").head]
+    for head in heads:
         torch.testing.assert_close(head.features, train)
         assert torch.equal(head.labels, labels)
         assert head.k == best
@@ -399,6 +400,7 @@ def test_lbfgs_chooses_its_penalty_on_images_that_the_head_has_not_seen() -> Non
     "deltas",
     [
         [{"name": "partial", "blocks": 2}],
+        [{"name": "attention_pool"}],
         [{"name": "prompt", "num_tokens": 3, "layers": [4, 6]}],
         [{"name": "lora", "rank": 2, "layers": [3, 6]}, {"name": "prefix", "num_tokens": 2, "layers": [5, 6]}],
     ],
