@@ -101,7 +101,7 @@ def test_without_strength_the_last_block_drops_tokens_as_before() -> None:
 @torch.no_grad()
 def test_prompts_before_it_are_no_patches(tmp_path: Path) -> None:
     x = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    specs = [{"name": "prompt", "num_tokens": 3, "deep": False}, {"name": "attention_pool"}]
+    specs: list[dict[str, Any]] = [{"name": "prompt", "num_tokens": 3, "deep": False}, {"name": "attention_pool"}]
     model = TunedModel(create_backbone("vit_nano_patch8_64"), 3, specs).eval()
     seen: list[int] = []
     part = cast("AttentionPool", model.parts()[1])

@@ -21,6 +21,7 @@ from vpt.export import export_onnx, export_torch
 from vpt.models.delta_file import load_classifier, load_model, read_head, save_delta
 from vpt.models.delta_format import model_digest, read_delta, write_delta
 from vpt.models.nearest_neighbours import NO_VOTE, NeighbourHead, NeighbourModel, choose_k
+from vpt.robustness.soups.model_soups import uniform
 
 VIT = "vit_nano_patch8_64"
 
@@ -192,6 +193,18 @@ def test_there_is_no_strength_of_votes(tmp_path: Path) -> None:
         read_head(path, linear, "anchor")
     with pytest.raises(ConfigError, match=r"The model is of nearest neighbours, .* leave out the anchor"):
         read_head(_linear(tmp_path), one, "anchor")
+
+
+def test_a_soup_is_of_the_same_images_and_the_same_number_of_neighbours(tmp_path: Path, images: Tensor) -> None:
+    names = {"one": model(), "same": model(), "seven": model(k=7), "other": model()}
+    names["other"].head.labels = names["other"].head.labels.roll(1)
+    files = {name: save_delta(tmp_path / f"{name}.safetensors", each) for name, each in names.items()}
+    soup = load_classifier(uniform([files["one"], files["same"]], tmp_path / "soup.safetensors"))
+    assert torch.equal(soup(images), load_classifier(files["one"])(images))
+    with pytest.raises(ConfigError, match="differ in their head: a soup needs one configuration"):
+        uniform([files["one"], files["seven"]], tmp_path / "no.safetensors")
+    with pytest.raises(ConfigError, match=r"'head\.labels' .* differs between two models"):
+        uniform([files["one"], files["other"]], tmp_path / "no.safetensors")
 
 
 def _linear(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -58,15 +59,16 @@ class AttentionPool(DeltaPart):
 
     def attention(self, tokens: Tensor) -> Tensor:
         """Where each query looks, (B, M, patches), rows of sum 1, of final tokens (B, patches, dim)."""
-        return (tokens @ self.queries.T * tokens.shape[-1] ** -0.5).softmax(dim=1).transpose(1, 2)
+        scores = tokens @ self.queries.T * math.sqrt(1 / tokens.shape[-1])
+        return scores.softmax(dim=1).transpose(1, 2)
 
     def pool(self, tokens: Tensor, pooled: Tensor) -> Tensor:
         """See `vpt.backbones.block_forward.Attached`."""
         means = self.attention(tokens) @ tokens  # before the map of values, which is linear: once for each query
+        number, dim = self.queries.shape
         if self.values is None:
-            parts = means.unflatten(2, (len(self.queries), -1)).diagonal(dim1=1, dim2=2).transpose(1, 2)
+            parts = means.view(-1, number, number, dim // number).diagonal(dim1=1, dim2=2).transpose(1, 2)
         else:
-            maps = self.values.weight.unflatten(0, (len(self.queries), -1))
-            parts = torch.einsum("bmd,mkd->bmk", means, maps)
+            parts = torch.einsum("bmd,mkd->bmk", means, self.values.weight.view(number, -1, dim))
         own = parts.flatten(1).to(pooled.dtype)  # autocast
         return own if self.at() == 1.0 else pooled.lerp(own, self.at())
