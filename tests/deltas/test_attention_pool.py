@@ -99,6 +99,19 @@ def test_without_strength_the_last_block_drops_tokens_as_before() -> None:
 
 
 @torch.no_grad()
+def test_a_compiled_backbone_follows_its_strength() -> None:
+    part, _ = pool_of("vit", {"queries": 4})
+    eager = []
+    for alpha in (1.0, 0.0, 0.4):
+        part.strength = alpha
+        eager.append(part.backbone(images()))
+    part.backbone.compile(backend="eager")
+    for alpha, expected in zip((1.0, 0.0, 0.4), eager, strict=True):
+        part.strength = alpha
+        assert relative(part.backbone(images()), expected) <= 1e-12
+
+
+@torch.no_grad()
 def test_prompts_before_it_are_no_patches(tmp_path: Path) -> None:
     x = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     specs: list[dict[str, Any]] = [{"name": "prompt", "num_tokens": 3, "deep": False}, {"name": "attention_pool"}]

@@ -221,7 +221,7 @@ _VALUES = {  # flags after those of a run that would be trained
     "-c {configs}/method/knn.yaml --model.k 0": "k must be a whole number of at least 1, got 0",
     "-c {configs}/method/knn.yaml --model.k []": "k is a number of neighbours, or a list of several",
     "-c {configs}/method/knn.yaml --model.temperature 0": "temperature must be a number of at least 0.001, got 0.0",
-    "-c {configs}/method/knn.yaml --model.init_head probe": "init_head has no effect with nearest neighbours",
+    "-c {configs}/method/knn.yaml --model.init_head probe": "init_head has no effect with a head of nearest",
     "-c {configs}/method/linear_ncm.yaml --model.mixup 0.5": "mixup has no effect with solver ncm",
     "-c {configs}/method/linear_lbfgs.yaml --model.l2 -1": "l2 must be a number of at least 0, got -1.0",
     "-c {configs}/method/linear_lbfgs.yaml --model.l2 [0.1,.inf]": "model.l2.1 is inf",

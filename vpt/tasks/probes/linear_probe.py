@@ -26,7 +26,7 @@ class LinearProbe(OnePass):
     Without augmentation each image passes through the backbone once; later epochs use cached features.
     """
 
-    chosen = "l2"
+    option = "l2"
 
     def __init__(
         self,
@@ -71,12 +71,14 @@ class LinearProbe(OnePass):
         return choose_l2(rest, val, self.model.head.out_features, self.candidates, fit=self._solver)
 
     def fit_head(self, rows: Rows, choice: float) -> None:
-        """See `OnePass.fit_head`."""
-        head = self.model.head
+        """See `OnePass.fit_head`; logs the loss that is left."""
+        head, (features, labels) = self.model.head, rows
         weight, bias = self._solver(*rows, head.out_features, choice)
         with torch.no_grad():
             head.weight.copy_(weight)
             head.bias.copy_(bias)
+            loss = self.loss(self.model.classify(features), {"label": labels})
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds optimiser and schedule; for another solver one that never moves anything.

@@ -17,10 +17,11 @@ from vpt.tasks.probes.one_pass import OnePass, Rows
 class NearestNeighbours(OnePass):
     """The votes of the k nearest training images on the pooled features of a frozen backbone.
 
-    The model keeps the features of all training images (`vpt.models.nearest_neighbours`).
+    The model keeps the features of all training images (`vpt.models.nearest_neighbours`). There is no training loss:
+    each training image is its own nearest neighbour.
     """
 
-    chosen = "k"
+    option = "k"
     model: NeighbourModel
 
     def __init__(self, k: int | list[int] = K, temperature: float = TEMPERATURE, **task: Any) -> None:
@@ -41,7 +42,7 @@ class NearestNeighbours(OnePass):
             check_neighbours(each, temperature)
         if not self.candidates:
             raise ConfigError("k is a number of neighbours, or a list of several, and the list is empty.")
-        self.without_gradients("nearest neighbours")
+        self.without_gradients("a head of nearest neighbours")
         self._unmoved = nn.Parameter(torch.zeros(()))
 
     def _build(self, backbone: Backbone, num_classes: int) -> NeighbourModel:

@@ -25,8 +25,8 @@ class OnePass(ClassificationTask):
     """
 
     candidates: Sequence[Any] = (None,)
-    chosen = "choice"
-    """What one of the candidates is logged as, where there are several."""
+    option = "choice"
+    """What the candidates are values of."""
 
     def __init__(self, **task: Any) -> None:
         """Builds the task; see `ClassificationTask`."""
@@ -38,8 +38,8 @@ class OnePass(ClassificationTask):
         given = [name for name in _OF_GRADIENTS if self.hparams[name] not in (None, 0.0)]
         if others := [*self.reshaped(), *given]:
             raise ConfigError(
-                f"{others[0]} has no effect with {how}, which takes all images at once, whole and alike: leave it out, "
-                "or train by gradient."
+                f"{others[0]} has no effect with {how}, where all images count at once, whole and alike: leave it out, "
+                "or train a LinearProbe by gradient."
             )
         if self.targets != "multiclass":
             raise ConfigError(f"{how} is of images with one class each, not of {self.targets} targets.")
@@ -78,17 +78,15 @@ class OnePass(ClassificationTask):
         choice = self.candidates[0]
         if len(self.candidates) > 1:
             choice = self._chosen(features, labels, index)
-            self.log(f"train/{self.chosen}", choice, batch_size=len(order))
+            self.log(f"train/{self.option}", choice, batch_size=len(order))
         self.fit_head((features, labels), choice)
         cast("Any", self.optimizers()).step()
-        loss = self.loss(self.model.classify(features), {"label": labels})
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(order))
 
     def _chosen(self, features: Tensor, labels: Tensor, index: Tensor) -> Any:
         data = cast("Any", self.trainer).datamodule
         if data is None:
             raise ConfigError(
-                f"Several values of {self.chosen} need a data module with validation images to choose on."
+                f"Several values of {self.option} need a data module with validation images to choose on."
             )
         apart = torch.from_numpy(~data.shared("train", "val")).to(index.device)[index]
         # All images in each process, where a loader gives a share: every process has to choose the same.
