@@ -29,6 +29,7 @@ from torch import nn
 import vpt, vpt.backbones, vpt.data, vpt.deltas, vpt.export, vpt.models, vpt.robustness, vpt.visualize
 from vpt.hub import client
 from vpt.metrics import accuracy, calibration, effective_robustness, logits, summary
+from vpt.models.closed_form import fit_class_means, fit_ridge
 from vpt.models.logistic_regression import fit_logistic
 from vpt.models.segmenter import DenseModel
 NANO = "vit_nano_patch8_64"
@@ -248,6 +249,9 @@ ROWS = [
     Wrong("fit_logistic([1], torch.zeros(1), 2, 0.1)", "a list", ConfigError, "features of fit_logistic must be"),
     Wrong("fit_logistic(torch.eye(2), torch.tensor([0, 2]), 2, 0.1)", "a label", ConfigError, "in [0, 2)"),
     Wrong("fit_logistic(torch.eye(2), torch.tensor([0]), 2, 0.1)", "one label", ConfigError, "one label a row"),
+    Wrong("fit_ridge([1], torch.zeros(1), 2, 0.1)", "a list", ConfigError, "features of fit_ridge must be"),
+    Wrong('fit_ridge(torch.eye(2), torch.tensor([0, 1]), 2, "x")', "text", ConfigError, "l2 of fit_ridge must be"),
+    Wrong("fit_class_means(torch.eye(2), [0, 1], 2)", "a list", ConfigError, "labels of fit_class_means must be"),
     Wrong('client.push("x", "ann")', "half a name", HubError, "is no name of a repository"),
     Wrong('client.push(None, "ann/x")', "no file", ConfigError, "delta of push must be"),
     # data
@@ -278,6 +282,7 @@ ROWS = [
     Wrong("vpt.PromptTuning(backbone=NANO, num_classes=2.5)", "half a class", ConfigError, "num_classes of"),
     Wrong('vpt.PromptTuning("3", backbone=NANO, num_classes=2)', "text", ConfigError, "num_tokens of Prompt"),
     Wrong('vpt.LinearProbe(l2="x", backbone=NANO, num_classes=2)', "text", ConfigError, "l2 of LinearProbe must"),
+    Wrong('vpt.NearestNeighbours(k="x", backbone=NANO, num_classes=2)', "text", ConfigError, "k of NearestNeighbours"),
     Wrong('vpt.FineTuning(backbone=NANO, num_classes=2, base_lr="x")', "text", ConfigError, "base_lr of FineT"),
     Wrong("vpt.DeltaTuning(3, backbone=NANO, num_classes=2)", "a number", ConfigError, "deltas of DeltaTuning"),
     Wrong('vpt.SegmentationTask(backbone=NANO, num_classes="2")', "text", ConfigError, "num_classes of Segm"),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # so that type checkers and editors know them, `X as X` becau
     from vpt.tasks import DeltaTuning as DeltaTuning
     from vpt.tasks import FineTuning as FineTuning
     from vpt.tasks import LinearProbe as LinearProbe
+    from vpt.tasks import NearestNeighbours as NearestNeighbours
     from vpt.tasks import PromptTuning as PromptTuning
     from vpt.tasks import SegmentationTask as SegmentationTask
 
@@ -54,7 +55,14 @@ _HOMES = {
         "vpt.hub.client": ("load", "load_segmentation"),
         "vpt.models.delta_file": ("save_delta",),
         "vpt.models.prompt_bank": ("PromptBank",),
-        "vpt.tasks": ("DeltaTuning", "FineTuning", "LinearProbe", "PromptTuning", "SegmentationTask"),
+        "vpt.tasks": (
+            "DeltaTuning",
+            "FineTuning",
+            "LinearProbe",
+            "NearestNeighbours",
+            "PromptTuning",
+            "SegmentationTask",
+        ),
     }.items()
     for name in names
 }

@@ -187,11 +187,11 @@ def lacking(record: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     return [key for key in keys if not any(True for _ in _matching(record, key))]
 
 
-_NAMES = {"LinearProbe": "linear", "FineTuning": "full"}
+_NAMES = {"LinearProbe": "linear", "NearestNeighbours": "knn", "FineTuning": "full"}
 
 
 def method_name(task: str, hyperparameters: Mapping[str, Any]) -> str:
-    """Names the method of a task by class and hyperparameters, e.g. ``vpt_deep``, ``prompt+lora`` or ``full``.
+    """Names the method of a task by class and hyperparameters, e.g. ``vpt_deep``, ``ncm``, ``prompt+lora`` or ``full``.
 
     A RecordError where these are not those of the class.
     """
@@ -209,6 +209,8 @@ def _method_name(task: str, hyperparameters: Mapping[str, Any]) -> str:
         return "full" if hyperparameters["full"] else "+".join(names) or "frozen"
     if task == "DeltaTuning":
         return "+".join(str(delta["name"]) for delta in hyperparameters["deltas"])
+    if task == "LinearProbe" and (solver := hyperparameters.get("solver")) in ("ridge", "ncm"):
+        return str(solver)  # no logistic regression, as the probes of both other solvers are
     return _NAMES.get(task, task.lower())
 
 

@@ -39,6 +39,7 @@ DELTAS: dict[str, list[dict[str, Any]]] = {
     "added": [{"name": "prompt_add", "deep": True}],
     "frame": [{"name": "prompt_pad", "width": 2}],
     "mlp": [{"name": "mlp_head", "layers": 2}],
+    "pool": [{"name": "attention_pool", "queries": 4}],
     "recipe": [
         {"name": "prompt", "num_tokens": 2},
         {"name": "bias"},
@@ -99,7 +100,8 @@ def test_nearly_equal_strengths_are_nearly_one(kind: str, family: str) -> None:
     assert not isinstance(delta.strength, float)
     assert relative(features(delta, family), one) <= 1e-6
     delta.set_strength([0.4] * (number - 1) + [0.5])
-    if kind != "mlp" and family in ("vit", "swin", "swinv2"):  # elsewhere the pool has weights, with the head
+    readout = kind in ("mlp", "pool")
+    if not readout and family in ("vit", "swin", "swinv2"):  # elsewhere the pool has weights, with the head
         assert torch.equal(features(delta, family), one)
 
 

@@ -26,6 +26,8 @@ EQUAL: list[tuple[str, list[dict[str, Any]]]] = [
     (VIT, [DEEP, {"name": "adapter"}, {"name": "bias"}]),
     (VIT, [{"name": "full"}]),
     (VIT, [{"name": place} for place in ("prompt_add", "prompt_pad", "sidetune", "mlp_head", "linear")]),
+    (VIT, [{"name": "attention_pool"}, DEEP]),
+    (SWIN, [{"name": "attention_pool", "values": False}, {"name": "mlp_head"}]),
     (SWIN, [DEEP]),
 ]
 MERGED: list[tuple[str, list[dict[str, Any]]]] = [

@@ -31,6 +31,7 @@ TASKS: dict[str, tuple[type[ClassificationTask], dict[str, Any]]] = {
     "lora": (DeltaTuning, {"deltas": [{"name": "lora", "rank": 2}]}),
     "adapter": (DeltaTuning, {"deltas": [{"name": "adapter"}]}),
     "ssf": (DeltaTuning, {"deltas": [{"name": "ssf"}]}),
+    "attention-pool": (DeltaTuning, {"deltas": [{"name": "attention_pool"}]}),
     "average": (PromptTuning, {"num_tokens": 3, "ema_decay": 0.9}),
     "full": (FineTuning, {}),
     "probe": (LinearProbe, {}),

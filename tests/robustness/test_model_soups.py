@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class Oracle:
     """Answers rightly where it is told to."""
 
     def __init__(self, right: list[bool]) -> None:
-        self.right, self.head = right, torch.nn.Linear(1, 2)
+        self.right, self.backbone = right, SimpleNamespace(mean=torch.zeros(3, 1, 1))
         self.at = 0
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from vpt.data.splits import Split
 from vpt.deltas import attach
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, UnknownNameError
 from vpt.models import load_classifier
+from vpt.models.closed_form import fit_class_means, fit_ridge
 from vpt.models.delta_format import read_delta
 from vpt.models.feature_cache import FeatureCache
 from vpt.models.logistic_regression import fit_logistic
@@ -36,6 +37,7 @@ from vpt.tasks import (
     FineTuning,
     InitWriter,
     LinearProbe,
+    NearestNeighbours,
     PromptTuning,
     RunRecord,
 )
@@ -298,6 +300,80 @@ def test_lbfgs_puts_the_head_at_the_minimum_in_one_epoch() -> None:
     assert float(run.callback_metrics["val/acc"]) > 0.7  # measured with the solved head, not the drawn one
 
 
+@pytest.mark.parametrize("solver", ["ridge", "ncm"])
+def test_a_closed_form_is_that_of_the_features_of_the_epoch(solver: Any, tmp_path: Path) -> None:
+    L.seed_everything(0)
+    task, module = LinearProbe(**BASE, solver=solver, l2=0.05), data(train="train800")
+    run = trainer(tmp_path, epochs=1, batches=20, callbacks=[DeltaWriter()])
+    run.fit(task, datamodule=module)
+    store = task._kept[1]._stores["train"] if task._kept else None
+    assert store is not None
+    index = store.known.nonzero().flatten()
+    rows, labels = store.values[index], torch.tensor([module.split("train")[int(i)]["label"] for i in index])
+    fitted = fit_ridge(rows, labels, 10, 0.05) if solver == "ridge" else fit_class_means(rows, labels, 10)
+    for found in (task.model, load_classifier(tmp_path / "run" / "0" / "delta.safetensors")):
+        torch.testing.assert_close((found.head.weight.detach(), found.head.bias.detach()), fitted)
+    assert float(run.callback_metrics["val/acc"]) > 0.5  # measured with this head: a drawn one has a tenth
+
+
+def test_ridge_chooses_its_penalty_on_images_that_the_head_has_not_seen() -> None:
+    candidates = [0.01, 0.1, 1000.0]
+    task, module = LinearProbe(**BASE, solver="ridge", l2=candidates), data(train="train800val200")
+    run = trainer(epochs=1, batches=125)
+    run.fit(task, datamodule=module)
+    assert task._kept is not None
+    stores = task._kept[1]._stores
+    (train, labels), val = (
+        (stores[name].values, torch.from_numpy(module.split(name).labels))  # type: ignore[union-attr]
+        for name in ("train", "val")
+    )
+    scores = {}
+    for l2 in candidates:  # train800 comes first in train800val200
+        weight, bias = fit_ridge(train[:800], labels[:800], 10, l2)
+        scores[l2] = float(((val[0] @ weight.T + bias).argmax(dim=1) == val[1]).float().mean())
+    best = max(candidates, key=lambda l2: (scores[l2], l2))
+    assert len(set(scores.values())) > 1
+    assert float(run.callback_metrics["train/l2"]) == pytest.approx(best)
+    torch.testing.assert_close(task.model.head.weight.detach(), fit_ridge(train, labels, 10, best)[0])
+
+
+def test_the_number_of_neighbours_is_chosen_on_other_images_than_it_is_chosen_by(tmp_path: Path) -> None:
+    candidates = [1, 7, 300]
+    task, module = NearestNeighbours(**BASE, k=candidates), data(train="train800val200")
+    run = trainer(tmp_path, epochs=1, batches=125, callbacks=[DeltaWriter()])
+    run.fit(task, datamodule=module)
+    assert task._kept is not None
+    stores = task._kept[1]._stores
+    (train, labels), val = (
+        (nn.functional.normalize(stores[name].values), torch.from_numpy(module.split(name).labels))  # type: ignore[union-attr]
+        for name in ("train", "val")
+    )
+    scores = {}
+    for k in candidates:  # train800 comes first in train800val200
+        near = (val[0] @ train[:800].T).topk(k)
+        votes = torch.zeros(200, 10).scatter_add_(1, labels[near.indices], (near.values / 0.07).exp())
+        scores[k] = float((votes.argmax(dim=1) == val[1]).float().mean())
+    best = max(candidates, key=lambda k: (scores[k], k))
+    assert len(set(scores.values())) > 1
+    assert float(run.callback_metrics["train/k"]) == best
+    heads: list[Any] = [task.model.head, load_classifier(tmp_path / "run" / "0" / "delta.safetensors").head]
+    for head in heads:
+        torch.testing.assert_close(head.features, train)
+        assert torch.equal(head.labels, labels)
+        assert head.k == best
+
+
+def test_a_head_of_one_pass_is_the_same_in_any_order_of_the_images() -> None:
+    kept: list[Any] = []
+    for seed in (0, 1):
+        L.seed_everything(seed)
+        task = NearestNeighbours(**BASE)
+        trainer(epochs=1, batches=25).fit(task, datamodule=data(train="val200", seed=seed))
+        kept.append(task.model.head)
+    assert torch.equal(kept[0].labels, kept[1].labels)
+    torch.testing.assert_close(kept[0].features, kept[1].features)
+
+
 def test_lbfgs_chooses_its_penalty_on_images_that_the_head_has_not_seen() -> None:
     candidates = [0.01, 0.1, 30.0]
     task, module = LinearProbe(**BASE, solver="lbfgs", l2=candidates), data(train="train800val200")
@@ -324,6 +400,7 @@ def test_lbfgs_chooses_its_penalty_on_images_that_the_head_has_not_seen() -> Non
     "deltas",
     [
         [{"name": "partial", "blocks": 2}],
+        [{"name": "attention_pool"}],
         [{"name": "prompt", "num_tokens": 3, "layers": [4, 6]}],
         [{"name": "lora", "rank": 2, "layers": [3, 6]}, {"name": "prefix", "num_tokens": 2, "layers": [5, 6]}],
     ],
@@ -610,6 +687,9 @@ def test_bad_hyperparameters_are_refused(options: dict[str, Any], error: type[Ex
         ({"solver": "lbfg"}, UnknownNameError, "did you mean 'lbfgs'"),
         ({"solver": "lbfgs", "l2": 0.0}, ConfigError, "l2 must be positive"),
         ({"solver": "lbfgs", "l2": []}, ConfigError, "l2 must be positive"),
+        ({"solver": "ridge", "l2": [0.1, 0.0]}, ConfigError, "l2 must be positive"),
+        ({"solver": "ridge", "targets": "multilabel"}, ConfigError, "solver ridge is of images with one class each"),
+        ({"solver": "ncm", "ema_decay": 0.9}, ConfigError, "ema_decay has no effect with solver ncm"),
     ],
 )
 def test_bad_solvers_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:

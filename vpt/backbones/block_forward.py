@@ -25,11 +25,19 @@ BlockInputs = list[dict[str, Any]]
 class Attached(Protocol):
     """What a delta part, which may put tokens beside the map of a Swin, is to its backbone.
 
-    `first_block` blocks lie before all that it changes; `pools` says if the pool reads its tokens with the map.
+    `first_block` blocks lie before all that it changes; `pools` says if the pool reads its tokens with the map,
+    `reads_tokens` if it makes pooled features of its own of all final tokens of the patches.
     """
 
     first_block: int
     pools: bool
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether `pool` is asked."""
+
+    def pool(self, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """Features, (B, num_features), of final tokens (B, patches, dim), and of those that the backbone pools."""
 
     @property
     def beside_strength(self) -> float:

@@ -305,11 +305,16 @@ class Backbone(nn.Module):
 
     def _from_block(self, first: int, x: Tensor, given: BlockInputs) -> Tensor:
         model, layout = cast("Any", self.model), self.layout
-        keep = layout.pooled if self.trim else None
+        readers = [part for part in self.attached if part.reads_tokens]
+        keep = layout.pooled if self.trim and not readers else None
         blocks = range(first, len(layout.blocks))
         x, beside = run_blocks(model, layout, x, given, blocks, self.attached, keep)
-        pooled = cast("Tensor", model.forward_head(model.norm(x), pre_logits=True))
-        return self._pooled_with(pooled, beside) if beside else pooled
+        x = model.norm(x)
+        pooled = cast("Tensor", model.forward_head(x, pre_logits=True))
+        pooled = self._pooled_with(pooled, beside) if beside else pooled
+        for part in readers:
+            pooled = part.pool(x.flatten(1, 2) if layout.windowed else x[:, layout.num_prefix :], pooled)
+        return pooled
 
     def _pooled_with(self, pooled: Tensor, beside: Mapping[Attached, Tensor]) -> Tensor:
         """The mean over a Swin's map and the tokens beside it, which count by the strength of whom they belong to."""

@@ -39,7 +39,7 @@ _TRAINER: dict[str, tuple[float, float, bool]] = {
 # What a flag has no effect without.
 _IDLE: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
     "model.momentum": ("model.optimizer sgd", lambda args: args.get("optimizer") == "sgd"),
-    "model.l2": ("model.solver lbfgs", lambda args: args.get("solver") == "lbfgs"),
+    "model.l2": ("model.solver lbfgs or ridge", lambda args: args.get("solver") in ("lbfgs", "ridge")),
     "model.head_width": ("model.head conv", lambda args: args.get("head") == "conv"),
     "model.focal_gamma": ("model.loss focal", lambda args: args.get("loss") == "focal"),
     "model.dropout_mode": ("model.dropout", lambda args: bool(args.get("dropout"))),

@@ -106,6 +106,15 @@ class DeltaPart(nn.Module, ABC):
         """See `vpt.backbones.block_forward.Attached`: none, unless a delta says otherwise."""
         return None
 
+    @property
+    def reads_tokens(self) -> bool:
+        """See `vpt.backbones.block_forward.Attached`: it does not, unless a delta says otherwise."""
+        return False
+
+    def pool(self, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """See `vpt.backbones.block_forward.Attached`."""
+        return pooled
+
     def adds_to(self) -> list[nn.Module]:
         """The layers that it adds to the outputs of, by hooks, where it changes nothing else; otherwise none."""
         return []

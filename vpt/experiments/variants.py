@@ -58,6 +58,7 @@ def combinations(config: Config, deltas: Sequence[dict[str, Any]]) -> dict[str, 
     if None in names or len(set(names)) < len(names):
         raise ConfigError(f"Combinations need deltas with different names, got {names}.")
     dropped = {"solver", "l2", "num_tokens", "deep", "dropout", "dropout_mode", "deltas"}  # of single tasks
+    dropped |= {"k", "temperature"}
     shared = {key: value for key, value in config["model"]["init_args"].items() if key not in dropped}
     found = {}
     for count in range(len(deltas) + 1):

@@ -123,7 +123,7 @@ def _read(channels: Any) -> str:
 def _method(header: Record, record: Record) -> str:
     if record.get("task") and record.get("hyperparameters"):
         return method_name(record["task"], record["hyperparameters"])
-    return "+".join(str(spec["name"]) for spec in header["specs"]) or "linear"
+    return "+".join(str(spec["name"]) for spec in header["specs"]) or ("knn" if "head" in header else "linear")
 
 
 def _front(

@@ -206,11 +206,11 @@ class TunedModel(AdaptedModel):
         """Makes the model as `AdaptedModel` does, for its `targets`."""
         self.targets = targets  # before the head is drawn
         super().__init__(backbone, num_classes, specs, class_names, preset)
+        for name in ("anchor_weight", "anchor_bias"):  # they move with the model, and belong in no file
+            self.register_buffer(name, None, persistent=False)
 
     def _draw_head(self, num_classes: int) -> nn.Linear:
         """Small random weights, zero bias."""
-        for name in ("anchor_weight", "anchor_bias"):  # they move with the model, and belong in no file
-            self.register_buffer(name, None, persistent=False)
         like = self.backbone.mean
         kind = ValueHead if self.targets == "regression" else nn.Linear
         head = kind(self.backbone.num_features, num_classes, dtype=like.dtype, device=like.device)

@@ -35,6 +35,7 @@ from vpt.models.delta_format import (
     targets_of,
     write_delta,
 )
+from vpt.models.nearest_neighbours import NeighbourModel
 from vpt.models.segmenter import DenseModel
 
 _KINDS: dict[str, type[TunedModel] | type[DenseModel]] = {FORMAT: TunedModel, DENSE: DenseModel}
@@ -156,8 +157,10 @@ def rebuild(what: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor],
 
     def build(backbone: Backbone) -> AdaptedModel:
         names = header["class_names"]
-        options = header["head"] if header["format"] == DENSE else {"targets": targets_of(header)}
-        return _KINDS[header["format"]](backbone, len(names), header["specs"], names, header["preset"], **options)
+        neighbours = header["format"] == FORMAT and "head" in header
+        kind = NeighbourModel if neighbours else _KINDS[header["format"]]
+        options = header["head"] if "head" in header else {"targets": targets_of(header)}
+        return kind(backbone, len(names), header["specs"], names, header["preset"], **options)
 
     try:
         with torch.device("meta"), _at_most(16 + 4 * len(tensors)):  # takes no memory, whatever the file says
@@ -166,6 +169,10 @@ def rebuild(what: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor],
         raise DeltaFileError(f"{what} tells of a model that cannot be: {error}") from error
     sketch.backbone.tuned = header["backbone_tuned"]
     check_tensors(what, sketch.owned(), tensors)
+    if (labels := tensors.get("head.labels")) is not None:
+        known = (labels >= 0) & (labels < len(header["class_names"]))
+        if labels.dtype != torch.int64 or not bool(known.all()):
+            raise DeltaFileError(f"{what} keeps images of classes that it does not name: its head.labels is damaged.")
     model = build(backbone)
     model.info = header["info"]
     return model.requires_grad_(False).eval()
@@ -323,6 +330,9 @@ def read_head(path: str | Path, model: TunedModel, role: str) -> nn.Linear:
     header, tensors = read_delta(path)
     if any(not key.startswith("head.") for key in tensors):
         raise ConfigError(f"The {role} {path} is not a linear probe: it holds more than a head.")
+    if "head" in header or isinstance(model, NeighbourModel):
+        one = f"The {role} {path}" if "head" in header else "The model"
+        raise ConfigError(f"{one} is of nearest neighbours, which have no weights: leave out the {role}.")
     backbone = model.backbone
     for what, theirs, ours in (
         ("backbone weights", True, backbone.is_recorded_as(header["backbone"])),

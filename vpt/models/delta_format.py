@@ -126,6 +126,8 @@ def model_digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> st
     """sha256 of what a model's answers depend on: backbone, classes, preprocessing, deltas and all of its tensors."""
     backbone = {key: value for key, value in header["backbone"].items() if key != "weights"}  # a place
     told = {key: header[key] for key in ("class_names", "preset", "dtype", "targets") if key in header}
+    if _of_neighbours(header):
+        told["head"] = header["head"]
     # Without defaults, so that it is the same where a later version has more options.
     told |= {"backbone": backbone, "specs": [DeltaSpec.read(spec).brief() for spec in header["specs"]]}
     digest = hashlib.sha256(json.dumps(without_places(told), sort_keys=True).encode())
@@ -265,7 +267,7 @@ def _checked(
             raise DeltaFileError(f"{path} holds {key!r:.200}, which its header does not tell of.")
     heads = [shape for key, shape in tensors.items() if key.startswith("head.")]
     classes = len(header["class_names"])
-    if not heads or not any(shape[:1] == (classes,) for shape in heads):
+    if not heads or not (_of_neighbours(header) or any(shape[:1] == (classes,) for shape in heads)):
         raise DeltaFileError(f"{path} has {classes} class names, but its head is not one of {classes} classes.")
     try:
         input_size(header["backbone"]["name"])  # which must be a name that timm knows
@@ -292,13 +294,25 @@ def _lacking(header: Mapping[str, Any]) -> list[str]:
         "specs": all(isinstance(spec, dict) for spec in header["specs"]),
         "class_names": bool(header["class_names"]) and all(isinstance(name, str) for name in header["class_names"]),
         "tensors": all(isinstance(name, str) for name in header["tensors"]),
-        "head": dense or header["format"] != DENSE,
+        "head": dense if header["format"] == DENSE else "head" not in header or _votes(head),
         "targets": targets_of(header) in (get_args(Targets) if header["format"] == FORMAT else ("multiclass",))
         and targets_of(header) == _trained_on(header["info"], targets_of(header)),
         **{room: _names_tensors(header.get(room, {"tensors": []})) for room in (CALIBRATION, ACTIVATIONS)},
     }
     odd = misfit(known(header["info"]))
     return [key for key, fine in valid.items() if not fine] + ([f"info ({odd})"] if odd else [])
+
+
+def _of_neighbours(header: Mapping[str, Any]) -> bool:
+    return header["format"] == FORMAT and "head" in header
+
+
+def _votes(head: Any) -> bool:
+    """Whether that is the head of nearest neighbours."""
+    if not isinstance(head, dict) or head.keys() != {"kind", "images", "k", "temperature"} or head["kind"] != "knn":
+        return False
+    whole = all(type(head[key]) is int and head[key] >= least for key, least in (("images", 0), ("k", 1)))
+    return whole and type(head["temperature"]) is float and 0.001 <= head["temperature"] <= 100
 
 
 def _trained_on(info: Mapping[str, Any], unknown: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,15 @@ STEP, WIDEST = 10**0.5, (1e-6, 100.0)
 """By what a penalty is multiplied or divided beyond those that are given, and where that ends."""
 TOLERANCE = 1e-7
 """Largest entry of the gradient at which the head counts as the minimum."""
+
+Fit = Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
+"""From features, labels, the number of classes and a penalty to weight and bias of a head."""
+
+
+def check_rows(features: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Refuses, by a ConfigError, features and labels that no head of so many classes can be fitted to."""
+    if len(features) != len(labels) or not len(labels) or not bool(((labels >= 0) & (labels < num_classes)).all()):
+        raise ConfigError(f"A head is fitted to one label a row, at least one, in [0, {num_classes}).")
 
 
 @checked
@@ -27,8 +36,7 @@ def fit_logistic(features: Tensor, labels: Tensor, num_classes: int, l2: float) 
     """
     if l2 <= 0.0:
         raise ConfigError(f"l2 must be positive, got {l2}: without a penalty separable classes have no minimum.")
-    if len(features) != len(labels) or not len(labels) or not bool(((labels >= 0) & (labels < num_classes)).all()):
-        raise ConfigError(f"A head is fitted to one label a row, at least one, in [0, {num_classes}).")
+    check_rows(features, labels, num_classes)
     x, y = features.detach().to("cpu", torch.float64), labels.cpu()
     centre = x.mean(dim=0)  # the bias is free, so a shift of the features changes nothing but the conditioning
     x = x - centre
@@ -67,15 +75,16 @@ def choose_l2(
     num_classes: int,
     candidates: Sequence[float],
     widen: bool = False,
+    fit: Fit = fit_logistic,
 ) -> float:
     """Picks the penalty whose head classifies validation images best; ties go to the stronger one.
 
-    `train` and `val` are features and labels as for `fit_logistic`, whose errors may be raised. With `widen` the
+    `train` and `val` are features and labels as for `fit`, whose errors may be raised. With `widen` the
     candidates go on beyond an end that is the best, by factors of √10, as long as it is, and within `WIDEST`.
     """
 
     def right(l2: float) -> int:
-        weight, bias = fit_logistic(*train, num_classes, l2)
+        weight, bias = fit(*train, num_classes, l2)
         return int(((val[0] @ weight.T + bias).argmax(dim=1) == val[1]).sum())
 
     scores = {l2: right(l2) for l2 in candidates}

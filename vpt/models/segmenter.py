@@ -59,7 +59,7 @@ class DenseModel(AdaptedModel):
         if any(part.changes_pool for part in self.parts()):
             raise ConfigError(
                 "A part of the delta changes the pooled features, which a segmentation head does not read: leave out "
-                "mlp_head, sidetune and reference_pooling."
+                "mlp_head, attention_pool, sidetune and reference_pooling."
             )
 
     def _draw_head(self, num_classes: int) -> nn.Module:

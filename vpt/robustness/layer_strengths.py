@@ -122,7 +122,7 @@ def learn(
         "precision": "bf16" if bf16 else "fp32",
     }
     trace = _Trace(out, told, seed, evaluations)
-    device = model.head.weight.device
+    device = model.backbone.mean.device
 
     def measure(strength: Strength) -> Score:
         swept.set_strength(strength)

@@ -138,7 +138,7 @@ def evaluate(
 
     `advance` is called with the number of answers given since its last call.
     """
-    device = swept.model.head.weight.device
+    device = swept.model.backbone.mean.device
     encode, answer = swept.halves()
     index = pairs[0].index
     first = min(pair.done for pair in pairs) // batch_size * batch_size

@@ -162,7 +162,7 @@ class _Prompts:
         dataset = data.split("train")
         rows = subset(dataset.labels, SOURCE_IMAGES, seed)
         images = torch.stack([dataset[int(row)]["image"] for row in rows])
-        device = self.model.head.weight.device
+        device = self.model.backbone.mean.device
         passes = [self._features(batch.to(device)) for batch in torch.split(images, 50)]
         blocks = _measured(torch.cat([each[1] for each in passes], dim=1))
         pooled = torch.cat([each[0] for each in passes]).mean(dim=0)
@@ -358,7 +358,7 @@ class Stream:
         own.reset()
         order = np.random.default_rng(self.seed).permutation(len(index))
         found: list[Tensor] = []
-        device = own.model.head.weight.device
+        device = own.model.backbone.mean.device
         for start in range(0, len(order), self.batch_size):
             rows = [int(index[at]) for at in order[start : start + self.batch_size]]
             images = torch.stack([dataset[row]["image"] for row in rows])

@@ -3,7 +3,7 @@
 from vpt.tasks.base import TuningTask
 from vpt.tasks.callbacks import DeltaWriter, InitWriter, RunRecord
 from vpt.tasks.classification import ClassificationTask, DeltaTuning, FineTuning, PromptTuning
-from vpt.tasks.linear_probe import LinearProbe
+from vpt.tasks.probes import LinearProbe, NearestNeighbours
 from vpt.tasks.segmentation import SegmentationTask
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "FineTuning",
     "InitWriter",
     "LinearProbe",
+    "NearestNeighbours",
     "PromptTuning",
     "RunRecord",
     "SegmentationTask",

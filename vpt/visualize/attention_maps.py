@@ -311,7 +311,7 @@ def measure_attention(model: TunedModel, images: Tensor) -> PromptAttention:
     """
     if not has_prompts(model):
         raise ConfigError("The model has no prompts, so there is nothing to compare.")
-    images = images.to(model.head.weight.device)
+    images = images.to(model.backbone.mean.device)
     layers, guesses = [], []
     for alpha in (0.0, 1.0):
         with evaluating(model), strength(model, alpha):

@@ -51,7 +51,7 @@ def layer_features(model: TunedModel, images: Tensor) -> list[Array]:
     try:
         with evaluating(model), eagerly():
             for batch in torch.split(images, _BATCH):
-                model.backbone(batch.to(model.head.weight.device))
+                model.backbone(batch.to(model.backbone.mean.device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -33,6 +33,9 @@ from vpt.robustness.soups.starts import Start, common_start
 from vpt.robustness.wise_ft import check_alike
 from vpt.run_record import file_identity
 
+_ALIKE = {"specs": "delta", "class_names": "classes", "preset": "preset", "targets": "targets", "head": "head"}
+"""What the headers of all files say alike, and what it is called."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -241,7 +244,7 @@ def _starts(specs: Sequence[Mapping[str, Any]], model: TunedModel, tensors: Tens
 @torch.inference_mode()
 def count_hits(model: TunedModel, dataset: ImageDataset, batch_size: int, needed: int = 0) -> tuple[int, int]:
     """Counts images that are classified correctly, and those seen, until `needed` hits are out of reach."""
-    device, hits, seen = model.head.weight.device, 0, 0
+    device, hits, seen = model.backbone.mean.device, 0, 0
     while seen < len(dataset) and hits + len(dataset) - seen >= needed:
         rows = range(seen, min(seen + batch_size, len(dataset)))
         images = torch.stack([dataset[row]["image"] for row in rows]).to(device)
@@ -262,7 +265,7 @@ def _read(deltas: Sequence[Path]) -> tuple[list[dict[str, Any]], list[dict[str, 
                 raise ConfigError(
                     f"{path} and {deltas[0]} differ in the backbone's {what} ({names}): a soup needs one backbone."
                 )
-        for key, what in (("specs", "delta"), ("class_names", "classes"), ("preset", "preset"), ("targets", "targets")):
+        for key, what in _ALIKE.items():
             if header.get(key) != headers[0].get(key):
                 raise ConfigError(f"{path} and {deltas[0]} differ in their {what}: a soup needs one configuration.")
         try:
