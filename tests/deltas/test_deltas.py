@@ -41,6 +41,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "rank": 3, "targets": ["q", "k", "v", "proj", "fc2"]},
     "dora": {"name": "dora", "rank": 3, "targets": ["q", "k", "v", "proj", "fc2"]},
     "vera": {"name": "vera", "rank": 30, "targets": ["q", "k", "v", "proj", "fc2"]},
+    "mlae": {"name": "mlae", "rank": 3, "dropout": 0.0, "targets": ["q", "k", "v", "proj", "fc2"]},
     "fact-tt": {"name": "fact", "rank": 3, "format": "tt", "targets": ["q", "k", "v", "proj", "fc2"]},
     "fact-tk": {"name": "fact", "rank": 3, "format": "tk", "targets": ["q", "k", "v", "proj", "fc2"]},
     "adapter": {"name": "adapter", "rank": 3},
@@ -58,6 +59,8 @@ SPECS: dict[str, dict[str, Any]] = {
     "norm": {"name": "norm"},
     "partial": {"name": "partial", "blocks": 2},
     "full": {"name": "full"},
+    "gps": {"name": "gps", "connections": 2},
+    "gps-weights": {"name": "gps", "bias": False},
 }
 
 
