@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from tests.deltas.families import images, make, relative
 from tests.deltas.test_any_backbone import on
+from tests.fakes_targets import colour_table
 from tests.tasks.test_losses import _Stop
-from tests.tasks.test_objectives import TAGS, colour_table
+from tests.tasks.test_objectives import TAGS
 from tests.tasks.test_segmentation import data as masks
 from tests.tasks.test_tasks import BASE, data, trainer
 from vpt.backbones import create_backbone
@@ -43,15 +44,15 @@ def by_hand(features: Tensor, labels: Tensor) -> Tensor:
     terms = []
     for i in range(len(z)):
         others = [a for a in range(len(z)) if a != i]
-        whole = sum(torch.exp((z[i] * z[a]).sum() / 0.07) for a in others)
-        alike = [p for p in others if labels[p] == labels[i]]
-        terms.append(-sum(torch.log(torch.exp((z[i] * z[p]).sum() / 0.07) / whole) for p in alike) / len(alike))
+        whole = torch.stack([torch.exp((z[i] * z[a]).sum() / 0.07) for a in others]).sum()
+        alike = [torch.exp((z[i] * z[p]).sum() / 0.07) for p in others if labels[p] == labels[i]]
+        terms.append(-torch.stack([torch.log(each / whole) for each in alike]).sum() / len(alike))
     return torch.stack(terms).mean()
 
 
 def selected(backbone: Any, spec: dict[str, Any], pixels: Tensor, labels: Tensor = LABELS) -> Any:
     delta = attach(backbone, [{"name": "gps"} | spec])
-    (part,) = delta.parts
+    part: Any = delta.parts[0]
     delta.set_strength(0.0)
     training = TrainingImages(len(labels), lambda rows: pixels[list(rows)], labels)
     part.start_from_images(training, np.random.default_rng(0))
@@ -78,7 +79,8 @@ def test_of_each_neuron_those_with_the_largest_gradient_are_selected(family: str
     other, _ = make(family)
     other.unfreeze()
     other.eval()
-    by_hand(other(torch.cat([pixels, pixels.flip(-1)])), LABELS.repeat(2)).backward()
+    loss: Any = by_hand(other(torch.cat([pixels, pixels.flip(-1)])), LABELS.repeat(2))
+    loss.backward()
     gradients = {key: parameter.grad for key, parameter in other.model.named_parameters()}
     kinds = {name: module for name, module in other.model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     assert {f"{name}.weight".replace(".", "/") for name in kinds if "cpb_mlp" not in name} == places(part).keys()
@@ -100,7 +102,8 @@ def test_all_images_count_and_their_order_follows_from_the_generator() -> None:
     other.unfreeze()
     other.eval()
     for rows in (order[:16], order[16:]):  # gradients add up
-        by_hand(other(torch.cat([pixels[rows], pixels[rows].flip(-1)])), labels[rows].repeat(2)).backward()
+        loss: Any = by_hand(other(torch.cat([pixels[rows], pixels[rows].flip(-1)])), labels[rows].repeat(2))
+        loss.backward()
     for name, layer in other.model.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.grad is not None:
             largest = layer.weight.grad.abs().flatten(1).argmax(dim=1)

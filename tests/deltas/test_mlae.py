@@ -24,7 +24,7 @@ from vpt.robustness.soups.averaging import averaged, low_rank_changes
 def change(part: Any, key: str, mask: tuple[float, ...]) -> torch.Tensor:
     """Σ m_i λ_i b_i a_iᵀ, expert by expert."""
     experts = zip(mask, part.coefficient[key], part.up[key].T, part.down[key], strict=True)
-    return sum(m * scale * torch.outer(b, a) for m, scale, b, a in experts).detach()  # type: ignore[union-attr]
+    return torch.stack([m * scale * torch.outer(b, a) for m, scale, b, a in experts]).sum(dim=0).detach()
 
 
 @pytest.mark.parametrize("family", KINDS)

@@ -7,6 +7,7 @@ gradient is that of the supervised contrastive loss, which needs no head (Khosla
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -65,6 +66,10 @@ class Gps(Subset):
         self.register_buffer(f"places_{key}", places.repeat(len(rows), 1))
         return rows.gather(1, self._places(key))
 
+    def _originals(self) -> dict[str, nn.Parameter]:
+        """The weights of the backbone, by key; while it is attached, a layer's attribute is what is computed of one."""
+        return {key: cast("nn.Parameter", layer._parameters["weight"]) for key, layer in self._weights.items()}
+
     def _places(self, key: str) -> Tensor:
         return self.get_buffer(f"places_{key}").long()
 
@@ -91,15 +96,15 @@ class Gps(Subset):
         if training.labels is None:
             raise ConfigError("gps selects weights by images with one class each.")
         found = self._gradients(training, training.labels, rng)
-        for key, layer in self._weights.items():
+        for key, weight in self._originals().items():
             order = found[key].flatten(1).abs().argsort(dim=1, descending=True, stable=True)
             places = order[:, : self.connections].sort(dim=1).values
             self.get_buffer(f"places_{key}").copy_(places)
-            self.values[key].copy_(layer._parameters["weight"].flatten(1).gather(1, places))
+            self.values[key].copy_(weight.flatten(1).gather(1, places))
         self.started = True
 
     def _gradients(self, training: TrainingImages, labels: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
-        weights = {key: layer._parameters["weight"] for key, layer in self._weights.items()}
+        weights = self._originals()
         before = {key: weight.requires_grad for key, weight in weights.items()}
         found = {key: torch.zeros_like(weight) for key, weight in weights.items()}
         order = rng.permutation(training.number).tolist()
@@ -112,12 +117,9 @@ class Gps(Subset):
                 with torch.enable_grad(), eagerly():
                     features = self.backbone(torch.cat([images, images.flip(-1)]))
                     loss = contrastive_loss(features, classes.repeat(2))
-                for key, gradient in zip(
-                    found,
-                    torch.autograd.grad(loss, [*weights.values()], allow_unused=True, materialize_grads=True),
-                    strict=True,
-                ):
-                    found[key] += gradient
+                gradients = torch.autograd.grad(loss, [*weights.values()], allow_unused=True, materialize_grads=True)
+                for total, gradient in zip(found.values(), gradients, strict=True):
+                    total += gradient
         finally:
             for key, weight in weights.items():
                 weight.requires_grad_(before[key])
@@ -125,8 +127,8 @@ class Gps(Subset):
 
     def misfit(self, tensors: Mapping[str, Tensor]) -> str:
         """See `DeltaPart`: places lie in their rows, in ascending order."""
-        for key, layer in self._weights.items():
-            places, width = tensors[f"places_{key}"].long(), layer._parameters["weight"][0].numel()
+        for key, weight in self._originals().items():
+            places, width = tensors[f"places_{key}"].long(), weight[0].numel()
             if int(places.min()) < 0 or int(places.max()) >= width or bool((places.diff(dim=1) <= 0).any()):
                 return f"it trains weights of {key.replace('/', '.')} that are none"
         return ""

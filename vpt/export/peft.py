@@ -16,6 +16,7 @@ from vpt.backbones.target_modules import LinearTarget
 from vpt.deltas.low_rank.change import LowRankChange
 from vpt.deltas.low_rank.dora import Dora
 from vpt.deltas.low_rank.lora import Lora
+from vpt.deltas.low_rank.pvera import Pvera
 from vpt.deltas.low_rank.vera import Vera
 from vpt.errors import ConfigError
 from vpt.image_size import sides
@@ -92,7 +93,7 @@ def _readme(model: TunedModel, method: str) -> str:
 
 def _only_part(model: TunedModel) -> Lora | Vera:
     parts = [] if model.delta is None else list(model.delta.parts)
-    if len(parts) != 1 or not isinstance(parts[0], Lora | Vera):
+    if len(parts) != 1 or not isinstance(parts[0], Lora | Vera) or isinstance(parts[0], Pvera):
         names = ", ".join(type(part).__name__ for part in parts) or "no delta"
         raise ConfigError(f"peft export takes a model with one LoRA, DoRA, VeRA or MLAE, this one has {names}.")
     if model.strength != 1.0 or parts[0].strength != 1.0:
