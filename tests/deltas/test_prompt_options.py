@@ -23,6 +23,7 @@ from tests.tasks.test_tasks import BASE, data, trainer
 from vpt.backbones import create_backbone
 from vpt.backbones.attention.recording import recording
 from vpt.deltas import attach
+from vpt.deltas.base import TrainingImages
 from vpt.deltas.prefix import Prefix
 from vpt.deltas.prompts.adaptive import Adaptive, ImagePrompts
 from vpt.deltas.prompts.prompt import Prompt
@@ -162,7 +163,7 @@ def test_prompts_start_as_tokens_or_pooled_chunks_of_some_image(init: str) -> No
     _, twin, delta, part = prompt_on("vit", init=init)
     delta.set_strength(0.0)
     pixels = images()
-    part.start_from_images(3, lambda rows: pixels[list(rows)], np.random.default_rng(0))
+    part.start_from_images(TrainingImages(3, lambda rows: pixels[list(rows)]), np.random.default_rng(0))
     for own, theirs in zip(tokens_of(part), entering(twin, pixels), strict=True):
         pool = theirs
         if init == "mean":  # 17 tokens in four chunks of 5, 4, 4 and 4
@@ -384,7 +385,7 @@ def test_a_start_that_cannot_be_is_refused() -> None:
     delta.set_strength(0.0)
     pixels = images()
     with pytest.raises(ConfigError, match="3 images have 51 of them for block 0, for 52 prompts"):
-        part.start_from_images(3, lambda rows: pixels[list(rows)], np.random.default_rng(0))
+        part.start_from_images(TrainingImages(3, lambda rows: pixels[list(rows)]), np.random.default_rng(0))
     deltas = [{"name": "prompt", "num_tokens": 3, "init": "mean"}]
     with pytest.raises(ConfigError, match="reads the prompts past it"):
         attach(make("swin")[0], [{"name": "prompt", "num_tokens": 3, "gate": {}, "reference_pooling": True}])

@@ -17,6 +17,7 @@ from tests.deltas.families import FAMILIES, images, make, relative
 from tests.deltas.oracle import concatenated_features
 from vpt.backbones import create_backbone
 from vpt.deltas import attach
+from vpt.deltas.base import TrainingImages
 from vpt.deltas.prompts.prompt import Prompt
 from vpt.deltas.prompts.pruning import least_important, mask_gradients
 from vpt.errors import ConfigError, DeltaFileError
@@ -145,7 +146,7 @@ def test_prompts_from_images_start_as_without_a_mask() -> None:
         backbone, _ = make("vit")
         options = {} if line is None else {"mask": [line] * 3}
         part = Prompt(backbone, 4, init="token", **cast("Any", options))
-        part.start_from_images(2, lambda rows: images("vit")[list(rows)], np.random.default_rng(5))
+        part.start_from_images(TrainingImages(2, lambda rows: images("vit")[list(rows)]), np.random.default_rng(5))
         found.append(part)
     for layer in range(3):
         assert torch.equal(found[1].prompts(layer), left(found[0].prompts(layer), MASK))

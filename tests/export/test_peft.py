@@ -27,6 +27,7 @@ TARGETS = ["q", "v", "proj", "fc1"]
 SPECS: list[dict[str, Any]] = [
     {"name": "lora", "rank": 3, "scale": 6.0, "targets": TARGETS},
     {"name": "dora", "rank": 3, "scale": 6.0, "targets": TARGETS},
+    {"name": "mlae", "rank": 3, "coefficient": 2.0, "targets": TARGETS},
     {"name": "vera", "rank": 5, "targets": TARGETS},
     {"name": "vera", "rank": 300, "targets": ["q", "fc2"]},
 ]
@@ -107,7 +108,7 @@ def test_the_files_say_the_merged_weight_of_every_layer(name: str, spec: dict[st
 
 def test_only_a_lora_alone_is_written(tmp_path: Path) -> None:
     both = tuned("vit_nano_patch8_64", "pretrained", [{"name": "lora"}, {"name": "prompt", "num_tokens": 2}])
-    with pytest.raises(ConfigError, match="one LoRA, DoRA or VeRA, this one has Lora, Prompt"):
+    with pytest.raises(ConfigError, match="one LoRA, DoRA, VeRA or MLAE, this one has Lora, Prompt"):
         export_peft(both, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
     half = tuned("vit_nano_patch8_64", "pretrained", [{"name": "lora"}])

@@ -55,7 +55,7 @@ def write_delta(path: Path, specs: tuple[dict[str, object], ...], seed: int = 0,
     model = TunedModel(backbone, len(arguments["class_names"]), specs, **arguments)  # type: ignore[arg-type]
     model.info = {"starts": {}}
     with torch.no_grad():
-        for tensor in model.owned().values():
+        for tensor in filter(torch.is_floating_point, model.owned().values()):
             tensor.normal_()
     return save_delta(path, model)
 

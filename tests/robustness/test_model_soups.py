@@ -201,7 +201,7 @@ def test_a_share_is_that_of_the_paper(values: list[float], number: int) -> None:
     assert share([torch.tensor([1.0, 0.0], dtype=torch.float64), half]) == pytest.approx(2 * 0.5 / 1.5)
 
 
-@pytest.mark.parametrize("spec", ["full", "bias", "ssf", "lora", "dora", "whole"])
+@pytest.mark.parametrize("spec", ["full", "bias", "gps", "ssf", "lora", "dora", "whole"])
 def test_model_stock_lies_between_the_start_and_the_mean(spec: str, folder: Path, tmp_path: Path) -> None:
     if spec == "whole":
         runs = [write_full(folder / f"stock{seed}.safetensors", seed) for seed in range(2)]
@@ -220,13 +220,24 @@ def test_model_stock_lies_between_the_start_and_the_mean(spec: str, folder: Path
     shares = header["info"]["soup"]["shares"]
     bare = load_classifier(probe).backbone.model.state_dict()
     key = {"full": "delta.parts.0.values.blocks/1/mlp/fc1/weight", "bias": "delta.parts.0.values.blocks/1/mlp/fc1/bias"}
-    key |= {"ssf": "delta.parts.0.scale.blocks/1/mlp/fc1", "whole": "backbone.model.blocks.1.mlp.fc1.weight"}
+    key |= {
+        "gps": key["bias"],
+        "ssf": "delta.parts.0.scale.blocks/1/mlp/fc1",
+        "whole": "backbone.model.blocks.1.mlp.fc1.weight",
+    }
     if spec in key:
         names = {"full": "blocks.1.mlp.fc1.weight", "bias": "blocks.1.mlp.fc1.bias", "whole": "blocks.1.mlp.fc1.weight"}
+        names["gps"] = names["bias"]
         begin = bare[names[spec]].double() if spec in names else torch.ones_like(tensors[key[spec]]).double()
         changes = [end[key[spec]].double() - begin for end in ends]
         expected = begin + share(changes) * sum(changes) / 2
         torch.testing.assert_close(tensors[key[spec]].double(), expected, rtol=1e-5, atol=1e-6)
+    if spec == "gps":
+        name = "delta.parts.0.values.blocks/1/mlp/fc1/weight"
+        begin = bare["blocks.1.mlp.fc1.weight"][:, :1].double()
+        changes = [end[name].double() - begin for end in ends]
+        expected = begin + share(changes) * sum(changes) / 2
+        torch.testing.assert_close(tensors[name].double(), expected, rtol=1e-5, atol=1e-6)
     assert len(shares) > 3
     assert all(0 <= value <= 1 for value in shares.values())
     assert isinstance(load_classifier(out), TunedModel)

@@ -29,6 +29,21 @@ class Handle(Protocol):
         """Takes it off."""
 
 
+@dataclass(frozen=True)
+class TrainingImages:
+    """What a delta may start from: training images that are not augmented.
+
+    Attributes:
+        number: How many there are.
+        images: Those at some positions, as the backbone takes them.
+        labels: The class of each, int64 (number,); None where an image has other than one class.
+    """
+
+    number: int
+    images: Callable[[Sequence[int]], Tensor]
+    labels: Tensor | None = None
+
+
 class DeltaPart(nn.Module, ABC):
     """One kind of change to a frozen backbone.
 
@@ -42,6 +57,7 @@ class DeltaPart(nn.Module, ABC):
         pools: Whether the pool reads the tokens that it puts beside the map of a Swin.
         replaced: How many parameters of the backbone its own stand in for.
         started: Whether it needs no initial values from images, having taken or loaded its own.
+        starts_from_classes: Whether the images that it starts from have to have one class each.
     """
 
     first_block: int = 0
@@ -49,6 +65,7 @@ class DeltaPart(nn.Module, ABC):
     pools: bool = False
     replaced: int = 0
     started: bool = False
+    starts_from_classes: bool = False
 
     def __init__(self, backbone: Backbone) -> None:
         """Starts at full strength, attached to nothing."""
@@ -128,15 +145,10 @@ class DeltaPart(nn.Module, ABC):
         """Whether it has yet to take initial values from training images."""
         return False
 
-    def start_from_images(
-        self, number: int, images: Callable[[Sequence[int]], Tensor], rng: np.random.Generator
-    ) -> None:
+    def start_from_images(self, training: TrainingImages, rng: np.random.Generator) -> None:
         """Takes initial values where it `starts_from_images`; the backbone is without a delta meanwhile.
 
-        Args:
-            number: How many images there are.
-            images: Those at some positions, as the backbone takes them.
-            rng: All that is random follows from it.
+        All that is random follows from `rng`.
         """
 
     def curves(self) -> dict[str, Tensor]:
@@ -154,6 +166,10 @@ class DeltaPart(nn.Module, ABC):
     def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `folded`, as an equal part's state; a ConfigError where nothing gives these tensors."""
         return dict(tensors)
+
+    def misfit(self, tensors: Mapping[str, Tensor]) -> str:
+        """Says why tensors of the names and shapes of its state cannot be that; nothing where they can."""
+        return ""
 
     @property
     def strength(self) -> Strength:

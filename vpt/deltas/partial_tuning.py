@@ -30,18 +30,22 @@ class Subset(DeltaPart):
     def __init__(self, backbone: Backbone) -> None:
         """Copies the parameters; a ConfigError where the backbone has none of that kind."""
         super().__init__(backbone)
-        self._copy(self.role)
+        self._copy(parameter_names(backbone, self.role))
 
-    def _copy(self, role: str, last: int = 0) -> None:
-        names = parameter_names(self.backbone, role, last)
+    def _copy(self, names: list[str]) -> None:
         own = dict(self.backbone.model.named_parameters())
         if not names:
             raise ConfigError(f"{self.backbone.name} has no parameter of the kind that {type(self).__name__} trains.")
         if self.backbone.narrow and (kept := [name for name in names if name in wide_weights(self.backbone.model)]):
             raise ConfigError(f"frozen_dtype is of what stays frozen, and {kept[0]} is to be trained: leave it out.")
-        self.values = nn.ParameterDict({_key(name): nn.Parameter(own[name].detach().clone()) for name in names})
         self._names = names
-        self.replaced = sum(own[name].numel() for name in names)
+        taken = {to_key(name): self._taken(to_key(name), own[name].detach()) for name in names}
+        self.values = nn.ParameterDict({key: nn.Parameter(value.clone()) for key, value in taken.items()})
+        self.replaced = sum(value.numel() for value in taken.values())
+
+    def _taken(self, key: str, original: Tensor) -> Tensor:
+        """What of a parameter trains: all of it."""
+        return original
 
     def hooks(self) -> Iterator[Parametrization]:
         """A computation in place of each original; a ConfigError where another delta trains it."""
@@ -49,13 +53,13 @@ class Subset(DeltaPart):
             path, _, last = name.rpartition(".")
             owner = self.backbone.model.get_submodule(path)
             try:
-                yield Parametrization(owner, last, partial(self._value, _key(name)))
+                yield Parametrization(owner, last, partial(self._value, to_key(name)))
             except ConfigError as error:
                 raise ConfigError(f"Two deltas train {name}: keep one of them.") from error
 
     def places(self) -> Mapping[Any, Place]:
         """See `DeltaPart`."""
-        return {_key(name): name for name in self._names}
+        return {to_key(name): name for name in self._names}
 
     def _value(self, key: str, original: Tensor) -> Tensor:
         if (strength := self.at(key)) == 0.0:
@@ -67,7 +71,7 @@ class Subset(DeltaPart):
     def keep(self) -> None:
         """Detaches for good: the values, at the present strength, stay behind in the backbone's own parameters."""
         own = dict(self.backbone.model.named_parameters())
-        used = {name: self._value(_key(name), own[name]).clone() for name in self._names}
+        used = {name: self._value(to_key(name), own[name]).clone() for name in self._names}
         self.detach()
         for name, value in used.items():
             own[name].copy_(value)
@@ -91,7 +95,7 @@ class Norm(Subset):
     def __init__(self, backbone: Backbone, bias: bool = True) -> None:
         """Copies the parameters; without `bias` the scales alone, so that it goes together with the delta `bias`."""
         DeltaPart.__init__(self, backbone)
-        self._copy("norm" if bias else "scale")
+        self._copy(parameter_names(backbone, "norm" if bias else "scale"))
 
 
 @register_delta("full")
@@ -112,8 +116,9 @@ class Partial(Subset):
             parts = "blocks" if known else "stages"
             raise ConfigError(f"{backbone.name} has {depth} {parts}: partial takes 1 to {depth}, got {blocks}.")
         self.first_block = depth - blocks if known else 0
-        self._copy("last", blocks)
+        self._copy(parameter_names(backbone, "last", blocks))
 
 
-def _key(name: str) -> str:
+def to_key(name: str) -> str:
+    """The name of a parameter as a key of a `ParameterDict`."""
     return name.replace(".", "/")

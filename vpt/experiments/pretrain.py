@@ -55,7 +55,7 @@ class MultiTask(L.LightningModule):
         if idle := [*task.reshaped(), *(name for name, none in others.items() if task.hparams[name] != none)]:
             raise ConfigError(f"Shared training is by the plain cross-entropy and one rate: leave {idle[0]} out.")
         if any(part.starts_from_images for part in task.model.parts()):
-            raise ConfigError("Shared training has images of several data sets: leave out a delta's init from images.")
+            raise ConfigError("Shared training has images of several data sets: take deltas that start from none.")
         self.backbone, self.delta = task.model.backbone, task.model.delta
         self.names = list(classes)
         self._options = dict(task.hparams)

@@ -1,4 +1,4 @@
-"""A LoRA, DoRA or VeRA in the format of peft."""
+"""A LoRA, DoRA, VeRA or MLAE in the format of peft."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vpt.backbones.target_modules import LinearTarget
 from vpt.deltas.low_rank.change import LowRankChange
 from vpt.deltas.low_rank.dora import Dora
 from vpt.deltas.low_rank.lora import Lora
+from vpt.deltas.low_rank.pvera import Pvera
 from vpt.deltas.low_rank.vera import Vera
 from vpt.errors import ConfigError
 from vpt.image_size import sides
@@ -39,7 +40,7 @@ model = peft.PeftModel.from_pretrained(model, "this folder")
 
 @checked
 def export_peft(model: TunedModel, folder: str | Path) -> Path:
-    """Writes a LoRA, DoRA or VeRA and its head as an adapter that peft loads onto the timm model.
+    """Writes a LoRA, DoRA, VeRA or MLAE and its head as an adapter that peft loads onto the timm model.
 
     It is `peft.PeftModel.from_pretrained` that does. Changes of parts of a fused layer become one change of that layer
     whose rank is their sum, so that the function is the same. The folder is made; it gets the `PEFT_FILES`.
@@ -92,9 +93,9 @@ def _readme(model: TunedModel, method: str) -> str:
 
 def _only_part(model: TunedModel) -> Lora | Vera:
     parts = [] if model.delta is None else list(model.delta.parts)
-    if len(parts) != 1 or not isinstance(parts[0], Lora | Vera):
+    if len(parts) != 1 or not isinstance(parts[0], Lora | Vera) or isinstance(parts[0], Pvera):
         names = ", ".join(type(part).__name__ for part in parts) or "no delta"
-        raise ConfigError(f"peft export takes a model with one LoRA, DoRA or VeRA, this one has {names}.")
+        raise ConfigError(f"peft export takes a model with one LoRA, DoRA, VeRA or MLAE, this one has {names}.")
     if model.strength != 1.0 or parts[0].strength != 1.0:
         raise ConfigError(
             f"peft export takes a model at strength 1, whose head and {parts[0].method} are those that were trained."

@@ -245,13 +245,15 @@ def fill(model: AdaptedModel, tensors: Mapping[str, Tensor], what: str) -> None:
     """Copies all tensors that a model owns into it, by name and shape, in the model's precision.
 
     A whole backbone that is filled, as after full fine-tuning, counts as tuned from now on. A DeltaFileError, with the
-    source `what`, where a tensor is missing, unknown, or of another shape; the model is then unchanged.
+    source `what`, where a tensor is missing, unknown, of another shape, or none that a delta can have
+    (`DeltaPart.misfit`); the model is then unchanged.
     """
     tuned = model.backbone.tuned
     model.backbone.tuned = tuned or any(key.startswith("backbone.") for key in tensors)
     owned = model.owned()
     try:
         check_tensors(what, owned, tensors)
+        _check_parts(what, model, tensors)
     except DeltaFileError:
         model.backbone.tuned = tuned
         raise
@@ -260,6 +262,14 @@ def fill(model: AdaptedModel, tensors: Mapping[str, Tensor], what: str) -> None:
             owned[key].copy_(tensor)
     for part in model.parts():
         part.started = True
+
+
+def _check_parts(what: str, model: AdaptedModel, tensors: Mapping[str, Tensor]) -> None:
+    for index, part in enumerate(model.parts()):
+        room = f"delta.parts.{index}."
+        own = {key.removeprefix(room): tensor for key, tensor in tensors.items() if key.startswith(room)}
+        if odd := part.misfit(own):
+            raise DeltaFileError(f"{what} is damaged: {odd}.")
 
 
 def check_tensors(what: str, owned: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

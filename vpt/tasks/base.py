@@ -173,7 +173,7 @@ class TuningTask(L.LightningModule):
     def check_fit(self, data: Any) -> None:
         """Refuses, by a ConfigError and before anything is written, options without effect; `data` is the module."""
         rate_scales(self.model, self.hparams)
-        check_start(self.model, data)
+        check_start(self.model, data, self.hparams["init_delta"])
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Adds curves and the average of weights; first refuses what `check_trainer` does, and to compile in vain."""

@@ -12,7 +12,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from vpt.data import ImageDataModule
+from vpt.data import ImageDataModule, MaskDataModule
+from vpt.deltas.base import TrainingImages
 from vpt.errors import ConfigError
 from vpt.models.logistic_regression import choose_l2, fit_logistic
 from vpt.models.prediction import Bar, batch_answers
@@ -27,10 +28,27 @@ PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)
 """Of the head's weights, among which one is chosen; more on the side of the best one, where that is at an end."""
 
 
-def check_start(model: AdaptedModel, data: Any) -> None:
-    """Refuses, by a ConfigError, deltas that start from training images where there are none."""
-    if any(part.starts_from_images for part in model.parts()) and not hasattr(data, "split"):
+def check_start(model: AdaptedModel, data: Any, file: str | None = None) -> None:
+    """Refuses, by a ConfigError, deltas that start from training images where there are none, or without classes.
+
+    Where they start from the values of a `file` instead there is nothing to refuse.
+    """
+    starting = [part for part in model.parts() if part.starts_from_images and file is None]
+    if starting and not hasattr(data, "split"):
         raise ConfigError("A delta that starts from training images needs a data module that has them.")
+    for part in starting:
+        if part.starts_from_classes and _classes(data) is None:
+            raise ConfigError(
+                f"{type(part).__name__} starts from training images with one class each, which these data have not: "
+                "take another delta, or an init_delta of images that have."
+            )
+
+
+def _classes(data: Any) -> Tensor | None:
+    """The class of each training image, int64 (N,); None where an image has other than one."""
+    if isinstance(data, MaskDataModule) or getattr(data, "targets", "multiclass") != "multiclass":
+        return None
+    return torch.as_tensor(data.split("train").labels, dtype=torch.long)
 
 
 def start_deltas(model: AdaptedModel, data: ImageDataModule) -> None:
@@ -40,14 +58,16 @@ def start_deltas(model: AdaptedModel, data: ImageDataModule) -> None:
     """
     if not any(part.starts_from_images for part in model.parts()):
         return
-    training, alpha, split = model.training, model.strength, data.split("train")
+    mode, alpha, split = model.training, model.strength, data.split("train")
     rng = np.random.default_rng(global_seed())
     model.eval()
     model.set_strength(0.0)
+    device = model.backbone.mean.device
+    training = TrainingImages(len(split), lambda rows: split.batch(rows)["image"].to(device), _classes(data))
     for part in model.parts():
-        part.start_from_images(len(split), lambda rows: split.batch(rows)["image"].to(model.backbone.mean.device), rng)
+        part.start_from_images(training, rng)
     model.set_strength(alpha)
-    model.train(training)
+    model.train(mode)
 
 
 def agree(model: AdaptedModel, trainer: L.Trainer) -> None:

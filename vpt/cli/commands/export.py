@@ -6,7 +6,9 @@ from pathlib import Path
 
 from vpt.cli.arguments import WEIGHTS_HELP, Parser, check_effect
 
-_FORMATS = "onnx, torch: one file, model.onnx or model.pt2, from uint8 images to logits; peft: a LoRA, DoRA or VeRA"
+_FORMATS = (
+    "onnx, torch: one file, model.onnx or model.pt2, from uint8 images to logits; peft: a LoRA, DoRA, VeRA or MLAE"
+)
 _PLACES = {"onnx": "model.onnx", "torch": "model.pt2", "peft": "peft"}
 
 

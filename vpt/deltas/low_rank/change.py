@@ -94,6 +94,10 @@ class LowRankChange(MergeablePart):
     def factors(self, key: str) -> tuple[Tensor, Tensor]:
         """D, (ranks, inputs) or (ranks, inputs, rows, columns), and U, (outputs, ranks), of one of the changes."""
 
+    def acting(self, key: str) -> tuple[Tensor, Tensor]:
+        """Those that act in this forward pass: the same, unless training leaves out some of the ranks."""
+        return self.factors(key)
+
     def hooks(self) -> Iterator[Handle]:
         """The low-rank path beside every module that computes one of the maps or several."""
         for module, keys in self.by_module.items():
@@ -120,7 +124,7 @@ class LowRankChange(MergeablePart):
     def _convolved(self, key: str, weight: Tensor) -> Tensor:
         if (strength := self.at(key)) == 0.0:
             return weight
-        down, up = self.factors(key)
+        down, up = self.acting(key)
         return torch.add(weight, ((up * (self.factor * strength)) @ down.flatten(1)).view_as(weight))
 
     @torch.no_grad()
@@ -144,7 +148,7 @@ class LowRankChange(MergeablePart):
         """D and U of all maps of a module as one: (ranks, inputs), and scaled (outputs of the module, ranks)."""
         downs, columns = [], []
         for key in keys:
-            (down, up), target = self.factors(key), self.targets[key]
+            (down, up), target = self.acting(key), self.targets[key]
             downs.append(down)
             columns.append(pad(up, (0, 0, target.start, target.module.out_features - target.stop)))
         assembled = columns[0] if len(keys) == 1 else torch.cat(columns, dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ class Vera(LowRankChange):
     """
 
     method = "VeRA"
+    read: ClassVar[int] = 1
+    """How many values of each rank A reads."""
 
     def __init__(
         self,
@@ -49,18 +51,18 @@ class Vera(LowRankChange):
         """
         if rank < 1 or seed < 0 or d_initial == 0:
             raise ConfigError(
-                f"VeRA takes a rank of at least 1, a seed of at least 0 and a d_initial that is not 0, got {rank}, "
-                f"{seed} and {d_initial}."
+                f"{self.method} takes a rank of at least 1, a seed of at least 0 and a d_initial that is not 0, got "
+                f"{rank}, {seed} and {d_initial}."
             )
         super().__init__(backbone, targets, layers)
         inputs = max(math.prod(each) for _, each in self.shapes.values())
         outputs = max(outputs for outputs, _ in self.shapes.values())
         self.seed, rng = seed, np.random.RandomState(seed)
-        self._drawn = [_uniform(rng, rank, inputs), _uniform(rng, outputs, rank)]
+        self._drawn = [_uniform(rng, self.read * rank, inputs), _uniform(rng, outputs, rank)]
         self._take(backbone.mean)
         self.d, self.b = nn.ParameterDict(), nn.ParameterDict()
         for key, (outputs, _) in self.shapes.items():
-            self.d[key] = nn.Parameter(backbone.mean.new_full((rank,), d_initial))
+            self.d[key] = nn.Parameter(backbone.mean.new_full((self.read * rank,), d_initial))
             self.b[key] = nn.Parameter(backbone.mean.new_zeros(outputs))
 
     def _take(self, like: Tensor) -> None:

@@ -7,7 +7,7 @@ The latter is Self-Prompt Tuning (Wang et al., "Revisiting the Power of Prompt f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from vpt.backbones.compilation import eagerly
 from vpt.backbones.factory import Backbone
+from vpt.deltas.base import TrainingImages
 from vpt.errors import ConfigError
 
 INITS = ("uniform", "token", "mean", "max")
-Images = Callable[[Sequence[int]], Tensor]
-"""Images at some positions, as a backbone takes them."""
 
 
 @torch.no_grad()
@@ -29,8 +28,7 @@ def tokens_of_images(
     blocks: Sequence[int],
     numbers: Sequence[int],
     init: str,
-    count: int,
-    images: Images,
+    training: TrainingImages,
     rng: np.random.Generator,
 ) -> list[Tensor]:
     """Draws tokens that enter some blocks, without replacement and alike from all images.
@@ -41,8 +39,7 @@ def tokens_of_images(
         numbers: How many tokens for each block, n.
         init: ``token`` for tokens as they are; ``mean`` or ``max`` over parts of an image's sequence of tokens, which
             is cut into n equal ones.
-        count: How many images there are.
-        images: Those at some positions.
+        training: The images.
         rng: The draw follows from it.
 
     Returns:
@@ -51,7 +48,7 @@ def tokens_of_images(
     Raises:
         ConfigError: The images have fewer tokens than are wanted.
     """
-    entering = [found[0] for found in _entering(backbone, blocks, images([0]))]
+    count, entering = training.number, [found[0] for found in _entering(backbone, blocks, training.images([0]))]
     drawn: dict[int, list[tuple[int, int, int]]] = {}  # by image: place among blocks, of the result, token or part
     for layer, (number, tokens) in enumerate(zip(numbers, entering, strict=True)):
         parts = len(tokens) if init == "token" else number
@@ -64,7 +61,7 @@ def tokens_of_images(
             drawn.setdefault(row // parts, []).append((layer, place, row % parts))
     found = [tokens.new_empty(number, tokens.shape[1]) for number, tokens in zip(numbers, entering, strict=True)]
     for image, places in sorted(drawn.items()):
-        entering = [tokens[0] for tokens in _entering(backbone, blocks, images([image]))]
+        entering = [tokens[0] for tokens in _entering(backbone, blocks, training.images([image]))]
         for layer, place, row in places:
             found[layer][place] = _pooled(entering[layer], init, numbers[layer], row)
     return found

@@ -23,7 +23,7 @@ from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.attention.windows import BESIDE, Beside, window_answers
 from vpt.backbones.factory import Backbone
 from vpt.backbones.strength import Place
-from vpt.deltas.base import Handle, chosen_blocks, named_stack, numbers_by_layer, pick, stack
+from vpt.deltas.base import Handle, TrainingImages, chosen_blocks, named_stack, numbers_by_layer, pick, stack
 from vpt.deltas.extra_key_values import (
     DropoutMode,
     Edited,
@@ -36,7 +36,7 @@ from vpt.deltas.extra_key_values import (
 )
 from vpt.deltas.prompts.adaptive import Adaptive, ImagePrompts
 from vpt.deltas.prompts.checks import check_mapped, check_numbers, check_pooling, check_shallow, check_start
-from vpt.deltas.prompts.initialization import Images, tokens_of_images, transformed, transformed_prompts
+from vpt.deltas.prompts.initialization import tokens_of_images, transformed, transformed_prompts
 from vpt.deltas.prompts.pruning import Mask, probed
 from vpt.deltas.prompts.temperature import Temperature, Temperatures
 from vpt.deltas.registry import register_delta
@@ -194,11 +194,11 @@ class Prompt(ExtraKeys):
         return self.init != "uniform" and not self.started
 
     @torch.no_grad()
-    def start_from_images(self, number: int, images: Images, rng: np.random.Generator) -> None:
+    def start_from_images(self, training: TrainingImages, rng: np.random.Generator) -> None:
         """See `DeltaPart`; a ConfigError where all images together have fewer tokens than there are prompts."""
         if self.starts_from_images:
             numbers = [size for size, _ in self.shapes] if self.mask is None else self._numbers
-            drawn = tokens_of_images(self.backbone, self.blocks, numbers, self.init, number, images, rng)
+            drawn = tokens_of_images(self.backbone, self.blocks, numbers, self.init, training, rng)
             for layer, tokens in enumerate(drawn):
                 pick(self.tokens, layer).copy_(tokens if self.mask is None else self.mask.cut(layer, tokens))
             self.started = True

@@ -17,21 +17,23 @@ from torch.nn.functional import layer_norm
 
 from vpt.deltas import DeltaSpec
 from vpt.deltas.prompts.pruning import prunes_whole
+from vpt.errors import ConfigError
 
 Tensors = Mapping[str, Tensor]
 Spec = dict[str, Any]
 Shares = Mapping[str, Sequence[Tensor]]
 """By tensor, what each ingredient counts: numbers, or what has the tensor's dimensions."""
 
-LOW_RANK = ("lora", "dora")
-"""Deltas whose tensors `down` and `up` are A and B of a change; DoRA's is that of the directions."""
+LOW_RANK = ("lora", "dora", "mlae")
+"""Deltas whose tensors `down` and `up` are A and B of a change; DoRA's is that of the directions, MLAE's has a
+`coefficient` of each rank."""
 
 
 def mean(ingredients: Sequence[Tensors], shares: Shares | None = None) -> dict[str, Tensor]:
     """The mean of floating tensors, summed in double precision; others are equal and stay, or are the first's.
 
     The latter are batch norm's counters of batches; its means and variances are averaged. With `shares` it is a
-    weighted mean.
+    weighted mean. A ConfigError where deltas train other weights than each other.
     """
     first = ingredients[0]
     if len(ingredients) == 1:
@@ -42,6 +44,11 @@ def mean(ingredients: Sequence[Tensors], shares: Shares | None = None) -> dict[s
             each = torch.stack([one[key].double() for one in ingredients])
             whole = each.mean(dim=0) if shares is None else _weighted(each, shares[key])
             found[key] = whole.to(tensor.dtype)
+        elif key.startswith("delta.") and any(not torch.equal(tensor, one[key]) for one in ingredients[1:]):
+            raise ConfigError(
+                "These files have selected other weights to train, so that their values have no mean: start all runs "
+                "from the selection of one of them, with init_delta."
+            )
     return found
 
 
@@ -80,9 +87,9 @@ def averaged(
 
 
 def widened(spec: Spec, times: int) -> Spec:
-    """LoRA or DoRA of so many times the rank, and the same factor."""
-    scale = None if spec["scale"] is None else times * spec["scale"]
-    return DeltaSpec.read({**spec, "rank": times * spec["rank"], "scale": scale}).plain()
+    """The same of so many times the rank, and the same factor."""
+    scale = {} if spec.get("scale") is None else {"scale": times * spec["scale"]}
+    return DeltaSpec.read({**spec, "rank": times * spec["rank"], **scale}).plain()
 
 
 def stacked(room: str, ingredients: Sequence[Tensors], shares: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
@@ -92,6 +99,8 @@ def stacked(room: str, ingredients: Sequence[Tensors], shares: Mapping[str, Sequ
         down, up = f"{room}down.{target}", f"{room}up.{target}"
         found[down] = torch.cat([each[down] for each in ingredients])
         found[up] = torch.cat([each[up] * share for each, share in zip(ingredients, own, strict=True)], dim=1)
+        if (scales := f"{room}coefficient.{target}") in ingredients[0]:
+            found[scales] = torch.cat([each[scales] for each in ingredients])
     return found
 
 
@@ -100,11 +109,13 @@ def _targets(room: str, tensors: Tensors) -> list[str]:
 
 
 def low_rank_changes(room: str, tensors: Tensors) -> dict[str, Tensor]:
-    """B A of each target of a LoRA, (outputs, inputs), in double precision, without its factor."""
+    """B A of each target of a LoRA, (outputs, inputs), in double precision, without its factor; B Λ A of an MLAE."""
     found = {}
     for target in _targets(room, tensors):
         down = tensors[f"{room}down.{target}"].double().flatten(1)
-        found[target] = tensors[f"{room}up.{target}"].double() @ down
+        up = tensors[f"{room}up.{target}"].double()
+        scales = tensors.get(f"{room}coefficient.{target}")
+        found[target] = (up if scales is None else up * scales) @ down
     return found
 
 
