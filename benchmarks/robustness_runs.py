@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -340,6 +341,8 @@ def _fewshot(place: Place, task: str, method: str, shots: int, seed: int, other_
     steps = math.ceil(len(_read(data).split("train")) / BATCH)
     epochs = 1 if solved or place.quick else max(EPOCHS, math.ceil(SHOT_STEPS / steps))
     head = SHOT_RATES[task]["linear"] if method == "recipe_probe" else None
+    if not place.delta(name).is_file():
+        shutil.rmtree(place.build / name, ignore_errors=True)  # records of an earlier training
     trial = fit(place, name, method, data, [rate] if solved else rate, seed, epochs, head)
     rows = measure(place, name, place.delta(name), _read(data))
     place.delta(name).unlink()  # 22 MB each after full fine-tuning, and nothing reads it again
