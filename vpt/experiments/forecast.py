@@ -290,8 +290,9 @@ def _runs(model: TunedModel, number: int, half: torch.dtype | None, halves: Any)
 
     def train() -> None:
         outputs = autocast(lambda: model(images) if halves is None else model.classify(halves[1](constant)))
-        outputs.float().square().mean().backward()
-        model.zero_grad()
+        if outputs.requires_grad:  # nearest neighbours train nothing
+            outputs.float().square().mean().backward()
+            model.zero_grad()
         wait(images)
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,13 +94,17 @@ def _grids(options: Namespace) -> dict[str, Path]:
 
 @contextmanager
 def told(name: str) -> Iterator[None]:
-    """Refuses what is refused within in the `name` of a cell."""
+    """Refuses what is refused within in the `name` of a cell, of which no line is told for its seed."""
+    seeds = logging.getLogger("lightning.fabric.utilities.seed")
+    silent, seeds.disabled = seeds.disabled, seeds.disabled or bool(name)
     try:
         yield
     except VPTError as error:
         if not name:
             raise
         raise ConfigError(f"{name}: {error}") from error
+    finally:
+        seeds.disabled = silent
 
 
 def show_forecast(
