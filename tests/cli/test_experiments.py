@@ -75,22 +75,25 @@ def test_what_a_trial_would_leave_out_is_refused(vpt: Vpt) -> None:
 
 def test_a_grid_is_halved_unless_it_is_to_be_whole(vpt: Vpt, tmp_path: Path) -> None:
     grid = tmp_path / "grid.yaml"
-    grid.write_text("grid: {model.base_lr: [0.01, 0.02, 0.04, 0.08]}\nchoose: {data.train: train800}\nseeds: 1\n")
-    four = [*TINY, "--grid", str(grid), "--serial", "--trainer.max_epochs=4"]
-    halved = vpt("sweep", *four, "--out", "halved")
-    assert halved.status == 0, halved.err
-    # 4 for 1 epoch, 2 for 1 more and 1 for the last two
-    assert "halving trained 8 of the grid's 16 epochs: 8 saved" in halved.out
-    whole = vpt("sweep", *four, "--halving", "1", "--out", "whole")
-    assert "halving" not in whole.out
-    grid.write_text("grid: {trainer.max_epochs: [1, 2]}\nchoose: {data.train: train800}\nseeds: 1\n")
-    lengths = vpt("sweep", *TINY, "--grid", str(grid), "--serial", "--out", "lengths")
-    assert lengths.status == 0, lengths.err
-    assert "halving" not in lengths.out
-    grid.write_text("grid: {model.base_lr: [0.01, 0.02]}\nchoose: {data.train: train800}\nseeds: 1\n")
-    steps = [*TINY, "--grid", str(grid), "--serial", "--trainer.max_epochs=null", "--trainer.max_steps=2"]
-    assert "train the whole grid (--halving 1)" in vpt("sweep", *steps, "--out", "steps").sentence
-    assert vpt("sweep", *steps, "--halving", "1", "--out", "steps").status == 0
+
+    def epochs(searched: str, *flags: str) -> list[str]:
+        grid.write_text(f"grid: {{{searched}}}\nchoose: {{data.train: train800}}\nseeds: 1\n")
+        answer = vpt("sweep", *TINY, "--grid", str(grid), *FLAGS, "--dry-run", *flags)
+        if answer.status:
+            return [answer.sentence]
+        row = next(line for line in answer.out.splitlines() if line.startswith("│"))
+        return [cell.strip() for cell in row.split("│")[1:-1]][1:3]
+
+    rates, eight = "model.base_lr: [0.01, 0.02, 0.04, 0.08]", "--trainer.max_epochs=8"
+    # 4 for 2 epochs, 2 for 2 more and 1 for the last four
+    assert epochs(rates, eight) == ["4", "16"]
+    assert epochs(rates, eight, "--halving", "4") == ["4", "14"], "4 for 2 epochs, 1 for the last six"
+    assert epochs(rates, eight, "--halving", "4", "--first-rung", "0.3") == ["4", "32"]
+    assert epochs(rates, eight, "--halving", "1") == ["4", "32"]
+    assert epochs("trainer.max_epochs: [1, 2]") == ["2", "3"]
+    steps = ["--trainer.max_epochs=null", "--trainer.max_steps=2"]
+    assert "train the whole grid (--halving 1)" in epochs(rates, *steps)[0]
+    assert epochs(rates, *steps, "--halving", "1") == ["4", "4"]
 
 
 def test_values_of_a_grid_are_read_as_flags_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
