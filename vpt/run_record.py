@@ -48,11 +48,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Reads the ``run.json`` of a run's folder; a ConfigError where it has none, a RecordError where it is damaged."""
-    path = folder / RUN_FILE
+def read_record(folder: Path, name: str = RUN_FILE) -> dict[str, Any]:
+    """Reads the ``run.json`` of a run's folder, or a copy of another `name`.
+
+    A ConfigError where it has none, a RecordError where it is damaged.
+    """
+    path = folder / name
     if not os.path.lexists(path):
-        raise ConfigError(f"{folder} is no run: it has no {RUN_FILE}.")
+        raise ConfigError(f"{folder} is no run: it has no {name}.")
     record = read_json(path)
     if fault := misfit(record):
         raise RecordError(f"{path} is not the record of a run ({fault}): repair it, or move it away.")

@@ -159,6 +159,9 @@ def test_a_paused_trial_goes_on_as_if_it_had_not_been(config: Config, root: Path
     assert finished(replace(trial, stop=1), root) == half
     assert finished(trial, root) is None
     assert run_trial(trial, root)["metrics"] == whole["metrics"]
+    assert finished(replace(trial, stop=1), root) == half, "a search that resumes compares what it compared before"
+    with pytest.raises(ConfigError, match="was trained beyond epoch 1"):
+        finished(Trial("whole", config, stop=1), root)
 
 
 @pytest.mark.parametrize(

@@ -128,20 +128,33 @@ def claim(folder: Path, found: Mapping[str, Any]) -> None:
 
 
 def finished(trial: Trial, root: Path) -> Record | None:
-    """The `run.json` of a trial that has nothing left to do, else None; a ConfigError if its folder is of another.
+    """The `run.json` of a trial that has nothing left to do, else None; of one that pauses as it was at its stop.
 
-    A RecordError where a record is damaged.
+    A ConfigError if its folder is of another, or of one that did not pause there; a RecordError where a record is
+    damaged.
     """
     folder = root / trial.name
     if not (folder / RUN_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
         return None
     claim(folder, identity(trial.config))
+    if trial.stop is not None and _at(folder, trial.stop).is_file():
+        return read_record(folder, _at(folder, trial.stop).name)
     record = read_record(folder)
-    status = record.get("status")
-    paused = trial.stop is not None and record.get("epochs", 0) >= trial.stop and status != "running"
+    status, epochs = record.get("status"), record.get("epochs", 0)
+    if trial.stop is not None and epochs > trial.stop:
+        raise ConfigError(
+            f"{folder} was trained beyond epoch {trial.stop}, where its search now compares it with others: name "
+            "another --out, or go on with the --halving and --first-rung that it began with."
+        )
+    paused = trial.stop is not None and epochs == trial.stop and status != "running"
     trained = paused or (status in ENDED and (folder / DELTA_FILE).is_file())
     lacks_test = trial.test and "test/loss" not in record.get("metrics", {})
     return record if trained and not lacks_test and not lacking(record, ["epochs", "images", "metrics"]) else None
+
+
+def _at(folder: Path, stop: int) -> Path:
+    """The record of a trial as it was after an epoch, for searches that resume when it has gone on."""
+    return folder / f"run_after_{stop}.json"
 
 
 def run_trial(trial: Trial, root: Path) -> Record:
@@ -167,7 +180,10 @@ def run_trial(trial: Trial, root: Path) -> Record:
                 raise
             config = _halved(config)
         gc.collect()  # frames of the failed step hold memory and, in torch 2.10, the hooks of a dead checkpoint
-    return read_record(folder)
+    record = read_record(folder)
+    if trial.stop is not None:
+        write_json(_at(folder, trial.stop), record)
+    return record
 
 
 def _run(trial: Trial, config: Config, folder: Path) -> None:
