@@ -77,7 +77,7 @@ ROWS = {
     "full": (),
 }
 """By delta, the rows that its page shows between those of the linear probe and of full fine-tuning."""
-_BLOCK = re.compile(r"<!-- ([a-z0-9_ ]+) -->\n(.*?)(?=\n\n|\n*\Z)", re.DOTALL)
+_BLOCK = re.compile(r"<!-- ([a-z0-9_ ]+) -->\n(.*?)(?=\n\n|(?<=-->\n)\n|\n*\Z)", re.DOTALL)
 
 
 def pages() -> list[Path]:
@@ -94,8 +94,13 @@ def write_blocks(page: Path, made: Mapping[str, str]) -> Iterator[str]:
     """Puts blocks into a page, leaves those alone that are not given, and yields the names of those that changed."""
     before = found_blocks(page)
     text = page.read_text(encoding="utf-8")
-    new = _BLOCK.sub(lambda match: f"<!-- {match[1]} -->\n{made.get(match[1], match[2])}", text)
-    page.write_text(new, encoding="utf-8")
+
+    def filled(match: re.Match[str]) -> str:
+        block = made.get(match[1], match[2])
+        apart = "\n" if block and not match[2] else ""  # from what follows a place that was empty
+        return f"<!-- {match[1]} -->\n{block}{apart}"
+
+    page.write_text(_BLOCK.sub(filled, text), encoding="utf-8")
     yield from (name for name, block in before.items() if made.get(name, block) != block)
 
 

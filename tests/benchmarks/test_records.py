@@ -86,3 +86,14 @@ def test_blocks_are_replaced_and_others_left(tmp_path: Path) -> None:
     assert list(write_blocks(page, {"one": "new", "three": "-"})) == ["one"]
     assert page.read_text() == "a\n\n<!-- one -->\nnew\n\nb\n\n<!-- two -->\nkept\n"
     assert found_blocks(page) == {"one": "new", "two": "kept"}
+
+
+def test_what_follows_an_empty_place_stays(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n\n<!-- one -->\n\nAfter.\n\n<!-- two -->\nold\n\nEnd.\n", encoding="utf-8")
+    assert found_blocks(page) == {"one": "", "two": "old"}
+    assert list(write_blocks(page, {"one": "new", "two": "newer"})) == ["one", "two"]
+    told = "Before.\n\n<!-- one -->\nnew\n\nAfter.\n\n<!-- two -->\nnewer\n\nEnd.\n"
+    assert page.read_text(encoding="utf-8") == told
+    assert list(write_blocks(page, {"one": "new", "two": "newer"})) == []
+    assert page.read_text(encoding="utf-8") == told
