@@ -67,6 +67,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "`temperature` (gated prompt tuning)": _prompts(temperature={}),
     "`prefix` beside (free keys and values)": _deltas(PROMPT, {"name": "prefix", "num_tokens": 4}, BIAS, SCALE, LORA),
     "`ema_decay: 0.99`": {"model.ema_decay": 0.99},
+    "`init: frequency` (PAE's start)": _prompts(init="frequency"),
+    "`koopman` (PAE's penalty)": _prompts(koopman={}),
+    "both and `init_head: probe` (PAE)": _prompts(init="frequency", koopman={}) | {"model.init_head": "probe"},
 }
 """Each is added to the recipe."""
 PARTS = {"ablation": ABLATION, "options": OPTIONS}

@@ -37,11 +37,15 @@ class TrainingImages:
         number: How many there are.
         images: Those at some positions, as the backbone takes them.
         labels: The class of each, int64 (number,); None where an image has other than one class.
+        logits: What the model answers to images, (B, C), with the head that it has by then.
+        shown: Shows how far a loop over a sequence is, with a word.
     """
 
     number: int
     images: Callable[[Sequence[int]], Tensor]
     labels: Tensor | None = None
+    logits: Callable[[Tensor], Tensor] | None = None
+    shown: Callable[[Sequence[Any], str], Iterable[Any]] = lambda steps, word: steps
 
 
 class DeltaPart(nn.Module, ABC):
@@ -150,6 +154,10 @@ class DeltaPart(nn.Module, ABC):
 
         All that is random follows from `rng`.
         """
+
+    def penalty(self) -> Tensor | None:
+        """What training adds to its loss, a scalar that depends on the parameters alone; None for nothing."""
+        return None
 
     def curves(self) -> dict[str, Tensor]:
         """Scalars that are worth a curve while it trains, by name."""

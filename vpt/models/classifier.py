@@ -106,6 +106,10 @@ class AdaptedModel(nn.Module):
         """The deltas of the model, in order."""
         return [] if self.delta is None else [cast("DeltaPart", part) for part in self.delta.parts]
 
+    def penalties(self) -> list[Tensor]:
+        """What training adds to its loss for the deltas, scalars that depend on their parameters alone."""
+        return [penalty for part in self.parts() if (penalty := part.penalty()) is not None]
+
     def constant_blocks(self) -> int:
         """How many blocks lie before everything that trains: 0 for none, `READOUT` if only the head does."""
         if self.backbone.trains:

@@ -255,7 +255,7 @@ class TuningTask(L.LightningModule):
     def on_fit_start(self) -> None:
         """Takes from training images what deltas start from, unless training is resumed."""
         if self.trainer.ckpt_path is None:
-            start_deltas(self.model, cast("Any", self.trainer).datamodule)
+            start_deltas(self.model, cast("Any", self.trainer).datamodule, not self.trainer.is_global_zero)
             agree(self.model, self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -267,7 +267,8 @@ class TuningTask(L.LightningModule):
         """This process's part of the mean loss, a scalar (`joint_mean`); a DivergedError if one is not finite."""
         batch, counts = without_repeat(batch, batch_idx, self.trainer)
         batch, parallel = self.mixed(batch, batch_idx), self.trainer.world_size > 1
-        loss = joint_mean(self.training_losses(self._in_parts(batch), batch), self.trainer, counts)
+        penalties = [(each, len(batch["index"])) for each in self.model.penalties()]
+        loss = joint_mean([*self.training_losses(self._in_parts(batch), batch), *penalties], self.trainer, counts)
         bar = self.trainer.progress_bar_callback is not None  # Lightning looks at what a bar shows after every step
         self.log("train/loss", loss, prog_bar=bar, batch_size=len(batch["index"]), sync_dist=parallel)
         self._finite = loss.detach().isfinite() & (True if self._finite is None else self._finite)
@@ -288,9 +289,8 @@ class TuningTask(L.LightningModule):
         """Updates the metrics of a split, and gives the logits of the batch."""
         answers, target = self._finite_logits(self.logits(batch, split), split), batch[self.target]
         logits = self._to_compare(answers, split)
-        mean = cast("MeanMetric", self.losses[split])
         counted = len(target) if self.ignored is None else (target != self.ignored).sum()
-        mean.update(self.loss(logits, batch), weight=counted)
+        cast("MeanMetric", self.losses[split]).update(self.loss(logits, batch), weight=counted)
         target = target if target.is_floating_point() else target.long()
         metrics.update(logits, target)
         if self.trainer.state.fn != "fit":

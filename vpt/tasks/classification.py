@@ -170,8 +170,8 @@ class ClassificationTask(TuningTask):
 
     def on_fit_start(self) -> None:
         """Fits the head, too, where training is to start at the probe, unless it is resumed."""
+        self._start_at_probe()  # first: deltas may start from what the head answers
         super().on_fit_start()
-        self._start_at_probe()
         if self.trainer.ckpt_path is None:
             self._remembered = {name: second.start(self.model) for name, second in self._seconds.items()}
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import numpy as np
@@ -51,10 +51,11 @@ def _classes(data: Any) -> Tensor | None:
     return torch.as_tensor(data.split("train").labels, dtype=torch.long)
 
 
-def start_deltas(model: AdaptedModel, data: ImageDataModule) -> None:
+def start_deltas(model: AdaptedModel, data: ImageDataModule, quiet: bool = False) -> None:
     """Gives the deltas that start from training images (`DeltaPart.start_from_images`) what they ask for.
 
-    The images are not augmented. All that is random follows from the run's seed.
+    The images are not augmented. All that is random follows from the run's seed. Bars show how far it is unless it is
+    `quiet`.
     """
     if not any(part.starts_from_images for part in model.parts()):
         return
@@ -63,7 +64,14 @@ def start_deltas(model: AdaptedModel, data: ImageDataModule) -> None:
     model.eval()
     model.set_strength(0.0)
     device = model.backbone.mean.device
-    training = TrainingImages(len(split), lambda rows: split.batch(rows)["image"].to(device), _classes(data))
+
+    def images(rows: Sequence[int]) -> Tensor:
+        return cast("Tensor", split.batch(rows)["image"].to(device))
+
+    def shown(steps: Sequence[Any], word: str) -> Iterable[Any]:
+        return steps if quiet else track(steps, description=word, console=console(stderr=True))
+
+    training = TrainingImages(len(split), images, _classes(data), model, shown)
     for part in model.parts():
         part.start_from_images(training, rng)
     model.set_strength(alpha)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vpt.deltas.extra_key_values import ExtraKeys
+from vpt.deltas.prompts.frequencies import check_windows
 from vpt.deltas.prompts.initialization import INITS, transformed_prompts
 from vpt.errors import ConfigError, UnknownNameError, check_number
 
@@ -34,6 +35,14 @@ def check_pooling(part: ExtraKeys, deep: bool, last: int) -> None:
 
 def check_numbers(part: ExtraKeys, fourier: float, init: str, numbers: Sequence[int], blocks: Sequence[int]) -> None:
     """Refuses numbers of prompts that Fourier share or start cannot be of."""
+    if init == "frequency":
+        tables = (getattr(each, "relative_position_bias_table", None) for each in part.layout.attentions)
+        if part.layout.windowed or any(table is not None for table in tables):
+            raise ConfigError(
+                f"init frequency passes prompts alone through the blocks, and those of {part.backbone.name} have a "
+                "bias for each pair of an image's tokens: take init mean."
+            )
+        check_windows(part.backbone.input_shape[1:], max(numbers))
     if fourier and any(transformed_prompts(fourier, number) == 0 for number in numbers):
         raise ConfigError(f"fourier {fourier} of {min(numbers)} prompts, rounded down, transforms none.")
     for number, block in zip(numbers, blocks, strict=True) if init in ("mean", "max") else ():
@@ -52,6 +61,13 @@ def check_mapped(mapped: Mapping[str, bool], init: str, fourier: float, masked: 
     given = [name for name, there in (*mapped.items(), ("fourier", fourier > 0)) if there]
     if masked and given:
         raise ConfigError(f"mask prunes each layer's own free prompts: leave {' and '.join(given)} out.")
+
+
+def check_koopman(given: bool, mapped: Mapping[str, bool], masked: bool) -> None:
+    """Refuses `koopman` beside options that leave no free prompts of each layer's own, of equal number."""
+    others = [name for name in ("shared", "adaptive") if mapped[name]] + (["mask"] if masked else [])
+    if given and others:
+        raise ConfigError(f"koopman maps each layer's own prompts to those of the next: leave {others[0]} out.")
 
 
 def check_shallow(part: ExtraKeys, by_layer: Mapping[str, bool]) -> None:

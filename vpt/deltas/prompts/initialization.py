@@ -19,7 +19,7 @@ from vpt.backbones.factory import Backbone
 from vpt.deltas.base import TrainingImages
 from vpt.errors import ConfigError
 
-INITS = ("uniform", "token", "mean", "max")
+INITS = ("uniform", "token", "mean", "max", "frequency")
 
 
 @torch.no_grad()
@@ -48,9 +48,9 @@ def tokens_of_images(
     Raises:
         ConfigError: The images have fewer tokens than are wanted.
     """
-    count, entering = training.number, [found[0] for found in _entering(backbone, blocks, training.images([0]))]
+    count, first = training.number, [found[0] for found in entering(backbone, blocks, training.images([0]))]
     drawn: dict[int, list[tuple[int, int, int]]] = {}  # by image: place among blocks, of the result, token or part
-    for layer, (number, tokens) in enumerate(zip(numbers, entering, strict=True)):
+    for layer, (number, tokens) in enumerate(zip(numbers, first, strict=True)):
         parts = len(tokens) if init == "token" else number
         if number > count * parts:
             raise ConfigError(
@@ -59,11 +59,11 @@ def tokens_of_images(
             )
         for place, row in enumerate(rng.choice(count * parts, number, replace=False).tolist()):
             drawn.setdefault(row // parts, []).append((layer, place, row % parts))
-    found = [tokens.new_empty(number, tokens.shape[1]) for number, tokens in zip(numbers, entering, strict=True)]
+    found = [tokens.new_empty(number, tokens.shape[1]) for number, tokens in zip(numbers, first, strict=True)]
     for image, places in sorted(drawn.items()):
-        entering = [tokens[0] for tokens in _entering(backbone, blocks, training.images([image]))]
+        there = [tokens[0] for tokens in entering(backbone, blocks, training.images([image]))]
         for layer, place, row in places:
-            found[layer][place] = _pooled(entering[layer], init, numbers[layer], row)
+            found[layer][place] = _pooled(there[layer], init, numbers[layer], row)
     return found
 
 
@@ -75,7 +75,7 @@ def _pooled(tokens: Tensor, init: str, parts: int, row: int) -> Tensor:
     return part.mean(dim=0) if init == "mean" else part.amax(dim=0)
 
 
-def _entering(backbone: Backbone, blocks: Sequence[int], images: Tensor) -> list[Tensor]:
+def entering(backbone: Backbone, blocks: Sequence[int], images: Tensor) -> list[Tensor]:
     """The tokens that enter each of some blocks, (B, N, dim)."""
     found: dict[int, Tensor] = {}
 

@@ -31,8 +31,17 @@ from vpt.deltas.extra_key_values import (
     unstacked,
 )
 from vpt.deltas.prompts.adaptive import Adaptive, ImagePrompts
-from vpt.deltas.prompts.checks import check_mapped, check_numbers, check_pooling, check_shallow, check_start
+from vpt.deltas.prompts.checks import (
+    check_koopman,
+    check_mapped,
+    check_numbers,
+    check_pooling,
+    check_shallow,
+    check_start,
+)
+from vpt.deltas.prompts.frequencies import prompts_of_frequencies
 from vpt.deltas.prompts.initialization import tokens_of_images, transformed, transformed_prompts
+from vpt.deltas.prompts.koopman import Koopman, KoopmanPenalty
 from vpt.deltas.prompts.pruning import Mask, probed
 from vpt.deltas.prompts.temperature import Temperature, Temperatures
 from vpt.deltas.prompts.travelling import TravellingPrompts
@@ -65,10 +74,11 @@ class Prompt(TravellingPrompts):
         reference_pooling: bool = False,
         gate: Gate | None = None,
         fourier: float = 0.0,
-        init: Literal["uniform", "token", "mean", "max"] = "uniform",
+        init: Literal["uniform", "token", "mean", "max", "frequency"] = "uniform",
         adaptive: Adaptive | None = None,
         temperature: Temperature | None = None,
         mask: Sequence[str] | None = None,
+        koopman: Koopman | None = None,
     ) -> None:
         """Draws prompts from U(-v, v) with v = √(6 / (3·p² + dim)), the paper's Xavier bound for patches of p pixels.
 
@@ -94,27 +104,32 @@ class Prompt(TravellingPrompts):
                 of their Fourier transform over tokens and channels (VFPT; Zeng et al., NeurIPS 2024, section 3.2).
             init: ``uniform``, or, with deep prompts, tokens that enter the block for training images of the frozen
                 backbone (SPT; Wang et al., ICML 2024, section 3.3): ``token`` for tokens as they are, ``mean`` and
-                ``max`` over n chunks of an image's tokens, n of them drawn from all images. Training takes them at its
-                start (`start_from_images`), unless it starts from a delta file; until then, and in a delta file,
-                prompts are as if ``uniform``.
+                ``max`` over n chunks of an image's tokens, n of them drawn from all images. ``frequency``, on a ViT:
+                what the best windows of frequencies leave of the patches (PAE; Wang et al., ICLR 2026,
+                `prompts_of_frequencies`). Training takes them at its start (`start_from_images`), unless it starts from
+                a delta file; until then, and in a delta file, prompts are as if ``uniform``.
             adaptive: On a ViT, with deep prompts: those of all blocks but the first are functions of the image's tokens
                 (VAPT, `ImagePrompts`); None for constant ones.
             temperature: Learns a temperature of the attention in every block that has prompts, of all its keys (Yoo et
                 al., ICML 2023; `Temperature`); shallow prompts are in every block. None for that of the backbone.
             mask: Prunes prompts, and segments of others, as a `Mask` says, layer by layer; what is left starts as it
                 does without (E²VPT). None for all of them.
+            koopman: With deep prompts, a penalty in training that has those of a layer follow from those of the layer
+                before (PAE; `KoopmanPenalty`); a delta file holds nothing of it. None for no penalty.
         """
         layout = backbone.attention_layout if deep and init == "uniform" and not adaptive else backbone.layout
         blocks = chosen_blocks(len(layout.blocks), layers) if deep else [0]
         super().__init__(backbone, blocks, dropout, dropout_mode, log_bias, gate)
         by_layer = {"layers": layers is not None, "shared": shared, "gate": gate is not None}
         by_layer |= {"adaptive": adaptive is not None, "a list of num_tokens": not isinstance(num_tokens, int)}
-        self.fourier, self.init = fourier, init
+        by_layer |= {"koopman": koopman is not None}
+        self.fourier, self.init, self.starts_from_classes = fourier, init, init == "frequency"
         check_start(fourier, init, deep, shared or project is not None)
         if not deep:
             check_shallow(self, by_layer)
         mapped = {"shared": shared, "project": project is not None, "adaptive": adaptive is not None}
         check_mapped(mapped, init, fourier, mask is not None, self.layout.windowed)
+        check_koopman(koopman is not None, mapped, mask is not None)
         last = len(self.layout.blocks) - 1
         if reference_pooling:
             check_pooling(self, deep, last)
@@ -146,6 +161,7 @@ class Prompt(TravellingPrompts):
         if self.mask is not None:
             self._numbers, self.shapes = numbers, self.mask.shapes
         self.tokens = tokens if self.mask is None else self.mask.drawn(tokens, backbone.mean)
+        self.koopman = None if koopman is None else KoopmanPenalty(self.shapes, Koopman.of(koopman), backbone.mean)
 
     def _projection(self, width: int, like: Tensor) -> nn.Linear:
         """As the reference draws it: Kaiming normal over the outputs."""
@@ -174,11 +190,13 @@ class Prompt(TravellingPrompts):
     def expected_parameters(self) -> int:
         """Σ n · dim over the layers (one if shallow or shared); projected from width d: Σ n · d + (d + 1) · dim.
 
-        A gate and temperatures have one more for each head, or block; adaptive prompts those of `ImagePrompts`.
+        A gate and temperatures have one more for each head, or block; adaptive prompts those of `ImagePrompts`, a
+        `koopman` those of `KoopmanPenalty`.
         """
         gates = 0 if self._gate is None else sum(self._gates())
         gates += 0 if self.adaptive is None else self.adaptive.expected_parameters()
         gates += 0 if self.temperature is None else self.temperature.expected_parameters()
+        gates += 0 if self.koopman is None else self.koopman.expected_parameters()
         if self.projection is None:
             stored = self.shapes if self.mask is None else self.mask.stored
             return gates + sum(number * dim for number, dim in stored)
@@ -195,17 +213,23 @@ class Prompt(TravellingPrompts):
         """See `DeltaPart`; a ConfigError where all images together have fewer tokens than there are prompts."""
         if self.starts_from_images:
             numbers = [size for size, _ in self.shapes] if self.mask is None else self._numbers
-            drawn = tokens_of_images(self.backbone, self.blocks, numbers, self.init, training, rng)
+            place = self.backbone, self.blocks, numbers
+            drawn = (
+                prompts_of_frequencies(*place, training, rng)
+                if self.init == "frequency"
+                else tokens_of_images(*place, self.init, training, rng)
+            )
             for layer, tokens in enumerate(drawn):
                 pick(self.tokens, layer).copy_(tokens if self.mask is None else self.mask.cut(layer, tokens))
             self.started = True
 
     def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Prompts behind their projection, wherever they began."""
+        """Prompts behind their projection, wherever they began and whatever they were held to."""
+        state = {name: t for name, t in self.state_dict(keep_vars=True).items() if not name.startswith("koopman.")}
         if self.projection is None:
-            return {"init": "uniform"}, self.state_dict(keep_vars=True)
+            return {"init": "uniform", "koopman": None}, state
         mapped = [self.prompts(layer).detach() for layer in range(len(self.shapes))]
-        return {"project": None}, named_stack("tokens", mapped) | self.of_logits(self.state_dict(keep_vars=True))
+        return {"project": None, "koopman": None}, named_stack("tokens", mapped) | self.of_logits(state)
 
     @torch.no_grad()
     def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -213,6 +237,8 @@ class Prompt(TravellingPrompts):
 
         Where they span less, the free columns of the projection stay as drawn, so that all of it trains.
         """
+        if self.koopman is not None:  # which begins anew
+            tensors = {**tensors, **self.koopman.state_dict(prefix="koopman.")}
         if self.projection is None:
             return super().unfolded(tensors)
         mapped = unstacked("tokens", tensors)
@@ -222,7 +248,8 @@ class Prompt(TravellingPrompts):
         weight = torch.where(even > 0, weight / even, like.T).T
         tokens = cast("Any", (narrow * even.T).to(like)).split([len(matrix) for matrix in mapped])
         projection = {"projection.weight": weight.to(like), "projection.bias": bias.to(like)}
-        return named_stack("tokens", tokens) | projection | self.of_logits(tensors)
+        kept = {name: tensor for name, tensor in tensors.items() if name.startswith("koopman.")}
+        return named_stack("tokens", tokens) | projection | self.of_logits(tensors) | kept
 
     def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the prompts, projected by the block's LayerNorm and weights."""
@@ -253,6 +280,12 @@ class Prompt(TravellingPrompts):
         """See `DeltaPart`: by layer, and the temperature of each block, also of shallow prompts, in that block."""
         there = {} if self.temperature is None else self.temperature.places(self.layout.attentions)
         return {**super().places(), **there}
+
+    def penalty(self) -> Tensor | None:
+        """See `DeltaPart`: that of `koopman`."""
+        return (
+            None if self.koopman is None else self.koopman([self.prompts(layer) for layer in range(len(self.blocks))])
+        )
 
     def rate_scales(self) -> dict[nn.Parameter, float]:
         """See `DeltaPart`: those of the gate and of temperatures."""
