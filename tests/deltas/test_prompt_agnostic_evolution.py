@@ -156,7 +156,7 @@ def test_layers_of_one_prompt_that_fades_cost_nothing() -> None:
     with torch.no_grad():
         held.operator.mul_(0.5)
         first = numbers(2, 24)
-        part.tokens.copy_(torch.stack([first, first / 2, first / 4]))  # type: ignore[union-attr]
+        cast("Tensor", part.tokens).copy_(torch.stack([first, first / 2, first / 4]))
     assert float(cast("Tensor", part.penalty()).detach()) == pytest.approx(0.0, abs=1e-20)
 
 
