@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -129,7 +130,7 @@ def test_every_family_starts_from_frequencies_or_says_why_not(family: str) -> No
 # -- the penalty ------------------------------------------------------------------------------------------------------
 
 
-def test_the_penalty_is_the_papers_sum_over_layers() -> None:
+def test_the_penalty_is_a_sum_over_pairs_of_layers() -> None:
     part = prompt(make("vit")[0], koopman={"rate": 0.7, "stability": 0.3, "width": 5})
     held = part.koopman
     assert held is not None
@@ -138,19 +139,26 @@ def test_the_penalty_is_the_papers_sum_over_layers() -> None:
     with torch.no_grad():
         for seed, matrix in enumerate((held.projection, held.operator, held.energy)):
             matrix.copy_(numbers(*matrix.shape, seed=seed))
+        cast("Tensor", part.tokens).copy_(numbers(3, 2, 24, seed=9))
     form = held.energy.T @ held.energy
+    form = form / (torch.linalg.svdvals(form)[0] + 1e-8)
     states = [part.prompts(layer) @ held.projection for layer in range(3)]
-    missed = sum(float((after - before @ held.operator).norm() ** 2) for before, after in pairwise(states))
-    energies = [float(torch.trace(state @ form @ state.T)) for state in states]
-    growth = sum(max(0.0, after - before) for before, after in pairwise(energies))
-    penalty = part.penalty()
-    assert penalty is not None
-    assert growth > 0
-    assert float(penalty) == pytest.approx(0.7 * missed + 0.3 * growth, rel=1e-12)
+    expected = 0.0
+    for before, after in pairwise(states):
+        ahead = before @ held.operator
+        expected += 0.7 * sum(float((ahead[row] - after[row]).square().sum()) for row in (0, 1)) / (2 * 5)
+        growth = 0.0
+        for row in (0, 1):
+            short = [state[row] / max(1.0, float(state[row].norm()) + 1e-8) for state in (ahead, before)]
+            value, past = (float(state @ form @ state) for state in short)
+            growth += math.log1p(math.exp(value - past)) / 2
+        expected += 0.3 * 10 * math.tanh(growth / 10)
+    assert max(float(state.norm(dim=1).max()) for state in states) > 1
+    assert float(cast("Tensor", part.penalty())) == pytest.approx(expected, rel=1e-12)
 
 
-def test_layers_of_one_prompt_that_fades_cost_nothing() -> None:
-    part = prompt(make("vit")[0], koopman={"width": 4})
+def test_layers_that_follow_the_operator_miss_nothing() -> None:
+    part = prompt(make("vit")[0], koopman={"width": 4, "stability": 0})
     held = part.koopman
     assert held is not None
     with torch.no_grad():

@@ -1,17 +1,17 @@
 """Prompts of successive layers as one evolution, the penalty of prompt-agnostic evolution (PAE).
 
 Wang et al., "Visual Prompt-Agnostic Evolution", ICLR 2026, arXiv 2601.20232: the Koopman-Lyapunov system, equations 8
-and 10.
+and 10, in the form of the released program, to which the published rates belong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from vpt.argument_types import Options
 from vpt.deltas.base import Shape
@@ -24,7 +24,7 @@ class Koopman(Options):
 
     Attributes:
         rate: α of the paper, on what the linear map misses, at least 0.
-        stability: β of the paper, on energy that grows from layer to layer, at least 0.
+        stability: β of the paper, on energy that the map lets grow from layer to layer, at least 0.
         width: K of the paper, of the space in which the map is linear, at least 1.
     """
 
@@ -42,7 +42,11 @@ class Koopman(Options):
 
 
 class KoopmanPenalty(nn.Module):
-    """α Σ ‖z₊ - z 𝒦‖² + β Σ max(0, V(z₊) - V(z)) over successive layers, z = P U and V(z) = tr(z Q zᵀ), Q = Lᵀ L.
+    """What the prompts P of successive layers cost in training, as the released program of PAE computes it.
+
+    With z = P U, of each pair of layers α · mean (z 𝒦 - z₊)² + β · mean s(V(z 𝒦) - V(z)): s is the softplus, damped as
+    10 tanh(s / 10), and V(z) = zᵀ Q z of each prompt, brought to length 1 where it is longer, by Q = Lᵀ L of norm 1.
+    Equation 10 has a maximum with 0 in place of s, and nothing brought to a length.
 
     U (dim, width), 𝒦 and L (width, width), the latter two the identity at first, are trained with the prompts and
     belong to training alone: what a delta computes does not depend on them.
@@ -66,10 +70,19 @@ class KoopmanPenalty(nn.Module):
         """The penalty, a scalar, of the prompts (n, dim) of each layer."""
         with torch.autocast(self.operator.device.type, enabled=False):
             lifted = torch.stack(list(prompts)) @ self.projection
-            missed = (lifted[1:] - lifted[:-1] @ self.operator).square().sum()
-            energies = (lifted @ self.energy.T).square().sum(dim=(1, 2)).unbind()
-            growth = sum(torch.relu(after - before) for before, after in pairwise(energies))
-            return self.options.rate * missed + self.options.stability * growth
+            before, after = lifted[:-1], lifted[1:]
+            predicted = before @ self.operator
+            missed = (predicted - after).square().mean(dim=(1, 2))
+            growth = softplus(self._energies(predicted) - self._energies(before)).mean(dim=1)
+            damped = 10 * torch.tanh(growth / 10)
+            return (self.options.rate * missed + self.options.stability * damped).sum()
+
+    def _energies(self, states: Tensor) -> Tensor:
+        """V of each prompt, (layers, n), of states (layers, n, width)."""
+        form = self.energy.T @ self.energy
+        form = form / (torch.linalg.matrix_norm(form, ord=2) + 1e-8)
+        states = states / (states.norm(dim=-1, keepdim=True) + 1e-8).clamp(min=1.0)
+        return ((states @ form) * states).sum(dim=-1)
 
     def expected_parameters(self) -> int:
         """(dim + 2 · width) · width."""
