@@ -191,7 +191,10 @@ def test_training_adds_the_penalty_and_trains_its_matrices() -> None:
         torch.testing.assert_close(loss, expected)
 
 
-def test_a_file_holds_nothing_of_it_and_training_starts_from_one(tmp_path: Path) -> None:
+def test_a_file_holds_nothing_of_it_and_training_starts_from_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vpt.deltas.prompts.frequencies.IMAGES", 2)
     task = DeltaTuning(**BASE, deltas=[HELD | {"init": "frequency", "project": None}])
     trainer(epochs=1).fit(task, datamodule=data())
     save_delta(file := tmp_path / "delta.safetensors", task.model)
@@ -209,7 +212,9 @@ def test_a_file_holds_nothing_of_it_and_training_starts_from_one(tmp_path: Path)
     assert torch.equal(new.koopman.operator, torch.eye(3))
 
 
-def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path: Path) -> None:
+def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vpt.deltas.prompts.frequencies.IMAGES", 2)
+
     def leg(stop: int, resume: Path | None = None) -> DeltaTuning:
         L.seed_everything(0)
         task = DeltaTuning(**BASE, deltas=[HELD | {"init": "frequency"}])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,7 @@ class KoopmanPenalty(nn.Module):
         form = self.energy.T @ self.energy
         form = form / (torch.linalg.matrix_norm(form, ord=2) + 1e-8)
         states = states / (states.norm(dim=-1, keepdim=True) + 1e-8).clamp(min=1.0)
-        return ((states @ form) * states).sum(dim=-1)
+        return cast("Tensor", ((states @ form) * states).sum(dim=-1))
 
     def expected_parameters(self) -> int:
         """(dim + 2 · width) · width."""
