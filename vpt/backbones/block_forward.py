@@ -103,7 +103,7 @@ def run_blocks(
     dim). `given` is `block_inputs` for all blocks of the model, `parts` may put tokens beside the map, and only the
     first `keep` tokens leave the model's last block; None for all.
     """
-    last, run = len(layout.blocks) - 1, _checkpointed if _wants_checkpoints(model) else _plain
+    last, run = len(layout.blocks) - 1, checkpointed if _wants_checkpoints(model) else _plain
     beside: dict[Attached, Tensor] = {}
     for index in blocks:
         block = layout.blocks[index]
@@ -133,8 +133,8 @@ def _plain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return copy_context().run(function, *args, **kwargs)
 
 
-def _checkpointed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Likewise, and when the block is run again it is in the context of this call."""
+def checkpointed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Keeps nothing but what it returns: it runs again for the backward pass, in the context of this call."""
     context = copy_context()
 
     def again(*args: Any, **kwargs: Any) -> Any:

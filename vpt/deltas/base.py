@@ -386,11 +386,14 @@ def chosen_blocks(depth: int, layers: Sequence[int] | None) -> list[int]:
     return list(range(layers[0], layers[1]))
 
 
-def numbers_by_layer(num_tokens: int | Sequence[int], layers: int) -> list[int]:
-    """Keys of each layer, of one number or a list; a ConfigError for another length or a number below 1."""
+def numbers_by_layer(num_tokens: int | Sequence[int], layers: int, least: int = 1) -> list[int]:
+    """Keys of each layer, of one number or a list, all at least 1, or 0 where `least` is that but for one of them.
+
+    A ConfigError for others, or a list of another length.
+    """
     numbers = [num_tokens] * layers if isinstance(num_tokens, int) else list(num_tokens)
     if len(numbers) != layers:
         raise ConfigError(f"num_tokens lists {len(numbers)} numbers for {layers} layers with prompts.")
-    if min(numbers) < 1:
+    if min(numbers) < least or not any(numbers):
         raise ConfigError(f"num_tokens must be at least 1, got {min(numbers)}; for no prompts use a linear probe.")
     return numbers

@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vpt.argument_types import check_arguments
 from vpt.backbones import Backbone, create_backbone
+from vpt.backbones.block_forward import checkpointed
 from vpt.backbones.compilation import compile_for
 from vpt.errors import ConfigError, DeltaFileError, DivergedError, check_number
 from vpt.image_size import plain_size
@@ -37,8 +37,9 @@ from vpt.tasks.optimizers import (
     scheduled_optimizer,
     seed_epoch,
 )
-from vpt.tasks.parallel import Weighed, joint_mean, without_repeat
+from vpt.tasks.parallel import Weighed, joint_loss
 from vpt.tasks.regularization import DecayToStart, StartDecay
+from vpt.tasks.relocation import relocating
 
 Batch = dict[str, Tensor]
 
@@ -183,8 +184,8 @@ class TuningTask(L.LightningModule):
             check_trainer(self.trainer)
             check_monitors(self.trainer, ["val/loss", *map(str, self.val_metrics.keys())])  # with their prefix
             self.check_fit(getattr(self.trainer, "datamodule", None))
-        start = [] if self._start_decay is None else [DecayToStart(self._start_decay)]
-        return [TrainingCurves(), *start, *([WeightAverage(decay)] if (decay := self.hparams["ema_decay"]) else [])]
+        more = relocating(self) + ([] if self._start_decay is None else [DecayToStart(self._start_decay)])
+        return [TrainingCurves(), *more, *([WeightAverage(decay)] if (decay := self.hparams["ema_decay"]) else [])]
 
     def setup(self, stage: str) -> None:
         """Takes class names and preprocessing from the data module.
@@ -264,11 +265,8 @@ class TuningTask(L.LightningModule):
             seed_epoch(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """This process's part of the mean loss, a scalar (`joint_mean`); a DivergedError if one is not finite."""
-        batch, counts = without_repeat(batch, batch_idx, self.trainer)
-        batch, parallel = self.mixed(batch, batch_idx), self.trainer.world_size > 1
-        penalties = [(each, len(batch["index"])) for each in self.model.penalties()]
-        loss = joint_mean([*self.training_losses(self._in_parts(batch), batch), *penalties], self.trainer, counts)
+        """This process's part of the mean loss, a scalar (`joint_loss`); a DivergedError if one is not finite."""
+        loss, parallel = joint_loss(self, batch, batch_idx), self.trainer.world_size > 1
         bar = self.trainer.progress_bar_callback is not None  # Lightning looks at what a bar shows after every step
         self.log("train/loss", loss, prog_bar=bar, batch_size=len(batch["index"]), sync_dist=parallel)
         self._finite = loss.detach().isfinite() & (True if self._finite is None else self._finite)
@@ -283,7 +281,7 @@ class TuningTask(L.LightningModule):
             return self.logits(batch, "train")
         columns = {key: torch.split(tensor, size) for key, tensor in batch.items()}
         parts = [dict(zip(columns, part, strict=True)) for part in zip(*columns.values(), strict=True)]
-        return torch.cat([checkpoint(self.logits, part, "train", use_reentrant=False) for part in parts])
+        return torch.cat([checkpointed(self.logits, part, "train") for part in parts])
 
     def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
         """Updates the metrics of a split, and gives the logits of the batch."""

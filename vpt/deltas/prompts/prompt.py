@@ -9,7 +9,7 @@ all blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -22,7 +22,7 @@ from torch.nn.functional import dropout as drop
 from vpt.backbones.attention.base import OpenAttention
 from vpt.backbones.factory import Backbone
 from vpt.backbones.strength import Place
-from vpt.deltas.base import Handle, TrainingImages, chosen_blocks, named_stack, numbers_by_layer, pick, stack
+from vpt.deltas.base import Handle, Shape, TrainingImages, chosen_blocks, named_stack, numbers_by_layer, pick, stack
 from vpt.deltas.extra_key_values import (
     DropoutMode,
     Gate,
@@ -43,6 +43,7 @@ from vpt.deltas.prompts.frequencies import prompts_of_frequencies
 from vpt.deltas.prompts.initialization import tokens_of_images, transformed, transformed_prompts
 from vpt.deltas.prompts.koopman import Koopman, KoopmanPenalty
 from vpt.deltas.prompts.pruning import Mask, probed
+from vpt.deltas.prompts.relocation import Assignment, Relocate, check_relocation
 from vpt.deltas.prompts.temperature import Temperature, Temperatures
 from vpt.deltas.prompts.travelling import TravellingPrompts
 from vpt.deltas.registry import register_delta
@@ -54,8 +55,9 @@ class Prompt(TravellingPrompts):
     """Learned prompts for a vision transformer.
 
     `tokens` are (layers, n, dim), layers being 1 if shallow, shared or adaptive; a list of such for runs of equal
-    layers; with a `mask` what is left of them. `projection` leads from narrower ones to the backbone's width, one for
-    all layers; or None. `shapes` are (n, dim) of the prompts of each layer of `tokens`.
+    layers, without those that have none; with a `mask` what is left of them; with `relocate` (prompts, dim), and
+    `assigned` says in which layer each stands. `projection` leads from narrower ones to the backbone's width, one for
+    all layers; or None.
     """
 
     modes = ("sample", "shared", "key_value", "prompt")
@@ -79,12 +81,14 @@ class Prompt(TravellingPrompts):
         temperature: Temperature | None = None,
         mask: Sequence[str] | None = None,
         koopman: Koopman | None = None,
+        relocate: Relocate | None = None,
     ) -> None:
         """Draws prompts from U(-v, v) with v = √(6 / (3·p² + dim)), the paper's Xavier bound for patches of p pixels.
 
         Args:
             backbone: The backbone that the prompts are for.
-            num_tokens: Prompts per layer, at least 1; with deep prompts also a list, a number for each layer.
+            num_tokens: Prompts per layer, at least 1; with deep prompts also a list, a number for each layer, of which
+                some may be 0.
             deep: Prompts before every block (VPT-deep) or only before the first (VPT-shallow).
             dropout: Probability in [0, 1).
             dropout_mode: What is dropped in training. ``"sample"``: channels of the prompts, a mask per image (the
@@ -116,14 +120,18 @@ class Prompt(TravellingPrompts):
                 does without (E²VPT). None for all of them.
             koopman: With deep prompts, a penalty in training that has those of a layer follow from those of the layer
                 before (PAE; `KoopmanPenalty`); a delta file holds nothing of it. None for no penalty.
+            relocate: With deep prompts: in training the most idle one moves to another layer in each epoch, as a
+                `Relocate` says (PRO-VPT). A delta file holds the prompts where they have come to stand, as a list of
+                `num_tokens`. None for prompts that stay.
         """
         layout = backbone.attention_layout if deep and init == "uniform" and not adaptive else backbone.layout
         blocks = chosen_blocks(len(layout.blocks), layers) if deep else [0]
         super().__init__(backbone, blocks, dropout, dropout_mode, log_bias, gate)
         by_layer = {"layers": layers is not None, "shared": shared, "gate": gate is not None}
         by_layer |= {"adaptive": adaptive is not None, "a list of num_tokens": not isinstance(num_tokens, int)}
-        by_layer |= {"koopman": koopman is not None}
+        by_layer |= {"koopman": koopman is not None, "relocate": relocate is not None}
         self.fourier, self.init, self.starts_from_classes = fourier, init, init == "frequency"
+        self.assigned: Assignment | None = None
         check_start(fourier, init, deep, shared or project is not None)
         if not deep:
             check_shallow(self, by_layer)
@@ -137,7 +145,7 @@ class Prompt(TravellingPrompts):
         self.pools = self.changes_pool = reference_pooling
         shallow = [] if deep or not self.layout.windowed else range(last + 1)
         self._blocks_beside = [last] if deep and reference_pooling else list(shallow)
-        numbers = numbers_by_layer(num_tokens, len(blocks))
+        numbers = numbers_by_layer(num_tokens, len(blocks), least=0 if deep and not shared and adaptive is None else 1)
         shapes = [(number, self.layout.dims[block]) for number, block in zip(numbers, blocks, strict=True)]
         check_numbers(self, fourier, init, numbers, blocks)
         if shared and len(set(shapes)) > 1:
@@ -151,17 +159,22 @@ class Prompt(TravellingPrompts):
             own = blocks if deep else range(len(attentions))
             options = Temperature.of(temperature)
             self.temperature = Temperatures({block: attentions[block] for block in own}, options, backbone.mean)
-        self.shapes = shapes[:1] if shared or self.adaptive is not None else shapes
+        self._shapes = shapes[:1] if shared or self.adaptive is not None else shapes
         self.projection = None if project is None else self._projection(project, backbone.mean)
-        drawn = self.shapes if project is None else [(number, project) for number, _ in self.shapes]
+        drawn = [(number, dim if project is None else project) for number, dim in self.shapes if number]
         height, width = self.layout.patch_size
         bound = math.sqrt(6 / (3 * height * width + drawn[0][1]))
         tokens = stack(drawn, backbone.mean, lambda tensor: tensor.uniform_(-bound, bound))
         self.mask = None if mask is None else Mask(mask, shapes, backbone.mean)
         if self.mask is not None:
-            self._numbers, self.shapes = numbers, self.mask.shapes
+            self._numbers, self._shapes = numbers, self.mask.shapes
         self.tokens = tokens if self.mask is None else self.mask.drawn(tokens, backbone.mean)
         self.koopman = None if koopman is None else KoopmanPenalty(self.shapes, Koopman.of(koopman), backbone.mean)
+        if relocate is not None:
+            mapped |= {"fourier": fourier > 0, "mask": mask is not None, "koopman": koopman is not None}
+            check_relocation(shapes, mapped | {"reference_pooling": reference_pooling})
+            self.tokens = nn.Parameter(torch.cat([self._stored(each).detach() for each, n in enumerate(numbers) if n]))
+            self.assigned = Assignment(numbers, Relocate.of(relocate))
 
     def _projection(self, width: int, like: Tensor) -> nn.Linear:
         """As the reference draws it: Kaiming normal over the outputs."""
@@ -183,9 +196,31 @@ class Prompt(TravellingPrompts):
             if (entering := _ENTERING.get().get(self)) is None:
                 raise ConfigError("Adaptive prompts are of an image: they can be had while their block runs alone.")
             return cast("Tensor", self.adaptive(layer - 1, entering))
-        own = pick(self.tokens, 0 if self.shared else layer)
+        if not self.shapes[0 if self.shared else layer][0]:
+            return self.backbone.mean.new_zeros(self.shapes[layer])
+        own = self._stored(layer)
         own = own if self.mask is None else self.mask.filled(layer, own)
         return probed(self, layer, own if self.projection is None else cast("Tensor", self.projection(own)))
+
+    def _stored(self, layer: int) -> Tensor:
+        """What trains of a layer that has prompts, as it is stored."""
+        if self.assigned is not None:
+            rows = self.assigned.rows(layer).to(cast("Tensor", self.tokens).device)
+            return cast("Tensor", self.tokens).index_select(0, rows)
+        return pick(self.tokens, 0 if self.shared else sum(number > 0 for number, _ in self.shapes[:layer]))
+
+    @property
+    def shapes(self) -> Sequence[Shape]:
+        """(n, dim) of the prompts of each layer of its own: one if shallow, shared or adaptive."""
+        if self.assigned is None:
+            return self._shapes
+        return [(number, self._shapes[0][1]) for number in self.assigned.numbers()]
+
+    def at(self, key: Hashable = None) -> float:
+        """See `DeltaPart`: 0 in a layer without prompts, where the backbone's own code runs."""
+        if isinstance(key, int) and not self.shapes[min(key, len(self.shapes) - 1)][0]:
+            return 0.0
+        return super().at(key)
 
     def expected_parameters(self) -> int:
         """Σ n · dim over the layers (one if shallow or shared); projected from width d: Σ n · d + (d + 1) · dim.
@@ -220,16 +255,23 @@ class Prompt(TravellingPrompts):
                 else tokens_of_images(*place, self.init, training, rng)
             )
             for layer, tokens in enumerate(drawn):
-                pick(self.tokens, layer).copy_(tokens if self.mask is None else self.mask.cut(layer, tokens))
+                if self.assigned is not None:
+                    cast("Tensor", self.tokens)[self.assigned.rows(layer)] = tokens
+                elif len(tokens):
+                    self._stored(layer).copy_(tokens if self.mask is None else self.mask.cut(layer, tokens))
             self.started = True
 
     def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Prompts behind their projection, wherever they began and whatever they were held to."""
+        """Prompts behind their projection, in the layers that they have moved to, whatever they were held to."""
+        changes: dict[str, Any] = {"init": "uniform", "project": None, "koopman": None, "relocate": None}
         state = {name: t for name, t in self.state_dict(keep_vars=True).items() if not name.startswith("koopman.")}
-        if self.projection is None:
-            return {"init": "uniform", "koopman": None}, state
-        mapped = [self.prompts(layer).detach() for layer in range(len(self.shapes))]
-        return {"project": None, "koopman": None}, named_stack("tokens", mapped) | self.of_logits(state)
+        if self.projection is None and self.assigned is None:
+            return changes, state
+        numbers = [number for number, _ in self.shapes]
+        mapped = [self.prompts(layer).detach() for layer, number in enumerate(numbers) if number]
+        if self.assigned is not None:
+            changes |= {"num_tokens": numbers if len({*numbers}) > 1 else numbers[0]}
+        return changes, named_stack("tokens", mapped) | self.of_logits(state)
 
     @torch.no_grad()
     def unfolded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -239,6 +281,9 @@ class Prompt(TravellingPrompts):
         """
         if self.koopman is not None:  # which begins anew
             tensors = {**tensors, **self.koopman.state_dict(prefix="koopman.")}
+        if self.assigned is not None:
+            state = {name: each for name, each in self.state_dict().items() if name.startswith("assigned.")}
+            return {"tokens": torch.cat(unstacked("tokens", tensors))} | state | self.of_logits(tensors)
         if self.projection is None:
             return super().unfolded(tensors)
         mapped = unstacked("tokens", tensors)
@@ -250,6 +295,10 @@ class Prompt(TravellingPrompts):
         projection = {"projection.weight": weight.to(like), "projection.bias": bias.to(like)}
         kept = {name: tensor for name, tensor in tensors.items() if name.startswith("koopman.")}
         return named_stack("tokens", tokens) | projection | self.of_logits(tensors) | kept
+
+    def misfit(self, tensors: Mapping[str, Tensor]) -> str:
+        """See `DeltaPart`: prompts stand in layers that there are."""
+        return "" if self.assigned is None else self.assigned.misfit(tensors, "assigned.")
 
     def keys_values(self, layer: int, attention: OpenAttention, images: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the prompts, projected by the block's LayerNorm and weights."""
@@ -293,8 +342,11 @@ class Prompt(TravellingPrompts):
         return super().rate_scales() | ({} if own is None else {own.learned: own.options.lr_scale})
 
     def curves(self) -> dict[str, Tensor]:
-        """See `DeltaPart`: of the gate and of temperatures."""
-        return super().curves() | ({} if self.temperature is None else self.temperature.curves())
+        """See `DeltaPart`: of the gate and of temperatures, and how many prompts each block has where they move."""
+        found = super().curves() | ({} if self.temperature is None else self.temperature.curves())
+        moved = [] if self.assigned is None else self.assigned.numbers()
+        counts = zip(self.blocks, moved, strict=False)
+        return found | {f"prompts/block_{block:02d}": torch.tensor(float(number)) for block, number in counts}
 
     def hooks(self) -> Iterator[Handle]:
         """Keys and values in every chosen block (deep), or tokens before the first block (shallow)."""

@@ -105,7 +105,7 @@ def mask_gradients(
     Args:
         shapes: (n, dim) of the prompts of each layer, by the deltas that they are of.
         segments: Equal parts of a prompt's channels.
-        images: B.
+        images: B; 1 for masks that all images of the loss share.
         loss: The sum of the losses of these images, each of which depends on its own image alone.
         like: Gives dtype and device of the masks.
 
@@ -119,7 +119,12 @@ def mask_gradients(
     before = PROBES.set({**PROBES.get(), **masks})
     try:
         with torch.enable_grad():
-            found = torch.autograd.grad(loss(), [mask for layers in masks.values() for mask in layers])
+            found = torch.autograd.grad(
+                loss(),
+                [mask for layers in masks.values() for mask in layers],
+                allow_unused=True,  # of layers without prompts
+                materialize_grads=True,
+            )
     finally:
         PROBES.reset(before)
     left = iter(found)

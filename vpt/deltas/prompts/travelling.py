@@ -24,12 +24,15 @@ class TravellingPrompts(ExtraKeys):
 
     Attributes:
         deep: Whether each block has prompts of its own.
-        shapes: (n, dim) of the prompts of each layer.
     """
 
     deep: bool
-    shapes: Sequence[Shape]
     _blocks_beside: Sequence[int]
+
+    @property
+    @abstractmethod
+    def shapes(self) -> Sequence[Shape]:
+        """(n, dim) of the prompts of each layer."""
 
     @abstractmethod
     def entering(self, layer: int, images: int) -> Tensor:
