@@ -29,7 +29,7 @@ def state_of(scores: Sequence[float], numbers: Sequence[int], layer: int) -> Ten
         layer: That of the prompt that moves.
     """
     own = one_hot(torch.tensor(layer), len(numbers)).double()
-    idle, left = torch.tensor(scores).double(), torch.tensor(numbers) - own
+    idle, left = torch.tensor(scores, dtype=torch.float64), torch.tensor(numbers) - own
     return torch.cat([(idle - idle.mean()) / (idle.std(correction=0) + 1e-8), left / left.sum(), own])
 
 
