@@ -27,6 +27,7 @@ TASKS: dict[str, tuple[type[ClassificationTask], dict[str, Any]]] = {
     "shallow": (PromptTuning, {"num_tokens": 3, "deep": False}),
     "log-bias": (DeltaTuning, {"deltas": [{"name": "prompt", "num_tokens": 3, "log_bias": True}]}),
     "gate": (DeltaTuning, {"deltas": [{"name": "prompt", "num_tokens": 3, "gate": {}}]}),
+    "relocate": (DeltaTuning, {"deltas": [{"name": "prompt", "num_tokens": 3, "relocate": {"warmup": 0}}]}),
     "prefix": (DeltaTuning, {"deltas": [{"name": "prefix", "num_tokens": 3}]}),
     "lora": (DeltaTuning, {"deltas": [{"name": "lora", "rank": 2}]}),
     "adapter": (DeltaTuning, {"deltas": [{"name": "adapter"}]}),
@@ -125,7 +126,7 @@ def test_a_training_step_needs_no_number_of_the_device(name: str) -> None:
         float(loss.detach())
 
 
-@pytest.mark.parametrize("name", ["deep", "lora", "average", "full"])
+@pytest.mark.parametrize("name", ["deep", "relocate", "lora", "average", "full"])
 def test_no_step_of_a_run_waits_for_the_device(name: str, device: torch.device) -> None:
     kind, options = TASKS[name]
     watch = _Watch(device, last=6)
@@ -144,7 +145,13 @@ def test_waiting_is_noticed(device: torch.device) -> None:
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("deep", "32-true"), ("log-bias", "bf16-mixed"), ("lora", "bf16-mixed"), ("full", "32-true")],
+    [
+        ("deep", "32-true"),
+        ("log-bias", "bf16-mixed"),
+        ("relocate", "bf16-mixed"),
+        ("lora", "bf16-mixed"),
+        ("full", "32-true"),
+    ],
 )
 def test_a_run_is_repeated_and_resumed_bit_for_bit(
     name: str, precision: str, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -199,6 +199,11 @@ def _specs(delta: Path, config: Mapping[str, Any], model: TunedModel) -> list[De
         )
     if any(spec.arguments.get("mask") is not None for spec in specs):
         raise ConfigError(f"{delta} is pruned already: prune more of the run that it was made from.")
+    if any(spec.arguments.get("relocate") is not None for spec in specs):
+        raise ConfigError(
+            f"The prompts of {delta} moved between layers, and would move otherwise in a run that starts "
+            "again: prune a run without relocate."
+        )
     if (begun := arguments.get("init_delta")) is not None:
         raise ConfigError(f"The run began with the prompts of {begun}, which has no mask: prune one that drew its own.")
     if type(config.get("seed_everything")) is not int:

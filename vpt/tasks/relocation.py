@@ -30,18 +30,21 @@ _PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 def relocating(task: TuningTask) -> list[L.Callback]:
     """What moves the prompts of a task, if any move; a ConfigError where it cannot train so."""
     found = [part for part in task.model.parts() if isinstance(part, Prompt) and part.assigned is not None]
-    if not found or task.trainer.state.fn != "fit":
-        return []
-    if len(found) > 1:
+    if found and task.trainer.state.fn == "fit":
+        _check(task, len(found))
+    return [Relocation(found[0])] if found else []
+
+
+def _check(task: TuningTask, prompts: int) -> None:
+    if prompts > 1:
         raise ConfigError("One prompt of a delta can relocate: leave it out of the others.")
-    given = [name for name in ("ema_decay", "start_decay", "compile") if task.hparams[name]]
-    if given:
+    unset = (None, 0, False)
+    if given := [name for name in ("ema_decay", "start_decay", "compile") if task.hparams[name] not in unset]:
         raise ConfigError(f"Prompts that relocate have another place in each epoch: leave {' and '.join(given)} out.")
     if (precision := task.trainer.precision) not in _PRECISIONS:
         raise ConfigError(f"Prompts relocate by gradients that {precision} rounds away: take bf16-mixed or 32-true.")
     if getattr(task.trainer, "datamodule", None) is None:
         raise ConfigError("Prompts relocate by a pass over the training images of a data module: give one.")
-    return [Relocation(found[0])]
 
 
 class Relocation(L.Callback):

@@ -148,6 +148,9 @@ class Prompt(TravellingPrompts):
         numbers = numbers_by_layer(num_tokens, len(blocks), least=0 if deep and not shared and adaptive is None else 1)
         shapes = [(number, self.layout.dims[block]) for number, block in zip(numbers, blocks, strict=True)]
         check_numbers(self, fourier, init, numbers, blocks)
+        if relocate is not None:
+            others = {"fourier": fourier > 0, "mask": mask is not None, "koopman": koopman is not None}
+            check_relocation(shapes, mapped | others | {"reference_pooling": reference_pooling})
         if shared and len(set(shapes)) > 1:
             raise ConfigError("Shared prompts need the same number and width in every layer.")
         self.adaptive: ImagePrompts | None = None
@@ -171,8 +174,6 @@ class Prompt(TravellingPrompts):
         self.tokens = tokens if self.mask is None else self.mask.drawn(tokens, backbone.mean)
         self.koopman = None if koopman is None else KoopmanPenalty(self.shapes, Koopman.of(koopman), backbone.mean)
         if relocate is not None:
-            mapped |= {"fourier": fourier > 0, "mask": mask is not None, "koopman": koopman is not None}
-            check_relocation(shapes, mapped | {"reference_pooling": reference_pooling})
             self.tokens = nn.Parameter(torch.cat([self._stored(each).detach() for each, n in enumerate(numbers) if n]))
             self.assigned = Assignment(numbers, Relocate.of(relocate))
 
@@ -205,8 +206,7 @@ class Prompt(TravellingPrompts):
     def _stored(self, layer: int) -> Tensor:
         """What trains of a layer that has prompts, as it is stored."""
         if self.assigned is not None:
-            rows = self.assigned.rows(layer).to(cast("Tensor", self.tokens).device)
-            return cast("Tensor", self.tokens).index_select(0, rows)
+            return self.assigned.of(layer, cast("Tensor", self.tokens))
         return pick(self.tokens, 0 if self.shared else sum(number > 0 for number, _ in self.shapes[:layer]))
 
     @property

@@ -67,6 +67,10 @@ class Assignment(nn.Module):
         """Which prompts stand in a layer, int64 (n,)."""
         return (self.layers == layer).nonzero().flatten()
 
+    def of(self, layer: int, tokens: Tensor) -> Tensor:
+        """The prompts (n, dim) that stand in a layer, of all of them, (N, dim)."""
+        return tokens.index_select(0, self.rows(layer).to(tokens.device, non_blocking=True))
+
     @torch.no_grad()
     def move(self, tokens: Tensor, row: int, layer: int) -> None:
         """Puts one of the prompts (N, dim) into another layer, scaled down; in its own one it stays as it is.
