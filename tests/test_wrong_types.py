@@ -195,6 +195,12 @@ ROWS = [
         "num_tokens must be at least 1",
     ),
     Wrong(
+        'vpt.attach(backbone, {"name": "prompt", "num_tokens": 2, "relocate": {"warmup": "one"}})',
+        "text",
+        ConfigError,
+        "warmup of relocate must be a whole number",
+    ),
+    Wrong(
         'vpt.attach(backbone, {"name": "lora", "scale": float("nan")})',
         "NaN",
         ConfigError,

@@ -236,6 +236,9 @@ _PARTS = {  # of a delta
     "{{name: ssf, std: -1}}": "std must be a number of at least 0, got -1.0",
     "{{name: prefix, num_tokens: 2, hidden: 10000000}}": "must be at most 65,536",
     "{{name: prompt, num_tokens: 2, dropout: 2}}": "Prompt dropout must lie in [0, 1)",
+    "{{name: prompt, num_tokens: [0, 0, 0, 0, 0, 0]}}": "num_tokens must be at least 1, got 0",
+    "{{name: prompt, num_tokens: 2, relocate: {{scale: 0}}}}": "scale of relocate must be positive",
+    "{{name: prompt, num_tokens: 2, relocate: {{}}, shared: true}}": "leave shared out",
     "{{name: mlp_head, layers: 60000}}": "2 to 64 layers",
     "{{name: lorra}}": "Unknown delta 'lorra': did you mean 'lora'?",
 }
