@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
 
 import vpt
@@ -149,9 +148,10 @@ def test_what_needs_prompts_in_each_layer_says_so(options: dict[str, Any]) -> No
 
 def test_prompts_begin_as_without_the_option_and_are_as_many() -> None:
     found = []
-    for options in ({}, {"relocate": {}}):
+    for relocate in cast("list[Any]", [None, {}]):
         torch.manual_seed(3)
-        found.append(Prompt(create_backbone("vit_base_patch16_224", "random:1"), 10, **cast("Any", options)))
+        backbone = create_backbone("vit_base_patch16_224", "random:1")
+        found.append(Prompt(backbone, 10, relocate=relocate))
     assert all(map(torch.equal, prompts_of(found[0]), prompts_of(found[1])))
     assert found[1].expected_parameters() == 12 * 10 * 768  # of VPT-deep
     assert [each.numel() for each in found[1].parameters()] == [12 * 10 * 768]
@@ -338,7 +338,7 @@ def test_the_policy_learns_by_the_clipped_surrogate_written_out() -> None:
     policy = Policy(3, torch.Generator().manual_seed(0), torch.float64)
     generator = torch.Generator().manual_seed(1)
     actor, critic = copy.deepcopy(policy.actor), copy.deepcopy(policy.critic)
-    moments = [
+    moments: list[dict[str, Any]] = [
         {"lr": rate, "of": each, "m": torch.zeros_like(each), "v": torch.zeros_like(each)}
         for network, rate in ((actor, 3e-4), (critic, 1e-3))
         for each in network.parameters()
@@ -353,16 +353,16 @@ def test_the_policy_learns_by_the_clipped_surrogate_written_out() -> None:
             actions.append(policy.choose(state, generator))
             policy.learn(reward)
         chosen = torch.tensor(actions)
-        before = Categorical(probs=old).log_prob(chosen)
+        before = old[[0, 1], chosen]
         returns = torch.tensor([first + second, second], dtype=torch.float64)
         returns = (returns - returns.mean()) / (returns.std() + 1e-8)
         advantages = returns - expected
         for _ in range(60):
-            now = Categorical(probs=actor(states).softmax(dim=1))
-            ratios = torch.exp(now.log_prob(chosen) - before)
+            now = actor(states).softmax(dim=1)
+            ratios = now[[0, 1], chosen] / before
             surrogate = torch.min(ratios * advantages, torch.clamp(ratios, 0.8, 1.2) * advantages)
             value = 0.5 * ((critic(states)[:, 0] - returns) ** 2).mean()
-            loss = (-surrogate + value - 0.01 * now.entropy()).mean()
+            loss = (-surrogate + value + 0.01 * (now * now.log()).sum(dim=1)).mean()
             gradients = torch.autograd.grad(loss, [each["of"] for each in moments])
             time += 1
             with torch.no_grad():

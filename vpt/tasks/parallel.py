@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -12,9 +12,6 @@ from torch import Tensor
 
 from vpt.data.samplers import EpochSampler
 from vpt.errors import ConfigError
-
-if TYPE_CHECKING:
-    from vpt.tasks.base import TuningTask
 
 Batch = dict[str, Tensor]
 Weighed = tuple[Tensor, Tensor | int]
@@ -56,8 +53,8 @@ def _sampler_of_last(batch_idx: int, trainer: L.Trainer) -> EpochSampler | None:
     return sampler if isinstance(sampler, EpochSampler) and batch_idx + 1 == len(loader) else None
 
 
-def joint_loss(task: TuningTask, batch: Batch, batch_idx: int) -> Tensor:
-    """This process's part of the mean loss of a batch that a task trains on, a scalar (`joint_mean`)."""
+def joint_loss(task: Any, batch: Batch, batch_idx: int) -> Tensor:
+    """This process's part of the mean loss of a batch that a `TuningTask` trains on, a scalar (`joint_mean`)."""
     batch, counts = without_repeat(batch, batch_idx, task.trainer)
     batch = task.mixed(batch, batch_idx)
     penalties = [(each, len(batch["index"])) for each in task.model.penalties()]

@@ -21,21 +21,19 @@ from vpt.tasks.parallel import joint_loss
 if TYPE_CHECKING:
     from vpt.deltas.base import Shape
     from vpt.deltas.prompts.relocation import Assignment
-    from vpt.tasks.base import TuningTask
-
 
 _PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 
 
-def relocating(task: TuningTask) -> list[L.Callback]:
-    """What moves the prompts of a task, if any move; a ConfigError where it cannot train so."""
+def relocating(task: Any) -> list[L.Callback]:
+    """What moves the prompts of a `TuningTask`, if any move; a ConfigError where it cannot train so."""
     found = [part for part in task.model.parts() if isinstance(part, Prompt) and part.assigned is not None]
     if found and task.trainer.state.fn == "fit":
         _check(task, len(found))
     return [Relocation(found[0])] if found else []
 
 
-def _check(task: TuningTask, prompts: int) -> None:
+def _check(task: Any, prompts: int) -> None:
     if prompts > 1:
         raise ConfigError("One prompt of a delta can relocate: leave it out of the others.")
     unset = (None, 0, False)
@@ -84,13 +82,13 @@ class Relocation(L.Callback):
         device = pl_module.device
         seed = cast("int", trainer.strategy.broadcast(np.random.SeedSequence(global_seed()).entropy))
         own, common = (
-            np.random.SeedSequence([seed, trainer.current_epoch, *place]).generate_state(1)[0]
-            for place in ([1, trainer.global_rank], [2])
+            int(np.random.SeedSequence([seed, trainer.current_epoch, *place]).generate_state(1)[0])
+            for place in ((trainer.global_rank, 1), (0, 2))
         )
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(int(own))
-            scores, loss = self._scores(trainer, cast("TuningTask", pl_module))
-            self.move(scores, loss, torch.Generator().manual_seed(int(common)))
+            torch.manual_seed(own)
+            scores, loss = self._scores(trainer, pl_module)
+            self.move(scores, loss, torch.Generator().manual_seed(common))
 
     def move(self, scores: Tensor, loss: float, generator: torch.Generator) -> None:
         """Learns from the loss behind the last move, and moves the prompt of the largest score (N,), if positive."""
@@ -106,7 +104,7 @@ class Relocation(L.Callback):
             layer = self._policy.choose(state_of(sums, numbers, int(layers[worst])), generator)
             assigned.move(cast("Tensor", self._prompts.tokens), worst, layer)
 
-    def _scores(self, trainer: L.Trainer, task: TuningTask) -> tuple[Tensor, float]:
+    def _scores(self, trainer: L.Trainer, task: Any) -> tuple[Tensor, float]:
         """The score of each prompt, float64 (N,), and the training loss, as means over the batches of an epoch."""
         if self._loader is None:
             self._loader = cast("Any", trainer).datamodule.train_dataloader()
