@@ -147,8 +147,8 @@ def test_what_needs_prompts_in_each_layer_says_so(options: dict[str, Any]) -> No
 
 
 def test_prompts_begin_as_without_the_option_and_are_as_many() -> None:
-    found = []
-    for relocate in cast("list[Any]", [None, {}]):
+    found, options = [], list[Any]([None, {}])
+    for relocate in options:
         torch.manual_seed(3)
         backbone = create_backbone("vit_base_patch16_224", "random:1")
         found.append(Prompt(backbone, 10, relocate=relocate))
