@@ -219,6 +219,8 @@ def test_a_header_is_read_without_its_tensors(good: Path, monkeypatch: pytest.Mo
         "adaptive": None,
         "temperature": None,
         "mask": None,
+        "koopman": None,
+        "relocate": None,
     }
     assert (header["backbone_tuned"], header["dtype"]) == (False, "float32")
 
