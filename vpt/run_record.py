@@ -258,6 +258,7 @@ _IDLE = {
     "hyperparameters.start_decay": None,
     "hyperparameters.keep_answers": None,
     "hyperparameters.pace": None,
+    "hyperparameters.metric_learning": None,
 }
 _SEEDS = ("seed", "data.seed", "data.subset.seed", "data.subset.sha256", "data.shared_with_train")
 _LENGTH = ("max_epochs", "training.max_steps", "training.callbacks", "read")

@@ -162,9 +162,9 @@ class TuningTask(L.LightningModule):
         """The mean loss, a scalar, of logits (B, num_classes, ...) of a batch, as validation and test measure it."""
         raise NotImplementedError
 
-    def training_losses(self, logits: Tensor, batch: Batch) -> list[Weighed]:
-        """What training makes smaller the sum of; `loss`, a mean over images, unless a subclass says otherwise."""
-        return [(self.loss(logits, batch), len(batch["index"]))]
+    def training_losses(self, batch: Batch) -> list[Weighed]:
+        """What a step makes smaller the sum of; `loss`, a mean over images, unless a subclass says otherwise."""
+        return [(self.loss(self._in_parts(batch), batch), len(batch["index"]))]
 
     def mixed(self, batch: Batch, batch_idx: int) -> Batch:
         """The batch that is trained on, of the one that is loaded: the same unless a subclass mixes its images."""
@@ -268,7 +268,7 @@ class TuningTask(L.LightningModule):
         batch, counts = without_repeat(batch, batch_idx, self.trainer)
         batch, parallel = self.mixed(batch, batch_idx), self.trainer.world_size > 1
         penalties = [(each, len(batch["index"])) for each in self.model.penalties()]
-        loss = joint_mean([*self.training_losses(self._in_parts(batch), batch), *penalties], self.trainer, counts)
+        loss = joint_mean([*self.training_losses(batch), *penalties], self.trainer, counts)
         bar = self.trainer.progress_bar_callback is not None  # Lightning looks at what a bar shows after every step
         self.log("train/loss", loss, prog_bar=bar, batch_size=len(batch["index"]), sync_dist=parallel)
         self._finite = loss.detach().isfinite() & (True if self._finite is None else self._finite)
