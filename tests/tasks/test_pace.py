@@ -229,5 +229,8 @@ def test_numbers_are_checked_and_part_of_the_protocol() -> None:
             DeltaTuning([LORA], **BASE, pace=given)
     plain, noisy = (protocol(trainer(), DeltaTuning([LORA], **BASE, pace=each)) for each in (None, {"sigma": 2.0}))
     assert training_protocol(plain) != training_protocol(noisy)
+    for name in ("pace", "keep_answers", "start_decay", "metric_learning"):  # {} is an option with all its defaults
+        given = plain["hyperparameters"] | {name: {}}
+        assert training_protocol(plain) != training_protocol({**plain, "hyperparameters": given})
     old = {**plain, "hyperparameters": {k: v for k, v in plain["hyperparameters"].items() if k != "pace"}}
     assert training_protocol(old) == training_protocol(plain)
