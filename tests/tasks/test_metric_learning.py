@@ -77,31 +77,34 @@ def test_proxy_anchor_of_one_point_is_what_one_computes_by_hand_and_large_ones_d
 class Concatenated:
     """A ViT whose deep prompts are tokens of each block: what is compared, from a pass as the paper draws it."""
 
-    def __init__(self, model: Any, block: int) -> None:
-        self.model, self.block = model, block
+    def __init__(self, model: Any) -> None:
+        self.model = model
         self.prompts = [model.parts()[0].prompts(layer) for layer in range(len(model.backbone.layout.blocks))]
+        self.compared: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What prompts ask with, (n, dim); patches behind the attention, (B, N, dim); class tokens, (B, dim)."""
+    def __call__(self, images: Tensor) -> Tensor:
+        """Class tokens, (B, dim).
+
+        Then `compared` has of each block what prompts ask with, (n, dim), what the heads gather for patches, (B, N,
+        dim), and what class tokens ask with, (B, dim).
+        """
         timm, n = self.model.backbone.model, len(self.prompts[0])
         x = timm.norm_pre(timm._pos_embed(timm.patch_embed(self.model.backbone.normalize(images))))
-        for index, block in enumerate(timm.blocks):
-            tokens = torch.cat([x[:, :1], self.prompts[index].expand(len(x), -1, -1), x[:, 1:]], dim=1)
+        for prompts, block in zip(self.prompts, timm.blocks, strict=True):
+            tokens = torch.cat([x[:, :1], prompts.expand(len(x), -1, -1), x[:, 1:]], dim=1)
             attn, normed = block.attn, block.norm1(tokens)
             q, k, v = linear(normed, attn.qkv.weight, attn.qkv.bias).chunk(3, dim=-1)
-            if index == self.block:
-                asking = q[0, 1 : 1 + n]
             heads = [
                 ((a @ b.mT) * a.shape[-1] ** -0.5).softmax(dim=-1) @ c
                 for a, b, c in zip(*(part.chunk(attn.num_heads, dim=-1) for part in (q, k, v)), strict=True)
             ]
-            mixed = linear(torch.cat(heads, dim=-1), attn.proj.weight, attn.proj.bias)
-            if index == self.block:
-                patches = mixed[:, 1 + n :]
-            tokens = tokens + mixed
+            gathered = torch.cat(heads, dim=-1)
+            self.compared.append((q[0, 1 : 1 + n], gathered[:, 1 + n :], q[:, 0]))
+            tokens = tokens + linear(gathered, attn.proj.weight, attn.proj.bias)
             tokens = tokens + block.mlp(block.norm2(tokens))
             x = torch.cat([tokens[:, :1], tokens[:, 1 + n :]], dim=1)
-        return asking, patches, timm.forward_head(timm.norm(x), pre_logits=True)
+        pooled: Tensor = timm.forward_head(timm.norm(x), pre_logits=True)
+        return pooled
 
 
 def fitted(options: dict[str, Any], deltas: Any = (PROMPT,), **task: Any) -> DeltaTuning:
@@ -117,7 +120,8 @@ def fitted(options: dict[str, Any], deltas: Any = (PROMPT,), **task: Any) -> Del
     [
         {"rate": 0.7, "class_rate": 0.3},
         {"rate": 0.0, "class_rate": 2.0, "scale": 5.0},
-        {"rate": 1.5, "class_rate": 0.0, "block": 1, "margin": 0.4},
+        {"rate": 1.5, "class_rate": 0.0, "layers": [1, 2], "margin": 0.4},
+        {"rate": 0.5, "class_rate": 0.6, "layers": [3, 6]},
     ],
 )
 def test_loss_and_gradient_are_those_of_prompts_as_tokens(options: dict[str, Any], pool: str) -> None:
@@ -128,14 +132,15 @@ def test_loss_and_gradient_are_those_of_prompts_as_tokens(options: dict[str, Any
     found = torch.stack([mean for mean, _ in task.training_losses(batch)]).sum()
     gradients = torch.autograd.grad(found, trained)
     task.model.delta.detach()  # type: ignore[union-attr]
-    depth = len(task.model.backbone.layout.blocks)
-    asking, patches, classes = Concatenated(task.model, options.get("block", depth - 1))(batch["image"])
-    given = MetricLearning(**options)
-    flat, each = patches.flatten(0, 1), own.repeat_interleave(patches.shape[1])
-    labels = cross_entropy(task.model.head(classes), batch["label"])
-    pull = given.rate * proxy_anchor(flat, asking, each, given.scale, given.margin)
-    pull = pull + given.class_rate * proxy_anchor(classes, asking, own, given.scale, given.margin)
-    assert patches.shape == (5, 64, task.model.backbone.num_features)
+    written, given = Concatenated(task.model), MetricLearning(**options)
+    labels = cross_entropy(task.model.head(written(batch["image"])), batch["label"])
+    blocks, pulls = range(*options.get("layers", (5, 6))), []
+    for asking, patches, classes in (written.compared[block] for block in blocks):
+        flat, each = patches.flatten(0, 1), own.repeat_interleave(patches.shape[1])
+        assert patches.shape == (5, 64, task.model.backbone.num_features)
+        pulls.append(given.rate * proxy_anchor(flat, asking, each, given.scale, given.margin))
+        pulls[-1] = pulls[-1] + given.class_rate * proxy_anchor(classes, asking, own, given.scale, given.margin)
+    pull = sum(pulls, start=torch.zeros(())) / len(blocks)
     assert pull.item() > 1e-2
     torch.testing.assert_close(found, labels + pull, rtol=1e-10, atol=1e-12)
     for one, other in zip(gradients, torch.autograd.grad(labels + pull, trained), strict=True):
@@ -149,21 +154,21 @@ def test_every_family_has_patches_and_queries_and_its_features_stay(family: str)
         backbone, 3, [{"name": "prompt", "num_tokens": 2}, {"name": "prompt", "num_tokens": 3, "deep": False}]
     )
     images = backbone.random_images(2)
-    given = MetricLearning()
+    given = MetricLearning(class_rate=float(backbone.layout.has_class_token), layers=[1, 3])
     given.check(dict.fromkeys(("micro_batch", "mixup", "cutmix", "compile")), model, few())
     before = model(images)
     with given.around(model) as seen:
         logits = model(images)
     torch.testing.assert_close(logits, before, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(model.head(seen["class"]), logits)
-    assert seen["patches"].shape == (2, 16, 24)
+    torch.testing.assert_close(model.head(seen["features"]), logits)
+    assert seen["patches/1"].shape == seen["patches/2"].shape == (2, 16, 24)
     means = torch.eye(3, 24, dtype=torch.float64)
     state = {"means": means, "centroids": means[:2], "clusters": torch.tensor([0, 1, 1])}
     state |= {"sums": torch.zeros(3, 24), "counts": torch.zeros(3)}
     batch = {"image": images, "label": torch.tensor([2, 0])}
     loss = given.loss(model, state, batch, logits, "", seen)
     tokens = model.parts()[0].tokens
-    assert float(torch.autograd.grad(loss, tokens)[0][-1].norm()) > 0
+    assert all(float(each.norm()) > 0 for each in torch.autograd.grad(loss, tokens)[0])
     assert state["counts"].tolist() == [1, 0, 1]
 
 
@@ -318,7 +323,17 @@ def test_cosines_are_not_rounded_under_autocast() -> None:
         (PromptTuning, {"cutmix": 0.2}, "leave cutmix out"),
         (PromptTuning, {"compile": True}, "leave compile out"),
         (PromptTuning, {"backbone": "swin_nano_patch4_window8_64"}, "not known of swin_nano_patch4_window8_64"),
-        (PromptTuning, {"metric_learning": {"block": 6}}, r"block of metric_learning is 6, .* in \[0, 1, 2, 3, 4, 5\]"),
+        (PromptTuning, {"metric_learning": {"layers": [5, 7]}}, r"layers is \[first, last \+ 1\] of 6 blocks"),
+        (
+            DeltaTuning,
+            {"deltas": [PROMPT | {"layers": [1, 3]}], "metric_learning": {"layers": [2, 4]}},
+            r"has block 3, and prompts are in \[1, 2\]",
+        ),
+        (
+            DeltaTuning,
+            {"deltas": [PROMPT | {"layers": [1, 3], "num_tokens": [2, 3]}], "metric_learning": {"layers": [1, 3]}},
+            "of blocks with as many prompts each",
+        ),
     ],
 )
 def test_where_prompts_cannot_stand_for_classes_training_does_not_begin(
@@ -326,6 +341,14 @@ def test_where_prompts_cannot_stand_for_classes_training_does_not_begin(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         trainer().fit(kind(**BASE | {"metric_learning": {}} | options), datamodule=few())
+
+
+def test_without_class_tokens_there_are_patches_alone() -> None:
+    backbone, _ = make("avg-pool")
+    model, options = TunedModel(backbone, 3, [PROMPT]), dict.fromkeys(("micro_batch", "mixup", "cutmix", "compile"))
+    with pytest.raises(ConfigError, match="has no class token: set class_rate of metric_learning to 0"):
+        MetricLearning().check(options, model, few())
+    MetricLearning(class_rate=0.0).check(options, model, few())
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +365,7 @@ def test_numbers_are_checked_and_part_of_the_protocol() -> None:
         ({"scale": 0}, "changes nothing with scale 0"),
         ({"class_rate": -1}, "class_rate of metric_learning"),
         ({"margin": 32}, "margin of metric_learning"),
-        ({"block": 1.5}, "block"),
+        ({"layers": 3}, "layers"),
         ({"beta": 1}, "beta"),
     ]
     for given, said in wrong:

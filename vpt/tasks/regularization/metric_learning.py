@@ -18,6 +18,8 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
+from vpt.backbones.attention.base import OpenAttention
+from vpt.deltas.base import chosen_blocks
 from vpt.deltas.prompts.prompt import Prompt
 from vpt.errors import ConfigError, check_number
 from vpt.models.classifier import TunedModel
@@ -29,30 +31,31 @@ from vpt.tasks.regularization.second_loss import SecondLoss, Seen, State
 
 @dataclass(frozen=True)
 class MetricLearning(SecondLoss):
-    """A second loss: rate · L(X, P) + class_rate · L(x, P), L being `proxy_anchor`.
+    """A second loss: rate · L(X, P) + class_rate · L(x, P), L being `proxy_anchor`, as a mean over blocks.
 
-    P are what the prompts of a block ask with, W_q N(P) + b_q with all heads together; X the image's patches behind the
-    attention of that block, each of the image's class; x what the head reads, the class token. Each prompt is the proxy
-    of a cluster of classes, found by k-means among the means of x of each class: at first those of the frozen backbone,
-    from training images that are not augmented, then, before each further epoch, those of the epoch before it, where
-    k-means goes on from the centroids that it had. Where there are no more classes than prompts each has one of its
-    own, and the prompts beyond are free.
+    P are what the prompts of a block ask with, W_q N(P) + b_q with all heads together; X what the heads of that block
+    have gathered for the image's patches, each of the image's class; x what the class token asks with there. Each
+    prompt is the proxy of a cluster of classes, found by k-means among the mean features of each class, as the head
+    reads them: at first those of the frozen backbone, of training images that are not augmented, then, before each
+    further epoch, those of the epoch before it, where k-means goes on from the centroids that it had. Where there are
+    no more classes than prompts each has one of its own, and the prompts beyond stand for none. Sections 3.2 to 3.4 and
+    equations 4 and 5 of the paper, whose released code is called on for x.
 
     Attributes:
         rate: β of the paper, of patches; not negative.
         class_rate: λ of the paper, of class tokens; not negative, and one of both positive.
-        scale: α of Proxy-Anchor, positive.
-        margin: δ of Proxy-Anchor, in [0, 1].
-        block: Whose prompts and patches, counted from 0; None for the last that has prompts.
+        scale: 1/τ of the paper and α of Proxy-Anchor, positive.
+        margin: δ, in [0, 1].
+        layers: The blocks, ``[first, last + 1]``, counted from 0; None for the last that has prompts.
     """
 
     whole_batches: ClassVar[bool] = True
 
-    rate: float = 0.1
-    class_rate: float = 0.1
+    rate: float = 0.01
+    class_rate: float = 0.01
     scale: float = 32.0
     margin: float = 0.1
-    block: int | None = None
+    layers: list[int] | None = None
 
     def __post_init__(self) -> None:
         """Refuses what is out of range."""
@@ -60,8 +63,6 @@ class MetricLearning(SecondLoss):
             check_number(f"{name} of metric_learning", getattr(self, name), 0, top)
         if self.scale == 0 or self.rate == self.class_rate == 0:
             raise ConfigError("metric_learning changes nothing with scale 0, or both rates 0: leave it out.")
-        if self.block is not None:
-            check_number("block of metric_learning", self.block, 0, 10**6, whole=True)
 
     def check(self, options: Mapping[str, Any], model: TunedModel, data: Any) -> None:
         """Refuses, by a ConfigError, deltas, backbones and batches that it has no meaning for."""
@@ -71,31 +72,32 @@ class MetricLearning(SecondLoss):
             )
         if not hasattr(data, "split"):
             raise ConfigError("metric_learning clusters classes by training images: it needs a data module.")
-        (block, _), layout = self._place(model), model.backbone.layout
-        widths = layout.attentions[block].output_weight().shape[1], layout.dims[block], model.backbone.num_features
-        if len(set(widths)) > 1:
+        prompt, backbone = self._prompt(model), model.backbone
+        if not backbone.has_layout or backbone.layout.windowed:
             raise ConfigError(
-                f"metric_learning compares queries, tokens and pooled features of {model.backbone.name}, whose widths "
-                f"are {widths[0]}, {widths[1]} and {widths[2]}: leave it out."
+                "metric_learning compares prompts with the patches of a sequence, which are not known of "
+                f"{backbone.name}: leave it out."
             )
+        if self.class_rate and not backbone.layout.has_class_token:
+            raise ConfigError(f"{backbone.name} has no class token: set class_rate of metric_learning to 0.")
+        blocks = self._blocks(prompt)
+        if others := [str(block) for block in blocks if block not in prompt.blocks]:
+            raise ConfigError(f"layers of metric_learning has block {others[0]}, and prompts are in {prompt.blocks}.")
+        if len({_number(prompt, block) for block in blocks}) > 1:
+            raise ConfigError("layers of metric_learning are of blocks with as many prompts each.")
 
-    def _place(self, model: TunedModel) -> tuple[int, Prompt]:
-        """The block, and the prompts that are there; a ConfigError where there are none that can be proxies."""
+    def _prompt(self, model: TunedModel) -> Prompt:
+        """The prompts that are proxies; a ConfigError where there are none that can be."""
         prompts = [part for part in model.parts() if isinstance(part, Prompt) and part.deep]
         if len(prompts) != 1 or prompts[0].adaptive is not None:
             raise ConfigError(
                 "metric_learning makes prompts stand for classes, which needs one delta `prompt` that is deep and not "
                 "adaptive: add it, or leave metric_learning out."
             )
-        if not model.backbone.has_layout or model.backbone.layout.windowed:
-            raise ConfigError(
-                "metric_learning compares prompts with the patches of a sequence, which are not known of "
-                f"{model.backbone.name}: leave it out."
-            )
-        block = prompts[0].blocks[-1] if self.block is None else self.block
-        if block not in prompts[0].blocks:
-            raise ConfigError(f"block of metric_learning is {block}, and there are prompts in {prompts[0].blocks}.")
-        return block, prompts[0]
+        return prompts[0]
+
+    def _blocks(self, prompt: Prompt) -> list[int]:
+        return prompt.blocks[-1:] if self.layers is None else chosen_blocks(len(prompt.layout.blocks), self.layers)
 
     def start(self, model: TunedModel, data: Any) -> State:
         """The classes of each prompt by the frozen backbone."""
@@ -118,11 +120,9 @@ class MetricLearning(SecondLoss):
         device, counts, sums = model.head.weight.device, state["counts"].cpu(), state["sums"].cpu().double()
         if bool(counts.any()):
             before = state.get("means", torch.full_like(sums, torch.nan))
-            seen = counts.unsqueeze(1) > 0
-            means = torch.where(seen, sums / counts.unsqueeze(1), before)
-            block, prompt = self._place(model)
-            number = prompt.shapes[0 if prompt.shared else prompt.blocks.index(block)][0]
-            clusters, centroids = cluster(means, number, state.get("centroids"))
+            means = torch.where(counts.unsqueeze(1) > 0, sums / counts.unsqueeze(1), before)
+            prompt = self._prompt(model)
+            clusters, centroids = cluster(means, _number(prompt, self._blocks(prompt)[0]), state.get("centroids"))
             state = {"means": means, "clusters": clusters, "centroids": centroids}
             state |= {"sums": torch.zeros_like(sums, dtype=torch.float32), "counts": torch.zeros_like(counts)}
         here = {name: state[name].to(device) for name in ("sums", "counts", "clusters")}
@@ -130,36 +130,39 @@ class MetricLearning(SecondLoss):
 
     @contextmanager
     def around(self, model: TunedModel) -> Iterator[Seen]:
-        """Sees what the head reads, (B, dim), and the patches behind the attention, (B, patches, dim)."""
+        """Sees ``features`` (B, dim); of block N ``patches/N`` (B, patches, dim) and ``class/N`` (B, dim)."""
         seen: Seen = {}
-        block, _ = self._place(model)
-        layout = model.backbone.layout
         with ExitStack() as hooked:
             hooked.callback(model.head.register_forward_pre_hook(partial(_read, seen)).remove)
-            if self.rate:
+            for block in self._blocks(self._prompt(model)):
+                attention, patches = model.backbone.layout.attentions[block], model.backbone.layout.patches[block]
                 asked: list[int | None] = []
-                attention = layout.attentions[block]
-                all_ask = attention.register_forward_pre_hook(partial(_ask, asked), with_kwargs=True)
-                answer = attention.register_forward_hook(partial(_answer, asked, seen, layout.patches[block]))
-                hooked.callback(all_ask.remove)
-                hooked.callback(answer.remove)
+                asks = partial(_ask, asked, seen, f"class/{block}" if self.class_rate else None)
+                hooked.callback(attention.register_forward_pre_hook(asks, with_kwargs=True).remove)
+                gathered = partial(_gather, seen, f"patches/{block}", patches)
+                hooked.callback(attention.proj.register_forward_pre_hook(gathered).remove)
+                hooked.callback(attention.register_forward_hook(partial(_answer, asked)).remove)
             yield seen
 
     def loss(
         self, model: TunedModel, state: State, batch: Mapping[str, Tensor], logits: Tensor, place: str, seen: Seen
     ) -> Tensor:
-        """See `SecondLoss`; counts the class tokens."""
-        block, prompt = self._place(model)
-        _count(state, seen["class"].detach(), batch["label"])
-        with model.backbone.computing():
-            queries = cast("Tensor", prompt.queries(block)).transpose(1, 2).flatten(2)[0]
-        proxies, own = queries[: len(state["centroids"])], state["clusters"][batch["label"].long()]
-        total = self.class_rate * proxy_anchor(seen["class"], proxies, own, self.scale, self.margin)
-        if self.rate:
-            tokens = seen["patches"]
-            each = own.repeat_interleave(tokens.shape[1])
-            total = total + self.rate * proxy_anchor(tokens.flatten(0, 1), proxies, each, self.scale, self.margin)
-        return total
+        """See `SecondLoss`; counts the features."""
+        _count(state, seen["features"].detach(), batch["label"])
+        prompt, own = self._prompt(model), state["clusters"][batch["label"].long()]
+        blocks, losses = self._blocks(prompt), list[Tensor]()
+        for block in blocks:
+            with model.backbone.computing():
+                proxies = _together(cast("Tensor", prompt.queries(block)))[0, : len(state["centroids"])]
+            if self.rate:
+                patches = seen[f"patches/{block}"]
+                each = own.repeat_interleave(patches.shape[1])
+                pulled = proxy_anchor(patches.flatten(0, 1), proxies, each, self.scale, self.margin)
+                losses.append(self.rate * pulled)
+            if self.class_rate:
+                asking = seen[f"class/{block}"]
+                losses.append(self.class_rate * proxy_anchor(asking, proxies, own, self.scale, self.margin))
+        return torch.stack(losses).sum() / len(blocks)
 
 
 def proxy_anchor(data: Tensor, proxies: Tensor, own: Tensor, scale: float = 32.0, margin: float = 0.1) -> Tensor:
@@ -220,16 +223,33 @@ def _count(state: State, features: Tensor, labels: Tensor) -> None:
     state["counts"] += which.sum(dim=0)
 
 
+def _number(prompt: Prompt, block: int) -> int:
+    """How many prompts a block has."""
+    return prompt.shapes[0 if prompt.shared else prompt.blocks.index(block)][0]
+
+
+def _together(heads: Tensor) -> Tensor:
+    """(B, heads, n, head_dim) to (B, n, heads · head_dim)."""
+    return heads.transpose(1, 2).flatten(2)
+
+
 def _read(seen: Seen, head: nn.Module, args: tuple[Tensor, ...]) -> None:
-    seen["class"] = args[0]
+    seen["features"] = args[0]
 
 
-def _ask(asked: list[int | None], attention: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+def _ask(
+    asked: list[int | None], seen: Seen, key: str | None, attention: OpenAttention, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """Lets all tokens ask, also where only those go on that are pooled."""
+    if key is not None:
+        seen[key] = _together(attention.project(args[0][:, :1])[0])[:, 0]
     asked.append(kwargs.get("keep"))
     return args, {name: value for name, value in kwargs.items() if name != "keep"}
 
 
-def _answer(asked: list[int | None], seen: Seen, patches: int, attention: nn.Module, args: Any, out: Tensor) -> Tensor:
-    seen["patches"] = out[:, -patches:]
+def _gather(seen: Seen, key: str, patches: int, projection: nn.Module, args: tuple[Tensor, ...]) -> None:
+    seen[key] = args[0][:, -patches:]
+
+
+def _answer(asked: list[int | None], attention: nn.Module, args: Any, out: Tensor) -> Tensor:
     return out[:, : asked.pop()]
