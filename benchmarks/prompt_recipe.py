@@ -70,6 +70,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "`init: frequency` (PAE's start)": _prompts(init="frequency"),
     "`koopman` (PAE's penalty)": _prompts(koopman={}),
     "both and `init_head: probe` (PAE)": _prompts(init="frequency", koopman={}) | {"model.init_head": "probe"},
+    "`metric_learning` (DA-VPT)": {"model.metric_learning": {}},
 }
 """Each is added to the recipe."""
 PARTS = {"ablation": ABLATION, "options": OPTIONS}
