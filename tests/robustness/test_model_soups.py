@@ -206,7 +206,7 @@ def test_model_stock_lies_between_the_start_and_the_mean(spec: str, folder: Path
     if spec == "whole":
         runs = [write_full(folder / f"stock{seed}.safetensors", seed) for seed in range(2)]
     else:
-        known = {
+        known: dict[str, tuple[dict[str, Any], ...]] = {
             "lora": LORA,
             "dora": ({**LORA[0], "name": "dora"},),
             "maps": ({"name": "bias", "targets": ["k", "v"]},),

@@ -167,7 +167,7 @@ def test_every_family_has_patches_and_queries_and_its_features_stay(family: str)
     state |= {"sums": torch.zeros(3, 24), "counts": torch.zeros(3)}
     batch = {"image": images, "label": torch.tensor([2, 0])}
     loss = given.loss(model, state, batch, logits, "", seen)
-    tokens = model.parts()[0].tokens
+    tokens: Any = model.parts()[0].tokens
     assert all(float(each.norm()) > 0 for each in torch.autograd.grad(loss, tokens)[0])
     assert state["counts"].tolist() == [1, 0, 1]
 
@@ -175,7 +175,7 @@ def test_every_family_has_patches_and_queries_and_its_features_stay(family: str)
 def lloyd(points: NDArray[np.float64], centroids: NDArray[np.float64]) -> NDArray[np.int64]:
     """k-means from given centroids, until nothing changes."""
     while True:
-        own = ((points[:, None] - centroids) ** 2).sum(axis=2).argmin(axis=1)
+        own: NDArray[np.int64] = ((points[:, None] - centroids) ** 2).sum(axis=2).argmin(axis=1)
         moved = np.stack([points[own == k].mean(axis=0) for k in range(len(centroids))])
         if np.allclose(moved, centroids, rtol=1e-9):
             return own
@@ -373,7 +373,8 @@ def test_numbers_are_checked_and_part_of_the_protocol() -> None:
             PromptTuning(**BASE, metric_learning=given)
     with pytest.raises(ConfigError, match="metric_learning has no effect with solver lbfgs"):
         LinearProbe(solver="lbfgs", **BASE, metric_learning={})
-    tasks = [PromptTuning(**BASE, metric_learning=each) for each in (None, {})]
+    left_out: dict[str, Any] | None = None
+    tasks = [PromptTuning(**BASE, metric_learning=given) for given in (left_out, dict[str, Any]())]
     plain, guided = (training_protocol(protocol(trainer(), task)) for task in tasks)
     assert plain != guided
     record = protocol(trainer(), tasks[0])

@@ -96,11 +96,12 @@ def bias_spans(backbone: Backbone, maps: Sequence[str]) -> dict[str, list[tuple[
             if name not in known:
                 raise UnknownNameError(f"linear map of {backbone.name}", name, known)
             target = known[name]
-            fused, beside = target.module._parameters["bias"], block.attn._parameters.get(f"{name}_bias")
+            fused = target.module._parameters["bias"]
+            beside = cast("Any", block).attn._parameters.get(f"{name}_bias")
             if fused is None and beside is None:
                 raise ConfigError(f"{backbone.name} has no biases of {name}: leave it out.")
             if fused is None:
-                found[names[id(beside)]] = [(0, len(cast("nn.Parameter", beside)))]
+                found[names[id(beside)]] = [(0, len(beside))]
             else:
                 found.setdefault(names[id(fused)], []).append((target.start, target.stop))
     return found
