@@ -351,6 +351,14 @@ def test_without_class_tokens_there_are_patches_alone() -> None:
     MetricLearning(class_rate=0.0).check(options, model, few())
 
 
+def test_activation_checkpointing_is_refused() -> None:
+    task = PromptTuning(**BASE, metric_learning={})
+    backbone: Any = task.model.backbone.model
+    backbone.set_grad_checkpointing(True)
+    with pytest.raises(ConfigError, match="leave activation checkpointing out"):
+        trainer().fit(task, datamodule=few())
+
+
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(L.Trainer, "world_size", 2)
     with pytest.raises(

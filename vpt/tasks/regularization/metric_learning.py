@@ -78,6 +78,8 @@ class MetricLearning(SecondLoss):
                 "metric_learning compares prompts with the patches of a sequence, which are not known of "
                 f"{backbone.name}: leave it out."
             )
+        if getattr(backbone.model, "grad_checkpointing", False):
+            raise ConfigError("metric_learning looks into blocks once: leave activation checkpointing out.")
         if self.class_rate and not backbone.layout.has_class_token:
             raise ConfigError(f"{backbone.name} has no class token: set class_rate of metric_learning to 0.")
         blocks = self._blocks(prompt)
