@@ -71,6 +71,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "`koopman` (PAE's penalty)": _prompts(koopman={}),
     "both and `init_head: probe` (PAE)": _prompts(init="frequency", koopman={}) | {"model.init_head": "probe"},
     "`relocate` (PRO-VPT)": _prompts(relocate={}),
+    "`metric_learning` (DA-VPT)": {"model.metric_learning": {}},
 }
 """Each is added to the recipe."""
 PARTS = {"ablation": ABLATION, "options": OPTIONS}

@@ -258,6 +258,7 @@ _IDLE = {
     "hyperparameters.start_decay": None,
     "hyperparameters.keep_answers": None,
     "hyperparameters.pace": None,
+    "hyperparameters.metric_learning": None,
 }
 _SEEDS = ("seed", "data.seed", "data.subset.seed", "data.subset.sha256", "data.shared_with_train")
 _LENGTH = ("max_epochs", "training.max_steps", "training.callbacks", "read")
@@ -295,7 +296,7 @@ def of_steps(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and (value or prefix not in _IDLE):  # {} is an option at its defaults, not left out
         for key, item in value.items():
             yield from _flat(f"{prefix}.{key}" if prefix else str(key), item)
     elif prefix not in _IDLE or value != _IDLE[prefix]:

@@ -232,6 +232,39 @@ def test_biases_of_keys_are_dead_and_those_of_queries_and_values_are_not() -> No
         assert queries > 1e-8 * values
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("family", ["vit", "eva02-split", "beit", "swin"])
+def test_biases_of_some_maps_are_the_only_ones_that_train(family: str, strength: float) -> None:
+    backbone, twin = make(family)
+    before = state(backbone)
+    delta = attach(backbone, [{"name": "bias", "targets": ["proj", "v"]}])
+    blocks = [block for stage in getattr(twin, "layers", [twin]) for block in stage.blocks]
+    own = dict(twin.named_parameters())
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, tuned in delta.parts[0].values.items():  # type: ignore[union-attr, operator]
+            change, bias = 0.1 * torch.randn_like(tuned), own[name.replace("/", ".")]
+            tuned.add_(change)
+            bias[-len(change) :].add_(strength * change)  # of a fused layer the last third
+    delta.set_strength(strength)
+    assert len(list(delta.parameters())) == 2 * len(blocks)
+    assert relative(backbone(images(family)), twin(images(family))) < (1e-12 if strength else 1e-15)
+    delta.detach()
+    assert same(backbone, before)
+
+
+def test_maps_without_biases_are_refused() -> None:
+    backbone, _ = make("beit")
+    for targets, error, said in (
+        (["k", "v"], ConfigError, "has no biases of k"),
+        (["queries"], UnknownNameError, "Unknown linear map of"),
+        ([], ConfigError, "one or more different maps"),
+        (["v", "v"], ConfigError, "one or more different maps"),
+    ):
+        with pytest.raises(error, match=said):
+            attach(backbone, [{"name": "bias", "targets": targets}])
+
+
 def test_golden_numbers_of_parameters() -> None:
     backbone = create_backbone("vit_base_patch16_224", "random")
     counts = {}
@@ -243,6 +276,13 @@ def test_golden_numbers_of_parameters() -> None:
     delta = attach(backbone, DIFFFIT)
     # Of every bias, 25 norms' scales, and two scales a block.
     assert sum(p.numel() for p in delta.parameters()) == counts["bias"] + 25 * 768 + 12 * 2 * 768 == 140_544
+    delta.detach()
+    # DA-VPT+: 20 prompts a block, 12 · 20 · 768, and the biases of keys and values, 12 · 2 · 768, by which its table
+    # has 0.22 M parameters where VPT-deep has 0.20 M.
+    delta = attach(backbone, [{"name": "prompt", "num_tokens": 20}, {"name": "bias", "targets": ["k", "v"]}])
+    prompts, biases = (sum(p.numel() for p in part.parameters()) for part in delta.parts)
+    assert (prompts, biases) == (184_320, 18_432)
+    assert round(biases / 1e6, 2) == round(0.22 - 0.20, 2)
     # 12·50·768; 12 blocks · 2 maps · 8·(768+768); ViT-B/16 without head: 85,798,656 (timm's own count).
     assert counts["prompt"] == 460_800
     assert counts["lora"] == 294_912

@@ -181,7 +181,7 @@ def test_training_adds_the_penalty_and_trains_its_matrices() -> None:
 
     class Looking(DeltaTuning):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-            (plain, _) = self.training_losses(self.logits(batch, "train"), batch)[0]
+            (plain, _) = self.training_losses(batch)[0]
             expected = plain + cast("Any", self.model.parts()[0]).penalty()
             seen.append((expected, cast("Tensor", super().training_step(batch, batch_idx))))
             return seen[-1][1]

@@ -201,13 +201,17 @@ def test_a_share_is_that_of_the_paper(values: list[float], number: int) -> None:
     assert share([torch.tensor([1.0, 0.0], dtype=torch.float64), half]) == pytest.approx(2 * 0.5 / 1.5)
 
 
-@pytest.mark.parametrize("spec", ["full", "bias", "gps", "ssf", "lora", "dora", "whole"])
+@pytest.mark.parametrize("spec", ["full", "bias", "maps", "gps", "ssf", "lora", "dora", "whole"])
 def test_model_stock_lies_between_the_start_and_the_mean(spec: str, folder: Path, tmp_path: Path) -> None:
     if spec == "whole":
         runs = [write_full(folder / f"stock{seed}.safetensors", seed) for seed in range(2)]
     else:
-        low_rank = {"lora": LORA, "dora": ({**LORA[0], "name": "dora"},)}
-        specs: tuple[dict[str, Any], ...] = low_rank.get(spec, ({"name": spec},))
+        known: dict[str, tuple[dict[str, Any], ...]] = {
+            "lora": LORA,
+            "dora": ({**LORA[0], "name": "dora"},),
+            "maps": ({"name": "bias", "targets": ["k", "v"]},),
+        }
+        specs: tuple[dict[str, Any], ...] = known.get(spec, ({"name": spec},))
         runs = [write_delta(folder / f"stock-{spec}{seed}.safetensors", specs, seed) for seed in range(2)]
     probe = write_delta(folder / "anchor.safetensors", (), seed=7)
     out = stock(runs, tmp_path / "stock.safetensors", probe)
@@ -232,6 +236,12 @@ def test_model_stock_lies_between_the_start_and_the_mean(spec: str, folder: Path
         changes = [end[key[spec]].double() - begin for end in ends]
         expected = begin + share(changes) * sum(changes) / 2
         torch.testing.assert_close(tensors[key[spec]].double(), expected, rtol=1e-5, atol=1e-6)
+    if spec == "maps":
+        name = "delta.parts.0.values.blocks/1/attn/qkv/bias"
+        begin = bare["blocks.1.attn.qkv.bias"][len(tensors[name]) // 2 :].double()
+        changes = [end[name].double() - begin for end in ends]
+        expected = begin + share(changes) * sum(changes) / 2
+        torch.testing.assert_close(tensors[name].double(), expected, rtol=1e-5, atol=1e-6)
     if spec == "gps":
         name = "delta.parts.0.values.blocks/1/mlp/fc1/weight"
         begin = bare["blocks.1.mlp.fc1.weight"][:, :1].double()

@@ -100,7 +100,7 @@ def test_loss_and_gradient_are_those_of_two_passes_written_out(deltas: list[dict
     written = WrittenOut(task.model, published_sigmas(1.3, depth + 1, int(spare_first)))
     trained = [p for p in task.model.parameters() if p.requires_grad]
     torch.manual_seed(11)
-    found = torch.stack([mean for mean, _ in task.training_losses(task._in_parts(batch), batch)]).sum()
+    found = torch.stack([mean for mean, _ in task.training_losses(batch)]).sum()
     gradients = torch.autograd.grad(found, trained)
     torch.manual_seed(11)
     task.model.delta.detach()  # type: ignore[union-attr]
@@ -118,15 +118,16 @@ def test_nothing_of_the_noise_is_left_on_the_model_and_no_evaluation_has_any() -
     hooks = [len(module._forward_hooks) for module in task.model.modules()]
     batch = data().split("train").batch(range(4))
     before = task.model(batch["image"])
-    noisy = task._in_parts(batch)
-    task.training_losses(noisy, batch)
+    with Pace().around(task.model):
+        noisy = task.logits(batch, "train")
+    task.training_losses(batch)
     assert torch.equal(task.model(batch["image"]), before)
     assert torch.equal(task.logits(batch, "val"), before)
     assert not torch.equal(noisy, before)
     assert [len(module._forward_hooks) for module in task.model.modules()] == hooks
     broken = batch | {"image": batch["image"][:, :1]}
     with pytest.raises(Exception, match=r".+"):
-        task._in_parts(broken)
+        task.training_losses(broken)
     assert [len(module._forward_hooks) for module in task.model.modules()] == hooks
 
 
@@ -176,8 +177,9 @@ def test_it_trains_what_else_adds_to_outputs(backbone: str, delta: dict[str, Any
     task = DeltaTuning([delta], **options)
     trainer(epochs=1, batches=3).fit(task, datamodule=data())
     batch = data().split("train").batch(range(3))
-    logits = task._in_parts(batch)
-    assert float(task._second_losses(logits, batch)) > 0
+    second, both = task.training_losses(batch)
+    assert float(second[0]) > 0
+    assert second[1] == both[1] == 3
     sigmas = Pace.of(options["pace"]).sigmas(task.model)
     assert max(sigmas.values()) == 1
     assert min(sigmas.values()) == sigmas[task.model.head] > 0
@@ -227,5 +229,8 @@ def test_numbers_are_checked_and_part_of_the_protocol() -> None:
             DeltaTuning([LORA], **BASE, pace=given)
     plain, noisy = (protocol(trainer(), DeltaTuning([LORA], **BASE, pace=each)) for each in (None, {"sigma": 2.0}))
     assert training_protocol(plain) != training_protocol(noisy)
+    for name in ("pace", "keep_answers", "start_decay", "metric_learning"):  # {} is an option with all its defaults
+        given = plain["hyperparameters"] | {name: {}}
+        assert training_protocol(plain) != training_protocol({**plain, "hyperparameters": given})
     old = {**plain, "hyperparameters": {k: v for k, v in plain["hyperparameters"].items() if k != "pace"}}
     assert training_protocol(old) == training_protocol(plain)

@@ -138,7 +138,7 @@ def test_answers_that_are_kept_add_a_divergence_on_corrupted_copies() -> None:
     seen = torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2)
     model = task.model.eval()
     with torch.no_grad():
-        found = float(task._second_losses(model(batch["image"]), batch))
+        found = float(task._second_losses(model(batch["image"]), batch, {}))
         assert model.anchor_weight is None  # nothing is left on the model
         now, head = model(seen).softmax(dim=1), nn.Linear(model.head.in_features, model.head.out_features)
         head.load_state_dict(task._remembered["keep_answers"])

@@ -15,7 +15,7 @@ from torch import nn
 
 from vpt.backbones.factory import Backbone
 from vpt.backbones.frozen_weights import plain_convolution
-from vpt.errors import UnknownNameError, UnsupportedBackboneError
+from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,30 @@ def _linears(attention: Any) -> dict[str, LinearTarget]:
         dim = attention.qkv.out_features // 3
         found = {name: LinearTarget(attention.qkv, i * dim, (i + 1) * dim) for i, name in enumerate("qkv")}
     return found | {"proj": LinearTarget(attention.proj, 0, attention.proj.out_features)}
+
+
+def bias_spans(backbone: Backbone, maps: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+    """Finds the biases of linear maps of every block, named as in `linear_targets`.
+
+    By timm's name of each parameter, which entries of it they are, [start, stop) in ascending order. An
+    UnknownNameError where blocks have no map of a name, a ConfigError where it has no bias.
+    """
+    names = {id(parameter): name for name, parameter in backbone.model.named_parameters()}
+    found: dict[str, list[tuple[int, int]]] = {}
+    for block, known in zip(backbone.layout.blocks, linear_targets(backbone), strict=True):
+        for name in sorted(set(maps), key=[*known, *maps].index):
+            if name not in known:
+                raise UnknownNameError(f"linear map of {backbone.name}", name, known)
+            target = known[name]
+            fused = target.module._parameters["bias"]
+            beside = cast("Any", block).attn._parameters.get(f"{name}_bias")
+            if fused is None and beside is None:
+                raise ConfigError(f"{backbone.name} has no biases of {name}: leave it out.")
+            if fused is None:
+                found[names[id(beside)]] = [(0, len(beside))]
+            else:
+                found.setdefault(names[id(fused)], []).append((target.start, target.stop))
+    return found
 
 
 def _layers(mlp: Any) -> dict[str, LinearTarget]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vpt.backbones.factory import Backbone
 from vpt.backbones.frozen_weights import wide_weights
 from vpt.backbones.strength import Place
-from vpt.backbones.target_modules import parameter_names, stages
+from vpt.backbones.target_modules import bias_spans, parameter_names, stages
 from vpt.deltas.base import DeltaPart, Parametrization
 from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError
@@ -83,9 +83,40 @@ class Subset(DeltaPart):
 
 @register_delta("bias")
 class Bias(Subset):
-    """Every bias (Ben Zaken et al., "BitFit", ACL 2022)."""
+    """Every bias (Ben Zaken et al., "BitFit", ACL 2022), or those of some linear maps.
 
-    role = "bias"
+    Of a bias that several maps share, such as that of queries, keys and values, the entries of these maps are in
+    `values`, one behind the other.
+    """
+
+    def __init__(self, backbone: Backbone, targets: Sequence[str] | None = None) -> None:
+        """Copies the parameters.
+
+        Args:
+            backbone: The backbone whose biases are trained.
+            targets: Only those of these maps of every block of a vision transformer: any of ``q``, ``k``, ``v``,
+                ``proj``, ``fc1``, ``fc2``; None for all biases.
+        """
+        DeltaPart.__init__(self, backbone)
+        if targets is not None and (not targets or len(set(targets)) < len(targets)):
+            raise ConfigError(f"targets of bias are one or more different maps, such as k and v, got {[*targets]}.")
+        spans = {} if targets is None else bias_spans(backbone, targets)
+        self._spans = {to_key(name): where for name, where in spans.items()}
+        self._copy(parameter_names(backbone, "bias") if targets is None else [*spans])
+
+    def _taken(self, key: str, original: Tensor) -> Tensor:
+        spans = self._spans.get(key)
+        return original if spans is None else torch.cat([original[start:stop] for start, stop in spans])
+
+    def _value(self, key: str, original: Tensor) -> Tensor:
+        if key not in self._spans or self.at(key) == 0.0:
+            return super()._value(key, original)
+        tuned = super()._value(key, self._taken(key, original))
+        pieces, end = list[Tensor](), 0
+        for start, stop in self._spans[key]:
+            pieces += [original[end:start], tuned[: stop - start]]
+            tuned, end = tuned[stop - start :], stop
+        return torch.cat([*pieces, original[end:]])
 
 
 @register_delta("norm")

@@ -163,9 +163,9 @@ class TuningTask(L.LightningModule):
         """The mean loss, a scalar, of logits (B, num_classes, ...) of a batch, as validation and test measure it."""
         raise NotImplementedError
 
-    def training_losses(self, logits: Tensor, batch: Batch) -> list[Weighed]:
-        """What training makes smaller the sum of; `loss`, a mean over images, unless a subclass says otherwise."""
-        return [(self.loss(logits, batch), len(batch["index"]))]
+    def training_losses(self, batch: Batch) -> list[Weighed]:
+        """What a step makes smaller the sum of; `loss`, a mean over images, unless a subclass says otherwise."""
+        return [(self.loss(self._in_parts(batch), batch), len(batch["index"]))]
 
     def mixed(self, batch: Batch, batch_idx: int) -> Batch:
         """The batch that is trained on, of the one that is loaded: the same unless a subclass mixes its images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Literal, cast
 
@@ -22,7 +23,7 @@ from vpt.run_record import PROBE, global_seed
 from vpt.tasks.base import Batch, TuningTask
 from vpt.tasks.initialization import agree, start_at_probe
 from vpt.tasks.parallel import Weighed
-from vpt.tasks.regularization import SECOND_LOSSES, State
+from vpt.tasks.regularization import SECOND_LOSSES, Seen, State
 from vpt.tasks.targets.losses import PLAIN, check_loss, class_weights, weight_of, weighted_loss
 from vpt.tasks.targets.objectives import OBJECTIVES, Objective
 
@@ -58,6 +59,7 @@ class ClassificationTask(TuningTask):
         targets: Targets | None = None,
         keep_answers: dict[str, Any] | None = None,
         pace: dict[str, Any] | None = None,
+        metric_learning: dict[str, Any] | None = None,
         **task: Any,
     ) -> None:
         """Builds the task.
@@ -84,6 +86,8 @@ class ClassificationTask(TuningTask):
                 corrupted training images stay near those of the untuned model.
             pace: Options of `vpt.tasks.regularization.pace.Pace`, a second loss: answers stay the same under noise on
                 what LoRA or adapters add.
+            metric_learning: Options of `vpt.tasks.regularization.metric_learning.MetricLearning`, a second loss: deep
+                prompts stand for clusters of classes (DA-VPT).
             **task: See `TuningTask`.
 
         Raises:
@@ -139,8 +143,10 @@ class ClassificationTask(TuningTask):
     def check_fit(self, data: Any) -> None:
         """Also refuses class weights that the training data have no use for."""
         super().check_fit(data)
-        for second in self._seconds.values():
+        for name, second in self._seconds.items():
             second.check(self.hparams, self.model, data)
+            if second.whole_batches and self.trainer.world_size > 1:
+                raise ConfigError(f"{name} is of all images of a step together: train with one process (devices 1).")
         if (rule := self.hparams["class_weights"]) is not None:
             if not hasattr(data, "class_counts"):
                 raise ConfigError("class_weights need a data module, whose training labels are counted.")
@@ -173,7 +179,14 @@ class ClassificationTask(TuningTask):
         self._start_at_probe()  # first: deltas may start from what the head answers
         super().on_fit_start()
         if self.trainer.ckpt_path is None:
-            self._remembered = {name: second.start(self.model) for name, second in self._seconds.items()}
+            data = cast("Any", self.trainer).datamodule
+            with self.trainer.precision_plugin.forward_context():
+                self._remembered = {name: each.start(self.model, data) for name, each in self._seconds.items()}
+
+    def on_train_epoch_start(self) -> None:
+        """Lets second losses begin an epoch."""
+        for name, second in self._seconds.items():
+            self._remembered[name] = second.begin_epoch(self.model, self._remembered.get(name, {}))
 
     def _start_at_probe(self) -> None:
         if self.hparams["init_head"] != PROBE or self.trainer.ckpt_path is not None or self._probed:
@@ -200,29 +213,28 @@ class ClassificationTask(TuningTask):
         """Mean loss, a scalar, of logits (B, num_classes) with ``label``: plain cross-entropy, or as of `objective`."""
         return self.objective.loss(self.model, logits, batch["label"])
 
-    def training_losses(self, logits: Tensor, batch: Batch) -> list[Weighed]:
-        """Second losses, and that of the hyperparameters, with ``target`` (B, num_classes) where images are mixed."""
-        losses: list[Weighed] = [(self._second_losses(logits, batch), len(logits))] if self._seconds else []
+    def training_losses(self, batch: Batch) -> list[Weighed]:
+        """Second losses, which may surround the forward pass, and that of the hyperparameters.
+
+        With ``target`` (B, num_classes) where images are mixed.
+        """
+        with ExitStack() as surrounded:
+            seen = {name: surrounded.enter_context(each.around(self.model)) for name, each in self._seconds.items()}
+            logits = self._in_parts(batch)
+        losses: list[Weighed] = [(self._second_losses(logits, batch, seen), len(logits))] if self._seconds else []
         if not self.reshaped():
-            return [*losses, *super().training_losses(logits, batch)]
+            return [*losses, (self.loss(logits, batch), len(logits))]
         options, weight = self.hparams, self._class_weight
         gamma = options["focal_gamma"] if options["loss"] == "focal" else 0.0
         target = batch.get("target", batch["label"])
         own = weighted_loss(logits, target, weight, options["label_smoothing"], gamma)
         return [*losses, (own, len(logits) if weight is None else weight_of(target, weight))]
 
-    def _in_parts(self, batch: Batch) -> Tensor:
-        """Training logits, computed within what second losses put around that."""
-        with ExitStack() as surrounded:
-            for second in self._seconds.values():
-                surrounded.enter_context(second.around(self.model))
-            return super()._in_parts(batch)
-
-    def _second_losses(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Their sum; each is a mean over images."""
+    def _second_losses(self, logits: Tensor, batch: Batch, seen: Mapping[str, Seen]) -> Tensor:
+        """Their sum, of what each has `seen`; each is a mean over images, or of `whole_batches`."""
         place = f"{global_seed()}/{self.current_epoch}"
         losses = (
-            second.loss(self.model, self._remembered.get(name, {}), batch, logits, place)
+            second.loss(self.model, self._remembered.get(name, {}), batch, logits, place, seen.get(name, {}))
             for name, second in self._seconds.items()
         )
         return cast("Tensor", sum(losses))

@@ -58,7 +58,7 @@ def joint_loss(task: Any, batch: Batch, batch_idx: int) -> Tensor:
     batch, counts = without_repeat(batch, batch_idx, task.trainer)
     batch = task.mixed(batch, batch_idx)
     penalties = [(each, len(batch["index"])) for each in task.model.penalties()]
-    return joint_mean([*task.training_losses(task._in_parts(batch), batch), *penalties], task.trainer, counts)
+    return joint_mean([*task.training_losses(batch), *penalties], task.trainer, counts)
 
 
 def joint_mean(losses: Sequence[Weighed], trainer: L.Trainer, counts: bool = True) -> Tensor:

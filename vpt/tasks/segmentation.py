@@ -95,9 +95,9 @@ class SegmentationTask(TuningTask):
         summed = nn.functional.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="sum")
         return summed / (mask != IGNORED).sum().clamp(min=1)
 
-    def training_losses(self, logits: Tensor, batch: Batch) -> list[Weighed]:
+    def training_losses(self, batch: Batch) -> list[Weighed]:
         """`loss`, which is a mean over pixels."""
-        return [(self.loss(logits, batch), (batch["mask"] != IGNORED).sum())]
+        return [(self.loss(self._in_parts(batch), batch), (batch["mask"] != IGNORED).sum())]
 
     def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
         count = cast("SumMetric", self.counts[split])

@@ -181,9 +181,8 @@ def _remarks(configs: Mapping[str, Config], plans: Mapping[str, Plan]) -> Iterat
         yield f"not counted: what --widen {widen} adds, at most {widen} whole trainings a search for each searched key"
     if any(config["trainer"].get("callbacks") or config["trainer"].get("max_time") for config in configs.values()):
         yield "not counted: what callbacks such as early stopping or trainer.max_time leave out"
-    seconds = [
-        key for key in ("keep_answers", "pace") if any(c["model"]["init_args"].get(key) for c in configs.values())
-    ]
+    names = ("keep_answers", "pace", "metric_learning")
+    seconds = [key for key in names if any(c["model"]["init_args"].get(key) for c in configs.values())]
     if seconds:
         yield f"not in the hours: the passes of {' and '.join(seconds)}"
 

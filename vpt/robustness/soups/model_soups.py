@@ -232,11 +232,11 @@ def _starts(specs: Sequence[Mapping[str, Any]], model: TunedModel, tensors: Tens
         room = f"delta.parts.{index}."
         for key in (key for key in tensors if key.startswith(room)):
             kind, _, name = key.removeprefix(room).partition(".")
-            if kind == "values" and spec["name"] in ("bias", "norm", "full", "partial", "gps"):
+            if kind == "values" and spec["name"] in ("norm", "full", "partial", "gps"):
                 found[key] = own[name.replace("/", ".")]
                 if (places := tensors.get(f"{room}places_{name}")) is not None:  # of the weights that gps selected
                     found[key] = found[key].flatten(1).gather(1, places.to(found[key].device).long())
-            elif spec["name"] == "dora" and kind == "magnitude":
+            elif (spec["name"], kind) in (("dora", "magnitude"), ("bias", "values")):
                 found[key] = model.owned()[key].detach().clone()  # which are not yet those of a file
             elif spec["name"] == "ssf":
                 found[key] = torch.full_like(tensors[key], float(kind == "scale"))

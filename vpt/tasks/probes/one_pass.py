@@ -15,7 +15,7 @@ from vpt.tasks.classification import ClassificationTask
 Rows = tuple[Tensor, Tensor]
 """Features (N, dim) of images and their labels (N,)."""
 
-_OF_GRADIENTS = ("ema_decay", "init_head", "start_decay", "keep_answers", "pace")
+_OF_GRADIENTS = ("ema_decay", "init_head", "start_decay", "keep_answers", "pace", "metric_learning")
 
 
 class OnePass(ClassificationTask):

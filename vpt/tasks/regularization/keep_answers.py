@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vpt.data.corruptions import BASIC, SMALLEST, can_corrupt, corrupt
 from vpt.errors import ConfigError, check_number
 from vpt.models.classifier import TunedModel
-from vpt.tasks.regularization.second_loss import SecondLoss, State
+from vpt.tasks.regularization.second_loss import SecondLoss, Seen, State
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class KeepAnswers(SecondLoss):
         if not hasattr(data, "preset") or not can_corrupt(data):
             raise ConfigError(f"keep_answers corrupts 8-bit colours of at least {SMALLEST} pixels: leave it out.")
 
-    def start(self, model: TunedModel) -> State:
+    def start(self, model: TunedModel, data: Any) -> State:
         """The head that training starts from."""
         return {name: tensor.detach().clone() for name, tensor in model.head.state_dict().items()}
 
     def loss(
-        self, model: TunedModel, state: Mapping[str, Tensor], batch: Mapping[str, Tensor], logits: Tensor, place: str
+        self, model: TunedModel, state: State, batch: Mapping[str, Tensor], logits: Tensor, place: str, seen: Seen
     ) -> Tensor:
         """See `SecondLoss`; indices and the place seed corruptions."""
         names = [f"{place}/{int(index)}" for index in batch["index"]]
@@ -69,14 +69,14 @@ class KeepAnswers(SecondLoss):
             corrupt(image, BASIC[crc32(name.encode()) % len(BASIC)], self.severity, name)
             for image, name in zip(images, names, strict=True)
         ]
-        seen = torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2).contiguous().to(batch["image"].device)
+        perturbed = torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2).contiguous().to(batch["image"].device)
         strength = model.strength
         try:
             model.set_strength(0.0)
             with torch.no_grad():
                 weight, bias = (state[name].to(model.head.weight) for name in ("weight", "bias"))
-                before = nn.functional.linear(model.encode(seen), weight, bias).float().log_softmax(dim=1)
+                before = nn.functional.linear(model.encode(perturbed), weight, bias).float().log_softmax(dim=1)
         finally:
             model.set_strength(strength)
-        now = model(seen).float().log_softmax(dim=1)
+        now = model(perturbed).float().log_softmax(dim=1)
         return self.rate * nn.functional.kl_div(now, before, reduction="batchmean", log_target=True)

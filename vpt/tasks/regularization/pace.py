@@ -15,7 +15,7 @@ from vpt.backbones.strength import by_place
 from vpt.backbones.target_modules import layer_numbers
 from vpt.errors import ConfigError, check_number
 from vpt.models.classifier import TunedModel
-from vpt.tasks.regularization.second_loss import SecondLoss
+from vpt.tasks.regularization.second_loss import SecondLoss, Seen, State
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Pace(SecondLoss):
         return {**by_place(tuple(falling), layers, model.backbone), model.head: falling[-1]}
 
     @contextmanager
-    def around(self, model: TunedModel) -> Iterator[None]:
+    def around(self, model: TunedModel) -> Iterator[Seen]:
         """Noise on what is computed meanwhile, drawn anew in each pass."""
         with ExitStack() as hooked:
             for layer, sigma in self.sigmas(model).items():
@@ -84,10 +84,10 @@ class Pace(SecondLoss):
                     keep = layer.register_forward_hook(partial(_keep, plain), prepend=True)
                     hooked.callback(keep.remove)
                 hooked.callback(layer.register_forward_hook(partial(_perturb, plain, sigma)).remove)
-            yield
+            yield {}
 
     def loss(
-        self, model: TunedModel, state: Mapping[str, Tensor], batch: Mapping[str, Tensor], logits: Tensor, place: str
+        self, model: TunedModel, state: State, batch: Mapping[str, Tensor], logits: Tensor, place: str, seen: Seen
     ) -> Tensor:
         """See `SecondLoss`; the logits are those of the first pass."""
         with self.around(model):
