@@ -1,4 +1,4 @@
-"""Names and numbers on their way to a reader: tables on the screen that cut nothing, and Markdown that names keep."""
+"""What is on its way to a reader: tables on the screen that cut nothing, how far work is, Markdown that names keep."""
 
 from __future__ import annotations
 
