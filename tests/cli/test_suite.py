@@ -153,7 +153,12 @@ def test_a_dry_run_says_how_far_it_is_and_reads_a_grid_once_for_each_method(
     monkeypatch.setattr("vpt.screen.LINE_EVERY", 0.0)
     grids: list[str] = []
     read = experiments.read_plan
-    monkeypatch.setattr(experiments, "read_plan", lambda path, *args: grids.append(path.stem) or read(path, *args))
+
+    def noted(path: Path, *args: Any) -> Plan:
+        grids.append(path.stem)
+        return read(path, *args)
+
+    monkeypatch.setattr(experiments, "read_plan", noted)
     dry = vpt(*suite, "--dry-run")
     assert dry.status == 0, dry.err
     for doing in ("Reading the configs", "Measuring steps"):
