@@ -1,17 +1,24 @@
-"""Names and numbers on their way to a reader: tables on the screen that cut nothing, and Markdown that names keep."""
+"""What is on its way to a reader: tables on the screen that cut nothing, how far work is, Markdown that names keep."""
 
 from __future__ import annotations
 
 import copy
 import re
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from rich import table as rich_table
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape as plain
+from rich.progress import track
 
-__all__ = ["Table", "console", "markdown", "plain", "show"]
+__all__ = ["Table", "console", "markdown", "plain", "progress", "show"]
 
+Answer = TypeVar("Answer")
+
+LINE_EVERY = 5.0  # seconds
 _WHOLE = 14  # characters up to which a cell stays on one line, however narrow the screen is
 
 
@@ -62,6 +69,26 @@ class Table(rich_table.Table):
 def show(table: Table) -> None:
     """Prints a table."""
     console().print(table, crop=False)
+
+
+def progress(answers: Iterable[Answer], description: str, count: int, few: int = 300) -> Iterable[Answer]:
+    """Shows on stderr how far it is while `count` answers are iterated over, unless they are `few` or less.
+
+    That is a bar, or off a terminal a line every `LINE_EVERY` seconds.
+    """
+    shown = console(stderr=True)
+    if count > few and not shown.is_terminal:
+        return _lines(answers, description, count, shown)
+    return track(answers, plain(description), total=count, console=shown, transient=True, disable=count <= few)
+
+
+def _lines(answers: Iterable[Answer], description: str, count: int, shown: Console) -> Iterator[Answer]:
+    told = begun = time.monotonic()
+    for done, answer in enumerate(answers, start=1):
+        if (now := time.monotonic()) - told >= LINE_EVERY:
+            told, left = now, (now - begun) * (count - done) / done
+            shown.print(f"{description}: {done:,} of {count:,}, about {left:,.0f} s left", soft_wrap=True)
+        yield answer
 
 
 def markdown(text: str) -> str:

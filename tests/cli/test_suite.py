@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.fakes import make_task
+from vpt.cli.commands import experiments
 from vpt.data.catalog.cards import card_names, load_card
 from vpt.experiments.executors import serially
-from vpt.experiments.forecast import Forecaster, Part
+from vpt.experiments.forecast import ROUNDS, Forecaster, Part
 from vpt.experiments.sweep import Plan, sweep
 from vpt.experiments.trial import Config, Failure, merged
 from vpt.run_record import read_record
@@ -144,6 +145,51 @@ def test_data_and_weights_that_are_missing_are_named_and_counted_by_the_card(
     assert rows(answer.out)["prompt"][:6] == [0, 0, 0, 4, 16, 16 * 1000]
     assert rows(answer.out)["prompt"][6] == 2 * (10_000 + 22_735)
     assert "nowhere/cifar does not exist" in vpt(*[arg for arg in missing if arg != "--dry-run"]).err
+
+
+def test_a_dry_run_says_how_far_it_is_and_reads_a_grid_once_for_each_method(
+    vpt: Vpt, suite: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vpt.screen.LINE_EVERY", 0.0)
+    grids: list[str] = []
+    read = experiments.read_plan
+
+    def noted(path: Path, *args: Any) -> Plan:
+        grids.append(path.stem)
+        return read(path, *args)
+
+    monkeypatch.setattr(experiments, "read_plan", noted)
+    dry = vpt(*suite, "--dry-run")
+    assert dry.status == 0, dry.err
+    for doing in ("Reading the configs", "Measuring steps"):
+        told = [line.partition(",")[0] for line in dry.err.splitlines() if line.startswith(doing)]
+        assert told == [f"{doing}: {done} of 4" for done in range(1, 5)]
+    assert grids == ["rates", "none"]
+
+
+def test_fewer_images_are_measured_where_any_pass_is_slow(suite: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head alone on kept features is fast, and what makes them is not."""
+    measured: list[int] = []
+
+    def slow(runs: list[Any], rounds: int) -> list[float]:
+        for run in runs:
+            run()
+        measured.append(rounds)
+        return [0.001, 0.2, 0.2]
+
+    monkeypatch.setattr("vpt.experiments.forecast.interleaved", slow)
+    model = {"class_path": "vpt.tasks.LinearProbe", "init_args": {"backbone": "vit_nano_patch8_64"}}
+    data = {"task": "warm", "root": "data", "train": "train800", "image_size": 64, "batch_size": 64}
+    section = {"class_path": "vpt.data.VTABDataModule", "init_args": data}
+    config: Config = {"seed_everything": 0, "trainer": {"max_epochs": 5}, "model": model, "data": section}
+    forecaster = Forecaster()
+    step = forecaster.step(config, forecaster.lists(config))
+    assert (step.images, step.batch) == (64, 64)
+    assert step.first > 0
+    monkeypatch.setattr("vpt.experiments.forecast.SECONDS", 0.5)
+    step = Forecaster().step(config, forecaster.lists(config))
+    assert (step.images, step.batch) == (1, 64)
+    assert measured[-2:] == [1, ROUNDS]
 
 
 def test_a_dry_run_of_one_config_and_of_variants(vpt: Vpt, suite: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -134,13 +134,17 @@ def merged(merging: Any, prompts: Tensor) -> Tensor:
     return merged
 
 
-def swin_block(block: Any, x: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+def swin_block(
+    block: Any, x: Tensor, prompts: Tensor, bypass: Callable[[str, Tensor, int], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """One image and one window at a time: the prompts of an image join each of its windows and are averaged over them.
 
     Args:
         block: A block of Swin (pre-norm) or Swin V2 (post-norm).
         x: (B, H, W, C).
         prompts: (B, n, C).
+        bypass: What is added to the output of a sublayer, by its name, for its input (B, N, C), of how many columns; of
+            prompts none.
 
     Returns:
         What becomes of both.
@@ -171,11 +175,21 @@ def swin_block(block: Any, x: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
             )
         averages = averages.index_put((torch.tensor(image),), torch.stack(seen).mean(dim=0))
     out = out[:, :height, :width].roll((sh, sw), (1, 2))
+
+    def beside(name: str, tokens: Tensor, columns: int) -> Tensor:
+        return (
+            torch.zeros_like(tokens) if bypass is None else bypass(name, tokens.flatten(1, -2), columns).view_as(tokens)
+        )
+
+    def mlp(tokens: Tensor, columns: int) -> Tensor:
+        return cast("Tensor", block.mlp(tokens) + beside("mlp", tokens, columns))
+
+    out, averages = out + beside("attn", entering, width), averages + beside("attn", prompts_in, 0)
     after = nn.Identity() if not post else block.norm1
     x, prompts = x + after(out), prompts + after(averages)
     if post:
-        return x + block.norm2(block.mlp(x)), prompts + block.norm2(block.mlp(prompts))
-    return x + block.mlp(block.norm2(x)), prompts + block.mlp(block.norm2(prompts))
+        return x + block.norm2(mlp(x, width)), prompts + block.norm2(mlp(prompts, 0))
+    return x + mlp(block.norm2(x), width), prompts + mlp(block.norm2(prompts), 0)
 
 
 def _window(attn: Any, tokens: Tensor, mask: Tensor | None, number: int) -> Tensor:

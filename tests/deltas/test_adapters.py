@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.deltas.families import SEQUENCES, images, make, relative
+from tests.deltas.families import SEQUENCES, SWINS, images, make, relative
+from tests.deltas.oracle import merged, swin_block
 from vpt.backbones import create_backbone
 from vpt.deltas import attach
-from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError, VPTError
+from vpt.errors import ConfigError, UnknownNameError, VPTError
 from vpt.export import fold
 from vpt.models import TunedModel
 
@@ -67,6 +68,58 @@ def test_convpass_is_a_convolution_over_the_patches_and_over_each_other_token_al
             layer.register_forward_hook(lambda _, args, out, key=key: out + bypass(part, key, args[0], 16, 4))
         assert relative(features, head(backbone, twin, family)) <= 1e-12
     assert {key.partition("_")[2] for key in part.up} == ({"attn", "mlp"} if beside == "both" else {"attn"})
+
+
+@pytest.mark.parametrize("beside", ["both", "attn"])
+@pytest.mark.parametrize("family", SWINS)
+def test_convpass_on_a_swin_is_a_convolution_over_the_map_whatever_its_windows(family: str, beside: str) -> None:
+    backbone, part, twin = tuned(family, {"name": "convpass", "rank": 3, "factor": 0.5, "beside": beside})
+    blocks = [block for stage in twin.layers for block in stage.blocks]
+    assert any(any(block.shift_size) for block in blocks)
+
+    def added(block: Any, key: str, tokens: Tensor) -> Tensor:
+        rows, columns = block.input_resolution
+        return bypass(part, key, tokens.flatten(1, -2), rows * columns, columns).view_as(tokens)
+
+    def widened(index: int, block: Any) -> Any:
+        attend = block._attn  # from map to map
+        return lambda x: attend(x) + added(block, f"{index}_attn", x)
+
+    with torch.no_grad():
+        features = backbone(images(family))
+        for index, block in enumerate(blocks):
+            block._attn = widened(index, block)
+            if beside == "both":
+                key = f"{index}_mlp"
+                block.mlp.register_forward_hook(
+                    lambda _, args, out, key=key, block=block: out + added(block, key, args[0])
+                )
+        assert relative(features, head(backbone, twin, family)) <= 1e-12
+    assert {layer.out_features for layer in part.up.values()} == {12, 24}
+
+
+@pytest.mark.parametrize("number", [5, 64])
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+def test_prompts_beside_the_map_of_a_swin_pass_a_bypass_alone(family: str, number: int) -> None:
+    """Also where they are as many as the patches of the last stage, 8 × 8."""
+    shallow = {"name": "prompt", "num_tokens": number, "deep": False}
+    backbone, part, twin = tuned(family, {"name": "convpass", "rank": 3}, shallow)
+    with torch.no_grad():
+        features = backbone(images(family))
+        x = twin.patch_embed(backbone.normalize(images(family)))
+        travelling = backbone.attached[1].tokens[0].expand(3, -1, -1)
+        index = 0
+        for stage in twin.layers:
+            x = stage.downsample(x)
+            travelling = merged(stage.downsample, travelling) if index else travelling
+            for block in stage.blocks:
+
+                def added(name: str, tokens: Tensor, columns: int, index: int = index) -> Tensor:
+                    return bypass(part, f"{index}_{name}", tokens, tokens.shape[1] if columns else 0, columns)
+
+                x, travelling = swin_block(block, x, travelling, added)
+                index += 1
+        assert relative(features, twin.head(twin.norm(x), pre_logits=True)) <= 1e-10
 
 
 def test_prompts_in_the_sequence_pass_a_bypass_alone() -> None:
@@ -144,7 +197,6 @@ def test_numbers_of_parameters_are_those_of_the_papers() -> None:
         ("vit", {"name": "convpass", "factor": 0.0}, ConfigError, "factor of a bypass is 0"),
         ("vit", {"name": "convpass", "beside": "atn"}, UnknownNameError, "did you mean 'attn'"),
         ("vit", {"name": "convpass", "layers": [0, 9]}, ConfigError, "of 3 blocks"),
-        ("swin", {"name": "convpass"}, UnsupportedBackboneError, "attends in windows: use adapter there"),
         ("vit", {"name": "rep_adapter", "rank": 25}, ConfigError, "is 1 to 24, got 25"),
         ("vit", {"name": "rep_adapter", "rank": 3}, ConfigError, "divide its rank, 3, .* got 2: give 1 or"),
         ("vit", {"name": "rep_adapter", "factor": 0.0}, ConfigError, "factor of a RepAdapter is 0"),

@@ -26,6 +26,7 @@ SPECS: dict[str, list[dict[str, Any]]] = {
     "shallow": [SHALLOW],
     "two-shallow": [SHALLOW, SHALLOW],
     "shallow-adapter": [SHALLOW, {"name": "adapter", "rank": 3, "placement": "houlsby"}],
+    "shallow-convpass": [SHALLOW, {"name": "convpass", "rank": 3}],
     "residual-adapter": [{"name": "adapter", "rank": 3, "placement": "parallel", "reads": "residual"}],
     "lora": [{"name": "lora", "rank": 3, "targets": ["q", "v", "fc1"]}],
     "low-rank": [{"name": name, "rank": 2} for name in ("dora", "vera", "fact", "rep_adapter")],

@@ -172,7 +172,7 @@ def test_a_second_delta_trains_on_a_frozen_first() -> None:
 DRAWS = ("pvera",)
 """What is another function each time while it trains."""
 
-SEQUENCES_ONLY = ("prompt-adaptive", "adapter-plus", "convpass")
+SEQUENCES_ONLY = ("prompt-adaptive", "adapter-plus")
 PLACED = [(family, name) for family in FAMILIES for name in SPECS if family not in SWINS or name not in SEQUENCES_ONLY]
 
 

@@ -29,6 +29,7 @@ EQUAL: list[tuple[str, list[dict[str, Any]]]] = [
     (VIT, [{"name": "attention_pool"}, DEEP]),
     (SWIN, [{"name": "attention_pool", "values": False}, {"name": "mlp_head"}]),
     (SWIN, [DEEP]),
+    (SWIN, [{"name": "convpass"}, DEEP | {"deep": False}]),
 ]
 MERGED: list[tuple[str, list[dict[str, Any]]]] = [
     (VIT, [{"name": "lora", "targets": ["q", "v", "fc1"]}]),

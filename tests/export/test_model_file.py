@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "deep+lora": (VIT, [DEEP, {"name": "lora"}]),
     "swin": (SWIN, [DEEP]),
     "adaptive": (VIT, [DEEP | {"adaptive": {}, "gate": {}, "fourier": 0.5}]),
+    "bypass": (SWIN, [{"name": "convpass", "rank": 3}, DEEP | {"deep": False}]),
     "temperature": (SWIN, [DEEP | {"temperature": {}}, {"name": "prefix", "num_tokens": 2}]),
     "pruned": (VIT, [DEEP | {"mask": ["x. .. xx", "xx .x x."]}, DEEP | {"deep": False, "mask": [".. x. xx"]}]),
 }
@@ -86,7 +87,7 @@ def run_alone(folder: Path, file: str, where: Path) -> tuple[torch.Tensor, dict[
 
 @pytest.mark.parametrize("file", WRITERS)
 @pytest.mark.parametrize(
-    "case", ["deep", "shallow", "lora", "swin", "adaptive", "temperature", "pruned"]
+    "case", ["deep", "shallow", "lora", "swin", "bypass", "adaptive", "temperature", "pruned"]
 )  # the others are written by the tests below
 def test_the_file_gives_the_models_logits(case: str, file: str, tmp_path: Path) -> None:
     needs_onnx(file)

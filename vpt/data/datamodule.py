@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from vpt.argument_types import checked
 from vpt.data.augmentation import Augmentation
-from vpt.data.cache.content_hashes import Hashes, as_hashes, kept_numbers, progress
+from vpt.data.cache.content_hashes import Hashes, as_hashes, kept_numbers
 from vpt.data.cache.image_cache import end_with_parent
 from vpt.data.catalog.cards import Card
 from vpt.data.channels import channel_statistics
@@ -29,6 +29,7 @@ from vpt.data.transforms import Preset, get_preset
 from vpt.errors import ConfigError, DataError, UnknownNameError, VPTWarning, check_number
 from vpt.image_size import GivenSize, as_size, plain_size
 from vpt.run_record import global_seed
+from vpt.screen import progress
 from vpt.version import pixel_versions
 
 _STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}

@@ -25,7 +25,7 @@ from vpt.tasks.build import build_data, image_size
 
 ROUNDS = 3
 SECONDS = 1.0
-"""A step of fewer images than a batch has is measured where it takes longer."""
+"""What is measured is of fewer images than a batch has where all of it, once, takes longer."""
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _NO_COST = {"base_lr", "weight_decay", "momentum", "warmup", "l2", "dropout", "num_classes", "weights"}
 """Options of a task that change nothing of what a step takes."""
@@ -253,7 +253,7 @@ def _measured(config: Config, lists: Lists, batch: int, augmented: bool) -> Step
     with torch.random.fork_rng():
         while number < batch:
             try:
-                if interleaved(_runs(model, number, half, halves)[:1], 1)[0] > SECONDS / 2:
+                if sum(interleaved(_runs(model, number, half, halves), 1)) > SECONDS / 2:
                     break
             except torch.OutOfMemoryError:  # a trial halves its batch then
                 number = max(1, number // 2)

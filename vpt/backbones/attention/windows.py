@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -49,17 +49,19 @@ class Places:
     def stitch(self, values: Tensor) -> Tensor:
         """Puts the patches of windows into their places: (B · windows, ..., area) to (B, ..., rows, columns)."""
         (down, across), (height, width) = self.across, self.window
-        images = len(values) // self.windows
-        split = values.reshape(images, down, across, *values.shape[1:-1], height, width)
+        split = values.reshape(-1, down, across, *values.shape[1:-1], height, width)
         maps = split.movedim((1, 2), (-4, -2)).flatten(-4, -3).flatten(-2, -1)
-        return maps[..., : self.grid[0], : self.grid[1]].roll(self.shift, dims=(-2, -1))
+        whole = maps[..., : self.grid[0], : self.grid[1]]
+        return whole.roll(self.shift, dims=(-2, -1)) if any(self.shift) else whole
 
     def cut(self, maps: Tensor) -> Tensor:
         """Undoes `stitch`, maps (B, ..., rows, columns) to windows; padding gets 0."""
         (down, across), (height, width) = self.across, self.window
         missing = (0, across * width - self.grid[1], 0, down * height - self.grid[0])
-        rolled = pad(maps.roll((-self.shift[0], -self.shift[1]), dims=(-2, -1)), missing)
-        split = rolled.unflatten(-1, (across, width)).unflatten(-3, (down, height))  # type: ignore[no-untyped-call]
+        if any(self.shift):
+            maps = maps.roll((-self.shift[0], -self.shift[1]), dims=(-2, -1))
+        padded = pad(maps, missing) if any(missing) else maps
+        split = padded.unflatten(-1, (across, width)).unflatten(-3, (down, height))  # type: ignore[no-untyped-call]
         windows: Tensor = split.movedim((-4, -2), (1, 2)).flatten(-2).flatten(0, 2)
         return windows
 
@@ -92,10 +94,18 @@ class Beside:
     asking: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     answers: dict[Any, Tensor] = field(default_factory=dict)
 
+    def add(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Adds to the answers of an attention what `change` makes of tokens as they entered it, (B, n, dim)."""
+        for owner, answers in self.answers.items():
+            self.answers[owner] = answers + change(self.asking[owner][0])
+
 
 BESIDE: ContextVar[Beside | None] = ContextVar("tokens beside the map", default=None)
 """Set while a block runs, by `block_beside`, so that a block that is run again for activation checkpointing, or in
 another thread, finds the tokens of its own call."""
+
+WITHOUT_PLACE: ContextVar[bool] = ContextVar("tokens without a place pass an MLP", default=False)
+"""Set while tokens from beside the map pass the MLP of a block, as the patches of the map do before them."""
 
 
 def block_beside(
@@ -143,8 +153,12 @@ def rest_of_block(block: Any, tokens: Tensor, answers: Tensor) -> Tensor:
 
     `tokens` are those before the block, `answers` what its attention gave them.
     """
-    if isinstance(block, SwinTransformerV2Block):
-        tokens = tokens + block.drop_path1(block.norm1(answers))
-        return cast("Tensor", tokens + block.drop_path2(block.norm2(block.mlp(tokens))))
-    tokens = tokens + block.drop_path1(answers)
-    return cast("Tensor", tokens + block.drop_path2(block.mlp(block.norm2(tokens))))
+    before = WITHOUT_PLACE.set(True)
+    try:
+        if isinstance(block, SwinTransformerV2Block):
+            tokens = tokens + block.drop_path1(block.norm1(answers))
+            return cast("Tensor", tokens + block.drop_path2(block.norm2(block.mlp(tokens))))
+        tokens = tokens + block.drop_path1(answers)
+        return cast("Tensor", tokens + block.drop_path2(block.mlp(block.norm2(tokens))))
+    finally:
+        WITHOUT_PLACE.reset(before)

@@ -48,13 +48,7 @@ def _one(found: Support) -> None:
     print(f"{found.name}, of timm's {found.family}: {found.parameters:,} parameters without a classifier")
     deep = "takes deep prompts and prefixes; no shallow ones, adapters and attention figures"
     refused = f"no prompts, prefixes, adapters and attention figures. {found.refused}"
-    print(
-        "takes every delta (a Swin no convpass), and attention figures"
-        if found.tokens
-        else deep
-        if found.prompts
-        else refused
-    )
+    print("takes every delta, and attention figures" if found.tokens else deep if found.prompts else refused)
     for tag in found.checkpoints:
         print(f"  {found.name}.{tag}")
     told = f", {found.licence}" if found.licence else ""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,15 +150,14 @@ def read_plan(path: Path, args: list[str], seeds: Sequence[int] | None = None) -
 def _config(rest: list[str], missing: bool = False) -> dict[str, Any]:
     """What a trial is, of data that may be `missing`; refuses what experiments decide for themselves."""
     from vpt.cli.commands.lightning_cli import resolve
+    from vpt.tasks.build import settle
 
     if any(arg.partition("=")[0] == "--ckpt_path" for arg in rest):
         raise ConfigError("--ckpt_path is of `vpt fit`: --resume goes on in --out.")
-    try:
-        config = resolve(rest)
-    except DataError:
-        if not missing:
-            raise
-        config = resolve(rest, data=False)
+    config = resolve(rest, data=not missing)
+    if missing:
+        with suppress(DataError):
+            settle(config)
     check_end(config["trainer"])
     for key, unused in (("logger", True), ("fast_dev_run", False), ("barebones", False)):
         if config["trainer"].get(key, unused) != unused:
@@ -168,17 +168,16 @@ def _config(rest: list[str], missing: bool = False) -> dict[str, Any]:
 def _sweep(parser: Parser, args: list[str]) -> None:
     from vpt.experiments.sweep import sweep
     from vpt.experiments.variants import sweep_variants
+    from vpt.screen import progress
 
     suite.add_options(parser)
     options, rest = _parsed(parser, args, dry=True)
     if options.grid is None and not options.grid_of:
         raise ConfigError("vpt sweep needs --grid FILE, e.g. configs/sweep/vpt.yaml.")
     cells = suite.cells(options, rest)
-    plans, configs = {}, {}
-    for name, cell in cells.items():
-        with suite.told(name):
-            configs[name] = _config(cell.args, options.dry_run)
-            plans[name] = _plan(Namespace(**vars(options) | {"grid": cell.grid}), cell.args)
+    configs, plans = {}, {}
+    for name, config, plan in progress(_read(cells, options), "Reading the configs", len(cells), few=1):
+        configs[name], plans[name] = config, plan
     remarks = suite.differences(configs) if options.tasks and options.methods else []
     if options.dry_run:
         suite.show_forecast(configs, plans, _engine(options), remarks)
@@ -187,6 +186,19 @@ def _sweep(parser: Parser, args: list[str]) -> None:
     else:
         found = sweep_variants(configs, plans, options.out, _engine(options))
         _show(found, options.out, suite.table(found, configs, cells), remarks)
+
+
+def _read(cells: Mapping[str, suite.Cell], options: Namespace) -> Iterator[tuple[str, dict[str, Any], Plan]]:
+    """Config and plan of each cell, by its name."""
+    plans: dict[Any, Plan] = {}
+    for name, cell in cells.items():
+        with suite.told(name):
+            config = _config(cell.args, options.dry_run)
+            # The classes of model and data say in which types values are; to read a grid takes longer than a config.
+            kind = cell.grid, cell.method, config["model"]["class_path"], config["data"]["class_path"]
+            if kind not in plans:
+                plans[kind] = _plan(Namespace(**vars(options) | {"grid": cell.grid}), cell.args)
+        yield name, config, plans[kind]
 
 
 def _fewshot(parser: Parser, args: list[str]) -> None:

@@ -116,14 +116,19 @@ def show_forecast(
     """
     from vpt.experiments.executors import RayEngine
     from vpt.experiments.forecast import Forecaster, Part
-    from vpt.screen import Table, show
+    from vpt.screen import Table, progress, show
 
     ray = engine if isinstance(engine, RayEngine) else None
     forecaster = Forecaster(None if ray is None else ray.shares()[0])
+
+    def parts() -> Iterator[tuple[str, Part, Part]]:
+        for name, config in configs.items():
+            with told(name):
+                found = forecaster(name, config, plans[name])
+            yield name, *found
+
     rows: dict[str, tuple[Part, Part]] = {}
-    for name, config in configs.items():
-        with told(name):
-            search, final = forecaster(name, config, plans[name])
+    for name, search, final in progress(parts(), "Measuring steps", len(configs), few=1):
         before = rows.get(name.partition("/")[0], (Part(), Part()))
         rows[name.partition("/")[0]] = before[0] + search, before[1] + final
     table = Table(

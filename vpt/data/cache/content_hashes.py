@@ -18,12 +18,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from vpt.atomic_write import atomic_write, make_folder, write_json
 from vpt.errors import OutputError
-from vpt.screen import console, plain
+from vpt.screen import progress
 
 Hashes = NDArray[np.uint8]
 """uint8 (N, 16), one row an image; of zeros where a file cannot be read."""
@@ -34,8 +32,6 @@ LARGE = 10_000
 WIDTH = 16
 SUFFIX, NUMBERS = ".hashes", ".numbers"
 _SETTLED_AFTER = 2.0  # seconds: a file that is younger may change again without another time
-_SHOW_PROGRESS_ABOVE = 300  # images
-_LINE_EVERY = 5.0  # seconds
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -128,26 +124,6 @@ def kept_numbers(key: Any, compute: Callable[[], dict[str, list[float]]]) -> dic
         make_folder(path.parent)
         write_json(path, numbers)
     return numbers
-
-
-def progress(answers: Iterable[Answer], description: str, count: int) -> Iterable[Answer]:
-    """Shows on stderr how far it is while answers, one an image, are iterated over, unless they are few.
-
-    That is a bar, or off a terminal a line every `_LINE_EVERY` seconds.
-    """
-    few, shown = count < _SHOW_PROGRESS_ABOVE, console(stderr=True)
-    if not few and not shown.is_terminal:
-        return _lines(answers, description, count, shown)
-    return track(answers, plain(description), total=count, console=shown, transient=True, disable=few)
-
-
-def _lines(answers: Iterable[Answer], description: str, count: int, shown: Console) -> Iterator[Answer]:
-    told = begun = time.monotonic()
-    for done, answer in enumerate(answers, start=1):
-        if (now := time.monotonic()) - told >= _LINE_EVERY:
-            told, left = now, (now - begun) * (count - done) / done
-            shown.print(f"{description}: {done:,} of {count:,}, about {left:,.0f} s left", soft_wrap=True)
-        yield answer
 
 
 def in_threads(work: Callable[[Item], Answer], items: Sequence[Item], description: str) -> Iterator[Answer]:

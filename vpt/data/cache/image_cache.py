@@ -34,13 +34,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from vpt.atomic_write import FULL, atomic_write, make_folder
-from vpt.data.cache.content_hashes import LARGE, NUMBERS, cache_folder, progress
+from vpt.data.cache.content_hashes import LARGE, NUMBERS, cache_folder
 from vpt.data.cache.content_hashes import SUFFIX as HASHES
 from vpt.data.cache.growing_cache import GrowingCache
 from vpt.data.images import ImageList, ImageSource
 from vpt.data.transforms import Preset
 from vpt.errors import DataError, OutputError, VPTWarning
 from vpt.image_size import ImageSize, plain_size, sides, size_text
+from vpt.screen import progress
 from vpt.version import pixel_versions
 
 DISK_SHARE = 0.5
