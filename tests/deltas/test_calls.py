@@ -28,7 +28,7 @@ SPECS: dict[str, list[dict[str, Any]]] = {
     "shallow-adapter": [SHALLOW, {"name": "adapter", "rank": 3, "placement": "houlsby"}],
     "residual-adapter": [{"name": "adapter", "rank": 3, "placement": "parallel", "reads": "residual"}],
     "lora": [{"name": "lora", "rank": 3, "targets": ["q", "v", "fc1"]}],
-    "low-rank": [{"name": name, "rank": 2} for name in ("dora", "vera", "fact", "rep_adapter")],
+    "low-rank": [{"name": name, "rank": 2} for name in ("dora", "vera", "fact", "glora", "rep_adapter")],
     "full": [{"name": "full"}],
 }
 FAMILIES = ["vit", "distilled", "eva02-fused", "rope-mixed", "beit-shared", "post-norm-token", "swin", "swinv2"]

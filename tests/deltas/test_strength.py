@@ -32,6 +32,7 @@ DELTAS: dict[str, list[dict[str, Any]]] = {
     "vera": [{"name": "vera", "rank": 4, "targets": ["q", "v", "fc1"]}],
     "mlae": [{"name": "mlae", "rank": 2, "targets": ["q", "v", "fc1"]}],
     "pvera": [{"name": "pvera", "rank": 4, "targets": ["q", "v", "fc1"]}],
+    "glora": [{"name": "glora", "rank": 2, "targets": ["q", "v", "fc1"]}],
     "ssf": [{"name": "ssf"}],
     "adapter": [{"name": "adapter", "rank": 2, "placement": "houlsby"}],
     "fact": [{"name": "fact", "rank": 2}],
