@@ -40,6 +40,7 @@ DELTAS: dict[str, list[dict[str, Any]]] = {
     "bias": [{"name": "bias"}],
     "full": [{"name": "full"}],
     "gps": [{"name": "gps"}],
+    "spt": [{"name": "spt_lora", "rank": 2, "budget": 0.06}],
     "added": [{"name": "prompt_add", "deep": True}],
     "frame": [{"name": "prompt_pad", "width": 2}],
     "mlp": [{"name": "mlp_head", "layers": 2}],

@@ -50,7 +50,7 @@ class Selection(Subset):
         batches: Sequence[Sequence[int]],
         loss: Loss,
     ) -> Iterator[dict[str, Tensor]]:
-        """The gradient of the loss of each batch of images, given by their positions, for parameters of the backbone."""
+        """Gradients of parameters of the backbone for each batch of images, which are given by their positions."""
         before = {key: parameter.requires_grad for key, parameter in parameters.items()}
         try:
             for parameter in parameters.values():
