@@ -174,9 +174,7 @@ def test_a_run_selects_once_and_resumes_and_another_starts_from_its_file(spec: d
     for key, tensor in whole.model.owned().items():
         assert torch.equal(resumed.model.owned()[key], tensor), key
     bare = TunedModel(create_backbone(NANO), 3, [spec]).parts()[0]
-    for (name, found), (_, before) in zip(
-        whole.model.parts()[0].named_buffers(), unselected.named_buffers(), strict=True
-    ):
+    for (name, found), (_, before) in zip(whole.model.parts()[0].named_buffers(), bare.named_buffers(), strict=True):
         assert not torch.equal(found, before), name
     file = tmp_path / "first" / "run" / "0" / "delta.safetensors"
     other = DeltaTuning(**BASE, deltas=[spec], init_delta=str(file))
