@@ -132,7 +132,7 @@ def test_convolutions_are_matrices_with_a_row_for_each_output() -> None:
         assert relative(folded.backbone(pixels), features) <= 1e-12
         delta.detach()
         supports: Any = part.supports
-        for key in part.shapes:  # type: ignore[union-attr]
+        for key in part.shapes:
             layer: Any = modules[key.replace("/", ".")]
             flat = layer.weight.flatten(1).clone()
             a, b, c = (supports[letter][key][0] @ supports[letter][key][1] for letter in "abc")

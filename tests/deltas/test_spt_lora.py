@@ -100,9 +100,9 @@ def pieces(part: Any) -> list[tuple[Item, Tensor, Tensor | None]]:
     found, start = [], 0
     for item, count in zip(part.items, part.counts.tolist(), strict=True):
         stop = start + (item.cost if count == -1 else count)
-        found.append((item, part.values[start:stop], None if count == -1 else part.positions[start:stop]))
+        found.append((item, part.changes[start:stop], None if count == -1 else part.positions[start:stop]))
         start = stop
-    assert start == len(part.values) == len(part.positions)
+    assert start == len(part.changes) == len(part.positions)
     return found
 
 
@@ -125,7 +125,7 @@ def test_sensitive_is_what_has_the_largest_squared_gradients(family: str) -> Non
             if parameter.grad is not None:
                 scores[key] = scores.get(key, 0.0) + parameter.grad**2
     own = [scores[item.key.replace("/", ".")][item.start : item.stop].flatten() for item in part.items]
-    expected = by_hand(part.items, own, len(part.values))
+    expected = by_hand(part.items, own, len(part.changes))
     assert [None if where is None else set(where.tolist()) for _, _, where in pieces(part)] == expected
     kinds = {(where is None, item.cost == item.size) for item, _, where in pieces(part)}
     assert kinds == {(True, True), (True, False), (False, True), (False, False)}  # each kind of item in each way
@@ -141,7 +141,7 @@ def test_what_is_selected_changes_as_it_says_and_the_rest_stays_bit_for_bit(fami
     part.strength = 0.0
     assert torch.equal(backbone(images(family)), before)  # it starts from the backbone
     with torch.no_grad():
-        part.values.add_(0.1 * torch.randn_like(part.values))
+        part.changes.add_(0.1 * torch.randn_like(part.changes))
         for strength in (1.0, 0.25):
             part.strength = strength
             expected = {key: each.clone() for key, each in bare.items()}
@@ -190,7 +190,7 @@ def model(seed: int = 0) -> TunedModel:
         TrainingImages(8, lambda rows: pixels[list(rows)], torch.arange(8) % 2), np.random.default_rng(0)
     )
     with torch.no_grad():
-        part.values.add_(0.05 * torch.randn_like(part.values))
+        part.changes.add_(0.05 * torch.randn_like(part.changes))
     return found
 
 
@@ -218,7 +218,7 @@ def test_files_of_one_selection_have_a_mean_and_others_none(tmp_path: Path) -> N
     paths = [save_delta(tmp_path / f"{seed}.safetensors", model(seed)) for seed in (0, 0, 1)]
     headers, tensors = zip(*map(read_delta, paths), strict=True)
     specs, mean = averaged(headers[0]["specs"], tensors[:2])
-    key = "delta.parts.0.values"
+    key = "delta.parts.0.changes"
     torch.testing.assert_close(mean[key], (tensors[0][key] + tensors[1][key]) / 2)
     assert load_classifier(write_delta(tmp_path / "mean.safetensors", headers[0] | {"specs": specs}, mean))
     with pytest.raises(ConfigError, match="have selected other weights to train"):
@@ -300,7 +300,7 @@ def test_where_it_cannot_select_it_is_refused() -> None:
 def test_each_layer_has_its_own_strength() -> None:
     backbone, part, _ = selected("vit", {})
     with torch.no_grad():
-        part.values.add_(0.1)
+        part.changes.add_(0.1)
         bare = cast("Any", backbone.layout.blocks[1]).mlp.fc1._parameters["weight"]
         part.strength = 1.0
         whole = cast("nn.Linear", cast("Any", backbone.layout.blocks[1]).mlp.fc1).weight - bare

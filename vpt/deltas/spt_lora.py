@@ -65,7 +65,7 @@ class Item:
 class SptLora(Selection):
     """LoRA for the matrices with the most sensitive weights, and of others these weights alone.
 
-    `values` are what trains, (budget · parameters of the backbone,): of each item, in order, the changes of its
+    `changes` are what trains, (budget · parameters of the backbone,): of each item, in order, the changes of its
     weights, or A (rank, inputs) and B (outputs, rank) of its LoRA, or the change of a whole vector. `counts` says how
     many weights of each item train, or `STRUCTURED`; `positions` where in its item each value stands, -1 where it is
     none of a single weight. Both are int32. Training selects them at its start (`start_from_images`), or a file has
@@ -106,7 +106,7 @@ class SptLora(Selection):
                 f"spt_lora of rank {rank} trains 1 to {most:,} parameters of {backbone.name}, and a budget of {budget} "
                 f"is {self._number:,}: give another budget or rank."
             )
-        self.values = nn.Parameter(backbone.mean.new_zeros(self._number))
+        self.changes = nn.Parameter(backbone.mean.new_zeros(self._number))
         counts: list[int] = []
         for item in self.items:
             counts.append(min(item.size, self._number - sum(counts)))
@@ -124,7 +124,7 @@ class SptLora(Selection):
             return original
         counts: list[int] = self.get_buffer("counts").tolist()
         change = [
-            self._change(item, count, room, original)
+            self._of_item(item, count, room, original)
             for item, count, room in zip(self.items, counts, self._rooms(counts), strict=True)
             if item.key == key
         ]
@@ -135,16 +135,16 @@ class SptLora(Selection):
         widths = [item.cost if count == STRUCTURED else count for item, count in zip(self.items, counts, strict=True)]
         return [slice(end - width, end) for end, width in zip(accumulate(widths), widths, strict=True)]
 
-    def _change(self, item: Item, count: int, room: slice, original: Tensor) -> Tensor:
+    def _of_item(self, item: Item, count: int, room: slice, original: Tensor) -> Tensor:
         """What is added to the weights of an item, flat."""
-        values = self.values[room]
+        values: Tensor = self.changes[room]
         if count != STRUCTURED:
             places = self.get_buffer("positions")[room].long()
-            return values.new_zeros(item.size).scatter(0, places, values)
+            return torch.scatter(values.new_zeros(item.size), 0, places, values)
         if original.ndim == 1:
             return values
-        down, up = values.split([self.rank * original.shape[1], self.rank * (item.stop - item.start)])
-        return (up.view(-1, self.rank) @ down.view(self.rank, -1)).flatten()
+        down, up = values[: self.rank * original.shape[1]], values[self.rank * original.shape[1] :]
+        return torch.mm(up.view(-1, self.rank), down.view(self.rank, -1)).flatten()
 
     def _select(self, training: TrainingImages, labels: Tensor, rng: np.random.Generator) -> None:
         """Allocates the budget by the squared gradients of batches of images, summed.
@@ -171,11 +171,11 @@ class SptLora(Selection):
         self.get_buffer("counts").copy_(torch.tensor(counts))
         for item, own_places, room in zip(self.items, places, self._rooms(counts), strict=True):
             self.get_buffer("positions")[room] = -1 if own_places is None else own_places.int()
-            self.values[room] = 0.0
+            self.changes[room] = 0.0
             if own_places is None and (parameter := own[item.key]).ndim > 1:
                 width = parameter.shape[1]
                 drawn = rng.uniform(-1.0, 1.0, size=self.rank * width) / math.sqrt(width)  # as PyTorch draws a layer
-                self.values[room.start : room.start + len(drawn)] = torch.from_numpy(drawn).to(like)
+                self.changes[room.start : room.start + len(drawn)] = torch.from_numpy(drawn).to(like)
 
     def misfit(self, tensors: Mapping[str, Tensor]) -> str:
         """See `DeltaPart`: places lie in their items, in ascending order, and are as many as there are values."""

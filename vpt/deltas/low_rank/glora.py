@@ -6,9 +6,10 @@ The product W ⊙ A is that of the entries, as in the released code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ class Glora(LinearChange):
         """The support tensors of every map as matrices: letter, key, outputs and inputs."""
         modules = {**{key: target.module for key, target in self.targets.items()}, **self.convolutions}
         for key, (outputs, kernel) in self.shapes.items():
-            inputs = torch.Size(kernel).numel()
+            inputs = math.prod(kernel)
             sizes = {"a": (outputs, inputs), "b": (outputs, inputs), "c": (inputs, 1), "e": (outputs, 1)}
             if modules[key]._parameters["bias"] is not None:
                 sizes["d"] = (outputs, 1)
@@ -94,16 +95,18 @@ class Glora(LinearChange):
 
     def expected_parameters(self) -> int:
         """Σ over the support tensors of maps: rank · (outputs + inputs) of ``lora``, outputs of a ``vector``, or 1."""
-        counts = {"none": lambda size: 0, "scalar": lambda size: 1, "vector": lambda size: size[0]}
-        counts["lora"] = lambda size: self.rank * sum(size)
-        return sum(counts[self.forms[letter]](size) for letter, _, size in self._sizes())
+        number = 0
+        for letter, _, (outputs, inputs) in self._sizes():
+            of_form = {"lora": self.rank * (outputs + inputs), "vector": outputs, "scalar": 1, "none": 0}
+            number += of_form[self.forms[letter]]
+        return number
 
     def _support(self, letter: str, key: str) -> Tensor | float:
         """One of them as a matrix, (outputs or 1, inputs or 1); 0 where there is none."""
         own = cast("nn.ModuleDict", self.supports[letter])
         factors = list(cast("nn.ParameterList", own[key])) if key in own else []
         if len(factors) == 2:
-            return factors[0] @ factors[1]
+            return torch.mm(*factors)
         return factors[0].view(-1, 1) if factors else 0.0
 
     def _added(self, key: str, weight: Tensor) -> Tensor:
@@ -165,7 +168,7 @@ class Glora(LinearChange):
             return weight
         return weight + (strength * self._added(key, weight.flatten(1))).view_as(weight)
 
-    def _convolved_bias(self, key: str, bias: Tensor | None) -> Tensor | None:
+    def _convolved_bias(self, key: str, bias: Any) -> Any:
         if (strength := self.at(key)) == 0.0:
             return bias
         weight = cast("Tensor", self.convolutions[key]._parameters["weight"])
