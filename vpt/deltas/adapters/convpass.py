@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 
 from vpt.backbones.factory import Backbone
 from vpt.backbones.strength import Place
+from vpt.deltas.adapters.adapter import quick_gelu
 from vpt.deltas.base import DeltaPart, Handle, chosen_blocks
 from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError, UnknownNameError, UnsupportedBackboneError
@@ -102,10 +103,8 @@ class Convpass(DeltaPart):
     def _add(self, key: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if (strength := self.at(key)) == 0.0:
             return out
-        hidden = self._convolved(cast("nn.Conv2d", self.conv[key]), _quick_gelu(self.down[key](args[0])))[
-            :, : out.shape[1]
-        ]
-        change: Tensor = self.up[key](_quick_gelu(hidden)) * (self.factor * strength)
+        hidden = self._convolved(cast("nn.Conv2d", self.conv[key]), quick_gelu(self.down[key](args[0])))
+        change: Tensor = self.up[key](quick_gelu(hidden[:, : out.shape[1]])) * (self.factor * strength)
         return out + change
 
     def _convolved(self, conv: nn.Conv2d, tokens: Tensor) -> Tensor:
@@ -119,7 +118,3 @@ class Convpass(DeltaPart):
             return others
         maps = tokens[:, alone:].transpose(1, 2).reshape(tokens.shape[0], self.rank, *grid)
         return torch.cat([others, conv(maps).flatten(2).transpose(1, 2)], dim=1)
-
-
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
