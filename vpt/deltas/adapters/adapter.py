@@ -29,7 +29,7 @@ READS = ("normalised", "residual")
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x · sigmoid(1.702 x), of any shape, which differs from the GELU by at most 0.021."""
+    """The GELU with a logistic function, x · sigmoid(1.702 x), of any shape: at most 0.021 from it."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -76,8 +76,8 @@ class Adapter(DeltaPart):
             rank: Width of the bottleneck, at least 1.
             placement: ``houlsby``, ``pfeiffer``, ``parallel`` or ``post``.
             factor: Multiplies what is added; AdaptFormer uses 0.1.
-            activation: ``relu`` is AdaptFormer's; units that no token switches on do not train. ``quick_gelu`` is that of
-                the code that NOAH released (Zhang et al., 2022).
+            activation: ``relu`` is AdaptFormer's; units that no token switches on do not train. ``quick_gelu`` is that
+                of NOAH's released code (Zhang et al., 2022).
             layers: Only in blocks ``[first, last + 1]``, counted from 0; None for all.
             reads: With ``parallel``, what the adapter is fed: the input of the MLP behind its norm, or the ``residual``
                 stream before it.
