@@ -74,7 +74,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
     "gps": {"name": "gps", "connections": 2},
     "gps-weights": {"name": "gps", "bias": False},
-    "spt": {"name": "spt_lora", "rank": 2, "budget": 0.04},
+    "spt": {"name": "spt_lora", "rank": 2, "budget": 0.02},
 }
 
 
