@@ -80,8 +80,10 @@ OTHERS = {
     "rep_adapter": (1e-3, 2e-3, 4e-3),
     "difffit": (1e-3, 3e-3, 1e-2),
     "mlae": (1e-3, 2e-3, 4e-3),
+    "glora": (1e-3, 2e-3, 4e-3),
     "pvera": (4e-3, 1e-2, 3e-2),
     "gps": (4e-4, 1e-3, 3e-3),
+    "spt_lora": (1e-3, 2e-3, 4e-3),
 }
 """Of a table of their own, as far as it has been measured."""
 RATES = METHODS | OTHERS

@@ -208,3 +208,17 @@ def test_what_is_out_of_range_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         attach(make(family)[0], [spec])
+
+
+def test_the_activation_of_noah_is_the_quick_gelu() -> None:
+    backbone, part, twin = tuned("vit", {"name": "adapter", "rank": 3, "activation": "quick_gelu"})
+    with torch.no_grad():
+        for index, block in enumerate(twin.blocks):
+            down, up = part.down[f"{index}_mlp"], part.up[f"{index}_mlp"]
+
+            def behind(_: nn.Module, args: Any, out: Tensor, down: Any = down, up: Any = up) -> Tensor:
+                hidden = out @ down.weight.T + down.bias
+                return cast("Tensor", out + (hidden / (1 + (-1.702 * hidden).exp())) @ up.weight.T + up.bias)
+
+            block.mlp.register_forward_hook(behind)
+        assert relative(backbone(images()), head(backbone, twin, "vit")) <= 1e-12

@@ -29,7 +29,7 @@ SPECS: dict[str, list[dict[str, Any]]] = {
     "shallow-convpass": [SHALLOW, {"name": "convpass", "rank": 3}],
     "residual-adapter": [{"name": "adapter", "rank": 3, "placement": "parallel", "reads": "residual"}],
     "lora": [{"name": "lora", "rank": 3, "targets": ["q", "v", "fc1"]}],
-    "low-rank": [{"name": name, "rank": 2} for name in ("dora", "vera", "fact", "rep_adapter")],
+    "low-rank": [{"name": name, "rank": 2} for name in ("dora", "vera", "fact", "glora", "rep_adapter")],
     "full": [{"name": "full"}],
 }
 FAMILIES = ["vit", "distilled", "eva02-fused", "rope-mixed", "beit-shared", "post-norm-token", "swin", "swinv2"]

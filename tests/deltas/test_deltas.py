@@ -43,6 +43,16 @@ SPECS: dict[str, dict[str, Any]] = {
     "vera": {"name": "vera", "rank": 30, "targets": ["q", "k", "v", "proj", "fc2"]},
     "mlae": {"name": "mlae", "rank": 3, "dropout": 0.0, "targets": ["q", "k", "v", "proj", "fc2"]},
     "pvera": {"name": "pvera", "rank": 30, "targets": ["q", "k", "v", "proj", "fc2"]},
+    "glora": {"name": "glora", "rank": 3, "targets": ["q", "v", "proj", "fc2"]},
+    "glora-vectors": {
+        "name": "glora",
+        "a": "scalar",
+        "b": "vector",
+        "c": "vector",
+        "d": "none",
+        "e": "none",
+        "targets": ["v"],
+    },
     "fact-tt": {"name": "fact", "rank": 3, "format": "tt", "targets": ["q", "k", "v", "proj", "fc2"]},
     "fact-tk": {"name": "fact", "rank": 3, "format": "tk", "targets": ["q", "k", "v", "proj", "fc2"]},
     "adapter": {"name": "adapter", "rank": 3},
@@ -64,6 +74,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
     "gps": {"name": "gps", "connections": 2},
     "gps-weights": {"name": "gps", "bias": False},
+    "spt": {"name": "spt_lora", "rank": 2, "budget": 0.02},
 }
 
 
@@ -315,7 +326,9 @@ def test_deltas_compose_and_come_off_in_any_order() -> None:
     assert all(relative(output, outputs[0]) <= 1e-12 for output in outputs[1:])
 
 
-@pytest.mark.parametrize("name", ["lora", "dora", "vera", "fact-tt", "fact-tk", "rep-adapter", "ssf", "scales"])
+@pytest.mark.parametrize(
+    "name", ["lora", "dora", "vera", "fact-tt", "fact-tk", "glora", "rep-adapter", "ssf", "scales"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reparameterisations_merge_to_the_same_function_and_unmerge_bit_for_bit(family: str, name: str) -> None:
     backbone, _ = make(family)

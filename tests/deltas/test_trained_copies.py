@@ -152,7 +152,7 @@ def test_the_backbone_itself_never_changes(name: str) -> None:
     assert torch.equal(backbone(images()), bare)
 
 
-@pytest.mark.parametrize("name", ["lora", "dora", "vera", "fact-tk", "rep-adapter", "ssf"])
+@pytest.mark.parametrize("name", ["lora", "dora", "vera", "fact-tk", "glora", "rep-adapter", "ssf"])
 @pytest.mark.parametrize("family", ["vit", "eva02-fused", "swinv2"])
 def test_what_is_merged_still_trains_loads_and_is_saved_as_it_is(family: str, name: str) -> None:
     backbone, _ = make(family)

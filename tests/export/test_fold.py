@@ -35,7 +35,7 @@ MERGED: list[tuple[str, list[dict[str, Any]]]] = [
     (VIT, [{"name": "lora", "targets": ["q", "v", "fc1"]}]),
     (VIT, [{"name": "lora"}, DEEP, {"name": "bias"}]),
     (SWIN, [{"name": "ssf"}, DEEP]),
-    *((VIT, [{"name": name}]) for name in ("dora", "vera", "fact", "rep_adapter")),
+    *((VIT, [{"name": name}]) for name in ("dora", "vera", "fact", "glora", "rep_adapter")),
     (SWIN, [{"name": "dora", "targets": ["q", "fc1"]}, DEEP]),
     (SWIN, [{"name": "rep_adapter", "rank": 4}, {"name": "bias"}]),
     (

@@ -166,6 +166,7 @@ def test_a_training_with_noise_goes_on_as_if_it_had_not_stopped(tmp_path: Path) 
         ("vit_nano_patch8_64", {"name": "adapter", "targets": ["patch_embed.proj"]}),
         ("vit_nano_patch8_64", {"name": "lora", "targets": ["all-linear"]}),
         ("vit_nano_patch8_64", {"name": "dora"}),
+        ("vit_nano_patch8_64", {"name": "glora"}),
         ("vit_nano_patch8_64", {"name": "convpass"}),
         ("swin_nano_patch4_window8_64", {"name": "convpass"}),
         ("vit_nano_patch8_64", {"name": "adapter", "placement": "post", "channel_scale": True, "std": 0.01}),

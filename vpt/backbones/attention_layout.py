@@ -144,8 +144,8 @@ NORMS: dict[type[nn.Module], str | dict[str, str]] = {
 RUN_WHOLE = (
     "timm runs this model whole, and what enters its blocks is not known. Deep prompts and prefixes take it, without "
     "what needs its tokens (init from images, adaptive); so do linear, mlp_head, sidetune, bias, norm, ssf, partial, "
-    "prompt_pad, full, gps, and lora, dora, vera, pvera, mlae and adapters on layers by name. Shallow prompts, these "
-    "by the names of the papers, other deltas, figures of attention maps and segmentation do not."
+    "prompt_pad, full, gps, and lora, dora, vera, pvera, mlae, glora and adapters on layers by name. Shallow prompts, "
+    "these by the names of the papers, other deltas, figures of attention maps and segmentation do not."
 )
 
 KEYLESS = {"ChannelAttention", "ChannelAttentionV2", "ConvAttention", "OutlookAttention"}

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vpt.backbones.compilation import eagerly
 from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import affine_layers, parameter_names
 from vpt.deltas.base import DeltaPart, TrainingImages
-from vpt.deltas.partial_tuning import Subset, to_key
+from vpt.deltas.partial_tuning import to_key
 from vpt.deltas.registry import register_delta
+from vpt.deltas.selection import Selection, in_batches
 from vpt.errors import ConfigError
 
 TEMPERATURE = 0.07
@@ -30,15 +30,13 @@ BATCH = 16
 
 
 @register_delta("gps")
-class Gps(Subset):
+class Gps(Selection):
     """Chosen entries of every weight of a linear map or convolution, and all biases but those of norms.
 
     `values` of a weight are what stands in for its chosen entries, (outputs, K); all others are those of the backbone,
     bit for bit. Where they stand in each row, in ascending order, is beside them: int32 (outputs, K). Training
     selects them at its start (`start_from_images`), or a file has them; until then they are the first K of each row.
     """
-
-    starts_from_classes = True
 
     def __init__(self, backbone: Backbone, connections: int = 1, bias: bool = True) -> None:
         """Copies the parameters; a ConfigError where the backbone has none of that kind.
@@ -79,51 +77,26 @@ class Gps(Subset):
         rows, places = original.flatten(1), self._places(key)
         return rows.scatter(1, places, super()._value(key, rows.gather(1, places))).view_as(original)
 
-    @property
-    def starts_from_images(self) -> bool:
-        """See `DeltaPart`."""
-        return not self.started
+    def _select(self, training: TrainingImages, labels: Tensor, rng: np.random.Generator) -> None:
+        """Takes the weights with the largest gradient of `contrastive_loss`.
 
-    @torch.no_grad()
-    def start_from_images(self, training: TrainingImages, rng: np.random.Generator) -> None:
-        """Selects the weights; a ConfigError where images have not one class each.
-
-        The loss is that of `contrastive_loss` over batches of images and their mirror images, in an order that is drawn
-        from `rng`, and the gradient is the sum over all of them.
+        It is that of batches of images and their mirror images, in an order that is drawn from `rng`; the gradients are
+        summed.
         """
-        if self.started:
-            return
-        if training.labels is None:
-            raise ConfigError("gps selects weights by images with one class each.")
-        found = self._gradients(training, training.labels, rng)
-        for key, weight in self._originals().items():
+        weights = self._originals()
+        found = {key: torch.zeros_like(weight) for key, weight in weights.items()}
+        batches = in_batches(rng.permutation(training.number).tolist(), BATCH)
+        for gradients in self._gradients(weights, training, labels, batches, self._loss):
+            for key, gradient in gradients.items():
+                found[key] += gradient
+        for key, weight in weights.items():
             order = found[key].flatten(1).abs().argsort(dim=1, descending=True, stable=True)
             places = order[:, : self.connections].sort(dim=1).values
             self.get_buffer(f"places_{key}").copy_(places)
             self.values[key].copy_(weight.flatten(1).gather(1, places))
-        self.started = True
 
-    def _gradients(self, training: TrainingImages, labels: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
-        weights = self._originals()
-        before = {key: weight.requires_grad for key, weight in weights.items()}
-        found = {key: torch.zeros_like(weight) for key, weight in weights.items()}
-        order = rng.permutation(training.number).tolist()
-        try:
-            for weight in weights.values():
-                weight.requires_grad_()
-            for start in range(0, len(order), BATCH):
-                rows = order[start : start + BATCH]
-                images, classes = training.images(rows), labels[rows].to(self.backbone.mean.device)
-                with torch.enable_grad(), eagerly():
-                    features = self.backbone(torch.cat([images, images.flip(-1)]))
-                    loss = contrastive_loss(features, classes.repeat(2))
-                gradients = torch.autograd.grad(loss, [*weights.values()], allow_unused=True, materialize_grads=True)
-                for total, gradient in zip(found.values(), gradients, strict=True):
-                    total += gradient
-        finally:
-            for key, weight in weights.items():
-                weight.requires_grad_(before[key])
-        return found
+    def _loss(self, images: Tensor, classes: Tensor) -> Tensor:
+        return contrastive_loss(self.backbone(torch.cat([images, images.flip(-1)])), classes.repeat(2))
 
     def misfit(self, tensors: Mapping[str, Tensor]) -> str:
         """See `DeltaPart`: places lie in their rows, in ascending order."""

@@ -32,14 +32,19 @@ class Subset(DeltaPart):
         super().__init__(backbone)
         self._copy(parameter_names(backbone, self.role))
 
-    def _copy(self, names: list[str]) -> None:
+    def _claim(self, names: list[str]) -> dict[str, nn.Parameter]:
+        """Those of the backbone's parameters, by name, which it changes from now on; a ConfigError where it cannot."""
         own = dict(self.backbone.model.named_parameters())
         if not names:
             raise ConfigError(f"{self.backbone.name} has no parameter of the kind that {type(self).__name__} trains.")
         if self.backbone.narrow and (kept := [name for name in names if name in wide_weights(self.backbone.model)]):
             raise ConfigError(f"frozen_dtype is of what stays frozen, and {kept[0]} is to be trained: leave it out.")
         self._names = names
-        taken = {to_key(name): self._taken(to_key(name), own[name].detach()) for name in names}
+        return {name: own[name] for name in names}
+
+    def _copy(self, names: list[str]) -> None:
+        own = self._claim(names)
+        taken = {to_key(name): self._taken(to_key(name), each.detach()) for name, each in own.items()}
         self.values = nn.ParameterDict({key: nn.Parameter(value.clone()) for key, value in taken.items()})
         self.replaced = sum(value.numel() for value in taken.values())
 

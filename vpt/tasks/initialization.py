@@ -18,7 +18,7 @@ from vpt.errors import ConfigError
 from vpt.models.logistic_regression import choose_l2, fit_logistic
 from vpt.models.prediction import Bar, batch_answers
 from vpt.run_record import global_seed
-from vpt.screen import console
+from vpt.screen import console, progress
 
 if TYPE_CHECKING:
     from vpt.backbones.strength import Strength
@@ -69,7 +69,7 @@ def start_deltas(model: AdaptedModel, data: ImageDataModule, quiet: bool = False
         return cast("Tensor", split.batch(rows)["image"].to(device))
 
     def shown(steps: Sequence[Any], word: str) -> Iterable[Any]:
-        return steps if quiet else track(steps, description=word, console=console(stderr=True))
+        return steps if quiet else progress(steps, word, len(steps), few=20)
 
     training = TrainingImages(len(split), images, _classes(data), model, shown)
     for part in model.parts():

@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 from vpt.backbones.attention.windows import BESIDE, WITHOUT_PLACE, Places, window_places
 from vpt.backbones.factory import Backbone
 from vpt.backbones.strength import Place
+from vpt.deltas.adapters.adapter import quick_gelu
 from vpt.deltas.base import DeltaPart, Handle, chosen_blocks
 from vpt.deltas.registry import register_delta
 from vpt.errors import ConfigError, UnknownNameError
@@ -118,8 +119,8 @@ class Convpass(DeltaPart):
 
     def _bypass(self, key: str, tokens: Tensor, alone: int | None = None, keep: int | None = None) -> Tensor:
         """What is added for tokens (B, N, dim), of which the first `alone` have no place; None for all but patches."""
-        hidden = self._convolved(key, _quick_gelu(self.down[key](tokens)), alone)[:, :keep]
-        change: Tensor = self.up[key](_quick_gelu(hidden)) * (self.factor * self.at(key))
+        hidden = self._convolved(key, quick_gelu(self.down[key](tokens)), alone)[:, :keep]
+        change: Tensor = self.up[key](quick_gelu(hidden)) * (self.factor * self.at(key))
         return change
 
     def _convolved(self, key: str, tokens: Tensor, alone: int | None) -> Tensor:
@@ -132,7 +133,3 @@ class Convpass(DeltaPart):
             return others
         patches = places.cut(conv(places.stitch(tokens[:, alone:].transpose(1, 2)))).transpose(1, 2)
         return torch.cat([others, patches], dim=1)
-
-
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)

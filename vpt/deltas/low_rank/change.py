@@ -1,4 +1,4 @@
-"""Changes of low rank of chosen linear maps: W + α · factor · U D, of which each method says what U and D are.
+"""Changes of chosen linear maps, and those of low rank: W + α · factor · U D, where each method says what U and D are.
 
 The weight of a convolution, (outputs, inputs, rows, columns), is such a map of inputs · rows · columns values.
 """
@@ -17,22 +17,21 @@ from torch.nn.functional import pad
 from vpt.backbones.factory import Backbone
 from vpt.backbones.strength import Place
 from vpt.backbones.target_modules import LinearTarget, linear_targets, named_layers
-from vpt.deltas.base import Handle, MergeablePart, MergedWeight, Parametrization, chosen_blocks
+from vpt.deltas.base import Compute, Handle, MergeablePart, MergedWeight, Parametrization, chosen_blocks
 from vpt.errors import ConfigError, UnknownNameError
 
 
-class LowRankChange(MergeablePart):
-    """A change of low rank of linear maps of every block, or of layers by name.
+class LinearChange(MergeablePart):
+    """A change of linear maps of every block, or of layers by name.
 
     The change of a linear map is computed beside the frozen one, so that a fused query-key-value layer can be changed
     in part; that of a convolution in its weight, whatever the layer does with that. Its strength scales the change: at
     0 the frozen map runs alone. By ``block_name``, or the layer's name with ``/`` for ``.``, `targets` are linear maps
     and `convolutions` the others; `by_module` says which maps are of one module, and `shapes` the outputs of
-    each and what one output weighs, (inputs,) or the shape of its kernel. `factor` multiplies every change.
+    each and what one output weighs, (inputs,) or the shape of its kernel.
     """
 
     method: ClassVar[str]
-    factor: float = 1.0
 
     def __init__(self, backbone: Backbone, targets: Sequence[str], layers: Sequence[int] | None) -> None:
         """Finds what is changed.
@@ -90,23 +89,20 @@ class LowRankChange(MergeablePart):
                 raise UnknownNameError(kind, name, dict.fromkeys([*known, *error.known])) from error
         return found
 
-    @abstractmethod
-    def factors(self, key: str) -> tuple[Tensor, Tensor]:
-        """D, (ranks, inputs) or (ranks, inputs, rows, columns), and U, (outputs, ranks), of one of the changes."""
-
-    def acting(self, key: str) -> tuple[Tensor, Tensor]:
-        """Those that act in this forward pass: the same, unless training leaves out some of the ranks."""
-        return self.factors(key)
-
     def hooks(self) -> Iterator[Handle]:
-        """The low-rank path beside every module that computes one of the maps or several."""
+        """The change beside every module that computes one of the maps or several."""
         for module, keys in self.by_module.items():
             yield module.register_forward_hook(partial(self._add, keys))
         for key, layer in self.convolutions.items():
-            try:
-                yield Parametrization(layer, "weight", partial(self._convolved, key))
-            except ConfigError as error:
-                raise ConfigError(f"Two deltas train {key.replace('/', '.')}.weight: keep one of them.") from error
+            for name, compute in self._computed(key).items():
+                try:
+                    yield Parametrization(layer, name, compute)
+                except ConfigError as error:
+                    raise ConfigError(f"Two deltas train {key.replace('/', '.')}.{name}: keep one of them.") from error
+
+    def _computed(self, key: str) -> dict[str, Compute]:
+        """The parameters of a convolution that are computed, by their names."""
+        return {"weight": partial(self._convolved, key)}
 
     def places(self) -> Mapping[Any, Place]:
         """See `DeltaPart`."""
@@ -121,12 +117,6 @@ class LowRankChange(MergeablePart):
         for module, keys in self.by_module.items():
             yield MergedWeight(module, "weight", partial(self._changed, keys))
 
-    def _convolved(self, key: str, weight: Tensor) -> Tensor:
-        if (strength := self.at(key)) == 0.0:
-            return weight
-        down, up = self.acting(key)
-        return torch.add(weight, ((up * (self.factor * strength)) @ down.flatten(1)).view_as(weight))
-
     @torch.no_grad()
     def merge_for_good(self) -> None:
         """See `MergeablePart`."""
@@ -139,6 +129,43 @@ class LowRankChange(MergeablePart):
         super().merge_for_good()
         for handle, value in zip(convolved, values, strict=True):
             handle.module._parameters[handle.name] = nn.Parameter(value, requires_grad=False)
+
+    def _add(self, keys: Sequence[str], module: nn.Linear, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        if self.at(keys[0]) == 0.0 or self.merged:
+            return out
+        return self._beside(keys, module, args[0], out)
+
+    @abstractmethod
+    def _beside(self, keys: Sequence[str], module: nn.Linear, x: Tensor, out: Tensor) -> Tensor:
+        """The output of a module, of its input, with the changes of its maps."""
+
+    @abstractmethod
+    def _changed(self, keys: Sequence[str], weight: Tensor) -> Tensor:
+        """The weight of a module with the changes of its maps."""
+
+    @abstractmethod
+    def _convolved(self, key: str, weight: Tensor) -> Tensor:
+        """The weight of a convolution with its change."""
+
+
+class LowRankChange(LinearChange):
+    """A change of low rank of linear maps; `factor` multiplies every change."""
+
+    factor: float = 1.0
+
+    @abstractmethod
+    def factors(self, key: str) -> tuple[Tensor, Tensor]:
+        """D, (ranks, inputs) or (ranks, inputs, rows, columns), and U, (outputs, ranks), of one of the changes."""
+
+    def acting(self, key: str) -> tuple[Tensor, Tensor]:
+        """Those that act in this forward pass: the same, unless training leaves out some of the ranks."""
+        return self.factors(key)
+
+    def _convolved(self, key: str, weight: Tensor) -> Tensor:
+        if (strength := self.at(key)) == 0.0:
+            return weight
+        down, up = self.acting(key)
+        return torch.add(weight, ((up * (self.factor * strength)) @ down.flatten(1)).view_as(weight))
 
     def _changed(self, keys: Sequence[str], weight: Tensor) -> Tensor:
         down, up = self._stacked(keys)
@@ -153,11 +180,6 @@ class LowRankChange(MergeablePart):
             columns.append(pad(up, (0, 0, target.start, target.module.out_features - target.stop)))
         assembled = columns[0] if len(keys) == 1 else torch.cat(columns, dim=1)
         return torch.cat(downs), assembled * (self.factor * self.at(keys[0]))
-
-    def _add(self, keys: Sequence[str], module: nn.Linear, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if self.at(keys[0]) == 0.0 or self.merged:
-            return out
-        return self._beside(keys, module, args[0], out)
 
     def _beside(self, keys: Sequence[str], module: nn.Linear, x: Tensor, out: Tensor) -> Tensor:
         down, up = self._stacked(keys)
