@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,10 +23,12 @@ from rich.text import Text
 
 from vpt.backbones.checkpoints import PATIENCE
 from vpt.errors import ConfigError, RecordError, VPTError
+from vpt.experiments.packs import Together, packs
 from vpt.experiments.trial import Failure, Record, Trial, finished, run_trial, val_score
 from vpt.models.feature_cache import share
 from vpt.run_record import score
 from vpt.screen import Table, console
+from vpt.tasks.together import Member, Pack
 
 SHOWN = 8
 
@@ -100,9 +103,17 @@ Engine = Callable[[Sequence[Trial], Path], dict[str, Record | Failure]]
 """Runs trials below a folder; gives for each name its record, or why there is none."""
 
 
-def serially(trials: Sequence[Trial], root: Path) -> dict[str, Record | Failure]:
-    """Runs trials in this process, in order; those that are finished below `root` are read."""
-    return _collect(trials, root, lambda left: ((trial, _guarded(trial, root)) for trial in left))
+def serially(trials: Sequence[Trial], root: Path, together: Together = 1) -> dict[str, Record | Failure]:
+    """Runs trials in this process, in order; those that are finished below `root` are read.
+
+    So many train `together` (`vpt.experiments.packs`).
+    """
+
+    def run(left: list[Trial]) -> Iterator[tuple[Trial, Record | Failure]]:
+        for pack in packs(left, together):
+            yield from zip(pack, _run(pack, root), strict=True)
+
+    return _collect(trials, root, run)
 
 
 @dataclass(frozen=True)
@@ -118,12 +129,14 @@ class RayEngine:
         cpus: Of each trial; its torch threads. None shares this machine's evenly among its trials.
         gpus: Of each trial, e.g. 0.25 for four on one; None for one if there are any.
         workers: Trials at once; None for what the machine or cluster holds.
+        together: How many train together as one task of Ray (`vpt.experiments.packs`), which counts as one trial above.
     """
 
     address: str | None = None
     cpus: int | None = None
     gpus: float | None = None
     workers: int | None = None
+    together: Together = 1
 
     def __post_init__(self) -> None:
         """A ConfigError where no cluster answers at the address, for which Ray itself would look for minutes."""
@@ -155,17 +168,18 @@ class RayEngine:
                 signal.signal(signal.SIGTERM, stop)  # Ray's would end its processes while they are still waited for
         cpus, gpus = self.shares()
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_worker)
-        waiting: list[Trial] = list(trials)
-        running: dict[Any, Trial] = {}
+        waiting = packs(trials, self.together, self.at_once())
+        running: dict[Any, list[Trial]] = {}
         limit = self.workers or len(trials)
         try:
             while waiting or running:
                 while waiting and len(running) < limit:
-                    trial = waiting.pop(0)
-                    running[remote.remote(trial, str(root), cpus)] = trial
+                    pack = waiting.pop(0)
+                    running[remote.remote(pack, str(root), cpus)] = pack
                 done, _ = ray.wait(list(running))
                 for reference in done:
-                    yield running.pop(reference), _received(ray, reference)
+                    pack = running.pop(reference)
+                    yield from zip(pack, _received(ray, reference, len(pack)), strict=True)
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
@@ -210,34 +224,42 @@ def _check_cluster(address: str) -> None:
         )
 
 
-def _worker(trial: Trial, root: str, threads: int) -> Record | Failure:
+def _worker(pack: list[Trial], root: str, threads: int) -> list[Record | Failure]:
     """What runs in a process of Ray's."""
     torch.set_num_threads(threads)
-    return _guarded(trial, Path(root))
+    return _run(pack, Path(root))
 
 
-def _guarded(trial: Trial, root: Path) -> Record | Failure:
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
+def _run(pack: Sequence[Trial], root: Path) -> list[Record | Failure]:
+    """Runs trials, together where there are several."""
     share()
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)  # what it says of every single trial has no place on the board
     try:
-        return run_trial(trial, root)
-    except Exception as error:
-        kind = "" if isinstance(error, VPTError | MisconfigurationException) else f"{type(error).__name__}: "
-        return Failure(kind + " ".join(str(error).split()))
+        if len(pack) == 1:
+            return [_guarded(pack[0], root)]
+        return Pack[Record | Failure]().run([partial(_guarded, trial, root) for trial in pack])
     finally:
         logger.setLevel(level)
 
 
-def _received(ray: Any, reference: Any) -> Record | Failure:
+def _guarded(trial: Trial, root: Path, member: Member | None = None) -> Record | Failure:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     try:
-        result: Record | Failure = ray.get(reference)
+        return run_trial(trial, root, member)
+    except Exception as error:
+        kind = "" if isinstance(error, VPTError | MisconfigurationException) else f"{type(error).__name__}: "
+        return Failure(kind + " ".join(str(error).split()))
+
+
+def _received(ray: Any, reference: Any, number: int) -> list[Record | Failure]:
+    try:
+        results: list[Record | Failure] = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return Failure(f"its process died {RETRIES + 1} times ({type(error).__name__})")
-    return result
+        return [Failure(f"its process died {RETRIES + 1} times ({type(error).__name__})")] * number
+    return results
 
 
 def _finished(trial: Trial, root: Path) -> Record | None:

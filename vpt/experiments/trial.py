@@ -41,6 +41,7 @@ from vpt.run_record import (
 from vpt.tasks import DeltaWriter, RunRecord
 from vpt.tasks.build import build, build_data
 from vpt.tasks.checkpoints import last_checkpoint
+from vpt.tasks.together import Member, out_of_memory
 
 Config = dict[str, Any]
 Record = dict[str, Any]
@@ -157,8 +158,10 @@ def _at(folder: Path, stop: int) -> Path:
     return folder / f"run_after_{stop}.json"
 
 
-def run_trial(trial: Trial, root: Path) -> Record:
+def run_trial(trial: Trial, root: Path, member: Member | None = None) -> Record:
     """Runs a trial, or what is left of it, below the folder of the experiment, and returns its `run.json`.
+
+    As a `member` of those that train together, where there are some.
 
     Where memory does not suffice the batch is split, with the gradient of the whole (``model.micro_batch``). A VPTError
     if the config is wrong or training diverges.
@@ -173,10 +176,10 @@ def run_trial(trial: Trial, root: Path) -> Record:
     config = trial.config
     while True:
         try:
-            _run(trial, config, folder)
+            _run(trial, config, folder, member)
             break
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             config = _halved(config)
         gc.collect()  # frames of the failed step hold memory and, in torch 2.10, the hooks of a dead checkpoint
@@ -186,14 +189,15 @@ def run_trial(trial: Trial, root: Path) -> Record:
     return record
 
 
-def _run(trial: Trial, config: Config, folder: Path) -> None:
+def _run(trial: Trial, config: Config, folder: Path, member: Member | None) -> None:
     seed = config.get("seed_everything", 0)
     if isinstance(seed, bool):
         raise ConfigError(f"seed_everything is {seed}: a trial needs a number.")
     L.seed_everything(seed, verbose=False, workers=True)
     task, data = build(config)
+    task.together = member
     checkpoint = folder / LAST_CHECKPOINT
-    trainer = _trainer(config, folder, trial.stop)
+    trainer = _trainer(config, folder, trial.stop, RunRecord() if member is None else RunRecord(member.seconds))
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
     if trainer.state.status == "interrupted":  # Lightning swallows Ctrl+C
         raise KeyboardInterrupt
@@ -210,10 +214,10 @@ def trainer_options(config: Config) -> dict[str, Any]:
     return {key: value for key, value in config["trainer"].items() if value is not None and key not in _OURS}
 
 
-def _trainer(config: Config, folder: Path, stop: int | None) -> L.Trainer:
+def _trainer(config: Config, folder: Path, stop: int | None, record: RunRecord) -> L.Trainer:
     given = trainer_options(config)
     callbacks: list[Any] = [instantiate_class((), each) for each in config["trainer"].get("callbacks") or []]
-    callbacks += [RunRecord(), DeltaWriter(), AnswerWriter(folder)]
+    callbacks += [record, DeltaWriter(), AnswerWriter(folder)]
     if stop is not None:
         callbacks.append(_Pause(stop))
     if given.get("enable_checkpointing") is not False:
@@ -271,10 +275,6 @@ def _halved(config: Config) -> Config:
     if size < 2:
         raise ConfigError("The memory does not suffice for a single image: take a smaller backbone or image_size.")
     return merged(config, {"model.micro_batch": (size + 1) // 2})
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,10 @@ from vpt.image_size import plain_size
 from vpt.models.classifier import AdaptedModel
 from vpt.models.delta_file import check_fingerprint, fill, start_from
 from vpt.models.delta_format import IDENTITY, identity
-from vpt.models.feature_cache import FeatureCache
 from vpt.tasks.checkpoints import check_classes, check_whole_epoch
 from vpt.tasks.counted_images import CountedImages, all_trained
 from vpt.tasks.initialization import agree, check_start, start_deltas
-from vpt.tasks.kept_features import feature_cache
+from vpt.tasks.kept_features import FeatureTask
 from vpt.tasks.optimizers import (
     TrainingCurves,
     WeightAverage,
@@ -44,7 +43,7 @@ from vpt.tasks.relocation import relocating
 Batch = dict[str, Tensor]
 
 
-class TuningTask(L.LightningModule):
+class TuningTask(FeatureTask):
     """A frozen or trained backbone with a head. A subclass says which head, which loss and which metrics.
 
     A batch is a dict of ``image`` (B, C, H, W), ``index`` int64 (B,) and what the images are to be compared with.
@@ -60,7 +59,6 @@ class TuningTask(L.LightningModule):
     target: str
     ignored: int | None = None
     _least_classes = 2
-    model: AdaptedModel
     _specs: Sequence[dict[str, Any]] = ()
 
     def __init__(
@@ -141,7 +139,6 @@ class TuningTask(L.LightningModule):
         self._limit_val: float = 1.0
         self._finite: Tensor | None = None
         self._knows_classes = False
-        self._kept: tuple[Any, FeatureCache] | None = None
 
     def specs(self) -> list[dict[str, Any]]:
         """The delta that the task trains, as for `vpt.attach`; empty for none."""
@@ -232,26 +229,6 @@ class TuningTask(L.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes[, H, W]) of images (B, C, H, W), as the backbone takes them (`Backbone.normalize`)."""
         return cast("Tensor", self.model(images))
-
-    def features(self, batch: Batch, split: str) -> Tensor:
-        """What the head reads of a batch of ``train``, ``val`` or ``test``: (B, num_features, ...).
-
-        Where images are a constant of their index, what lies before the first trained parameter is computed once for
-        each training and validation image and kept.
-        """
-        data, halves = getattr(self.trainer, "datamodule", None), self.model.constant_part()
-        augmented = getattr(data, "augmented", True) or "target" in batch  # mixed with others
-        if halves is None or split == "test" or data is None or augmented:
-            return self.model.encode(batch["image"])
-        cut = (self.model.format, self.model.constant_blocks(), self.model.backbone.trim)
-        place = (*cut, str(self.trainer.precision), str(self.device), bool(self.hparams["compile"]))
-        if self._kept is None or self._kept[0] != (data, place):  # other data or precision, another cut
-            self._kept = (data, place), feature_cache(self.model.backbone, data, halves[0], place)
-        return halves[1](self._kept[1](split, len(data.split(split)), batch["index"], batch["image"]))
-
-    def logits(self, batch: Batch, split: str) -> Tensor:
-        """Logits, (B, num_classes, ...), of a batch of ``train``, ``val`` or ``test``."""
-        return self.model.classify(self.features(batch, split))
 
     def on_fit_start(self) -> None:
         """Takes from training images what deltas start from, unless training is resumed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from math import isfinite
 from pathlib import Path
 from typing import Any, cast
@@ -70,11 +70,12 @@ def _written(trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[Path, Tu
 class RunRecord(L.Callback):
     """Keeps `run.json` up to date: the protocol of every number that the run prints.
 
-    `measured` is what the precision was chosen by, if it was.
+    `measured` is what the precision was chosen by, if it was; `clock` says how many seconds have passed.
     """
 
-    def __init__(self) -> None:
-        self._start = time.monotonic()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start = clock()
         self._loaded: dict[str, int] | None = None
         self.validated: int | None = None
         self._protocol: dict[str, Any] | None = None
@@ -106,7 +107,7 @@ class RunRecord(L.Callback):
         self.measured = state_dict.get("measured")
 
     def _seconds(self) -> float:
-        return self._before + time.monotonic() - self._start
+        return self._before + self._clock() - self._start
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -116,7 +117,7 @@ class RunRecord(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Counts parameters, prints them, and writes the protocol before anything is trained."""
-        self._start, self._loaded = time.monotonic(), None
+        self._start, self._loaded = self._clock(), None
         self.trained = self.trained if trainer.ckpt_path is not None else {}
         self._update(trainer, pl_module, {"status": "running"}, anew=True, read=False)
         if isinstance(pl_module, TuningTask):

@@ -230,6 +230,10 @@ class ClassificationTask(TuningTask):
         own = weighted_loss(logits, target, weight, options["label_smoothing"], gamma)
         return [*losses, (own, len(logits) if weight is None else weight_of(target, weight))]
 
+    def joins(self) -> bool:
+        """Not where a second loss computes with the model, too."""
+        return super().joins() and not self._seconds
+
     def _second_losses(self, logits: Tensor, batch: Batch, seen: Mapping[str, Seen]) -> Tensor:
         """Their sum, of what each has `seen`; each is a mean over images, or of `whole_batches`."""
         place = f"{global_seed()}/{self.current_epoch}"

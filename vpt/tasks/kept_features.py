@@ -1,14 +1,19 @@
-"""Features of images before the first trained parameter, kept for as long as all that they depend on stays."""
+"""How a task computes features and logits: what stays the same of an image is kept, the rest perhaps with others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import lightning as L
 from torch import Tensor
 
 from vpt.backbones import Backbone
+from vpt.models.classifier import AdaptedModel
 from vpt.models.feature_cache import FeatureCache
+from vpt.tasks.together import Encoded, Member
+
+Batch = dict[str, Tensor]
 
 
 def feature_cache(
@@ -22,3 +27,54 @@ def feature_cache(
     images = (described.get("fingerprint"), described["preset"], str(described.get("channels")))
     constants = (backbone.fingerprint, str(backbone.normalization), *images, data.image_size, *place)
     return FeatureCache(compute, constants if known else None)
+
+
+class FeatureTask(L.LightningModule):
+    """A LightningModule that computes with an `AdaptedModel`.
+
+    Attributes:
+        model: What it computes with.
+        together: With whom, where several tasks train together (`vpt.tasks.together`); None for none.
+    """
+
+    model: AdaptedModel
+    together: Member | None = None
+    _kept: tuple[Any, FeatureCache] | None = None
+
+    def features(self, batch: Batch, split: str) -> Tensor:
+        """What the head reads of a batch of ``train``, ``val`` or ``test``: (B, num_features, ...)."""
+        return self._encoded(batch, split)()
+
+    def _encoded(self, batch: Batch, split: str) -> Encoded:
+        """The features, not computed yet but for what lies before the first trained parameter.
+
+        That is computed once for each training and validation image and kept, where images are a constant of their
+        index.
+        """
+        data, halves = getattr(self.trainer, "datamodule", None), self.model.constant_part()
+        augmented = getattr(data, "augmented", True) or "target" in batch  # mixed with others
+        if halves is None or split == "test" or data is None or augmented:
+            return Encoded(self.model.encode, batch["image"])
+        cut = (self.model.format, self.model.constant_blocks(), self.model.backbone.trim)
+        place = (*cut, str(self.trainer.precision), str(self.device), bool(self.hparams["compile"]))
+        if self._kept is None or self._kept[0] != (data, place):  # other data or precision, another cut
+            self._kept = (data, place), feature_cache(self.model.backbone, data, halves[0], place)
+        kept = self._kept[1](split, len(data.split(split)), batch["index"], batch["image"])
+        return Encoded(halves[1], kept, place)
+
+    def logits(self, batch: Batch, split: str) -> Tensor:
+        """Logits, (B, num_classes, ...), of a batch of ``train``, ``val`` or ``test``."""
+        encoded = self._encoded(batch, split)
+        together = self.together is not None and self.joins()
+        return self.together.logits(self.model, encoded) if together else self.model.classify(encoded())
+
+    def joins(self) -> bool:
+        """Whether its logits may be computed at once with those of others (`vpt.tasks.together`)."""
+        whole = self.trainer.world_size == 1 and not self.hparams["micro_batch"]
+        return whole and not self.hparams["compile"] and not self.model.backbone.tuned
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Passes gradients on to what is trained, also where the logits were computed with those of others."""
+        super().backward(loss, *args, **kwargs)
+        if self.together is not None:
+            self.together.backward()

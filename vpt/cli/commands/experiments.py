@@ -7,8 +7,9 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vpt.cli.arguments import (
     FIT_FLAGS,
@@ -69,6 +70,8 @@ def _parsed(parser: Parser, args: list[str], plan: bool = True, dry: bool = Fals
         "--cpus-per-trial", type=at_least(1), help="and threads (default: the machine's, shared evenly)"
     )
     parser.add_argument("--gpus-per-trial", type=number(0), help="0.25 runs four on one (default: 1 if there are any)")
+    together = "so many trials of one model train as one, on the same backbone; auto: what memory holds (default: 1)"
+    parser.add_argument("--together", type=_number_or_auto, metavar="K", help=together)
     parser.add_argument("--address", help="of a running Ray cluster, `auto` or HOST:PORT (default: this machine)")
     if plan:
         parser.onward = FIT_FLAGS
@@ -78,6 +81,8 @@ def _parsed(parser: Parser, args: list[str], plan: bool = True, dry: bool = Fals
     if options.serial:
         check_effect(options, "with --serial", "workers", "cpus_per_trial", "gpus_per_trial", "address")
     nothing = dry and options.dry_run
+    if nothing:
+        check_effect(options, "with --dry-run, whose hours are of one trial a core or device", "together")
     if not nothing and not options.resume and options.out.is_dir() and any(options.out.iterdir()):
         raise ConfigError(f"{options.out} is not empty: --resume goes on in it, or name another --out.")
     return options, rest
@@ -86,9 +91,17 @@ def _parsed(parser: Parser, args: list[str], plan: bool = True, dry: bool = Fals
 def _engine(options: Namespace) -> Engine:
     from vpt.experiments.executors import RayEngine, serially
 
+    together = options.together or 1
     if options.serial:
-        return serially
-    return RayEngine(options.address, options.cpus_per_trial, options.gpus_per_trial, options.workers)
+        return partial(serially, together=together)
+    return RayEngine(options.address, options.cpus_per_trial, options.gpus_per_trial, options.workers, together)
+
+
+def _number_or_auto(text: str) -> int | Literal["auto"]:
+    return "auto" if text == "auto" else int(at_least(1)(text))
+
+
+_number_or_auto.__name__ = "whole number or auto"
 
 
 def _plan(options: Namespace, rest: list[str]) -> Plan:
@@ -299,7 +312,8 @@ def _transfer(parser: Parser, args: list[str]) -> None:
     check_different("transfer", options.runs)
     check_different("--mode", options.mode)
     if "init" not in options.mode:
-        check_effect(options, "with --mode frozen", "serial", "workers", "cpus_per_trial", "gpus_per_trial", "address")
+        unused = ("serial", "together", "workers", "cpus_per_trial", "gpus_per_trial", "address")
+        check_effect(options, "with --mode frozen", *unused)
     for folder in options.runs:
         tested_record(folder)  # before data are read
     configs = {folder: _config(["-c", str(folder / CONFIG_FILE)]) for folder in options.runs}

@@ -1,0 +1,54 @@
+"""Which trials train together in one process (`vpt.tasks.together`): those whose models compute the same function."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from vpt.experiments.trial import Config, Trial
+from vpt.run_record import identity
+
+Together = int | Literal["auto"]
+"""How many trials train together; ``auto`` says it by device and memory."""
+MOST = 16
+"""How many ``auto`` begins with on a GPU, as many of which are computed at once as its memory holds."""
+
+_RATES = ("base_lr", "weight_decay", "momentum", "warmup", "optimizer", "head_lr_scale", "ema_decay")
+_STARTS = ("init_delta", "init_head", "probe_l2", "start_decay")
+_LOSSES = ("loss", "focal_gamma", "label_smoothing", "class_weights", "mixup", "cutmix", "metrics")
+_FREE = {"model": (*_RATES, *_STARTS, *_LOSSES), "data": ("seed", "subset_seed")}
+"""Options of which a forward pass of a batch does not depend: on its tensors at most."""
+
+
+def packs(trials: Sequence[Trial], together: Together, at_once: int | None = 1) -> list[list[Trial]]:
+    """Packs of trials to train together, in order; `at_once` of them run at a time, None being as many as there are.
+
+    Trials of a pack differ in seed, rates, losses and starts only. Those of other models would compute by themselves.
+    """
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(_model(trial.config), []).append(trial)
+    most = _at_most(len(trials), at_once) if together == "auto" else together
+    found = []
+    for group in groups.values():
+        number = math.ceil(len(group) / most)
+        found += [group[len(group) * each // number : len(group) * (each + 1) // number] for each in range(number)]
+    return found
+
+
+def _at_most(trials: int, at_once: int | None) -> int:
+    if not torch.cuda.is_available():
+        return 1
+    return min(MOST, math.ceil(trials / (at_once or trials)))
+
+
+def _model(config: Config) -> str:
+    rest = copy.deepcopy({key: value for key, value in config.items() if key != "seed_everything"})
+    for section, free in _FREE.items():
+        for key in free:
+            rest[section].get("init_args", {}).pop(key, None)
+    return identity(rest)
