@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -56,7 +57,7 @@ class Member:
 
     def __init__(self, pack: Pack[Any]) -> None:
         """Belongs to a pack, in which it has not begun."""
-        self.turn = threading.Semaphore(0)
+        self.baton = threading.Semaphore(0)
         self.asks: _Logits | _Gradients | None = None
         self.ended = False
         self.spent = 0.0
@@ -97,22 +98,22 @@ class Member:
 
     def begin(self) -> None:
         """Waits for its first turn."""
-        self.turn.acquire()
+        self.baton.acquire()
         self._go_on()
 
     def end(self) -> None:
         """Lets the others go on."""
         self.ended = True
         if (following := self._pack.following()) is not None:
-            following.turn.release()
+            following.baton.release()
 
     def _wait(self, asks: _Logits | _Gradients) -> None:
-        self.asks = asks
+        self.asks, asks.turn = asks, self._pack.next_turn()
         self.spent, self._globals = self.seconds(), _Globals()
         following = self._pack.following()
         if following is not None and following is not self:
-            following.turn.release()
-            self.turn.acquire()
+            following.baton.release()
+            self.baton.acquire()
         self._go_on()
         if self.asks is not None:  # all the others wait, too
             self._pack.answer(self)
@@ -138,6 +139,7 @@ class Pack(Generic[T]):
         self._members: list[Member] = []
         self._weights: dict[Hashable, list[Tensor]] = {}
         self._apart: set[Hashable] = set()
+        self.next_turn = count().__next__
 
     def run(self, functions: Sequence[Callable[[Member], T]]) -> list[T]:
         """Calls them all, and gives their results; what one of them raises is raised when all have ended."""
@@ -160,7 +162,7 @@ class Pack(Generic[T]):
         for thread in threads:
             thread.start()
         if (first := self.following()) is not None:
-            first.turn.release()
+            first.baton.release()
         try:
             for thread in threads:
                 thread.join()
@@ -176,9 +178,13 @@ class Pack(Generic[T]):
         return [results[place] for place in range(len(functions))]
 
     def following(self) -> Member | None:
-        """Who runs next: who waits for nothing; else who needs gradients, which frees memory; else the first."""
-        going = (each for each in self._members if not each.ended)
-        return min(going, key=lambda each: (each.asks is not None, isinstance(each.asks, _Logits)), default=None)
+        """Who runs next: who waits for nothing; else who needs gradients, which frees memory; else who waits longest."""
+
+        def order(member: Member) -> tuple[int, int]:
+            asks = member.asks
+            return (0, 0) if asks is None else (2 if isinstance(asks, _Logits) else 1, asks.turn)
+
+        return min((each for each in self._members if not each.ended), key=order, default=None)
 
     def tie(self, same: str, model: AdaptedModel) -> None:
         """Has a model compute with the weights of the first backbone that is the same, unless its own are trained."""
@@ -196,10 +202,10 @@ class Pack(Generic[T]):
     def answer(self, member: Member) -> None:
         """Computes what a member waits for, with those that wait for the same; each has its share of the time."""
         start, asks = time.monotonic(), member.asks
+        group: Sequence[Member] = [each for each in self._members if _alike(each.asks, asks)]
         if isinstance(asks, _Logits):
-            group = self._logits([each for each in self._members if _alike(each.asks, asks)])
+            group = self._logits(sorted(group, key=lambda each: cast("_Logits", each.asks).turn))
         else:
-            group = [each for each in self._members if _alike(each.asks, asks)]
             self._gradients([cast("_Gradients", each.asks) for each in group])
         share = (time.monotonic() - start) / len(group)
         for each in group:
@@ -290,6 +296,7 @@ class _Logits:
     model: AdaptedModel
     encoded: Encoded
     found: tuple[_Pass, int] | None = None
+    turn: int = 0
 
 
 @dataclass
@@ -300,6 +307,7 @@ class _Gradients:
     row: int
     grad: Tensor | None
     error: Exception | None = None
+    turn: int = 0
 
 
 def _alike(one: _Logits | _Gradients | None, other: _Logits | _Gradients | None) -> bool:
@@ -356,7 +364,9 @@ class _Pass:
         def compute(tensors: dict[str, Tensor], given: Tensor) -> Tensor:
             return cast("Tensor", functional_call(call, tensors, (given,), tie_weights=False))
 
-        self.out: Tensor = torch.vmap(compute)(stacked, torch.stack([each.encoded.given for each in asked]))
+        with warnings.catch_warnings():  # of operations that loop over the models, as one after another would
+            warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
+            self.out: Tensor = torch.vmap(compute)(stacked, torch.stack([each.encoded.given for each in asked]))
         if training and any(each._version for each in stacked.values()):
             raise RuntimeError("the forward pass changes what the model keeps")
 
