@@ -35,6 +35,7 @@ from benchmarks import (
     strengths,
     sweep,
     test_time,
+    together,
     unknown_images,
     whole_models,
 )
@@ -65,6 +66,7 @@ SOURCES = (
     domains,
     halving,
     shards,
+    together,
 )
 ROWS = {
     "linear": (),

@@ -29,6 +29,7 @@ from benchmarks import (
     strengths,
     sweep,
     test_time,
+    together,
     unknown_images,
     whole_models,
 )
@@ -58,6 +59,7 @@ ALL = (
     domains,
     halving,
     shards,
+    together,
 )
 
 

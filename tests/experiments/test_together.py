@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from vpt.errors import DivergedError, VPTWarning
 from vpt.experiments.executors import serially
@@ -187,6 +188,7 @@ def test_what_cannot_be_joined_is_computed_as_ever(
         config = config | {"model": {"class_path": "vpt.tasks.DeltaTuning", "init_args": deltas}}
     else:
         config = merged(config, values)
+    config = merged(config, {"trainer.max_epochs": 1})
     trials = of(config, [{"model.base_lr": 0.001}, {"model.base_lr": 0.002, "seed_everything": 3}])
     records(serially(trials, root / "apart"))
     records(serially(trials, root / "together", together=2))
@@ -199,7 +201,7 @@ def test_models_of_different_functions_are_not_mixed(double: Config, root: Path,
     points = [
         {"model.num_tokens": number, "seed_everything": seed} for number, seed in ((2, 0), (3, 1), (2, 2), (3, 3))
     ]
-    trials = of(double, points)
+    trials = of(merged(double, {"trainer.max_epochs": 1}), points)
     assert [[trial.name for trial in pack] for pack in packs(trials, 4)] == [["0", "2"], ["1", "3"]]
     serially(trials, root / "apart")
     calls = [lambda member, trial=trial: run_trial(trial, root / "together", member) for trial in trials]
@@ -208,14 +210,23 @@ def test_models_of_different_functions_are_not_mixed(double: Config, root: Path,
     same(trials, root / "together", root / "apart")
 
 
-def test_a_trial_that_diverges_fails_alone(double: Config, root: Path, apart: Path, widths: list[int]) -> None:
-    trials = of(double, [*POINTS[:2], {"model.base_lr": 1e30, "model.optimizer": "sgd"}])
+def test_a_trial_that_diverges_fails_alone(
+    double: Config, root: Path, apart: Path, widths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials, losses = of(double), ClassificationTask.training_losses
+
+    def diverging(self: ClassificationTask, logits: Tensor, batch: Any) -> Any:
+        failed = self.hparams["base_lr"] == 0.4 and self.current_epoch == 1
+        return losses(self, logits * (np.nan if failed else 1.0), batch)
+
+    monkeypatch.setattr(ClassificationTask, "training_losses", diverging)
     found = serially(trials, root, together=3)
-    bad = found["2"]
+    bad = found["1"]
     assert isinstance(bad, Failure)
-    assert "is not finite in epoch 0" in bad.reason
+    assert "The loss is not finite in epoch 1" in bad.reason
+    assert read_record(root / "1")["status"] == "failed"
     assert {2, 3} == set(widths)
-    same(trials[:2], root, apart)
+    same([trials[0], trials[2]], root, apart)
 
 
 def test_a_trial_that_stops_early_leaves_the_others(double: Config, root: Path) -> None:

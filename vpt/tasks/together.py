@@ -178,7 +178,7 @@ class Pack(Generic[T]):
         return [results[place] for place in range(len(functions))]
 
     def following(self) -> Member | None:
-        """Who runs next: who waits for nothing; else who needs gradients, which frees memory; else who waits longest."""
+        """Who runs next: who waits for nothing; else for gradients, which frees memory; else the first in line."""
 
         def order(member: Member) -> tuple[int, int]:
             asks = member.asks
