@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,7 @@ from vpt.experiments.packs import packs
 from vpt.experiments.sweep import Plan, sweep
 from vpt.experiments.trial import Config, Failure, Record, Trial, merged, run_trial
 from vpt.models.delta_format import read_delta
-from vpt.run_record import read_record
+from vpt.run_record import DELTA_FILE, read_record
 from vpt.tasks import ClassificationTask, together
 from vpt.tasks.together import Member, Pack
 
@@ -67,6 +67,14 @@ def double() -> Config:
     return in_double()
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl+C is an error in the main thread, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All points with prompts in double precision, one after another."""
@@ -104,22 +112,24 @@ def records(found: dict[str, Record | Failure]) -> list[Record]:
 
 
 def same(trials: Sequence[Trial], one: Path, other: Path, tolerance: float = 1e-10) -> None:
-    """Weights, records and curves; files by name."""
+    """Weights, files by name, and curves."""
+    same_weights(trials, one, other, tolerance)
     for trial in trials:
         ours, theirs = one / trial.name, other / trial.name
-        names = [
-            sorted(f.relative_to(at).as_posix() for f in at.rglob("*") if "tfevents" not in f.name)
-            for at in (ours, theirs)
-        ]
-        assert names[0] == names[1]
-        (header, weights), (expected_header, expected) = (read_delta(at / "delta.safetensors") for at in (ours, theirs))
-        assert header["specs"] == expected_header["specs"]
-        for key, tensor in expected.items():
+        assert _files(ours) == _files(theirs)
+        curve, expected = _curves(ours), _curves(theirs)
+        assert curve.keys() == expected.keys()
+        for tag, points in expected.items():
+            assert curve[tag] == pytest.approx(points, rel=max(tolerance, 1e-6)), tag  # in single precision
+
+
+def same_weights(trials: Sequence[Trial], one: Path, other: Path, tolerance: float = 1e-10) -> None:
+    for trial in trials:
+        (header, weights), (expected, wanted) = (read_delta(at / trial.name / DELTA_FILE) for at in (one, other))
+        assert header["specs"] == expected["specs"]
+        assert weights.keys() == wanted.keys()
+        for key, tensor in wanted.items():
             torch.testing.assert_close(weights[key], tensor, rtol=0, atol=tolerance)
-        curve, expected_curve = (_curves(at) for at in (ours, theirs))
-        assert curve.keys() == expected_curve.keys()
-        for tag, points in expected_curve.items():
-            assert curve[tag] == pytest.approx(points, rel=max(tolerance, 1e-6)), tag  # single precision there
 
 
 def _files(folder: Path) -> list[str]:
@@ -259,7 +269,7 @@ def test_one_that_was_killed_goes_on_to_the_same_numbers(
     assert isinstance(found["0"], dict)
     assert found["0"]["status"] == "stopped"
     records(serially(trials, root, together=3))
-    same(trials, root, apart)
+    same_weights(trials, root, apart)
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -293,7 +303,7 @@ def test_where_memory_does_not_suffice_for_one_its_batch_is_split(
     monkeypatch.setattr(together._Pass, "backward_alone", none)
     found = records(serially(trials, root, together=2))
     assert [each["hyperparameters"]["micro_batch"] for each in found] == [4, 4]
-    same(trials, root, apart)
+    same_weights(trials, root, apart)
 
 
 def test_all_compute_with_the_weights_of_one_backbone(
@@ -311,6 +321,7 @@ def test_all_compute_with_the_weights_of_one_backbone(
     assert len(places) == 1
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_interrupted_trials_say_so_and_go_on(
     double: Config, root: Path, apart: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +339,7 @@ def test_interrupted_trials_say_so_and_go_on(
             serially(trials, root, together=3)
     assert {read_record(root / trial.name)["status"] for trial in trials} == {"interrupted"}
     records(serially(trials, root, together=3))
-    same(trials, root, apart)
+    same_weights(trials, root, apart)
 
 
 def test_what_is_no_error_of_a_trial_ends_all() -> None:
@@ -360,6 +371,7 @@ def test_auto_is_one_on_a_processor_and_fills_the_devices(config: Config, monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [len(pack) for pack in packs(trials, "auto")] == [13, 13, 14]
     assert [len(pack) for pack in packs(trials, "auto", at_once=8)] == [5] * 8
+    assert [len(pack) for pack in packs(trials, "auto", at_once=None)] == [13, 13, 14]
     assert len(packs(trials[:3], "auto", at_once=8)) == 3
 
 

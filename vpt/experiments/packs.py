@@ -25,9 +25,9 @@ _FREE = {"model": (*_RATES, *_STARTS, *_LOSSES), "data": ("seed", "subset_seed")
 
 
 def packs(trials: Sequence[Trial], together: Together, at_once: int | None = 1) -> list[list[Trial]]:
-    """Packs of trials to train together, in order; `at_once` of them run at a time, None being as many as there are.
+    """Packs of trials to train together, in order, of which `at_once` run at a time, if that is known.
 
-    Trials of a pack differ in seed, rates, losses and starts only. Those of other models would compute by themselves.
+    Trials of a pack differ in seed, rates, losses and starts only. Others would compute by themselves.
     """
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -41,9 +41,10 @@ def packs(trials: Sequence[Trial], together: Together, at_once: int | None = 1) 
 
 
 def _at_most(trials: int, at_once: int | None) -> int:
+    """On a processor nothing is gained (`benchmarks.together`); on GPUs none of them is left idle."""
     if not torch.cuda.is_available():
         return 1
-    return min(MOST, math.ceil(trials / (at_once or trials)))
+    return MOST if at_once is None else max(1, min(MOST, math.ceil(trials / at_once)))
 
 
 def _model(config: Config) -> str:
