@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -176,7 +177,11 @@ def test_single_precision_gives_the_same_table(config: Config, root: Path) -> No
 
 
 def test_what_draws_in_a_step_draws_its_own(config: Config, root: Path, widths: list[int]) -> None:
-    points = [{"seed_everything": 1}, {"seed_everything": 2}, {"seed_everything": 3, "model.mixup": 0.3}]
+    points: list[dict[str, Any]] = [
+        {"seed_everything": 1},
+        {"seed_everything": 2},
+        {"seed_everything": 3, "model.mixup": 0.3},
+    ]
     trials = of(merged(config, {"model.dropout": 0.3, "data.augment": "flip"}), points)
     apart = records(serially(trials, root / "apart"))
     with pytest.warns(VPTWarning, match="Trials compute their steps one after another: .*random"):
@@ -214,8 +219,7 @@ def test_models_of_different_functions_are_not_mixed(double: Config, root: Path,
     trials = of(merged(double, {"trainer.max_epochs": 1}), points)
     assert [[trial.name for trial in pack] for pack in packs(trials, 4)] == [["0", "2"], ["1", "3"]]
     serially(trials, root / "apart")
-    calls = [lambda member, trial=trial: run_trial(trial, root / "together", member) for trial in trials]
-    Pack[Record]().run(calls)
+    Pack[Record]().run([partial(run_trial, trial, root / "together") for trial in trials])
     assert set(widths) == {2}
     same(trials, root / "together", root / "apart")
 
@@ -240,12 +244,12 @@ def test_a_trial_that_diverges_fails_alone(
 
 
 def test_a_trial_that_stops_early_leaves_the_others(double: Config, root: Path) -> None:
-    stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}
+    stop: dict[str, Any] = {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}
     stop |= {"init_args": {"monitor": "train/loss", "divergence_threshold": 0.1, "check_on_train_epoch_end": True}}
     trials = of(double)
     trials[0] = replace(trials[0], config=merged(trials[0].config, {"trainer.callbacks": [stop]}))
     serially(trials, root / "apart")
-    found = Pack[Record]().run([lambda member, t=trial: run_trial(t, root / "together", member) for trial in trials])
+    found = Pack[Record]().run([partial(run_trial, trial, root / "together") for trial in trials])
     assert [each["epochs"] for each in found] == [1, 2, 2]
     same(trials, root / "together", root / "apart")
 
@@ -377,7 +381,7 @@ def test_auto_is_one_on_a_processor_and_fills_the_devices(config: Config, monkey
 
 @given(st.lists(st.integers(0, 3), max_size=20), st.integers(1, 6))
 def test_each_trial_is_in_one_pack(tokens: list[int], most: int) -> None:
-    model = {"init_args": {}}
+    model: dict[str, Any] = {"init_args": {}}
     trials = [
         Trial(str(place), merged({"model": model, "data": {}}, {"model.num_tokens": each}))
         for place, each in enumerate(tokens)
@@ -405,7 +409,7 @@ def test_random_numbers_are_each_ones_own() -> None:
         def answer(self, member: Member) -> None:
             member.asks = None
 
-    calls = [lambda member, seed=seed: draws(seed, member) for seed in range(3)]
+    calls = [partial(draws, seed) for seed in range(3)]
     before = torch.get_rng_state()
     assert _Answered().run(calls) == [draws(seed, None) for seed in range(3)]
     torch.set_rng_state(before)

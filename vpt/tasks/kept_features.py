@@ -65,8 +65,9 @@ class FeatureTask(L.LightningModule):
     def logits(self, batch: Batch, split: str) -> Tensor:
         """Logits, (B, num_classes, ...), of a batch of ``train``, ``val`` or ``test``."""
         encoded = self._encoded(batch, split)
-        together = self.together is not None and self.joins()
-        return self.together.logits(self.model, encoded) if together else self.model.classify(encoded())
+        if self.together is None or not self.joins():
+            return self.model.classify(encoded())
+        return self.together.logits(self.model, encoded)
 
     def joins(self) -> bool:
         """Whether its logits may be computed at once with those of others (`vpt.tasks.together`)."""

@@ -59,6 +59,7 @@ class Member:
         """Belongs to a pack, in which it has not begun."""
         self.baton = threading.Semaphore(0)
         self.asks: _Logits | _Gradients | None = None
+        self.found: tuple[_Pass, int] | None = None
         self.ended = False
         self.spent = 0.0
         self._pack, self._since, self._globals = pack, time.monotonic(), _Globals()
@@ -75,12 +76,11 @@ class Member:
             specs = [] if model.delta is None else model.delta.specs
             self._same = hashed([type(model).__name__, identity(model), specs, len(model.class_names)])
         self._pack.tie(self._same, model)
-        asks = _Logits(_place(self._same, model, encoded), model, encoded)
         self._last = None
-        self._wait(asks)
-        if asks.found is None:  # no other computes the same, or it has to be computed by itself
+        found = self._wait(_Logits(_place(self._same, model, encoded), model, encoded))
+        if found is None:  # no other computes the same, or it has to be computed by itself
             return model.classify(encoded())
-        passed, row = asks.found
+        passed, row = found
         answer = passed.out[row].detach()
         if passed.out.requires_grad:
             self._last = passed, row, answer.requires_grad_()
@@ -107,7 +107,8 @@ class Member:
         if (following := self._pack.following()) is not None:
             following.baton.release()
 
-    def _wait(self, asks: _Logits | _Gradients) -> None:
+    def _wait(self, asks: _Logits | _Gradients) -> tuple[_Pass, int] | None:
+        """Lets the others run until it is known what it asks for; gives the pass that logits are in, and their row."""
         self.asks, asks.turn = asks, self._pack.next_turn()
         self.spent, self._globals = self.seconds(), _Globals()
         following = self._pack.following()
@@ -117,6 +118,8 @@ class Member:
         self._go_on()
         if self.asks is not None:  # all the others wait, too
             self._pack.answer(self)
+        found, self.found = self.found, None
+        return found
 
     def _go_on(self) -> None:
         self._since = time.monotonic()
@@ -225,7 +228,7 @@ class Pack(Generic[T]):
             except Exception as error:  # it comes again where it is not one of computing together
                 full = self._full(asked[0], error)
             else:
-                for row, each in enumerate(asked):
+                for row, each in enumerate(group):
                     each.found = passed, row
                 return group
             if full:
@@ -268,9 +271,10 @@ class _Globals:
     def __init__(self) -> None:
         """As it is now."""
         self._seeds = {name: os.environ.get(name) for name in _SEEDS}
-        self._states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002, what libraries draw from
+        # libraries draw from numpy's global generator
+        self._states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
         self._precision = torch.get_default_dtype()
-        self._devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self._devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
 
     def restore(self) -> None:
         """Makes it so again."""
@@ -295,7 +299,6 @@ class _Logits:
     key: Hashable
     model: AdaptedModel
     encoded: Encoded
-    found: tuple[_Pass, int] | None = None
     turn: int = 0
 
 
@@ -377,7 +380,7 @@ class _Pass:
         found = torch.autograd.grad(self.out, list(self._trained.values()), outputs, allow_unused=True)
         for name, each in zip(self._trained, found, strict=True):
             for row in () if each is None else grads:
-                parameter, own = self._tensors[row][name], cast("Tensor", each)[row]
+                parameter, own = self._tensors[row][name], each[row]
                 parameter.grad = own if parameter.grad is None else parameter.grad + own
 
     def forget(self) -> None:
