@@ -110,7 +110,7 @@ def serially(trials: Sequence[Trial], root: Path, together: Together = 1) -> dic
     """
 
     def run(left: list[Trial]) -> Iterator[tuple[Trial, Record | Failure]]:
-        for pack in packs(left, together):
+        for pack in packs(left, together, torch.cuda.is_available()):
             yield from zip(pack, _run(pack, root), strict=True)
 
     return _collect(trials, root, run)
@@ -168,7 +168,7 @@ class RayEngine:
                 signal.signal(signal.SIGTERM, stop)  # Ray's would end its processes while they are still waited for
         cpus, gpus = self.shares()
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_worker)
-        waiting = packs(trials, self.together, self.at_once())
+        waiting = packs(trials, self.together, self.shares()[1] > 0, self.at_once())
         running: dict[Any, list[Trial]] = {}
         limit = self.workers or len(trials)
         try:

@@ -7,8 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
-
 from vpt.experiments.trial import Config, Trial
 from vpt.run_record import identity
 
@@ -24,15 +22,15 @@ _FREE = {"model": (*_RATES, *_STARTS, *_LOSSES), "data": ("seed", "subset_seed")
 """Options of which a forward pass of a batch does not depend: on its tensors at most."""
 
 
-def packs(trials: Sequence[Trial], together: Together, at_once: int | None = 1) -> list[list[Trial]]:
-    """Packs of trials to train together, in order, of which `at_once` run at a time, if that is known.
+def packs(trials: Sequence[Trial], together: Together, gpu: bool = False, at_once: int | None = 1) -> list[list[Trial]]:
+    """Packs of trials to train together, in order, on a GPU or none, of which `at_once` run at a time if that is known.
 
     Trials of a pack differ in seed, rates, losses and starts only. Others would compute by themselves.
     """
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(_model(trial.config), []).append(trial)
-    most = _at_most(len(trials), at_once) if together == "auto" else together
+    most = _at_most(len(trials), gpu, at_once) if together == "auto" else together
     found = []
     for group in groups.values():
         number = math.ceil(len(group) / most)
@@ -40,9 +38,9 @@ def packs(trials: Sequence[Trial], together: Together, at_once: int | None = 1) 
     return found
 
 
-def _at_most(trials: int, at_once: int | None) -> int:
+def _at_most(trials: int, gpu: bool, at_once: int | None) -> int:
     """On a processor nothing is gained (`benchmarks.together`); on GPUs none of them is left idle."""
-    if not torch.cuda.is_available():
+    if not gpu:
         return 1
     return MOST if at_once is None else max(1, min(MOST, math.ceil(trials / at_once)))
 

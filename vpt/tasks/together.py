@@ -255,8 +255,9 @@ class Pack(Generic[T]):
         if out_of_memory(error):
             return True
         self._apart.add(asked.key)
-        reason = " ".join(str(error).split())
-        warnings.warn(f"Trials compute their steps one after another: {reason:.200}", VPTWarning, stacklevel=2)
+        draws = "randomness error mode" in str(error)
+        reason = "they draw random numbers, as dropout does" if draws else " ".join(str(error).split())
+        warnings.warn(f"Trials compute their steps one after another: {reason:.200}.", VPTWarning, stacklevel=2)
         return False
 
     def _narrow(self, group: int) -> None:
