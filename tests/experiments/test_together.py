@@ -44,7 +44,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "recipe": {"class_path": "vpt.tasks.DeltaTuning", "init_args": {"deltas": RECIPE}},
     "late layers": {
         "class_path": "vpt.tasks.DeltaTuning",
-        "init_args": {"deltas": [{"name": "adapter", "layers": [10, 12]}]},
+        "init_args": {"deltas": [{"name": "adapter", "layers": [4, 6]}]},
     },
     "probe": {"class_path": "vpt.tasks.LinearProbe", "init_args": {}},
 }
