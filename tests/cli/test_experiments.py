@@ -43,13 +43,13 @@ def test_sweep_prints_the_table_and_refuses_to_write_over_it(vpt: Vpt) -> None:
 def test_trials_train_together_to_the_same_table(vpt: Vpt) -> None:
     Path("grid.yaml").write_text("grid: {model.base_lr: [0.01, 0.04]}\nseeds: [1, 2]\nchoose: {data.train: train800}\n")
     answers = [
-        vpt("sweep", *TINY, "--grid", "grid.yaml", "--serial", "--out", f"out{number}", "--together", number)
+        vpt("sweep", *TINY, "--grid", "grid.yaml", "--serial", "--out", f"{number}/out", "--together", number)
         for number in ("1", "2")
     ]
     assert [answer.status for answer in answers] == [0, 0], answers[1].err
     apart, together = ([line.replace(" ", "") for line in answer.out.splitlines() if "│" in line] for answer in answers)
     assert together == apart
-    runs = [sorted(str(path.relative_to(out)) for path in Path(out).rglob("*.safetensors")) for out in ("out1", "out2")]
+    runs = [sorted(str(path.relative_to(out)) for path in Path(out).rglob("*.safetensors")) for out in ("1", "2")]
     assert runs[0] == runs[1]
     assert len(runs[0]) == 4
 
