@@ -24,10 +24,11 @@ from vpt.experiments.executors import serially
 from vpt.experiments.packs import packs
 from vpt.experiments.sweep import Plan, sweep
 from vpt.experiments.trial import Config, Failure, Record, Trial, merged, run_trial
+from vpt.models import together
 from vpt.models.delta_format import read_delta
+from vpt.models.together import Member, Pack
 from vpt.run_record import DELTA_FILE, read_record
-from vpt.tasks import ClassificationTask, together
-from vpt.tasks.together import Member, Pack
+from vpt.tasks import ClassificationTask
 
 from .conftest import small_config
 
@@ -47,6 +48,10 @@ WAYS: dict[str, dict[str, Any]] = {
         "init_args": {"deltas": [{"name": "adapter", "layers": [4, 6]}]},
     },
     "probe": {"class_path": "vpt.tasks.LinearProbe", "init_args": {}},
+    "penalty": {
+        "class_path": "vpt.tasks.DeltaTuning",
+        "init_args": {"deltas": [{"name": "prompt", "num_tokens": 3, "koopman": {"width": 8}}]},
+    },
 }
 POINTS: tuple[dict[str, Any], ...] = (
     {"model.base_lr": 0.1, "seed_everything": 0},
@@ -193,18 +198,20 @@ def test_what_draws_in_a_step_draws_its_own(config: Config, root: Path, widths: 
     assert [without_time(each) for each in found] == [without_time(each) for each in apart]
 
 
-@pytest.mark.parametrize("values", [{"model.micro_batch": 3}, {"model.pace": {}}, {"model": "full"}])
-def test_what_cannot_be_joined_is_computed_as_ever(
-    config: Config, root: Path, widths: list[int], values: dict[str, Any]
-) -> None:
-    if "model" in values:
-        init = {"backbone": "vit_nano_patch8_64", "base_lr": 0.001}
-        config = config | {"model": {"class_path": "vpt.tasks.FineTuning", "init_args": init}}
-    elif "model.pace" in values:
-        deltas = {"backbone": "vit_nano_patch8_64", "deltas": [{"name": "lora"}], "pace": {}}
-        config = config | {"model": {"class_path": "vpt.tasks.DeltaTuning", "init_args": deltas}}
-    else:
-        config = merged(config, values)
+MOVING = [{"name": "prompt", "num_tokens": 3, "relocate": {"warmup": 0}}]
+APART: dict[str, tuple[str, dict[str, Any]]] = {
+    "micro-batches": ("PromptTuning", {"num_tokens": 2, "micro_batch": 3}),
+    "a second loss": ("DeltaTuning", {"deltas": [{"name": "lora"}], "pace": {}}),
+    "all of the backbone": ("FineTuning", {}),
+    "prompts that move": ("DeltaTuning", {"deltas": MOVING}),
+}
+
+
+@pytest.mark.parametrize("way", APART)
+def test_what_cannot_be_joined_is_computed_as_ever(config: Config, root: Path, widths: list[int], way: str) -> None:
+    name, args = APART[way]
+    init = {"backbone": "vit_nano_patch8_64", "base_lr": 0.001, **args}
+    config = config | {"model": {"class_path": f"vpt.tasks.{name}", "init_args": init}}
     config = merged(config, {"trainer.max_epochs": 1})
     trials = of(config, [{"model.base_lr": 0.001}, {"model.base_lr": 0.002, "seed_everything": 3}])
     records(serially(trials, root / "apart"))

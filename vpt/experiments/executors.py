@@ -26,9 +26,9 @@ from vpt.errors import ConfigError, RecordError, VPTError
 from vpt.experiments.packs import Together, packs
 from vpt.experiments.trial import Failure, Record, Trial, finished, run_trial, val_score
 from vpt.models.feature_cache import share
+from vpt.models.together import Member, Pack
 from vpt.run_record import score
 from vpt.screen import Table, console
-from vpt.tasks.together import Member, Pack
 
 SHOWN = 8
 

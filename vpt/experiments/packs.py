@@ -1,4 +1,4 @@
-"""Which trials train together in one process (`vpt.tasks.together`): those whose models compute the same function."""
+"""Which trials train together in one process (`vpt.models.together`): those whose models compute the same function."""
 
 from __future__ import annotations
 

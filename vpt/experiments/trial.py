@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vpt.atomic_write import write_json, write_text
 from vpt.errors import ConfigError
+from vpt.models.together import Member, out_of_memory
 from vpt.robustness import logit_records
 from vpt.run_record import (
     CONFIG_FILE,
@@ -41,7 +42,6 @@ from vpt.run_record import (
 from vpt.tasks import DeltaWriter, RunRecord
 from vpt.tasks.build import build, build_data
 from vpt.tasks.checkpoints import last_checkpoint
-from vpt.tasks.together import Member, out_of_memory
 
 Config = dict[str, Any]
 Record = dict[str, Any]

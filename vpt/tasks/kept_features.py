@@ -11,7 +11,7 @@ from torch import Tensor
 from vpt.backbones import Backbone
 from vpt.models.classifier import AdaptedModel
 from vpt.models.feature_cache import FeatureCache
-from vpt.tasks.together import Encoded, Member
+from vpt.models.together import Encoded, Member
 
 Batch = dict[str, Tensor]
 
@@ -34,7 +34,7 @@ class FeatureTask(L.LightningModule):
 
     Attributes:
         model: What it computes with.
-        together: With whom, where several tasks train together (`vpt.tasks.together`); None for none.
+        together: With whom, where several tasks train together (`vpt.models.together`); None for none.
     """
 
     model: AdaptedModel
@@ -70,9 +70,11 @@ class FeatureTask(L.LightningModule):
         return self.together.logits(self.model, encoded)
 
     def joins(self) -> bool:
-        """Whether its logits may be computed at once with those of others (`vpt.tasks.together`)."""
-        whole = self.trainer.world_size == 1 and not self.hparams["micro_batch"]
-        return whole and not self.hparams["compile"] and not self.model.backbone.tuned
+        """Whether its logits may be computed at once with those of others (`vpt.models.together`)."""
+        whole = self.trainer.world_size == 1 and not self.hparams["micro_batch"] and not self.hparams["compile"]
+        state = () if self.model.delta is None else self.model.delta.state_dict(keep_vars=True)
+        # What is no tensor of its own, as where prompts stand that move, has no dimension for several models.
+        return whole and not self.model.backbone.tuned and not any(name.endswith("_extra_state") for name in state)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Passes gradients on to what is trained, also where the logits were computed with those of others."""
