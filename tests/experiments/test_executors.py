@@ -93,6 +93,23 @@ def test_ray_gives_what_a_serial_run_gives_and_survives_killed_workers(
     assert not ray.is_initialized()
 
 
+def test_trials_that_train_together_are_one_task_of_ray(
+    config: Config, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    trials = [Trial(f"rate={rate}", merged(config, {"model.base_lr": rate}), test=True) for rate in (0.1, 0.2, 0.3)]
+    trials.append(Trial("bad", merged(config, {"model.base_lr": 1e30, "model.optimizer": "sgd"})))
+    alone = serially(trials, root / "serial")
+    found = RayEngine(workers=1, together=2)(trials, root / "ray")
+    for trial in trials[:3]:
+        one, other = alone[trial.name], found[trial.name]
+        assert isinstance(one, dict)
+        assert isinstance(other, dict), other
+        assert other["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+    assert isinstance(found["bad"], Failure)
+    assert "not finite" in found["bad"].reason
+
+
 _KILLER = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
