@@ -17,7 +17,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
 
 from vpt.errors import DivergedError, VPTWarning
 from vpt.experiments.executors import serially
@@ -238,9 +237,9 @@ def test_a_trial_that_diverges_fails_alone(
 ) -> None:
     trials, losses = of(double), ClassificationTask.training_losses
 
-    def diverging(self: ClassificationTask, logits: Tensor, batch: Any) -> Any:
+    def diverging(self: ClassificationTask, batch: Any) -> Any:
         failed = self.hparams["base_lr"] == 0.4 and self.current_epoch == 1
-        return losses(self, logits * (np.nan if failed else 1.0), batch)
+        return [(loss * (np.nan if failed else 1.0), weight) for loss, weight in losses(self, batch)]
 
     monkeypatch.setattr(ClassificationTask, "training_losses", diverging)
     found = serially(trials, root, together=3)

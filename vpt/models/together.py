@@ -359,6 +359,8 @@ class _Pass:
         enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         self._precision = partial(torch.autocast, kind, dtype, enabled)
         self._tensors = [_own(each.model) for each in asked]
+        if any(own.keys() != self._tensors[0].keys() for own in self._tensors):
+            raise RuntimeError("they train parts of other names")
         stacked = {name: torch.stack([own[name].detach() for own in self._tensors]) for name in self._tensors[0]}
         training = torch.is_grad_enabled()
         trained = [name for name, each in self._tensors[0].items() if training and each.requires_grad]
