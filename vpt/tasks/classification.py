@@ -145,7 +145,7 @@ class ClassificationTask(TuningTask):
         super().check_fit(data)
         for name, second in self._seconds.items():
             second.check(self.hparams, self.model, data)
-            if second.whole_batches and self.trainer.world_size > 1:
+            if second.whole_batches and self._trainer is not None and self._trainer.world_size > 1:
                 raise ConfigError(f"{name} is of all images of a step together: train with one process (devices 1).")
         if (rule := self.hparams["class_weights"]) is not None:
             if not hasattr(data, "class_counts"):

@@ -179,6 +179,7 @@ _VALUES = {  # flags after those of a run that would be trained
     "--model.metric_learning '{{margin: 32}}'": "margin of metric_learning",
     "--model.metric_learning '{{layers: [0, 99]}}'": "layers is [first, last + 1] of",
     "--model.metric_learning '{{beta: 1}}'": "beta",
+    "--model.metric_learning '{{rate: 1}}' --trainer.devices 2 --trainer.accelerator cpu": "train with one process",
     "--model.layer_decay 0.5": "the layers of the backbone are not fine-tuned",
     "-c {configs}/method/full.yaml --model.layer_decay 0": "layer_decay lies in (0, 1]",
     "-c {configs}/method/linear_lbfgs.yaml --model.mixup 0.5": "mixup has no effect with solver lbfgs",

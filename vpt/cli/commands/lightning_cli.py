@@ -131,6 +131,7 @@ class VPTCLI(LightningCLI):
             if config.ckpt_path is not None and not goes_on:
                 print(f"goes on from {config.ckpt_path} as a new run in {folder}", flush=True)
         if subcommand == "fit":
+            self.model.trainer = self.trainer  # as Lightning does later, when several processes run
             self.model.check_fit(self.datamodule)
         place = folder or self._home()
         check_writable(place, folder=True)
