@@ -49,7 +49,8 @@ class Places:
     def stitch(self, values: Tensor) -> Tensor:
         """Puts the patches of windows into their places: (B · windows, ..., area) to (B, ..., rows, columns)."""
         (down, across), (height, width) = self.across, self.window
-        split = values.reshape(-1, down, across, *values.shape[1:-1], height, width)
+        images = values.shape[0] // self.windows  # not `len`, which would fix their number in an exported file
+        split = values.reshape(images, down, across, *values.shape[1:-1], height, width)
         maps = split.movedim((1, 2), (-4, -2)).flatten(-4, -3).flatten(-2, -1)
         whole = maps[..., : self.grid[0], : self.grid[1]]
         return whole.roll(self.shift, dims=(-2, -1)) if any(self.shift) else whole
