@@ -38,7 +38,8 @@ def trials(options: Mapping[str, Any], batch: int, number: int) -> list[Trial]:
     name = options["backbone"]
     model = {"backbone": name, "weights": "pretrained" if weights_file(name).is_file() else "random", "num_tokens": 10}
     steps = -(-options["images"] // batch)
-    trainer = {"max_epochs": 1, "limit_train_batches": steps, "limit_val_batches": 0, "precision": options["precision"]}
+    trainer = {"max_epochs": 1, "limit_train_batches": steps, "limit_val_batches": 0}
+    trainer |= {"devices": 1, "precision": options["precision"]}
     data = {"class_path": "vpt.data.DigitsDataModule", "init_args": {"train": "train800", "batch_size": batch}}
     found = []
     for place in range(number):
