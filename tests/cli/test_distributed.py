@@ -20,15 +20,21 @@ from vpt.models.delta_format import read_delta
 
 from .conftest import CONFIGS, DEMO, QUICK, Vpt
 
-DDP = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
 
 
-def test_two_processes_train_one_run_as_one_does_with_the_same_global_batch(vpt: Vpt, tmp_path: Path) -> None:
-    """33 test images in two processes: an odd number, so that counting one twice would show."""
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_two_processes_train_one_run_as_one_does_with_the_same_global_batch(
+    vpt: Vpt, tmp_path: Path, strategy: str
+) -> None:
+    """33 test images in two processes: an odd number, so that counting one twice would show.
+
+    In batches of 8 the first process has one batch more than the second.
+    """
     folder = make_task(tmp_path / "fake", per_class=(32, 5, 11))
     data = ["--data=VTABDataModule", "--data.task=fake", f"--data.root={folder.parent}", "--data.image_size=64"]
     found = []
-    for name, batch, flags in (("one", "16", []), ("two", "8", DDP)):
+    for name, batch, flags in (("one", "16", []), ("two", "8", [*TWO, f"--trainer.strategy={strategy}"])):
         whole = [*QUICK, "--trainer.default_root_dir", name]
         train = [*DEMO, *whole, *data, "--data.train=train800", f"--data.batch_size={batch}", *flags]
 
@@ -108,15 +114,26 @@ METHODS = {
     "prompt": [*COLOURS, "--data.task=rest"],
     "lora": [*_overlay("lora"), "--data.task=odd"],
     "bias": [*_overlay("bias"), "--data.task=rest", '--model.class_weights={"colour 0": 9}', "--model.base_lr=0.01"],
-    "full": [*_overlay("full"), "--data.task=odd", "--model.ema_decay=0.9", "--trainer.gradient_clip_val=0.5"],
+    "full": [
+        *_overlay("full"),
+        "--data.task=odd",
+        "--model.ema_decay=0.9",
+        "--trainer.gradient_clip_val=0.5",
+        "--model.start_decay={rule: spd, rate: 0.5, head: true}",
+        "--model.init_head=probe",
+        "--model.probe_l2=10",
+        "--model.layer_decay=0.8",
+        "--model.base_lr=0.01",
+    ],
     "relocate": [*_overlay("prompt"), "--data.task=rest", f"--model.deltas=[{RELOCATE}]"],
     "segmentation": PETS,
 }
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_are_one_in_double_precision_and_one_goes_on_from_their_checkpoint(
-    vpt: Vpt, tmp_path: Path
+    vpt: Vpt, tmp_path: Path, strategy: str
 ) -> None:
     """All methods in one launch of torchrun, whose processes import Lightning once."""
     make_task(tmp_path / "odd", classes=3, per_class=(11, 3, 1))
@@ -127,8 +144,13 @@ def test_two_processes_are_one_in_double_precision_and_one_goes_on_from_their_ch
         places = [f"--trainer.{key}={root}/{method}" for key in ("default_root_dir", "logger.save_dir")]
         return ["fit", *METHODS[method], f"--data.root={tmp_path}", *EXACT, *places, *flags]
 
-    ddp = [*DDP, "--data.batch_size=8"]
-    (tmp_path / "commands.json").write_text(json.dumps([fit(method, "two", *ddp) for method in METHODS]))
+    both = [*TWO, f"--trainer.strategy={strategy}", "--data.batch_size=8"]
+    first = {
+        method: str(tmp_path / "two" / method / "run" / "checkpoints" / "epoch=0-step=3.ckpt") for method in METHODS
+    }
+    commands = [fit(method, "two", *both) for method in METHODS]
+    commands.append(fit("full", "again", *both, f"--ckpt_path={first['full']}"))
+    (tmp_path / "commands.json").write_text(json.dumps(commands))
     (tmp_path / "script.py").write_text(SCRIPT)
     _started(tmp_path, "script.py", module=["torch.distributed.run", "--standalone", "--nproc-per-node=2"])
     alone = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.batch_size=16"]
@@ -149,16 +171,22 @@ def test_two_processes_are_one_in_double_precision_and_one_goes_on_from_their_ch
     moved = _trained(tmp_path / "two" / "relocate" / "run", "epoch=0-*")  # the second move may be the way back
     standing = moved["model.delta.parts.0.assigned._extra_state"]
     assert standing.tolist() != [row // 3 for row in range(len(standing))]
-    run = tmp_path / "two" / "prompt" / "run"
-    expected = _trained(run, "last")
-    (first,) = (run / "checkpoints").glob("epoch=0-*.ckpt")
-    (run / "checkpoints" / "last.ckpt").unlink()
-    answer = vpt("fit", "-c", str(run / "config.yaml"), *alone, "--ckpt_path", str(first))
-    assert answer.status == 0, answer.err
+    _same(tmp_path / "again" / "full" / "run", _trained(tmp_path / "two" / "full" / "run", "last"))
+    for method in ("prompt", "full"):
+        run = tmp_path / "two" / method / "run"
+        expected = _trained(run, "last")
+        (run / "checkpoints" / "last.ckpt").unlink()
+        answer = vpt("fit", "-c", str(run / "config.yaml"), *alone, "--ckpt_path", first[method])
+        assert answer.status == 0, answer.err
+        _same(run, expected)
+    config = ["-c", str(tmp_path / "two" / "prompt" / "run" / "config.yaml")]
+    answer = vpt("fit", *config, *alone[:2], "--data.batch_size=8", "--ckpt_path", first["prompt"])
+    assert "images of a step 16 then, 8 now" in answer.sentence
+
+
+def _same(run: Path, expected: dict[str, torch.Tensor]) -> None:
     for key, tensor in _trained(run, "last").items():  # Lightning restores weights before it makes a model double
         torch.testing.assert_close(tensor, expected[key], rtol=1e-6, atol=1e-7)
-    answer = vpt("fit", "-c", str(run / "config.yaml"), *alone[:2], "--data.batch_size=8", "--ckpt_path", str(first))
-    assert "images of a step 16 then, 8 now" in answer.sentence
 
 
 def _cover(trimaps: Path) -> None:

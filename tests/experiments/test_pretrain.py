@@ -93,10 +93,11 @@ def test_the_rate_follows_the_batch_of_one_task_and_accumulation_is_refused(
         pretrain({k: merged(c, {"trainer.accumulate_grad_batches": 2}) for k, c in two.items()}, tmp_path / "2")
 
 
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_two_processes_take_three_steps_and_write_one_delta(
-    two: dict[str, Config], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two: dict[str, Config], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
-    flags = {"trainer.devices": 2, "trainer.strategy": "ddp"}
+    flags = {"trainer.devices": 2, "trainer.strategy": strategy}
     (tmp_path / "configs.json").write_text(json.dumps({name: merged(config, flags) for name, config in two.items()}))
     (tmp_path / "shared.py").write_text(
         "import json, sys, pathlib\n"

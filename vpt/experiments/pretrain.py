@@ -30,6 +30,7 @@ from vpt.tasks.build import build, build_data
 from vpt.tasks.checkpoints import last_checkpoint
 from vpt.tasks.classification import ClassificationTask
 from vpt.tasks.optimizers import check_trainer, scheduled_optimizer, seed_epoch
+from vpt.tasks.parallel import whole
 
 SHARED_FILE = "shared.safetensors"
 
@@ -160,8 +161,9 @@ def pretrain(configs: Mapping[str, Config], root: Path) -> Path:
     if trainer.state.status == "interrupted":
         raise KeyboardInterrupt
     task.model.info = {"shared": {name: part.describe() for name, part in parts.items()}}
-    if trainer.is_global_zero:
-        save_delta(path, task.model)
+    with whole(task.model):
+        if trainer.is_global_zero:
+            save_delta(path, task.model)
     trainer.strategy.barrier()
     return path
 

@@ -36,7 +36,7 @@ from vpt.tasks.optimizers import (
     scheduled_optimizer,
     seed_epoch,
 )
-from vpt.tasks.parallel import Weighed, joint_loss
+from vpt.tasks.parallel import Weighed, accompany, gathered, joint_loss
 from vpt.tasks.regularization import DecayToStart, StartDecay
 from vpt.tasks.relocation import relocating
 
@@ -133,8 +133,7 @@ class TuningTask(FeatureTask):
         metrics = MetricCollection(self._metrics(num_classes), compute_groups=False)
         self.val_metrics, self.test_metrics = (metrics.clone(prefix=f"{split}/") for split in ("val", "test"))
         self.tally = self._tally(num_classes)
-        self._shown = {"val": "val", "test": "test"}
-        self._counted = CountedImages()
+        self._shown, self._counted = {"val": "val", "test": "test"}, CountedImages()
         self._trained_val: str | None = None
         self._limit_val: float = 1.0
         self._finite: Tensor | None = None
@@ -275,8 +274,7 @@ class TuningTask(FeatureTask):
 
     def _log(self, split: str, metrics: MetricCollection) -> None:
         """Logs metrics as they are; every process does so for every batch, or the others would wait for it."""
-        mean = cast("MeanMetric", self.losses[split])
-        self.log(f"{self._shown[split]}/loss", mean, on_step=False, on_epoch=True)
+        self.log(f"{self._shown[split]}/loss", cast("MeanMetric", self.losses[split]), on_step=False, on_epoch=True)
         for name, metric in metrics.items(keep_base=False, copy_state=False):
             # A bar in 80 columns has no room for the longer names, and would cut them.
             shown = split == "val" and name.rpartition("/")[2] in ("acc", "miou", "pixel_acc")
@@ -297,10 +295,11 @@ class TuningTask(FeatureTask):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Updates the validation metrics."""
-        batch = self._counted.of(batch)
+        shown, batch = batch, self._counted.of(batch)
         if len(batch["index"]):
             self._evaluate(batch, "val", self.val_metrics)
         else:
+            accompany(self, shown)
             self._log("val", self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -345,7 +344,7 @@ class TuningTask(FeatureTask):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what belongs to the model, and the identity of the backbone that it belongs to."""
-        checkpoint["state_dict"] = {f"model.{key}": tensor for key, tensor in self.model.owned().items()}
+        checkpoint["state_dict"] = gathered({f"model.{key}": tensor for key, tensor in self.model.owned().items()})
         checkpoint["backbone"] = identity(self.model)
         checkpoint |= {"class_names": list(self.model.class_names), "channels": self.model.preset.get("channels")}
         checkpoint["trained_val"] = all_trained(getattr(self._trainer, "datamodule", None))

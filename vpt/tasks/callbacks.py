@@ -31,7 +31,7 @@ from vpt.run_record import (
     training_protocol,
 )
 from vpt.tasks.base import TuningTask
-from vpt.tasks.parallel import images_of_step
+from vpt.tasks.parallel import images_of_step, whole
 from vpt.tasks.run_protocol import callbacks_of, protocol
 
 
@@ -311,17 +311,18 @@ class DeltaWriter(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the files."""
-        if (found := _written(trainer, pl_module)) is None:
-            return
-        folder, task = found
-        told = protocol(trainer, task)
-        task.model.info = told | {"metrics": _metrics(trainer)}
-        save_delta(folder / DELTA_FILE, task.model)
-        for monitor, checkpoint in best_checkpoints(trainer).items():
-            if checkpoint.is_file():
-                _save_checkpoint(
-                    folder / best_delta(monitor), task, checkpoint, told | {"epoch_rule": f"best {monitor}"}
-                )
+        with whole(pl_module):
+            if (found := _written(trainer, pl_module)) is not None:
+                _save(trainer, *found)
+
+
+def _save(trainer: L.Trainer, folder: Path, task: TuningTask) -> None:
+    told = protocol(trainer, task)
+    task.model.info = told | {"metrics": _metrics(trainer)}
+    save_delta(folder / DELTA_FILE, task.model)
+    for monitor, checkpoint in best_checkpoints(trainer).items():
+        if checkpoint.is_file():
+            _save_checkpoint(folder / best_delta(monitor), task, checkpoint, told | {"epoch_rule": f"best {monitor}"})
 
 
 def best_delta(monitor: str) -> str:
@@ -348,10 +349,11 @@ class InitWriter(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the file, unless training is resumed; a head that is fitted first is fitted by now."""
-        if (found := _written(trainer, pl_module)) is not None and trainer.ckpt_path is None:
-            folder, task = found
-            task.model.info = {"random_head": task.hparams.get("init_head") is None}
-            save_delta(folder / INIT_FILE, task.model)
+        with whole(pl_module):
+            if (found := _written(trainer, pl_module)) is not None and trainer.ckpt_path is None:
+                folder, task = found
+                task.model.info = {"random_head": task.hparams.get("init_head") is None}
+                save_delta(folder / INIT_FILE, task.model)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from vpt.data import ImageDataModule, MaskDataModule
 from vpt.deltas.base import TrainingImages
@@ -19,6 +20,7 @@ from vpt.models.logistic_regression import choose_l2, fit_logistic
 from vpt.models.prediction import Bar, batch_answers
 from vpt.run_record import global_seed
 from vpt.screen import console, progress
+from vpt.tasks.parallel import shared_as
 
 if TYPE_CHECKING:
     from vpt.backbones.strength import Strength
@@ -79,10 +81,13 @@ def start_deltas(model: AdaptedModel, data: ImageDataModule, quiet: bool = False
 
 
 def agree(model: AdaptedModel, trainer: L.Trainer) -> None:
-    """Gives every process the model of the first: each has computed its own, and gradients alone are shared."""
+    """Gives every process the model of the first: each has computed its own, and gradients alone are shared.
+
+    But for what is in shares (`vpt.tasks.parallel`): those are of one model.
+    """
     if trainer.world_size > 1:
         with torch.no_grad():
-            for tensor in model.owned().values():
+            for tensor in (each for each in model.owned().values() if not isinstance(each, DTensor)):
                 tensor.copy_(trainer.strategy.broadcast(tensor.detach()).to(tensor.device))
 
 
@@ -117,8 +122,8 @@ def start_at_probe(
     penalty = _chosen(found, data, classes) if l2 is None else l2
     weight, bias = fit_logistic(*found["train"], classes, penalty)
     with torch.no_grad():
-        model.head.weight.copy_(weight)
-        model.head.bias.copy_(bias)
+        model.head.weight.copy_(shared_as(weight, model.head.weight))
+        model.head.bias.copy_(shared_as(bias, model.head.bias))
     if alpha != strength:
         model.set_strength(alpha)
     model.train(training)

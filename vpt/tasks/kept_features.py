@@ -12,6 +12,7 @@ from vpt.backbones import Backbone
 from vpt.models.classifier import AdaptedModel
 from vpt.models.feature_cache import FeatureCache
 from vpt.models.together import Encoded, Member
+from vpt.tasks.parallel import is_sharded
 
 Batch = dict[str, Tensor]
 
@@ -53,7 +54,7 @@ class FeatureTask(L.LightningModule):
         """
         data, halves = getattr(self.trainer, "datamodule", None), self.model.constant_part()
         augmented = getattr(data, "augmented", True) or "target" in batch  # mixed with others
-        if halves is None or split == "test" or data is None or augmented:
+        if halves is None or split == "test" or data is None or augmented or is_sharded(self.trainer):
             return Encoded(self.model.encode, batch["image"])
         cut = (self.model.format, self.model.constant_blocks(), self.model.backbone.trim)
         place = (*cut, str(self.trainer.precision), str(self.device), bool(self.hparams["compile"]))

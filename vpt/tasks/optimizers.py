@@ -18,7 +18,7 @@ from vpt.backbones.target_modules import layer_numbers
 from vpt.errors import ConfigError, UnknownNameError, check_number
 from vpt.models.classifier import AdaptedModel
 from vpt.run_record import global_seed
-from vpt.tasks.parallel import check_strategy
+from vpt.tasks.parallel import check_strategy, gathered, joint, shared_as
 
 # They change model, batch or rate and tell nobody, so that the files and numbers of a run are not of one model.
 _REFUSED: dict[type[L.Callback], str] = {
@@ -142,7 +142,7 @@ class WeightAverage(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The weights that the optimiser moves."""
-        return {"weights": self._weights}
+        return {"weights": gathered(self._weights)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from them."""
@@ -153,7 +153,7 @@ class WeightAverage(L.Callback):
         """Puts the weights in place of the average."""
         for name, tensor in _averaged(pl_module):
             self._average[name] = tensor.clone()
-            tensor.copy_(self._weights.setdefault(name, self._average[name]))
+            tensor.copy_(shared_as(self._weights.setdefault(name, self._average[name]), tensor))
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -185,7 +185,7 @@ class TrainingCurves(L.Callback):
         for index, part in enumerate(model.parts()):
             several = f"{index}/" if len(model.parts()) > 1 else ""
             curves |= {f"{several}{name}": value for name, value in part.curves().items()}
-        values = {name: float(value) for name, value in curves.items()}
+        values = {name: float(joint(value)) for name, value in curves.items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
 

@@ -20,6 +20,7 @@ from vpt.data.targets import Targets
 from vpt.errors import ConfigError
 from vpt.tasks.base import TuningTask
 from vpt.tasks.callbacks import run_folder
+from vpt.tasks.parallel import whole
 
 
 class PredictionWriter(L.Callback):
@@ -42,7 +43,8 @@ class PredictionWriter(L.Callback):
         trying = bool(getattr(trainer, "fast_dev_run", False))
         if trying or not isinstance(pl_module, TuningTask) or not isinstance(data, ImageDataModule):
             return
-        found = self._prepared(trainer, pl_module, data) if trainer.is_global_zero else (Path(), "")
+        with whole(pl_module):
+            found = self._prepared(trainer, pl_module, data) if trainer.is_global_zero else (Path(), "")
         target, fault = trainer.strategy.broadcast(found)  # the others wait until the folder of masks is empty
         if fault:
             raise ConfigError(fault)

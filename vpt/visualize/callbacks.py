@@ -24,6 +24,7 @@ from vpt.reports.style import NEUTRAL, confusion_figure, pixels, save_figure, sh
 from vpt.run_record import RUN_FILE
 from vpt.tasks import ClassificationTask, RunRecord, SegmentationTask
 from vpt.tasks.callbacks import run_folder
+from vpt.tasks.parallel import is_sharded
 from vpt.visualize.attention_map_figures import draw_attention, share_figure
 from vpt.visualize.attention_maps import evaluating, has_prompts, measure_attention, prompt_shares
 from vpt.visualize.figure_kinds import sample_images
@@ -64,10 +65,13 @@ class FigureLogger(L.Callback):
             raise fault
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws what the prompts changed on validation images, if there are any; or the masks of a segmentation."""
+        """Draws what the prompts changed on validation images, if there are any; or the masks of a segmentation.
+
+        Not where the backbone is in shares (`vpt.tasks.parallel`), with which one process alone computes nothing.
+        """
         data = getattr(trainer, "datamodule", None)
         folder = _folder(trainer)
-        if folder is None:
+        if folder is None or is_sharded(trainer):
             return
         if isinstance(pl_module, SegmentationTask) and isinstance(data, MaskDataModule):
             split = data.split("val")
@@ -152,6 +156,14 @@ class AttentionLogger(L.Callback):
                 f"num_images={num_images}."
             )
         self.every_n_epochs, self.num_images = every_n_epochs, num_images
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuses, by a ConfigError, a backbone in shares, with which one process alone computes nothing."""
+        if is_sharded(trainer):
+            raise ConfigError(
+                "AttentionLogger looks at a whole model, which trainer.strategy fsdp2 keeps in shares: leave it out, "
+                "and call `vpt attention` on the delta file."
+            )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measures and logs."""

@@ -119,6 +119,11 @@ _VALUES = {  # flags after those of a run that would be trained
     "--trainer.accelerator abacus": "invalid accelerator name",
     "--trainer.strategy nonsense": "invalid strategy name",
     "--trainer.strategy '{{class_path: lightning.pytorch.strategies.ModelParallelStrategy}}'": "ModelParallelStrategy",
+    "--trainer.strategy fsdp2 --trainer.accelerator cpu --model.micro_batch 4": "model.micro_batch does not go with",
+    "--trainer.strategy fsdp2 --trainer.accelerator cpu --model.compile true": "model.compile does not go with",
+    "-c {configs}/method/linear_lbfgs.yaml --trainer.strategy fsdp2 --trainer.accelerator cpu": "not go with fsdp2",
+    "-c {configs}/method/full.yaml --model.backbone resnet18 --model.weights random --trainer.strategy fsdp2 "
+    "--trainer.accelerator cpu": "resnet18 has batch norms",
     "--trainer.precision nonsense": "Expected one of",
     "--trainer.precision auto --trainer.devices 2 --trainer.accelerator cpu": "auto is measured on one device",
     "--model.compile maybe": "model.compile: Expected true or false",

@@ -242,7 +242,7 @@ class VPTCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, ImportError, RuntimeError) as error:  # all that it is given is the user's
             raise ConfigError(" ".join(str(error).split())) from error
-        check_strategy(trainer)
+        check_strategy(trainer, self.model)
         if self.subcommand == "fit":
             check_trainer(trainer)  # before it makes a folder
         return trainer

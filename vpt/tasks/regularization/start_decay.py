@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vpt.argument_types import Options
 from vpt.errors import ConfigError, UnknownNameError, check_number
+from vpt.tasks.parallel import gathered, joint, shared_as
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class DecayToStart(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The start."""
-        return {"start": self._start}
+        return {"start": gathered(self._start)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with that of the run, not with where it was stopped."""
@@ -75,7 +76,7 @@ class DecayToStart(L.Callback):
         """Keeps the start, once deltas and head have their initial values."""
         for name, parameter in self._tensors(pl_module):
             kept = self._start.get(name, parameter.detach().clone())
-            self._start[name] = kept.to(parameter.device)
+            self._start[name] = shared_as(kept, parameter)
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -86,8 +87,8 @@ class DecayToStart(L.Callback):
             if parameter.grad is None:
                 continue
             change = parameter - self._start[name]
-            if self.decay.rule == "l2" or bool((parameter.grad * change).sum() > 0):
-                self._before[name] = change.norm(), rates[id(parameter)]
+            if self.decay.rule == "l2" or bool(joint((parameter.grad * change).sum()) > 0):
+                self._before[name] = joint(change.norm()), rates[id(parameter)]
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -98,7 +99,7 @@ class DecayToStart(L.Callback):
             (before, rate), change = self._before[name], parameter - self._start[name]
             share: float | Tensor = min(1.0, rate * self.decay.rate)
             if self.decay.rule == "spd":
-                grown = 1 - before / change.norm().clamp_min(torch.finfo(change.dtype).tiny)
+                grown = 1 - before / joint(change.norm()).clamp_min(torch.finfo(change.dtype).tiny)
                 share = self.decay.rate * grown.clamp(0, 1)
             parameter.sub_(share * change)
         self._before = {}
