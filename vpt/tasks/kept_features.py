@@ -50,7 +50,7 @@ class FeatureTask(L.LightningModule):
         """The features, not computed yet but for what lies before the first trained parameter.
 
         That is computed once for each training and validation image and kept, where images are a constant of their
-        index.
+        index and the backbone is in no shares.
         """
         data, halves = getattr(self.trainer, "datamodule", None), self.model.constant_part()
         augmented = getattr(data, "augmented", True) or "target" in batch  # mixed with others
@@ -72,7 +72,8 @@ class FeatureTask(L.LightningModule):
 
     def joins(self) -> bool:
         """Whether its logits may be computed at once with those of others (`vpt.models.together`)."""
-        whole = self.trainer.world_size == 1 and not self.hparams["micro_batch"] and not self.hparams["compile"]
+        alone = self.trainer.world_size == 1 and not is_sharded(self.trainer)
+        whole = alone and not self.hparams["micro_batch"] and not self.hparams["compile"]
         state = () if self.model.delta is None else self.model.delta.state_dict(keep_vars=True)
         # What is no tensor of its own, as where prompts stand that move, has no dimension for several models.
         return whole and not self.model.backbone.tuned and not any(name.endswith("_extra_state") for name in state)
