@@ -19,7 +19,6 @@ _WARNINGS = {
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*": "lightning 2.6 on torch 2.9 and later",
     r"Image size \(\d+ pixels\) exceeds limit": "Pillow decodes up to twice its limit; beyond, the file is named",
     r".*a `val_dataloader` but have no `validation_step`.*": "`vpt pretrain` does not validate on purpose",
-    r"There is a performance drop because we have not yet implemented the batching": "costs little",
     r"FSDP2-wrapped module .* returned a view tensor.*": "nothing here writes to what a backbone returns",
     r".*module\(s\) in eval mode at the start of training.*": "the frozen backbone is in eval mode on purpose",
 }
