@@ -98,7 +98,7 @@ def selected(family: str, spec: dict[str, Any], number: int = 40) -> tuple[Any, 
 def pieces(part: Any) -> list[tuple[Item, Tensor, Tensor | None]]:
     """Of each item its values, and where they stand; None for what trains as a whole."""
     found, start = [], 0
-    for item, count in zip(part.items, part.counts.tolist(), strict=True):
+    for item, count in zip(part.items, part.counts.values.tolist(), strict=True):
         stop = start + (item.cost if count == -1 else count)
         found.append((item, part.changes[start:stop], None if count == -1 else part.positions[start:stop]))
         start = stop
@@ -228,8 +228,8 @@ def test_files_of_one_selection_have_a_mean_and_others_none(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("counts", lambda each: each.sub_(1), "it trains other numbers of weights than its budget"),
-        ("counts", lambda each: each[:1].add_(7), "it trains other numbers of weights than its budget"),
+        ("counts._extra_state", lambda each: each.sub_(1), "it trains other numbers of weights than its budget"),
+        ("counts._extra_state", lambda each: each[:1].add_(7), "it trains other numbers of weights than its budget"),
         ("positions", lambda each: each.fill_(3), "it trains weights of .* that are none"),
         ("positions", lambda each: each.add_(10**8), "it trains weights of .* that are none"),
         ("positions", lambda each: each.neg_(), "it trains weights of .* that are none"),

@@ -329,7 +329,11 @@ def test_cosines_are_not_rounded_under_autocast() -> None:
             {"deltas": [PROMPT | {"layers": [1, 3]}], "metric_learning": {"layers": [2, 4]}},
             r"has block 3, and prompts are in \[1, 2\]",
         ),
-        (DeltaTuning, {"deltas": [PROMPT | {"num_tokens": [2, 2, 2, 2, 2, 0]}]}, "has block 5, and prompts are in"),
+        (
+            DeltaTuning,
+            {"deltas": [PROMPT | {"num_tokens": [2, 2, 2, 0, 2, 0]}], "metric_learning": {"layers": [2, 4]}},
+            r"has block 3, and prompts are in \[0, 1, 2, 4\]",
+        ),
         (DeltaTuning, {"deltas": [PROMPT | {"relocate": {}}]}, "leave relocate out"),
         (
             DeltaTuning,

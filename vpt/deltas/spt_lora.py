@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from vpt.backbones.factory import Backbone
 from vpt.backbones.target_modules import linear_targets, parameter_names
 from vpt.deltas.base import DeltaPart, TrainingImages
+from vpt.deltas.host_state import HostState
 from vpt.deltas.partial_tuning import to_key
 from vpt.deltas.registry import register_delta
 from vpt.deltas.selection import Selection, in_batches
@@ -68,8 +70,8 @@ class SptLora(Selection):
     `changes` are what trains, (budget · parameters of the backbone,): of each item, in order, the changes of its
     weights, or A (rank, inputs) and B (outputs, rank) of its LoRA, or the change of a whole vector. `counts` says how
     many weights of each item train, or `STRUCTURED`; `positions` where in its item each value stands, -1 where it is
-    none of a single weight. Both are int32. Training selects them at its start (`start_from_images`), or a file has
-    them; until then the first weights train.
+    none of a single weight. Both are int32, the first in host memory. Training selects them at its start
+    (`start_from_images`), or a file has them; until then the first weights train.
     """
 
     def __init__(
@@ -98,6 +100,10 @@ class SptLora(Selection):
             )
         self.rank = rank
         self.items = _items(backbone, rank, threshold, vectors)
+        self._costs = tuple(item.cost for item in self.items)
+        self._of_key: dict[str, list[int]] = {}
+        for index, item in enumerate(self.items):
+            self._of_key.setdefault(item.key, []).append(index)
         self._claim(list(dict.fromkeys(item.key.replace("/", ".") for item in self.items)))
         self._number = round(budget * sum(parameter.numel() for parameter in backbone.model.parameters()))
         most = sum(item.cost for item in self.items)
@@ -112,7 +118,7 @@ class SptLora(Selection):
             counts.append(min(item.size, self._number - sum(counts)))
         device = backbone.mean.device
         first = [torch.arange(count, dtype=torch.int32, device=device) for count in counts]
-        self.register_buffer("counts", torch.tensor(counts, dtype=torch.int32, device=device))
+        self.counts = HostState(counts, torch.int32)
         self.register_buffer("positions", torch.cat(first))
 
     def expected_parameters(self) -> int:
@@ -122,18 +128,15 @@ class SptLora(Selection):
     def _value(self, key: str, original: Tensor) -> Tensor:
         if (strength := self.at(key)) == 0.0:
             return original
-        counts: list[int] = self.get_buffer("counts").tolist()
-        change = [
-            self._of_item(item, count, room, original)
-            for item, count, room in zip(self.items, counts, self._rooms(counts), strict=True)
-            if item.key == key
-        ]
+        counts: list[int] = self.counts.values.tolist()
+        rooms = self._rooms(counts)
+        own = self._of_key[key]
+        change = [self._of_item(self.items[index], counts[index], rooms[index], original) for index in own]
         return torch.add(original, torch.cat(change).view_as(original), alpha=strength)
 
-    def _rooms(self, counts: Sequence[int]) -> list[slice]:
+    def _rooms(self, counts: Sequence[int]) -> tuple[slice, ...]:
         """Which of the values are those of each item."""
-        widths = [item.cost if count == STRUCTURED else count for item, count in zip(self.items, counts, strict=True)]
-        return [slice(end - width, end) for end, width in zip(accumulate(widths), widths, strict=True)]
+        return _rooms(self._costs, tuple(counts))
 
     def _of_item(self, item: Item, count: int, room: slice, original: Tensor) -> Tensor:
         """What is added to the weights of an item, flat."""
@@ -168,7 +171,7 @@ class SptLora(Selection):
                 found[key] += gradient.square()
         places = allocate(self.items, [item.of(found[item.key]) for item in self.items], self._number)
         counts = [STRUCTURED if each is None else len(each) for each in places]
-        self.get_buffer("counts").copy_(torch.tensor(counts))
+        self.counts.values.copy_(torch.tensor(counts))
         for item, own_places, room in zip(self.items, places, self._rooms(counts), strict=True):
             self.get_buffer("positions")[room] = -1 if own_places is None else own_places.int()
             self.changes[room] = 0.0
@@ -179,7 +182,7 @@ class SptLora(Selection):
 
     def misfit(self, tensors: Mapping[str, Tensor]) -> str:
         """See `DeltaPart`: places lie in their items, in ascending order, and are as many as there are values."""
-        counts: list[int] = tensors["counts"].tolist()
+        counts: list[int] = tensors["counts._extra_state"].tolist()
         rooms = self._rooms(counts)
         if min(counts) < STRUCTURED or rooms[-1].stop != self._number:
             return "it trains other numbers of weights than its budget"
@@ -192,6 +195,12 @@ class SptLora(Selection):
             if odd:
                 return f"it trains weights of {item.key.replace('/', '.')} that are none"
         return ""
+
+
+@lru_cache(maxsize=64)
+def _rooms(costs: tuple[int, ...], counts: tuple[int, ...]) -> tuple[slice, ...]:
+    widths = [cost if count == STRUCTURED else count for cost, count in zip(costs, counts, strict=True)]
+    return tuple(slice(end - width, end) for end, width in zip(accumulate(widths), widths, strict=True))
 
 
 def allocate(items: Sequence[Item], scores: Sequence[Tensor], number: int) -> list[Tensor | None]:

@@ -25,11 +25,12 @@ _FREE = {"model": (*_RATES, *_STARTS, *_LOSSES), "data": ("seed", "subset_seed")
 def packs(trials: Sequence[Trial], together: Together, gpu: bool = False, at_once: int | None = 1) -> list[list[Trial]]:
     """Packs of trials to train together, in order, on a GPU or none, of which `at_once` run at a time if that is known.
 
-    Trials of a pack differ in seed, rates, losses and starts only. Others would compute by themselves.
+    Trials of a pack differ in seed, rates, losses and starts only. Others would compute by themselves. One whose time
+    is limited has a pack of its own: its clock would count the turns of the others.
     """
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
-        groups.setdefault(_model(trial.config), []).append(trial)
+        groups.setdefault(f"alone {trial.name}" if _timed(trial.config) else _model(trial.config), []).append(trial)
     most = _at_most(len(trials), gpu, at_once) if together == "auto" else together
     found = []
     for group in groups.values():
@@ -43,6 +44,12 @@ def _at_most(trials: int, gpu: bool, at_once: int | None) -> int:
     if not gpu:
         return 1
     return MOST if at_once is None else max(1, min(MOST, math.ceil(trials / at_once)))
+
+
+def _timed(config: Config) -> bool:
+    given = config["trainer"].get("callbacks") or []
+    callbacks = [str(each.get("class_path")) for each in (given if isinstance(given, list) else [given])]
+    return bool(config["trainer"].get("max_time")) or any(name.rpartition(".")[2] == "Timer" for name in callbacks)
 
 
 def _model(config: Config) -> str:

@@ -199,6 +199,10 @@ def _specs(delta: Path, config: Mapping[str, Any], model: TunedModel) -> list[De
         )
     if any(spec.arguments.get("mask") is not None for spec in specs):
         raise ConfigError(f"{delta} is pruned already: prune more of the run that it was made from.")
+    if any(spec.arguments.get("koopman") is not None for spec in specs):
+        raise ConfigError(f"The prompts of {delta} trained with koopman, which needs all of them: prune a run without.")
+    if any(isinstance(number := spec.arguments.get("num_tokens"), list) and not all(number) for spec in specs):
+        raise ConfigError(f"Some layers of {delta} have no prompts: prune a run that has some in each of its layers.")
     if any(spec.arguments.get("relocate") is not None for spec in specs):
         raise ConfigError(
             f"The prompts of {delta} moved between layers, and would move otherwise in a run that starts "

@@ -22,7 +22,7 @@ from vpt.models.delta_file import read_head
 from vpt.run_record import PROBE, global_seed
 from vpt.tasks.base import Batch, TuningTask
 from vpt.tasks.initialization import agree, start_at_probe
-from vpt.tasks.parallel import Weighed
+from vpt.tasks.parallel import Weighed, is_sharded
 from vpt.tasks.regularization import SECOND_LOSSES, Seen, State
 from vpt.tasks.targets.losses import PLAIN, check_loss, class_weights, weight_of, weighted_loss
 from vpt.tasks.targets.objectives import OBJECTIVES, Objective
@@ -145,7 +145,7 @@ class ClassificationTask(TuningTask):
         super().check_fit(data)
         for name, second in self._seconds.items():
             second.check(self.hparams, self.model, data)
-            if second.whole_batches and self._trainer is not None and self._trainer.world_size > 1:
+            if second.whole_batches and self._trainer is not None and _shared(self.trainer):
                 raise ConfigError(f"{name} is of all images of a step together: train with one process (devices 1).")
         if (rule := self.hparams["class_weights"]) is not None:
             if not hasattr(data, "class_counts"):
@@ -281,6 +281,10 @@ class ClassificationTask(TuningTask):
         """Predicts a batch, which needs no labels: ``index`` (B,) and ``logits`` (B, num_classes)."""
         logits = self._finite_logits(self(batch["image"]), "test")
         return {"index": batch["index"], "logits": self._to_compare(logits, "test")}
+
+
+def _shared(trainer: Any) -> bool:
+    return trainer.world_size > 1 or is_sharded(trainer)
 
 
 class PromptTuning(ClassificationTask):

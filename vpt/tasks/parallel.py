@@ -320,4 +320,5 @@ def is_sharded(trainer: L.Trainer) -> bool:
 def accompany(task: Any, batch: Mapping[str, Tensor]) -> None:
     """Computes in vain with an image, where others need this process's share while it has nothing to compute."""
     if is_sharded(task.trainer):
-        task.model.encode(batch["image"][:1])
+        # A head that trains with the backbone is in shares, too.
+        task.model.classify(task.model.encode(batch["image"][:1]))

@@ -110,7 +110,7 @@ class Relocation(L.Callback):
             self._loader = cast("Any", trainer).datamodule.train_dataloader()
         if hasattr(self._loader.sampler, "set_epoch"):
             self._loader.sampler.set_epoch(trainer.current_epoch)
-        sums = torch.zeros(len(self._assigned.layers) + 1, dtype=torch.float64)
+        sums: list[Tensor] = []  # of gates, in the order of their layers, and of losses; looked at when all are there
         batches = int(trainer.num_training_batches)
         rows = torch.cat([self._assigned.rows(layer) for layer in range(self._assigned.depth)])
         for index, batch in enumerate(islice(self._loader, batches)):
@@ -124,9 +124,9 @@ class Relocation(L.Callback):
 
             shapes: dict[nn.Module, Sequence[Shape]] = {self._prompts: self._prompts.shapes}
             found = mask_gradients(shapes, 1, 1, loss, task.model.backbone.mean)[self._prompts]
-            sums[rows] += torch.cat([gates.flatten() for gates in found]).cpu().double()
-            sums[-1] += losses[0].item()
-        means = sums / batches
+            sums.append(torch.cat([*(gates.flatten() for gates in found), losses[0].detach().view(1)]).double())
+        means = torch.stack(sums).sum(dim=0) / batches
         if trainer.world_size > 1:
-            means = cast("Tensor", trainer.strategy.reduce(means.to(task.device), reduce_op="mean")).cpu()
-        return means[:-1], float(means[-1])
+            means = cast("Tensor", trainer.strategy.reduce(means, reduce_op="mean"))
+        of_layers = means.cpu()
+        return torch.empty_like(of_layers[:-1]).index_copy(0, rows, of_layers[:-1]), float(of_layers[-1])

@@ -187,7 +187,9 @@ def _remarks(configs: Mapping[str, Config], plans: Mapping[str, Plan]) -> Iterat
     if any(config["trainer"].get("callbacks") or config["trainer"].get("max_time") for config in configs.values()):
         yield "not counted: what callbacks such as early stopping or trainer.max_time leave out"
     names = ("keep_answers", "pace", "metric_learning")
-    seconds = [key for key in names if any(c["model"]["init_args"].get(key) for c in configs.values())]
+    seconds = [key for key in names if any(c["model"]["init_args"].get(key) is not None for c in configs.values())]
+    deltas = [spec for c in configs.values() for spec in c["model"]["init_args"].get("deltas") or ()]
+    seconds += ["relocate"] if any(spec.get("relocate") is not None for spec in deltas) else []
     if seconds:
         yield f"not in the hours: the passes of {' and '.join(seconds)}"
 

@@ -99,7 +99,8 @@ def prompts_of_frequencies(
     found: dict[int, Tensor] = {}
     for block in range(max(blocks) + 1):
         found[block] = prompts
-        prompts = backbone.layout.blocks[block](prompts.unsqueeze(0))[0]
+        with backbone.computing():
+            prompts = backbone.layout.blocks[block](prompts.unsqueeze(0))[0].to(backbone.mean.dtype)
     return [found[block][:number] for block, number in zip(blocks, numbers, strict=True)]
 
 

@@ -68,11 +68,12 @@ class KoopmanPenalty(nn.Module):
         self.energy = nn.Parameter(torch.eye(options.width, dtype=like.dtype, device=like.device))
 
     def forward(self, prompts: Sequence[Tensor]) -> Tensor:
-        """The penalty, a scalar, of the prompts (n, dim) of each layer."""
+        """The penalty, a scalar in single precision at least, of the prompts (n, dim) of each layer."""
+        kind = torch.promote_types(self.operator.dtype, torch.float32)
         with torch.autocast(self.operator.device.type, enabled=False):
-            lifted = torch.stack(list(prompts)) @ self.projection
+            lifted = torch.stack(list(prompts)).to(kind) @ self.projection.to(kind)
             before, after = lifted[:-1], lifted[1:]
-            predicted = before @ self.operator
+            predicted = before @ self.operator.to(kind)
             missed = (predicted - after).square().mean(dim=(1, 2))
             growth = softplus(self._energies(predicted) - self._energies(before)).mean(dim=1)
             damped = 10 * torch.tanh(growth / 10)
@@ -80,7 +81,8 @@ class KoopmanPenalty(nn.Module):
 
     def _energies(self, states: Tensor) -> Tensor:
         """V of each prompt, (layers, n), of states (layers, n, width)."""
-        form = self.energy.T @ self.energy
+        energy = self.energy.to(states.dtype)
+        form = energy.T @ energy
         form = form / (torch.linalg.matrix_norm(form, ord=2) + 1e-8)
         states = states / (states.norm(dim=-1, keepdim=True) + 1e-8).clamp(min=1.0)
         return cast("Tensor", ((states @ form) * states).sum(dim=-1))

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpt.argument_types import Options
 from vpt.deltas.base import Shape
+from vpt.deltas.host_state import HostState
 from vpt.errors import ConfigError, check_number
 
 
@@ -37,26 +38,19 @@ class Relocate(Options):
             raise ConfigError("scale of relocate must be positive: a prompt of zeros has no direction to grow in.")
 
 
-class Assignment(nn.Module):
-    """In which layer each prompt stands: `layers`, int64 (N,), from 0, which is all of its state.
-
-    It lies in host memory wherever the prompts are, since every step asks how many a layer has.
-    """
+class Assignment(HostState):
+    """In which layer each prompt stands: `layers`, int64 (N,), from 0, which is all of its state."""
 
     def __init__(self, numbers: Sequence[int], options: Relocate) -> None:
         """`numbers` are those of the prompts of each layer, of which the first ones stand in the first layer."""
-        super().__init__()
-        self.options, self.depth = options, len(numbers)
         own = [layer for layer, number in enumerate(numbers) for _ in range(number)]
-        self.layers = torch.tensor(own, dtype=torch.int64, device="cpu")
+        super().__init__(own)
+        self.options, self.depth = options, len(numbers)
 
-    def get_extra_state(self) -> Tensor:
-        """Part of a state dict, as a buffer is, but left where it is by `.to()`."""
-        return self.layers
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Takes what a state dict has."""
-        self.layers.copy_(state)
+    @property
+    def layers(self) -> Tensor:
+        """That of each prompt."""
+        return self.values
 
     def numbers(self) -> list[int]:
         """How many prompts stand in each layer."""

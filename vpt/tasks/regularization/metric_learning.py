@@ -85,8 +85,10 @@ class MetricLearning(SecondLoss):
         if self.class_rate and not backbone.layout.has_class_token:
             raise ConfigError(f"{backbone.name} has no class token: set class_rate of metric_learning to 0.")
         blocks = self._blocks(prompt)
-        if others := [str(block) for block in blocks if block not in prompt.blocks or not _number(prompt, block)]:
-            raise ConfigError(f"layers of metric_learning has block {others[0]}, and prompts are in {prompt.blocks}.")
+        if others := [str(block) for block in blocks if block not in _prompted(prompt)]:
+            raise ConfigError(
+                f"layers of metric_learning has block {others[0]}, and prompts are in {_prompted(prompt)}."
+            )
         if len({_number(prompt, block) for block in blocks}) > 1:
             raise ConfigError("layers of metric_learning are of blocks with as many prompts each.")
 
@@ -101,7 +103,7 @@ class MetricLearning(SecondLoss):
         return prompts[0]
 
     def _blocks(self, prompt: Prompt) -> list[int]:
-        return prompt.blocks[-1:] if self.layers is None else chosen_blocks(len(prompt.layout.blocks), self.layers)
+        return _prompted(prompt)[-1:] if self.layers is None else chosen_blocks(len(prompt.layout.blocks), self.layers)
 
     def start(self, model: TunedModel, data: Any) -> State:
         """The classes of each prompt by the frozen backbone."""
@@ -225,6 +227,11 @@ def _count(state: State, features: Tensor, labels: Tensor) -> None:
     with torch.autocast(features.device.type, enabled=False):
         state["sums"] += which.T @ features.to(which)
     state["counts"] += which.sum(dim=0)
+
+
+def _prompted(prompt: Prompt) -> list[int]:
+    """The blocks that have prompts."""
+    return [block for block in prompt.blocks if _number(prompt, block)]
 
 
 def _number(prompt: Prompt, block: int) -> int:
