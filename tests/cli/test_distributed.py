@@ -76,6 +76,18 @@ def test_two_processes_train_one_run_as_one_does_with_the_same_global_batch(
         torch.testing.assert_close(others[key], tensor, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_process_with_a_batch_more_of_a_sharded_model_does_not_wait_for_ever(tmp_path: Path) -> None:
+    """Nine validation images are five and four, in batches of four."""
+    folder = make_task(tmp_path / "fake", classes=3, per_class=(11, 3, 1))
+    data = ["--data=VTABDataModule", "--data.task=fake", f"--data.root={folder.parent}", "--data.image_size=64"]
+    full = ["-c", str(CONFIGS / "method" / "full.yaml"), *TWO, "--trainer.strategy=fsdp2"]
+    options = ["--data.train=train800", "--data.batch_size=4", "--trainer.max_epochs=1", *QUICK[1:]]
+    _started(tmp_path, "fit", *DEMO, *full, *data, *options, "--trainer.default_root_dir=run")
+    (record,) = tmp_path.rglob("run.json")
+    assert json.loads(record.read_text())["status"] == "finished"
+
+
 def _rows(folder: Path) -> list[dict[str, str]]:
     (path,) = folder.glob("predictions*.csv")
     with path.open() as file:

@@ -115,5 +115,9 @@ def test_what_has_no_prompts_or_no_seed_is_refused(vpt: Vpt, tmp_path: Path) -> 
     text = config.read_text()
     config.write_text(text.replace("init_delta: null", f"init_delta: {shared}"))
     assert "began with the prompts of run/delta.safetensors" in vpt("prune", "--delta", shared, *args).sentence
+    config.write_text(text.replace("shared: true", "koopman: {}"))
+    assert "trained with koopman" in vpt("prune", "--delta", shared, *args).sentence
+    config.write_text(text.replace("num_tokens: 4", "num_tokens: [1, 0, 1, 1, 1, 1]"))
+    assert "Some layers of run/delta.safetensors have no prompts" in vpt("prune", "--delta", shared, *args).sentence
     config.write_text(text.replace("name: prompt", "name: prefix"))
     assert "has the deltas prompt, but the config beside it prefix" in vpt("prune", "--delta", shared, *args).sentence

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.deltas.families import FAMILIES, images, make
 from tests.tasks.test_tasks import BASE, data, trainer
+from vpt.backbones import create_backbone
 from vpt.deltas import attach
 from vpt.deltas.base import TrainingImages
 from vpt.deltas.prompts.frequencies import filtered, windows
@@ -232,6 +233,24 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path: Path, monke
     whole, resumed = leg(3), leg(3, tmp_path / "1" / "last.ckpt")
     for key, tensor in whole.model.owned().items():
         assert torch.equal(resumed.model.owned()[key], tensor), key
+
+
+def test_frozen_weights_may_be_in_half_precision() -> None:
+    backbone = create_backbone("vit_nano_patch8_64", frozen_dtype="bfloat16")
+    part, pixels = prompt(backbone, init="frequency"), backbone.random_images(2)
+    part.strength = 0.0
+    labels = torch.tensor([0, 1])
+    training = TrainingImages(2, lambda rows: pixels[list(rows)], labels, lambda given: backbone(given)[:, :2])
+    part.start_from_images(training, np.random.default_rng(0))
+    assert all(part.prompts(layer).dtype == torch.float32 for layer in range(6))
+
+
+def test_the_penalty_of_prompts_in_half_precision_is_computed_in_single() -> None:
+    part = prompt(make("vit")[0].float(), koopman={"width": 4})
+    exact = float(cast("Tensor", part.penalty()).detach())
+    half = cast("Tensor", part.bfloat16().penalty())
+    assert half.dtype == torch.float32
+    assert float(half.detach()) == pytest.approx(exact, rel=0.02)
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------

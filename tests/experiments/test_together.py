@@ -374,6 +374,9 @@ def test_packs_hold_what_computes_the_same(config: Config) -> None:
     assert [len(pack) for pack in packs(seeds, 1)] == [1] * 5
     for key, value in (("model.dropout", 0.1), ("data.batch_size", 4), ("trainer.max_epochs", 1)):
         assert len(packs(of(config, [{}, {key: value}]), 2)) == 2, key
+    for limit in ({"trainer.max_time": {"seconds": 4}}, {"trainer.callbacks": [{"class_path": "Timer"}]}):
+        limited = of(config, [{"seed_everything": seed} | limit for seed in range(2)])
+        assert [len(pack) for pack in packs(limited, 2)] == [1, 1]  # its clock would count the turns of the other
 
 
 def test_auto_is_one_on_a_processor_and_fills_the_devices(config: Config) -> None:
