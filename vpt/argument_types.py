@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -94,7 +95,12 @@ class Options:
         """Takes them, or makes them from a mapping; a ConfigError or an UnknownNameError where it does not fit."""
         if isinstance(given, cls):
             return given
-        return cls(**argument(cls.__name__.lower(), "options", given, cls))
+        return cls(**argument(_written(cls), "options", given, cls))
+
+
+def _written(hint: type[Options]) -> str:
+    """The name of the argument that takes such options."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", hint.__name__).lower()
 
 
 def _options(value: Any, hint: type[Options]) -> dict[str, Any]:
@@ -105,10 +111,9 @@ def _options(value: Any, hint: type[Options]) -> dict[str, Any]:
         raise MisfitError
     for name in given:
         if name not in known:
-            raise UnknownNameError(f"option of {hint.__name__.lower()}", str(name), known)
+            raise UnknownNameError(f"option of {_written(hint)}", str(name), known)
     return {
-        name: argument(hint.__name__.lower(), name, given.get(name, default), hints[name])
-        for name, default in known.items()
+        name: argument(_written(hint), name, given.get(name, default), hints[name]) for name, default in known.items()
     }
 
 

@@ -36,6 +36,7 @@ _SHORTER = {
     r"Problem with given class_path '[^']+': ": "",
     r"Parser key \"([^\"]+)\": ": r"\1: ",
     r"^(data|model): (\w+): ": r"\1.\2: ",
+    r"(?<=:) Expected dict": " Expected a mapping",
     r"(?<=\S) Expected dict": " or a mapping",
     r"\.? Got value: (.*?)\.?$": r", got \1.",
     r"(?<=\w) Expected ": " or ",
