@@ -247,11 +247,13 @@ def _of(answers: Any, task: str, method: str) -> Any:
     return pc.and_(pc.equal(answers["task"], task), pc.equal(answers["method"], method))
 
 
-def unpack(place: Place, folder: Path) -> None:
-    """Writes the runs as `vpt report` reads them."""
+def unpack(place: Place, folder: Path, methods: Sequence[str] = tuple(METHODS)) -> None:
+    """Writes the runs of some methods as `vpt report` reads them."""
     answers = pq.read_table(place.logits) if place.logits.is_file() else None
     for row in place.runs.rows():
         task, method, seed = row["task"], row["method"], row["seed"]
+        if method not in methods:
+            continue
         run = folder / task / method / f"seed-{seed}"
         write_json(run / RUN_FILE, row["run"])
         if answers is None or seed != SEEDS[0] or not len(own := answers.filter(_of(answers, task, method))):
@@ -303,8 +305,9 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     if sizes := {row["task"]: row["run"]["read"]["test"] for row in Records(out / "real_protocol_runs.jsonl").rows()}:
         made["test images"] = f"Test images: {', '.join(f'{task} {n:,}' for task, n in sizes.items())}."
     if found:
-        edges = sum(bool(beyond(cell["chosen"], cell["tried"])) for cell in found)
-        made["edges"] = f"{edges} of the {len(found)} chosen rates lie at an end of those tried."
+        own = [cell for cell in found if cell["method"] in METHODS]
+        edges = sum(bool(beyond(cell["chosen"], cell["tried"])) for cell in own)
+        made["edges"] = f"{edges} of the {len(own)} chosen rates lie at an end of those tried."
     if longer := Records(out / "real_protocol_longer.jsonl").rows():
         made["longer"] = _longer(longer, cells)
     for row in Records(out / "transfer.jsonl").rows():
@@ -380,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, build = (args.build / "quick/results", args.build / "quick") if args.quick else (args.out, args.build)
     place = Place(args.root, out, build, args.quick)
     if args.unpack is not None:
-        unpack(place, args.unpack)
+        unpack(place, args.unpack, args.methods)
         return
     if args.shared is not None:
         Records(out / "pretrain.jsonl", "variant").put(*json.loads((args.shared / SERIES_FILE).read_text()))
