@@ -29,7 +29,7 @@ CASES: list[tuple[str, str, type[AdaptedModel]]] = [
     *((family, name, DenseModel) for family in ("vit", "swin") for name in ("deep", "tuned")),
     (NARROW, "deep", TunedModel),
 ]
-SHARES = {("vit", "full"): 1.0, ("vit", "gps"): 1.0, ("vit", "partial"): 0.7}
+SHARES = {("vit", "full"): 1.0, ("vit", "gps"): 1.0, ("vit", "spt"): 1.0, ("vit", "partial"): 0.7}
 """The largest share of a backbone on a process, where a delta computes others from whole weights of it."""
 
 
