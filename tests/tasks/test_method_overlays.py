@@ -29,6 +29,7 @@ METHODS = {path.stem: path for path in (Path(__file__).parents[2] / "configs" / 
 REFUSED: dict[tuple[str, str], tuple[type[VPTError], str]] = {
     ("swinv2", "adapter_plus"): (UnsupportedBackboneError, "give pfeiffer, houlsby or parallel"),
     ("eva02-split", "fact"): (UnknownNameError, "FacT target of .* 'fc1': did you mean 'fc1_x'"),
+    ("eva02-split", "glora"): (UnknownNameError, "GLoRA target of .* 'fc1': did you mean 'fc1_x'"),
 }
 SIZE, IMAGES = 32, 24
 

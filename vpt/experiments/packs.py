@@ -47,9 +47,10 @@ def _at_most(trials: int, gpu: bool, at_once: int | None) -> int:
 
 
 def _timed(config: Config) -> bool:
-    given = config["trainer"].get("callbacks") or []
+    trainer = config.get("trainer") or {}
+    given = trainer.get("callbacks") or []
     callbacks = [str(each.get("class_path")) for each in (given if isinstance(given, list) else [given])]
-    return bool(config["trainer"].get("max_time")) or any(name.rpartition(".")[2] == "Timer" for name in callbacks)
+    return bool(trainer.get("max_time")) or any(name.rpartition(".")[2] == "Timer" for name in callbacks)
 
 
 def _model(config: Config) -> str:
