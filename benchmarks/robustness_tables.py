@@ -51,13 +51,6 @@ if TYPE_CHECKING:
 SHOWN = (0.0, 0.3, 0.5, 0.7, 1.0)
 """α in the tables of the weights' own head; the figure has all."""
 SCORES = {"top1": "top-1", "ece": "ECE"}
-COLOURS = dict(
-    zip(
-        METHODS,
-        ("#4b5563", "#1d4ed8", "#0e7490", "#a16207", "#c2410c", "#7e22ce", "#be185d", "#15803d", "#65a30d", "#111827"),
-        strict=True,
-    )
-)
 Found = Mapping[str, Row]
 """The trials of a part that are there, by name."""
 
@@ -259,8 +252,8 @@ def band(axis: Axes, method: str, curve: Mapping[float, Sequence[float]]) -> Non
     middle = [100 * mean(values) for values in curve.values()]
     spread = [100 * stdev(values) if len(values) > 1 else 0.0 for values in curve.values()]
     low, high = ([m + sign * s for m, s in zip(middle, spread, strict=True)] for sign in (-1, 1))
-    axis.plot(list(curve), middle, color=COLOURS[method], lw=1.5, marker=".", ms=4, label=METHODS[method].title)
-    axis.fill_between(list(curve), low, high, alpha=0.15, color=COLOURS[method], lw=0)
+    axis.plot(list(curve), middle, color=METHODS[method].colour, lw=1.5, marker=".", ms=4, label=METHODS[method].title)
+    axis.fill_between(list(curve), low, high, alpha=0.15, color=METHODS[method].colour, lw=0)
 
 
 def alpha_curves(trials: Mapping[str, Sequence[Row]], panels: Mapping[str, Sequence[str]]) -> Figure:
