@@ -72,13 +72,23 @@ ROWS = {
     "linear": (),
     "bias": ("bias", "prompt_bias"),
     "lora": ("lora", "prompt_lora"),
-    "adapter": ("adapter",),
-    "ssf": ("ssf",),
+    "adapter": ("adapter", "adapter_plus"),
+    "dora": ("lora", "dora"),
+    "ssf": ("ssf", "difffit"),
     "prefix": ("prefix",),
     "prompt": ("vpt_shallow", "vpt_deep", "prompt_bias", "prompt_lora", "prompt"),
     "full": (),
+    "fact": ("lora", "fact"),
+    "vera": ("lora", "vera"),
+    "pvera": ("lora", "vera", "pvera"),
+    "mlae": ("lora", "mlae"),
+    "glora": ("lora", "glora"),
+    "spt_lora": ("lora", "spt_lora"),
+    "gps": ("bias", "gps"),
+    "convpass": ("adapter", "convpass"),
+    "rep_adapter": ("adapter", "rep_adapter"),
 }
-"""By delta, the rows that its page shows between those of the linear probe and of full fine-tuning."""
+"""By delta, the rows that its page shows between those of the linear probe and of full fine-tuning, once measured."""
 _BLOCK = re.compile(r"<!-- ([a-z0-9_ ]+) -->\n(.*?)(?=\n\n|(?<=-->\n)\n|\n*\Z)", re.DOTALL)
 
 
@@ -110,7 +120,9 @@ def blocks(page: Path) -> dict[str, str]:
     """All blocks that a page may have; the rows of `protocol` are a delta's own on its page."""
     made = _everywhere()
     if page.parent.name == "deltas" and page.stem in ROWS:
-        made = made | {"protocol": real_protocol.accuracy(methods=["linear", *ROWS[page.stem], "full"])}
+        shown = ("linear", *ROWS[page.stem], "full")
+        of = (page.stem,) if page.stem in real_protocol.OTHERS else shown
+        made = made | {"protocol": real_protocol.accuracy(methods=shown, of=of)}
     return made
 
 

@@ -283,12 +283,15 @@ def _first_run(place: Place, task: str) -> Path:
     return folder / sweep(resolve(arguments(place, task, TRANSFERRED)), again, folder, serially).runs[SEEDS[0]]
 
 
-def accuracy(out: Path = RESULTS, methods: Sequence[str] = tuple(METHODS)) -> str:
-    """The table of test accuracies, or some rows of it, with the tasks that any of them has."""
+def accuracy(
+    out: Path = RESULTS, methods: Sequence[str] = tuple(METHODS), of: Sequence[str] = tuple(METHODS | OTHERS)
+) -> str:
+    """The table of test accuracies of those methods that are measured, on the tasks that any method `of` has."""
     cells = {(row["task"], row["method"]): row for row in Records(out / "real_protocol.jsonl").rows()}
     shown = {key: _accuracy(cell) for key, cell in cells.items() if key[1] in methods}
-    tasks = [task for task in TASKS if any(task == key[0] for key in shown)]
-    rows = [[f"`{method}`", *(shown.get((task, method), "–") for task in tasks)] for method in methods]
+    tasks = [task for task in TASKS if any((task, method) in shown for method in of)]
+    measured = [method for method in methods if any(method == name for _, name in shown)]
+    rows = [[f"`{method}`", *(shown.get((task, method), "–") for task in tasks)] for method in measured]
     return markdown(["method", *tasks], rows)
 
 
