@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 import vpt.data
-from vpt.data import DigitsDataModule, VTABDataModule
+from vpt.data import DigitsDataModule, VTABDataModule, samplers
 from vpt.data.cache import image_cache
 from vpt.data.image_dataset import ImageDataset
-from vpt.data.samplers import EpochSampler
+from vpt.data.samplers import EpochSampler, ListSampler
 from vpt.data.splits import position_hash
 from vpt.errors import ConfigError, UnknownNameError
 
@@ -337,3 +337,11 @@ def test_one_process_decodes_for_all_of_a_node(task: Path, monkeypatch: pytest.M
     data.trainer.state.fn = TrainerFn.TESTING
     data.prepare_data()
     assert decoded == ["test"]
+
+
+def test_more_processes_than_images_to_evaluate_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in range(3):
+        monkeypatch.setattr(samplers, "_share", lambda rank=rank: (3, rank))
+        assert list(ListSampler("abcd")) == list(range(rank, 4, 3))
+        with pytest.raises(ConfigError, match=r"2 images .* in 3 processes: set --trainer\.devices to 2"):
+            ListSampler("ab")

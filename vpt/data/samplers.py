@@ -9,6 +9,8 @@ import numpy as np
 from torch import distributed
 from torch.utils.data import Dataset, DistributedSampler
 
+from vpt.errors import ConfigError
+
 
 class EpochSampler(DistributedSampler[Any]):
     """Shuffles by (seed, epoch) alone and yields ``(epoch, index)``.
@@ -33,10 +35,19 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class ListSampler(DistributedSampler[Any]):
-    """List order, each image in one process only: torch's own repeats some so that all get as many, and counts them."""
+    """List order, each image in one process only: torch's own repeats some so that all get as many, and counts them.
+
+    Raises:
+        ConfigError: There are more processes than images: one without any would not take part in what all compute.
+    """
 
     def __init__(self, dataset: Sized) -> None:
         replicas, rank = _share()
+        if replicas > max(1, len(dataset)):
+            raise ConfigError(
+                f"{len(dataset)} images cannot be evaluated in {replicas} processes: set --trainer.devices to "
+                f"{len(dataset)} at most."
+            )
         super().__init__(cast("Dataset[Any]", dataset), num_replicas=replicas, rank=rank, shuffle=False)
         self._own = range(rank, len(dataset), replicas)
 
