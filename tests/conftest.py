@@ -35,9 +35,11 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _seedless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test has the seed of a run before it."""
+def _apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test has the seed of a run before it, nor the threads: they wait for each other on a busy machine."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
