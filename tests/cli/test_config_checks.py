@@ -103,6 +103,16 @@ class TestCheckpoints:
         resume = ["--ckpt_path", trained.checkpoint]
         assert "model.deep is False" in vpt("fit", *DEMO, "-c", str(overlay), *resume, *FAST).sentence
 
+    def test_an_option_that_is_taken_away_is_refused_and_what_the_data_say_may_be_left_out(self, vpt: Vpt) -> None:
+        assert vpt("fit", *DEMO, "--model.start_decay={rate: 0.5}", *SMALL, *QUICK).status == 0
+        run = Run(Path("runs/digits/vpt_deep/version_0"))
+        resume = [*run.config, "--ckpt_path", run.checkpoint, "--trainer.max_epochs=2"]
+        sentence = vpt("fit", *resume, "--model.start_decay=null").sentence
+        assert sentence.startswith("model.start_decay is None, but ")
+        assert "was trained with {'rate': 0.5}" in sentence
+        answer = vpt("fit", *resume, "--model.num_classes=null", "--model.image_size=null", "--model.pool=null")
+        assert answer.status == 0, answer.err
+
     def test_another_class_is_refused(self, vpt: Vpt, trained: Run) -> None:
         sentence = vpt("test", *DEMO, "--model=LinearProbe", "--ckpt_path", trained.checkpoint).sentence
         assert "model is " in sentence

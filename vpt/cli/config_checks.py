@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,12 +192,16 @@ def read_checkpoint(command: str, path: str | None, trying: bool) -> dict[str, A
     return known
 
 
-def check_checkpoint(given: Section | None, checkpoint: Mapping[str, Any], path: str) -> None:
+def check_checkpoint(
+    given: Section | None, checkpoint: Mapping[str, Any], path: str, from_data: Collection[str]
+) -> None:
     """Refuses a ``model`` section that differs from the hyperparameters that a checkpoint was trained with.
 
-    Lightning keeps the class under ``_class_path``; only `FREE_OF_CHECKPOINT` may differ, else a ConfigError.
+    Lightning keeps the class under ``_class_path``; only `FREE_OF_CHECKPOINT` may differ, else a ConfigError. Null is a
+    value as any other, but for what the data say of a model, which it leaves to them.
     """
-    mine = init_args(given)
+    own = (given or {}).get("init_args") or {}
+    mine = {key: value for key, value in own.items() if value is not None or key not in from_data}
     theirs = {key: value for key, value in checkpoint.items() if key not in FREE_OF_CHECKPOINT}
     if given and "class_path" in given:
         mine["_class_path"] = given["class_path"]

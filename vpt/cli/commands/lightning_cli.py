@@ -94,7 +94,8 @@ class VPTCLI(LightningCLI):
         known = checkpoint.get("hyper_parameters", {})
         self.hyperparameters = {key: value for key, value in known.items() if key != "_instantiator"}
         self.recorded = (checkpoint.get("protocol") or {}).get("precision")
-        config_checks.check_checkpoint(self.given.get("model"), self.hyperparameters, str(config.ckpt_path))
+        given = self.given.get("model")
+        config_checks.check_checkpoint(given, self.hyperparameters, str(config.ckpt_path), FROM_DATA)
 
     def before_instantiate_classes(self) -> None:
         """Fills in number of classes, image size and normalisation, so that the saved config is explicit.
