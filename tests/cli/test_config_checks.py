@@ -11,7 +11,7 @@ import yaml
 from tests.fakes import make_task
 from vpt.cli import config_checks
 from vpt.cli.config_checks import whole_numbers
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, UnknownNameError
 
 from .conftest import CONFIGS, DEMO, QUICK, SMALL, Run, Vpt
 
@@ -88,6 +88,23 @@ class TestOverlays:
         overlay = tmp_path / "overlay.yaml"
         overlay.write_text("model: {class_path: LinearProbe, init_args: {num_tokens: 2}}\n")
         assert "'num_tokens' is not" in vpt("fit", *DEMO, "-c", str(overlay)).sentence
+
+    @pytest.mark.parametrize("flag", ["--model.metric_learning={}", "--model.init_args.metric_learning={ }", "file"])
+    def test_so_is_one_without_values_unless_it_belongs_to_an_overlaid_class(
+        self, vpt: Vpt, tmp_path: Path, flag: str
+    ) -> None:
+        scenes = ["-c", str(CONFIGS / "segmentation" / "shapes.yaml"), *FAST]
+        overlay = tmp_path / "overlay.yaml"
+        overlay.write_text("model: {init_args: {metric_learning: {}}}\n")
+        written = ["-c", str(overlay)] if flag == "file" else [flag]
+        assert vpt("fit", *scenes, *written).sentence.startswith("Unknown option of model 'metric_learning': ")
+
+        accepted = {"backbone": "vit_nano_patch8_64"}
+        overlaid = ["-c", "model: {class_path: PromptTuning, init_args: {metric_learning: {}}}"]
+        config_checks.check_known("model", ["fit", *overlaid, "--model=SegmentationTask"], accepted)
+        config_checks.check_known("model", ["fit", *overlaid, "-c", "model: {class_path: SegmentationTask}"], accepted)
+        with pytest.raises(UnknownNameError, match="'metric_learning'"):
+            config_checks.check_known("model", ["fit", *overlaid, "--model=vpt.PromptTuning"], accepted)
 
 
 class TestCheckpoints:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.cli.arguments import read_config, read_yaml
-from vpt.errors import ConfigError, check_number
+from vpt.errors import ConfigError, UnknownNameError, check_number
 from vpt.run_record import PROBE
 
 Section = Mapping[str, Any]
@@ -168,6 +168,23 @@ def check_nothing_lost(name: str, args: list[str], given: Section | None, accept
         )
 
 
+def check_known(name: str, args: list[str], accepted: Section) -> None:
+    """Refuses, by an UnknownNameError, an option that the class which is left has not, and whose value is ``{}``.
+
+    jsonargparse passes over such, and refuses all others. What only an overlaid class had goes with it.
+    """
+    written: dict[str, Any] = {}
+    chosen = ""
+    for key, _, value in _written(name, args):
+        if key != "class_path":
+            written[key] = value
+        elif (now := str(value).rpartition(".")[2]) != chosen:
+            written, chosen = {}, now
+    for key, value in written.items():
+        if key not in (*accepted, "init_args", "dict_kwargs") and str(value).replace(" ", "") == "{}":
+            raise UnknownNameError(f"option of {name}", key, list(accepted))
+
+
 def read_checkpoint(command: str, path: str | None, trying: bool) -> dict[str, Any]:
     """Reads the checkpoint of a run; nothing of no path, and a ConfigError where a trained model is needed."""
     import torch
@@ -230,7 +247,7 @@ def _written(name: str, args: list[str]) -> Iterator[tuple[str, str, Any]]:
         if flag in ("-c", "--config"):
             section = _mapping(value).get(name)
         elif flag == f"--{name}":
-            section = _mapping(value)
+            section = _mapping(value) or {"class_path": value}
         elif flag.startswith(f"--{name}."):
             section = {flag.removeprefix(f"--{name}.").removeprefix("init_args."): value}
         else:

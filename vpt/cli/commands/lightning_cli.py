@@ -90,6 +90,7 @@ class VPTCLI(LightningCLI):
         config_checks.check_values(config.as_dict())
         for name in ("model", "data"):
             config_checks.check_nothing_lost(name, args, self.given.get(name), config[name].init_args)
+            config_checks.check_known(name, args, config[name].init_args.as_dict())
         checkpoint = config_checks.read_checkpoint(command, config.ckpt_path, bool(config.trainer.fast_dev_run))
         known = checkpoint.get("hyper_parameters", {})
         self.hyperparameters = {key: value for key, value in known.items() if key != "_instantiator"}
