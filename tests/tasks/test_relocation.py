@@ -220,3 +220,8 @@ def test_one_prompt_of_a_delta_moves_in_a_precision_that_has_its_score() -> None
     module.setup("fit")
     with pytest.raises(ConfigError, match="of a data module"):
         trainer().fit(task_of(), train_dataloaders=module.train_dataloader(), val_dataloaders=module.val_dataloader())
+
+
+def test_the_pass_sees_the_images_that_train_or_training_does_not_begin() -> None:
+    with pytest.raises(ConfigError, match="take limit_train_batches, not overfit_batches"):
+        trainer(overfit_batches=1).fit(task_of(), datamodule=data())

@@ -43,6 +43,10 @@ def _check(task: Any, prompts: int) -> None:
         raise ConfigError(f"Prompts relocate by gradients that {precision} rounds away: take bf16-mixed or 32-true.")
     if getattr(task.trainer, "datamodule", None) is None:
         raise ConfigError("Prompts relocate by a pass over the training images of a data module: give one.")
+    if task.trainer.overfit_batches:  # Lightning trains on the first images, unshuffled, and the pass would see others
+        raise ConfigError(
+            "Prompts relocate by a pass over shuffled images: take limit_train_batches, not overfit_batches."
+        )
 
 
 class Relocation(L.Callback):
