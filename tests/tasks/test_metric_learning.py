@@ -323,7 +323,11 @@ def test_cosines_are_not_rounded_under_autocast() -> None:
         (PromptTuning, {"cutmix": 0.2}, "leave cutmix out"),
         (PromptTuning, {"compile": True}, "leave compile out"),
         (PromptTuning, {"backbone": "swin_nano_patch4_window8_64"}, "not known of swin_nano_patch4_window8_64"),
-        (PromptTuning, {"metric_learning": {"layers": [5, 7]}}, r"layers is \[first, last \+ 1\] of 6 blocks"),
+        (
+            PromptTuning,
+            {"metric_learning": {"layers": [5, 7]}},
+            r"layers of metric_learning is \[first, last \+ 1\] of 6 blocks",
+        ),
         (
             DeltaTuning,
             {"deltas": [PROMPT | {"layers": [1, 3]}], "metric_learning": {"layers": [2, 4]}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from tests.deltas.families import make
 from tests.tasks.test_losses import _Stop
 from tests.tasks.test_tasks import BASE, data, trainer
 from vpt.deltas.prompts.prompt import Prompt
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, VPTWarning
 from vpt.models import load_classifier, save_delta
 from vpt.models.delta_format import read_header
 from vpt.tasks import DeltaTuning
@@ -81,7 +82,12 @@ def test_a_pass_without_a_move_leaves_training_as_it_is(scored: list[tuple[Tenso
     tasks = [task_of({"dropout": 0.3, "relocate": each}, mixup=0.2) for each in (None, {"warmup": 0}, {"warmup": 9})]
     for task in tasks:
         L.seed_everything(0)
-        trainer(epochs=3).fit(task, datamodule=data(augment="flip"))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", VPTWarning)
+            trainer(epochs=3).fit(task, datamodule=data(augment="flip"))
+        told = [str(each.message) for each in caught if each.category is VPTWarning]
+        never_moves = "relocate has a warmup of 9 epochs, and trainer.max_epochs is 3: no prompt moves."
+        assert told == ([never_moves] if task is tasks[2] else [])
     assert len(scored) == 3
     plain, passed, never = ([prompts_of(task).prompts(layer) for layer in range(6)] for task in tasks)
     assert all(map(torch.equal, plain, passed))

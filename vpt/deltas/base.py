@@ -377,12 +377,12 @@ def named_stack(name: str, matrices: Sequence[Tensor]) -> dict[str, Tensor]:
     return {name: runs[0]} if len(runs) == 1 else {f"{name}.{index}": run for index, run in enumerate(runs)}
 
 
-def chosen_blocks(depth: int, layers: Sequence[int] | None) -> list[int]:
+def chosen_blocks(depth: int, layers: Sequence[int] | None, option: str = "layers") -> list[int]:
     """Blocks in ``[first, last + 1]`` of `depth`, from 0; None for all. A ConfigError where there are none."""
     if layers is None:
         return list(range(depth))
     if len(layers) != 2 or not 0 <= layers[0] < layers[1] <= depth:
-        raise ConfigError(f"layers is [first, last + 1] of {depth} blocks, counted from 0, got {list(layers)}.")
+        raise ConfigError(f"{option} is [first, last + 1] of {depth} blocks, counted from 0, got {list(layers)}.")
     return list(range(layers[0], layers[1]))
 
 

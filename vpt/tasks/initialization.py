@@ -42,7 +42,7 @@ def check_start(model: AdaptedModel, data: Any, file: str | None = None) -> None
         if part.starts_from_classes and _classes(data) is None:
             raise ConfigError(
                 f"{type(part).__name__} starts from training images with one class each, which these data have not: "
-                "take another delta, or an init_delta of images that have."
+                "take another delta, another init of prompts, or an init_delta of images that have."
             )
 
 

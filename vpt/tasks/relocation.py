@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from vpt.deltas.prompts.allocation import Policy, state_of
 from vpt.deltas.prompts.prompt import Prompt
 from vpt.deltas.prompts.pruning import mask_gradients
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, VPTWarning
 from vpt.run_record import global_seed
 from vpt.tasks.parallel import joint_loss
 
@@ -30,6 +31,10 @@ def relocating(task: Any) -> list[L.Callback]:
     found = [part for part in task.model.parts() if isinstance(part, Prompt) and part.assigned is not None]
     if found and task.trainer.state.fn == "fit":
         _check(task, len(found))
+        warmup, epochs = cast("Assignment", found[0].assigned).options.warmup, task.trainer.max_epochs
+        if epochs is not None and 0 < epochs <= warmup:
+            text = f"relocate has a warmup of {warmup} epochs, and trainer.max_epochs is {epochs}: no prompt moves."
+            warnings.warn(text, VPTWarning, stacklevel=2)
     return [Relocation(found[0])] if found else []
 
 

@@ -103,7 +103,9 @@ class MetricLearning(SecondLoss):
         return prompts[0]
 
     def _blocks(self, prompt: Prompt) -> list[int]:
-        return _prompted(prompt)[-1:] if self.layers is None else chosen_blocks(len(prompt.layout.blocks), self.layers)
+        if self.layers is None:
+            return _prompted(prompt)[-1:]
+        return chosen_blocks(len(prompt.layout.blocks), self.layers, "layers of metric_learning")
 
     def start(self, model: TunedModel, data: Any) -> State:
         """The classes of each prompt by the frozen backbone."""
