@@ -111,15 +111,18 @@ def blocks(out: Path = RESULTS) -> dict[str, str]:
     for method in methods:
         for at, alpha in enumerate(ALPHAS, 1):
             own = {domain: _own(rows, method, domain) for domain in DOMAINS}
-            gains = [gain(row, at) for found in own.values() for row in found]
+            gains = [mean(gain(row, at) for row in same) for same in zip(*own.values(), strict=False)]
+            spread = f" ± {stdev(gains):.1f}" if len(gains) > 1 else ""
             cells = [_cell(found, at) for found in own.values()]
-            lines.append([METHODS[method].title, f"{alpha:g}", *cells, f"{mean(gains):+.1f}"])
+            last = f"{mean(gains):+.1f}{spread}" if gains else "–"
+            lines.append([METHODS[method].title, f"{alpha:g}", *cells, last])
     head = [f"trained on {domain}" for domain in DOMAINS]
     return {"domains": markdown(["own test / other three domains", "α", *head, "over the probe under shift"], lines)}
 
 
 def _own(rows: Sequence[Row], method: str, domain: str) -> list[Row]:
-    return [row for row in rows if (row["method"], row["domain"]) == (method, domain)]
+    found = [row for row in rows if (row["method"], row["domain"]) == (method, domain)]
+    return sorted(found, key=lambda row: SEEDS.index(row["seed"]))
 
 
 def shifted(row: Row, at: int) -> float:
