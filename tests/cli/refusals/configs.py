@@ -182,7 +182,7 @@ _VALUES = {  # flags after those of a run that would be trained
     "--model.pace '{{sigma: 0}}'": "sigma of pace must be positive",
     "-c {configs}/method/lora.yaml --model.metric_learning '{{rate: 1}}'": "needs one delta `prompt` that is deep",
     "--model.metric_learning '{{margin: 32}}'": "margin of metric_learning",
-    "--model.metric_learning '{{layers: [0, 99]}}'": "layers is [first, last + 1] of",
+    "--model.metric_learning '{{layers: [0, 99]}}'": "layers of metric_learning is [first, last + 1] of 6 blocks",
     "--model.metric_learning '{{beta: 1}}'": "Unknown option of metric_learning 'beta'",
     "--model.metric_learning 3": "model.metric_learning: Expected a mapping, got 3",
     "--model.metric_learning '{{rate: 1}}' --trainer.devices 2 --trainer.accelerator cpu": "train with one process",
