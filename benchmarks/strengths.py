@@ -326,7 +326,7 @@ def _regularised(rows: Sequence[Row], runs: Sequence[Row]) -> str:
             own = [row for row in every if (row["method"], row["way"]) == (method, way)]
             first = [row for row in own if row["seed"] == SEEDS[0]]
             if own:
-                cells = [_both(each) if each else "–" for each in (first, own if len(own) > 1 else ())]
+                cells = [_both(each) if each else "–" for each in (first, own if len(own) == len(SEEDS) else ())]
                 lines.append([METHODS[method].title, way, *cells])
     return markdown(["photos / shifts at α = 1", "training", "seed 42", "three seeds"], lines)
 
